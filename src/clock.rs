@@ -1,0 +1,91 @@
+//! Points in time as the database and the API know them: microseconds since 1970 UTC.
+//!
+//! Nothing below `service.rs` asks what time it is except through [`Timestamp::now`], and what is due is
+//! compared as data, so tests pass the time that they need.
+
+use std::fmt;
+use std::time::Duration;
+
+use jiff::fmt::temporal::DateTimePrinter;
+use serde::{Serialize, Serializer};
+
+/// Microseconds since 1970-01-01T00:00:00Z; shown as RFC 3339 with six decimals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp(i64);
+
+impl Timestamp {
+    /// The wall clock, now.
+    pub fn now() -> Self {
+        Self(jiff::Timestamp::now().as_microsecond())
+    }
+
+    /// A point in time from its stored form.
+    pub const fn from_micros(micros: i64) -> Self {
+        Self(micros)
+    }
+
+    /// The stored form.
+    pub const fn as_micros(self) -> i64 {
+        self.0
+    }
+
+    /// The form that Kafka's record timestamp takes.
+    pub const fn as_millis(self) -> i64 {
+        self.0.div_euclid(1000)
+    }
+
+    /// This much later; stops at the end of time instead of wrapping.
+    #[must_use]
+    pub fn plus(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(micros(span)))
+    }
+
+    /// This much earlier; stops at the beginning of time instead of wrapping.
+    #[must_use]
+    pub fn minus(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(micros(span)))
+    }
+
+    /// How long ago `earlier` was; zero where the clock has jumped back since.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+}
+
+fn micros(span: Duration) -> i64 {
+    i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
+        let time = jiff::Timestamp::from_microsecond(self.0).map_err(|_| fmt::Error)?;
+        f.write_str(&PRINTER.timestamp_to_string(&time))
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shows_six_decimals_in_utc() {
+        let time = Timestamp::from_micros(1_795_341_600_123_456);
+        assert_eq!(time.to_string(), "2026-11-22T10:00:00.123456Z");
+        assert_eq!(Timestamp::from_micros(0).to_string(), "1970-01-01T00:00:00.000000Z");
+        assert_eq!(time.as_millis(), 1_795_341_600_123);
+    }
+
+    #[test]
+    fn a_clock_that_jumped_back_is_no_time_ago() {
+        let earlier = Timestamp::from_micros(10);
+        assert_eq!(Timestamp::from_micros(3).since(earlier), Duration::ZERO);
+        assert_eq!(earlier.minus(Duration::MAX), Timestamp::from_micros(10 - i64::MAX));
+    }
+}

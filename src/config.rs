@@ -1,0 +1,607 @@
+//! The configuration: a TOML file and the environment in, a checked [`Config`] out, or every problem at once.
+//!
+//! [`Config::read`] names each key once, with its default and what is allowed; what it does not ask for does
+//! not exist. The environment variable of a key follows from its name (`http.listen`: `PAYRELAY_HTTP_LISTEN`)
+//! and wins over the file.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Write as _};
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use toml::Value;
+
+use crate::event::NodeId;
+
+/// A value that must not be seen: it shows as `***` wherever it is printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Keeps `value` from being shown.
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The value itself, for the one place that needs it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Everything that can be set, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `[http]`
+    pub http: Http,
+    /// `[database]`
+    pub database: Database,
+    /// `[payment]`
+    pub payment: Payment,
+    /// `[node]`
+    pub node: Node,
+    /// `[publisher]`
+    pub publisher: Publisher,
+    /// `[kafka]`
+    pub kafka: Kafka,
+    /// `[slack]`
+    pub slack: Slack,
+    /// `[scheduler]`
+    pub scheduler: Scheduler,
+}
+
+/// `[http]`: the edge that clients call.
+#[derive(Debug, Clone)]
+pub struct Http {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// A larger body is refused with 413.
+    pub body_bytes_max: usize,
+    /// How long a body may take to arrive.
+    pub body_timeout: Duration,
+    /// How long a request's head may take to arrive; also how long a kept connection may be idle.
+    pub header_timeout: Duration,
+    /// More connections wait unaccepted.
+    pub connections_max: NonZeroUsize,
+}
+
+/// `[database]`: the SQLite file.
+#[derive(Debug, Clone)]
+pub struct Database {
+    /// The file; `-wal`, `-shm` and `.lock` stand beside it.
+    pub path: PathBuf,
+    /// How many jobs may wait for the writer; more are refused with 503.
+    pub queue_max: NonZeroUsize,
+    /// How many threads answer reads.
+    pub readers: NonZeroUsize,
+}
+
+/// `[payment]`
+#[derive(Debug, Clone)]
+pub struct Payment {
+    /// The code of the currency whose smallest unit amounts are in.
+    pub currency: String,
+}
+
+/// `[node]`
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// `None`: made at the first start and kept in the database.
+    pub id: Option<NodeId>,
+}
+
+/// Where the outbox is published to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PublisherKind {
+    /// Straight to the delivery table of this process.
+    Application,
+    /// To a topic of Apache Kafka.
+    Kafka,
+}
+
+/// `[publisher]`
+#[derive(Debug, Clone)]
+pub struct Publisher {
+    /// Which one.
+    pub kind: PublisherKind,
+    /// How many outbox rows are published at a time.
+    pub batch_max: NonZeroUsize,
+}
+
+/// `[kafka]`
+#[derive(Debug, Clone)]
+pub struct Kafka {
+    /// Where to ask for the cluster.
+    pub bootstrap_servers: Vec<String>,
+    /// The topic of the events.
+    pub topic: String,
+    /// The consumer group.
+    pub group: String,
+    /// How many partitions the topic gets if it is created here.
+    pub partitions: i32,
+}
+
+/// `[slack]`
+#[derive(Debug, Clone)]
+pub struct Slack {
+    /// `None`: messages go to the log.
+    pub webhook_url: Option<Secret>,
+    /// How long one message may take, from connecting to the answer.
+    pub timeout: Duration,
+}
+
+/// `[scheduler]`
+#[derive(Debug, Clone)]
+pub struct Scheduler {
+    /// How often it looks.
+    pub interval: Duration,
+    /// How long after its last attempt an unpublished event counts as stuck.
+    pub retry_after: Duration,
+    /// How long what is published and delivered is kept.
+    pub retention: Duration,
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug)]
+pub struct Problems(Vec<String>);
+
+impl Problems {
+    /// A single one, found after reading.
+    pub fn one(problem: impl Into<String>) -> Self {
+        Self(vec![problem.into()])
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.0.len();
+        write!(f, "the configuration has {count} problem{}:", if count == 1 { "" } else { "s" })?;
+        for problem in &self.0 {
+            write!(f, "\n  {problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// The configuration and how it came to be, for `check-config`.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The checked values.
+    pub config: Config,
+    /// The effective configuration as TOML, secrets masked, each key with where its value came from.
+    pub effective: String,
+    /// Variables that look like ours and name no key.
+    pub ignored_variables: Vec<String>,
+}
+
+const FOREVER: Duration = Duration::from_hours(3650 * 24);
+const MS: Duration = Duration::from_millis(1);
+
+/// Variables that are ours without being keys.
+const OTHER_VARIABLES: [&str; 2] = ["PAYRELAY_CONFIG", "PAYRELAY_LOG"];
+
+impl Config {
+    /// Checks the text of a configuration file together with the environment.
+    pub fn load(file: &str, environment: &BTreeMap<String, String>) -> Result<Loaded, Problems> {
+        let table = file.parse().map_err(|error| Problems::one(format!("not TOML: {error}")))?;
+        let mut source = Source::new(table, environment);
+        let config = Self::read(&mut source);
+        source.finish(config)
+    }
+
+    /// Every key there is.
+    fn read(s: &mut Source<'_>) -> Self {
+        Self {
+            http: Http {
+                listen: s.socket_address("http.listen", "127.0.0.1:8080"),
+                body_bytes_max: s.integer("http.body_bytes_max", 262_144, 1024..=67_108_864),
+                body_timeout: s.duration("http.body_timeout", "10s", MS..=FOREVER),
+                header_timeout: s.duration("http.header_timeout", "30s", MS..=FOREVER),
+                connections_max: s.count("http.connections_max", 4096, 1..=100_000),
+            },
+            database: Database {
+                path: s.path("database.path", "payrelay.db"),
+                queue_max: s.count("database.queue_max", 1024, 1..=1_000_000),
+                readers: s.count("database.readers", 2, 1..=64),
+            },
+            payment: Payment {
+                currency: s.text("payment.currency", "KRW", "three capital letters (ISO 4217)", |text| {
+                    text.len() == 3 && text.bytes().all(|b| b.is_ascii_uppercase())
+                }),
+            },
+            node: Node {
+                id: NodeId::parse(&s.text(
+                    "node.id",
+                    "",
+                    "empty, or 1 to 64 letters, digits, '.', '_' and '-'",
+                    |text| text.is_empty() || NodeId::parse(text).is_some(),
+                )),
+            },
+            publisher: Publisher {
+                kind: s.choice(
+                    "publisher.kind",
+                    &[("application", PublisherKind::Application), ("kafka", PublisherKind::Kafka)],
+                ),
+                batch_max: s.count("publisher.batch_max", 1000, 1..=10_000),
+            },
+            kafka: Kafka {
+                bootstrap_servers: s.list(
+                    "kafka.bootstrap_servers",
+                    &["127.0.0.1:9092"],
+                    "one or more \"host:port\"",
+                    is_host_and_port,
+                ),
+                topic: s.text("kafka.topic", "payment-event", TOPIC_ALLOWED, is_topic),
+                group: s.text("kafka.group", "payment-group", "1 to 255 characters", |text| {
+                    (1..=255).contains(&text.len())
+                }),
+                partitions: s.integer("kafka.partitions", 1, 1..=10_000),
+            },
+            slack: Slack {
+                webhook_url: s.secret("slack.webhook_url", "empty, or an http:// or https:// URL", is_url),
+                timeout: s.duration("slack.timeout", "10s", MS..=Duration::from_mins(5)),
+            },
+            scheduler: Scheduler {
+                interval: s.duration("scheduler.interval", "60s", 10 * MS..=FOREVER),
+                retry_after: s.duration("scheduler.retry_after", "60s", MS..=FOREVER),
+                retention: s.duration("scheduler.retention", "7d", MS..=FOREVER),
+            },
+        }
+    }
+}
+
+const TOPIC_ALLOWED: &str = "1 to 249 letters, digits, '.', '_' and '-', not \".\" or \"..\"";
+
+fn is_topic(text: &str) -> bool {
+    (1..=249).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        && text != "."
+        && text != ".."
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0))
+}
+
+fn is_url(text: &str) -> bool {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    host.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/')) && text.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// The raw values, asked for one key at a time.
+struct Source<'a> {
+    file: BTreeMap<String, Value>,
+    environment: &'a BTreeMap<String, String>,
+    asked: BTreeSet<&'static str>,
+    variables: BTreeSet<String>,
+    effective: Vec<(&'static str, String, &'static str)>,
+    problems: Vec<String>,
+}
+
+impl<'a> Source<'a> {
+    fn new(table: toml::Table, environment: &'a BTreeMap<String, String>) -> Self {
+        let mut source = Self {
+            file: BTreeMap::new(),
+            environment,
+            asked: BTreeSet::new(),
+            variables: BTreeSet::new(),
+            effective: Vec::new(),
+            problems: Vec::new(),
+        };
+        for (section, value) in table {
+            match value {
+                Value::Table(keys) => {
+                    source.file.extend(keys.into_iter().map(|(key, value)| (format!("{section}.{key}"), value)));
+                }
+                value => {
+                    source.file.insert(section, value);
+                }
+            }
+        }
+        source
+    }
+
+    /// The one way to a value: the environment, else the file, else the default.
+    fn take<T>(
+        &mut self,
+        key: &'static str,
+        default: &Value,
+        allowed: &str,
+        secret: bool,
+        parse: impl Fn(&Value) -> Option<T>,
+    ) -> T {
+        self.asked.insert(key);
+        let (value, origin) = match self.variable(key, secret) {
+            Some(text) => (adopt(text, default), "environment"),
+            None => match self.file.get(key) {
+                Some(value) => (value.clone(), "file"),
+                None => (default.clone(), "default"),
+            },
+        };
+        let shown = if secret && value.as_str() != Some("") { "\"***\"".to_owned() } else { value.to_string() };
+        let parsed = parse(&value).unwrap_or_else(|| {
+            self.problems.push(format!("{key} = {shown} ({origin}): allowed is {allowed}"));
+            match parse(default) {
+                Some(value) => value,
+                None => unreachable!("the default of {key} is not allowed"),
+            }
+        });
+        self.effective.push((key, shown, origin));
+        parsed
+    }
+
+    /// A key's environment variable; a secret's may name a file that holds it.
+    fn variable(&mut self, key: &str, secret: bool) -> Option<String> {
+        let name = format!("PAYRELAY_{}", key.replace('.', "_").to_uppercase());
+        let file_name = format!("{name}_FILE");
+        let value = self.environment.get(&name).cloned();
+        self.variables.insert(name.clone());
+        if !secret {
+            return value;
+        }
+        self.variables.insert(file_name.clone());
+        let Some(path) = self.environment.get(&file_name) else { return value };
+        if value.is_some() {
+            self.problems.push(format!("{name} and {file_name} are both set: set one of them"));
+        }
+        match std::fs::read_to_string(path) {
+            Ok(text) => Some(text.trim().to_owned()),
+            Err(error) => {
+                self.problems.push(format!("{file_name} = {path:?}: cannot be read: {error}"));
+                value
+            }
+        }
+    }
+
+    fn text(&mut self, key: &'static str, default: &str, allowed: &str, check: impl Fn(&str) -> bool) -> String {
+        self.take(key, &Value::from(default), allowed, false, |value| {
+            value.as_str().filter(|text| check(text)).map(str::to_owned)
+        })
+    }
+
+    fn secret(&mut self, key: &'static str, allowed: &str, check: impl Fn(&str) -> bool) -> Option<Secret> {
+        let text = self.take(key, &Value::from(""), allowed, true, |value| {
+            value.as_str().filter(|text| text.is_empty() || check(text)).map(str::to_owned)
+        });
+        (!text.is_empty()).then_some(Secret(text))
+    }
+
+    fn socket_address(&mut self, key: &'static str, default: &str) -> SocketAddr {
+        let allowed = "\"address:port\", such as \"127.0.0.1:8080\"";
+        self.take(key, &Value::from(default), allowed, false, |value| value.as_str()?.parse().ok())
+    }
+
+    fn path(&mut self, key: &'static str, default: &str) -> PathBuf {
+        self.take(key, &Value::from(default), "a file's path", false, |value| {
+            value.as_str().filter(|text| !text.is_empty()).map(PathBuf::from)
+        })
+    }
+
+    fn integer<T>(&mut self, key: &'static str, default: i64, range: RangeInclusive<i64>) -> T
+    where
+        T: TryFrom<i64>,
+    {
+        let allowed = format!("an integer from {} to {}", range.start(), range.end());
+        self.take(key, &Value::from(default), &allowed, false, |value| {
+            value.as_integer().filter(|number| range.contains(number)).and_then(|number| T::try_from(number).ok())
+        })
+    }
+
+    fn count(&mut self, key: &'static str, default: i64, range: RangeInclusive<i64>) -> NonZeroUsize {
+        let number = self.integer::<usize>(key, default, range);
+        NonZeroUsize::new(number).unwrap_or(NonZeroUsize::MIN)
+    }
+
+    fn duration(&mut self, key: &'static str, default: &str, range: RangeInclusive<Duration>) -> Duration {
+        let allowed = format!(
+            "a number and a unit (ms, s, m, h, d), from {} to {}",
+            show_duration(*range.start()),
+            show_duration(*range.end())
+        );
+        self.take(key, &Value::from(default), &allowed, false, |value| {
+            parse_duration(value.as_str()?).filter(|span| range.contains(span))
+        })
+    }
+
+    fn choice<T: Copy>(&mut self, key: &'static str, choices: &[(&str, T)]) -> T {
+        let names: Vec<_> = choices.iter().map(|(name, _)| format!("{name:?}")).collect();
+        self.take(key, &Value::from(choices[0].0), &names.join(" or "), false, |value| {
+            let text = value.as_str()?;
+            choices.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice)
+        })
+    }
+
+    fn list(
+        &mut self,
+        key: &'static str,
+        default: &[&str],
+        allowed: &str,
+        check: impl Fn(&str) -> bool,
+    ) -> Vec<String> {
+        self.take(key, &Value::from(default.to_vec()), allowed, false, |value| {
+            let items =
+                value.as_array()?.iter().map(|item| item.as_str().filter(|text| check(text)).map(str::to_owned));
+            items.collect::<Option<Vec<_>>>().filter(|items| !items.is_empty())
+        })
+    }
+
+    /// What nobody asked for does not exist.
+    fn finish(mut self, config: Config) -> Result<Loaded, Problems> {
+        for key in self.file.keys().filter(|key| !self.asked.contains(key.as_str())) {
+            self.problems.push(format!("{key}: there is no such key; config.toml in the source lists them all"));
+        }
+        if !self.problems.is_empty() {
+            return Err(Problems(self.problems));
+        }
+        let ours = |name: &&String| name.starts_with("PAYRELAY_") && !OTHER_VARIABLES.contains(&name.as_str());
+        let ignored = self.environment.keys().filter(ours).filter(|name| !self.variables.contains(*name));
+        Ok(Loaded { config, effective: render(&self.effective), ignored_variables: ignored.cloned().collect() })
+    }
+}
+
+/// A variable's text as the type that the key has.
+fn adopt(text: String, default: &Value) -> Value {
+    match default {
+        Value::Integer(_) => text.parse().map_or(Value::String(text), Value::Integer),
+        Value::Array(_) => Value::from(text.split(',').map(str::trim).collect::<Vec<_>>()),
+        _ => Value::String(text),
+    }
+}
+
+fn render(effective: &[(&'static str, String, &'static str)]) -> String {
+    let mut text = String::new();
+    let mut current = "";
+    for (key, value, origin) in effective {
+        let (section, name) = key.split_once('.').unwrap_or(("", key));
+        if section != current {
+            let gap = if current.is_empty() { "" } else { "\n" };
+            let _ = writeln!(text, "{gap}[{section}]");
+            current = section;
+        }
+        let _ = writeln!(text, "{name} = {value} # {origin}");
+    }
+    text
+}
+
+const UNITS: [(&str, u64); 5] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+
+fn parse_duration(text: &str) -> Option<Duration> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let (_, factor) = UNITS.iter().find(|(name, _)| *name == unit)?;
+    Some(Duration::from_millis(number.parse::<u64>().ok()?.checked_mul(*factor)?))
+}
+
+fn show_duration(span: Duration) -> String {
+    let ms = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+    let (unit, factor) =
+        UNITS.iter().rev().find(|(_, factor)| ms >= *factor && ms.is_multiple_of(*factor)).unwrap_or(&UNITS[0]);
+    format!("{}{unit}", ms / factor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHIPPED: &str = include_str!("../config.toml");
+
+    fn load(file: &str, variables: &[(&str, &str)]) -> Result<Loaded, Problems> {
+        let environment = variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        Config::load(file, &environment)
+    }
+
+    fn values(effective: &str) -> String {
+        let lines = effective.lines().map(|line| line.split(" # ").next().unwrap_or_default());
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn the_shipped_file_has_every_key_at_its_default() {
+        let shipped = load(SHIPPED, &[]).unwrap().effective;
+        assert!(!shipped.contains("# default"), "config.toml lacks a key:\n{shipped}");
+        assert_eq!(values(&shipped), values(&load("", &[]).unwrap().effective));
+    }
+
+    #[test]
+    fn the_shipped_file_comments_every_key() {
+        let lines: Vec<_> = SHIPPED.lines().collect();
+        for pair in lines.windows(2).filter(|pair| pair[1].contains(" = ") && !pair[1].starts_with('#')) {
+            assert!(pair[0].starts_with('#'), "no comment above {:?}", pair[1]);
+        }
+    }
+
+    #[test]
+    fn the_environment_wins() {
+        let variables = [
+            ("PAYRELAY_HTTP_LISTEN", "127.0.0.1:9999"),
+            ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", "a:1, b:2"),
+            ("PAYRELAY_KAFKA_PARTITIONS", "7"),
+            ("PAYRELAY_PUBLISHER_KIND", "kafka"),
+            ("PAYRELAY_LOG", "debug"),
+            ("PAYRELAY_PORT_80_TCP", "a container runtime sets such names"),
+        ];
+        let loaded = load("[http]\nlisten = '127.0.0.1:1'\n", &variables).unwrap();
+        assert_eq!(loaded.config.http.listen.port(), 9999);
+        assert_eq!(loaded.config.kafka.bootstrap_servers, ["a:1", "b:2"]);
+        assert_eq!(loaded.config.kafka.partitions, 7);
+        assert_eq!(loaded.config.publisher.kind, PublisherKind::Kafka);
+        assert_eq!(loaded.ignored_variables, ["PAYRELAY_PORT_80_TCP"]);
+    }
+
+    #[test]
+    fn tells_every_problem_at_once() {
+        let file = "listen = 1\n[http]\nlisten = 'here'\nbody_bytes_max = '1'\nmax_body = 3\n[nonsense]\nx = 1\n\
+                    [scheduler]\ninterval = '60'\nretention = '99999999999999999d'\n[kafka]\nbootstrap_servers = []\ntopic = 'a b'\n";
+        let problems = load(file, &[("PAYRELAY_HTTP_CONNECTIONS_MAX", "many")]).unwrap_err().to_string();
+        let expected = [
+            "the configuration has 10 problems:",
+            "http.listen = \"here\" (file): allowed is \"address:port\"",
+            "http.body_bytes_max = \"1\" (file): allowed is an integer from 1024 to 67108864",
+            "http.connections_max = \"many\" (environment): allowed is an integer from 1 to 100000",
+            "scheduler.interval = \"60\" (file): allowed is a number and a unit (ms, s, m, h, d), from 10ms to 3650d",
+            "scheduler.retention",
+            "kafka.bootstrap_servers = [] (file): allowed is one or more \"host:port\"",
+            "kafka.topic = \"a b\"",
+            "listen: there is no such key",
+            "http.max_body: there is no such key",
+            "nonsense.x: there is no such key",
+        ];
+        for part in expected {
+            assert!(problems.contains(part), "{part:?} is missing from:\n{problems}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_never_shown() {
+        let url = "https://hooks.example/T0/B0/token";
+        for (file, variables) in [
+            (format!("[slack]\nwebhook_url = '{url}'"), vec![]),
+            (String::new(), vec![("PAYRELAY_SLACK_WEBHOOK_URL", url)]),
+        ] {
+            let loaded = load(&file, &variables).unwrap();
+            assert_eq!(loaded.config.slack.webhook_url.as_ref().unwrap().expose(), url);
+            assert!(!loaded.effective.contains("token"));
+            assert!(!format!("{:?}", loaded.config).contains("token"));
+        }
+        let problems = load("[slack]\nwebhook_url = 'ftp://token'", &[]).unwrap_err().to_string();
+        assert!(problems.contains("slack.webhook_url = \"***\"") && !problems.contains("token"), "{problems}");
+    }
+
+    #[test]
+    fn a_secret_can_come_from_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("webhook");
+        std::fs::write(&path, "https://hooks.example/T0\n").unwrap();
+        let name = path.to_str().unwrap();
+        let loaded = load("", &[("PAYRELAY_SLACK_WEBHOOK_URL_FILE", name)]).unwrap();
+        assert_eq!(loaded.config.slack.webhook_url.unwrap().expose(), "https://hooks.example/T0");
+        let both = [("PAYRELAY_SLACK_WEBHOOK_URL_FILE", name), ("PAYRELAY_SLACK_WEBHOOK_URL", "https://x")];
+        assert!(load("", &both).unwrap_err().to_string().contains("both set"));
+        let missing = load("", &[("PAYRELAY_SLACK_WEBHOOK_URL_FILE", "/nowhere")]).unwrap_err().to_string();
+        assert!(missing.contains("PAYRELAY_SLACK_WEBHOOK_URL_FILE = \"/nowhere\": cannot be read"), "{missing}");
+    }
+
+    #[test]
+    fn durations_have_a_unit() {
+        let ms = |text| parse_duration(text).map(|span| span.as_millis());
+        assert_eq!(
+            [ms("250ms"), ms("60s"), ms("5m"), ms("2h"), ms("7d")],
+            [Some(250), Some(60_000), Some(300_000), Some(7_200_000), Some(604_800_000)]
+        );
+        for bad in ["", "5", "s", "-1s", "1.5s", "1 s", "5w", "18446744073709551615d"] {
+            assert_eq!(ms(bad), None, "{bad}");
+        }
+        assert_eq!(show_duration(Duration::from_secs(90)), "90s");
+    }
+}

@@ -1,0 +1,57 @@
+//! What this process has done since it started, for the summary line. Not durable: the tables are.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use crate::clock::Timestamp;
+
+/// Shared counters; cloning shares them.
+#[derive(Debug, Clone, Default)]
+pub struct Counters(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    published: AtomicU64,
+    delivered: AtomicU64,
+    relay_attempt: AtomicI64,
+}
+
+/// What had been done at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Events recorded as PUBLISHED.
+    pub published: u64,
+    /// Messages recorded as DELIVERED.
+    pub delivered: u64,
+}
+
+// Each number stands alone, and the summary may be a moment behind: relaxed order is enough.
+impl Counters {
+    /// So many events were recorded as published.
+    pub fn published(&self, count: usize) {
+        self.0.published.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    /// So many messages were recorded as delivered.
+    pub fn delivered(&self, count: usize) {
+        self.0.delivered.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    /// The relay is trying the oldest events now.
+    pub fn relay_attempted(&self, now: Timestamp) {
+        self.0.relay_attempt.store(now.as_micros(), Ordering::Relaxed);
+    }
+
+    /// When the relay last tried the oldest events; the beginning of time if it never did.
+    pub fn last_relay_attempt(&self) -> Timestamp {
+        Timestamp::from_micros(self.0.relay_attempt.load(Ordering::Relaxed))
+    }
+
+    /// What has been done until now.
+    pub fn totals(&self) -> Totals {
+        Totals {
+            published: self.0.published.load(Ordering::Relaxed),
+            delivered: self.0.delivered.load(Ordering::Relaxed),
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! Which request is which, and what is answered. What can be decided without the store is decided in pure functions.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use serde::Serialize;
+use tokio::sync::oneshot;
+
+use super::body;
+use super::problem::Problem;
+use crate::clock::Timestamp;
+use crate::config;
+use crate::event::parse_traceparent;
+use crate::outage::{Part, PartState};
+use crate::payment::{NewPayment, Payment};
+use crate::store::outbox::{self, Backlog};
+use crate::store::payment::{self as payments, Way};
+use crate::store::{Connection, SqlResult, Store, StoreError};
+use crate::worker::Waker;
+
+pub(super) type Body = Full<Bytes>;
+
+/// How many payments a page of a history has, unless the client says.
+const PAGE: usize = 50;
+
+/// The largest page.
+const PAGE_MAX: usize = 500;
+
+/// What the routes need.
+pub struct App {
+    /// Where payments go and come from.
+    pub store: Store,
+    /// Woken when events were committed.
+    pub relay: Waker,
+    /// The currency of new payments.
+    pub currency: String,
+    /// Limits.
+    pub settings: config::Http,
+    /// The remote parts, by name.
+    pub parts: Vec<(&'static str, Part)>,
+    /// Set when the stop has begun.
+    pub stopping: AtomicBool,
+}
+
+/// A request that exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Route {
+    Pay,
+    Payment { id: i64 },
+    History { user_id: i64, before: i64, limit: usize },
+    Live,
+    Ready,
+}
+
+/// Tells what a method, a path and a query ask for.
+fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Problem> {
+    let segments: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
+    let reading = || match *method {
+        Method::GET | Method::HEAD => Ok(()),
+        _ => Err(Problem::method_not_allowed("GET, HEAD")),
+    };
+    match *segments.as_slice() {
+        ["payments"] => match *method {
+            Method::POST => Ok(Route::Pay),
+            _ => Err(Problem::method_not_allowed("POST")),
+        },
+        ["payments", id] => reading().and_then(|()| Ok(Route::Payment { id: number("id", id)? })),
+        ["users", id, "payment-history"] => {
+            reading()?;
+            let user_id = number("user_id", id)?;
+            let (before, limit) = page(query.unwrap_or(""))?;
+            Ok(Route::History { user_id, before, limit })
+        }
+        ["health", "live"] => reading().map(|()| Route::Live),
+        ["health", "ready"] => reading().map(|()| Route::Ready),
+        _ => Err(Problem::not_found(format!("there is nothing at {path}"))),
+    }
+}
+
+fn number(field: &str, text: &str) -> Result<i64, Problem> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let refused = || Problem::invalid_field(field, "must be an integer from 0 to 9223372036854775807");
+    if digits { text.parse().map_err(|_| refused()) } else { Err(refused()) }
+}
+
+fn page(query: &str) -> Result<(i64, usize), Problem> {
+    let (mut before, mut limit) = (i64::MAX, PAGE);
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        match name {
+            "before" => before = number("before", value)?,
+            "limit" => {
+                limit = usize::try_from(number("limit", value)?).unwrap_or(usize::MAX);
+                if !(1..=PAGE_MAX).contains(&limit) {
+                    let detail = format!("must be an integer from 1 to {PAGE_MAX}");
+                    return Err(Problem::invalid_field("limit", detail));
+                }
+            }
+            _ => {
+                return Err(Problem::invalid_field(name, "there is no such parameter; there are before and limit"));
+            }
+        }
+    }
+    Ok((before, limit))
+}
+
+/// Without a type, or with one that is not JSON, a body is refused.
+fn is_json(headers: &HeaderMap) -> bool {
+    let text = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let essence = text.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
+    essence == "application/json"
+        || essence.strip_prefix("application/").is_some_and(|subtype| subtype.ends_with("+json"))
+}
+
+impl App {
+    /// Answers a request.
+    pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        match self.try_answer(request).await {
+            Ok(response) => response,
+            Err(problem) => problem.into_response(),
+        }
+    }
+
+    async fn try_answer(&self, request: Request<Incoming>) -> Result<Response<Body>, Problem> {
+        let uri = request.uri();
+        match route(request.method(), uri.path(), uri.query())? {
+            Route::Pay => self.pay(request).await,
+            Route::Payment { id } => self.payment(id).await,
+            Route::History { user_id, before, limit } => self.history(user_id, before, limit).await,
+            Route::Live => Ok(json(StatusCode::OK, &serde_json::json!({ "status": "live" }))),
+            Route::Ready => self.ready().await,
+        }
+    }
+
+    async fn pay(&self, request: Request<Incoming>) -> Result<Response<Body>, Problem> {
+        let (head, incoming) = request.into_parts();
+        if !is_json(&head.headers) {
+            return Err(Problem::unsupported_media_type());
+        }
+        let bytes = body::read(incoming, self.settings.body_bytes_max, self.settings.body_timeout).await?;
+        let new = NewPayment::parse(&bytes)?;
+        let trace = head.headers.get("traceparent").and_then(|value| value.to_str().ok());
+        let trace = trace.and_then(parse_traceparent).map(str::to_owned);
+        let (answer, answered) = oneshot::channel();
+        let (currency, relay) = (self.currency.clone(), self.relay.clone());
+        self.store.submit(
+            move |tx| payments::execute(tx, &new, &currency, trace.as_deref(), Timestamp::now()),
+            move |result| {
+                if result.is_ok() {
+                    relay.wake();
+                }
+                // A client that went away meanwhile has its payment all the same.
+                let _ = answer.send(result);
+            },
+        )?;
+        let payments = received(answered.await)?;
+        Ok(json(StatusCode::CREATED, &Payments { payments: &payments }))
+    }
+
+    async fn payment(&self, id: i64) -> Result<Response<Body>, Problem> {
+        let way = self.query(move |connection| payments::find(connection, id)).await?;
+        let way = way.ok_or_else(|| Problem::not_found(format!("there is no payment {id}")))?;
+        Ok(json(StatusCode::OK, &PaymentWay::new(&way, &self.store)))
+    }
+
+    async fn history(&self, user_id: i64, before: i64, limit: usize) -> Result<Response<Body>, Problem> {
+        // One more than the page tells whether there is a next one.
+        let mut payments =
+            self.query(move |connection| payments::history(connection, user_id, before, limit + 1)).await?;
+        let more = payments.len() > limit;
+        payments.truncate(limit);
+        let next = payments
+            .last()
+            .filter(|_| more)
+            .map(|last| format!("/users/{user_id}/payment-history?before={}&limit={limit}", last.id));
+        Ok(json(StatusCode::OK, &History { user_id, payments: &payments, next }))
+    }
+
+    /// Kafka or Slack away is ready all the same: payments are taken.
+    async fn ready(&self) -> Result<Response<Body>, Problem> {
+        let backlog = self.query(outbox::backlog).await;
+        let parts: BTreeMap<_, _> = self.parts.iter().map(|(name, part)| (*name, part.get())).collect();
+        let degraded = parts.values().any(PartState::is_away);
+        let (status, word) = match &backlog {
+            Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            Ok(_) if self.stopping.load(Ordering::Relaxed) => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+            Ok(_) if degraded => (StatusCode::OK, "degraded"),
+            Ok(_) => (StatusCode::OK, "ready"),
+        };
+        let ready = Ready {
+            status: word,
+            node: self.store.node().as_str(),
+            database: if backlog.is_ok() { "up" } else { "away" },
+            parts,
+            pending: backlog.ok().map(|backlog| Pending::new(&backlog, Timestamp::now())),
+        };
+        Ok(json(status, &ready))
+    }
+
+    async fn query<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> SqlResult<T> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let (answer, answered) = oneshot::channel();
+        self.store.query(query, move |result| drop(answer.send(result)))?;
+        received(answered.await)
+    }
+}
+
+/// The answer of the store's thread; none comes if the store was closed with the work undone.
+fn received<T>(answer: Result<Result<T, StoreError>, oneshot::error::RecvError>) -> Result<T, Problem> {
+    answer.unwrap_or(Err(StoreError::Closed)).map_err(|error| {
+        log::warn!("a request could not be answered: {error}");
+        error.into()
+    })
+}
+
+/// A response with a JSON body.
+pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response<Body> {
+    // Serializing our own types into memory cannot fail.
+    let body = serde_json::to_vec(value).unwrap_or_default();
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+#[derive(Serialize)]
+struct Payments<'a> {
+    payments: &'a [Payment],
+}
+
+#[derive(Serialize)]
+struct History<'a> {
+    user_id: i64,
+    payments: &'a [Payment],
+    /// Where older payments are.
+    next: Option<String>,
+}
+
+/// A payment with how far it has come.
+#[derive(Serialize)]
+struct PaymentWay<'a> {
+    #[serde(flatten)]
+    payment: &'a Payment,
+    event: Option<Event<'a>>,
+    notification: Option<Notification<'a>>,
+}
+
+#[derive(Serialize)]
+struct Event<'a> {
+    id: String,
+    status: &'a str,
+    created_at: Timestamp,
+    published_at: Option<Timestamp>,
+    partition: Option<i32>,
+    offset: Option<i64>,
+}
+
+#[derive(Serialize)]
+struct Notification<'a> {
+    status: &'a str,
+    attempts: u32,
+    delivered_at: Option<Timestamp>,
+    last_error: Option<&'a str>,
+}
+
+impl<'a> PaymentWay<'a> {
+    fn new(way: &'a Way, store: &Store) -> Self {
+        let event = way.event.as_ref().map(|event| Event {
+            id: store.node().event_id(event.outbox_id),
+            status: &event.status,
+            created_at: event.created_at,
+            published_at: event.published_at,
+            partition: event.partition,
+            offset: event.offset,
+        });
+        let notification = match (&way.notification, &way.event) {
+            (Some(told), _) => Some(Notification {
+                status: &told.status,
+                attempts: told.attempts,
+                delivered_at: told.delivered_at,
+                last_error: told.last_error.as_deref(),
+            }),
+            // On its way to the delivery table.
+            (None, Some(_)) => {
+                Some(Notification { status: "PENDING", attempts: 0, delivered_at: None, last_error: None })
+            }
+            (None, None) => None,
+        };
+        Self { payment: &way.payment, event, notification }
+    }
+}
+
+#[derive(Serialize)]
+struct Ready<'a> {
+    status: &'static str,
+    node: &'a str,
+    database: &'static str,
+    parts: BTreeMap<&'static str, PartState>,
+    pending: Option<Pending>,
+}
+
+#[derive(Serialize)]
+struct Pending {
+    unpublished: i64,
+    oldest_unpublished_s: u64,
+    undelivered: i64,
+    oldest_undelivered_s: u64,
+}
+
+impl Pending {
+    fn new(backlog: &Backlog, now: Timestamp) -> Self {
+        let age = |oldest: Option<Timestamp>| oldest.map_or(0, |oldest| now.since(oldest).as_secs());
+        Self {
+            unpublished: backlog.unpublished,
+            oldest_unpublished_s: age(backlog.oldest_unpublished),
+            undelivered: backlog.undelivered,
+            oldest_undelivered_s: age(backlog.oldest_undelivered),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn get(path: &str, query: Option<&str>) -> Result<Route, Problem> {
+        route(&Method::GET, path, query)
+    }
+
+    #[test]
+    fn knows_its_routes() {
+        assert_eq!(route(&Method::POST, "/payments", None), Ok(Route::Pay));
+        assert_eq!(get("/payments/7", None), Ok(Route::Payment { id: 7 }));
+        assert_eq!(route(&Method::HEAD, "/health/live", None), Ok(Route::Live));
+        assert_eq!(get("/health/ready", None), Ok(Route::Ready));
+        let history = |before, limit| Ok(Route::History { user_id: 42, before, limit });
+        assert_eq!(get("/users/42/payment-history", None), history(i64::MAX, PAGE));
+        assert_eq!(get("/users/42/payment-history", Some("limit=2&before=9")), history(9, 2));
+    }
+
+    #[test]
+    fn refuses_what_is_not_there() {
+        for path in ["/", "", "/payment", "/payments/", "/payments/1/x", "/users/42", "/health", "//payments"] {
+            let refusal = route(&Method::GET, path, None).err();
+            let (missing, field) = (Problem::not_found(format!("there is nothing at {path}")), number("id", "").err());
+            assert!(refusal == Some(missing) || refusal == field, "{path}: {refusal:?}");
+        }
+        assert_eq!(get("/payments", None), Err(Problem::method_not_allowed("POST")));
+        assert_eq!(route(&Method::DELETE, "/payments/1", None), Err(Problem::method_not_allowed("GET, HEAD")));
+    }
+
+    #[test]
+    fn refuses_numbers_that_cannot_be() {
+        for id in ["9223372036854775808", "-1", "+1", "1.0", "x", "%31"] {
+            assert_eq!(get(&format!("/payments/{id}"), None).err(), number("id", "").err(), "{id}");
+        }
+        for query in ["limit=0", "limit=501", "limit=", "before=x", "page=1", "limit"] {
+            assert!(get("/users/1/payment-history", Some(query)).is_err(), "{query}");
+        }
+    }
+
+    #[test]
+    fn json_is_told_by_its_type() {
+        let typed = |text| {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(text));
+            is_json(&headers)
+        };
+        assert!(typed("application/json") && typed("Application/JSON; charset=utf-8") && typed("application/x+json"));
+        assert!(!typed("text/plain") && !typed("application/jsonp") && !typed("") && !is_json(&HeaderMap::new()));
+    }
+}

@@ -1,0 +1,106 @@
+//! The thread "http": accepts, limits, and ends connections. Requests are answered in `routes.rs`.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crossbeam_channel::Sender;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+use super::App;
+use crate::worker::Worker;
+
+/// A request's head may have so many bytes, and a connection's buffer holds no more.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// How long a request that is under way when the stop comes may take.
+const STOP_TIME: Duration = Duration::from_secs(4);
+
+/// How long to wait after an `accept` that failed: mostly for want of descriptors, which come back by themselves.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Starts the server on a socket that already listens.
+pub fn spawn(listener: TcpListener, app: App, exits: &Sender<&'static str>) -> io::Result<Worker> {
+    listener.set_nonblocking(true)?;
+    let stop = Arc::new(Notify::new());
+    let interrupt = Arc::clone(&stop);
+    let worker = Worker::spawn("http", exits, move |_| {
+        if let Err(error) = run(listener, &Arc::new(app), &stop) {
+            log::error!("the HTTP server could not start: {error}");
+        }
+    })?;
+    Ok(worker.interrupted_by(move || interrupt.notify_one()))
+}
+
+fn run(listener: TcpListener, app: &Arc<App>, stop: &Notify) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let connections = GracefulShutdown::new();
+        tokio::select! {
+            biased;
+            () = stop.notified() => {}
+            () = accept(&listener, app, &connections) => {}
+        }
+        // No new connection; what is under way is finished, idle connections are closed.
+        drop(listener);
+        app.stopping.store(true, Ordering::Relaxed);
+        if tokio::time::timeout(STOP_TIME, connections.shutdown()).await.is_err() {
+            log::warn!("some requests were still under way after {} s: cut off", STOP_TIME.as_secs());
+        }
+        Ok(())
+    })
+}
+
+async fn accept(listener: &tokio::net::TcpListener, app: &Arc<App>, connections: &GracefulShutdown) {
+    let room = Arc::new(Semaphore::new(app.settings.connections_max.get()));
+    let mut failing = false;
+    loop {
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                failing = false;
+                serve(stream, app, connections, permit);
+            }
+            Err(error) => {
+                if !failing {
+                    log::warn!("a connection could not be accepted: {error}; trying on");
+                }
+                failing = true;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn serve(stream: TcpStream, app: &Arc<App>, connections: &GracefulShutdown, permit: OwnedSemaphorePermit) {
+    // An answer is one small write: it must not wait for the acknowledgement of the one before.
+    let _ = stream.set_nodelay(true);
+    let app = Arc::clone(app);
+    let patience = app.settings.header_timeout;
+    let service = service_fn(move |request| {
+        let app = Arc::clone(&app);
+        async move { Ok::<_, Infallible>(app.answer(request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        // Also how long a kept connection may be idle: hyper starts it when it begins to wait for a head.
+        .header_read_timeout(patience)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service);
+    let connection = connections.watch(connection);
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            log::debug!("a connection ended early: {error}");
+        }
+        drop(permit);
+    });
+}

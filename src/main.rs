@@ -1,0 +1,189 @@
+//! The program: arguments, configuration, logger, signals, service, exit code. The only file that prints or exits.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program speaks")]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::{env, fs, io, panic, thread};
+
+use clap::{Parser, Subcommand};
+use crossbeam_channel::{Receiver, bounded, select};
+use env_logger::{Builder, Target};
+use log::LevelFilter;
+use payrelay::config::{Config, Loaded, Problems};
+use payrelay::service::Service;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+/// Stopped when asked.
+const OK: u8 = 0;
+/// Wrong arguments (`EX_USAGE` of sysexits.h, as the others).
+const USAGE: u8 = 64;
+/// A thread died.
+const DIED: u8 = 70;
+/// The stop took too long.
+const OVERDUE: u8 = 71;
+/// The configuration cannot be used.
+const CONFIG: u8 = 78;
+
+const EXIT_CODES: &str = "\
+Environment:
+  Each key of the configuration has a variable, which wins: http.listen is PAYRELAY_HTTP_LISTEN.
+  PAYRELAY_CONFIG  the configuration file, as --config
+  PAYRELAY_LOG     error, warn, info (default), debug or trace
+
+Exit codes:
+  0 stopped when asked, 64 wrong arguments, 70 a thread died, 71 the stop took too long, 78 configuration";
+
+/// A payment outbox for one small machine: HTTP in, SQLite, Kafka, Slack; nothing lost, nothing told twice.
+#[derive(Parser)]
+#[command(version, about, after_help = EXIT_CODES)]
+struct Arguments {
+    /// The configuration file [default: config.toml if it is here, else built-in defaults]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Takes and relays payments until SIGTERM or SIGINT; the default
+    Serve,
+    /// Prints the configuration that is in force, secrets masked, and where each value comes from
+    CheckConfig,
+}
+
+fn main() -> ExitCode {
+    ExitCode::from(run())
+}
+
+fn run() -> u8 {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are answers, not errors.
+            let _ = error.print();
+            return if error.use_stderr() { USAGE } else { OK };
+        }
+    };
+    let level = match log_level() {
+        Ok(level) => level,
+        Err(problem) => return refuse(&problem),
+    };
+    let loaded = match load(arguments.config) {
+        Ok(loaded) => loaded,
+        Err(problems) => return refuse(&problems),
+    };
+    match arguments.command {
+        Some(Command::CheckConfig) => {
+            print!("{}", loaded.effective);
+            OK
+        }
+        Some(Command::Serve) | None => {
+            start_logger(level);
+            serve(&loaded)
+        }
+    }
+}
+
+fn refuse(reason: &dyn std::fmt::Display) -> u8 {
+    eprintln!("payrelay: {reason}");
+    CONFIG
+}
+
+fn load(argument: Option<PathBuf>) -> Result<Loaded, Problems> {
+    let named = argument.or_else(|| env::var_os("PAYRELAY_CONFIG").map(PathBuf::from));
+    let text = match &named {
+        Some(path) => fs::read_to_string(path)
+            .map_err(|error| Problems::one(format!("--config {}: cannot be read: {error}", path.display())))?,
+        None => match fs::read_to_string("config.toml") {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(Problems::one(format!("config.toml: cannot be read: {error}"))),
+        },
+    };
+    let mut environment = BTreeMap::new();
+    for (name, value) in env::vars_os() {
+        let Ok(name) = name.into_string() else { continue };
+        if name.starts_with("PAYRELAY_") {
+            let text = value.into_string().map_err(|_| Problems::one(format!("{name}: is not UTF-8")))?;
+            environment.insert(name, text);
+        }
+    }
+    Config::load(&text, &environment)
+}
+
+fn log_level() -> Result<LevelFilter, Problems> {
+    let text = env::var("PAYRELAY_LOG").unwrap_or_else(|_| "info".to_owned());
+    text.parse().map_err(|_| {
+        Problems::one(format!("PAYRELAY_LOG = {text:?}: allowed is error, warn, info, debug, trace or off"))
+    })
+}
+
+/// Libraries may warn; below that they could say what is secret, such as the webhook's URL.
+fn start_logger(level: LevelFilter) {
+    Builder::new()
+        .filter_level(level.min(LevelFilter::Warn))
+        .filter_module("payrelay", level)
+        .target(Target::Stderr)
+        .format_timestamp_millis()
+        .format_target(false)
+        .init();
+    panic::set_hook(Box::new(|panic| {
+        let thread = thread::current();
+        log::error!("thread {} died: {panic}", thread.name().unwrap_or("without a name"));
+    }));
+}
+
+fn serve(loaded: &Loaded) -> u8 {
+    log::info!("payrelay {}", env!("CARGO_PKG_VERSION"));
+    for name in &loaded.ignored_variables {
+        log::warn!("the environment variable {name} names no key of the configuration: ignored");
+    }
+    let signals = match signals() {
+        Ok(signals) => signals,
+        Err(error) => {
+            log::error!("signals cannot be handled: {error}");
+            return DIED;
+        }
+    };
+    let service = match Service::start(&loaded.config) {
+        Ok(service) => service,
+        Err(error) => return refuse(&error),
+    };
+    let code = select! {
+        recv(signals) -> signal => {
+            log::info!("stopping: {}", if signal == Ok(SIGTERM) { "SIGTERM" } else { "SIGINT" });
+            OK
+        }
+        recv(service.exits()) -> name => {
+            log::error!("stopping: thread {} ended by itself", name.unwrap_or("unknown"));
+            DIED
+        }
+    };
+    match service.stop() {
+        Ok(()) => {
+            log::info!("stopped");
+            code
+        }
+        Err(late) => {
+            for overdue in late {
+                log::error!("{overdue}");
+            }
+            if code == OK { OVERDUE } else { code }
+        }
+    }
+}
+
+/// SIGTERM and SIGINT as messages. The thread lives as long as the process.
+fn signals() -> io::Result<Receiver<i32>> {
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let (sender, receiver) = bounded(1);
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        for signal in signals.forever() {
+            let _ = sender.try_send(signal);
+        }
+    })?;
+    Ok(receiver)
+}

@@ -1,0 +1,158 @@
+//! A remote part that comes and goes: how long to wait before the next try, one log line when it goes and
+//! one when it is back, and what the health page says meanwhile.
+
+use std::fmt::Display;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::clock::Timestamp;
+
+/// Capped exponential backoff with equal jitter: half of the span is fixed, half is drawn, so that it never
+/// spins and several nodes never march in step.
+#[derive(Debug, Clone, Copy)]
+pub struct Backoff {
+    /// The longest first wait.
+    pub base: Duration,
+    /// The longest wait of all.
+    pub cap: Duration,
+}
+
+impl Backoff {
+    /// How long to wait after `failures` failures in a row; `jitter` is drawn from 0.0 to 1.0.
+    pub fn delay(self, failures: u32, jitter: f64) -> Duration {
+        let doublings = failures.saturating_sub(1).min(31);
+        let span = self.base.saturating_mul(1 << doublings).min(self.cap);
+        span / 2 + (span / 2).mul_f64(jitter.clamp(0.0, 1.0))
+    }
+}
+
+/// What the health page shows of one part.
+#[derive(Debug, Clone, Serialize)]
+pub struct PartState {
+    /// `up`, or `away` since the time given.
+    pub state: &'static str,
+    /// Since when it is as it is.
+    pub since: Timestamp,
+    /// Why it is away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl PartState {
+    /// Whether it has failed since it last worked.
+    pub fn is_away(&self) -> bool {
+        self.state == AWAY
+    }
+}
+
+const UP: &str = "up";
+const AWAY: &str = "away";
+
+/// One part's state, shared between the thread that knows it and those that show it.
+#[derive(Debug, Clone)]
+pub struct Part(Arc<Mutex<PartState>>);
+
+impl Part {
+    /// A part is up until it has failed.
+    pub fn up() -> Self {
+        Self(Arc::new(Mutex::new(PartState { state: UP, since: Timestamp::now(), error: None })))
+    }
+
+    /// The state now.
+    pub fn get(&self) -> PartState {
+        self.lock().clone()
+    }
+
+    fn set(&self, state: &'static str, error: Option<String>) {
+        let mut part = self.lock();
+        if part.state != state {
+            part.since = Timestamp::now();
+        }
+        part.state = state;
+        part.error = error;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, PartState> {
+        // The value is whole whenever the lock is free: a panic elsewhere does not spoil it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The failures in a row of one remote part, as its own thread sees them.
+#[derive(Debug)]
+pub struct Outage {
+    what: &'static str,
+    backoff: Backoff,
+    part: Part,
+    failures: u32,
+    since: Option<Instant>,
+}
+
+impl Outage {
+    /// Nothing has failed yet.
+    pub fn new(what: &'static str, backoff: Backoff, part: Part) -> Self {
+        Self { what, backoff, part, failures: 0, since: None }
+    }
+
+    /// Takes note of a failure; says so in the log if it is the first; tells how long to wait.
+    pub fn failed(&mut self, error: &dyn Display) -> Duration {
+        self.failures = self.failures.saturating_add(1);
+        let error = error.to_string();
+        if self.since.is_none() {
+            self.since = Some(Instant::now());
+            log::warn!("{} is away: {error}; trying again until it is back, nothing is lost", self.what);
+        } else {
+            log::debug!("{} is still away after {} tries: {error}", self.what, self.failures);
+        }
+        self.part.set(AWAY, Some(error));
+        self.backoff.delay(self.failures, fastrand::f64())
+    }
+
+    /// Takes note of a success; says so in the log if it ends an outage.
+    pub fn recovered(&mut self) {
+        if let Some(since) = self.since.take() {
+            log::info!(
+                "{} is back after {:.1} s and {} failed tries",
+                self.what,
+                since.elapsed().as_secs_f64(),
+                self.failures
+            );
+            self.part.set(UP, None);
+        }
+        self.failures = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BACKOFF: Backoff = Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(5) };
+
+    #[test]
+    fn doubles_up_to_the_cap() {
+        let full = |failures| BACKOFF.delay(failures, 1.0).as_millis();
+        assert_eq!([1, 2, 3, 4].map(full), [100, 200, 400, 800]);
+        assert_eq!([7, 8, u32::MAX].map(full), [5000, 5000, 5000]);
+    }
+
+    #[test]
+    fn jitter_takes_at_most_half() {
+        assert_eq!(BACKOFF.delay(1, 0.0), Duration::from_millis(50));
+        assert_eq!(BACKOFF.delay(1, 0.5), Duration::from_millis(75));
+    }
+
+    #[test]
+    fn an_outage_shows_until_it_ends() {
+        let part = Part::up();
+        let mut outage = Outage::new("a test part", BACKOFF, part.clone());
+        outage.failed(&"first reason");
+        outage.failed(&"second reason");
+        assert_eq!(part.get().state, "away");
+        assert_eq!(part.get().error.as_deref(), Some("second reason"));
+        outage.recovered();
+        assert_eq!((part.get().state, part.get().error), ("up", None));
+    }
+}

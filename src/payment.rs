@@ -1,0 +1,272 @@
+//! What a client may ask for, and what a payment is. Pure: parses and refuses, touches nothing.
+//!
+//! Whoever holds a [`NewPayment`] checks nothing any more.
+
+use std::collections::HashSet;
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+use crate::clock::Timestamp;
+
+/// How many reservations one request may name.
+pub const RESERVATIONS_MAX: usize = 1000;
+
+/// A request to pay, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewPayment {
+    /// Who pays.
+    pub user_id: i64,
+    /// What is paid: 1 to [`RESERVATIONS_MAX`], none of them twice.
+    pub reservations: Vec<Reservation>,
+}
+
+/// One reservation of a request to pay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reservation {
+    /// Which one.
+    pub reservation_id: i64,
+    /// In the currency's smallest unit.
+    pub seat_price: i64,
+}
+
+/// A request as it came. What is missing is told by [`NewPayment::parse`], which knows its name.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPayment {
+    user_id: Option<Natural>,
+    reservations: Option<Vec<RawReservation>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawReservation {
+    reservation_id: Option<Natural>,
+    seat_price: Option<Natural>,
+}
+
+/// Why a request was refused.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Invalid {
+    /// The body is not JSON at all.
+    #[error("{0}")]
+    NotJson(String),
+    /// The body is JSON, but this field of it cannot be.
+    #[error("{field}: {detail}")]
+    Field {
+        /// The path of the field, as in `reservations[1].seat_price`.
+        field: String,
+        /// What is wrong with it, and what is allowed.
+        detail: String,
+    },
+}
+
+impl Invalid {
+    fn field(field: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::Field { field: field.into(), detail: detail.into() }
+    }
+}
+
+impl NewPayment {
+    /// Reads a request body.
+    pub fn parse(body: &[u8]) -> Result<Self, Invalid> {
+        let raw: RawPayment = from_json(body)?;
+        let user_id = present(raw.user_id, || "user_id".to_owned())?.0;
+        let entries = present(raw.reservations, || "reservations".to_owned())?;
+        if !(1..=RESERVATIONS_MAX).contains(&entries.len()) {
+            let detail = format!("has {} entries; 1 to {RESERVATIONS_MAX} are allowed", entries.len());
+            return Err(Invalid::field("reservations", detail));
+        }
+        let mut seen = HashSet::with_capacity(entries.len());
+        let check = |(index, entry): (usize, RawReservation)| {
+            let field = |name| move || format!("reservations[{index}].{name}");
+            let reservation_id = present(entry.reservation_id, field("reservation_id"))?.0;
+            let seat_price = present(entry.seat_price, field("seat_price"))?.0;
+            if !seen.insert(reservation_id) {
+                let detail = format!("{reservation_id} is named twice in this request");
+                return Err(Invalid::field(field("reservation_id")(), detail));
+            }
+            Ok(Reservation { reservation_id, seat_price })
+        };
+        let reservations = entries.into_iter().enumerate().map(check).collect::<Result<_, _>>()?;
+        Ok(Self { user_id, reservations })
+    }
+}
+
+fn present<T>(value: Option<T>, field: impl FnOnce() -> String) -> Result<T, Invalid> {
+    value.ok_or_else(|| Invalid::field(field(), "is missing"))
+}
+
+fn from_json<'de, T: Deserialize<'de>>(body: &'de [u8]) -> Result<T, Invalid> {
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        let source = error.into_inner();
+        match source.classify() {
+            serde_json::error::Category::Data => {
+                Invalid::field(if path == "." { "body" } else { &path }, describe(&source))
+            }
+            _ => Invalid::NotJson(source.to_string()),
+        }
+    })?;
+    json.end().map_err(|error| Invalid::NotJson(error.to_string()))?;
+    Ok(value)
+}
+
+/// The message without its position: the path already says where.
+fn describe(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" at line ") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
+/// An integer from 0 to 2^63 - 1.
+struct Natural(i64);
+
+impl<'de> Deserialize<'de> for Natural {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        const ALLOWED: &str = "an integer from 0 to 9223372036854775807";
+
+        struct Visitor;
+
+        impl de::Visitor<'_> for Visitor {
+            type Value = Natural;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(ALLOWED)
+            }
+
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Natural, E> {
+                let number = i64::try_from(value);
+                number.map(Natural).map_err(|_| E::invalid_value(de::Unexpected::Unsigned(value), &ALLOWED))
+            }
+
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Natural, E> {
+                u64::try_from(value)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(value), &ALLOWED))
+                    .and_then(|value| self.visit_u64(value))
+            }
+        }
+
+        deserializer.deserialize_i64(Visitor)
+    }
+}
+
+/// Whether the money was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Status {
+    /// It was.
+    Completed,
+    /// It was not; the payment's `failure` says why.
+    Failed,
+}
+
+/// A stored payment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Payment {
+    /// Given by the store; never used twice.
+    pub id: i64,
+    /// Who paid.
+    pub user_id: i64,
+    /// What was to be paid.
+    pub reservation_id: i64,
+    /// In the currency's smallest unit.
+    pub amount: i64,
+    /// The currency that was configured when it was executed.
+    #[serde(skip)]
+    pub currency: String,
+    /// Whether the money was taken.
+    pub status: Status,
+    /// Why it was not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+    /// When.
+    pub executed_at: Timestamp,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn refusal(body: &str) -> (String, String) {
+        match NewPayment::parse(body.as_bytes()).unwrap_err() {
+            Invalid::NotJson(detail) => ("not JSON".into(), detail),
+            Invalid::Field { field, detail } => (field, detail),
+        }
+    }
+
+    fn with_reservations(count: usize) -> String {
+        let one = |id| format!(r#"{{"reservation_id":{id},"seat_price":1}}"#);
+        format!(r#"{{"user_id":1,"reservations":[{}]}}"#, (0..count).map(one).collect::<Vec<_>>().join(","))
+    }
+
+    #[test]
+    fn takes_what_the_contract_shows() {
+        let body = br#"{"user_id": 42, "reservations": [{"reservation_id": 1001, "seat_price": 150000}]}"#;
+        let new = NewPayment::parse(body).unwrap();
+        assert_eq!(new.user_id, 42);
+        assert_eq!(new.reservations, [Reservation { reservation_id: 1001, seat_price: 150_000 }]);
+    }
+
+    #[test]
+    fn refuses_what_is_not_json() {
+        for body in ["", "{", "nonsense", "{\"user_id\":1,}", "{\"user_id\":1,\"reservations\":[]} x", "\u{0}"] {
+            assert_eq!(refusal(body).0, "not JSON", "{body:?}");
+        }
+    }
+
+    #[test]
+    fn names_the_field_at_fault() {
+        let cases = [
+            ("[]", "body"),
+            ("null", "body"),
+            (r#"{"reservations":[]}"#, "user_id"),
+            (r#"{"user_id":1}"#, "reservations"),
+            (r#"{"user_id":null,"reservations":[]}"#, "user_id"),
+            (r#"{"user_id":"42","reservations":[]}"#, "user_id"),
+            (r#"{"user_id":-1,"reservations":[]}"#, "user_id"),
+            (r#"{"user_id":1.5,"reservations":[]}"#, "user_id"),
+            (r#"{"user_id":9223372036854775808,"reservations":[]}"#, "user_id"),
+            (r#"{"user_id":18446744073709551616,"reservations":[]}"#, "user_id"),
+            (r#"{"user_id":1,"reservations":{}}"#, "reservations"),
+            (r#"{"user_id":1,"reservations":[],"coupon":1}"#, "coupon"),
+            (r#"{"user_id":1,"reservations":[{"reservation_id":1}]}"#, "reservations[0].seat_price"),
+            (r#"{"user_id":1,"reservations":[{"reservation_id":1,"seat_price":-1}]}"#, "reservations[0].seat_price"),
+            (r#"{"user_id":1,"reservations":[{"reservation_id":1,"seat_price":1,"x":1}]}"#, "reservations[0].x"),
+        ];
+        for (body, field) in cases {
+            assert_eq!(refusal(body).0, field, "{body}: {:?}", refusal(body));
+        }
+    }
+
+    #[test]
+    fn counts_reservations() {
+        assert!(refusal(&with_reservations(0)).1.contains("has 0 entries; 1 to 1000"));
+        assert!(refusal(&with_reservations(1001)).1.contains("has 1001 entries"));
+        assert_eq!(NewPayment::parse(with_reservations(1000).as_bytes()).unwrap().reservations.len(), 1000);
+    }
+
+    #[test]
+    fn refuses_a_reservation_named_twice() {
+        let body =
+            r#"{"user_id":1,"reservations":[{"reservation_id":7,"seat_price":1},{"reservation_id":7,"seat_price":2}]}"#;
+        assert_eq!(refusal(body), ("reservations[1].reservation_id".into(), "7 is named twice in this request".into()));
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = NewPayment::parse(&body);
+        }
+
+        #[test]
+        fn takes_every_number_that_is_allowed(user in 0..=i64::MAX, id in 0..=i64::MAX, price in 0..=i64::MAX) {
+            let body = format!(r#"{{"user_id":{user},"reservations":[{{"reservation_id":{id},"seat_price":{price}}}]}}"#);
+            let new = NewPayment::parse(body.as_bytes()).unwrap();
+            prop_assert_eq!((new.user_id, new.reservations[0].reservation_id, new.reservations[0].seat_price), (user, id, price));
+        }
+    }
+}

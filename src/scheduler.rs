@@ -1,0 +1,99 @@
+//! The scheduler: at every interval it wakes the relay for what is stuck, deletes what is long finished, and writes
+//! one summary line.
+
+use std::time::Duration;
+
+use crossbeam_channel::{after, select_biased};
+
+use crate::clock::Timestamp;
+use crate::config;
+use crate::counters::{Counters, Totals};
+use crate::store::outbox::{self, Backlog};
+use crate::store::{Store, StoreError};
+use crate::worker::{Stop, Waker};
+
+/// How many events one transaction of the purge deletes: it holds the writer for a few milliseconds.
+const SLICE: usize = 500;
+
+/// Looks after the outbox.
+pub struct Scheduler {
+    store: Store,
+    settings: config::Scheduler,
+    relay: Waker,
+    counters: Counters,
+    told: Totals,
+}
+
+impl Scheduler {
+    /// A scheduler that wakes `relay`.
+    pub fn new(store: Store, settings: config::Scheduler, relay: Waker, counters: Counters) -> Self {
+        Self { store, settings, relay, counters, told: Totals::default() }
+    }
+
+    /// Works until the stop.
+    pub fn run(mut self, stop: &Stop) {
+        loop {
+            select_biased! {
+                recv(stop.signal()) -> _ => return,
+                recv(after(self.settings.interval)) -> _ => {}
+            }
+            if let Err(error) = self.step(Timestamp::now(), stop) {
+                log::error!("the scheduler waits for the database: {error}");
+            }
+        }
+    }
+
+    /// One round.
+    pub fn step(&mut self, now: Timestamp, stop: &Stop) -> Result<(), StoreError> {
+        let backlog = self.store.read(outbox::backlog)?;
+        self.wake_for_stuck(&backlog, now);
+        let purged = self.purge(now, stop)?;
+        self.summary(&backlog, purged, now);
+        Ok(())
+    }
+
+    /// What counts is the time since the relay last tried, not the time since the event was made: during an outage
+    /// the relay tries all the time.
+    fn wake_for_stuck(&self, backlog: &Backlog, now: Timestamp) {
+        let Some(oldest) = backlog.oldest_unpublished else { return };
+        let idle = now.since(oldest.max(self.counters.last_relay_attempt()));
+        if idle > self.settings.retry_after {
+            log::warn!(
+                "{} events are unpublished and nothing was tried for {} s: waking the relay",
+                backlog.unpublished,
+                idle.as_secs()
+            );
+            self.relay.wake();
+        }
+    }
+
+    /// Slice after slice, each in the background of the writer, until nothing is old enough or the stop comes.
+    fn purge(&self, now: Timestamp, stop: &Stop) -> Result<usize, StoreError> {
+        let cutoff = now.minus(self.settings.retention);
+        let mut purged = 0;
+        while !stop.requested() {
+            let count = self.store.write_in_background(move |tx| outbox::purge(tx, cutoff, SLICE))?;
+            purged += count;
+            if count < SLICE {
+                break;
+            }
+        }
+        Ok(purged)
+    }
+
+    fn summary(&mut self, backlog: &Backlog, purged: usize, now: Timestamp) {
+        let totals = self.counters.totals();
+        let age_s = |oldest: Option<Timestamp>| oldest.map_or(Duration::ZERO, |oldest| now.since(oldest)).as_secs();
+        log::info!(
+            "summary: published {}, delivered {}, purged {purged}; pending: {} to publish (oldest {} s), {} to \
+             deliver (oldest {} s)",
+            totals.published - self.told.published,
+            totals.delivered - self.told.delivered,
+            backlog.unpublished,
+            age_s(backlog.oldest_unpublished),
+            backlog.undelivered,
+            age_s(backlog.oldest_undelivered),
+        );
+        self.told = totals;
+    }
+}

@@ -1,0 +1,222 @@
+//! The one place that knows SQL: opening the file, the writer, the readers, and a module for each table's verbs.
+//!
+//! [`Store::write`] is the one way to write. Functions that take a [`Transaction`] never commit; the writer does,
+//! for many jobs at a time. Readers never write: their connections are opened read-only.
+
+pub mod dead_letter;
+pub mod delivery;
+pub mod outbox;
+pub mod payment;
+mod reader;
+mod schema;
+mod writer;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Sender, bounded};
+use r2d2_sqlite::SqliteConnectionManager;
+use rusqlite::OpenFlags;
+
+use crate::config;
+use crate::event::NodeId;
+use crate::worker::Worker;
+
+pub use rusqlite::{Connection, Result as SqlResult, Transaction};
+pub use schema::OpenError;
+
+/// Why the store could not do what it was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// As many jobs wait as may: try again soon.
+    #[error("too much work waits for the database")]
+    Busy,
+    /// The store is stopping.
+    #[error("the database is being closed")]
+    Closed,
+    /// SQLite refused, and nothing of the job was stored.
+    #[error("the database refused: {0}")]
+    Failed(Arc<str>),
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Failed(error.to_string().into())
+    }
+}
+
+type Pool = r2d2::Pool<SqliteConnectionManager>;
+
+/// A handle to the open database; cloning it is cheap.
+#[derive(Clone)]
+pub struct Store {
+    jobs: Sender<writer::Job>,
+    background: Sender<writer::Job>,
+    queries: Sender<reader::Query>,
+    pool: Pool,
+    node: NodeId,
+}
+
+/// An opened database whose threads have yet to be started.
+pub struct Opened {
+    store: Store,
+    writer: writer::Writer,
+    readers: reader::Readers,
+}
+
+/// How long a connection waits for a lock that another one holds. Only a checkpoint or a recovery holds one
+/// that a reader meets, and neither takes long.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Threads besides the readers that read: relay, notifier, scheduler.
+const OTHER_READERS: u32 = 3;
+
+impl Store {
+    /// Takes the lock, opens and migrates the file, makes or checks the node's id.
+    pub fn open(settings: &config::Database, node: Option<&NodeId>) -> Result<Opened, OpenError> {
+        let lock = schema::lock(&settings.path)?;
+        let (connection, node) = schema::open(&settings.path, node)?;
+        let readers = u32::try_from(settings.readers.get()).unwrap_or(u32::MAX);
+        let pool = pool(settings.path.clone(), readers.saturating_add(OTHER_READERS))?;
+        let (jobs, queue) = bounded(settings.queue_max.get());
+        let (background, background_queue) = bounded(1);
+        let (queries, query_queue) = bounded(settings.queue_max.get());
+        let writer = writer::Writer::new(connection, queue, background_queue, lock);
+        let readers = reader::Readers::new(settings.readers, query_queue, pool.clone());
+        let store = Self { jobs, background, queries, pool, node };
+        Ok(Opened { store, writer, readers })
+    }
+
+    /// Who this database belongs to.
+    pub fn node(&self) -> &NodeId {
+        &self.node
+    }
+
+    /// Runs `work` in a transaction and waits until it is on the disk. If `work` fails, nothing of it is kept.
+    pub fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = bounded(1);
+        let job = writer::job(work, move |result| drop(answer.send(result)));
+        self.jobs.send(job).map_err(|_| StoreError::Closed)?;
+        answered.recv().unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// As [`Store::write`], but gives way to every other job that waits.
+    pub fn write_in_background<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = bounded(1);
+        let job = writer::job(work, move |result| drop(answer.send(result)));
+        self.background.send(job).map_err(|_| StoreError::Closed)?;
+        answered.recv().unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// As [`Store::write`], but never waits: the writer's thread hands the result to `done`, after the commit.
+    pub fn submit<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
+        done: impl FnOnce(Result<T, StoreError>) + Send + 'static,
+    ) -> Result<(), StoreError> {
+        self.jobs.try_send(writer::job(work, done)).map_err(|error| refused(&error))
+    }
+
+    /// Runs `query` on a read-only connection, on the caller's thread.
+    pub fn read<T>(&self, query: impl FnOnce(&Connection) -> SqlResult<T>) -> Result<T, StoreError> {
+        Ok(query(&*self.connection()?)?)
+    }
+
+    /// Runs `query` on a reader's thread, which hands the result to `done`. Never waits.
+    pub fn query<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> SqlResult<T> + Send + 'static,
+        done: impl FnOnce(Result<T, StoreError>) + Send + 'static,
+    ) -> Result<(), StoreError> {
+        let job: reader::Query = Box::new(move |store| done(store.and_then(|connection| Ok(query(connection)?))));
+        self.queries.try_send(job).map_err(|error| refused(&error))
+    }
+
+    fn connection(&self) -> Result<r2d2::PooledConnection<SqliteConnectionManager>, StoreError> {
+        self.pool.get().map_err(|error| StoreError::Failed(error.to_string().into()))
+    }
+}
+
+fn refused<T>(error: &crossbeam_channel::TrySendError<T>) -> StoreError {
+    match error {
+        crossbeam_channel::TrySendError::Full(_) => StoreError::Busy,
+        crossbeam_channel::TrySendError::Disconnected(_) => StoreError::Closed,
+    }
+}
+
+impl Opened {
+    /// Starts the writer and the readers. They are returned in the order in which they are to be stopped.
+    pub fn start(self, exits: &Sender<&'static str>) -> io::Result<(Store, Vec<Worker>)> {
+        let mut workers = self.readers.spawn(exits)?;
+        workers.push(Worker::spawn("writer", exits, |stop| self.writer.run(&stop))?);
+        Ok((self.store, workers))
+    }
+}
+
+/// Read-only connections, opened when they are first needed, and kept, since opening one costs more than keeping it.
+fn pool(path: PathBuf, size: u32) -> Result<Pool, OpenError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let manager = SqliteConnectionManager::file(path).with_flags(flags).with_init(|connection| {
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.set_prepared_statement_cache_capacity(STATEMENTS);
+        // 2 MiB of pages each (https://sqlite.org/pragma.html#pragma_cache_size): what is asked is recent.
+        connection.pragma_update(None, "cache_size", -2048)
+    });
+    let pool = r2d2::Pool::builder()
+        .max_size(size)
+        // None in reserve: each get would have another one opened behind its back, even during the stop.
+        .min_idle(Some(0))
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .test_on_check_out(false)
+        // Every thread that reads has a connection of its own to take: a wait means that a read hangs.
+        .connection_timeout(BUSY_TIMEOUT)
+        .error_handler(Box::new(r2d2::LoggingErrorHandler))
+        .build(manager)
+        .and_then(|pool| pool.get().map(|_| pool.clone()));
+    // The first one at once, so that a file that cannot be read is told at the start.
+    pool.map_err(|error| OpenError::Pool(error.to_string()))
+}
+
+/// Prepared statements kept by each connection: more than there are.
+const STATEMENTS: usize = 64;
+
+/// A row count as SQL takes it.
+fn sql_limit(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crossbeam_channel::unbounded;
+    use std::num::NonZeroUsize;
+    use std::time::Instant;
+
+    #[test]
+    fn a_stop_works_off_what_waits_and_leaves_one_whole_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.db");
+        let size = NonZeroUsize::new(2).unwrap();
+        let settings = config::Database { path: path.clone(), queue_max: size, readers: size };
+        let (exits, _exited) = unbounded();
+        let (store, workers) = Store::open(&settings, None).unwrap().start(&exits).unwrap();
+        let (answer, answered) = unbounded();
+        store.submit(|tx| tx.execute("DELETE FROM node", []), move |result| answer.send(result).unwrap()).unwrap();
+        store.read(|connection| connection.query_row("SELECT count(*) FROM payment", [], |_| Ok(()))).unwrap();
+        drop(store);
+        for worker in workers {
+            worker.stop(Instant::now() + Duration::from_secs(10)).unwrap();
+        }
+        assert_eq!(answered.try_recv().unwrap().unwrap(), 1);
+        assert!(!dir.path().join("a.db-wal").exists(), "the log was not folded into the file");
+    }
+}

@@ -1,0 +1,174 @@
+//! The outbox: a row an event, INIT until the publisher has it, PUBLISHED afterwards.
+//!
+//! Ids are commit order: there is one writer. The relay reads and marks; nothing here deletes but [`purge`].
+
+use rusqlite::{Connection, OptionalExtension, Transaction};
+
+use super::payment::unknown;
+use super::{delivery, sql_limit};
+use crate::clock::Timestamp;
+use crate::event::{Event, Kind};
+
+pub(super) fn insert(
+    tx: &Transaction<'_>,
+    payment_id: i64,
+    user_id: i64,
+    kind: Kind,
+    traceparent: Option<&str>,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
+    tx.prepare_cached(
+        "INSERT INTO outbox (payment_id, user_id, type, traceparent, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
+    )?
+    .execute((payment_id, user_id, kind.as_str(), traceparent, now.as_micros()))?;
+    Ok(())
+}
+
+/// The oldest unpublished events, in commit order.
+pub fn unpublished(connection: &Connection, limit: usize) -> rusqlite::Result<Vec<Event>> {
+    connection
+        .prepare_cached(
+            "SELECT id, payment_id, user_id, type, created_at, traceparent FROM outbox \
+             WHERE status = 'INIT' ORDER BY id LIMIT ?1",
+        )?
+        .query_map([sql_limit(limit)], |row| {
+            let kind: String = row.get(3)?;
+            Ok(Event {
+                outbox_id: row.get(0)?,
+                payment_id: row.get(1)?,
+                user_id: row.get(2)?,
+                kind: Kind::parse(&kind).ok_or_else(|| unknown(3, &kind))?,
+                created_at: Timestamp::from_micros(row.get(4)?),
+                traceparent: row.get(5)?,
+            })
+        })?
+        .collect()
+}
+
+/// Where a publisher has put an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// On a topic; the consumer will bring it to the delivery table.
+    Topic {
+        /// The topic's partition.
+        partition: i32,
+        /// `None` where the broker had the record already and did not tell where.
+        offset: Option<i64>,
+    },
+    /// Into the delivery table, which is written in the same transaction as the mark.
+    Delivery,
+}
+
+/// A publisher's word that it has an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    /// Which event.
+    pub outbox_id: i64,
+    /// Where it is now.
+    pub place: Place,
+}
+
+/// Marks events PUBLISHED. Marking one again changes nothing.
+pub fn mark_published(tx: &Transaction<'_>, receipts: &[Receipt], now: Timestamp) -> rusqlite::Result<()> {
+    let mut mark = tx.prepare_cached(
+        "UPDATE outbox SET status = 'PUBLISHED', published_at = ?2, \"partition\" = ?3, \"offset\" = ?4 \
+         WHERE id = ?1 AND status = 'INIT'",
+    )?;
+    for receipt in receipts {
+        let (partition, offset) = match receipt.place {
+            Place::Topic { partition, offset } => (Some(partition), offset),
+            Place::Delivery => {
+                delivery::insert(tx, receipt.outbox_id, now)?;
+                (None, None)
+            }
+        };
+        mark.execute((receipt.outbox_id, now.as_micros(), partition, offset))?;
+    }
+    Ok(())
+}
+
+/// What is known of an event's way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventState {
+    /// Its place in commit order.
+    pub outbox_id: i64,
+    /// INIT or PUBLISHED.
+    pub status: String,
+    /// When it was committed.
+    pub created_at: Timestamp,
+    /// When the publisher's word was recorded.
+    pub published_at: Option<Timestamp>,
+    /// Where on the topic.
+    pub partition: Option<i32>,
+    /// Where in the partition.
+    pub offset: Option<i64>,
+}
+
+pub(super) fn of_payment(connection: &Connection, payment_id: i64) -> rusqlite::Result<Option<EventState>> {
+    connection
+        .prepare_cached(
+            "SELECT id, status, created_at, published_at, \"partition\", \"offset\" FROM outbox WHERE payment_id = ?1",
+        )?
+        .query_row([payment_id], |row| {
+            Ok(EventState {
+                outbox_id: row.get(0)?,
+                status: row.get(1)?,
+                created_at: Timestamp::from_micros(row.get(2)?),
+                published_at: row.get::<_, Option<i64>>(3)?.map(Timestamp::from_micros),
+                partition: row.get(4)?,
+                offset: row.get(5)?,
+            })
+        })
+        .optional()
+}
+
+/// What waits to be published or delivered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Events that are INIT.
+    pub unpublished: i64,
+    /// When the oldest of them was committed.
+    pub oldest_unpublished: Option<Timestamp>,
+    /// Deliveries that are PENDING.
+    pub undelivered: i64,
+    /// When the oldest of them was committed.
+    pub oldest_undelivered: Option<Timestamp>,
+}
+
+/// Counts what waits. Reads only the indexes of what waits, not the tables.
+pub fn backlog(connection: &Connection) -> rusqlite::Result<Backlog> {
+    let count = |sql: &str| connection.prepare_cached(sql)?.query_row([], |row| row.get::<_, i64>(0));
+    let time = |sql: &str| connection.prepare_cached(sql)?.query_row([], |row| row.get::<_, i64>(0)).optional();
+    Ok(Backlog {
+        unpublished: count("SELECT count(*) FROM outbox WHERE status = 'INIT'")?,
+        oldest_unpublished: time("SELECT created_at FROM outbox WHERE status = 'INIT' ORDER BY id LIMIT 1")?
+            .map(Timestamp::from_micros),
+        undelivered: count("SELECT count(*) FROM delivery WHERE status = 'PENDING'")?,
+        oldest_undelivered: time(
+            "SELECT o.created_at FROM delivery d JOIN outbox o ON o.id = d.outbox_id \
+             WHERE d.status = 'PENDING' ORDER BY d.outbox_id LIMIT 1",
+        )?
+        .map(Timestamp::from_micros),
+    })
+}
+
+/// Deletes at most `limit` events, with their deliveries, that were published and delivered before `cutoff`; tells
+/// how many. What is unfinished stays, however old.
+pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, limit: usize) -> rusqlite::Result<usize> {
+    let ids: Vec<i64> = tx
+        .prepare_cached(
+            "SELECT d.outbox_id FROM delivery d JOIN outbox o ON o.id = d.outbox_id \
+             WHERE d.status = 'DELIVERED' AND d.delivered_at < ?1 \
+             AND o.status = 'PUBLISHED' AND o.published_at < ?1 \
+             ORDER BY d.delivered_at LIMIT ?2",
+        )?
+        .query_map((cutoff.as_micros(), sql_limit(limit)), |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    let mut delivery = tx.prepare_cached("DELETE FROM delivery WHERE outbox_id = ?1")?;
+    let mut outbox = tx.prepare_cached("DELETE FROM outbox WHERE id = ?1")?;
+    for id in &ids {
+        delivery.execute([id])?;
+        outbox.execute([id])?;
+    }
+    Ok(ids.len())
+}

@@ -1,0 +1,144 @@
+//! Payments, their history, and the outbox rows that are written with them.
+
+use rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE;
+use rusqlite::types::Type;
+use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Row, Transaction};
+
+use super::delivery::{self, Notification};
+use super::outbox::{self, EventState};
+use super::sql_limit;
+use crate::clock::Timestamp;
+use crate::event::Kind;
+use crate::payment::{NewPayment, Payment, Reservation, Status};
+
+/// Why a COMPLETED payment cannot be: the reservation already has one.
+const ALREADY_PAID: &str = "already paid";
+
+/// Executes a request: for each reservation a payment, COMPLETED or else FAILED, its history and its event. All of
+/// it is stored or, if this fails, nothing; a FAILED payment is no failure of the request.
+pub fn execute(
+    tx: &Transaction<'_>,
+    new: &NewPayment,
+    currency: &str,
+    traceparent: Option<&str>,
+    now: Timestamp,
+) -> SqlResult<Vec<Payment>> {
+    let pay = |reservation: &Reservation| {
+        let mut payment = Payment {
+            id: 0,
+            user_id: new.user_id,
+            reservation_id: reservation.reservation_id,
+            amount: reservation.seat_price,
+            currency: currency.to_owned(),
+            status: Status::Completed,
+            failure: None,
+            executed_at: now,
+        };
+        if !insert(tx, &payment)? {
+            payment.status = Status::Failed;
+            payment.failure = Some(ALREADY_PAID.to_owned());
+            insert(tx, &payment)?;
+        }
+        payment.id = tx.last_insert_rowid();
+        tx.prepare_cached("INSERT INTO payment_history (user_id, payment_id, recorded_at) VALUES (?1, ?2, ?3)")?
+            .execute((payment.user_id, payment.id, now.as_micros()))?;
+        outbox::insert(tx, payment.id, payment.user_id, Kind::from(payment.status), traceparent, now)?;
+        Ok(payment)
+    };
+    new.reservations.iter().map(pay).collect()
+}
+
+/// False if the reservation is already paid: the partial unique index says so.
+fn insert(tx: &Transaction<'_>, payment: &Payment) -> SqlResult<bool> {
+    let inserted = tx
+        .prepare_cached(
+            "INSERT INTO payment (user_id, reservation_id, amount, currency, status, failure, executed_at) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?
+        .execute((
+            payment.user_id,
+            payment.reservation_id,
+            payment.amount,
+            &payment.currency,
+            status_text(payment.status),
+            &payment.failure,
+            payment.executed_at.as_micros(),
+        ));
+    match inserted {
+        Ok(_) => Ok(true),
+        Err(rusqlite::Error::SqliteFailure(error, _)) if error.extended_code == SQLITE_CONSTRAINT_UNIQUE => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// A payment and how far it has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Way {
+    /// The payment.
+    pub payment: Payment,
+    /// Its event; `None` once it was purged, long after it was delivered.
+    pub event: Option<EventState>,
+    /// What became of telling it; `None` until its event has arrived at the delivery table, or once it was purged.
+    pub notification: Option<Notification>,
+}
+
+/// One payment's whole way.
+pub fn find(connection: &Connection, id: i64) -> SqlResult<Option<Way>> {
+    let payment = connection
+        .prepare_cached(&format!("SELECT {COLUMNS} FROM payment p WHERE p.id = ?1"))?
+        .query_row([id], read)
+        .optional()?;
+    let Some(payment) = payment else { return Ok(None) };
+    let event = outbox::of_payment(connection, id)?;
+    let notification = match &event {
+        Some(event) => delivery::find(connection, event.outbox_id)?,
+        None => None,
+    };
+    Ok(Some(Way { payment, event, notification }))
+}
+
+/// A user's payments, newest first: at most `limit` of those with a smaller id than `before`.
+pub fn history(connection: &Connection, user_id: i64, before: i64, limit: usize) -> SqlResult<Vec<Payment>> {
+    connection
+        .prepare_cached(&format!(
+            "SELECT {COLUMNS} FROM payment_history h JOIN payment p ON p.id = h.payment_id \
+             WHERE h.user_id = ?1 AND h.payment_id < ?2 ORDER BY h.payment_id DESC LIMIT ?3"
+        ))?
+        .query_map((user_id, before, sql_limit(limit)), read)?
+        .collect()
+}
+
+/// What [`read`] expects, from a table called `p`.
+pub(super) const COLUMNS: &str =
+    "p.id, p.user_id, p.reservation_id, p.amount, p.currency, p.status, p.failure, p.executed_at";
+
+/// A payment from the first columns of a row.
+pub(super) fn read(row: &Row<'_>) -> SqlResult<Payment> {
+    let status: String = row.get(5)?;
+    Ok(Payment {
+        id: row.get(0)?,
+        user_id: row.get(1)?,
+        reservation_id: row.get(2)?,
+        amount: row.get(3)?,
+        currency: row.get(4)?,
+        status: parse_status(&status).ok_or_else(|| unknown(5, &status))?,
+        failure: row.get(6)?,
+        executed_at: Timestamp::from_micros(row.get(7)?),
+    })
+}
+
+/// A stored word that this version does not know.
+pub(super) fn unknown(column: usize, word: &str) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, Type::Text, format!("unknown word {word:?}").into())
+}
+
+const fn status_text(status: Status) -> &'static str {
+    match status {
+        Status::Completed => "COMPLETED",
+        Status::Failed => "FAILED",
+    }
+}
+
+fn parse_status(text: &str) -> Option<Status> {
+    [Status::Completed, Status::Failed].into_iter().find(|status| status_text(*status) == text)
+}

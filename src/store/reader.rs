@@ -1,0 +1,47 @@
+//! The threads that answer reads for those who must not wait, each with a read-only connection while it works.
+
+use std::io;
+use std::num::NonZeroUsize;
+
+use crossbeam_channel::{Receiver, Sender, select_biased};
+use rusqlite::Connection;
+
+use super::{Pool, StoreError};
+use crate::worker::{Stop, Worker};
+
+/// A query together with who is to be told; it is told also when there is no connection for it.
+pub(super) type Query = Box<dyn FnOnce(Result<&Connection, StoreError>) + Send>;
+
+pub(super) struct Readers {
+    count: NonZeroUsize,
+    queries: Receiver<Query>,
+    pool: Pool,
+}
+
+impl Readers {
+    pub(super) fn new(count: NonZeroUsize, queries: Receiver<Query>, pool: Pool) -> Self {
+        Self { count, queries, pool }
+    }
+
+    pub(super) fn spawn(self, exits: &Sender<&'static str>) -> io::Result<Vec<Worker>> {
+        let spawn = |_| {
+            let (queries, pool) = (self.queries.clone(), self.pool.clone());
+            Worker::spawn("reader", exits, move |stop| run(&queries, &pool, &stop))
+        };
+        (0..self.count.get()).map(spawn).collect()
+    }
+}
+
+fn run(queries: &Receiver<Query>, pool: &Pool, stop: &Stop) {
+    loop {
+        let query = select_biased! {
+            recv(stop.signal()) -> _ => return,
+            recv(queries) -> query => query,
+        };
+        let Ok(query) = query else { return };
+        match pool.get() {
+            Ok(connection) => query(Ok(&connection)),
+            Err(error) => query(Err(StoreError::Failed(error.to_string().into()))),
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! Opening the file: the lock, the pragmas, the schema's version, the node's id.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
+
+use super::{BUSY_TIMEOUT, STATEMENTS};
+use crate::clock::Timestamp;
+use crate::event::NodeId;
+
+/// Each brings the schema from version `index` to `index + 1`. One that has been released never changes.
+const MIGRATIONS: [&str; 1] = [include_str!("../../schema.sql")];
+
+/// Marks the file as ours (<https://sqlite.org/pragma.html#pragma_application_id>): "prly".
+const APPLICATION_ID: i32 = 0x7072_6c79;
+
+/// Why a database cannot be used. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error(
+        "database.path {path}: in use by another payrelay{holder}; one process a database: stop that one, or \
+         set another path"
+    )]
+    Locked {
+        /// The database.
+        path: PathBuf,
+        /// Its process id, where the lock file tells.
+        holder: String,
+    },
+    /// The folder or a file cannot be used.
+    #[error("database.path {path}: {source}; the folder must exist and be writable")]
+    Io {
+        /// The file that failed.
+        path: PathBuf,
+        /// How.
+        source: io::Error,
+    },
+    /// SQLite cannot use the file.
+    #[error("database.path {path}: {source}")]
+    Sqlite {
+        /// The database.
+        path: PathBuf,
+        /// How.
+        source: rusqlite::Error,
+    },
+    /// Some other program's file.
+    #[error("database.path {0}: this SQLite file was not made by payrelay; set another path")]
+    Foreign(PathBuf),
+    /// Made by a later version.
+    #[error("database.path {path}: its schema is version {found}, this payrelay knows {known}; use a newer payrelay")]
+    Newer {
+        /// The database.
+        path: PathBuf,
+        /// The version in the file.
+        found: usize,
+        /// The newest version known here.
+        known: usize,
+    },
+    /// The configured id is not the one that the events in the file were published under.
+    #[error(
+        "node.id {configured}: the database belongs to node {stored}, which cannot change; set node.id to it, or to nothing"
+    )]
+    OtherNode {
+        /// In the configuration.
+        configured: NodeId,
+        /// In the database.
+        stored: NodeId,
+    },
+    /// The read-only connections cannot be opened.
+    #[error("database.path: cannot be read: {0}")]
+    Pool(String),
+}
+
+/// Held for as long as the database is open. The lock ends with the process, however that ends.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _file: File,
+}
+
+/// Takes the lock file beside the database. It is a file of its own because closing any descriptor of the database
+/// file would drop SQLite's own locks (<https://sqlite.org/howtocorrupt.html>, 2.2).
+pub(super) fn lock(database: &Path) -> Result<Lock, OpenError> {
+    let path = lock_path(database).map_err(|source| OpenError::Io { path: database.into(), source })?;
+    let failed = |source| OpenError::Io { path: path.clone(), source };
+    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            let _ = file.read_to_string(&mut pid);
+            let holder = if pid.trim().is_empty() { String::new() } else { format!(" (process {})", pid.trim()) };
+            return Err(OpenError::Locked { path: database.into(), holder });
+        }
+        Err(TryLockError::Error(source)) => return Err(failed(source)),
+    }
+    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
+    Ok(Lock { _file: file })
+}
+
+/// The same lock file whichever way the database is named.
+fn lock_path(database: &Path) -> io::Result<PathBuf> {
+    let name = database.file_name().ok_or_else(|| io::Error::other("not a file's path"))?;
+    let whole = if database.exists() {
+        fs::canonicalize(database)?
+    } else {
+        let folder = database.parent().filter(|folder| !folder.as_os_str().is_empty());
+        fs::canonicalize(folder.unwrap_or(Path::new(".")))?.join(name)
+    };
+    let mut lock = whole.into_os_string();
+    lock.push(".lock");
+    Ok(lock.into())
+}
+
+/// Opens the file for writing, brings its schema up to date, and tells whose it is.
+pub(super) fn open(path: &Path, configured: Option<&NodeId>) -> Result<(Connection, NodeId), OpenError> {
+    let failed = |source| OpenError::Sqlite { path: path.into(), source };
+    let mut connection = Connection::open(path).map_err(failed)?;
+    let found = inspect(&connection).map_err(failed)?;
+    let known = MIGRATIONS.len();
+    match found {
+        Found::Foreign => return Err(OpenError::Foreign(path.into())),
+        Found::Version(version) if version > known => {
+            return Err(OpenError::Newer { path: path.into(), found: version, known });
+        }
+        Found::Version(version) => {
+            set_pragmas(&connection).map_err(failed)?;
+            migrate(&mut connection, version).map_err(failed)?;
+        }
+    }
+    let stored = node_id(&mut connection, configured).map_err(failed)?;
+    match configured {
+        Some(configured) if *configured != stored => {
+            Err(OpenError::OtherNode { configured: configured.clone(), stored })
+        }
+        _ => Ok((connection, stored)),
+    }
+}
+
+enum Found {
+    /// 0: an empty file.
+    Version(usize),
+    Foreign,
+}
+
+fn inspect(connection: &Connection) -> rusqlite::Result<Found> {
+    let number = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
+    let version = usize::try_from(number("user_version")?);
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    Ok(match (number("application_id")?, tables, version) {
+        (0, 0, Ok(0)) => Found::Version(0),
+        (id, _, Ok(version)) if id == i64::from(APPLICATION_ID) && version > 0 => Found::Version(version),
+        _ => Found::Foreign,
+    })
+}
+
+fn set_pragmas(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    // Readers go on while the writer commits; a commit is one sequential write and one fsync.
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    // NORMAL would lose the last commits with the power (https://sqlite.org/pragma.html#pragma_synchronous).
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    // 16 MiB of pages: the right edges of all tables and indexes under load.
+    connection.pragma_update(None, "cache_size", -16_384)
+}
+
+fn migrate(connection: &mut Connection, from: usize) -> rusqlite::Result<()> {
+    for (index, migration) in MIGRATIONS.iter().enumerate().skip(from) {
+        let tx = Transaction::new(connection, TransactionBehavior::Immediate)?;
+        tx.execute_batch(migration)?;
+        tx.pragma_update(None, "application_id", APPLICATION_ID)?;
+        tx.execute_batch(&format!("PRAGMA user_version = {}", index + 1))?;
+        tx.commit()?;
+        log::info!("the database's schema is now version {}", index + 1);
+    }
+    Ok(())
+}
+
+/// The stored id, made at the first start.
+fn node_id(connection: &mut Connection, configured: Option<&NodeId>) -> rusqlite::Result<NodeId> {
+    let tx = Transaction::new(connection, TransactionBehavior::Immediate)?;
+    let stored: Option<String> = tx.query_row("SELECT id FROM node", [], |row| row.get(0)).optional()?;
+    let id = match (stored, configured) {
+        (Some(id), _) => id,
+        (None, configured) => {
+            let random = || tx.query_row("SELECT 'n' || lower(hex(randomblob(6)))", [], |row| row.get(0));
+            let id: String = configured.map_or_else(random, |id| Ok(id.as_str().to_owned()))?;
+            tx.execute("INSERT INTO node (id, created_at) VALUES (?1, ?2)", (&id, Timestamp::now().as_micros()))?;
+            id
+        }
+    };
+    tx.commit()?;
+    NodeId::parse(&id).ok_or_else(|| {
+        rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, "not a node id".into())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_file_gets_the_schema_and_an_id_that_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.db");
+        let (connection, first) = open(&path, None).unwrap();
+        let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap();
+        assert_eq!(pragma("user_version"), 1);
+        assert_eq!(pragma("synchronous"), 2, "2 is FULL");
+        assert_eq!(pragma("foreign_keys"), 1);
+        let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
+        assert_eq!(mode, "wal");
+        drop(connection);
+        assert_eq!(open(&path, None).unwrap().1, first);
+        assert_eq!(open(&path, Some(&first)).unwrap().1, first);
+        let other = NodeId::parse("other").unwrap();
+        assert!(matches!(open(&path, Some(&other)), Err(OpenError::OtherNode { .. })));
+    }
+
+    #[test]
+    fn a_configured_id_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.db");
+        let id = NodeId::parse("till-3").unwrap();
+        assert_eq!(open(&path, Some(&id)).unwrap().1, id);
+        assert_eq!(open(&path, None).unwrap().1, id);
+    }
+
+    #[test]
+    fn what_is_not_ours_is_refused_untouched() {
+        let dir = tempfile::tempdir().unwrap();
+        let foreign = dir.path().join("foreign.db");
+        Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE theirs (x)").unwrap();
+        let before = fs::read(&foreign).unwrap();
+        assert!(matches!(open(&foreign, None), Err(OpenError::Foreign(_))));
+        assert_eq!(fs::read(&foreign).unwrap(), before);
+
+        let text = dir.path().join("text.db");
+        fs::write(
+            &text,
+            "this is no database, and it is longer than a header of one hundred bytes, so that SQLite reads it",
+        )
+        .unwrap();
+        assert!(matches!(open(&text, None), Err(OpenError::Sqlite { .. })));
+
+        let newer = dir.path().join("newer.db");
+        drop(open(&newer, None).unwrap());
+        Connection::open(&newer).unwrap().pragma_update(None, "user_version", 99).unwrap();
+        assert!(matches!(open(&newer, None), Err(OpenError::Newer { found: 99, .. })));
+    }
+
+    #[test]
+    fn a_second_lock_is_refused_whichever_way_the_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.db");
+        let held = lock(&path).unwrap();
+        drop(open(&path, None).unwrap());
+        let link = dir.path().join("link.db");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        for name in [&path, &dir.path().join(".").join("a.db"), &link] {
+            let refusal = lock(name).unwrap_err().to_string();
+            assert!(refusal.contains(&format!("(process {})", std::process::id())), "{refusal}");
+        }
+        drop(held);
+        lock(&path).unwrap();
+        assert!(matches!(lock(&dir.path().join("nowhere").join("a.db")), Err(OpenError::Io { .. })));
+    }
+}

@@ -1,0 +1,365 @@
+//! A real Apache Kafka broker, without Docker: the jars come once from Maven Central, the rest is Java.
+//!
+//! One KRaft node on 127.0.0.1 with three listeners: CLIENT for the product, which a test may advertise
+//! through a proxy; INSIDE for the broker itself and for a test that looks past that proxy; CONTROLLER.
+
+use super::leash::Leashed;
+use super::listen::free_port;
+use super::proxy::Proxy;
+use super::{lock, wait_for};
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// What the broker logs once it is unfenced and answers requests; the ports are open long before.
+const SERVES: &str = "Kafka Server started";
+
+/// Lives short: the fast compiler and the plainest collector start soonest. The archive of loaded classes
+/// halves the start; a JVM that it does not suit goes on without it. The log tells only of the broker.
+const JVM: [&str; 6] = [
+    "-Xms256m",
+    "-Xmx768m",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-Xshare:auto",
+    "-Xlog:disable",
+];
+const USE_ARCHIVE: &str = "-XX:SharedArchiveFile=classes.jsa";
+const WRITE_ARCHIVE: &str = "-XX:ArchiveClassesAtExit=classes.jsa";
+
+/// A running broker; dropping it kills it and removes its data.
+pub struct Broker {
+    home: PathBuf,
+    ports: Ports,
+    advertised: String,
+    scratch: TempDir,
+    jvm: Leashed,
+}
+
+/// One 4.4.0 broker for all tests of this process that only need topics of their own.
+pub fn shared() -> &'static Broker {
+    static SHARED: OnceLock<Broker> = OnceLock::new();
+    SHARED.get_or_init(|| Broker::start("4.4.0"))
+}
+
+impl Broker {
+    /// Starts a broker of a version on Maven Central, such as "4.4.0" or "3.9.2", and waits until it serves.
+    pub fn start(version: &str) -> Broker {
+        let home = installed(version);
+        retry_taken_ports(|| {
+            let ports = Ports::choose();
+            let advertised = ports.client();
+            Broker::boot(&home, ports, advertised, USE_ARCHIVE)
+        })
+    }
+
+    /// Starts a broker that sends its clients to a proxy: who bootstraps through the proxy stays on it.
+    pub fn start_behind_proxy(version: &str) -> (Broker, Proxy) {
+        let home = installed(version);
+        retry_taken_ports(|| {
+            let ports = Ports::choose();
+            let proxy = Proxy::start(ports.client());
+            let broker = Broker::boot(&home, ports, proxy.address(), USE_ARCHIVE)?;
+            Ok((broker, proxy))
+        })
+    }
+
+    /// The address for clients; the proxy's, where there is one.
+    pub fn bootstrap(&self) -> String {
+        self.advertised.clone()
+    }
+
+    /// An address that never leads through a proxy, for a test that checks what arrived.
+    pub fn bootstrap_inside(&self) -> String {
+        format!("127.0.0.1:{}", self.ports.inside)
+    }
+
+    /// SIGKILL: the broker is gone on return, and its data stays for [`Broker::restart`].
+    pub fn kill(&mut self) {
+        self.jvm.kill();
+    }
+
+    /// Starts the broker again on the same ports and data, killing it first if it runs.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.jvm = spawn(&self.home, self.scratch.path(), USE_ARCHIVE);
+        self.wait_until_it_serves()
+            .unwrap_or_else(|failure| failure.panic());
+    }
+
+    fn boot(home: &Path, ports: Ports, advertised: String, flag: &str) -> Result<Broker, Failure> {
+        // Not in /tmp: should anything stay behind, `cargo clean` takes it.
+        let scratch = TempDir::with_prefix_in("kafka-", env!("CARGO_TARGET_TMPDIR"));
+        let scratch = scratch.expect("the target directory is writable");
+        let properties = ports.properties(&advertised, &scratch.path().join("data"));
+        fs::write(scratch.path().join("server.properties"), properties)
+            .expect("a fresh directory is writable");
+        let mut copy = Command::new("cp");
+        copy.arg("-r")
+            .arg(home.join("formatted"))
+            .arg(scratch.path().join("data"));
+        run(&mut copy);
+        let jvm = spawn(home, scratch.path(), flag);
+        let mut broker = Broker {
+            home: home.to_owned(),
+            ports,
+            advertised,
+            scratch,
+            jvm,
+        };
+        broker.wait_until_it_serves()?;
+        Ok(broker)
+    }
+
+    fn wait_until_it_serves(&mut self) -> Result<(), Failure> {
+        let deadline = Instant::now() + START_LIMIT;
+        // The closure ends by itself at the deadline, to hand out the log.
+        wait_for("a broker that starts or fails", START_LIMIT * 2, || {
+            let exit = self.jvm.try_exit();
+            let log =
+                fs::read_to_string(self.scratch.path().join("broker.log")).unwrap_or_default();
+            if let Some(status) = exit {
+                Some(Err(Failure {
+                    what: format!("the broker ended ({status})"),
+                    log,
+                }))
+            } else if log.contains(SERVES) && TcpStream::connect(self.ports.client()).is_ok() {
+                Some(Ok(()))
+            } else if Instant::now() > deadline {
+                Some(Err(Failure {
+                    what: format!("no broker within {START_LIMIT:?}"),
+                    log,
+                }))
+            } else {
+                None
+            }
+        })
+    }
+}
+
+impl Drop for Broker {
+    /// The JVM first: it must not find its files gone.
+    fn drop(&mut self) {
+        self.jvm.kill();
+    }
+}
+
+/// The JVM of a broker whose files are in `scratch`. The class path is relative, because the archive of
+/// classes names it and must outlive the renaming of `home`.
+fn spawn(home: &Path, scratch: &Path, flag: &str) -> Leashed {
+    let log = File::create(scratch.join("broker.log")).expect("a fresh directory is writable");
+    let mut java = Leashed::command_with_scratch("java", scratch);
+    java.args(JVM).args([flag, "-cp", "libs/*", "kafka.Kafka"]);
+    java.arg(scratch.join("server.properties"))
+        .current_dir(home);
+    java.stdout(log.try_clone().expect("a descriptor is left"))
+        .stderr(log);
+    Leashed::spawn(java)
+}
+
+/// Why a broker did not start.
+struct Failure {
+    what: String,
+    log: String,
+}
+
+impl Failure {
+    fn panic(&self) -> ! {
+        let lines: Vec<&str> = self.log.lines().collect();
+        let tail = &lines[lines.len().saturating_sub(60)..];
+        panic!("{}; the end of its log:\n{}", self.what, tail.join("\n"));
+    }
+}
+
+/// Between the choice of ports and the start of the broker another process may take one: once is bad luck.
+fn retry_taken_ports<T>(attempt: impl Fn() -> Result<T, Failure>) -> T {
+    let result = match attempt() {
+        Err(failure) if failure.log.contains("Address already in use") => attempt(),
+        result => result,
+    };
+    result.unwrap_or_else(|failure| failure.panic())
+}
+
+struct Ports {
+    client: u16,
+    inside: u16,
+    controller: u16,
+}
+
+impl Ports {
+    fn choose() -> Ports {
+        // All three are held until the last is chosen.
+        let listeners = [free_port(), free_port(), free_port()];
+        let [client, inside, controller] = listeners.each_ref().map(|listener| {
+            listener
+                .local_addr()
+                .expect("a bound listener has an address")
+                .port()
+        });
+        Ports {
+            client,
+            inside,
+            controller,
+        }
+    }
+
+    fn client(&self) -> String {
+        format!("127.0.0.1:{}", self.client)
+    }
+
+    fn properties(&self, advertised: &str, data: &Path) -> String {
+        let Ports {
+            client,
+            inside,
+            controller,
+        } = self;
+        let data = data.display();
+        // The session is short because a broker killed with -9 stays fenced until its old session ends,
+        // and not shorter because a test machine may stop for a second.
+        format!(
+            "process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+listeners=CLIENT://127.0.0.1:{client},INSIDE://127.0.0.1:{inside},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=CLIENT://{advertised},INSIDE://127.0.0.1:{inside}
+listener.security.protocol.map=CLIENT:PLAINTEXT,INSIDE:PLAINTEXT,CONTROLLER:PLAINTEXT
+inter.broker.listener.name=INSIDE
+controller.listener.names=CONTROLLER
+log.dirs={data}
+auto.create.topics.enable=false
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=1
+group.initial.rebalance.delay.ms=0
+broker.heartbeat.interval.ms=250
+broker.session.timeout.ms=2000
+controller.quorum.election.timeout.ms=200
+num.network.threads=2
+num.io.threads=4
+log.cleaner.dedupe.buffer.size=4194304
+"
+        )
+    }
+}
+
+/// The home of a version: `libs` with its jars, `formatted` with an empty data directory as
+/// `kafka.tools.StorageTool` makes it, `classes.jsa`. Made once for a target directory.
+fn installed(version: &str) -> PathBuf {
+    // Threads that need the same version wait for the one that fetches it.
+    static FETCH: Mutex<()> = Mutex::new(());
+    static JAVA: OnceLock<()> = OnceLock::new();
+    let _turn = lock(&FETCH);
+    JAVA.get_or_init(require_java);
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .parent()
+        .expect("target/tmp is in target");
+    let kafka = target.join("kafka");
+    let home = kafka.join(version);
+    if home.is_dir() {
+        return home;
+    }
+    fs::create_dir_all(&kafka).expect("the target directory is writable");
+    let staging =
+        TempDir::with_prefix_in(format!("{version}-"), &kafka).expect("kafka/ is writable");
+    fetch(version, staging.path());
+    format(staging.path());
+    archive_classes(staging.path());
+    // Whole or not at all; when another test process was faster, its home is as good.
+    if let Err(error) = fs::rename(staging.path(), &home) {
+        assert!(
+            home.is_dir(),
+            "rename {} to {}: {error}",
+            staging.path().display(),
+            home.display()
+        );
+    }
+    home
+}
+
+/// The jars of a whole broker, and the plainest logger, for without one it starts in silence.
+fn fetch(version: &str, home: &Path) {
+    let pom = format!(
+        "<project xmlns=\"http://maven.apache.org/POM/4.0.0\">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>payrelay.test</groupId><artifactId>kafka</artifactId><version>1</version>
+  <dependencies>
+    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{version}</version></dependency>
+    <dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version></dependency>
+  </dependencies>
+</project>
+"
+    );
+    fs::write(home.join("pom.xml"), pom).expect("a fresh directory is writable");
+    let mut maven = Command::new("mvn");
+    maven.args(["-B", "-q", "dependency:copy-dependencies"]);
+    maven
+        .args(["-DincludeScope=runtime", "-DoutputDirectory=libs"])
+        .current_dir(home);
+    run(&mut maven);
+}
+
+/// A data directory holds no port and no path, so one formatted copy serves every broker of its version.
+fn format(home: &Path) {
+    let properties = Ports::choose().properties("127.0.0.1:1", Path::new("formatted"));
+    fs::write(home.join("format.properties"), properties).expect("a fresh directory is writable");
+    let mut java = Command::new("java");
+    java.args(JVM)
+        .args(["-cp", "libs/*", "kafka.tools.StorageTool", "format"]);
+    java.args(["-t", "cGF5cmVsYXktdGVzdHMtMQ", "-c", "format.properties"])
+        .current_dir(home);
+    run(&mut java);
+}
+
+/// Runs a broker once, to its orderly end, for the JVM to write down the classes that it loads.
+fn archive_classes(home: &Path) {
+    let mut broker = retry_taken_ports(|| {
+        let ports = Ports::choose();
+        let advertised = ports.client();
+        Broker::boot(home, ports, advertised, WRITE_ARCHIVE)
+    });
+    broker.jvm.terminate(START_LIMIT);
+}
+
+fn require_java() {
+    let version =
+        String::from_utf8_lossy(&run(Command::new("java").arg("-version")).stderr).into_owned();
+    // `openjdk version "17.0.15" 2025-04-15`, and "1.8.0_402" in the old days.
+    let number = version
+        .split('"')
+        .nth(1)
+        .and_then(|quoted| quoted.split(['.', '-', '_']).next());
+    let major = number.and_then(|number| number.parse::<u32>().ok());
+    assert!(
+        major >= Some(17),
+        "Kafka needs Java 17 or later, and `java -version` says:\n{version}\n{INSTALL}"
+    );
+}
+
+const INSTALL: &str = "The tests run a real Kafka. Install what it needs: \
+    apt-get install openjdk-17-jre-headless maven";
+
+fn run(command: &mut Command) -> Output {
+    let output = command.output().unwrap_or_else(|error| match error.kind() {
+        ErrorKind::NotFound => panic!("{:?} is not installed. {INSTALL}", command.get_program()),
+        _ => panic!("{command:?}: {error}"),
+    });
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{stdout}\n{stderr}",
+        output.status
+    );
+    output
+}

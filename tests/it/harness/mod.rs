@@ -1,0 +1,48 @@
+//! What the tests stand on: a real Kafka, a stand-in for Slack, a hostile network, the real binary.
+//!
+//! Everything here talks over real sockets of 127.0.0.1 and ends with its owner: dropping a value stops
+//! its threads and processes, and a process also dies with a test run that never came to drop it.
+
+pub mod http;
+pub mod kafka;
+mod leash;
+mod listen;
+pub mod process;
+pub mod proxy;
+pub mod slack;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Between two looks at a condition: short beside what tests wait for, long beside the cost of a look.
+const POLL: Duration = Duration::from_millis(3);
+
+/// Waits until `condition` holds, and panics with `what` when it does not within `limit`.
+#[track_caller]
+pub fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
+    wait_for(what, limit, || condition().then_some(()));
+}
+
+/// Waits until `poll` has a value, and panics with `what` when it has none within `limit`.
+#[track_caller]
+pub fn wait_for<T>(what: &str, limit: Duration, mut poll: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        // Read before the look, so that a look which itself takes long is never the last one unseen.
+        let elapsed = start.elapsed();
+        if let Some(value) = poll() {
+            return value;
+        }
+        assert!(
+            elapsed < limit,
+            "waited {elapsed:.1?} (limit {limit:?}) for: {what}"
+        );
+        thread::park_timeout(POLL);
+    }
+}
+
+/// Locks even after a panic elsewhere: the first failure is the one to read, not the poisoned locks after it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,194 @@
+//! The real binary as a child process: started, watched through its log, ended with care or without.
+
+use super::leash::Leashed;
+use super::{lock, wait_for, wait_until};
+use std::env;
+use std::io::{BufRead as _, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_payrelay");
+const START_LIMIT: Duration = Duration::from_secs(20);
+const EXIT_LIMIT: Duration = Duration::from_secs(15);
+
+/// The line on stderr that says that the binary serves ends with this and its address.
+const LISTENING: &str = "listening on http://";
+
+/// What the binary is started with.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The working directory, which holds payrelay.db.
+    pub dir: PathBuf,
+    pub env: Vec<(String, String)>,
+    pub args: Vec<String>,
+}
+
+/// A running payrelay; dropping it kills it, and shows its log if the test has failed.
+pub struct Payrelay {
+    process: Leashed,
+    address: SocketAddr,
+    log: Arc<Mutex<Vec<String>>>,
+    drain: Option<JoinHandle<()>>,
+}
+
+impl Payrelay {
+    /// Starts the binary on a free port, unless `env` sets one, and waits until it serves.
+    #[track_caller]
+    pub fn start(options: Options) -> Payrelay {
+        let mut process = spawn(options, Stdio::null());
+        let stderr = BufReader::new(process.take_stderr());
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let drain = thread::spawn({
+            let log = Arc::clone(&log);
+            move || {
+                stderr
+                    .lines()
+                    .map_while(Result::ok)
+                    .for_each(|line| lock(&log).push(line))
+            }
+        });
+        let mut drain = Some(drain);
+        let deadline = Instant::now() + START_LIMIT;
+        // The closure ends by itself at the deadline, to show the log.
+        let address = wait_for("a payrelay that serves", START_LIMIT * 2, || {
+            let exit = process.try_exit();
+            if exit.is_some() {
+                drain.take().map(JoinHandle::join);
+            }
+            let lines = lock(&log).join("\n");
+            let address = listening_address(&lines);
+            if address.is_none() && (exit.is_some() || Instant::now() > deadline) {
+                panic!("payrelay does not serve (exit: {exit:?}):\n{lines}");
+            }
+            address
+        });
+        Payrelay {
+            process,
+            address,
+            log,
+            drain,
+        }
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// All that it has written to stderr so far; complete once it has ended.
+    pub fn log(&self) -> String {
+        lock(&self.log).join("\n")
+    }
+
+    #[track_caller]
+    pub fn wait_for_log(&self, needle: &str, limit: Duration) {
+        wait_until(&format!("{needle:?} in the log"), limit, || {
+            self.log().contains(needle)
+        });
+    }
+
+    /// SIGTERM, as systemd does it, and the status of the exit.
+    #[track_caller]
+    pub fn terminate(&mut self) -> ExitStatus {
+        let status = self.process.terminate(EXIT_LIMIT);
+        self.finish_log();
+        status
+    }
+
+    /// SIGKILL: it is gone on return.
+    pub fn kill9(&mut self) {
+        self.process.kill();
+        self.finish_log();
+    }
+
+    /// The status of an exit that nobody asked for, and none while it runs.
+    pub fn try_exit(&mut self) -> Option<ExitStatus> {
+        let status = self.process.try_exit()?;
+        self.finish_log();
+        Some(status)
+    }
+
+    /// The pipe ends with the process, and then the log is complete.
+    fn finish_log(&mut self) {
+        if let Some(drain) = self.drain.take() {
+            let _ = drain.join();
+        }
+    }
+}
+
+impl Drop for Payrelay {
+    fn drop(&mut self) {
+        self.kill9();
+        if thread::panicking() {
+            eprintln!("--- log of payrelay {}:\n{}", self.pid(), self.log());
+        }
+    }
+}
+
+/// Runs a command line that ends by itself.
+#[track_caller]
+pub fn run_to_exit(options: Options) -> Output {
+    let what = format!("the end of {options:?}");
+    let mut process = spawn(options, Stdio::piped());
+    let stdout = read_all(process.take_stdout());
+    let stderr = read_all(process.take_stderr());
+    let status = wait_for(&what, START_LIMIT, || process.try_exit());
+    let [stdout, stderr] =
+        [stdout, stderr].map(|thread| thread.join().expect("reading does not panic"));
+    Output {
+        status,
+        stdout,
+        stderr,
+    }
+}
+
+fn spawn(options: Options, stdout: Stdio) -> Leashed {
+    let mut command = Leashed::command(BINARY);
+    // The environment of whoever runs the tests must not configure the product.
+    for (name, _) in env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"PAYRELAY_") {
+            command.env_remove(name);
+        }
+    }
+    command
+        .env("PAYRELAY_HTTP_LISTEN", "127.0.0.1:0")
+        .envs(options.env);
+    command
+        .args(options.args)
+        .current_dir(options.dir)
+        .stdout(stdout)
+        .stderr(Stdio::piped());
+    Leashed::spawn(command)
+}
+
+fn listening_address(log: &str) -> Option<SocketAddr> {
+    let (_, rest) = log.split_once(LISTENING)?;
+    let end = rest
+        .find(|c: char| c.is_whitespace() || c == '/')
+        .unwrap_or(rest.len());
+    Some(
+        rest[..end]
+            .parse()
+            .unwrap_or_else(|error| panic!("{:?} is no address: {error}", &rest[..end])),
+    )
+}
+
+fn read_all(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // What could be read before an error is worth showing.
+        let _ = pipe.read_to_end(&mut bytes);
+        bytes
+    })
+}

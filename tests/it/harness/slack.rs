@@ -1,0 +1,184 @@
+//! A stand-in for Slack's incoming webhook, over real HTTP, that records what it is sent and answers as told.
+
+use super::http::{Headers, read_body, read_head};
+use super::listen::{Server, free_port};
+use super::lock;
+use serde_json::Value;
+use std::io::{self, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+/// Webhook paths are secrets: a test can search logs for `secret-token`.
+const PATH: &str = "/services/T000/B000/secret-token";
+
+/// What Slack does with one request.
+#[derive(Debug, Clone)]
+pub enum Answer {
+    /// 200, and the message counts as shown.
+    Ok,
+    Status(u16),
+    /// A status with further headers, such as `Retry-After`.
+    StatusWith(u16, Headers),
+    /// No answer on an open connection, until the client leaves or Slack stops.
+    Hang,
+    /// The connection ends after the request, as when an answer is lost on the way.
+    CloseAfterRead,
+}
+
+/// One request as it arrived.
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub at: Instant,
+    pub text: String,
+    pub headers: Headers,
+}
+
+type Script = dyn Fn(usize, &str) -> Answer + Send + Sync;
+
+/// The webhook; dropping it closes its connections and joins its threads.
+pub struct FakeSlack {
+    address: SocketAddr,
+    webhook: Arc<Webhook>,
+    server: Option<Server>,
+}
+
+struct Webhook {
+    script: Mutex<Arc<Script>>,
+    record: Mutex<Record>,
+}
+
+#[derive(Default)]
+struct Record {
+    requests: Vec<Request>,
+    shown: Vec<String>,
+}
+
+impl FakeSlack {
+    pub fn start() -> FakeSlack {
+        let listener = free_port();
+        let webhook = Webhook {
+            script: Mutex::new(Arc::new(|_, _| Answer::Ok)),
+            record: Mutex::default(),
+        };
+        let mut slack = FakeSlack {
+            address: listener
+                .local_addr()
+                .expect("a bound listener has an address"),
+            webhook: Arc::new(webhook),
+            server: None,
+        };
+        slack.serve(listener);
+        slack
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}{PATH}", self.address)
+    }
+
+    /// Answers from now on with `script(n, text)`, where `n` counts all requests since the start, from 0.
+    pub fn answer_with(&self, script: impl Fn(usize, &str) -> Answer + Send + Sync + 'static) {
+        *lock(&self.webhook.script) = Arc::new(script);
+    }
+
+    /// The texts that were answered with 2xx, in order: what people in the channel see.
+    pub fn messages(&self) -> Vec<String> {
+        lock(&self.webhook.record).shown.clone()
+    }
+
+    /// The number of requests that arrived whole, whatever the answer.
+    pub fn attempts(&self) -> usize {
+        lock(&self.webhook.record).requests.len()
+    }
+
+    /// Every request that arrived whole, in order.
+    pub fn requests(&self) -> Vec<Request> {
+        lock(&self.webhook.record).requests.clone()
+    }
+
+    /// An outage: open connections end and new ones are refused. What was recorded stays.
+    pub fn stop(&mut self) {
+        self.server = None;
+    }
+
+    /// The end of the outage, on the same port.
+    pub fn start_again(&mut self) {
+        assert!(self.server.is_none(), "Slack is running");
+        let listener = TcpListener::bind(self.address);
+        self.serve(listener.expect("the port of a stopped Slack stays free"));
+    }
+
+    fn serve(&mut self, listener: TcpListener) {
+        let webhook = Arc::clone(&self.webhook);
+        // How a connection ends is the client's affair: it shows in the product, not here.
+        self.server = Some(Server::start(listener, move |stream| {
+            drop(webhook.converse(stream))
+        }));
+    }
+}
+
+impl Webhook {
+    /// Serves one connection until either side ends it.
+    fn converse(&self, stream: &TcpStream) -> io::Result<()> {
+        let mut reader = BufReader::new(stream);
+        while let Some((line, headers)) = read_head(&mut reader)? {
+            let body = read_body(&mut reader, &headers)?;
+            let (status, more, text) = match self.answer(&line, headers, &body) {
+                (Answer::Ok, text) => (200, Vec::new(), text),
+                (Answer::Status(status), text) => (status, Vec::new(), text),
+                (Answer::StatusWith(status, more), text) => (status, more, text),
+                (Answer::Hang, _) => return reader.read_to_end(&mut Vec::new()).map(drop),
+                (Answer::CloseAfterRead, _) => return Ok(()),
+            };
+            let ok = (200..300).contains(&status);
+            if ok {
+                // Before the answer leaves: who has seen the client succeed finds the message here.
+                lock(&self.record).shown.push(text);
+            }
+            respond(stream, status, &more, if ok { "ok" } else { "not ok" })?;
+        }
+        Ok(())
+    }
+
+    /// Records the request and asks the script; refuses what Slack itself would refuse.
+    fn answer(&self, line: &str, headers: Headers, body: &[u8]) -> (Answer, String) {
+        let body: Option<Value> = serde_json::from_slice(body).ok();
+        let text = body.as_ref().and_then(|body| body["text"].as_str());
+        let request = Request {
+            at: Instant::now(),
+            text: text.unwrap_or_default().to_owned(),
+            headers,
+        };
+        let count = {
+            let mut record = lock(&self.record);
+            record.requests.push(request);
+            record.requests.len() - 1
+        };
+        let answer = match text {
+            _ if line != format!("POST {PATH} HTTP/1.1") => Answer::Status(404),
+            None => Answer::Status(400),
+            Some(text) => {
+                let script = Arc::clone(&lock(&self.script));
+                script(count, text)
+            }
+        };
+        (answer, text.unwrap_or_default().to_owned())
+    }
+}
+
+fn respond(
+    mut stream: &TcpStream,
+    status: u16,
+    more: &[(String, String)],
+    body: &str,
+) -> io::Result<()> {
+    let more: String = more
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
+    let length = body.len();
+    let response = format!(
+        "HTTP/1.1 {status} Told So\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n{more}\r\n{body}"
+    );
+    stream.write_all(response.as_bytes())
+}
