@@ -89,11 +89,17 @@ impl Writer {
 
     /// Background jobs are taken only when no other waits. `None`: stop.
     fn next(&self, stop: &Stop) -> Option<Job> {
-        select_biased! {
+        let job = select_biased! {
             recv(stop.signal()) -> _ => None,
             recv(self.jobs) -> job => job.ok(),
             recv(self.background) -> job => job.ok(),
+        };
+        if job.is_none() {
+            // Without a handle there is no more work. But the last connection to close folds the log into the file,
+            // and that is to be this one: it waits until the readers are gone.
+            let _ = stop.signal().recv();
         }
+        job
     }
 
     /// One transaction, from its first job to the answers.

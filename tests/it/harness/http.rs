@@ -30,12 +30,8 @@ impl Response {
     /// The body as JSON; panics with the whole response when it is something else.
     #[track_caller]
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| {
-            panic!(
-                "not JSON ({error}): {self:?}, {}",
-                String::from_utf8_lossy(&self.body)
-            )
-        })
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("not JSON ({error}): {self:?}, {}", String::from_utf8_lossy(&self.body)))
     }
 
     /// The first header of that lower-case name.
@@ -47,18 +43,10 @@ impl Response {
 impl Client {
     #[track_caller]
     pub fn connect(address: SocketAddr) -> Client {
-        let stream = TcpStream::connect(address)
-            .unwrap_or_else(|error| panic!("connect to {address}: {error}"));
-        stream
-            .set_read_timeout(Some(READ_TIMEOUT))
-            .expect("the time-out is not zero");
-        stream
-            .set_nodelay(true)
-            .expect("a fresh socket takes options");
-        Client {
-            address,
-            reader: BufReader::new(stream),
-        }
+        let stream = TcpStream::connect(address).unwrap_or_else(|error| panic!("connect to {address}: {error}"));
+        stream.set_read_timeout(Some(READ_TIMEOUT)).expect("the time-out is not zero");
+        stream.set_nodelay(true).expect("a fresh socket takes options");
+        Client { address, reader: BufReader::new(stream) }
     }
 
     /// Sends the bytes as they are. An error is for the test to judge: a server may close on bad input.
@@ -83,26 +71,16 @@ impl Client {
     /// The next status line and headers, without a body: for a 1xx, and for the answer to a HEAD.
     #[track_caller]
     pub fn read_interim(&mut self) -> Response {
-        let head =
-            read_head(&mut self.reader).unwrap_or_else(|error| panic!("read a response: {error}"));
+        let head = read_head(&mut self.reader).unwrap_or_else(|error| panic!("read a response: {error}"));
         let (line, headers) = head.expect("a response, but the server closed the connection");
-        let status = line
-            .split(' ')
-            .nth(1)
-            .and_then(|status| status.parse().ok());
+        let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());
         let status = status.unwrap_or_else(|| panic!("not a status line: {line:?}"));
-        Response {
-            status,
-            headers,
-            body: Vec::new(),
-        }
+        Response { status, headers, body: Vec::new() }
     }
 
     #[track_caller]
     fn read_response_body(&mut self, response: &Response) -> Vec<u8> {
-        let framed = response
-            .header("content-length")
-            .or(response.header("transfer-encoding"));
+        let framed = response.header("content-length").or(response.header("transfer-encoding"));
         let body = if framed.is_some() {
             read_body(&mut self.reader, &response.headers)
         } else {
@@ -122,10 +100,7 @@ impl Client {
 
     #[track_caller]
     pub fn get(&mut self, path: &str) -> Response {
-        self.send(&format!(
-            "GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n",
-            self.address
-        ))
+        self.send(&format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.address))
     }
 
     #[track_caller]
@@ -166,9 +141,7 @@ pub fn read_head(reader: &mut impl BufRead) -> io::Result<Option<(String, Header
 
 /// The body that the headers announce: chunked, or of a stated length, or none.
 pub fn read_body(reader: &mut impl BufRead, headers: &[(String, String)]) -> io::Result<Vec<u8>> {
-    if header(headers, "transfer-encoding")
-        .is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"))
-    {
+    if header(headers, "transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) {
         return read_chunks(reader);
     }
     let length = header(headers, "content-length").unwrap_or("0");

@@ -16,21 +16,15 @@ use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-const START_LIMIT: Duration = Duration::from_secs(60);
+const START_LIMIT: Duration = Duration::from_mins(1);
 
 /// What the broker logs once it is unfenced and answers requests; the ports are open long before.
 const SERVES: &str = "Kafka Server started";
 
 /// Lives short: the fast compiler and the plainest collector start soonest. The archive of loaded classes
 /// halves the start; a JVM that it does not suit goes on without it. The log tells only of the broker.
-const JVM: [&str; 6] = [
-    "-Xms256m",
-    "-Xmx768m",
-    "-XX:+UseSerialGC",
-    "-XX:TieredStopAtLevel=1",
-    "-Xshare:auto",
-    "-Xlog:disable",
-];
+const JVM: [&str; 6] =
+    ["-Xms256m", "-Xmx768m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-Xlog:disable"];
 const USE_ARCHIVE: &str = "-XX:SharedArchiveFile=classes.jsa";
 const WRITE_ARCHIVE: &str = "-XX:ArchiveClassesAtExit=classes.jsa";
 
@@ -41,12 +35,6 @@ pub struct Broker {
     advertised: String,
     scratch: TempDir,
     jvm: Leashed,
-}
-
-/// One 4.4.0 broker for all tests of this process that only need topics of their own.
-pub fn shared() -> &'static Broker {
-    static SHARED: OnceLock<Broker> = OnceLock::new();
-    SHARED.get_or_init(|| Broker::start("4.4.0"))
 }
 
 impl Broker {
@@ -90,8 +78,7 @@ impl Broker {
     pub fn restart(&mut self) {
         self.kill();
         self.jvm = spawn(&self.home, self.scratch.path(), USE_ARCHIVE);
-        self.wait_until_it_serves()
-            .unwrap_or_else(|failure| failure.panic());
+        self.wait_until_it_serves().unwrap_or_else(|failure| failure.panic());
     }
 
     fn boot(home: &Path, ports: Ports, advertised: String, flag: &str) -> Result<Broker, Failure> {
@@ -99,21 +86,12 @@ impl Broker {
         let scratch = TempDir::with_prefix_in("kafka-", env!("CARGO_TARGET_TMPDIR"));
         let scratch = scratch.expect("the target directory is writable");
         let properties = ports.properties(&advertised, &scratch.path().join("data"));
-        fs::write(scratch.path().join("server.properties"), properties)
-            .expect("a fresh directory is writable");
+        fs::write(scratch.path().join("server.properties"), properties).expect("a fresh directory is writable");
         let mut copy = Command::new("cp");
-        copy.arg("-r")
-            .arg(home.join("formatted"))
-            .arg(scratch.path().join("data"));
+        copy.arg("-r").arg(home.join("formatted")).arg(scratch.path().join("data"));
         run(&mut copy);
         let jvm = spawn(home, scratch.path(), flag);
-        let mut broker = Broker {
-            home: home.to_owned(),
-            ports,
-            advertised,
-            scratch,
-            jvm,
-        };
+        let mut broker = Broker { home: home.to_owned(), ports, advertised, scratch, jvm };
         broker.wait_until_it_serves()?;
         Ok(broker)
     }
@@ -123,20 +101,13 @@ impl Broker {
         // The closure ends by itself at the deadline, to hand out the log.
         wait_for("a broker that starts or fails", START_LIMIT * 2, || {
             let exit = self.jvm.try_exit();
-            let log =
-                fs::read_to_string(self.scratch.path().join("broker.log")).unwrap_or_default();
+            let log = fs::read_to_string(self.scratch.path().join("broker.log")).unwrap_or_default();
             if let Some(status) = exit {
-                Some(Err(Failure {
-                    what: format!("the broker ended ({status})"),
-                    log,
-                }))
+                Some(Err(Failure { what: format!("the broker ended ({status})"), log }))
             } else if log.contains(SERVES) && TcpStream::connect(self.ports.client()).is_ok() {
                 Some(Ok(()))
             } else if Instant::now() > deadline {
-                Some(Err(Failure {
-                    what: format!("no broker within {START_LIMIT:?}"),
-                    log,
-                }))
+                Some(Err(Failure { what: format!("no broker within {START_LIMIT:?}"), log }))
             } else {
                 None
             }
@@ -157,10 +128,8 @@ fn spawn(home: &Path, scratch: &Path, flag: &str) -> Leashed {
     let log = File::create(scratch.join("broker.log")).expect("a fresh directory is writable");
     let mut java = Leashed::command_with_scratch("java", scratch);
     java.args(JVM).args([flag, "-cp", "libs/*", "kafka.Kafka"]);
-    java.arg(scratch.join("server.properties"))
-        .current_dir(home);
-    java.stdout(log.try_clone().expect("a descriptor is left"))
-        .stderr(log);
+    java.arg(scratch.join("server.properties")).current_dir(home);
+    java.stdout(log.try_clone().expect("a descriptor is left")).stderr(log);
     Leashed::spawn(java)
 }
 
@@ -197,17 +166,9 @@ impl Ports {
     fn choose() -> Ports {
         // All three are held until the last is chosen.
         let listeners = [free_port(), free_port(), free_port()];
-        let [client, inside, controller] = listeners.each_ref().map(|listener| {
-            listener
-                .local_addr()
-                .expect("a bound listener has an address")
-                .port()
-        });
-        Ports {
-            client,
-            inside,
-            controller,
-        }
+        let [client, inside, controller] =
+            listeners.each_ref().map(|listener| listener.local_addr().expect("a bound listener has an address").port());
+        Ports { client, inside, controller }
     }
 
     fn client(&self) -> String {
@@ -215,11 +176,7 @@ impl Ports {
     }
 
     fn properties(&self, advertised: &str, data: &Path) -> String {
-        let Ports {
-            client,
-            inside,
-            controller,
-        } = self;
+        let Ports { client, inside, controller } = self;
         let data = data.display();
         // The session is short because a broker killed with -9 stays fenced until its old session ends,
         // and not shorter because a test machine may stop for a second.
@@ -259,28 +216,20 @@ fn installed(version: &str) -> PathBuf {
     static JAVA: OnceLock<()> = OnceLock::new();
     let _turn = lock(&FETCH);
     JAVA.get_or_init(require_java);
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .parent()
-        .expect("target/tmp is in target");
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("target/tmp is in target");
     let kafka = target.join("kafka");
     let home = kafka.join(version);
     if home.is_dir() {
         return home;
     }
     fs::create_dir_all(&kafka).expect("the target directory is writable");
-    let staging =
-        TempDir::with_prefix_in(format!("{version}-"), &kafka).expect("kafka/ is writable");
+    let staging = TempDir::with_prefix_in(format!("{version}-"), &kafka).expect("kafka/ is writable");
     fetch(version, staging.path());
     format(staging.path());
     archive_classes(staging.path());
     // Whole or not at all; when another test process was faster, its home is as good.
     if let Err(error) = fs::rename(staging.path(), &home) {
-        assert!(
-            home.is_dir(),
-            "rename {} to {}: {error}",
-            staging.path().display(),
-            home.display()
-        );
+        assert!(home.is_dir(), "rename {} to {}: {error}", staging.path().display(), home.display());
     }
     home
 }
@@ -301,9 +250,7 @@ fn fetch(version: &str, home: &Path) {
     fs::write(home.join("pom.xml"), pom).expect("a fresh directory is writable");
     let mut maven = Command::new("mvn");
     maven.args(["-B", "-q", "dependency:copy-dependencies"]);
-    maven
-        .args(["-DincludeScope=runtime", "-DoutputDirectory=libs"])
-        .current_dir(home);
+    maven.args(["-DincludeScope=runtime", "-DoutputDirectory=libs"]).current_dir(home);
     run(&mut maven);
 }
 
@@ -312,10 +259,8 @@ fn format(home: &Path) {
     let properties = Ports::choose().properties("127.0.0.1:1", Path::new("formatted"));
     fs::write(home.join("format.properties"), properties).expect("a fresh directory is writable");
     let mut java = Command::new("java");
-    java.args(JVM)
-        .args(["-cp", "libs/*", "kafka.tools.StorageTool", "format"]);
-    java.args(["-t", "cGF5cmVsYXktdGVzdHMtMQ", "-c", "format.properties"])
-        .current_dir(home);
+    java.args(JVM).args(["-cp", "libs/*", "kafka.tools.StorageTool", "format"]);
+    java.args(["-t", "cGF5cmVsYXktdGVzdHMtMQ", "-c", "format.properties"]).current_dir(home);
     run(&mut java);
 }
 
@@ -330,18 +275,11 @@ fn archive_classes(home: &Path) {
 }
 
 fn require_java() {
-    let version =
-        String::from_utf8_lossy(&run(Command::new("java").arg("-version")).stderr).into_owned();
+    let version = String::from_utf8_lossy(&run(Command::new("java").arg("-version")).stderr).into_owned();
     // `openjdk version "17.0.15" 2025-04-15`, and "1.8.0_402" in the old days.
-    let number = version
-        .split('"')
-        .nth(1)
-        .and_then(|quoted| quoted.split(['.', '-', '_']).next());
+    let number = version.split('"').nth(1).and_then(|quoted| quoted.split(['.', '-', '_']).next());
     let major = number.and_then(|number| number.parse::<u32>().ok());
-    assert!(
-        major >= Some(17),
-        "Kafka needs Java 17 or later, and `java -version` says:\n{version}\n{INSTALL}"
-    );
+    assert!(major >= Some(17), "Kafka needs Java 17 or later, and `java -version` says:\n{version}\n{INSTALL}");
 }
 
 const INSTALL: &str = "The tests run a real Kafka. Install what it needs: \
@@ -349,17 +287,10 @@ const INSTALL: &str = "The tests run a real Kafka. Install what it needs: \
 
 fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap_or_else(|error| match error.kind() {
-        ErrorKind::NotFound => panic!("{:?} is not installed. {INSTALL}", command.get_program()),
+        ErrorKind::NotFound => panic!("{} is not installed. {INSTALL}", command.get_program().display()),
         _ => panic!("{command:?}: {error}"),
     });
-    let (stdout, stderr) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
-    assert!(
-        output.status.success(),
-        "{command:?}: {}\n{stdout}\n{stderr}",
-        output.status
-    );
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{command:?}: {}\n{stdout}\n{stderr}", output.status);
     output
 }

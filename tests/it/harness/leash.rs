@@ -51,25 +51,16 @@ impl Leashed {
     }
 
     pub fn take_stdout(&mut self) -> ChildStdout {
-        self.child
-            .stdout
-            .take()
-            .expect("stdout is a pipe that nobody has taken")
+        self.child.stdout.take().expect("stdout is a pipe that nobody has taken")
     }
 
     pub fn take_stderr(&mut self) -> ChildStderr {
-        self.child
-            .stderr
-            .take()
-            .expect("stderr is a pipe that nobody has taken")
+        self.child.stderr.take().expect("stderr is a pipe that nobody has taken")
     }
 
     /// The status of a child that has ended, and none while it runs.
     pub fn try_exit(&mut self) -> Option<ExitStatus> {
-        let status = self
-            .child
-            .try_wait()
-            .expect("our own child can be waited for")?;
+        let status = self.child.try_wait().expect("our own child can be waited for")?;
         // The pid may now go to another process: the watcher must not kill it. It may have left already.
         let _ = self.watcher.write_all(b"\n");
         Some(status)
@@ -80,16 +71,9 @@ impl Leashed {
     pub fn terminate(&mut self, limit: Duration) -> ExitStatus {
         let pid = self.id();
         // The shell's own kill: a small image may have no other.
-        let sent = Command::new("sh")
-            .args(["-c", &format!("kill -TERM {pid}")])
-            .status();
-        assert!(
-            sent.is_ok_and(|status| status.success()),
-            "SIGTERM to {pid}, which may have ended"
-        );
-        wait_for(&format!("the exit of {pid} after SIGTERM"), limit, || {
-            self.try_exit()
-        })
+        let sent = Command::new("sh").args(["-c", &format!("kill -TERM {pid}")]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "SIGTERM to {pid}, which may have ended");
+        wait_for(&format!("the exit of {pid} after SIGTERM"), limit, || self.try_exit())
     }
 
     /// SIGKILL, at once, and the child is gone on return. Does nothing to a child that has ended.

@@ -43,23 +43,14 @@ struct Connections {
 }
 
 impl Server {
-    pub fn start(
-        listener: TcpListener,
-        serve: impl Fn(&TcpStream) + Send + Sync + 'static,
-    ) -> Server {
-        let address = listener
-            .local_addr()
-            .expect("a bound listener has an address");
+    pub fn start(listener: TcpListener, serve: impl Fn(&TcpStream) + Send + Sync + 'static) -> Server {
+        let address = listener.local_addr().expect("a bound listener has an address");
         let connections = Arc::new(Mutex::new(Connections::default()));
         let accepting = thread::spawn({
             let connections = Arc::clone(&connections);
             move || accept(&listener, &connections, &Arc::new(serve))
         });
-        Server {
-            address,
-            connections,
-            accepting: Some(accepting),
-        }
+        Server { address, connections, accepting: Some(accepting) }
     }
 }
 

@@ -3,6 +3,7 @@
 //! Everything here talks over real sockets of 127.0.0.1 and ends with its owner: dropping a value stops
 //! its threads and processes, and a process also dies with a test run that never came to drop it.
 
+pub mod cluster;
 pub mod http;
 pub mod kafka;
 mod leash;
@@ -10,6 +11,8 @@ mod listen;
 pub mod process;
 pub mod proxy;
 pub mod slack;
+pub mod store;
+pub mod topic;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -34,10 +37,7 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut poll: impl FnMut() -> Option
         if let Some(value) = poll() {
             return value;
         }
-        assert!(
-            elapsed < limit,
-            "waited {elapsed:.1?} (limit {limit:?}) for: {what}"
-        );
+        assert!(elapsed < limit, "waited {elapsed:.1?} (limit {limit:?}) for: {what}");
         thread::park_timeout(POLL);
     }
 }

@@ -44,12 +44,7 @@ impl Payrelay {
         let log = Arc::new(Mutex::new(Vec::new()));
         let drain = thread::spawn({
             let log = Arc::clone(&log);
-            move || {
-                stderr
-                    .lines()
-                    .map_while(Result::ok)
-                    .for_each(|line| lock(&log).push(line))
-            }
+            move || stderr.lines().map_while(Result::ok).for_each(|line| lock(&log).push(line))
         });
         let mut drain = Some(drain);
         let deadline = Instant::now() + START_LIMIT;
@@ -61,25 +56,15 @@ impl Payrelay {
             }
             let lines = lock(&log).join("\n");
             let address = listening_address(&lines);
-            if address.is_none() && (exit.is_some() || Instant::now() > deadline) {
-                panic!("payrelay does not serve (exit: {exit:?}):\n{lines}");
-            }
+            let hope = address.is_some() || (exit.is_none() && Instant::now() < deadline);
+            assert!(hope, "payrelay does not serve (exit: {exit:?}):\n{lines}");
             address
         });
-        Payrelay {
-            process,
-            address,
-            log,
-            drain,
-        }
+        Payrelay { process, address, log, drain }
     }
 
     pub fn addr(&self) -> SocketAddr {
         self.address
-    }
-
-    pub fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address)
     }
 
     pub fn pid(&self) -> u32 {
@@ -93,9 +78,7 @@ impl Payrelay {
 
     #[track_caller]
     pub fn wait_for_log(&self, needle: &str, limit: Duration) {
-        wait_until(&format!("{needle:?} in the log"), limit, || {
-            self.log().contains(needle)
-        });
+        wait_until(&format!("{needle:?} in the log"), limit, || self.log().contains(needle));
     }
 
     /// SIGTERM, as systemd does it, and the status of the exit.
@@ -144,13 +127,8 @@ pub fn run_to_exit(options: Options) -> Output {
     let stdout = read_all(process.take_stdout());
     let stderr = read_all(process.take_stderr());
     let status = wait_for(&what, START_LIMIT, || process.try_exit());
-    let [stdout, stderr] =
-        [stdout, stderr].map(|thread| thread.join().expect("reading does not panic"));
-    Output {
-        status,
-        stdout,
-        stderr,
-    }
+    let [stdout, stderr] = [stdout, stderr].map(|thread| thread.join().expect("reading does not panic"));
+    Output { status, stdout, stderr }
 }
 
 fn spawn(options: Options, stdout: Stdio) -> Leashed {
@@ -161,27 +139,15 @@ fn spawn(options: Options, stdout: Stdio) -> Leashed {
             command.env_remove(name);
         }
     }
-    command
-        .env("PAYRELAY_HTTP_LISTEN", "127.0.0.1:0")
-        .envs(options.env);
-    command
-        .args(options.args)
-        .current_dir(options.dir)
-        .stdout(stdout)
-        .stderr(Stdio::piped());
+    command.env("PAYRELAY_HTTP_LISTEN", "127.0.0.1:0").envs(options.env);
+    command.args(options.args).current_dir(options.dir).stdout(stdout).stderr(Stdio::piped());
     Leashed::spawn(command)
 }
 
 fn listening_address(log: &str) -> Option<SocketAddr> {
     let (_, rest) = log.split_once(LISTENING)?;
-    let end = rest
-        .find(|c: char| c.is_whitespace() || c == '/')
-        .unwrap_or(rest.len());
-    Some(
-        rest[..end]
-            .parse()
-            .unwrap_or_else(|error| panic!("{:?} is no address: {error}", &rest[..end])),
-    )
+    let end = rest.find(|c: char| c.is_whitespace() || c == '/').unwrap_or(rest.len());
+    Some(rest[..end].parse().unwrap_or_else(|error| panic!("{:?} is no address: {error}", &rest[..end])))
 }
 
 fn read_all(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {

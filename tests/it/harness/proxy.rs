@@ -34,15 +34,8 @@ impl Proxy {
     /// Listens on a port of its own. The upstream is only contacted when somebody connects.
     pub fn start(upstream: String) -> Proxy {
         let listener = free_port();
-        let address = listener
-            .local_addr()
-            .expect("a bound listener has an address");
-        let mut proxy = Proxy {
-            address,
-            upstream,
-            gate: Arc::default(),
-            server: None,
-        };
+        let address = listener.local_addr().expect("a bound listener has an address");
+        let mut proxy = Proxy { address, upstream, gate: Arc::default(), server: None };
         proxy.serve(listener);
         proxy
     }
@@ -75,9 +68,7 @@ impl Proxy {
     fn serve(&mut self, listener: TcpListener) {
         let upstream = self.upstream.clone();
         let gate = Arc::clone(&self.gate);
-        self.server = Some(Server::start(listener, move |client| {
-            gate.join(client, &upstream)
-        }));
+        self.server = Some(Server::start(listener, move |client| gate.join(client, &upstream)));
     }
 }
 
@@ -122,9 +113,7 @@ impl Gate {
     /// Waits while the proxy stalls; false when it has been cut.
     fn pass(&self) -> bool {
         let state = lock(&self.state);
-        let state = self
-            .changed
-            .wait_while(state, |state| *state == State::Stalled);
+        let state = self.changed.wait_while(state, |state| *state == State::Stalled);
         *state.unwrap_or_else(PoisonError::into_inner) == State::Flowing
     }
 }

@@ -1,0 +1,68 @@
+//! A Kafka that can be taken away and given back: a real broker, or the client's fake one. One contract, both.
+
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use krafka::testing::FakeBroker;
+use tokio::sync::oneshot;
+
+use super::kafka::Broker;
+
+/// What the contract asks of a Kafka.
+pub trait Cluster {
+    fn bootstrap(&self) -> String;
+    /// Nothing answers any more.
+    fn take_away(&mut self);
+    /// Everything answers again, and has what it had.
+    fn give_back(&mut self);
+}
+
+impl Cluster for Broker {
+    fn bootstrap(&self) -> String {
+        Broker::bootstrap(self)
+    }
+
+    fn take_away(&mut self) {
+        self.kill();
+    }
+
+    fn give_back(&mut self) {
+        self.restart();
+    }
+}
+
+/// krafka's fake broker. It lives on a thread of its own, which ends when this is dropped.
+pub struct Fake {
+    broker: Arc<FakeBroker>,
+    _stop: oneshot::Sender<()>,
+}
+
+impl Fake {
+    pub fn start() -> Self {
+        let (tell, told) = mpsc::channel();
+        let (stop, stopped) = oneshot::channel::<()>();
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let broker = FakeBroker::start().await.expect("the fake broker starts");
+                tell.send(Arc::new(broker)).expect("somebody has started it");
+                let _ = stopped.await;
+            });
+        });
+        Self { broker: told.recv().expect("the fake broker starts"), _stop: stop }
+    }
+}
+
+impl Cluster for Fake {
+    fn bootstrap(&self) -> String {
+        self.broker.bootstrap_servers()
+    }
+
+    fn take_away(&mut self) {
+        self.broker.crash(0);
+    }
+
+    fn give_back(&mut self) {
+        self.broker.restart(0);
+    }
+}

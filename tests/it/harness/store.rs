@@ -1,0 +1,62 @@
+//! A real database in a folder of its own, with its threads, for tests of what stands on it.
+
+use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::unbounded;
+use payrelay::clock::Timestamp;
+use payrelay::config;
+use payrelay::payment::{NewPayment, Payment, Reservation};
+use payrelay::store::{Store, payment};
+use payrelay::worker::Worker;
+use tempfile::TempDir;
+
+/// An open store; dropping it stops its threads, and fails the test if they do not end.
+pub struct Database {
+    store: Option<Store>,
+    workers: Vec<Worker>,
+    _dir: TempDir,
+}
+
+impl Database {
+    pub fn open() -> Self {
+        let dir = tempfile::tempdir().expect("the machine has room for a folder");
+        let size = |number| NonZeroUsize::new(number).expect("is not zero");
+        let settings =
+            config::Database { path: dir.path().join("payrelay.db"), queue_max: size(1024), readers: size(2) };
+        let opened = Store::open(&settings, None).expect("a new database opens");
+        let (store, workers) = opened.start(&unbounded().0).expect("threads start");
+        Self { store: Some(store), workers, _dir: dir }
+    }
+
+    pub fn store(&self) -> &Store {
+        self.store.as_ref().expect("it is open until it is dropped")
+    }
+
+    /// Pays reservations, as a client's request does.
+    pub fn pay(&self, user_id: i64, reservations: impl IntoIterator<Item = i64>) -> Vec<Payment> {
+        self.pay_at(Timestamp::now(), user_id, reservations)
+    }
+
+    pub fn pay_at(&self, at: Timestamp, user_id: i64, ids: impl IntoIterator<Item = i64>) -> Vec<Payment> {
+        let reservations = ids.into_iter().map(|id| Reservation { reservation_id: id, seat_price: 100 }).collect();
+        let new = NewPayment { user_id, reservations };
+        self.store().write(move |tx| payment::execute(tx, &new, "KRW", None, at)).expect("the payment is stored")
+    }
+
+    /// One number out of the database.
+    pub fn number(&self, sql: &str) -> i64 {
+        self.store().read(|connection| connection.query_row(sql, [], |row| row.get(0))).expect("the query is right")
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        drop(self.store.take());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        for worker in self.workers.drain(..) {
+            let late = worker.stop(deadline).err();
+            assert!(late.is_none() || std::thread::panicking(), "{late:?}");
+        }
+    }
+}

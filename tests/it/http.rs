@@ -1,0 +1,338 @@
+//! The HTTP edge of the real binary: what it answers, what it refuses, and what it survives.
+
+use std::io::Read as _;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::harness::http::{Client, Response};
+use super::harness::process::{Options, Payrelay};
+use super::harness::wait_until;
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+struct Fixture {
+    payrelay: Payrelay,
+    _dir: tempfile::TempDir,
+}
+
+fn start(env: &[(&str, &str)]) -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    let env = env.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    let payrelay = Payrelay::start(Options { dir: dir.path().into(), env, args: vec![] });
+    Fixture { payrelay, _dir: dir }
+}
+
+impl Fixture {
+    fn client(&self) -> Client {
+        Client::connect(self.payrelay.addr())
+    }
+
+    fn post(&self, body: &str) -> Response {
+        let mut client = self.client();
+        send(&mut client, "POST /payments", "Content-Type: application/json\r\n", body);
+        client.read_response()
+    }
+}
+
+fn send(client: &mut Client, start: &str, headers: &str, body: &str) {
+    let length = body.len();
+    let request = format!("{start} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {length}\r\n\r\n{body}");
+    client.send_raw(request.as_bytes()).unwrap();
+}
+
+fn payment(user_id: i64, reservations: impl IntoIterator<Item = i64>) -> Value {
+    let reservations: Vec<_> =
+        reservations.into_iter().map(|id| json!({ "reservation_id": id, "seat_price": 5 })).collect();
+    json!({ "user_id": user_id, "reservations": reservations })
+}
+
+#[track_caller]
+fn assert_problem(response: &Response, status: u16, field: Option<&str>) {
+    assert_eq!(response.status, status, "{}", String::from_utf8_lossy(&response.body));
+    assert_eq!(response.header("content-type"), Some("application/problem+json"));
+    let problem = response.json();
+    assert_eq!(problem["status"], status);
+    assert!(problem["type"].as_str().unwrap().starts_with("urn:payrelay:problem:"), "{problem}");
+    assert!(!problem["title"].as_str().unwrap().is_empty() && !problem["detail"].as_str().unwrap().is_empty());
+    assert_eq!(problem.get("field").and_then(Value::as_str), field, "{problem}");
+}
+
+#[test]
+fn a_payment_is_answered_as_the_contract_shows() {
+    let fixture = start(&[]);
+    let mut client = fixture.client();
+    let body = json!({"user_id": 42, "reservations": [{"reservation_id": 1001, "seat_price": 150_000}]});
+    let created = client.post_json("/payments", &body);
+    assert_eq!((created.status, created.header("content-type")), (201, Some("application/json")));
+    let mut payment = created.json()["payments"][0].clone();
+    let executed_at = payment["executed_at"].take();
+    let executed_at = executed_at.as_str().unwrap();
+    assert!(executed_at.len() == 27 && executed_at.ends_with('Z'), "{executed_at}");
+    payment.as_object_mut().unwrap().remove("executed_at");
+    let expected = json!({"id": 1, "user_id": 42, "reservation_id": 1001, "amount": 150_000, "status": "COMPLETED"});
+    assert_eq!(payment, expected);
+
+    let again = client.post_json("/payments", &body).json();
+    assert_eq!((&again["payments"][0]["status"], &again["payments"][0]["id"]), (&json!("FAILED"), &json!(2)));
+    assert_eq!(again["payments"][0]["failure"], "already paid");
+
+    wait_until("both payments to be delivered", LIMIT, || {
+        [1, 2].iter().all(|id| client.get(&format!("/payments/{id}")).json()["notification"]["status"] == "DELIVERED")
+    });
+    let way = client.get("/payments/1").json();
+    assert_eq!(way["event"]["status"], "PUBLISHED");
+    assert!(way["event"]["id"].as_str().unwrap().ends_with("-1"), "{way}");
+    assert_eq!(way["event"]["created_at"], executed_at);
+    for time in [&way["event"]["published_at"], &way["notification"]["delivered_at"]] {
+        assert!(time.as_str().unwrap() >= executed_at, "{way}");
+    }
+    assert_eq!((&way["event"]["partition"], &way["notification"]["attempts"]), (&Value::Null, &json!(1)));
+}
+
+#[test]
+fn a_history_is_paged_newest_first() {
+    let fixture = start(&[]);
+    let mut client = fixture.client();
+    client.post_json("/payments", &payment(7, 1..=5));
+    client.post_json("/payments", &payment(8, 6..=7));
+    let mut path = "/users/7/payment-history?limit=2".to_owned();
+    let mut pages = Vec::new();
+    loop {
+        let page = client.get(&path).json();
+        let ids: Vec<_> = page["payments"].as_array().unwrap().iter().map(|p| p["id"].as_i64().unwrap()).collect();
+        pages.push(ids);
+        match page["next"].as_str() {
+            Some(next) => path = next.to_owned(),
+            None => break,
+        }
+    }
+    assert_eq!(pages, [vec![5, 4], vec![3, 2], vec![1]]);
+    assert_eq!(client.get("/users/9/payment-history").json()["payments"], json!([]));
+    assert_problem(&client.get("/users/7/payment-history?limit=0"), 422, Some("limit"));
+    assert_problem(&client.get("/users/7/payment-history?page=2"), 422, Some("page"));
+}
+
+#[test]
+fn health_is_told() {
+    let fixture = start(&[]);
+    let mut client = fixture.client();
+    assert_eq!(client.get("/health/live").json(), json!({"status": "live"}));
+    let ready = client.get("/health/ready");
+    assert_eq!(ready.status, 200);
+    let ready = ready.json();
+    assert_eq!((&ready["status"], &ready["database"]), (&json!("ready"), &json!("up")));
+    assert_eq!(ready["parts"]["publisher"]["state"], "up");
+    client.send_raw(b"HEAD /health/live HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    assert_eq!(client.read_interim().status, 200);
+    assert_eq!(client.get("/health/live").status, 200, "the answer to HEAD had no body");
+}
+
+#[test]
+fn what_is_not_json_is_refused() {
+    let fixture = start(&[]);
+    for body in ["", "nonsense", "{\"user_id\": 1", "\u{feff}{}"] {
+        assert_problem(&fixture.post(body), 400, None);
+    }
+}
+
+#[test]
+fn wrong_types_and_unknown_fields_are_named() {
+    let fixture = start(&[]);
+    assert_problem(&fixture.post("[]"), 422, Some("body"));
+    assert_problem(&fixture.post("{}"), 422, Some("user_id"));
+    assert_problem(&fixture.post(r#"{"user_id":"1","reservations":[]}"#), 422, Some("user_id"));
+    assert_problem(&fixture.post(r#"{"user_id":1,"reservations":[],"note":""}"#), 422, Some("note"));
+    let body = r#"{"user_id":1,"reservations":[{"reservation_id":1,"seat_price":true}]}"#;
+    assert_problem(&fixture.post(body), 422, Some("reservations[0].seat_price"));
+}
+
+#[test]
+fn the_number_of_reservations_is_bounded() {
+    let fixture = start(&[]);
+    assert_problem(&fixture.post(&payment(1, []).to_string()), 422, Some("reservations"));
+    assert_problem(&fixture.post(&payment(1, 1..=1001).to_string()), 422, Some("reservations"));
+    let thousand = fixture.post(&payment(1, 1..=1000).to_string());
+    assert_eq!((thousand.status, thousand.json()["payments"].as_array().unwrap().len()), (201, 1000));
+}
+
+#[test]
+fn a_reservation_named_twice_is_refused() {
+    let fixture = start(&[]);
+    assert_problem(&fixture.post(&payment(1, [5, 6, 5]).to_string()), 422, Some("reservations[2].reservation_id"));
+    assert_eq!(fixture.post(&payment(1, [5]).to_string()).json()["payments"][0]["status"], "COMPLETED");
+}
+
+#[test]
+fn numbers_that_cannot_be_are_refused() {
+    let fixture = start(&[]);
+    let post = |user: &str, id: &str, price: &str| {
+        fixture
+            .post(&format!(r#"{{"user_id":{user},"reservations":[{{"reservation_id":{id},"seat_price":{price}}}]}}"#))
+    };
+    let (id, price) = (Some("reservations[0].reservation_id"), Some("reservations[0].seat_price"));
+    for bad in ["-1", "9223372036854775808", "18446744073709551616", "1.5", "1e3"] {
+        assert_problem(&post(bad, "1", "1"), 422, Some("user_id"));
+        assert_problem(&post("1", bad, "1"), 422, id);
+        assert_problem(&post("1", "1", bad), 422, price);
+    }
+    let largest = i64::MAX.to_string();
+    assert_eq!(post(&largest, &largest, &largest).json()["payments"][0]["amount"], i64::MAX);
+    let mut client = fixture.client();
+    assert_problem(&client.get("/payments/9223372036854775808"), 422, Some("id"));
+    assert_problem(&client.get("/users/9223372036854775808/payment-history"), 422, Some("user_id"));
+    assert_problem(&client.get("/payments/x"), 422, Some("id"));
+    assert_problem(&client.get("/payments/9223372036854775807"), 404, None);
+}
+
+#[test]
+fn a_body_over_the_limit_is_refused_with_and_without_its_length() {
+    let fixture = start(&[("PAYRELAY_HTTP_BODY_BYTES_MAX", "2048")]);
+    let body = "x".repeat(60_000);
+    assert_problem(&fixture.post(&body), 413, None);
+    let mut client = fixture.client();
+    let head =
+        "POST /payments HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+    client.send_raw(head.as_bytes()).unwrap();
+    for part in body.as_bytes().chunks(1000) {
+        client.send_raw(format!("{:x}\r\n{}\r\n", part.len(), String::from_utf8_lossy(part)).as_bytes()).unwrap();
+    }
+    client.send_raw(b"0\r\n\r\n").unwrap();
+    assert_problem(&client.read_response(), 413, None);
+    // Within the limit, chunked is as good as any other.
+    let mut client = fixture.client();
+    let small = payment(1, [1]).to_string();
+    client.send_raw(format!("{head}{:x}\r\n{small}\r\n0\r\n\r\n", small.len()).as_bytes()).unwrap();
+    assert_eq!(client.read_response().status, 201);
+}
+
+#[test]
+fn wrong_methods_types_and_paths_are_refused() {
+    let fixture = start(&[]);
+    let mut client = fixture.client();
+    let refused = client.get("/payments");
+    assert_problem(&refused, 405, None);
+    assert_eq!(refused.header("allow"), Some("POST"));
+    send(&mut client, "DELETE /payments/1", "", "");
+    let refused = client.read_response();
+    assert_problem(&refused, 405, None);
+    assert_eq!(refused.header("allow"), Some("GET, HEAD"));
+    for headers in ["Content-Type: text/plain\r\n", "Content-Type: application/x-www-form-urlencoded\r\n", ""] {
+        let mut client = fixture.client();
+        send(&mut client, "POST /payments", headers, "{}");
+        assert_problem(&client.read_response(), 415, None);
+    }
+    for path in ["/", "/payment", "/payments/1/2", "/users/1", "/%2e%2e/etc/passwd"] {
+        assert_problem(&client.get(path), 404, None);
+    }
+}
+
+#[test]
+fn a_client_that_expects_100_continue_gets_it_or_the_refusal() {
+    let fixture = start(&[("PAYRELAY_HTTP_BODY_BYTES_MAX", "2048")]);
+    let head = |length| {
+        format!(
+            "POST /payments HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n"
+        )
+    };
+    let body = payment(1, [1]).to_string();
+    let mut client = fixture.client();
+    client.send_raw(head(body.len()).as_bytes()).unwrap();
+    assert_eq!(client.read_interim().status, 100);
+    client.send_raw(body.as_bytes()).unwrap();
+    assert_eq!(client.read_response().status, 201);
+    let mut client = fixture.client();
+    client.send_raw(head(1_000_000).as_bytes()).unwrap();
+    let refused = client.read_response();
+    assert_problem(&refused, 413, None);
+}
+
+#[test]
+fn a_client_that_goes_away_mid_body_stores_nothing_and_hurts_nobody() {
+    let fixture = start(&[]);
+    let body = payment(1, [1]).to_string();
+    for cut in [0, 1, body.len() / 2, body.len() - 1] {
+        let mut client = fixture.client();
+        let head = format!(
+            "POST /payments HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        client.send_raw(format!("{head}{}", &body[..cut]).as_bytes()).unwrap();
+        drop(client);
+    }
+    let stored = fixture.post(&payment(1, [1]).to_string()).json();
+    assert_eq!((&stored["payments"][0]["id"], &stored["payments"][0]["status"]), (&json!(1), &json!("COMPLETED")));
+}
+
+#[test]
+fn a_body_that_does_not_come_is_given_up() {
+    let fixture = start(&[("PAYRELAY_HTTP_BODY_TIMEOUT", "200ms")]);
+    let mut client = fixture.client();
+    let head = "POST /payments HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{";
+    client.send_raw(head.as_bytes()).unwrap();
+    assert_problem(&client.read_response(), 408, None);
+}
+
+#[test]
+fn a_thousand_half_heads_leave_the_others_served() {
+    let fixture = start(&[("PAYRELAY_HTTP_HEADER_TIMEOUT", "3s")]);
+    let mut half: Vec<_> = (0..1000).map(|_| fixture.client()).collect();
+    for client in &mut half {
+        client.send_raw(b"POST /payments HTTP/1.1\r\nHost: x\r\nContent-Ty").unwrap();
+    }
+    let mut client = fixture.client();
+    for id in 1..=20 {
+        assert_eq!(client.post_json("/payments", &payment(1, [id])).status, 201);
+    }
+    assert!(half.iter_mut().all(Client::closed_by_server), "half heads are given up");
+}
+
+#[test]
+fn a_thousand_connections_in_a_burst_are_all_answered_and_kept() {
+    let fixture = start(&[]);
+    let mut clients: Vec<_> = (0..1000).map(|_| fixture.client()).collect();
+    for round in 0..2_i64 {
+        for (index, client) in (0_i64..).zip(&mut clients) {
+            let body = payment(index, [round * 1000 + index]).to_string();
+            send(client, "POST /payments", "Content-Type: application/json\r\n", &body);
+        }
+        for client in &mut clients {
+            assert_eq!(client.read_response().status, 201);
+        }
+    }
+}
+
+#[test]
+fn more_connections_than_allowed_wait_and_are_served_later() {
+    let fixture = start(&[("PAYRELAY_HTTP_CONNECTIONS_MAX", "2")]);
+    let mut first = fixture.client();
+    let mut second = fixture.client();
+    assert_eq!(first.get("/health/live").status, 200);
+    assert_eq!(second.get("/health/live").status, 200);
+    let mut third = TcpStream::connect(fixture.payrelay.addr()).unwrap();
+    std::io::Write::write_all(&mut third, b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    drop(first);
+    third.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut answer = String::new();
+    third.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[test]
+fn too_much_waiting_work_is_refused_at_once_with_retry_after() {
+    let fixture = start(&[("PAYRELAY_DATABASE_QUEUE_MAX", "1"), ("PAYRELAY_HTTP_BODY_BYTES_MAX", "200000")]);
+    let mut clients: Vec<_> = (0..40).map(|_| fixture.client()).collect();
+    for (index, client) in (0_i64..).zip(&mut clients) {
+        let body = payment(index, index * 1000..(index + 1) * 1000).to_string();
+        send(client, "POST /payments", "Content-Type: application/json\r\n", &body);
+    }
+    let answers: Vec<_> = clients.iter_mut().map(Client::read_response).collect();
+    let refused: Vec<_> = answers.iter().filter(|answer| answer.status != 201).collect();
+    assert!(!refused.is_empty() && refused.len() < 40, "{} of 40 were refused", refused.len());
+    for answer in refused {
+        assert_problem(answer, 503, None);
+        assert_eq!(answer.header("retry-after"), Some("1"));
+    }
+}

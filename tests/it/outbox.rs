@@ -1,0 +1,275 @@
+//! The relay, the notifier and the scheduler step by step, on a real database and without their threads.
+
+use std::time::Duration;
+
+use payrelay::clock::Timestamp;
+use payrelay::config::{self, Secret};
+use payrelay::counters::Counters;
+use payrelay::event::Event;
+use payrelay::notifier::{Channel, Notifier, Step as Told};
+use payrelay::outage::Part;
+use payrelay::publisher::application::Application;
+use payrelay::publisher::{Away, Published, Publisher};
+use payrelay::relay::{Relay, Step};
+use payrelay::scheduler::Scheduler;
+use payrelay::slack::Slack;
+use payrelay::store::outbox::{self, Place, Receipt};
+use payrelay::store::{delivery, payment};
+use payrelay::worker::{Stop, Waker};
+
+use super::harness::slack::{Answer, FakeSlack};
+use super::harness::store::Database;
+use super::harness::wait_until;
+
+const DAY: Duration = Duration::from_hours(24);
+
+fn relay(database: &Database, publisher: impl Publisher + 'static, counters: &Counters) -> Relay {
+    let store = database.store().clone();
+    Relay::new(store, Box::new(publisher), 10, Waker::new().1, Waker::new().0, Part::up(), counters.clone())
+}
+
+fn publish_all(database: &Database) {
+    let mut relay = relay(database, Application, &Counters::default());
+    while relay.step() == Step::Progress {}
+}
+
+fn log_notifier(database: &Database) -> Notifier {
+    Notifier::new(database.store().clone(), Channel::Log, Waker::new().1, Part::up(), Counters::default())
+}
+
+fn slack_notifier(database: &Database, slack: &FakeSlack, part: &Part) -> Notifier {
+    let settings = config::Slack { webhook_url: Some(Secret::new(slack.url())), timeout: Duration::from_secs(2) };
+    let channel = Channel::Slack(Slack::new(Secret::new(slack.url()), &settings));
+    Notifier::new(database.store().clone(), channel, Waker::new().1, part.clone(), Counters::default())
+}
+
+fn scheduler(database: &Database, relay: Waker, counters: &Counters) -> Scheduler {
+    let settings =
+        config::Scheduler { interval: Duration::from_mins(1), retry_after: Duration::from_mins(1), retention: 7 * DAY };
+    Scheduler::new(database.store().clone(), settings, relay, counters.clone())
+}
+
+/// A publisher that takes a script's number of events at each call, and remembers what it was given.
+struct Scripted {
+    take: Vec<usize>,
+    given: crossbeam_channel::Sender<Vec<i64>>,
+}
+
+impl Publisher for Scripted {
+    fn publish(&mut self, batch: &[Event]) -> Published {
+        let ids: Vec<i64> = batch.iter().map(|event| event.outbox_id).collect();
+        let count = if self.take.is_empty() { ids.len() } else { self.take.remove(0).min(ids.len()) };
+        let place = Place::Topic { partition: 0, offset: None };
+        let receipts = ids[..count].iter().map(|id| Receipt { outbox_id: *id, place }).collect();
+        let away = (count < ids.len()).then(|| Away("the script says so".into()));
+        self.given.send(ids).unwrap();
+        Published { receipts, away }
+    }
+
+    fn name(&self) -> &'static str {
+        "the script"
+    }
+}
+
+#[test]
+fn a_failed_payment_has_its_event_and_the_others_go_on() {
+    let database = Database::open();
+    database.pay(1, [10]);
+    let payments = database.pay(2, [9, 10, 11]);
+    let failures: Vec<_> = payments.iter().map(|payment| payment.failure.as_deref()).collect();
+    assert_eq!(failures, [None, Some("already paid"), None]);
+    assert_eq!(payments.iter().map(|payment| payment.id).collect::<Vec<_>>(), [2, 3, 4], "ids have no gaps");
+    let events = database.store().read(|connection| outbox::unpublished(connection, 10)).unwrap();
+    let kinds: Vec<_> = events.iter().map(|event| event.kind.as_str()).collect();
+    assert_eq!(kinds, ["payment.completed", "payment.completed", "payment.failed", "payment.completed"]);
+    assert_eq!(database.number("SELECT count(*) FROM payment_history"), 4);
+}
+
+#[test]
+fn the_relay_works_in_commit_order_and_retries_only_what_is_left() {
+    let database = Database::open();
+    database.pay(1, 1..=4);
+    let (given, seen) = crossbeam_channel::unbounded();
+    let mut relay = relay(&database, Scripted { take: vec![0, 2], given }, &Counters::default());
+    assert!(matches!(relay.step(), Step::Away(_)));
+    assert!(matches!(relay.step(), Step::Away(_)));
+    assert_eq!(relay.step(), Step::Progress);
+    assert_eq!(relay.step(), Step::Idle);
+    assert_eq!(seen.try_iter().collect::<Vec<_>>(), [vec![1, 2, 3, 4], vec![1, 2, 3, 4], vec![3, 4]]);
+    assert_eq!(database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"), 4);
+}
+
+#[test]
+fn the_application_publisher_marks_and_delivers_in_one_transaction() {
+    let database = Database::open();
+    database.pay(1, 1..=25);
+    publish_all(&database);
+    assert_eq!(database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"), 25);
+    assert_eq!(database.number("SELECT count(*) FROM delivery WHERE status = 'PENDING'"), 25);
+}
+
+#[test]
+fn slack_failing_keeps_the_order_and_loses_nothing() {
+    let database = Database::open();
+    let slack = FakeSlack::start();
+    slack.answer_with(|nth, _| match nth {
+        0 => Answer::Status(500),
+        1 => Answer::StatusWith(429, vec![("Retry-After".into(), "1".into())]),
+        2 => Answer::CloseAfterRead,
+        3 => Answer::Status(302),
+        _ => Answer::Ok,
+    });
+    database.pay(1, 1..=3);
+    publish_all(&database);
+    let part = Part::up();
+    let mut notifier = slack_notifier(&database, &slack, &part);
+    for failures in 1..=4 {
+        let step = notifier.step();
+        assert!(matches!(step, Told::Later(_)), "{step:?}");
+        assert!(part.get().is_away());
+        let attempts = database.number("SELECT attempts FROM delivery WHERE outbox_id = 1");
+        assert_eq!(attempts, failures, "each failed POST is counted against its own message");
+        assert!(matches!(notifier.step(), Told::Later(_)), "not before it is due, and no other before it");
+        assert_eq!(i64::try_from(slack.attempts()), Ok(failures));
+        let due = |tx: &payrelay::store::Transaction<'_>| tx.execute("UPDATE delivery SET next_attempt_at = 0", []);
+        database.store().write(due).unwrap();
+    }
+    while notifier.step() == Told::Progress {}
+    let expected: Vec<_> =
+        (1..=3).map(|id| format!("Payment {id} COMPLETED: user 1 paid 100 KRW for reservation {id}")).collect();
+    assert_eq!(slack.messages(), expected);
+    assert!(!part.get().is_away());
+    let way = database.store().read(|connection| payment::find(connection, 1)).unwrap().unwrap();
+    let told = way.notification.unwrap();
+    assert_eq!((told.status.as_str(), told.attempts), ("DELIVERED", 5));
+    assert_eq!(told.last_error.as_deref(), Some("Slack answered 302 \"not ok\""));
+}
+
+#[test]
+fn the_webhook_is_never_shown() {
+    let database = Database::open();
+    let mut slack = FakeSlack::start();
+    slack.stop();
+    database.pay(1, [1]);
+    publish_all(&database);
+    let part = Part::up();
+    assert!(matches!(slack_notifier(&database, &slack, &part).step(), Told::Later(_)));
+    let error = part.get().error.unwrap();
+    assert!(!error.contains("secret-token") && !error.is_empty(), "{error}");
+    slack.start_again();
+    slack.answer_with(|_, _| Answer::Hang);
+    let due = |tx: &payrelay::store::Transaction<'_>| tx.execute("UPDATE delivery SET next_attempt_at = 0", []);
+    database.store().write(due).unwrap();
+    assert!(matches!(slack_notifier(&database, &slack, &part).step(), Told::Later(_)), "a hang is timed out");
+    assert!(!part.get().error.unwrap().contains("secret-token"));
+}
+
+#[test]
+fn the_purge_deletes_what_is_finished_and_nothing_else() {
+    let database = Database::open();
+    let now = Timestamp::now();
+    let long_ago = now.minus(8 * DAY);
+    database.pay_at(long_ago, 1, 1..=1203);
+    let mark = move |tx: &payrelay::store::Transaction<'_>| {
+        let place = Place::Delivery;
+        // 1: INIT. 2: published, not delivered. 3: delivered yesterday. The others: finished long ago.
+        let published: Vec<_> = (2..=1203).map(|outbox_id| Receipt { outbox_id, place }).collect();
+        outbox::mark_published(tx, &published, long_ago)?;
+        delivery::mark_delivered(tx, &(4..=1203).collect::<Vec<_>>(), long_ago)?;
+        delivery::mark_delivered(tx, &[3], now.minus(DAY))
+    };
+    database.store().write(mark).unwrap();
+    let (_held, stop) = Stop::new();
+    scheduler(&database, Waker::new().0, &Counters::default()).step(now, &stop).unwrap();
+    assert_eq!(database.number("SELECT count(*) FROM outbox"), 3);
+    assert_eq!(database.number("SELECT sum(id) FROM outbox"), 6);
+    assert_eq!(database.number("SELECT count(*) FROM delivery"), 2);
+    assert_eq!(database.number("SELECT count(*) FROM payment"), 1203, "payments stay");
+    assert_eq!(database.number("SELECT count(*) FROM payment_history"), 1203);
+    let way = database.store().read(|connection| payment::find(connection, 4)).unwrap().unwrap();
+    assert_eq!((way.event, way.notification), (None, None));
+}
+
+#[test]
+fn the_purge_stops_when_asked() {
+    let database = Database::open();
+    let (held, stop) = Stop::new();
+    drop(held);
+    scheduler(&database, Waker::new().0, &Counters::default()).step(Timestamp::now(), &stop).unwrap();
+}
+
+#[test]
+fn what_is_stuck_since_its_last_attempt_wakes_the_relay() {
+    let database = Database::open();
+    let now = Timestamp::now();
+    let counters = Counters::default();
+    let (waker, woken) = Waker::new();
+    let mut scheduler = scheduler(&database, waker, &counters);
+    let (_held, stop) = Stop::new();
+    database.pay_at(now.minus(Duration::from_secs(50)), 1, [1]);
+    scheduler.step(now, &stop).unwrap();
+    assert!(woken.try_recv().is_err(), "it is young");
+    scheduler.step(now.plus(Duration::from_secs(20)), &stop).unwrap();
+    assert!(woken.try_recv().is_ok(), "70 s old, never tried");
+    counters.relay_attempted(now.plus(Duration::from_secs(15)));
+    scheduler.step(now.plus(Duration::from_secs(70)), &stop).unwrap();
+    assert!(woken.try_recv().is_err(), "old, but tried 55 s ago");
+}
+
+#[test]
+fn a_copy_of_an_event_changes_nothing_even_after_the_purge() {
+    use payrelay::event::Notice;
+    use payrelay::store::delivery::Arrival;
+    let database = Database::open();
+    let long_ago = Timestamp::now().minus(8 * DAY);
+    database.pay_at(long_ago, 1, [1, 2]);
+    let accept = |outbox_id, payment_id| {
+        let notice = Notice { outbox_id, payment_id };
+        database.store().write(move |tx| delivery::accept(tx, notice, long_ago)).unwrap()
+    };
+    assert_eq!(
+        [accept(1, 1), accept(1, 1), accept(1, 2), accept(3, 3)],
+        [Arrival::Accepted, Arrival::Accepted, Arrival::Unknown, Arrival::Unknown]
+    );
+    assert_eq!(database.number("SELECT count(*) FROM delivery"), 1);
+    let finish = move |tx: &payrelay::store::Transaction<'_>| {
+        outbox::mark_published(tx, &[Receipt { outbox_id: 1, place: Place::Delivery }], long_ago)?;
+        delivery::mark_delivered(tx, &[1], long_ago)?;
+        outbox::purge(tx, Timestamp::now(), 10)
+    };
+    assert_eq!(database.store().write(finish).unwrap(), 1);
+    assert_eq!(accept(1, 1), Arrival::Purged);
+    assert_eq!(database.number("SELECT count(*) FROM delivery"), 0);
+}
+
+#[test]
+fn a_relay_on_its_thread_is_woken_by_the_commit() {
+    let database = Database::open();
+    let (waker, woken) = Waker::new();
+    let relay = Relay::new(
+        database.store().clone(),
+        Box::new(Application),
+        10,
+        woken,
+        Waker::new().0,
+        Part::up(),
+        Counters::default(),
+    );
+    let (exits, _exited) = crossbeam_channel::unbounded();
+    let worker = payrelay::worker::Worker::spawn("relay", &exits, |stop| relay.run(&stop)).unwrap();
+    database.pay(1, 1..=3);
+    waker.wake();
+    wait_until("three deliveries", Duration::from_secs(10), || database.number("SELECT count(*) FROM delivery") == 3);
+    worker.stop(std::time::Instant::now() + Duration::from_secs(10)).unwrap();
+}
+
+#[test]
+fn without_a_webhook_messages_are_delivered_to_the_log() {
+    let database = Database::open();
+    database.pay(1, 1..=7);
+    publish_all(&database);
+    let mut notifier = log_notifier(&database);
+    assert_eq!(notifier.step(), Told::Progress);
+    assert_eq!(notifier.step(), Told::Idle);
+    assert_eq!(database.number("SELECT count(*) FROM delivery WHERE status = 'DELIVERED'"), 7);
+}

@@ -1,0 +1,194 @@
+//! The real binary as an operator meets it: arguments, configuration, signals, exit codes, the lock, restarts.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::harness::http::Client;
+use super::harness::process::{Options, Payrelay, run_to_exit};
+use super::harness::wait_until;
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn options(dir: &Path, env: &[(&str, &str)], args: &[&str]) -> Options {
+    Options {
+        dir: dir.into(),
+        env: env.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+        args: args.iter().map(|arg| (*arg).into()).collect(),
+    }
+}
+
+/// Exit code, standard output, standard error.
+fn run(dir: &Path, env: &[(&str, &str)], args: &[&str]) -> (Option<i32>, String, String) {
+    let output = run_to_exit(options(dir, env, args));
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+fn pay(client: &mut Client, reservation: i64) {
+    let body = json!({"user_id": 1, "reservations": [{"reservation_id": reservation, "seat_price": 5}]});
+    assert_eq!(client.post_json("/payments", &body).status, 201);
+}
+
+#[test]
+fn help_and_version_are_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, help, _) = run(dir.path(), &[], &["--help"]);
+    assert_eq!(code, Some(0));
+    for word in ["check-config", "--config", "PAYRELAY_LOG", "Exit codes"] {
+        assert!(help.contains(word), "{word} is missing from:\n{help}");
+    }
+    let (code, version, _) = run(dir.path(), &[], &["--version"]);
+    assert_eq!((code, version.trim()), (Some(0), concat!("payrelay ", env!("CARGO_PKG_VERSION"))));
+}
+
+#[test]
+fn wrong_arguments_exit_with_64() {
+    let dir = tempfile::tempdir().unwrap();
+    for args in [["--nonsense"].as_slice(), &["fly"], &["--config"]] {
+        let (code, _, error) = run(dir.path(), &[], args);
+        assert_eq!(code, Some(64), "{error}");
+    }
+}
+
+#[test]
+fn a_wrong_configuration_exits_with_78_and_every_problem() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("config.toml"), "[database]\npath = 5\n[slcak]\nx = 1\n").unwrap();
+    let (code, _, error) = run(dir.path(), &[("PAYRELAY_SCHEDULER_INTERVAL", "soon")], &[]);
+    assert_eq!(code, Some(78));
+    for part in ["3 problems", "database.path = 5 (file)", "slcak.x", "scheduler.interval = \"soon\" (environment)"] {
+        assert!(error.contains(part), "{part} is missing from:\n{error}");
+    }
+    let (code, _, error) = run(dir.path(), &[], &["--config", "nowhere.toml"]);
+    assert!(code == Some(78) && error.contains("nowhere.toml"), "{error}");
+    let (code, _, error) = run(dir.path(), &[("PAYRELAY_LOG", "loud")], &["--config", "/dev/null"]);
+    assert!(code == Some(78) && error.contains("PAYRELAY_LOG = \"loud\""), "{error}");
+}
+
+#[test]
+fn check_config_shows_what_is_in_force_and_no_secret() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("mine.toml"), "[kafka]\ntopic = 'mine'\n").unwrap();
+    let env = [("PAYRELAY_SLACK_WEBHOOK_URL", "https://hooks.example/secret"), ("PAYRELAY_HTTP_LISTEN", "127.0.0.1:1")];
+    let (code, shown, _) = run(dir.path(), &env, &["check-config", "--config", "mine.toml"]);
+    assert_eq!(code, Some(0));
+    for line in [
+        "topic = \"mine\" # file",
+        "listen = \"127.0.0.1:1\" # environment",
+        "webhook_url = \"***\" # environment",
+        "group = \"payment-group\" # default",
+    ] {
+        assert!(shown.contains(line), "{line} is missing from:\n{shown}");
+    }
+    assert!(!shown.contains("secret"));
+    assert!(!dir.path().join("payrelay.db").exists(), "checking opens no database");
+}
+
+#[test]
+fn sigterm_and_sigint_stop_it_with_0_and_a_whole_file() {
+    for signal in ["-TERM", "-INT"] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut payrelay = Payrelay::start(options(dir.path(), &[], &[]));
+        let mut client = Client::connect(payrelay.addr());
+        pay(&mut client, 1);
+        let pid = payrelay.pid().to_string();
+        std::process::Command::new("kill").args([signal, &pid]).status().unwrap();
+        let mut status = None;
+        wait_until("the exit", LIMIT, || {
+            status = payrelay.try_exit();
+            status.is_some()
+        });
+        assert_eq!(status.unwrap().code(), Some(0), "{}", payrelay.log());
+        assert!(payrelay.log().contains("stopped"));
+        assert!(!dir.path().join("payrelay.db-wal").exists(), "the log is folded into the file");
+    }
+}
+
+#[test]
+fn a_request_under_way_is_finished_before_the_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut payrelay = Payrelay::start(options(dir.path(), &[], &[]));
+    let mut client = Client::connect(payrelay.addr());
+    let body = json!({"user_id": 1, "reservations": [{"reservation_id": 1, "seat_price": 5}]}).to_string();
+    let head = "POST /payments HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n";
+    client.send_raw(format!("{head}Content-Length: {}\r\n\r\n", body.len()).as_bytes()).unwrap();
+    assert_eq!(client.read_interim().status, 100, "the request is under way");
+    std::process::Command::new("kill").args(["-TERM", &payrelay.pid().to_string()]).status().unwrap();
+    payrelay.wait_for_log("stopping: SIGTERM", LIMIT);
+    client.send_raw(body.as_bytes()).unwrap();
+    assert_eq!(client.read_response().status, 201);
+    assert_eq!(payrelay.terminate().code(), Some(0));
+}
+
+#[test]
+fn the_second_process_on_a_database_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Payrelay::start(options(dir.path(), &[], &[]));
+    let (code, _, error) = run(dir.path(), &[], &[]);
+    assert_eq!(code, Some(78));
+    assert!(error.contains(&format!("in use by another payrelay (process {})", first.pid())), "{error}");
+}
+
+#[test]
+fn an_address_that_is_taken_is_refused() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let first = Payrelay::start(options(dirs[0].path(), &[], &[]));
+    let (code, _, error) = run(dirs[1].path(), &[("PAYRELAY_HTTP_LISTEN", &first.addr().to_string())], &[]);
+    assert!(code == Some(78) && error.contains("http.listen"), "{error}");
+}
+
+#[test]
+fn a_database_that_cannot_be_used_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("text.db");
+    fs::write(&path, "x".repeat(5000)).unwrap();
+    for path in [path.to_str().unwrap(), "/nowhere/payrelay.db", "/"] {
+        let (code, _, error) = run(dir.path(), &[("PAYRELAY_DATABASE_PATH", path)], &[]);
+        assert!(code == Some(78) && error.contains("database.path"), "{path}: {error}");
+    }
+}
+
+#[test]
+fn what_was_acknowledged_survives_sigkill() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut acknowledged = 0;
+    for round in 1..=5 {
+        let mut payrelay = Payrelay::start(options(dir.path(), &[], &[]));
+        let mut client = Client::connect(payrelay.addr());
+        for _ in 0..20 {
+            acknowledged += 1;
+            pay(&mut client, acknowledged);
+        }
+        payrelay.kill9();
+        assert_eq!(acknowledged, round * 20);
+    }
+    let payrelay = Payrelay::start(options(dir.path(), &[], &[]));
+    let mut client = Client::connect(payrelay.addr());
+    for id in 1..=acknowledged {
+        wait_until("every acknowledged payment to be delivered", LIMIT, || {
+            let way = client.get(&format!("/payments/{id}")).json();
+            assert_eq!((&way["reservation_id"], &way["status"]), (&json!(id), &json!("COMPLETED")), "{way}");
+            way["notification"]["status"] == "DELIVERED"
+        });
+    }
+}
+
+#[test]
+fn the_log_says_what_a_new_user_needs_to_see() {
+    let dir = tempfile::tempdir().unwrap();
+    let env = [("PAYRELAY_SCHEDULER_INTERVAL", "50ms"), ("PAYRELAY_TYPO", "x")];
+    let payrelay = Payrelay::start(options(dir.path(), &env, &[]));
+    let mut client = Client::connect(payrelay.addr());
+    pay(&mut client, 1001);
+    for line in [
+        "slack.webhook_url is not set: messages go to this log only",
+        "PAYRELAY_TYPO names no key of the configuration: ignored",
+        "after its commit: Payment 1 COMPLETED: user 1 paid 5 KRW for reservation 1001",
+        "summary: published 1, delivered 1",
+    ] {
+        payrelay.wait_for_log(line, LIMIT);
+    }
+}

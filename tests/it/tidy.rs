@@ -1,0 +1,143 @@
+//! The architecture as a test: who may name what, and what nobody does.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Every source file below a folder, by its path from the root.
+fn sources(folder: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![PathBuf::from(ROOT).join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.strip_prefix(ROOT).unwrap().to_str().unwrap().to_owned();
+                found.push((name, fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    assert!(!found.is_empty());
+    found
+}
+
+/// The code of a file, without comments and without its unit tests.
+fn code(text: &str) -> String {
+    let body = text.split("#[cfg(test)]").next().unwrap_or_default();
+    body.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+}
+
+fn words(code: &str) -> impl Iterator<Item = &str> {
+    code.split(|c: char| !(c.is_alphanumeric() || c == '_'))
+}
+
+/// Each library that reaches the outside world is named in its own place only.
+#[test]
+fn libraries_are_named_in_their_own_place() {
+    let http = ["src/http/"].as_slice();
+    let kafka = ["src/kafka.rs", "src/publisher/kafka.rs", "src/consumer.rs"].as_slice();
+    let both = [http, kafka].concat();
+    let allowed = [
+        ("hyper", http),
+        ("hyper_util", http),
+        ("http_body_util", http),
+        ("krafka", kafka),
+        ("tokio", &both),
+        ("ureq", &["src/slack.rs"]),
+        ("rusqlite", &["src/store/"]),
+        ("r2d2", &["src/store/"]),
+        ("r2d2_sqlite", &["src/store/"]),
+        ("toml", &["src/config.rs"]),
+        ("clap", &["src/main.rs"]),
+        ("env_logger", &["src/main.rs"]),
+        ("signal_hook", &["src/main.rs"]),
+    ];
+    for (file, text) in sources("src") {
+        let code = code(&text);
+        for (library, places) in &allowed {
+            let named = code.contains(&format!("{library}::")) || code.contains(&format!("use {library}"));
+            // `crate::kafka` and the like are ours.
+            let ours = *library != "krafka" && !words(&code).any(|word| word == *library);
+            assert!(
+                !named || ours || places.iter().any(|place| file.starts_with(place)),
+                "{file} names {library}, which belongs in {places:?}"
+            );
+        }
+    }
+}
+
+/// Each runtime is current-thread, and is made by the thread that owns it.
+#[test]
+fn runtimes_are_current_thread() {
+    let mut made = Vec::new();
+    for (file, text) in sources("src") {
+        let code = code(&text);
+        for forbidden in ["new_multi_thread", "Runtime::new", "tokio::main", "spawn_blocking", "Handle::current"] {
+            assert!(!code.contains(forbidden), "{file} has {forbidden}");
+        }
+        if code.contains("new_current_thread") {
+            made.push(file);
+        }
+    }
+    made.sort();
+    assert_eq!(made, ["src/http/server.rs", "src/kafka.rs"]);
+}
+
+#[test]
+fn nothing_sleeps_and_nobody_else_exits_or_prints() {
+    for (file, text) in sources("src") {
+        let code = code(&text);
+        assert!(!code.contains("thread::sleep") && !code.contains("park_timeout"), "{file} sleeps");
+        let main = file == "src/main.rs";
+        for word in ["process::exit", "println!", "eprintln!", "print!("] {
+            assert!(main || !code.contains(word), "{file} has {word}");
+        }
+        for todo in ["todo!", "unimplemented!", "dbg!", "#[allow"] {
+            assert!(!code.contains(todo), "{file} has {todo}");
+        }
+    }
+    for (file, text) in sources("tests") {
+        let sleep = ["thread::", "sleep"].concat();
+        assert!(!code(&text).contains(&sleep), "{file} sleeps");
+    }
+}
+
+/// SQL is in the store only.
+#[test]
+fn sql_is_in_the_store() {
+    for (file, text) in sources("src") {
+        let code = code(&text);
+        for verb in ["SELECT ", "INSERT INTO", "UPDATE ", "DELETE FROM", "PRAGMA "] {
+            assert!(file.starts_with("src/store/") || !code.contains(verb), "{file} has {verb}");
+        }
+    }
+}
+
+#[test]
+fn every_file_says_first_what_it_is_for() {
+    for (file, text) in sources("src").into_iter().chain(sources("tests")) {
+        assert!(text.starts_with("//! "), "{file} does not open with //!");
+    }
+}
+
+/// The README's table of keys, the shipped file and the licence texts are there.
+#[test]
+fn the_top_level_is_complete() {
+    let files = [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CHANGELOG.md",
+        "LICENSE-MIT",
+        "LICENSE-APACHE",
+        "schema.sql",
+        "config.toml",
+        "deny.toml",
+        ".ci/run",
+    ];
+    for file in files {
+        assert!(Path::new(ROOT).join(file).exists(), "{file} is missing");
+    }
+}
