@@ -1,6 +1,6 @@
 //! The configuration: a TOML file and the environment in, a checked [`Config`] out, or every problem at once.
 //!
-//! [`Config::read`] names each key once, with its default and what is allowed; what it does not ask for does
+//! `Config::read` names each key once, with its default and what is allowed; what it does not ask for does
 //! not exist. The environment variable of a key follows from its name (`http.listen`: `PAYRELAY_HTTP_LISTEN`)
 //! and wins over the file.
 
