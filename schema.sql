@@ -1,4 +1,4 @@
--- payrelay's database, version 1. Applied as one transaction to an empty file; src/store/mod.rs sets
+-- payrelay's database, version 1. Applied as one transaction to an empty file; src/store/schema.rs sets
 -- PRAGMA user_version and holds the migrations that come after.
 --
 -- Times are microseconds since 1970-01-01 UTC. Ids are AUTOINCREMENT: an id is never used again, even

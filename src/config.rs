@@ -194,7 +194,7 @@ const OTHER_VARIABLES: [&str; 2] = ["PAYRELAY_CONFIG", "PAYRELAY_LOG"];
 impl Config {
     /// Checks the text of a configuration file together with the environment.
     pub fn load(file: &str, environment: &BTreeMap<String, String>) -> Result<Loaded, Problems> {
-        let table = file.parse().map_err(|error| Problems::one(format!("not TOML: {error}")))?;
+        let table = file.parse().map_err(|error| Problems::one(not_toml(file, &error)))?;
         let mut source = Source::new(table, environment);
         let config = Self::read(&mut source);
         source.finish(config)
@@ -233,7 +233,7 @@ impl Config {
                     "publisher.kind",
                     &[("application", PublisherKind::Application), ("kafka", PublisherKind::Kafka)],
                 ),
-                batch_max: s.count("publisher.batch_max", 1000, 1..=10_000),
+                batch_max: s.count("publisher.batch_max", 1000, 1..=1000),
             },
             kafka: Kafka {
                 bootstrap_servers: s.list(
@@ -250,7 +250,7 @@ impl Config {
             },
             slack: Slack {
                 webhook_url: s.secret("slack.webhook_url", "empty, or an http:// or https:// URL", is_url),
-                timeout: s.duration("slack.timeout", "10s", MS..=Duration::from_mins(5)),
+                timeout: s.duration("slack.timeout", "5s", MS..=SLACK_TIMEOUT_MAX),
             },
             scheduler: Scheduler {
                 interval: s.duration("scheduler.interval", "60s", 10 * MS..=FOREVER),
@@ -259,6 +259,15 @@ impl Config {
             },
         }
     }
+}
+
+/// A POST cannot be broken off, and a stop has to end within 10 s (`service::STOP_LIMIT`).
+const SLACK_TIMEOUT_MAX: Duration = Duration::from_secs(8);
+
+/// Without the line at fault, which may hold a secret.
+fn not_toml(file: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| file.get(..span.start)).unwrap_or("");
+    format!("not TOML: line {}: {}", before.matches('\n').count() + 1, error.message())
 }
 
 const TOPIC_ALLOWED: &str = "1 to 249 letters, digits, '.', '_' and '-', not \".\" or \"..\"";
@@ -355,13 +364,13 @@ impl<'a> Source<'a> {
         if value.is_some() {
             self.problems.push(format!("{name} and {file_name} are both set: set one of them"));
         }
+        // Neither the path nor the content is shown: either may be the secret, given by mistake.
         match std::fs::read_to_string(path) {
-            Ok(text) => Some(text.trim().to_owned()),
-            Err(error) => {
-                self.problems.push(format!("{file_name} = {path:?}: cannot be read: {error}"));
-                value
-            }
+            Ok(text) if text.trim().is_empty() => self.problems.push(format!("{file_name}: the file is empty")),
+            Ok(text) => return Some(text.trim().to_owned()),
+            Err(error) => self.problems.push(format!("{file_name}: the file cannot be read: {error}")),
         }
+        value
     }
 
     fn text(&mut self, key: &'static str, default: &str, allowed: &str, check: impl Fn(&str) -> bool) -> String {
@@ -436,17 +445,30 @@ impl<'a> Source<'a> {
         })
     }
 
-    /// What nobody asked for does not exist.
+    /// What nobody asked for does not exist. A variable under one of our sections is a key that is spelt wrongly;
+    /// any other may come from elsewhere, as Kubernetes sets `PAYRELAY_SERVICE_HOST` for a service of that name.
     fn finish(mut self, config: Config) -> Result<Loaded, Problems> {
         for key in self.file.keys().filter(|key| !self.asked.contains(key.as_str())) {
             self.problems.push(format!("{key}: there is no such key; config.toml in the source lists them all"));
         }
+        let sections: BTreeSet<_> = self.asked.iter().filter_map(|key| key.split('.').next()).collect();
+        let mut ignored_variables = Vec::new();
+        for name in self.environment.keys().filter(|name| !self.variables.contains(*name)) {
+            let Some(rest) = name.strip_prefix("PAYRELAY_").filter(|_| !OTHER_VARIABLES.contains(&name.as_str()))
+            else {
+                continue;
+            };
+            let section = rest.split('_').next().unwrap_or("").to_lowercase();
+            if sections.contains(section.as_str()) {
+                self.problems.push(format!("{name}: there is no such key; config.toml in the source lists them all"));
+            } else {
+                ignored_variables.push(name.clone());
+            }
+        }
         if !self.problems.is_empty() {
             return Err(Problems(self.problems));
         }
-        let ours = |name: &&String| name.starts_with("PAYRELAY_") && !OTHER_VARIABLES.contains(&name.as_str());
-        let ignored = self.environment.keys().filter(ours).filter(|name| !self.variables.contains(*name));
-        Ok(Loaded { config, effective: render(&self.effective), ignored_variables: ignored.cloned().collect() })
+        Ok(Loaded { config, effective: render(&self.effective), ignored_variables })
     }
 }
 
@@ -543,9 +565,12 @@ mod tests {
     fn tells_every_problem_at_once() {
         let file = "listen = 1\n[http]\nlisten = 'here'\nbody_bytes_max = '1'\nmax_body = 3\n[nonsense]\nx = 1\n\
                     [scheduler]\ninterval = '60'\nretention = '99999999999999999d'\n[kafka]\nbootstrap_servers = []\ntopic = 'a b'\n";
-        let problems = load(file, &[("PAYRELAY_HTTP_CONNECTIONS_MAX", "many")]).unwrap_err().to_string();
+        let problems = load(file, &[("PAYRELAY_HTTP_CONNECTIONS_MAX", "many"), ("PAYRELAY_KAFKA_TOPICS", "x")])
+            .unwrap_err()
+            .to_string();
         let expected = [
-            "the configuration has 10 problems:",
+            "the configuration has 11 problems:",
+            "PAYRELAY_KAFKA_TOPICS: there is no such key",
             "http.listen = \"here\" (file): allowed is \"address:port\"",
             "http.body_bytes_max = \"1\" (file): allowed is an integer from 1024 to 67108864",
             "http.connections_max = \"many\" (environment): allowed is an integer from 1 to 100000",
@@ -576,6 +601,8 @@ mod tests {
         }
         let problems = load("[slack]\nwebhook_url = 'ftp://token'", &[]).unwrap_err().to_string();
         assert!(problems.contains("slack.webhook_url = \"***\"") && !problems.contains("token"), "{problems}");
+        let unclosed = load(&format!("[slack]\nwebhook_url = \"{url}\n"), &[]).unwrap_err().to_string();
+        assert!(unclosed.contains("not TOML: line 2: ") && !unclosed.contains("token"), "{unclosed}");
     }
 
     #[test]
@@ -589,7 +616,10 @@ mod tests {
         let both = [("PAYRELAY_SLACK_WEBHOOK_URL_FILE", name), ("PAYRELAY_SLACK_WEBHOOK_URL", "https://x")];
         assert!(load("", &both).unwrap_err().to_string().contains("both set"));
         let missing = load("", &[("PAYRELAY_SLACK_WEBHOOK_URL_FILE", "/nowhere")]).unwrap_err().to_string();
-        assert!(missing.contains("PAYRELAY_SLACK_WEBHOOK_URL_FILE = \"/nowhere\": cannot be read"), "{missing}");
+        assert!(missing.contains("PAYRELAY_SLACK_WEBHOOK_URL_FILE: the file cannot be read"), "{missing}");
+        std::fs::write(&path, " \n").unwrap();
+        let empty = load("", &[("PAYRELAY_SLACK_WEBHOOK_URL_FILE", name)]).unwrap_err().to_string();
+        assert!(empty.contains("PAYRELAY_SLACK_WEBHOOK_URL_FILE: the file is empty"), "{empty}");
     }
 
     #[test]

@@ -12,16 +12,15 @@ use std::time::Duration;
 use crossbeam_channel::{after, select_biased};
 use krafka::consumer::{AutoOffsetReset, Consumer as Client, ConsumerRecord, GroupProtocol};
 use krafka::error::KrafkaError;
-use tokio::runtime::Runtime;
 
 use crate::clock::Timestamp;
 use crate::config;
 use crate::event::{ID_HEADER, NodeId, Notice};
-use crate::kafka;
+use crate::kafka::{Driver, Failure, Link, within};
 use crate::outage::{Backoff, Outage, Part};
 use crate::store::dead_letter::{self, DeadLetter};
 use crate::store::delivery::{self, Arrival};
-use crate::store::{SqlResult, Store, StoreError, Transaction};
+use crate::store::{self, SqlResult, Store, StoreError, Transaction};
 use crate::worker::{Stop, Waker};
 
 /// How long it waits when the broker is away.
@@ -30,6 +29,9 @@ const BACKOFF: Backoff = Backoff { base: Duration::from_millis(100), cap: Durati
 /// How long one poll waits for records: also how late a stop is noticed.
 const POLL: Duration = Duration::from_millis(500);
 
+/// How long one call of krafka may take where nothing answers; a poll that is dropped takes nothing.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// How many records are written in one transaction.
 const RECORDS_MAX: i32 = 1000;
 
@@ -37,8 +39,8 @@ const RECORDS_MAX: i32 = 1000;
 pub struct Consumer {
     // Before the runtime, which its tasks need.
     client: Option<Client>,
-    runtime: Runtime,
-    settings: config::Kafka,
+    link: Link,
+    driver: Driver,
     store: Store,
     notifier: Waker,
     outage: Outage,
@@ -60,8 +62,8 @@ impl Consumer {
     pub fn new(settings: config::Kafka, store: Store, notifier: Waker, part: Part) -> io::Result<Self> {
         Ok(Self {
             client: None,
-            runtime: kafka::runtime()?,
-            settings,
+            link: Link::new(settings, format!("payrelay-consumer-{}", store.node())),
+            driver: Driver::new()?,
             store,
             notifier,
             outage: Outage::new("Kafka (consumer)", BACKOFF, part),
@@ -84,16 +86,18 @@ impl Consumer {
     /// One poll: take, store, commit the offset.
     pub fn step(&mut self) -> Step {
         if self.unstored.is_empty() {
-            match self.runtime.block_on(poll(&mut self.client, &self.settings, self.store.node())) {
+            let poll = within(PATIENCE, poll(&mut self.client, &mut self.link, self.store.node()));
+            match self.driver.runtime().block_on(poll) {
                 Ok(records) => {
                     self.outage.recovered();
                     self.unstored = Arc::new(records);
                 }
-                Err(error) => {
-                    if error.is_fatal() {
+                Err(failure) => {
+                    if matches!(&failure, Failure::Client(error) if error.is_fatal()) {
                         self.client = None;
+                        self.link.forget();
                     }
-                    return Step::Away(self.outage.failed(&error));
+                    return Step::Away(self.outage.failed(&failure));
                 }
             }
         }
@@ -106,7 +110,7 @@ impl Consumer {
             }
             Err(error) => {
                 log::error!("the consumer waits for the database: {error}");
-                Step::Away(BACKOFF.cap)
+                Step::Away(store::PAUSE)
             }
         }
     }
@@ -116,35 +120,32 @@ impl Consumer {
             return Ok(0);
         }
         let (node, taken) = (self.store.node().clone(), Arc::clone(&self.unstored));
-        self.store.write(move |tx| taken.iter().try_for_each(|record| store(tx, &node, record, Timestamp::now())))?;
+        self.store.write(move |tx| taken.iter().try_for_each(|record| keep(tx, &node, record, Timestamp::now())))?;
         Ok(std::mem::take(&mut self.unstored).len())
     }
 
     /// A commit that fails is made good by the next one: the records are in the database, and known by their ids.
     fn commit_offsets(&self) {
         if let Some(client) = &self.client
-            && let Err(error) = self.runtime.block_on(client.commit())
+            && let Err(error) = self.driver.runtime().block_on(async { within(PATIENCE, client.commit()).await })
         {
             log::debug!("the group's offset could not be committed, the next commit will: {error}");
         }
     }
 }
 
-async fn poll(
-    client: &mut Option<Client>,
-    settings: &config::Kafka,
-    node: &NodeId,
-) -> Result<Vec<ConsumerRecord>, KrafkaError> {
+async fn poll(client: &mut Option<Client>, link: &mut Link, node: &NodeId) -> Result<Vec<ConsumerRecord>, KrafkaError> {
     let client = match client {
         Some(client) => client,
-        None => client.insert(join(settings, node).await?),
+        None => client.insert(join(link, node).await?),
     };
     client.poll(POLL).await
 }
 
-async fn join(settings: &config::Kafka, node: &NodeId) -> Result<Client, KrafkaError> {
-    let client = kafka::connect(settings, format!("payrelay-consumer-{node}"))
-        .await?
+async fn join(link: &mut Link, node: &NodeId) -> Result<Client, KrafkaError> {
+    let kafka = link.get().await?;
+    let settings = link.settings();
+    let client = kafka
         .consumer(&settings.group)
         // With static membership on the classic protocol a member that was killed and comes back goes on at once;
         // with KIP-848 it waits until its own session has timed out (measured: 45 s).
@@ -162,7 +163,7 @@ async fn join(settings: &config::Kafka, node: &NodeId) -> Result<Client, KrafkaE
 }
 
 /// One record: to the delivery table if it is ours, else aside.
-fn store(tx: &Transaction<'_>, node: &NodeId, record: &ConsumerRecord, now: Timestamp) -> SqlResult<()> {
+fn keep(tx: &Transaction<'_>, node: &NodeId, record: &ConsumerRecord, now: Timestamp) -> SqlResult<()> {
     let reason = match Notice::parse(node, record.header_str(ID_HEADER), record.value.as_deref()) {
         Ok(notice) => match delivery::accept(tx, notice, now)? {
             Arrival::Accepted | Arrival::Purged => return Ok(()),

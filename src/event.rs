@@ -113,8 +113,10 @@ pub struct Record {
 pub const ID_HEADER: &str = "ce_id";
 
 impl Event {
-    /// The record that tells of this event.
-    pub fn to_record(&self, node: &NodeId) -> Record {
+    /// The record that tells of this event. Its timestamp is when the event was committed, but never later than
+    /// `now`: a broker refuses a record from the future (`message.timestamp.after.max.ms`, KIP-937), and a clock may
+    /// have been ahead when the payment came. `ce_time` says what was stored.
+    pub fn to_record(&self, node: &NodeId, now: Timestamp) -> Record {
         let mut headers = vec![
             ("ce_specversion", "1.0".to_owned()),
             (ID_HEADER, node.event_id(self.outbox_id)),
@@ -127,7 +129,7 @@ impl Event {
         Record {
             key: self.user_id.to_string(),
             value: self.payment_id.to_string(),
-            timestamp_ms: self.created_at.as_millis(),
+            timestamp_ms: self.created_at.min(now).as_millis(),
             headers,
         }
     }
@@ -211,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_record_is_a_cloud_event_in_binary_mode() {
-        let record = event().to_record(&node());
+        let record = event().to_record(&node(), Timestamp::from_micros(i64::MAX));
         assert_eq!((record.key.as_str(), record.value.as_str()), ("42", "34"));
         assert_eq!(record.timestamp_ms, 1_795_341_600_123);
         let expected = [
@@ -224,6 +226,14 @@ mod tests {
             ("traceparent", TRACE),
         ];
         assert_eq!(record.headers, expected.map(|(name, value)| (name, value.to_owned())));
+    }
+
+    #[test]
+    fn a_record_is_never_from_the_future() {
+        let now = event().created_at.minus(std::time::Duration::from_hours(24));
+        let record = event().to_record(&node(), now);
+        assert_eq!(record.timestamp_ms, now.as_millis());
+        assert!(record.headers.contains(&("ce_time", event().created_at.to_string())));
     }
 
     #[test]
@@ -269,7 +279,7 @@ mod tests {
         #[test]
         fn what_goes_out_comes_back(outbox_id in 1..=i64::MAX, payment_id in 1..=i64::MAX, id in "[a-z0-9._-]{1,64}") {
             let node = NodeId::parse(&id).unwrap();
-            let record = Event { outbox_id, payment_id, ..event() }.to_record(&node);
+            let record = Event { outbox_id, payment_id, ..event() }.to_record(&node, Timestamp::now());
             let event_id = record.headers.iter().find(|(name, _)| *name == ID_HEADER).map(|(_, value)| value.as_str());
             prop_assert_eq!(Notice::parse(&node, event_id, Some(record.value.as_bytes())), Ok(Notice { outbox_id, payment_id }));
         }

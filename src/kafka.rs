@@ -1,8 +1,9 @@
-//! What the publisher and the consumer share of Kafka: the connection, the runtime, the topic.
+//! What the publisher and the consumer share of Kafka: the runtime, the connection, the topic.
 //!
 //! krafka is an async client. Each thread that uses it owns a current-thread runtime and drives it with `block_on`
 //! for as long as it waits; no other part of the program knows that there is one.
 
+use std::future::Future;
 use std::io;
 use std::time::Duration;
 
@@ -10,32 +11,106 @@ use krafka::admin::{CreateTopicsOptions, NewTopic};
 use krafka::error::ErrorCode;
 use krafka::{Kafka, KrafkaError};
 use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
 
 use crate::config;
 
 /// How long connecting to one broker may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long one request may wait for its answer. It bounds how late a silent broker is noticed.
-pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one request may wait for its answer. It bounds how late krafka notices a silent broker.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The runtime of one Kafka thread.
-pub(crate) fn runtime() -> io::Result<Runtime> {
-    Builder::new_current_thread().enable_all().build()
+/// Why Kafka could not be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// krafka says why.
+    #[error(transparent)]
+    Client(#[from] KrafkaError),
+    /// Nothing came in the time that one call may take.
+    #[error("no answer within {} s", .0.as_secs())]
+    Silent(Duration),
 }
 
-/// Connects to the cluster and makes sure that the topic is there.
-pub(crate) async fn connect(settings: &config::Kafka, client_id: String) -> Result<Kafka, KrafkaError> {
-    let kafka = Kafka::builder(settings.bootstrap_servers.join(","))
+/// Waits no longer than `limit`, so that a thread that drives krafka looks up in time.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, KrafkaError>>,
+) -> Result<T, Failure> {
+    match timeout(limit, work).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(Failure::Silent(limit)),
+    }
+}
+
+/// The runtime of one Kafka thread. Ending it waits for nobody: a name that is just being resolved would take long.
+pub(crate) struct Driver(Option<Runtime>);
+
+impl Driver {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self(Some(Builder::new_current_thread().enable_all().build()?)))
+    }
+
+    /// `None` only while the driver is being dropped, when nobody can call any more.
+    pub(crate) fn runtime(&self) -> &Runtime {
+        self.0.as_ref().unwrap_or_else(|| unreachable!("the runtime ends with its owner"))
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// A connection to the cluster that is made step by step: what was reached stays when a later step takes too long.
+pub(crate) struct Link {
+    settings: config::Kafka,
+    client_id: String,
+    kafka: Option<Kafka>,
+    topic_is_there: bool,
+}
+
+impl Link {
+    pub(crate) fn new(settings: config::Kafka, client_id: String) -> Self {
+        Self { settings, client_id, kafka: None, topic_is_there: false }
+    }
+
+    pub(crate) fn settings(&self) -> &config::Kafka {
+        &self.settings
+    }
+
+    /// Connects, unless connected, and makes sure that the topic is there.
+    pub(crate) async fn get(&mut self) -> Result<Kafka, KrafkaError> {
+        let kafka = match &self.kafka {
+            Some(kafka) => kafka.clone(),
+            None => self.kafka.insert(connect(&self.settings, &self.client_id).await?).clone(),
+        };
+        if !self.topic_is_there {
+            ensure_topic(&kafka, &self.settings).await?;
+            self.topic_is_there = true;
+        }
+        Ok(kafka)
+    }
+
+    /// The next use starts afresh.
+    pub(crate) fn forget(&mut self) {
+        self.kafka = None;
+        self.topic_is_there = false;
+    }
+}
+
+async fn connect(settings: &config::Kafka, client_id: &str) -> Result<Kafka, KrafkaError> {
+    Kafka::builder(settings.bootstrap_servers.join(","))
         .client_id(client_id)
         .connect_timeout(CONNECT_TIMEOUT)
         .request_timeout(REQUEST_TIMEOUT)
         // A payment may come after a quiet night: the topic's metadata is kept.
         .metadata_topic_cache_ttl(None)
         .connect()
-        .await?;
-    ensure_topic(&kafka, settings).await?;
-    Ok(kafka)
+        .await
 }
 
 /// Creates the topic if it is missing, replicated as the cluster's default says. A cluster that lets us publish but

@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program speaks")]
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::{env, fs, io, panic, thread};
@@ -12,6 +13,7 @@ use env_logger::{Builder, Target};
 use log::LevelFilter;
 use payrelay::config::{Config, Loaded, Problems};
 use payrelay::service::Service;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -82,7 +84,7 @@ fn run() -> u8 {
         }
         Some(Command::Serve) | None => {
             start_logger(level);
-            serve(&loaded)
+            serve(loaded)
         }
     }
 }
@@ -132,15 +134,16 @@ fn start_logger(level: LevelFilter) {
         .init();
     panic::set_hook(Box::new(|panic| {
         let thread = thread::current();
-        log::error!("thread {} died: {panic}", thread.name().unwrap_or("without a name"));
+        log::error!("panic in thread {}: {panic}", thread.name().unwrap_or("without a name"));
     }));
 }
 
-fn serve(loaded: &Loaded) -> u8 {
+fn serve(mut loaded: Loaded) -> u8 {
     log::info!("payrelay {}", env!("CARGO_PKG_VERSION"));
     for name in &loaded.ignored_variables {
         log::warn!("the environment variable {name} names no key of the configuration: ignored");
     }
+    fit_connections(&mut loaded.config.http);
     let signals = match signals() {
         Ok(signals) => signals,
         Err(error) => {
@@ -174,6 +177,30 @@ fn serve(loaded: &Loaded) -> u8 {
             if code == OK { OVERDUE } else { code }
         }
     }
+}
+
+/// Each connection takes a descriptor, and the usual limit is 1,024: raises it as far as is allowed, and serves fewer
+/// connections where that is not enough, so that the database, Kafka and Slack always find one.
+fn fit_connections(http: &mut payrelay::config::Http) {
+    const RESERVED: usize = 100;
+    let wanted = http.connections_max.get() + RESERVED;
+    let limit = getrlimit(Resource::Nofile);
+    let fits = |limit: Option<u64>| limit.is_none_or(|limit| limit >= wanted as u64);
+    if fits(limit.current) {
+        return;
+    }
+    let current = if fits(limit.maximum) { Some(wanted as u64) } else { limit.maximum };
+    let raised = setrlimit(Resource::Nofile, Rlimit { current, maximum: limit.maximum });
+    let current = if raised.is_ok() { current } else { limit.current };
+    if fits(current) {
+        return;
+    }
+    let room = usize::try_from(current.unwrap_or(u64::MAX)).unwrap_or(usize::MAX).saturating_sub(RESERVED);
+    http.connections_max = NonZeroUsize::new(room).unwrap_or(NonZeroUsize::MIN);
+    log::warn!(
+        "only {} connections are served at a time: {wanted} descriptors are needed for more (ulimit -n)",
+        http.connections_max
+    );
 }
 
 /// SIGTERM and SIGINT as messages. The thread lives as long as the process.

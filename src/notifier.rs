@@ -14,7 +14,7 @@ use crate::outage::{Backoff, Outage, Part};
 use crate::payment::{Payment, Status};
 use crate::slack::Slack;
 use crate::store::delivery::{self, Pending};
-use crate::store::{Store, StoreError};
+use crate::store::{self, Store, StoreError};
 use crate::worker::Stop;
 
 /// How long a message waits after it was not taken.
@@ -79,7 +79,7 @@ impl Notifier {
     pub fn step(&mut self) -> Step {
         self.try_step().unwrap_or_else(|error| {
             log::error!("the notifier waits for the database: {error}");
-            Step::Later(BACKOFF.cap)
+            Step::Later(store::PAUSE)
         })
     }
 
@@ -92,8 +92,10 @@ impl Notifier {
         let pending = self.store.read(|connection| delivery::pending(connection, limit))?;
         let Some(first) = pending.first() else { return Ok(Step::Idle) };
         let now = Timestamp::now();
-        if first.next_attempt_at > now {
-            return Ok(Step::Later(first.next_attempt_at.since(now)));
+        let wait = first.next_attempt_at.since(now);
+        // No wait is longer than the cap: a clock that was ahead when it was written has been set right since.
+        if !wait.is_zero() && wait <= BACKOFF.cap {
+            return Ok(Step::Later(wait));
         }
         let told = match &self.channel {
             Channel::Slack(slack) => slack.post(&line(&first.payment)),

@@ -58,8 +58,16 @@ impl Relay {
         Self { store, publisher, batch_max, wake, notifier, outage, counters, unrecorded: Vec::new() }
     }
 
-    /// Works until the stop.
+    /// Works until the stop, then once more tries to record what was published.
     pub fn run(mut self, stop: &Stop) {
+        self.work(stop);
+        if let Err(error) = self.record() {
+            let count = self.unrecorded.len();
+            log::error!("{count} events are published but could not be recorded, and will be published again: {error}");
+        }
+    }
+
+    fn work(&mut self, stop: &Stop) {
         while !stop.requested() {
             let (wake, pause) = match self.step() {
                 Step::Progress => continue,
@@ -80,7 +88,7 @@ impl Relay {
             Ok(step) => step,
             Err(error) => {
                 log::error!("the relay waits for the database: {error}");
-                Step::Away(BACKOFF.cap)
+                Step::Away(crate::store::PAUSE)
             }
         }
     }

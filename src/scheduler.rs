@@ -86,13 +86,14 @@ impl Scheduler {
         let age_s = |oldest: Option<Timestamp>| oldest.map_or(Duration::ZERO, |oldest| now.since(oldest)).as_secs();
         log::info!(
             "summary: published {}, delivered {}, purged {purged}; pending: {} to publish (oldest {} s), {} to \
-             deliver (oldest {} s)",
+             deliver (oldest {} s); dead letters: {}",
             totals.published - self.told.published,
             totals.delivered - self.told.delivered,
             backlog.unpublished,
             age_s(backlog.oldest_unpublished),
             backlog.undelivered,
             age_s(backlog.oldest_undelivered),
+            backlog.dead_letters,
         );
         self.told = totals;
     }

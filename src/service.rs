@@ -3,7 +3,6 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -47,8 +46,10 @@ pub enum StartError {
 
 /// Everything that runs.
 pub struct Service {
-    /// In the order in which they are to be stopped.
-    workers: Vec<Worker>,
+    /// Those who work with the database; asked to stop all at once.
+    users: Vec<Worker>,
+    /// The readers, then the writer: stopped one after the other, when nobody uses them any more.
+    store: Vec<Worker>,
     exits: Receiver<&'static str>,
     address: SocketAddr,
 }
@@ -108,17 +109,12 @@ impl Service {
             currency: config.payment.currency.clone(),
             settings: config.http.clone(),
             parts,
-            stopping: AtomicBool::new(false),
         };
         let http = http::spawn(listener, app, &exited)?;
         log::info!("listening on http://{address}");
 
-        // The door first, then those who work, last those who store what the others bring.
-        let mut workers = vec![http, scheduler, relay];
-        workers.extend(consumer);
-        workers.push(notifier);
-        workers.extend(store_workers);
-        Ok(Self { workers, exits, address })
+        let users = [http, scheduler, relay, notifier].into_iter().chain(consumer).collect();
+        Ok(Self { users, store: store_workers, exits, address })
     }
 
     /// Where clients can call; the port is the real one where 0 was configured.
@@ -131,10 +127,12 @@ impl Service {
         &self.exits
     }
 
-    /// Stops everything, in order, within [`STOP_LIMIT`]. Tells which threads were late.
-    pub fn stop(self) -> Result<(), Vec<Overdue>> {
+    /// Stops everything within [`STOP_LIMIT`]. Tells which threads were late.
+    pub fn stop(mut self) -> Result<(), Vec<Overdue>> {
         let deadline = Instant::now() + STOP_LIMIT;
-        let late: Vec<_> = self.workers.into_iter().filter_map(|worker| worker.stop(deadline).err()).collect();
+        self.users.iter_mut().for_each(Worker::request_stop);
+        let workers = self.users.into_iter().chain(self.store);
+        let late: Vec<_> = workers.filter_map(|worker| worker.stop(deadline).err()).collect();
         if late.is_empty() { Ok(()) } else { Err(late) }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Says what came of a POST; never decides when to try again. The webhook's URL is a secret: no error shows it.
 
+use std::io::Read as _;
 use std::time::Duration;
 
 use crate::config::{self, Secret};
@@ -49,10 +50,12 @@ impl Slack {
         let status = answer.status();
         if status.is_success() {
             // Reading the answer to its end frees the connection for the next message.
-            let _ = answer.body_mut().with_config().limit(ANSWER_MAX).read_to_vec();
+            let _ = answer.body_mut().read_to_vec();
             return Ok(());
         }
-        let word = answer.body_mut().with_config().limit(ANSWER_MAX).read_to_string().unwrap_or_default();
+        let mut word = Vec::new();
+        let _ = answer.body_mut().as_reader().take(ANSWER_MAX).read_to_end(&mut word);
+        let word = String::from_utf8_lossy(&word);
         Err(NotDelivered(format!("Slack answered {} {:?}", status.as_u16(), word.trim())))
     }
 

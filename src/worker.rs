@@ -90,12 +90,17 @@ impl Worker {
         self
     }
 
-    /// Asks the thread to stop and waits for its end until `deadline`. A thread that is late is left behind.
-    pub fn stop(mut self, deadline: Instant) -> Result<(), Overdue> {
+    /// Asks the thread to stop, without waiting: several can be asked before the first is waited for.
+    pub fn request_stop(&mut self) {
         drop(self.stop.take());
         if let Some(interrupt) = self.interrupt.take() {
             interrupt();
         }
+    }
+
+    /// Asks the thread to stop and waits for its end until `deadline`. A thread that is late is left behind.
+    pub fn stop(mut self, deadline: Instant) -> Result<(), Overdue> {
+        self.request_stop();
         match self.exited.recv_deadline(deadline) {
             Err(crossbeam_channel::RecvTimeoutError::Timeout) => Err(Overdue(self.name)),
             Err(crossbeam_channel::RecvTimeoutError::Disconnected) => {

@@ -8,21 +8,19 @@ use tokio::time::{Instant, timeout_at};
 
 use super::problem::Problem;
 
-/// A body that is over the limit is read on for so many times the limit, and thrown away, so that a client that
-/// writes before it reads gets to see the refusal instead of a broken connection.
+/// A body that nobody wants is read on for so many times the limit, and thrown away, so that a client that writes
+/// before it reads gets to see the refusal instead of a broken connection.
 const DISCARD_TIMES: usize = 16;
 
 /// Reads a body to its end.
-pub(super) async fn read(mut body: Incoming, limit: usize, patience: Duration) -> Result<Bytes, Problem> {
+pub(super) async fn read(body: &mut Incoming, limit: usize, patience: Duration) -> Result<Bytes, Problem> {
     let deadline = Instant::now() + patience;
     if body.size_hint().lower() > limit as u64 {
-        // Told by Content-Length. A client that waits for 100 Continue is refused without sending anything.
         return Err(Problem::too_large(limit));
     }
     let mut whole = Vec::new();
-    while let Some(data) = next(&mut body, deadline).await? {
+    while let Some(data) = next(body, deadline).await? {
         if whole.len() + data.len() > limit {
-            discard(body, limit * DISCARD_TIMES, deadline).await;
             return Err(Problem::too_large(limit));
         }
         if whole.is_empty() && body.is_end_stream() {
@@ -33,10 +31,11 @@ pub(super) async fn read(mut body: Incoming, limit: usize, patience: Duration) -
     Ok(whole.into())
 }
 
-/// Reads and throws away, until the end, the limit or the deadline.
-pub(super) async fn discard(mut body: Incoming, limit: usize, deadline: Instant) {
-    let mut left = limit;
-    while let Ok(Some(data)) = next(&mut body, deadline).await {
+/// Reads and throws away what is left of a body, up to a limit of size and of time.
+pub(super) async fn discard(body: &mut Incoming, limit: usize, patience: Duration) {
+    let deadline = Instant::now() + patience;
+    let mut left = limit.saturating_mul(DISCARD_TIMES);
+    while let Ok(Some(data)) = next(body, deadline).await {
         match left.checked_sub(data.len()) {
             Some(rest) => left = rest,
             None => return,

@@ -1,11 +1,11 @@
 //! Which request is which, and what is answered. What can be decided without the store is decided in pure functions.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -42,8 +42,6 @@ pub struct App {
     pub settings: config::Http,
     /// The remote parts, by name.
     pub parts: Vec<(&'static str, Part)>,
-    /// Set when the stop has begun.
-    pub stopping: AtomicBool,
 }
 
 /// A request that exists.
@@ -119,31 +117,36 @@ fn is_json(headers: &HeaderMap) -> bool {
 impl App {
     /// Answers a request.
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
-        match self.try_answer(request).await {
+        let (head, mut body) = request.into_parts();
+        match self.try_answer(&head, &mut body).await {
             Ok(response) => response,
-            Err(problem) => problem.into_response(),
+            Err(problem) => {
+                // A client that waits for 100 Continue has sent nothing, and will not.
+                if !body.is_end_stream() && !head.headers.contains_key(EXPECT) {
+                    body::discard(&mut body, self.settings.body_bytes_max, self.settings.body_timeout).await;
+                }
+                problem.into_response()
+            }
         }
     }
 
-    async fn try_answer(&self, request: Request<Incoming>) -> Result<Response<Body>, Problem> {
-        let uri = request.uri();
-        match route(request.method(), uri.path(), uri.query())? {
-            Route::Pay => self.pay(request).await,
+    async fn try_answer(&self, head: &Parts, body: &mut Incoming) -> Result<Response<Body>, Problem> {
+        match route(&head.method, head.uri.path(), head.uri.query())? {
+            Route::Pay => self.pay(&head.headers, body).await,
             Route::Payment { id } => self.payment(id).await,
             Route::History { user_id, before, limit } => self.history(user_id, before, limit).await,
             Route::Live => Ok(json(StatusCode::OK, &serde_json::json!({ "status": "live" }))),
-            Route::Ready => self.ready().await,
+            Route::Ready => Ok(self.ready().await),
         }
     }
 
-    async fn pay(&self, request: Request<Incoming>) -> Result<Response<Body>, Problem> {
-        let (head, incoming) = request.into_parts();
-        if !is_json(&head.headers) {
+    async fn pay(&self, headers: &HeaderMap, body: &mut Incoming) -> Result<Response<Body>, Problem> {
+        if !is_json(headers) {
             return Err(Problem::unsupported_media_type());
         }
-        let bytes = body::read(incoming, self.settings.body_bytes_max, self.settings.body_timeout).await?;
+        let bytes = body::read(body, self.settings.body_bytes_max, self.settings.body_timeout).await?;
         let new = NewPayment::parse(&bytes)?;
-        let trace = head.headers.get("traceparent").and_then(|value| value.to_str().ok());
+        let trace = headers.get("traceparent").and_then(|value| value.to_str().ok());
         let trace = trace.and_then(parse_traceparent).map(str::to_owned);
         let (answer, answered) = oneshot::channel();
         let (currency, relay) = (self.currency.clone(), self.relay.clone());
@@ -181,24 +184,24 @@ impl App {
     }
 
     /// Kafka or Slack away is ready all the same: payments are taken.
-    async fn ready(&self) -> Result<Response<Body>, Problem> {
-        let backlog = self.query(outbox::backlog).await;
-        let parts: BTreeMap<_, _> = self.parts.iter().map(|(name, part)| (*name, part.get())).collect();
-        let degraded = parts.values().any(PartState::is_away);
-        let (status, word) = match &backlog {
-            Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
-            Ok(_) if self.stopping.load(Ordering::Relaxed) => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
-            Ok(_) if degraded => (StatusCode::OK, "degraded"),
-            Ok(_) => (StatusCode::OK, "ready"),
+    async fn ready(&self) -> Response<Body> {
+        let backlog = self.query(outbox::backlog).await.ok();
+        let database = self.store.part().get();
+        if database.is_away() {
+            // Nobody may pay any more, so that nothing else would show that it is back.
+            self.store.probe();
+        }
+        let (status, word) = if backlog.is_none() || database.is_away() {
+            (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
+        } else if self.parts.iter().any(|(_, part)| part.get().is_away()) {
+            (StatusCode::OK, "degraded")
+        } else {
+            (StatusCode::OK, "ready")
         };
-        let ready = Ready {
-            status: word,
-            node: self.store.node().as_str(),
-            database: if backlog.is_ok() { "up" } else { "away" },
-            parts,
-            pending: backlog.ok().map(|backlog| Pending::new(&backlog, Timestamp::now())),
-        };
-        Ok(json(status, &ready))
+        let mut parts: BTreeMap<_, _> = self.parts.iter().map(|(name, part)| (*name, part.get())).collect();
+        parts.insert("database", database);
+        let pending = backlog.map(|backlog| Pending::new(&backlog, Timestamp::now()));
+        json(status, &Ready { status: word, node: self.store.node().as_str(), parts, pending })
     }
 
     async fn query<T: Send + 'static>(
@@ -302,7 +305,6 @@ impl<'a> PaymentWay<'a> {
 struct Ready<'a> {
     status: &'static str,
     node: &'a str,
-    database: &'static str,
     parts: BTreeMap<&'static str, PartState>,
     pending: Option<Pending>,
 }
@@ -313,6 +315,7 @@ struct Pending {
     oldest_unpublished_s: u64,
     undelivered: i64,
     oldest_undelivered_s: u64,
+    dead_letters: i64,
 }
 
 impl Pending {
@@ -323,6 +326,7 @@ impl Pending {
             oldest_unpublished_s: age(backlog.oldest_unpublished),
             undelivered: backlog.undelivered,
             oldest_undelivered_s: age(backlog.oldest_undelivered),
+            dead_letters: backlog.dead_letters,
         }
     }
 }

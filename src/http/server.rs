@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
@@ -52,7 +51,6 @@ fn run(listener: TcpListener, app: &Arc<App>, stop: &Notify) -> io::Result<()> {
         }
         // No new connection; what is under way is finished, idle connections are closed.
         drop(listener);
-        app.stopping.store(true, Ordering::Relaxed);
         if tokio::time::timeout(STOP_TIME, connections.shutdown()).await.is_err() {
             log::warn!("some requests were still under way after {} s: cut off", STOP_TIME.as_secs());
         }

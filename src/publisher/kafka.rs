@@ -4,7 +4,7 @@
 //! commit order. krafka repeats a batch whose answer was lost under the same sequence numbers, so the broker drops
 //! the second copy. What is left open is a crash of this process between the broker's word and the mark.
 
-use std::future::{Future, poll_fn};
+use std::future::{Future as _, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::task::Poll;
@@ -12,18 +12,20 @@ use std::time::Duration;
 
 use krafka::error::KrafkaError;
 use krafka::producer::{Acks, DeliveryConfirmation, DeliveryHandle, Producer, RecordMetadata};
-use tokio::runtime::Runtime;
 use tokio::task::coop::unconstrained;
-use tokio::time::{Instant, timeout_at};
 
 use super::{Away, Published, Publisher};
+use crate::clock::Timestamp;
 use crate::config;
 use crate::event::{Event, NodeId, Record};
-use crate::kafka;
+use crate::kafka::{Driver, Failure, Link, within};
 use crate::store::outbox::{Place, Receipt};
 
 /// How long one call waits for the broker's word before it says that the broker is away. The batch stays in flight.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long one call tries to connect; the next one goes on from what was reached.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// krafka repeats a batch for this long, without ever doubling it. Only when this is over are its events handed
 /// over anew, and then one that was written without an answer shows twice on the topic, under the same event id.
@@ -41,11 +43,11 @@ const BATCH_BYTES: usize = 1_000_000;
 pub struct KafkaPublisher {
     // Before the runtime, which its tasks need.
     session: Session,
-    runtime: Runtime,
+    driver: Driver,
 }
 
 struct Session {
-    settings: config::Kafka,
+    link: Link,
     node: NodeId,
     producer: Option<Producer>,
     in_flight: Vec<InFlight>,
@@ -59,14 +61,15 @@ struct InFlight {
 impl KafkaPublisher {
     /// Connects when it first publishes.
     pub fn new(settings: config::Kafka, node: NodeId) -> io::Result<Self> {
-        let session = Session { settings, node, producer: None, in_flight: Vec::new() };
-        Ok(Self { session, runtime: kafka::runtime()? })
+        let link = Link::new(settings, format!("payrelay-publisher-{node}"));
+        let session = Session { link, node, producer: None, in_flight: Vec::new() };
+        Ok(Self { session, driver: Driver::new()? })
     }
 }
 
 impl Publisher for KafkaPublisher {
     fn publish(&mut self, batch: &[Event]) -> Published {
-        self.runtime.block_on(self.session.publish(batch))
+        self.driver.runtime().block_on(self.session.publish(batch))
     }
 
     fn name(&self) -> &'static str {
@@ -76,20 +79,20 @@ impl Publisher for KafkaPublisher {
 
 impl Session {
     async fn publish(&mut self, batch: &[Event]) -> Published {
-        let deadline = Instant::now() + PATIENCE;
-        let mut away = None;
+        let mut failure = None;
         if self.in_flight.is_empty() {
-            away = in_time(deadline, self.hand_over(batch)).await.err();
+            failure = within(CONNECT_PATIENCE, self.hand_over(batch)).await.err();
         }
         if let (Some(producer), false) = (&self.producer, self.in_flight.is_empty()) {
-            away = in_time(deadline, producer.flush()).await.err().or(away);
+            failure = within(PATIENCE, producer.flush()).await.err().or(failure);
         }
-        let (receipts, failed) = self.collect().await;
-        let away = failed.map(|error| Away(error.to_string())).or(away);
-        if away.is_some() && self.in_flight.is_empty() {
+        let (receipts, refused) = self.collect().await;
+        if refused.is_some() && self.in_flight.is_empty() {
             // The next try starts afresh: another leader, a topic that was deleted, a fenced epoch.
             self.producer = None;
+            self.link.forget();
         }
+        let away = refused.map(Failure::from).or(failure).map(|failure| Away(failure.to_string()));
         Published { receipts, away }
     }
 
@@ -97,10 +100,11 @@ impl Session {
     async fn hand_over(&mut self, batch: &[Event]) -> Result<(), KrafkaError> {
         let producer = match &self.producer {
             Some(producer) => producer,
-            None => self.producer.insert(build(&self.settings, &self.node).await?),
+            None => self.producer.insert(build(&self.link.get().await?).await?),
         };
+        let now = Timestamp::now();
         for event in batch {
-            let record = to_krafka(&self.settings.topic, event.to_record(&self.node));
+            let record = to_krafka(&self.link.settings().topic, event.to_record(&self.node, now));
             let handle = producer.enqueue(record).await?;
             self.in_flight.push(InFlight { outbox_id: event.outbox_id, handle });
         }
@@ -134,16 +138,8 @@ async fn answer(handle: &mut DeliveryHandle) -> Option<Result<RecordMetadata, Kr
     .await
 }
 
-async fn in_time(deadline: Instant, work: impl Future<Output = Result<(), KrafkaError>>) -> Result<(), Away> {
-    match timeout_at(deadline, work).await {
-        Ok(result) => result.map_err(|error| Away(error.to_string())),
-        Err(_) => Err(Away(format!("no answer within {} s", PATIENCE.as_secs()))),
-    }
-}
-
-async fn build(settings: &config::Kafka, node: &NodeId) -> Result<Producer, KrafkaError> {
-    kafka::connect(settings, format!("payrelay-publisher-{node}"))
-        .await?
+async fn build(kafka: &krafka::Kafka) -> Result<Producer, KrafkaError> {
+    kafka
         .producer()
         .acks(Acks::All)
         .idempotent(true)

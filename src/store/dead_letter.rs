@@ -1,12 +1,11 @@
 //! Records of the topic that are not ours or cannot be read, kept as they came, with the reason and the place.
 
 use rusqlite::{Connection, Transaction};
-use serde::Serialize;
 
 use crate::clock::Timestamp;
 
 /// A record that was kept aside.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
     /// Where it was read.
     pub topic: String,
@@ -46,6 +45,6 @@ pub fn insert(tx: &Transaction<'_>, letter: &DeadLetter, now: Timestamp) -> rusq
 }
 
 /// How many are kept.
-pub fn count(connection: &Connection) -> rusqlite::Result<i64> {
+pub(super) fn count(connection: &Connection) -> rusqlite::Result<i64> {
     connection.prepare_cached("SELECT count(*) FROM dead_letter")?.query_row([], |row| row.get(0))
 }

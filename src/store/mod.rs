@@ -22,6 +22,7 @@ use rusqlite::OpenFlags;
 
 use crate::config;
 use crate::event::NodeId;
+use crate::outage::Part;
 use crate::worker::Worker;
 
 pub use rusqlite::{Connection, Result as SqlResult, Transaction};
@@ -57,6 +58,7 @@ pub struct Store {
     queries: Sender<reader::Query>,
     pool: Pool,
     node: NodeId,
+    part: Part,
 }
 
 /// An opened database whose threads have yet to be started.
@@ -69,6 +71,9 @@ pub struct Opened {
 /// How long a connection waits for a lock that another one holds. Only a checkpoint or a recovery holds one
 /// that a reader meets, and neither takes long.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a thread waits before it asks a database again that has refused.
+pub const PAUSE: Duration = Duration::from_secs(5);
 
 /// Threads besides the readers that read: relay, notifier, scheduler.
 const OTHER_READERS: u32 = 3;
@@ -83,15 +88,27 @@ impl Store {
         let (jobs, queue) = bounded(settings.queue_max.get());
         let (background, background_queue) = bounded(1);
         let (queries, query_queue) = bounded(settings.queue_max.get());
-        let writer = writer::Writer::new(connection, queue, background_queue, lock);
+        let part = Part::up();
+        let writer = writer::Writer::new(connection, queue, background_queue, part.clone(), lock);
         let readers = reader::Readers::new(settings.readers, query_queue, pool.clone());
-        let store = Self { jobs, background, queries, pool, node };
+        let store = Self { jobs, background, queries, pool, node, part };
         Ok(Opened { store, writer, readers })
     }
 
     /// Who this database belongs to.
     pub fn node(&self) -> &NodeId {
         &self.node
+    }
+
+    /// Whether the last transaction could be committed.
+    pub fn part(&self) -> &Part {
+        &self.part
+    }
+
+    /// Has the writer commit something that changes nothing, to see whether it can. Never waits.
+    pub fn probe(&self) {
+        // A queue that is full of work is a probe as well.
+        let _ = self.submit(|tx| tx.execute("UPDATE node SET created_at = created_at", []), drop);
     }
 
     /// Runs `work` in a transaction and waits until it is on the disk. If `work` fails, nothing of it is kept.
@@ -161,7 +178,7 @@ impl Opened {
     }
 }
 
-/// Read-only connections, opened when they are first needed, and kept, since opening one costs more than keeping it.
+/// Read-only connections, all opened at the start: later there may be no descriptor left for one.
 fn pool(path: PathBuf, size: u32) -> Result<Pool, OpenError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let manager = SqliteConnectionManager::file(path).with_flags(flags).with_init(|connection| {
@@ -170,10 +187,8 @@ fn pool(path: PathBuf, size: u32) -> Result<Pool, OpenError> {
         // 2 MiB of pages each (https://sqlite.org/pragma.html#pragma_cache_size): what is asked is recent.
         connection.pragma_update(None, "cache_size", -2048)
     });
-    let pool = r2d2::Pool::builder()
+    r2d2::Pool::builder()
         .max_size(size)
-        // None in reserve: each get would have another one opened behind its back, even during the stop.
-        .min_idle(Some(0))
         .idle_timeout(None)
         .max_lifetime(None)
         .test_on_check_out(false)
@@ -181,9 +196,7 @@ fn pool(path: PathBuf, size: u32) -> Result<Pool, OpenError> {
         .connection_timeout(BUSY_TIMEOUT)
         .error_handler(Box::new(r2d2::LoggingErrorHandler))
         .build(manager)
-        .and_then(|pool| pool.get().map(|_| pool.clone()));
-    // The first one at once, so that a file that cannot be read is told at the start.
-    pool.map_err(|error| OpenError::Pool(error.to_string()))
+        .map_err(|error| OpenError::Pool(error.to_string()))
 }
 
 /// Prepared statements kept by each connection: more than there are.

@@ -5,7 +5,7 @@
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
 use super::payment::unknown;
-use super::{delivery, sql_limit};
+use super::{dead_letter, delivery, sql_limit};
 use crate::clock::Timestamp;
 use crate::event::{Event, Kind};
 
@@ -133,6 +133,8 @@ pub struct Backlog {
     pub undelivered: i64,
     /// When the oldest of them was committed.
     pub oldest_undelivered: Option<Timestamp>,
+    /// Records that are kept aside.
+    pub dead_letters: i64,
 }
 
 /// Counts what waits. Reads only the indexes of what waits, not the tables.
@@ -149,6 +151,7 @@ pub fn backlog(connection: &Connection) -> rusqlite::Result<Backlog> {
              WHERE d.status = 'PENDING' ORDER BY d.outbox_id LIMIT 1",
         )?
         .map(Timestamp::from_micros),
+        dead_letters: dead_letter::count(connection)?,
     })
 }
 

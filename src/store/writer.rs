@@ -4,6 +4,7 @@
 //! answers them all. A job that fails rolls back to its savepoint and takes nothing of the others with it. A commit
 //! that fails fails every job of the transaction: none has been answered before.
 
+use std::iter;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, select_biased};
@@ -11,6 +12,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use super::StoreError;
 use super::schema::Lock;
+use crate::outage::{Backoff, Outage, Part};
 use crate::worker::Stop;
 
 /// At most so many jobs share a commit.
@@ -19,6 +21,9 @@ const BATCH_MAX: usize = 512;
 /// A transaction that has run for so long takes no more jobs, so that the first of it does not wait for the last:
 /// jobs are of very different size.
 const BATCH_TIME: Duration = Duration::from_millis(4);
+
+/// Nobody waits: jobs come when they come, and each tries anew.
+const BACKOFF: Backoff = Backoff { base: Duration::ZERO, cap: Duration::ZERO };
 
 /// Work for the writer, and who is to be told.
 pub(super) trait Work: Send {
@@ -66,12 +71,20 @@ pub(super) struct Writer {
     connection: Connection,
     jobs: Receiver<Job>,
     background: Receiver<Job>,
+    outage: Outage,
     _lock: Lock,
 }
 
 impl Writer {
-    pub(super) fn new(connection: Connection, jobs: Receiver<Job>, background: Receiver<Job>, lock: Lock) -> Self {
-        Self { connection, jobs, background, _lock: lock }
+    pub(super) fn new(
+        connection: Connection,
+        jobs: Receiver<Job>,
+        background: Receiver<Job>,
+        part: Part,
+        lock: Lock,
+    ) -> Self {
+        let outage = Outage::new("the database", BACKOFF, part);
+        Self { connection, jobs, background, outage, _lock: lock }
     }
 
     /// Works until the stop, then works off what still waits, then closes the database.
@@ -108,17 +121,20 @@ impl Writer {
         let committed = match Transaction::new(&mut self.connection, TransactionBehavior::Immediate) {
             Ok(tx) => fill(&tx, first, &self.jobs, &mut taken).and_then(|()| tx.commit()),
             Err(error) => {
-                taken.push((first, Ok(())));
+                // Who waits now would only wait for the same refusal, one after the other.
+                taken.extend(iter::once(first).chain(self.jobs.try_iter()).map(|job| (job, Ok(()))));
                 Err(error)
             }
         };
         match committed {
             Ok(()) => {
+                self.outage.recovered();
                 for (job, outcome) in taken {
                     job.finish(outcome);
                 }
             }
             Err(error) => {
+                let _ = self.outage.failed(&error);
                 log::error!("a transaction of {} jobs failed, none of them was stored: {error}", taken.len());
                 let error = StoreError::from(error);
                 for (job, outcome) in taken {
@@ -131,35 +147,39 @@ impl Writer {
 
 type Taken = Vec<(Job, Result<(), StoreError>)>;
 
-/// Runs jobs until none waits or the transaction is full. Fails only if SQLite has ended the transaction by itself,
-/// as it does when the disk is full (<https://sqlite.org/lang_transaction.html>, 3).
+/// Runs jobs until none waits or the transaction is full. Fails if the transaction cannot go on: SQLite has ended it by
+/// itself, as it does when the disk is full (<https://sqlite.org/lang_transaction.html>, 3), or a savepoint does not
+/// obey, so that half a job might be committed with it.
 fn fill(tx: &Transaction<'_>, first: Job, jobs: &Receiver<Job>, taken: &mut Taken) -> rusqlite::Result<()> {
     let started = Instant::now();
     let mut next = Some(first);
     while let Some(mut job) = next {
-        let outcome = in_savepoint(tx, &mut job);
-        if tx.is_autocommit() {
-            taken.push((job, Ok(())));
-            return Err(outcome.err().unwrap_or(rusqlite::Error::ExecuteReturnedResults));
+        match in_savepoint(tx, &mut job) {
+            Ok(outcome) => taken.push((job, outcome.map_err(StoreError::from))),
+            Err(error) => {
+                taken.push((job, Ok(())));
+                return Err(error);
+            }
         }
-        taken.push((job, outcome.map_err(StoreError::from)));
         let room = taken.len() < BATCH_MAX && started.elapsed() < BATCH_TIME;
         next = if room { jobs.try_recv().ok() } else { None };
     }
     Ok(())
 }
 
-fn in_savepoint(tx: &Transaction<'_>, job: &mut Job) -> rusqlite::Result<()> {
+/// The inner result is the job's own; the outer one is the transaction's.
+fn in_savepoint(tx: &Transaction<'_>, job: &mut Job) -> rusqlite::Result<rusqlite::Result<()>> {
     let run = |sql| tx.prepare_cached(sql)?.execute(()).map(drop);
     run("SAVEPOINT job")?;
     let outcome = job.run(tx);
-    if outcome.is_err() && !tx.is_autocommit() {
+    if tx.is_autocommit() {
+        return Err(outcome.err().unwrap_or(rusqlite::Error::ExecuteReturnedResults));
+    }
+    if outcome.is_err() {
         run("ROLLBACK TO job")?;
     }
-    if !tx.is_autocommit() {
-        run("RELEASE job")?;
-    }
-    outcome
+    run("RELEASE job")?;
+    Ok(outcome)
 }
 
 #[cfg(test)]
@@ -172,6 +192,7 @@ mod tests {
         writer: Writer,
         jobs: Sender<Job>,
         background: Sender<Job>,
+        part: Part,
         _dir: tempfile::TempDir,
     }
 
@@ -183,7 +204,9 @@ mod tests {
         connection.execute_batch("CREATE TABLE t (x INTEGER UNIQUE)").unwrap();
         let (jobs, queue) = bounded(64);
         let (background, background_queue) = bounded(1);
-        Fixture { writer: Writer::new(connection, queue, background_queue, lock), jobs, background, _dir: dir }
+        let part = Part::up();
+        let writer = Writer::new(connection, queue, background_queue, part.clone(), lock);
+        Fixture { writer, jobs, background, part, _dir: dir }
     }
 
     fn insert(x: i64, answers: &Sender<(i64, Result<usize, String>)>) -> Job {
@@ -228,9 +251,11 @@ mod tests {
         f.writer.step(insert(1, &answers));
         assert!(answered.try_recv().unwrap().1.is_err(), "job 1 was rolled back: it must not be told as stored");
         assert_eq!(rows(&f.writer), [0; 0]);
+        assert!(f.part.get().is_away());
         let second = f.writer.jobs.try_recv().unwrap();
         f.writer.step(second);
         assert_eq!(answered.try_recv().unwrap(), (2, Ok(1)));
+        assert!(!f.part.get().is_away());
     }
 
     #[test]

@@ -98,7 +98,7 @@ fn records_are_cloud_events_in_commit_order(cluster: &mut dyn Cluster) {
     for event in &events {
         let id = database.store().node().event_id(event.outbox_id);
         let record = found.iter().find(|record| record.header("ce_id") == id).unwrap();
-        let expected = event.to_record(database.store().node());
+        let expected = event.to_record(database.store().node(), payrelay::clock::Timestamp::now());
         assert_eq!((&record.key, &record.value), (&expected.key, &expected.value));
         assert_eq!(record.timestamp_ms, expected.timestamp_ms);
         let headers: Vec<_> = expected.headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();

@@ -311,7 +311,8 @@ fn ten_thousand(version: &str) {
     wait_until("the last delivery to be recorded", LIMIT, || {
         client.get("/health/ready").json()["pending"]
             == json!({
-                "unpublished": 0, "oldest_unpublished_s": 0, "undelivered": 0, "oldest_undelivered_s": 0
+                "unpublished": 0, "oldest_unpublished_s": 0, "undelivered": 0, "oldest_undelivered_s": 0,
+                "dead_letters": 0
             })
     });
 }

@@ -122,8 +122,10 @@ fn health_is_told() {
     let ready = client.get("/health/ready");
     assert_eq!(ready.status, 200);
     let ready = ready.json();
-    assert_eq!((&ready["status"], &ready["database"]), (&json!("ready"), &json!("up")));
-    assert_eq!(ready["parts"]["publisher"]["state"], "up");
+    assert_eq!(ready["status"], "ready");
+    for part in ["database", "publisher", "slack"] {
+        assert_eq!(ready["parts"][part]["state"], "up");
+    }
     client.send_raw(b"HEAD /health/live HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     assert_eq!(client.read_interim().status, 200);
     assert_eq!(client.get("/health/live").status, 200, "the answer to HEAD had no body");
@@ -188,8 +190,9 @@ fn numbers_that_cannot_be_are_refused() {
 
 #[test]
 fn a_body_over_the_limit_is_refused_with_and_without_its_length() {
-    let fixture = start(&[("PAYRELAY_HTTP_BODY_BYTES_MAX", "2048")]);
-    let body = "x".repeat(60_000);
+    let fixture = start(&[("PAYRELAY_HTTP_BODY_BYTES_MAX", "65536")]);
+    // More than fits into the buffers of both sockets, less than what is thrown away.
+    let body = "x".repeat(1_000_000);
     assert_problem(&fixture.post(&body), 413, None);
     let mut client = fixture.client();
     let head =

@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use super::harness::http::Client;
 use super::harness::process::{Options, Payrelay, run_to_exit};
+use super::harness::slack::{Answer, FakeSlack};
 use super::harness::wait_until;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -69,6 +70,28 @@ fn a_wrong_configuration_exits_with_78_and_every_problem() {
 }
 
 #[test]
+fn few_descriptors_mean_fewer_connections_not_a_dead_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = "ulimit -n 150; exec \"$0\" 2>log";
+    let mut child = std::process::Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_payrelay")])
+        .current_dir(dir.path())
+        .env("PAYRELAY_HTTP_LISTEN", "127.0.0.1:0")
+        .spawn()
+        .unwrap();
+    let log = || fs::read_to_string(dir.path().join("log")).unwrap_or_default();
+    wait_until("a payrelay that serves", LIMIT, || log().contains("listening on http://") && log().ends_with('\n'));
+    assert!(log().contains("only 50 connections are served at a time"), "{}", log());
+    let address = log().split("listening on http://").nth(1).unwrap().trim().parse().unwrap();
+    let flood: Vec<_> = (0..120).map(|_| Client::connect(address)).collect();
+    let mut waiting = Client::connect(address);
+    drop(flood);
+    pay(&mut waiting, 1);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
 fn check_config_shows_what_is_in_force_and_no_secret() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("mine.toml"), "[kafka]\ntopic = 'mine'\n").unwrap();
@@ -121,6 +144,19 @@ fn a_request_under_way_is_finished_before_the_stop() {
     client.send_raw(body.as_bytes()).unwrap();
     assert_eq!(client.read_response().status, 201);
     assert_eq!(payrelay.terminate().code(), Some(0));
+}
+
+#[test]
+fn a_slack_that_hangs_does_not_delay_the_stop_beyond_its_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let slack = FakeSlack::start();
+    slack.answer_with(|_, _| Answer::Hang);
+    let mut payrelay = Payrelay::start(options(dir.path(), &[("PAYRELAY_SLACK_WEBHOOK_URL", &slack.url())], &[]));
+    pay(&mut Client::connect(payrelay.addr()), 1);
+    wait_until("the POST that hangs", LIMIT, || slack.attempts() == 1);
+    let asked = Instant::now();
+    assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
+    assert!(asked.elapsed() < Duration::from_secs(10));
 }
 
 #[test]
@@ -179,15 +215,16 @@ fn what_was_acknowledged_survives_sigkill() {
 #[test]
 fn the_log_says_what_a_new_user_needs_to_see() {
     let dir = tempfile::tempdir().unwrap();
-    let env = [("PAYRELAY_SCHEDULER_INTERVAL", "50ms"), ("PAYRELAY_TYPO", "x")];
+    let env = [("PAYRELAY_SCHEDULER_INTERVAL", "50ms"), ("PAYRELAY_SERVICE_HOST", "x")];
     let payrelay = Payrelay::start(options(dir.path(), &env, &[]));
     let mut client = Client::connect(payrelay.addr());
     pay(&mut client, 1001);
     for line in [
         "slack.webhook_url is not set: messages go to this log only",
-        "PAYRELAY_TYPO names no key of the configuration: ignored",
+        "PAYRELAY_SERVICE_HOST names no key of the configuration: ignored",
         "after its commit: Payment 1 COMPLETED: user 1 paid 5 KRW for reservation 1001",
         "summary: published 1, delivered 1",
+        "pending: 0 to publish (oldest 0 s), 0 to deliver (oldest 0 s); dead letters: 0",
     ] {
         payrelay.wait_for_log(line, LIMIT);
     }

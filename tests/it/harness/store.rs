@@ -20,7 +20,11 @@ pub struct Database {
 
 impl Database {
     pub fn open() -> Self {
-        let dir = tempfile::tempdir().expect("the machine has room for a folder");
+        Self::open_in(tempfile::tempdir().expect("the machine has room for a folder"))
+    }
+
+    /// In a folder that goes with it.
+    pub fn open_in(dir: TempDir) -> Self {
         let size = |number| NonZeroUsize::new(number).expect("is not zero");
         let settings =
             config::Database { path: dir.path().join("payrelay.db"), queue_max: size(1024), readers: size(2) };
