@@ -111,10 +111,11 @@ impl Store {
         let _ = self.submit(|tx| tx.execute("UPDATE node SET created_at = created_at", []), drop);
     }
 
-    /// Runs `work` in a transaction and waits until it is on the disk. If `work` fails, nothing of it is kept.
+    /// Runs `work` in a transaction and waits until it is on the disk. If `work` fails, nothing of it is kept. It may be
+    /// run twice, when another job of the same transaction has failed; what the first run did was rolled back then.
     pub fn write<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
+        work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (answer, answered) = bounded(1);
         let job = writer::job(work, move |result| drop(answer.send(result)));
@@ -125,7 +126,7 @@ impl Store {
     /// As [`Store::write`], but gives way to every other job that waits.
     pub fn write_in_background<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
+        work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (answer, answered) = bounded(1);
         let job = writer::job(work, move |result| drop(answer.send(result)));
@@ -136,7 +137,7 @@ impl Store {
     /// As [`Store::write`], but never waits: the writer's thread hands the result to `done`, after the commit.
     pub fn submit<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
+        work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
         done: impl FnOnce(Result<T, StoreError>) + Send + 'static,
     ) -> Result<(), StoreError> {
         self.jobs.try_send(writer::job(work, done)).map_err(|error| refused(&error))
