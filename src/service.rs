@@ -103,13 +103,7 @@ impl Service {
         let scheduler = Scheduler::new(store.clone(), config.scheduler.clone(), wake_relay.clone(), counters);
         let scheduler = Worker::spawn("scheduler", &exited, |stop| scheduler.run(&stop))?;
 
-        let app = App {
-            store,
-            relay: wake_relay,
-            currency: config.payment.currency.clone(),
-            settings: config.http.clone(),
-            parts,
-        };
+        let app = App::new(store, wake_relay, config.payment.currency.clone(), config.http.clone(), parts);
         let http = http::spawn(listener, app, &exited)?;
         log::info!("listening on http://{address}");
 

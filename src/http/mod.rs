@@ -4,6 +4,7 @@
 //! the readers', and answers come back by a oneshot.
 
 mod body;
+mod mailbox;
 mod problem;
 mod routes;
 mod server;

@@ -1,6 +1,7 @@
 //! Which request is which, and what is answered. What can be decided without the store is decided in pure functions.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use http_body_util::Full;
 use hyper::body::{Body as _, Bytes, Incoming};
@@ -11,6 +12,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::body;
+use super::mailbox::Mailbox;
 use super::problem::Problem;
 use crate::clock::Timestamp;
 use crate::config;
@@ -32,16 +34,12 @@ const PAGE_MAX: usize = 500;
 
 /// What the routes need.
 pub struct App {
-    /// Where payments go and come from.
-    pub store: Store,
-    /// Woken when events were committed.
-    pub relay: Waker,
-    /// The currency of new payments.
-    pub currency: String,
-    /// Limits.
-    pub settings: config::Http,
-    /// The remote parts, by name.
-    pub parts: Vec<(&'static str, Part)>,
+    store: Store,
+    relay: Waker,
+    currency: String,
+    pub(super) settings: config::Http,
+    parts: Vec<(&'static str, Part)>,
+    mailbox: Arc<Mailbox>,
 }
 
 /// A request that exists.
@@ -115,6 +113,22 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 impl App {
+    /// `relay` is woken when events were committed; `parts` are the remote parts, by name.
+    pub fn new(
+        store: Store,
+        relay: Waker,
+        currency: String,
+        settings: config::Http,
+        parts: Vec<(&'static str, Part)>,
+    ) -> Self {
+        Self { store, relay, currency, settings, parts, mailbox: Arc::default() }
+    }
+
+    /// Where answers of other threads arrive.
+    pub(super) fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.mailbox
+    }
+
     /// Answers a request.
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let (head, mut body) = request.into_parts();
@@ -149,7 +163,7 @@ impl App {
         let trace = headers.get("traceparent").and_then(|value| value.to_str().ok());
         let trace = trace.and_then(parse_traceparent).map(str::to_owned);
         let (answer, answered) = oneshot::channel();
-        let (currency, relay) = (self.currency.clone(), self.relay.clone());
+        let (currency, relay, mailbox) = (self.currency.clone(), self.relay.clone(), Arc::clone(&self.mailbox));
         self.store.submit(
             move |tx| payments::execute(tx, &new, &currency, trace.as_deref(), Timestamp::now()),
             move |result| {
@@ -157,7 +171,7 @@ impl App {
                     relay.wake();
                 }
                 // A client that went away meanwhile has its payment all the same.
-                let _ = answer.send(result);
+                mailbox.post(answer, result);
             },
         )?;
         let payments = received(answered.await)?;
@@ -209,7 +223,8 @@ impl App {
         query: impl FnOnce(&Connection) -> SqlResult<T> + Send + 'static,
     ) -> Result<T, Problem> {
         let (answer, answered) = oneshot::channel();
-        self.store.query(query, move |result| drop(answer.send(result)))?;
+        let mailbox = Arc::clone(&self.mailbox);
+        self.store.query(query, move |result| mailbox.post(answer, result))?;
         received(answered.await)
     }
 }

@@ -43,6 +43,8 @@ fn run(listener: TcpListener, app: &Arc<App>, stop: &Notify) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener)?;
+        let mailbox = Arc::clone(app.mailbox());
+        tokio::spawn(async move { mailbox.deliver().await });
         let connections = GracefulShutdown::new();
         tokio::select! {
             biased;
