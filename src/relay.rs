@@ -1,7 +1,8 @@
 //! The relay: publishes the outbox in commit order, then marks what was published. It never deletes.
 //!
-//! Publish, wait for the word, then record. A crash after the word and before the record publishes those events once
-//! more at the next start, under the same event ids; the consumer drops the second copies.
+//! Publish, wait for the word, then record; and while one batch is being recorded, publish the next. A crash after the
+//! word and before the record publishes those events once more at the next start, under the same event ids; the consumer
+//! drops the second copies.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::counters::Counters;
 use crate::outage::{Backoff, Outage, Part};
 use crate::publisher::Publisher;
 use crate::store::outbox::{self, Place, Receipt};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Transaction, Writing};
 use crate::worker::{Stop, Waker};
 
 /// How long the relay waits when the other side is away. The cap is short because nothing is spent by trying: no
@@ -28,8 +29,12 @@ pub struct Relay {
     notifier: Waker,
     outage: Outage,
     counters: Counters,
-    /// Published, but not recorded because the database refused: never to be published again.
+    /// Published, and not known to be recorded: never to be published again.
     unrecorded: Vec<Receipt>,
+    /// The recording of those, if it is under way.
+    recording: Option<Writing<()>>,
+    /// Events up to here are published, and perhaps still being recorded: not to be read again.
+    published_to: i64,
 }
 
 /// What a step has found.
@@ -55,7 +60,18 @@ impl Relay {
         counters: Counters,
     ) -> Self {
         let outage = Outage::new(publisher.name(), BACKOFF, part);
-        Self { store, publisher, batch_max, wake, notifier, outage, counters, unrecorded: Vec::new() }
+        Self {
+            store,
+            publisher,
+            batch_max,
+            wake,
+            notifier,
+            outage,
+            counters,
+            unrecorded: Vec::new(),
+            recording: None,
+            published_to: 0,
+        }
     }
 
     /// Works until the stop, then once more tries to record what was published.
@@ -94,15 +110,31 @@ impl Relay {
     }
 
     fn try_step(&mut self) -> Result<Step, StoreError> {
-        self.record()?;
-        let batch = self.store.read(|connection| outbox::unpublished(connection, self.batch_max))?;
-        if batch.is_empty() {
-            return Ok(Step::Idle);
+        if self.recording.is_none() {
+            // Left over where the database refused: before anything else is published, it has to know.
+            self.record()?;
         }
+        let (after, limit) = (self.published_to, self.batch_max);
+        let batch = self.store.read(|connection| outbox::unpublished(connection, after, limit))?;
+        let Some(last) = batch.last() else {
+            self.record()?;
+            self.published_to = 0;
+            return Ok(Step::Idle);
+        };
         self.counters.relay_attempted(Timestamp::now());
         let published = self.publisher.publish(&batch);
-        self.unrecorded = published.receipts;
-        self.record()?;
+        let whole = published.receipts.iter().map(|receipt| receipt.outbox_id).eq(batch.iter().map(|e| e.outbox_id));
+        let before = self.record();
+        self.unrecorded.extend(published.receipts);
+        before?;
+        self.begin_record()?;
+        if whole {
+            self.published_to = last.outbox_id;
+        } else {
+            // What has no receipt is to be read again, and what has one is not: the database has to know first.
+            self.record()?;
+            self.published_to = 0;
+        }
         if let Some(away) = published.away {
             return Ok(Step::Away(self.outage.failed(&away)));
         }
@@ -110,18 +142,31 @@ impl Relay {
         Ok(Step::Progress)
     }
 
-    /// Marks what was published; on success nothing is left to be marked.
+    /// Waits until all that was published is recorded; on success nothing is left to be recorded.
     fn record(&mut self) -> Result<(), StoreError> {
         if self.unrecorded.is_empty() {
             return Ok(());
         }
-        let receipts = self.unrecorded.clone();
-        self.store.write(move |tx| outbox::mark_published(tx, &receipts, Timestamp::now()))?;
+        if self.recording.is_none() {
+            self.begin_record()?;
+        }
+        if let Some(recording) = self.recording.take() {
+            recording.wait()?;
+        }
         self.counters.published(self.unrecorded.len());
         if self.unrecorded.iter().any(|receipt| receipt.place == Place::Delivery) {
             self.notifier.wake();
         }
         self.unrecorded.clear();
+        Ok(())
+    }
+
+    fn begin_record(&mut self) -> Result<(), StoreError> {
+        if !self.unrecorded.is_empty() {
+            let receipts = self.unrecorded.clone();
+            let mark = move |tx: &Transaction<'_>| outbox::mark_published(tx, &receipts, Timestamp::now());
+            self.recording = Some(self.store.begin_write(mark)?);
+        }
         Ok(())
     }
 }

@@ -36,7 +36,9 @@ impl Mailbox {
         loop {
             self.arrived.notified().await;
             let letters = std::mem::take(&mut *self.letters.lock().unwrap_or_else(PoisonError::into_inner));
-            letters.into_iter().for_each(|letter| letter());
+            for letter in letters {
+                letter();
+            }
         }
     }
 }

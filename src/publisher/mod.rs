@@ -11,7 +11,7 @@ use crate::store::outbox::Receipt;
 pub struct Published {
     /// Its word for each event that it has. None of them may be published again.
     pub receipts: Vec<Receipt>,
-    /// Why there are not more of them, if there are not; the rest stays as it is, and is tried again.
+    /// Why the other side does not answer, if it does not; the rest stays as it is, and is tried again.
     pub away: Option<Away>,
 }
 
@@ -25,8 +25,8 @@ pub trait Publisher: Send {
     /// Publishes a batch and waits for the other side's word, for a bounded time. A later event of a user is never
     /// taken before an earlier one. No transaction is open while this runs.
     ///
-    /// What was handed over and is still without an answer is remembered: called again with the same events, it
-    /// waits for those answers and does not hand the events over twice.
+    /// What was handed over and is still without an answer is remembered: called again, it waits for those answers and
+    /// hands nothing else over. So there may be fewer receipts than events although the other side is there.
     fn publish(&mut self, batch: &[Event]) -> Published;
 
     /// What it is called in the log.

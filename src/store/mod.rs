@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::OpenFlags;
 
@@ -59,6 +59,17 @@ pub struct Store {
     pool: Pool,
     node: NodeId,
     part: Part,
+}
+
+/// A write that is under way.
+#[derive(Debug)]
+pub struct Writing<T>(Receiver<Result<T, StoreError>>);
+
+impl<T> Writing<T> {
+    /// Waits until it is on the disk, or has failed.
+    pub fn wait(self) -> Result<T, StoreError> {
+        self.0.recv().unwrap_or(Err(StoreError::Closed))
+    }
 }
 
 /// An opened database whose threads have yet to be started.
@@ -117,10 +128,18 @@ impl Store {
         &self,
         work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
     ) -> Result<T, StoreError> {
+        self.begin_write(work)?.wait()
+    }
+
+    /// As [`Store::write`], but waits only for a place in the queue.
+    pub fn begin_write<T: Send + 'static>(
+        &self,
+        work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
+    ) -> Result<Writing<T>, StoreError> {
         let (answer, answered) = bounded(1);
         let job = writer::job(work, move |result| drop(answer.send(result)));
         self.jobs.send(job).map_err(|_| StoreError::Closed)?;
-        answered.recv().unwrap_or(Err(StoreError::Closed))
+        Ok(Writing(answered))
     }
 
     /// As [`Store::write`], but gives way to every other job that waits.
@@ -131,7 +150,7 @@ impl Store {
         let (answer, answered) = bounded(1);
         let job = writer::job(work, move |result| drop(answer.send(result)));
         self.background.send(job).map_err(|_| StoreError::Closed)?;
-        answered.recv().unwrap_or(Err(StoreError::Closed))
+        Writing(answered).wait()
     }
 
     /// As [`Store::write`], but never waits: the writer's thread hands the result to `done`, after the commit.

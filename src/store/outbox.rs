@@ -24,14 +24,14 @@ pub(super) fn insert(
     Ok(())
 }
 
-/// The oldest unpublished events, in commit order.
-pub fn unpublished(connection: &Connection, limit: usize) -> rusqlite::Result<Vec<Event>> {
+/// The oldest unpublished events with a larger id than `after`, in commit order.
+pub fn unpublished(connection: &Connection, after: i64, limit: usize) -> rusqlite::Result<Vec<Event>> {
     connection
         .prepare_cached(
             "SELECT id, payment_id, user_id, type, created_at, traceparent FROM outbox \
-             WHERE status = 'INIT' ORDER BY id LIMIT ?1",
+             WHERE status = 'INIT' AND id > ?1 ORDER BY id LIMIT ?2",
         )?
-        .query_map([sql_limit(limit)], |row| {
+        .query_map((after, sql_limit(limit)), |row| {
             let kind: String = row.get(3)?;
             Ok(Event {
                 outbox_id: row.get(0)?,

@@ -53,7 +53,7 @@ fn publisher(cluster: &dyn Cluster, database: &Database, partitions: i32) -> Kaf
 }
 
 fn unpublished(database: &Database) -> Vec<Event> {
-    database.store().read(|connection| outbox::unpublished(connection, 100_000)).unwrap()
+    database.store().read(|connection| outbox::unpublished(connection, 0, 100_000)).unwrap()
 }
 
 /// Publishes as the relay does: until all of it has a receipt, and marks it.

@@ -52,6 +52,8 @@ fn scheduler(database: &Database, relay: Waker, counters: &Counters) -> Schedule
 /// A publisher that takes a script's number of events at each call, and remembers what it was given.
 struct Scripted {
     take: Vec<usize>,
+    /// Whether it says so when it takes less than it is given.
+    says_away: bool,
     given: crossbeam_channel::Sender<Vec<i64>>,
 }
 
@@ -61,7 +63,7 @@ impl Publisher for Scripted {
         let count = if self.take.is_empty() { ids.len() } else { self.take.remove(0).min(ids.len()) };
         let place = Place::Topic { partition: 0, offset: None };
         let receipts = ids[..count].iter().map(|id| Receipt { outbox_id: *id, place }).collect();
-        let away = (count < ids.len()).then(|| Away("the script says so".into()));
+        let away = (self.says_away && count < ids.len()).then(|| Away("the script says so".into()));
         self.given.send(ids).unwrap();
         Published { receipts, away }
     }
@@ -79,7 +81,7 @@ fn a_failed_payment_has_its_event_and_the_others_go_on() {
     let failures: Vec<_> = payments.iter().map(|payment| payment.failure.as_deref()).collect();
     assert_eq!(failures, [None, Some("already paid"), None]);
     assert_eq!(payments.iter().map(|payment| payment.id).collect::<Vec<_>>(), [2, 3, 4], "ids have no gaps");
-    let events = database.store().read(|connection| outbox::unpublished(connection, 10)).unwrap();
+    let events = database.store().read(|connection| outbox::unpublished(connection, 0, 10)).unwrap();
     let kinds: Vec<_> = events.iter().map(|event| event.kind.as_str()).collect();
     assert_eq!(kinds, ["payment.completed", "payment.completed", "payment.failed", "payment.completed"]);
     assert_eq!(database.number("SELECT count(*) FROM payment_history"), 4);
@@ -90,13 +92,44 @@ fn the_relay_works_in_commit_order_and_retries_only_what_is_left() {
     let database = Database::open();
     database.pay(1, 1..=4);
     let (given, seen) = crossbeam_channel::unbounded();
-    let mut relay = relay(&database, Scripted { take: vec![0, 2], given }, &Counters::default());
+    let mut relay = relay(&database, Scripted { take: vec![0, 2], says_away: true, given }, &Counters::default());
     assert!(matches!(relay.step(), Step::Away(_)));
     assert!(matches!(relay.step(), Step::Away(_)));
     assert_eq!(relay.step(), Step::Progress);
     assert_eq!(relay.step(), Step::Idle);
     assert_eq!(seen.try_iter().collect::<Vec<_>>(), [vec![1, 2, 3, 4], vec![1, 2, 3, 4], vec![3, 4]]);
     assert_eq!(database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"), 4);
+}
+
+#[test]
+fn what_a_publisher_did_not_take_is_published_before_anything_later() {
+    let database = Database::open();
+    database.pay(1, 1..=15);
+    let (given, seen) = crossbeam_channel::unbounded();
+    // As the Kafka publisher does when the answers of an earlier call arrive: fewer, and nothing is away.
+    let mut relay = relay(&database, Scripted { take: vec![3, 10, 0], says_away: false, given }, &Counters::default());
+    while relay.step() == Step::Progress {}
+    let batches = seen.try_iter().map(|batch| (batch[0], batch.len())).collect::<Vec<_>>();
+    assert_eq!(batches, [(1, 10), (4, 10), (14, 2), (14, 2)]);
+    assert_eq!(database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"), 15);
+}
+
+#[test]
+fn what_was_published_but_could_not_be_recorded_is_not_published_again() {
+    let database = Database::open();
+    database.pay(1, 1..=4);
+    let execute = |sql: &'static str| database.store().write(move |tx| tx.execute_batch(sql)).unwrap();
+    execute("CREATE TRIGGER refuse BEFORE UPDATE ON outbox BEGIN SELECT RAISE(ABORT, 'no room'); END");
+    let (given, seen) = crossbeam_channel::unbounded();
+    let mut relay = relay(&database, Scripted { take: vec![], says_away: true, given }, &Counters::default());
+    assert_eq!(relay.step(), Step::Progress, "it is being recorded");
+    assert!(matches!(relay.step(), Step::Away(_)), "the database refused");
+    database.pay(1, [5]);
+    assert!(matches!(relay.step(), Step::Away(_)), "nothing more is published before it is recorded");
+    execute("DROP TRIGGER refuse");
+    while relay.step() == Step::Progress {}
+    assert_eq!(seen.try_iter().collect::<Vec<_>>(), [vec![1, 2, 3, 4], vec![5]]);
+    assert_eq!(database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"), 5);
 }
 
 #[test]

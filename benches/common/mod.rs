@@ -1,0 +1,207 @@
+//! What the benchmarks share: runs, the table, the load generator, the baselines, the real binary.
+//!
+//! Every figure stands beside its baseline, measured in the same run of the program, and is the median of at least
+//! three runs with their spread. The machine is noisy; ratios are what to trust.
+
+pub mod baseline;
+pub mod load;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::json;
+
+/// How long and how often.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// A minute's run instead of a thorough one.
+    pub quick: bool,
+    pub runs: usize,
+    /// One measured run.
+    pub span: Duration,
+}
+
+impl Plan {
+    /// `cargo bench -- --quick`; other arguments of cargo's are ignored.
+    pub fn from_args() -> Self {
+        let quick = std::env::args().any(|arg| arg == "--quick");
+        if quick {
+            Self { quick, runs: 3, span: Duration::from_secs(1) }
+        } else {
+            Self { quick, runs: 5, span: Duration::from_secs(4) }
+        }
+    }
+}
+
+/// The values of one figure, a run each.
+#[derive(Debug, Clone, Default)]
+pub struct Figure(pub Vec<f64>);
+
+impl Figure {
+    pub fn median(&self) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        let middle = sorted.len() / 2;
+        if sorted.len().is_multiple_of(2) { f64::midpoint(sorted[middle - 1], sorted[middle]) } else { sorted[middle] }
+    }
+
+    fn spread(&self) -> (f64, f64) {
+        let fold = |pick: fn(f64, f64) -> f64, start| self.0.iter().copied().fold(start, pick);
+        (fold(f64::min, f64::INFINITY), fold(f64::max, f64::NEG_INFINITY))
+    }
+
+    /// Run by run, since both were measured side by side.
+    fn ratio(&self, baseline: &Figure) -> Figure {
+        Figure(self.0.iter().zip(&baseline.0).map(|(value, base)| value / base).collect())
+    }
+}
+
+/// What a figure should be.
+#[derive(Debug, Clone, Copy)]
+pub enum Goal {
+    AtLeast(f64),
+    AtMost(f64),
+    /// Of the ratio to the baseline.
+    RatioAtLeast(f64),
+    RatioAtMost(f64),
+    None,
+}
+
+struct Row {
+    figure: String,
+    unit: &'static str,
+    value: Figure,
+    baseline: Option<(String, Figure)>,
+    goal: Goal,
+}
+
+/// The table of one benchmark.
+pub struct Table {
+    name: &'static str,
+    rows: Vec<Row>,
+}
+
+impl Table {
+    pub fn new(name: &'static str) -> Self {
+        Self { name, rows: Vec::new() }
+    }
+
+    pub fn row(&mut self, figure: impl Into<String>, unit: &'static str, value: Figure, goal: Goal) {
+        self.rows.push(Row { figure: figure.into(), unit, value, baseline: None, goal });
+    }
+
+    pub fn against(
+        &mut self,
+        figure: impl Into<String>,
+        unit: &'static str,
+        value: Figure,
+        baseline: (impl Into<String>, Figure),
+        goal: Goal,
+    ) {
+        let baseline = Some((baseline.0.into(), baseline.1));
+        self.rows.push(Row { figure: figure.into(), unit, value, baseline, goal });
+    }
+
+    /// Prints the table, and writes it as JSON below target/figures.
+    pub fn finish(self) {
+        println!("\n{}\n{}", self.name, self.markdown());
+        let folder = target().join("figures");
+        fs::create_dir_all(&folder).expect("the target directory is writable");
+        let rows: Vec<_> = self
+            .rows
+            .iter()
+            .map(|row| {
+                json!({
+                    "figure": row.figure,
+                    "unit": row.unit,
+                    "runs": row.value.0,
+                    "median": row.value.median(),
+                    "baseline": row.baseline.as_ref().map(|(name, figure)| json!({"name": name, "runs": figure.0})),
+                    "ratio": row.baseline.as_ref().map(|(_, figure)| row.value.ratio(figure).median()),
+                    "goal": goal(row.goal),
+                    "reached": reached(row),
+                })
+            })
+            .collect();
+        let text = serde_json::to_string_pretty(&rows).expect("numbers are JSON");
+        fs::write(folder.join(format!("{}.json", self.name)), text).expect("the target directory is writable");
+    }
+
+    fn markdown(&self) -> String {
+        let mut text = String::from("| figure | median | spread | baseline | its median | ratio | goal | |\n");
+        text += "|---|---|---|---|---|---|---|---|\n";
+        for row in &self.rows {
+            let (low, high) = row.value.spread();
+            let spread = format!("{} to {}", number(low), number(high));
+            let (name, base, ratio) = match &row.baseline {
+                Some((name, figure)) => {
+                    (name.as_str(), number(figure.median()), format!("{:.2}", row.value.ratio(figure).median()))
+                }
+                None => ("", String::new(), String::new()),
+            };
+            let verdict = match reached(row) {
+                Some(true) => "reached",
+                Some(false) => "**missed**",
+                None => "",
+            };
+            let median = number(row.value.median());
+            let (figure, unit, goal) = (&row.figure, row.unit, goal(row.goal));
+            let _ = writeln!(
+                text,
+                "| {figure} | {median} {unit} | {spread} | {name} | {base} | {ratio} | {goal} | {verdict} |"
+            );
+        }
+        text
+    }
+}
+
+fn goal(goal: Goal) -> String {
+    match goal {
+        Goal::AtLeast(limit) => format!("at least {}", number(limit)),
+        Goal::AtMost(limit) => format!("at most {}", number(limit)),
+        Goal::RatioAtLeast(limit) => format!("ratio at least {limit}"),
+        Goal::RatioAtMost(limit) => format!("ratio at most {limit}"),
+        Goal::None => String::new(),
+    }
+}
+
+fn reached(row: &Row) -> Option<bool> {
+    let ratio = || row.baseline.as_ref().map(|(_, figure)| row.value.ratio(figure).median());
+    match row.goal {
+        Goal::AtLeast(limit) => Some(row.value.median() >= limit),
+        Goal::AtMost(limit) => Some(row.value.median() <= limit),
+        Goal::RatioAtLeast(limit) => ratio().map(|ratio| ratio >= limit),
+        Goal::RatioAtMost(limit) => ratio().map(|ratio| ratio <= limit),
+        Goal::None => None,
+    }
+}
+
+fn number(value: f64) -> String {
+    if value.abs() >= 1000.0 {
+        let digits = format!("{value:.0}");
+        let mut grouped = String::new();
+        for (index, digit) in digits.chars().enumerate() {
+            if index > 0 && (digits.len() - index).is_multiple_of(3) {
+                grouped.push(',');
+            }
+            grouped.push(digit);
+        }
+        grouped
+    } else if value.abs() >= 10.0 {
+        format!("{value:.1}")
+    } else {
+        format!("{value:.2}")
+    }
+}
+
+/// Where benchmarks may write: on the same disk as the checkout.
+pub fn target() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target directory has a tmp folder").to_owned()
+}
+
+/// A folder on that disk, gone with its owner. Not in /tmp, which may be memory: an fsync there costs nothing.
+pub fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the target directory is writable")
+}

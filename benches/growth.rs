@@ -1,0 +1,181 @@
+//! What a table that has grown costs: intake, drain and start with millions of finished rows, and payments while the
+//! purge deletes them; against an empty database in the same run.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark fails by panicking")]
+#![expect(
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "figures are small"
+)]
+#![expect(
+    unreachable_pub,
+    dead_code,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "each benchmark uses a part of what they share"
+)]
+
+mod common;
+#[path = "../tests/it/harness/mod.rs"]
+mod harness;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use common::load::{self, payment};
+use common::{Figure, Goal, Plan, Table, folder, target};
+use harness::process::{Options, Payrelay};
+use harness::store::Database;
+use harness::wait_until;
+use payrelay::counters::Counters;
+use payrelay::outage::Part;
+use payrelay::publisher::application::Application;
+use payrelay::relay::{Relay, Step};
+use payrelay::worker::Waker;
+use rusqlite::Connection;
+
+const WARM_UP: Duration = Duration::from_millis(500);
+
+/// A database with so many payments, all of them published and delivered; made once, by SQL on payrelay's own schema.
+fn grown(rows: u64) -> PathBuf {
+    let path = target().join("figures").join(format!("grown-{rows}.db"));
+    if path.exists() {
+        return path;
+    }
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let dir = folder();
+    assert!(start(dir.path(), &[]).terminate().success());
+    let made = dir.path().join("payrelay.db");
+    let connection = Connection::open(&made).unwrap();
+    println!("making a database of {rows} finished payments, once");
+    let numbers = format!("WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})");
+    let then = "1700000000000000 + i";
+    connection
+        .execute_batch(&format!(
+            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -1000000; BEGIN;
+             {numbers} INSERT INTO payment SELECT i, i % 1000, i, 100, 'KRW', 'COMPLETED', NULL, {then} FROM n;
+             {numbers} INSERT INTO payment_history SELECT i % 1000, i, {then} FROM n ORDER BY 1, 2;
+             {numbers} INSERT INTO outbox
+                SELECT i, i, i % 1000, 'payment.completed', NULL, 'PUBLISHED', {then}, {then}, 0, i FROM n;
+             {numbers} INSERT INTO delivery SELECT i, 'DELIVERED', 1, {then}, {then}, {then}, NULL FROM n;
+             COMMIT; PRAGMA journal_mode = WAL;"
+        ))
+        .unwrap();
+    drop(connection);
+    fs::rename(made, &path).unwrap();
+    path
+}
+
+/// A folder with a copy of a database, or with none.
+fn copy(of: Option<&Path>) -> tempfile::TempDir {
+    let dir = folder();
+    if let Some(path) = of {
+        fs::copy(path, dir.path().join("payrelay.db")).unwrap();
+    }
+    dir
+}
+
+/// Kafka is away, and nothing is purged, unless `env` says so: only the intake works.
+fn start(dir: &Path, env: &[(&str, &str)]) -> Payrelay {
+    let away = [("PAYRELAY_PUBLISHER_KIND", "kafka"), ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")];
+    let env = away.iter().chain(env).map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    Payrelay::start(Options { dir: dir.into(), env, args: vec![] })
+}
+
+fn intake(dir: &Path, plan: Plan) -> f64 {
+    let payrelay = start(dir, &[]);
+    let outcome = load::closed(payrelay.addr(), 64, (WARM_UP, plan.span), 201, |out, number| {
+        payment(out, number % 1000, (1 << 40) + number, 1);
+    });
+    outcome.rate()
+}
+
+/// Milliseconds from the start of the process to its first answer.
+fn start_up(dir: &Path) -> f64 {
+    let started = Instant::now();
+    let payrelay = start(dir, &[]);
+    let ready = harness::http::Client::connect(payrelay.addr()).get("/health/ready");
+    assert_eq!(ready.status, 200);
+    started.elapsed().as_secs_f64() * 1000.0
+}
+
+fn drain(dir: tempfile::TempDir, count: i64) -> f64 {
+    let database = Database::open_in(dir);
+    for first in (0..count).step_by(1000) {
+        let first = first + (1 << 41);
+        database.pay(first % 997, first..first + 1000);
+    }
+    let (waker, woken) = Waker::new();
+    let store = database.store().clone();
+    let mut relay = Relay::new(store, Box::new(Application), 1000, woken, waker, Part::up(), Counters::default());
+    let started = Instant::now();
+    while relay.step() == Step::Progress {}
+    count as f64 / started.elapsed().as_secs_f64()
+}
+
+/// The p99 of POST at 600/s, in milliseconds, and how many rows the purge has deleted meanwhile.
+fn post_p99(dir: &Path, span: Duration, purge: bool) -> (f64, i64) {
+    let retention = if purge { "1d" } else { "3650d" };
+    let payrelay = start(dir, &[("PAYRELAY_SCHEDULER_INTERVAL", "10ms"), ("PAYRELAY_SCHEDULER_RETENTION", retention)]);
+    let count = || {
+        let connection = Connection::open(dir.join("payrelay.db")).unwrap();
+        connection.query_row("SELECT count(*) FROM delivery", [], |row| row.get::<_, i64>(0)).unwrap()
+    };
+    let before = count();
+    if purge {
+        wait_until("the purge to have begun", Duration::from_secs(10), || count() < before);
+    }
+    let mut outcome = load::open(payrelay.addr(), 16, 600.0, span, |out, number| {
+        payment(out, number % 1000, (1 << 42) + number, 1);
+    });
+    assert_eq!(outcome.other, 0);
+    (outcome.percentile(99.0), before - count())
+}
+
+fn main() {
+    let plan = Plan::from_args();
+    let rows: u64 = if plan.quick { 1_000_000 } else { 10_000_000 };
+    let grown = grown(rows);
+    let mut figures: [[Figure; 2]; 3] = Default::default();
+    let mut purging: [Figure; 2] = Default::default();
+    let mut purged = Figure::default();
+    for _ in 0..3 {
+        for (side, database) in [None, Some(grown.as_path())].into_iter().enumerate() {
+            let dir = copy(database);
+            if side == 0 {
+                assert!(start(dir.path(), &[]).terminate().success());
+            }
+            figures[0][side].0.push(start_up(dir.path()));
+            figures[1][side].0.push(intake(dir.path(), plan));
+            figures[2][side].0.push(drain(copy(database), 50_000));
+        }
+        let span = if plan.quick { Duration::from_secs(5) } else { Duration::from_secs(20) };
+        let dir = copy(Some(&grown));
+        purging[1].0.push(post_p99(dir.path(), span, false).0);
+        let (p99, count) = post_p99(dir.path(), span, true);
+        purging[0].0.push(p99);
+        purged.0.push(count as f64 / span.as_secs_f64());
+    }
+    let [start, intake, drain] = figures;
+    let mut table = Table::new("growth");
+    let name = |what: &str| format!("{what} with {rows} finished payments");
+    let [empty, full] = intake;
+    table.against(name("64 connections: payments"), "/s", full, ("empty", empty), Goal::RatioAtLeast(0.9));
+    let [empty, full] = drain;
+    table.against(name("50,000 events drained"), "/s", full, ("empty", empty), Goal::RatioAtLeast(0.9));
+    let [empty, full] = start;
+    table.against(name("start to the first answer"), "ms", full.clone(), ("empty", empty), Goal::RatioAtMost(1.1));
+    table.row("", "ms", full, Goal::AtMost(100.0));
+    let [with, without] = purging;
+    table.against(
+        "POST at 600/s while the purge works, p99",
+        "ms",
+        with,
+        ("without it", without),
+        Goal::RatioAtMost(1.5),
+    );
+    table.row("purged meanwhile", "rows/s", purged, Goal::None);
+    table.finish();
+}

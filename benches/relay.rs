@@ -1,0 +1,106 @@
+//! How fast the outbox goes to a real Kafka: read in order, published, each row marked durably; against what the same
+//! client sends without a database.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark fails by panicking")]
+#![expect(
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "figures are small"
+)]
+#![expect(
+    unreachable_pub,
+    dead_code,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "each benchmark uses a part of what they share"
+)]
+
+mod common;
+#[path = "../tests/it/harness/mod.rs"]
+mod harness;
+
+use std::time::{Duration, Instant};
+
+use common::{Figure, Goal, Plan, Table, folder};
+use harness::kafka::Broker;
+use harness::store::Database;
+use payrelay::clock::Timestamp;
+use payrelay::config;
+use payrelay::counters::Counters;
+use payrelay::event::{Event, Kind};
+use payrelay::outage::Part;
+use payrelay::publisher::Publisher;
+use payrelay::publisher::kafka::KafkaPublisher;
+use payrelay::relay::{Relay, Step};
+use payrelay::worker::Waker;
+
+fn publisher(broker: &Broker, topic: &str, database: &Database) -> KafkaPublisher {
+    let settings = config::Kafka {
+        bootstrap_servers: vec![broker.bootstrap()],
+        topic: topic.into(),
+        group: "none".into(),
+        partitions: 1,
+    };
+    let mut publisher = KafkaPublisher::new(settings, database.store().node().clone()).unwrap();
+    // Connected, and the topic made, before anything is timed.
+    while publisher.publish(&events(0..1)).away.is_some() {}
+    publisher
+}
+
+fn events(ids: std::ops::Range<i64>) -> Vec<Event> {
+    let created_at = Timestamp::now();
+    let event = |id| Event {
+        outbox_id: id,
+        payment_id: id,
+        user_id: id % 1000,
+        kind: Kind::Completed,
+        created_at,
+        traceparent: None,
+    };
+    ids.map(event).collect()
+}
+
+/// Events a second, batches of 1,000, each awaited.
+fn without_a_database(publisher: &mut KafkaPublisher, count: i64) -> f64 {
+    let started = Instant::now();
+    for first in (0..count).step_by(1000) {
+        assert!(publisher.publish(&events(first..first + 1000)).away.is_none());
+    }
+    count as f64 / started.elapsed().as_secs_f64()
+}
+
+fn drain(database: &Database, publisher: impl Publisher + 'static, count: i64) -> f64 {
+    let store = database.store().clone();
+    let (waker, woken) = Waker::new();
+    let mut relay = Relay::new(store, Box::new(publisher), 1000, woken, waker, Part::up(), Counters::default());
+    let started = Instant::now();
+    while relay.step() == Step::Progress {}
+    let elapsed = started.elapsed();
+    assert_eq!(database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"), count);
+    count as f64 / elapsed.as_secs_f64()
+}
+
+fn main() {
+    let plan = Plan::from_args();
+    let count: i64 = if plan.quick { 50_000 } else { 200_000 };
+    let broker = Broker::start("4.4.0");
+    let (mut drained, mut raw) = (Figure::default(), Figure::default());
+    for run in 0..plan.runs {
+        let database = Database::open_in(folder());
+        for first in (0..count).step_by(1000) {
+            database.pay(first % 997, first..first + 1000);
+        }
+        let topic = format!("drain-{run}");
+        raw.0.push(without_a_database(&mut publisher(&broker, &format!("raw-{run}"), &database), count));
+        let publisher = publisher(&broker, &topic, &database);
+        drained.0.push(drain(&database, publisher, count));
+        // The broker shall not clean up while the next run is timed.
+        assert!(!harness::topic::read(&broker.bootstrap(), &topic, Duration::from_mins(1)).is_empty());
+    }
+    let mut table = Table::new("relay");
+    let name = format!("{count} events drained in order, each marked");
+    table.against(name, "/s", drained.clone(), ("the same client without a database", raw), Goal::RatioAtLeast(0.7));
+    table.row("", "/s", drained, Goal::AtLeast(150_000.0));
+    table.finish();
+}
