@@ -72,7 +72,10 @@ fn grown(rows: u64) -> PathBuf {
 fn copy(of: Option<&Path>) -> tempfile::TempDir {
     let dir = folder();
     if let Some(path) = of {
-        fs::copy(path, dir.path().join("payrelay.db")).unwrap();
+        let copy = dir.path().join("payrelay.db");
+        fs::copy(path, &copy).unwrap();
+        // Written back now, not while something is timed.
+        fs::File::open(copy).unwrap().sync_all().unwrap();
     }
     dir
 }
