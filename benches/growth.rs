@@ -56,7 +56,8 @@ fn grown(rows: u64) -> PathBuf {
         .execute_batch(&format!(
             "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -1000000; BEGIN;
              {numbers} INSERT INTO payment SELECT i, i % 1000, i, 100, 'KRW', 'COMPLETED', NULL, {then} FROM n;
-             {numbers} INSERT INTO payment_history SELECT i % 1000, i, {then} FROM n ORDER BY 1, 2;
+             {numbers} INSERT INTO payment_history SELECT i, i % 1000, iif(i > 1000, i - 1000, NULL), {then} FROM n;
+             INSERT INTO user_history SELECT user_id, max(payment_id) FROM payment_history GROUP BY user_id;
              {numbers} INSERT INTO outbox
                 SELECT i, i, i % 1000, 'payment.completed', NULL, 'PUBLISHED', {then}, {then}, 0, i FROM n;
              {numbers} INSERT INTO delivery SELECT i, 'DELIVERED', 1, {then}, {then}, {then}, NULL FROM n;

@@ -47,7 +47,7 @@ pub struct App {
 enum Route {
     Pay,
     Payment { id: i64 },
-    History { user_id: i64, before: i64, limit: usize },
+    History { user_id: i64, before: Option<i64>, limit: usize },
     Live,
     Ready,
 }
@@ -83,12 +83,12 @@ fn number(field: &str, text: &str) -> Result<i64, Problem> {
     if digits { text.parse().map_err(|_| refused()) } else { Err(refused()) }
 }
 
-fn page(query: &str) -> Result<(i64, usize), Problem> {
-    let (mut before, mut limit) = (i64::MAX, PAGE);
+fn page(query: &str) -> Result<(Option<i64>, usize), Problem> {
+    let (mut before, mut limit) = (None, PAGE);
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         match name {
-            "before" => before = number("before", value)?,
+            "before" => before = Some(number("before", value)?),
             "limit" => {
                 limit = usize::try_from(number("limit", value)?).unwrap_or(usize::MAX);
                 if !(1..=PAGE_MAX).contains(&limit) {
@@ -184,10 +184,11 @@ impl App {
         Ok(json(StatusCode::OK, &PaymentWay::new(&way, &self.store)))
     }
 
-    async fn history(&self, user_id: i64, before: i64, limit: usize) -> Result<Response<Body>, Problem> {
+    async fn history(&self, user_id: i64, before: Option<i64>, limit: usize) -> Result<Response<Body>, Problem> {
         // One more than the page tells whether there is a next one.
-        let mut payments =
-            self.query(move |connection| payments::history(connection, user_id, before, limit + 1)).await?;
+        let payments = self.query(move |connection| payments::history(connection, user_id, before, limit + 1)).await?;
+        let not_theirs = || Problem::invalid_field("before", "is not a payment of this user; use the path in next");
+        let mut payments = payments.ok_or_else(not_theirs)?;
         let more = payments.len() > limit;
         payments.truncate(limit);
         let next = payments
@@ -361,8 +362,8 @@ mod tests {
         assert_eq!(route(&Method::HEAD, "/health/live", None), Ok(Route::Live));
         assert_eq!(get("/health/ready", None), Ok(Route::Ready));
         let history = |before, limit| Ok(Route::History { user_id: 42, before, limit });
-        assert_eq!(get("/users/42/payment-history", None), history(i64::MAX, PAGE));
-        assert_eq!(get("/users/42/payment-history", Some("limit=2&before=9")), history(9, 2));
+        assert_eq!(get("/users/42/payment-history", None), history(None, PAGE));
+        assert_eq!(get("/users/42/payment-history", Some("limit=2&before=9")), history(Some(9), 2));
     }
 
     #[test]

@@ -6,7 +6,6 @@ use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Row, Transact
 
 use super::delivery::{self, Notification};
 use super::outbox::{self, EventState};
-use super::sql_limit;
 use crate::clock::Timestamp;
 use crate::event::Kind;
 use crate::payment::{NewPayment, Payment, Reservation, Status};
@@ -23,29 +22,58 @@ pub fn execute(
     traceparent: Option<&str>,
     now: Timestamp,
 ) -> SqlResult<Vec<Payment>> {
-    let pay = |reservation: &Reservation| {
-        let mut payment = Payment {
-            id: 0,
-            user_id: new.user_id,
-            reservation_id: reservation.reservation_id,
-            amount: reservation.seat_price,
-            currency: currency.to_owned(),
-            status: Status::Completed,
-            failure: None,
-            executed_at: now,
-        };
-        if !insert(tx, &payment)? {
-            payment.status = Status::Failed;
-            payment.failure = Some(ALREADY_PAID.to_owned());
-            insert(tx, &payment)?;
-        }
-        payment.id = tx.last_insert_rowid();
-        tx.prepare_cached("INSERT INTO payment_history (user_id, payment_id, recorded_at) VALUES (?1, ?2, ?3)")?
-            .execute((payment.user_id, payment.id, now.as_micros()))?;
+    let mut previous = last_payment(tx, new.user_id)?;
+    let mut payments = Vec::with_capacity(new.reservations.len());
+    for reservation in &new.reservations {
+        let payment = pay(tx, new.user_id, reservation, currency, now)?;
+        tx.prepare_cached(
+            "INSERT INTO payment_history (payment_id, user_id, previous_id, recorded_at) VALUES (?1, ?2, ?3, ?4)",
+        )?
+        .execute((payment.id, payment.user_id, previous, now.as_micros()))?;
         outbox::insert(tx, payment.id, payment.user_id, Kind::from(payment.status), traceparent, now)?;
-        Ok(payment)
+        previous = Some(payment.id);
+        payments.push(payment);
+    }
+    tx.prepare_cached(
+        "INSERT INTO user_history (user_id, last_payment_id) VALUES (?1, ?2) \
+         ON CONFLICT (user_id) DO UPDATE SET last_payment_id = excluded.last_payment_id",
+    )?
+    .execute((new.user_id, previous))?;
+    Ok(payments)
+}
+
+fn last_payment(connection: &Connection, user_id: i64) -> SqlResult<Option<i64>> {
+    connection
+        .prepare_cached("SELECT last_payment_id FROM user_history WHERE user_id = ?1")?
+        .query_row([user_id], |row| row.get(0))
+        .optional()
+}
+
+/// COMPLETED, or else FAILED with the reason.
+fn pay(
+    tx: &Transaction<'_>,
+    user_id: i64,
+    reservation: &Reservation,
+    currency: &str,
+    now: Timestamp,
+) -> SqlResult<Payment> {
+    let mut payment = Payment {
+        id: 0,
+        user_id,
+        reservation_id: reservation.reservation_id,
+        amount: reservation.seat_price,
+        currency: currency.to_owned(),
+        status: Status::Completed,
+        failure: None,
+        executed_at: now,
     };
-    new.reservations.iter().map(pay).collect()
+    if !insert(tx, &payment)? {
+        payment.status = Status::Failed;
+        payment.failure = Some(ALREADY_PAID.to_owned());
+        insert(tx, &payment)?;
+    }
+    payment.id = tx.last_insert_rowid();
+    Ok(payment)
 }
 
 /// False if the reservation is already paid: the partial unique index says so.
@@ -97,15 +125,33 @@ pub fn find(connection: &Connection, id: i64) -> SqlResult<Option<Way>> {
     Ok(Some(Way { payment, event, notification }))
 }
 
-/// A user's payments, newest first: at most `limit` of those with a smaller id than `before`.
-pub fn history(connection: &Connection, user_id: i64, before: i64, limit: usize) -> SqlResult<Vec<Payment>> {
-    connection
-        .prepare_cached(&format!(
-            "SELECT {COLUMNS} FROM payment_history h JOIN payment p ON p.id = h.payment_id \
-             WHERE h.user_id = ?1 AND h.payment_id < ?2 ORDER BY h.payment_id DESC LIMIT ?3"
-        ))?
-        .query_map((user_id, before, sql_limit(limit)), read)?
-        .collect()
+/// A user's payments, newest first: at most `limit`, from the one before payment `before`, or from the newest. `None` if
+/// `before` is not a payment of this user.
+pub fn history(
+    connection: &Connection,
+    user_id: i64,
+    before: Option<i64>,
+    limit: usize,
+) -> SqlResult<Option<Vec<Payment>>> {
+    let mut step = connection.prepare_cached(&format!(
+        "SELECT {COLUMNS}, h.previous_id FROM payment_history h JOIN payment p ON p.id = h.payment_id \
+         WHERE h.payment_id = ?1 AND h.user_id = ?2"
+    ))?;
+    let mut at = |id| step.query_row((id, user_id), |row| Ok((read(row)?, row.get::<_, Option<i64>>(8)?))).optional();
+    let mut next = match before {
+        None => last_payment(connection, user_id)?,
+        Some(before) => match at(before)? {
+            Some((_, previous)) => previous,
+            None => return Ok(None),
+        },
+    };
+    let mut payments = Vec::new();
+    while let Some(id) = next.filter(|_| payments.len() < limit) {
+        let Some((payment, previous)) = at(id)? else { break };
+        payments.push(payment);
+        next = previous;
+    }
+    Ok(Some(payments))
 }
 
 /// What [`read`] expects, from a table called `p`.

@@ -110,6 +110,11 @@ fn a_history_is_paged_newest_first() {
     }
     assert_eq!(pages, [vec![5, 4], vec![3, 2], vec![1]]);
     assert_eq!(client.get("/users/9/payment-history").json()["payments"], json!([]));
+    assert_eq!(client.get("/users/7/payment-history?before=1").json()["payments"], json!([]));
+    for not_theirs in ["6", "99"] {
+        let path = format!("/users/7/payment-history?before={not_theirs}");
+        assert_problem(&client.get(&path), 422, Some("before"));
+    }
     assert_problem(&client.get("/users/7/payment-history?limit=0"), 422, Some("limit"));
     assert_problem(&client.get("/users/7/payment-history?page=2"), 422, Some("page"));
 }
