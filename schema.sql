@@ -25,8 +25,8 @@ CREATE TABLE payment (
 -- A reservation is paid once.
 CREATE UNIQUE INDEX payment_paid ON payment (reservation_id) WHERE status = 'COMPLETED';
 
--- A user's payments, each with the one before it. Rows are only ever appended: a table or an index that is ordered by
--- user would have a page changed, logged and synced for nearly every payment (benches/growth.rs).
+-- A user's payments, each with the one before it. Rows are only ever appended: if they were ordered by user, a page of
+-- this large table would be changed, logged and synced for nearly every payment (benches/growth.rs).
 CREATE TABLE payment_history (
     payment_id  INTEGER PRIMARY KEY REFERENCES payment (id),
     user_id     INTEGER NOT NULL,
@@ -34,7 +34,7 @@ CREATE TABLE payment_history (
     recorded_at INTEGER NOT NULL
 ) STRICT;
 
--- Where a user's history begins, at its newest end.
+-- Where a user's history begins, at its newest end: small, and changed once for a request.
 CREATE TABLE user_history (
     user_id         INTEGER PRIMARY KEY,
     last_payment_id INTEGER NOT NULL REFERENCES payment_history (payment_id)

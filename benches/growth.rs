@@ -21,6 +21,7 @@ mod common;
 mod harness;
 
 use std::fs;
+use std::hash::{Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -38,9 +39,16 @@ use rusqlite::Connection;
 
 const WARM_UP: Duration = Duration::from_millis(500);
 
+/// Tells one schema from another: a database of an earlier one is of no use.
+fn schema() -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    include_str!("../schema.sql").hash(&mut hasher);
+    hasher.finish()
+}
+
 /// A database with so many payments, all of them published and delivered; made once, by SQL on payrelay's own schema.
 fn grown(rows: u64) -> PathBuf {
-    let path = target().join("figures").join(format!("grown-{rows}.db"));
+    let path = target().join("figures").join(format!("grown-{rows}-{}.db", schema()));
     if path.exists() {
         return path;
     }

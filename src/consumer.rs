@@ -120,7 +120,13 @@ impl Consumer {
             return Ok(0);
         }
         let (node, taken) = (self.store.node().clone(), Arc::clone(&self.unstored));
-        self.store.write(move |tx| taken.iter().try_for_each(|record| keep(tx, &node, record, Timestamp::now())))?;
+        let keep_all = move |tx: &Transaction<'_>| -> SqlResult<Vec<DeadLetter>> {
+            let kept = taken.iter().map(|record| keep(tx, &node, record, Timestamp::now()));
+            Ok(kept.collect::<SqlResult<Vec<_>>>()?.into_iter().flatten().collect())
+        };
+        for DeadLetter { topic, partition, offset, reason, .. } in self.store.write(keep_all)? {
+            log::warn!("kept a record of {topic} aside (partition {partition}, offset {offset}): {reason}");
+        }
         Ok(std::mem::take(&mut self.unstored).len())
     }
 
@@ -163,17 +169,17 @@ async fn join(link: &mut Link, node: &NodeId) -> Result<Client, KrafkaError> {
 }
 
 /// One record: to the delivery table if it is ours, else aside.
-fn keep(tx: &Transaction<'_>, node: &NodeId, record: &ConsumerRecord, now: Timestamp) -> SqlResult<()> {
+fn keep(tx: &Transaction<'_>, node: &NodeId, record: &ConsumerRecord, now: Timestamp) -> SqlResult<Option<DeadLetter>> {
     let reason = match Notice::parse(node, record.header_str(ID_HEADER), record.value.as_deref()) {
         Ok(notice) => match delivery::accept(tx, notice, now)? {
-            Arrival::Accepted | Arrival::Purged => return Ok(()),
+            Arrival::Accepted | Arrival::Purged => return Ok(None),
             Arrival::Unknown => "no event of this database has its id and payment".to_owned(),
         },
         Err(foreign) => foreign.to_string(),
     };
-    let (topic, partition, offset) = (&record.topic, record.partition, record.offset);
-    log::warn!("kept a record of {topic} aside (partition {partition}, offset {offset}): {reason}");
-    dead_letter::insert(tx, &letter(record, reason), now)
+    let letter = letter(record, reason);
+    dead_letter::insert(tx, &letter, now)?;
+    Ok(Some(letter))
 }
 
 fn letter(record: &ConsumerRecord, reason: String) -> DeadLetter {

@@ -77,7 +77,8 @@ impl Relay {
     /// Works until the stop, then once more tries to record what was published.
     pub fn run(mut self, stop: &Stop) {
         self.work(stop);
-        if let Err(error) = self.record() {
+        // The recording that is under way may fail; then there is one more try.
+        if let Err(error) = self.record().or_else(|_| self.record()) {
             let count = self.unrecorded.len();
             log::error!("{count} events are published but could not be recorded, and will be published again: {error}");
         }
@@ -98,7 +99,7 @@ impl Relay {
         }
     }
 
-    /// One batch: read, publish, record.
+    /// One batch: read, publish, begin to record.
     pub fn step(&mut self) -> Step {
         match self.try_step() {
             Ok(step) => step,
@@ -124,6 +125,12 @@ impl Relay {
         self.counters.relay_attempted(Timestamp::now());
         let published = self.publisher.publish(&batch);
         let whole = published.receipts.iter().map(|receipt| receipt.outbox_id).eq(batch.iter().map(|e| e.outbox_id));
+        let step = if let Some(away) = published.away {
+            Step::Away(self.outage.failed(&away))
+        } else {
+            self.outage.recovered();
+            Step::Progress
+        };
         let before = self.record();
         self.unrecorded.extend(published.receipts);
         before?;
@@ -135,11 +142,7 @@ impl Relay {
             self.record()?;
             self.published_to = 0;
         }
-        if let Some(away) = published.away {
-            return Ok(Step::Away(self.outage.failed(&away)));
-        }
-        self.outage.recovered();
-        Ok(Step::Progress)
+        Ok(step)
     }
 
     /// Waits until all that was published is recorded; on success nothing is left to be recorded.

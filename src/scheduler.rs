@@ -19,6 +19,9 @@ const SLICE: usize = 100;
 /// the time, and a million rows are gone within a minute or two.
 const REST: u32 = 4;
 
+/// A slice that had to wait for its turn does not count as one that took long.
+const REST_MAX: Duration = Duration::from_millis(100);
+
 /// Looks after the outbox.
 pub struct Scheduler {
     store: Store,
@@ -71,20 +74,22 @@ impl Scheduler {
         }
     }
 
-    /// Slice after slice, each in the background of the writer, until nothing is old enough or the stop comes.
+    /// Slice after slice, each in the background of the writer, until nothing is old enough, the next round is due, or the
+    /// stop comes.
     fn purge(&self, now: Timestamp, stop: &Stop) -> Result<usize, StoreError> {
         let cutoff = now.minus(self.settings.retention);
+        let round = Instant::now();
         let mut purged = 0;
         loop {
             let started = Instant::now();
             let count = self.store.write_in_background(move |tx| outbox::purge(tx, cutoff, SLICE))?;
             purged += count;
-            if count < SLICE {
+            if count < SLICE || round.elapsed() > self.settings.interval {
                 return Ok(purged);
             }
             select_biased! {
                 recv(stop.signal()) -> _ => return Ok(purged),
-                recv(after(started.elapsed() * REST)) -> _ => {}
+                recv(after((started.elapsed() * REST).min(REST_MAX))) -> _ => {}
             }
         }
     }

@@ -123,7 +123,7 @@ impl Store {
     }
 
     /// Runs `work` in a transaction and waits until it is on the disk. If `work` fails, nothing of it is kept. It may be
-    /// run twice, when another job of the same transaction has failed; what the first run did was rolled back then.
+    /// run twice, when a job of the same transaction has failed; what the first run did was rolled back then.
     pub fn write<T: Send + 'static>(
         &self,
         work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,

@@ -173,6 +173,9 @@ fn fill(tx: &Transaction<'_>, jobs: &mut Vec<Job>, waiting: &Receiver<Job>) -> r
     let limit = (1 + waiting.len()).clamp(BATCH_MIN, BATCH_MAX);
     while next < jobs.len() {
         jobs[next].run(tx)?;
+        if tx.is_autocommit() {
+            return Err(rusqlite::Error::ExecuteReturnedResults);
+        }
         next += 1;
         if next < limit && started.elapsed() < BATCH_TIME {
             jobs.extend(waiting.try_recv());
