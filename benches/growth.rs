@@ -92,8 +92,7 @@ fn copy(of: Option<&Path>) -> tempfile::TempDir {
 /// Kafka is away, and nothing is purged, unless `env` says so: only the intake works.
 fn start(dir: &Path, env: &[(&str, &str)]) -> Payrelay {
     let away = [("PAYRELAY_PUBLISHER_KIND", "kafka"), ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")];
-    let env = away.iter().chain(env).map(|(name, value)| ((*name).into(), (*value).into())).collect();
-    Payrelay::start(Options { dir: dir.into(), env, args: vec![] })
+    Payrelay::start(Options::new(dir, &[away.as_slice(), env].concat()))
 }
 
 fn intake(dir: &Path, plan: Plan) -> f64 {

@@ -1,5 +1,5 @@
 //! How many durable payments a second, and how long each takes: by connections, and against three baselines.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark fails by panicking")]
+#![expect(clippy::expect_used, reason = "a benchmark fails by panicking")]
 #![expect(
     clippy::cast_precision_loss,
     clippy::cast_sign_loss,
@@ -23,7 +23,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::load::{self, Outcome, payment};
-use common::{Figure, Goal, Plan, Table, baseline, folder};
+use common::{Figure, Goal, Plan, Table, baseline, folder, percentile};
 use harness::process::{Options, Payrelay};
 use harness::store::Database;
 
@@ -31,8 +31,7 @@ use harness::store::Database;
 /// payment is also relayed and told to the log.
 fn start(dir: &Path, publisher: &str) -> Payrelay {
     let env = [("PAYRELAY_PUBLISHER_KIND", publisher), ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")];
-    let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-    Payrelay::start(Options { dir: dir.into(), env, args: vec![] })
+    Payrelay::start(Options::new(dir, &env))
 }
 
 const WARM_UP: Duration = Duration::from_millis(500);
@@ -47,9 +46,7 @@ fn intake(address: std::net::SocketAddr, connections: usize, plan: Plan, run: u6
 fn main() {
     let plan = Plan::from_args();
     let mut table = Table::new("intake");
-    let only: Vec<usize> =
-        std::env::var("ONLY").map_or(vec![1, 8, 64, 256], |text| text.split(',').map(|n| n.parse().unwrap()).collect());
-    for connections in only {
+    for connections in [1, 8, 64, 256] {
         let mut rates: [Figure; 4] = Default::default();
         let mut latencies: [Figure; 3] = Default::default();
         let mut bare = Figure::default();
@@ -83,8 +80,8 @@ fn main() {
             let address = baseline::transaction_per_request(&dir.path().join("payrelay.db"));
             rates[1].0.push(intake(address, connections, plan, run).rate());
 
-            let times = baseline::bare_commits(&dir.path().join("bare.db"), 2000);
-            bare.0.push(times[times.len() / 2]);
+            let mut times = baseline::bare_commits(&dir.path().join("bare.db"), 2000);
+            bare.0.push(percentile(&mut times, 50.0));
         }
         let [ours, per_request, without_database, writer] = rates;
         let name = |what| format!("{connections} connections: {what}");

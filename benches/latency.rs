@@ -25,7 +25,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::load::{self, payment};
-use common::{Figure, Goal, Plan, Table, folder};
+use common::{Figure, Goal, Plan, Table, folder, percentile};
 use crossbeam_channel::unbounded;
 use harness::http::Client;
 use harness::kafka::Broker;
@@ -67,11 +67,7 @@ impl Publisher for Timed {
     }
 }
 
-fn percentile(sorted: &[f64], percent: f64) -> f64 {
-    sorted[((sorted.len() - 1) as f64 * percent / 100.0).round() as usize]
-}
-
-/// From the end of the commit to the broker's word, in milliseconds, sorted. The store, the relay and the publisher are
+/// From the end of the commit to the broker's word, in milliseconds. The store, the relay and the publisher are
 /// payrelay's; payments come from here instead of HTTP, so that the moment of the commit is known.
 fn commit_to_ack(broker: &Broker, topic: &str, rate: f64, span: Duration) -> Vec<f64> {
     let database = Database::open_in(folder());
@@ -118,9 +114,7 @@ fn commit_to_ack(broker: &Broker, topic: &str, rate: f64, span: Duration) -> Vec
     worker.stop(Instant::now() + Duration::from_secs(10)).unwrap();
     let (acked, committed) = (acked.lock().unwrap(), committed.lock().unwrap());
     let took = (2..total + 2).map(|id| acked[&id].saturating_duration_since(committed[&id]).as_secs_f64() * 1000.0);
-    let mut took: Vec<f64> = took.collect();
-    took.sort_by(f64::total_cmp);
-    took
+    took.collect()
 }
 
 /// The real binary in front of the broker and a stand-in for Slack, unpaced.
@@ -135,8 +129,7 @@ fn start(broker: &Broker, slack: &FakeSlack, dir: &std::path::Path, topic: &str)
         ("PAYRELAY_KAFKA_GROUP", topic),
         ("PAYRELAY_SLACK_WEBHOOK_URL", &slack),
     ];
-    let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-    Payrelay::start(Options { dir: dir.into(), env, args: vec![] })
+    Payrelay::start(Options::new(dir, &env))
 }
 
 /// From before the request is sent to when Slack has the message: more than from the commit, never less.
@@ -160,9 +153,7 @@ fn request_to_slack(broker: &Broker, topic: &str, count: u64) -> Vec<f64> {
     }
     let arrived = arrived.lock().unwrap();
     let took = (2..=count).map(|id| (arrived[&id] - sent[id as usize - 1]).as_secs_f64() * 1000.0);
-    let mut took: Vec<f64> = took.collect();
-    took.sort_by(f64::total_cmp);
-    took
+    took.collect()
 }
 
 fn main() {
@@ -173,12 +164,11 @@ fn main() {
     let _ = commit_to_ack(&broker, "warm-up", 2000.0, span);
     let mut figures: [Figure; 9] = Default::default();
     for run in 0..plan.runs {
-        let slow = commit_to_ack(&broker, &format!("slow-{run}"), 600.0, span);
-        let fast = commit_to_ack(&broker, &format!("fast-{run}"), 6000.0, span);
-        for (figure, (values, percent)) in
-            figures.iter_mut().zip([(&slow, 50.0), (&slow, 99.0), (&fast, 50.0), (&fast, 99.0)])
-        {
-            figure.0.push(percentile(values, percent));
+        let mut slow = commit_to_ack(&broker, &format!("slow-{run}"), 600.0, span);
+        let mut fast = commit_to_ack(&broker, &format!("fast-{run}"), 6000.0, span);
+        for (offset, values) in [(0, &mut slow), (2, &mut fast)] {
+            figures[offset].0.push(percentile(values, 50.0));
+            figures[offset + 1].0.push(percentile(values, 99.0));
         }
         let (slack, dir) = (FakeSlack::start(), folder());
         // At ten times the rate Slack's stand-in would fall behind and take the machine with it: it hangs instead.
@@ -194,8 +184,8 @@ fn main() {
             figures[offset + 1].0.push(outcome.percentile(99.0));
         }
         drop(payrelay);
-        let told = request_to_slack(&broker, &format!("slack-{run}"), if plan.quick { 200 } else { 1000 });
-        figures[8].0.push(percentile(&told, 50.0));
+        let mut told = request_to_slack(&broker, &format!("slack-{run}"), if plan.quick { 200 } else { 1000 });
+        figures[8].0.push(percentile(&mut told, 50.0));
     }
     let [slow50, slow99, fast50, fast99, post50, post99, post_fast50, post_fast99, slack] = figures;
     let mut table = Table::new("latency");

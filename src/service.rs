@@ -51,7 +51,6 @@ pub struct Service {
     /// The readers, then the writer: stopped one after the other, when nobody uses them any more.
     store: Vec<Worker>,
     exits: Receiver<&'static str>,
-    address: SocketAddr,
 }
 
 impl Service {
@@ -108,12 +107,7 @@ impl Service {
         log::info!("listening on http://{address}");
 
         let users = [http, scheduler, relay, notifier].into_iter().chain(consumer).collect();
-        Ok(Self { users, store: store_workers, exits, address })
-    }
-
-    /// Where clients can call; the port is the real one where 0 was configured.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+        Ok(Self { users, store: store_workers, exits })
     }
 
     /// Tells the name of a thread that ended without having been asked.

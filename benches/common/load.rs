@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use super::percentile;
+
 /// What came of a load.
 #[derive(Debug, Default)]
 pub struct Outcome {
@@ -19,7 +21,7 @@ pub struct Outcome {
     pub good: u64,
     /// Answered with another.
     pub other: u64,
-    latencies_us: Vec<u32>,
+    latencies_ms: Vec<f64>,
 }
 
 impl Outcome {
@@ -29,16 +31,13 @@ impl Outcome {
 
     /// Of the good answers, in milliseconds.
     pub fn percentile(&mut self, percent: f64) -> f64 {
-        self.latencies_us.sort_unstable();
-        let last = self.latencies_us.len().saturating_sub(1);
-        let index = (percent / 100.0 * last as f64).round() as usize;
-        self.latencies_us.get(index).map_or(f64::NAN, |us| f64::from(*us) / 1000.0)
+        percentile(&mut self.latencies_ms, percent)
     }
 
     fn note(&mut self, status: u16, hoped: u16, latency: Duration) {
         if status == hoped {
             self.good += 1;
-            self.latencies_us.push(u32::try_from(latency.as_micros()).unwrap_or(u32::MAX));
+            self.latencies_ms.push(latency.as_secs_f64() * 1000.0);
         } else {
             self.other += 1;
         }
@@ -138,7 +137,7 @@ pub fn open(
         let outcome = client.join().expect("a client does not panic");
         all.good += outcome.good;
         all.other += outcome.other;
-        all.latencies_us.extend(outcome.latencies_us);
+        all.latencies_ms.extend(outcome.latencies_ms);
     }
     all.elapsed = start.elapsed();
     all

@@ -58,6 +58,14 @@ impl Figure {
     }
 }
 
+/// The value that so many percent of the values are not above.
+pub fn percentile(values: &mut [f64], percent: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let last = values.len().saturating_sub(1);
+    let index = (percent / 100.0 * last as f64).round() as usize;
+    values.get(index).copied().unwrap_or(f64::NAN)
+}
+
 /// What a figure should be.
 #[derive(Debug, Clone, Copy)]
 pub enum Goal {

@@ -1,7 +1,7 @@
 //! Brings answers of other threads to the requests that wait for them, many with one wake.
 //!
 //! A oneshot that is sent from another thread wakes the runtime with a system call, each time; a commit that answers
-//! sixty requests made sixty (measured: a third of the writer's time). Here the first letter of a batch wakes the
+//! sixty requests made sixty (counted with strace). Here the first letter of a batch wakes the
 //! runtime once; handing the others out happens on its own thread, where it costs next to nothing.
 
 use std::sync::{Mutex, PoisonError};

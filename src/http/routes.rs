@@ -206,14 +206,14 @@ impl App {
             // Nobody may pay any more, so that nothing else would show that it is back.
             self.store.probe();
         }
+        let mut parts: BTreeMap<_, _> = self.parts.iter().map(|(name, part)| (*name, part.get())).collect();
         let (status, word) = if backlog.is_none() || database.is_away() {
             (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
-        } else if self.parts.iter().any(|(_, part)| part.get().is_away()) {
+        } else if parts.values().any(PartState::is_away) {
             (StatusCode::OK, "degraded")
         } else {
             (StatusCode::OK, "ready")
         };
-        let mut parts: BTreeMap<_, _> = self.parts.iter().map(|(name, part)| (*name, part.get())).collect();
         parts.insert("database", database);
         let pending = backlog.map(|backlog| Pending::new(&backlog, Timestamp::now()));
         json(status, &Ready { status: word, node: self.store.node().as_str(), parts, pending })

@@ -48,6 +48,12 @@ impl From<rusqlite::Error> for StoreError {
     }
 }
 
+impl From<r2d2::Error> for StoreError {
+    fn from(error: r2d2::Error) -> Self {
+        Self::Failed(error.to_string().into())
+    }
+}
+
 type Pool = r2d2::Pool<SqliteConnectionManager>;
 
 /// A handle to the open database; cloning it is cheap.
@@ -136,10 +142,7 @@ impl Store {
         &self,
         work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
     ) -> Result<Writing<T>, StoreError> {
-        let (answer, answered) = bounded(1);
-        let job = writer::job(work, move |result| drop(answer.send(result)));
-        self.jobs.send(job).map_err(|_| StoreError::Closed)?;
-        Ok(Writing(answered))
+        enqueue(&self.jobs, work)
     }
 
     /// As [`Store::write`], but gives way to every other job that waits.
@@ -147,10 +150,7 @@ impl Store {
         &self,
         work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (answer, answered) = bounded(1);
-        let job = writer::job(work, move |result| drop(answer.send(result)));
-        self.background.send(job).map_err(|_| StoreError::Closed)?;
-        Writing(answered).wait()
+        enqueue(&self.background, work)?.wait()
     }
 
     /// As [`Store::write`], but never waits: the writer's thread hands the result to `done`, after the commit.
@@ -164,7 +164,7 @@ impl Store {
 
     /// Runs `query` on a read-only connection, on the caller's thread.
     pub fn read<T>(&self, query: impl FnOnce(&Connection) -> SqlResult<T>) -> Result<T, StoreError> {
-        Ok(query(&*self.connection()?)?)
+        Ok(query(&*self.pool.get()?)?)
     }
 
     /// Runs `query` on a reader's thread, which hands the result to `done`. Never waits.
@@ -176,10 +176,16 @@ impl Store {
         let job: reader::Query = Box::new(move |store| done(store.and_then(|connection| Ok(query(connection)?))));
         self.queries.try_send(job).map_err(|error| refused(&error))
     }
+}
 
-    fn connection(&self) -> Result<r2d2::PooledConnection<SqliteConnectionManager>, StoreError> {
-        self.pool.get().map_err(|error| StoreError::Failed(error.to_string().into()))
-    }
+fn enqueue<T: Send + 'static>(
+    queue: &Sender<writer::Job>,
+    work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
+) -> Result<Writing<T>, StoreError> {
+    let (answer, answered) = bounded(1);
+    let job = writer::job(work, move |result| drop(answer.send(result)));
+    queue.send(job).map_err(|_| StoreError::Closed)?;
+    Ok(Writing(answered))
 }
 
 fn refused<T>(error: &crossbeam_channel::TrySendError<T>) -> StoreError {

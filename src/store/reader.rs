@@ -41,7 +41,7 @@ fn run(queries: &Receiver<Query>, pool: &Pool, stop: &Stop) {
         let Ok(query) = query else { return };
         match pool.get() {
             Ok(connection) => query(Ok(&connection)),
-            Err(error) => query(Err(StoreError::Failed(error.to_string().into()))),
+            Err(error) => query(Err(error.into())),
         }
     }
 }

@@ -40,8 +40,7 @@ impl Fixture {
             ("PAYRELAY_SLACK_WEBHOOK_URL", &slack),
         ];
         env.extend(more);
-        let env = env.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
-        Payrelay::start(Options { dir: self.dir.path().into(), env, args: vec![] })
+        Payrelay::start(Options::new(self.dir.path(), &env))
     }
 
     fn topic(&self) -> Vec<Found> {
@@ -189,6 +188,22 @@ fn a_network_that_stalls_and_is_cut_loses_and_doubles_nothing() {
     fixture.assert_told_once(300);
     let inside = topic::read(&broker.bootstrap_inside(), TOPIC, LIMIT);
     assert_eq!(inside.len(), 300);
+}
+
+#[test]
+fn a_kafka_that_hangs_does_not_delay_the_stop_beyond_its_limit() {
+    let (broker, mut proxy) = Broker::start_behind_proxy("4.4.0");
+    let fixture = Fixture::new(broker.bootstrap());
+    let mut payrelay = fixture.start();
+    let mut client = Client::connect(payrelay.addr());
+    pay(&mut client, 1, 1..=10);
+    fixture.wait_for_messages(10);
+    proxy.stall();
+    pay(&mut client, 1, 11..=20);
+    payrelay.wait_for_log("Kafka (publisher) is away: no answer within 3 s", LIMIT);
+    let asked = Instant::now();
+    assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
+    assert!(asked.elapsed() < Duration::from_secs(10));
 }
 
 #[test]

@@ -19,8 +19,7 @@ struct Fixture {
 
 fn start(env: &[(&str, &str)]) -> Fixture {
     let dir = tempfile::tempdir().unwrap();
-    let env = env.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-    let payrelay = Payrelay::start(Options { dir: dir.path().into(), env, args: vec![] });
+    let payrelay = Payrelay::start(Options::new(dir.path(), env));
     Fixture { payrelay, _dir: dir }
 }
 

@@ -43,6 +43,11 @@ fn slack_notifier(database: &Database, slack: &FakeSlack, part: &Part) -> Notifi
     Notifier::new(database.store().clone(), channel, Waker::new().1, part.clone(), Counters::default())
 }
 
+/// As if the backoff were over.
+fn make_due(database: &Database) {
+    database.store().write(|tx| tx.execute("UPDATE delivery SET next_attempt_at = 0", [])).unwrap();
+}
+
 fn scheduler(database: &Database, relay: Waker, counters: &Counters) -> Scheduler {
     let settings =
         config::Scheduler { interval: Duration::from_mins(1), retry_after: Duration::from_mins(1), retention: 7 * DAY };
@@ -164,8 +169,7 @@ fn slack_failing_keeps_the_order_and_loses_nothing() {
         assert_eq!(attempts, failures, "each failed POST is counted against its own message");
         assert!(matches!(notifier.step(), Told::Later(_)), "not before it is due, and no other before it");
         assert_eq!(i64::try_from(slack.attempts()), Ok(failures));
-        let due = |tx: &payrelay::store::Transaction<'_>| tx.execute("UPDATE delivery SET next_attempt_at = 0", []);
-        database.store().write(due).unwrap();
+        make_due(&database);
     }
     while notifier.step() == Told::Progress {}
     let expected: Vec<_> =
@@ -191,8 +195,7 @@ fn the_webhook_is_never_shown() {
     assert!(!error.contains("secret-token") && !error.is_empty(), "{error}");
     slack.start_again();
     slack.answer_with(|_, _| Answer::Hang);
-    let due = |tx: &payrelay::store::Transaction<'_>| tx.execute("UPDATE delivery SET next_attempt_at = 0", []);
-    database.store().write(due).unwrap();
+    make_due(&database);
     assert!(matches!(slack_notifier(&database, &slack, &part).step(), Told::Later(_)), "a hang is timed out");
     assert!(!part.get().error.unwrap().contains("secret-token"));
 }

@@ -14,11 +14,8 @@ use super::harness::wait_until;
 const LIMIT: Duration = Duration::from_secs(20);
 
 fn options(dir: &Path, env: &[(&str, &str)], args: &[&str]) -> Options {
-    Options {
-        dir: dir.into(),
-        env: env.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
-        args: args.iter().map(|arg| (*arg).into()).collect(),
-    }
+    let args = args.iter().map(|arg| (*arg).into()).collect();
+    Options { args, ..Options::new(dir, env) }
 }
 
 /// Exit code, standard output, standard error.

@@ -19,12 +19,19 @@ const EXIT_LIMIT: Duration = Duration::from_secs(15);
 const LISTENING: &str = "listening on http://";
 
 /// What the binary is started with.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// The working directory, which holds payrelay.db.
     pub dir: PathBuf,
     pub env: Vec<(String, String)>,
     pub args: Vec<String>,
+}
+
+impl Options {
+    pub fn new(dir: impl Into<PathBuf>, env: &[(&str, &str)]) -> Self {
+        let env = env.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        Self { dir: dir.into(), env, args: Vec::new() }
+    }
 }
 
 /// A running payrelay; dropping it kills it, and shows its log if the test has failed.
