@@ -46,7 +46,7 @@ fn intake(address: std::net::SocketAddr, connections: usize, plan: Plan, run: u6
 fn main() {
     let plan = Plan::from_args();
     let mut table = Table::new("intake");
-    for connections in [1, 8, 64, 256] {
+    for connections in [1, 8, 64, 256].into_iter().filter(|count| plan.connections.is_none_or(|only| only == *count)) {
         let mut rates: [Figure; 4] = Default::default();
         let mut latencies: [Figure; 3] = Default::default();
         let mut bare = Figure::default();

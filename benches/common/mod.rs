@@ -21,16 +21,21 @@ pub struct Plan {
     pub runs: usize,
     /// One measured run.
     pub span: Duration,
+    /// Only this number of connections, where a benchmark has several.
+    pub connections: Option<usize>,
 }
 
 impl Plan {
-    /// `cargo bench -- --quick`; other arguments of cargo's are ignored.
+    /// `cargo bench -- --quick`, `-- --connections 64`; other arguments of cargo's are ignored.
     pub fn from_args() -> Self {
-        let quick = std::env::args().any(|arg| arg == "--quick");
+        let args: Vec<String> = std::env::args().collect();
+        let quick = args.iter().any(|arg| arg == "--quick");
+        let connections = args.iter().skip_while(|arg| *arg != "--connections").nth(1);
+        let connections = connections.map(|number| number.parse().expect("--connections takes a number"));
         if quick {
-            Self { quick, runs: 3, span: Duration::from_secs(1) }
+            Self { quick, runs: 3, span: Duration::from_secs(2), connections }
         } else {
-            Self { quick, runs: 5, span: Duration::from_secs(4) }
+            Self { quick, runs: 5, span: Duration::from_secs(4), connections }
         }
     }
 }

@@ -3,6 +3,7 @@
 //! [`Store::write`] is the one way to write. Functions that take a [`Transaction`] never commit; the writer does,
 //! for many jobs at a time. Readers never write: their connections are opened read-only.
 
+mod checkpoint;
 pub mod dead_letter;
 pub mod delivery;
 pub mod outbox;
@@ -82,6 +83,7 @@ impl<T> Writing<T> {
 pub struct Opened {
     store: Store,
     writer: writer::Writer,
+    checkpointer: checkpoint::Checkpointer,
     readers: reader::Readers,
 }
 
@@ -106,10 +108,11 @@ impl Store {
         let (background, background_queue) = bounded(1);
         let (queries, query_queue) = bounded(settings.queue_max.get());
         let part = Part::up();
-        let writer = writer::Writer::new(connection, queue, background_queue, part.clone(), lock);
+        let (checkpoints, checkpointer) = checkpoint::take_over(&connection, &settings.path)?;
+        let writer = writer::Writer::new(connection, checkpoints, queue, background_queue, part.clone(), lock);
         let readers = reader::Readers::new(settings.readers, query_queue, pool.clone());
         let store = Self { jobs, background, queries, pool, node, part };
-        Ok(Opened { store, writer, readers })
+        Ok(Opened { store, writer, checkpointer, readers })
     }
 
     /// Who this database belongs to.
@@ -196,9 +199,10 @@ fn refused<T>(error: &crossbeam_channel::TrySendError<T>) -> StoreError {
 }
 
 impl Opened {
-    /// Starts the writer and the readers. They are returned in the order in which they are to be stopped.
+    /// Starts the writer, the checkpointer and the readers. They are returned in the order in which they are to be stopped.
     pub fn start(self, exits: &Sender<&'static str>) -> io::Result<(Store, Vec<Worker>)> {
         let mut workers = self.readers.spawn(exits)?;
+        workers.push(Worker::spawn("checkpointer", exits, |stop| self.checkpointer.run(&stop))?);
         workers.push(Worker::spawn("writer", exits, |stop| self.writer.run(&stop))?);
         Ok((self.store, workers))
     }

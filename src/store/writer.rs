@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, select_biased};
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 
 use super::StoreError;
+use super::checkpoint::Checkpoints;
 use super::schema::Lock;
 use crate::outage::{Backoff, Outage, Part};
 use crate::worker::Stop;
@@ -73,6 +74,7 @@ where
 /// The writer's side of the store.
 pub(super) struct Writer {
     connection: Connection,
+    checkpoints: Checkpoints,
     jobs: Receiver<Job>,
     background: Receiver<Job>,
     outage: Outage,
@@ -82,13 +84,14 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn new(
         connection: Connection,
+        checkpoints: Checkpoints,
         jobs: Receiver<Job>,
         background: Receiver<Job>,
         part: Part,
         lock: Lock,
     ) -> Self {
         let outage = Outage::new("the database", BACKOFF, part);
-        Self { connection, jobs, background, outage, _lock: lock }
+        Self { connection, checkpoints, jobs, background, outage, _lock: lock }
     }
 
     /// Works until the stop, then works off what still waits, then closes the database.
@@ -128,6 +131,9 @@ impl Writer {
                 self.outage.recovered();
                 for (job, outcome) in jobs.into_iter().zip(outcomes) {
                     job.finish(outcome);
+                }
+                if let Err(error) = self.checkpoints.step(&self.connection) {
+                    log::warn!("the database's log could not be copied back, the next round will try again: {error}");
                 }
             }
             Err(error) => {
@@ -204,7 +210,7 @@ fn in_savepoint(tx: &Transaction<'_>, job: &mut Job) -> rusqlite::Result<rusqlit
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::schema;
+    use crate::store::{checkpoint, schema};
     use crossbeam_channel::{Sender, bounded, unbounded};
 
     struct Fixture {
@@ -224,7 +230,8 @@ mod tests {
         let (jobs, queue) = bounded(64);
         let (background, background_queue) = bounded(1);
         let part = Part::up();
-        let writer = Writer::new(connection, queue, background_queue, part.clone(), lock);
+        let (checkpoints, _) = checkpoint::take_over(&connection, &path).unwrap();
+        let writer = Writer::new(connection, checkpoints, queue, background_queue, part.clone(), lock);
         Fixture { writer, jobs, background, part, _dir: dir }
     }
 

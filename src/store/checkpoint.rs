@@ -1,0 +1,137 @@
+//! Copying the log back into the database file, on a thread of its own, so that no commit waits for it.
+//!
+//! SQLite's automatic checkpoint belongs to the commit that fills the log: all wait while thousands of pages are copied
+//! and the file is synced. Here the checkpointer copies while the writer goes on committing; the writer itself then
+//! copies only the few pages that came meanwhile, and begins the log anew (<https://sqlite.org/wal.html>, 2.1).
+
+use std::cell::Cell;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select_biased};
+use rusqlite::Connection;
+
+use super::BUSY_TIMEOUT;
+use super::schema::OpenError;
+use crate::worker::{Stop, Waker};
+
+/// So many pages of log (16 MiB) make a round. Pages that change with every commit are copied once a round.
+const ROUND: i32 = 4000;
+
+/// How long the writer waits for readers of old pages before it goes on with a longer log.
+const PATIENCE: Duration = Duration::from_millis(10);
+
+thread_local! {
+    /// The length of the log after this thread's last commit.
+    static LOG_PAGES: Cell<i32> = const { Cell::new(0) };
+}
+
+/// The writer's side.
+pub(super) struct Checkpoints {
+    wake: Waker,
+    copied: Receiver<()>,
+    asked: bool,
+    /// The length of the log at which the next round begins.
+    next: i32,
+    /// Closing it would drop SQLite's locks on the file (<https://sqlite.org/howtocorrupt.html>, 2.2): it is kept for as
+    /// long as the writer's connection.
+    _file: Arc<File>,
+}
+
+/// The thread's side.
+pub(super) struct Checkpointer {
+    connection: Connection,
+    file: Arc<File>,
+    woken: Receiver<()>,
+    copied: Sender<()>,
+}
+
+/// Takes the checkpoints over from SQLite, for the writer's `connection` to the database at `path`.
+pub(super) fn take_over(connection: &Connection, path: &Path) -> Result<(Checkpoints, Checkpointer), OpenError> {
+    let failed = |source| OpenError::Sqlite { path: path.into(), source };
+    // Also replaces the automatic checkpoint, which is such a hook.
+    connection.wal_hook(Some(|_, pages| {
+        LOG_PAGES.set(pages);
+        Ok(())
+    }));
+    let other = Connection::open(path).map_err(failed)?;
+    other.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
+    other.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
+    let file = File::open(path).map_err(|source| OpenError::Io { path: path.into(), source })?;
+    let file = Arc::new(file);
+    let (wake, woken) = Waker::new();
+    let (copied_to, copied) = bounded(1);
+    let checkpoints = Checkpoints { wake, copied, asked: false, next: ROUND, _file: Arc::clone(&file) };
+    Ok((checkpoints, Checkpointer { connection: other, file, woken, copied: copied_to }))
+}
+
+impl Checkpoints {
+    /// Called between two transactions: has the log copied when it is long, and begins it anew when it was.
+    pub(super) fn step(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        let pages = LOG_PAGES.get();
+        if pages < ROUND {
+            self.next = ROUND;
+        }
+        if !self.asked && pages >= self.next {
+            self.asked = true;
+            self.wake.wake();
+        } else if self.asked {
+            match self.copied.try_recv() {
+                Err(TryRecvError::Empty) => {}
+                Ok(()) | Err(TryRecvError::Disconnected) => {
+                    self.asked = false;
+                    // The next transaction begins the log anew, unless somebody reads old pages at that moment. Then the
+                    // round after this one waits for them.
+                    let patient = pages > 2 * ROUND;
+                    self.next = pages.saturating_add(ROUND);
+                    return finish(connection, patient);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn finish(connection: &Connection, patient: bool) -> rusqlite::Result<()> {
+    if patient {
+        connection.busy_timeout(PATIENCE)?;
+        let result = copy(connection, "PRAGMA wal_checkpoint(RESTART)");
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        result
+    } else {
+        copy(connection, "PRAGMA wal_checkpoint(PASSIVE)")
+    }
+}
+
+/// A checkpoint that others were in the way of has copied less: the next one copies the rest.
+fn copy(connection: &Connection, pragma: &str) -> rusqlite::Result<()> {
+    connection.prepare_cached(pragma)?.query_row([], |_| Ok(()))
+}
+
+impl Checkpointer {
+    /// Works until the stop.
+    pub(super) fn run(self, stop: &Stop) {
+        loop {
+            select_biased! {
+                recv(stop.signal()) -> _ => return,
+                recv(self.woken) -> woken => if woken.is_err() { return },
+            }
+            // The second copy is short: what came during the first.
+            if let Err(error) = self.copy_and_sync().and_then(|()| self.copy_and_sync()) {
+                log::warn!("the database's log could not be copied back, the next round will try again: {error}");
+            }
+            let _ = self.copied.try_send(());
+        }
+    }
+
+    /// SQLite syncs the file only when it has copied all of the log, which the writer's turn does. Then little is left
+    /// to be synced.
+    fn copy_and_sync(&self) -> rusqlite::Result<()> {
+        copy(&self.connection, "PRAGMA wal_checkpoint(PASSIVE)")?;
+        // An error of the disk shows again in SQLite's own sync, where it counts.
+        let _ = self.file.sync_data();
+        Ok(())
+    }
+}
