@@ -15,13 +15,15 @@ use rusqlite::Connection;
 
 use super::BUSY_TIMEOUT;
 use super::schema::OpenError;
+use crate::outage::Backoff;
 use crate::worker::{Stop, Waker};
 
 /// So many pages of log (16 MiB) make a round. Pages that change with every commit are copied once a round.
 const ROUND: i32 = 4000;
 
-/// How long the writer waits for readers of old pages before it goes on with a longer log.
-const PATIENCE: Duration = Duration::from_millis(10);
+/// How long the writer waits for readers of old pages before it goes on with a longer log: not at all in the first round,
+/// longer in each one after it.
+const PATIENCE: Backoff = Backoff { base: Duration::from_millis(10), cap: Duration::from_millis(80) };
 
 thread_local! {
     /// The length of the log after this thread's last commit.
@@ -82,11 +84,10 @@ impl Checkpoints {
                 Err(TryRecvError::Empty) => {}
                 Ok(()) | Err(TryRecvError::Disconnected) => {
                     self.asked = false;
-                    // The next transaction begins the log anew, unless somebody reads old pages at that moment. Then the
-                    // round after this one waits for them.
-                    let patient = pages > 2 * ROUND;
+                    // The next transaction begins the log anew, unless somebody reads old pages at that moment.
                     self.next = pages.saturating_add(ROUND);
-                    return finish(connection, patient);
+                    let rounds = u32::try_from(pages / ROUND).unwrap_or(0);
+                    return finish(connection, rounds.saturating_sub(1));
                 }
             }
         }
@@ -94,15 +95,14 @@ impl Checkpoints {
     }
 }
 
-fn finish(connection: &Connection, patient: bool) -> rusqlite::Result<()> {
-    if patient {
-        connection.busy_timeout(PATIENCE)?;
-        let result = copy(connection, "PRAGMA wal_checkpoint(RESTART)");
-        connection.busy_timeout(BUSY_TIMEOUT)?;
-        result
-    } else {
-        copy(connection, "PRAGMA wal_checkpoint(PASSIVE)")
+fn finish(connection: &Connection, missed: u32) -> rusqlite::Result<()> {
+    if missed == 0 {
+        return copy(connection, "PRAGMA wal_checkpoint(PASSIVE)");
     }
+    connection.busy_timeout(PATIENCE.delay(missed, 1.0))?;
+    let result = copy(connection, "PRAGMA wal_checkpoint(RESTART)");
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    result
 }
 
 /// A checkpoint that others were in the way of has copied less: the next one copies the rest.
@@ -133,5 +133,62 @@ impl Checkpointer {
         // An error of the disk shows again in SQLite's own sync, where it counts.
         let _ = self.file.sync_data();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Instant;
+    use std::{fs, thread};
+
+    use super::*;
+    use crate::config;
+    use crate::store::{SqlResult, Store};
+    use crossbeam_channel::unbounded;
+
+    const PAGE_BYTES: u64 = 4096 + 24;
+
+    /// Some milliseconds of reading in one snapshot.
+    fn read_for_a_while(connection: &Connection) -> SqlResult<i64> {
+        let numbers = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 30000)";
+        connection.query_row(&format!("{numbers} SELECT (SELECT count(*) FROM t) + count(*) FROM n"), [], |r| r.get(0))
+    }
+
+    #[test]
+    fn the_log_stays_short_although_somebody_always_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.db");
+        let size = |number| NonZeroUsize::new(number).unwrap();
+        let settings = config::Database { path: path.clone(), queue_max: size(16), readers: size(2) };
+        let (store, workers) = Store::open(&settings, None).unwrap().start(&unbounded().0).unwrap();
+        store.write(|tx| tx.execute_batch("CREATE TABLE t (x BLOB)")).unwrap();
+        let done = AtomicBool::new(false);
+        let rounds = 8;
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        store.read(read_for_a_while).unwrap();
+                    }
+                });
+            }
+            for _ in 0..rounds * ROUND / 100 {
+                store.write(|tx| tx.execute("INSERT INTO t VALUES (zeroblob(100 * 4096))", [])).unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        let longest = fs::metadata(dir.path().join("a.db-wal")).unwrap().len() / PAGE_BYTES;
+        // It would be eight rounds long if it had never begun anew; the file does not shrink below what it once was.
+        assert!(longest < 5 * u64::from(ROUND.unsigned_abs()), "the log was {longest} pages long");
+        drop(store);
+        for worker in workers {
+            worker.stop(Instant::now() + Duration::from_secs(10)).unwrap();
+        }
+        let connection = Connection::open(&path).unwrap();
+        let rows: i64 = connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
+        assert_eq!(rows, i64::from(rounds * ROUND / 100));
+        assert_eq!(connection.query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0)).unwrap(), "ok");
     }
 }

@@ -8,6 +8,8 @@ pub mod dead_letter;
 pub mod delivery;
 pub mod outbox;
 pub mod payment;
+#[cfg(test)]
+mod plans;
 mod reader;
 mod schema;
 mod writer;

@@ -164,6 +164,8 @@ fn set_pragmas(connection: &Connection) -> rusqlite::Result<()> {
     // NORMAL would lose the last commits with the power (https://sqlite.org/pragma.html#pragma_synchronous).
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
+    // A log that has grown while somebody read old pages is cut back to 64 MiB when it begins anew.
+    connection.pragma_update(None, "journal_size_limit", 64 * 1024 * 1024)?;
     // 16 MiB of pages: the right edges of all tables and indexes under load.
     connection.pragma_update(None, "cache_size", -16_384)
 }

@@ -1,0 +1,85 @@
+//! How SQLite means to run every statement of the hot paths: by index, in order, without sorting
+//! (<https://sqlite.org/eqp.html>). The statements are taken down as they run, so that none is forgotten.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use rusqlite::trace::{TraceEvent, TraceEventCodes};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+
+use super::outbox::{Place, Receipt};
+use super::{delivery, outbox, payment, schema};
+use crate::clock::Timestamp;
+use crate::event::Notice;
+use crate::payment::{NewPayment, Reservation};
+
+thread_local! {
+    static SEEN: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
+}
+
+fn take_down(event: TraceEvent<'_>) {
+    if let TraceEvent::Stmt(_, sql) = event {
+        SEEN.with_borrow_mut(|seen| seen.insert(sql.to_owned()));
+    }
+}
+
+/// What may be walked: indexes that hold only what waits, of which a page is asked for, and SQLite's own table with a row
+/// for each AUTOINCREMENT.
+const SMALL: [&str; 3] = ["outbox_init", "delivery_pending", "sqlite_sequence"];
+
+fn is_fast(step: &str) -> bool {
+    let walks = step.starts_with("SCAN");
+    !step.contains("TEMP B-TREE") && (!walks || SMALL.iter().any(|index| step.ends_with(index)))
+}
+
+/// A request, its event published and taken from the topic, told, looked at and purged.
+fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
+    let now = Timestamp::from_micros(1000);
+    let tx = Transaction::new(connection, TransactionBehavior::Immediate)?;
+    let new = NewPayment { user_id: 1, reservations: vec![Reservation { reservation_id: 1, seat_price: 1 }] };
+    payment::execute(&tx, &new, "KRW", None, now)?;
+    payment::execute(&tx, &new, "KRW", None, now)?;
+    assert_eq!(outbox::unpublished(&tx, 0, 10)?.len(), 2);
+    let place = Place::Topic { partition: 0, offset: Some(0) };
+    let receipts = [Receipt { outbox_id: 1, place }, Receipt { outbox_id: 2, place: Place::Delivery }];
+    outbox::mark_published(&tx, &receipts, now)?;
+    delivery::accept(&tx, Notice { outbox_id: 1, payment_id: 1 }, now)?;
+    delivery::accept(&tx, Notice { outbox_id: 9, payment_id: 9 }, now)?;
+    assert_eq!(delivery::pending(&tx, 10)?.len(), 2);
+    outbox::backlog(&tx)?;
+    delivery::mark_failed(&tx, 1, "no", now)?;
+    delivery::mark_delivered(&tx, &[1, 2], now)?;
+    assert!(payment::find(&tx, 1)?.is_some());
+    assert_eq!(payment::history(&tx, 1, Some(2), 10)?.map(|page| page.len()), Some(1));
+    assert_eq!(outbox::purge(&tx, Timestamp::from_micros(2000), 10)?, 2);
+    tx.commit()
+}
+
+#[test]
+fn no_hot_statement_scans_or_sorts() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut connection, _) = schema::open(&dir.path().join("a.db"), None).unwrap();
+    connection.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(take_down));
+    run_the_hot_paths(&mut connection).unwrap();
+    connection.trace_v2(TraceEventCodes::empty(), None);
+    let seen = SEEN.take();
+    let statements: Vec<_> = seen.iter().filter(|sql| !sql.contains("dead_letter") && !sql.starts_with("--")).collect();
+    assert!(statements.len() > 20, "{statements:#?}");
+    for sql in statements {
+        let mut explain = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let parameters = explain.parameter_count();
+        let steps = explain.query_map(rusqlite::params_from_iter(vec![1_i64; parameters]), |row| row.get(3)).unwrap();
+        for step in steps {
+            let step: String = step.unwrap();
+            assert!(is_fast(&step), "{sql}\n  {step}");
+        }
+    }
+}
+
+#[test]
+fn what_is_slow_is_told() {
+    for step in ["SCAN outbox", "SCAN d USING INDEX delivery_delivered", "USE TEMP B-TREE FOR ORDER BY"] {
+        assert!(!is_fast(step), "{step}");
+    }
+    assert!(is_fast("SCAN outbox USING COVERING INDEX outbox_init"));
+}
