@@ -98,7 +98,7 @@ fn commit_to_ack(broker: &Broker, topic: &str, rate: f64, span: Duration) -> Vec
             assert!(result.is_ok());
             committed.lock().unwrap().insert(number, now);
         };
-        database.store().submit(work, done).unwrap();
+        database.store().submit(1, work, done).unwrap();
     };
     // One payment is one event, in order: the numbers are the outbox's ids. The first one connects.
     pay(1);

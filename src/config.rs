@@ -79,7 +79,7 @@ pub struct Http {
 pub struct Database {
     /// The file; `-wal`, `-shm` and `.lock` stand beside it.
     pub path: PathBuf,
-    /// How many jobs may wait for the writer; more are refused with 503.
+    /// How many payments may wait for the writer; a request for which there is no room is refused with 503.
     pub queue_max: NonZeroUsize,
     /// How many threads answer reads.
     pub readers: NonZeroUsize,
@@ -212,7 +212,7 @@ impl Config {
             },
             database: Database {
                 path: s.path("database.path", "payrelay.db"),
-                queue_max: s.count("database.queue_max", 1024, 1..=1_000_000),
+                queue_max: s.count("database.queue_max", 4096, PAYMENTS_MAX..=1_000_000),
                 readers: s.count("database.readers", 2, 1..=64),
             },
             payment: Payment {
@@ -260,6 +260,9 @@ impl Config {
         }
     }
 }
+
+/// The queue has room for the largest request.
+const PAYMENTS_MAX: i64 = 1000;
 
 /// A POST cannot be broken off, and a stop has to end within 10 s (`service::STOP_LIMIT`).
 const SLACK_TIMEOUT_MAX: Duration = Duration::from_secs(8);
@@ -515,6 +518,11 @@ fn show_duration(span: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_queue_has_room_for_the_largest_request() {
+        assert_eq!(usize::try_from(PAYMENTS_MAX).unwrap(), crate::payment::RESERVATIONS_MAX);
+    }
 
     const SHIPPED: &str = include_str!("../config.toml");
 

@@ -75,7 +75,9 @@ pub fn bare_writer(store: &Store, in_flight: usize, span: Duration, count: u64) 
         let answer = answer.clone();
         let work = move |tx: &Transaction<'_>| payment::execute(tx, &new, "KRW", None, Timestamp::now());
         store
-            .submit(work, move |result| answer.send(result.expect("the writer works").len()).expect("we wait"))
+            .submit(count as usize, work, move |result| {
+                answer.send(result.expect("the writer works").len()).expect("we wait");
+            })
             .expect("the queue has room");
     };
     let started = Instant::now();

@@ -22,6 +22,7 @@ pub struct Outcome {
     /// Answered with another.
     pub other: u64,
     latencies_ms: Vec<f64>,
+    other_ms: Vec<f64>,
 }
 
 impl Outcome {
@@ -34,13 +35,20 @@ impl Outcome {
         percentile(&mut self.latencies_ms, percent)
     }
 
+    /// Of the other answers, in milliseconds.
+    pub fn other_percentile(&mut self, percent: f64) -> f64 {
+        percentile(&mut self.other_ms, percent)
+    }
+
     fn note(&mut self, status: u16, hoped: u16, latency: Duration) {
-        if status == hoped {
+        let latencies = if status == hoped {
             self.good += 1;
-            self.latencies_ms.push(latency.as_secs_f64() * 1000.0);
+            &mut self.latencies_ms
         } else {
             self.other += 1;
-        }
+            &mut self.other_ms
+        };
+        latencies.push(latency.as_secs_f64() * 1000.0);
     }
 }
 
@@ -141,6 +149,62 @@ pub fn open(
     }
     all.elapsed = start.elapsed();
     all
+}
+
+/// From when a latency is counted.
+#[derive(Debug, Clone, Copy)]
+pub enum Since {
+    /// When the request was due.
+    Due,
+    /// When it was sent: for a rate that the client itself cannot keep up.
+    Sent,
+}
+
+/// Open loop from one thread: `rate` requests a second over many connections. Cheaper than [`open`], but the timer has
+/// steps of a millisecond.
+pub fn paced(
+    address: SocketAddr,
+    connections: u64,
+    rate: f64,
+    (span, since): (Duration, Since),
+    request: impl Fn(&mut Vec<u8>, u64) + 'static,
+) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let local = tokio::task::LocalSet::new();
+    let outcome = Rc::new(RefCell::new(Outcome::default()));
+    let request = Rc::new(request);
+    let total = (rate * span.as_secs_f64()) as u64;
+    let start = Instant::now() + Duration::from_millis(50);
+    local.block_on(&runtime, async {
+        let clients: Vec<_> = (0..connections)
+            .map(|client| {
+                let (outcome, request) = (Rc::clone(&outcome), Rc::clone(&request));
+                tokio::task::spawn_local(async move {
+                    let mut connection = Connection::open(address).await;
+                    let mut bytes = Vec::new();
+                    for number in (client..total).step_by(connections as usize) {
+                        let due = start + Duration::from_secs_f64(number as f64 / rate);
+                        tokio::time::sleep_until(due.into()).await;
+                        bytes.clear();
+                        request(&mut bytes, number);
+                        let sent = Instant::now();
+                        let status = connection.exchange(&bytes).await;
+                        let start = match since {
+                            Since::Due => due,
+                            Since::Sent => sent,
+                        };
+                        outcome.borrow_mut().note(status, 201, start.elapsed());
+                    }
+                })
+            })
+            .collect();
+        for client in clients {
+            client.await.expect("a client does not panic");
+        }
+    });
+    let mut outcome = outcome.take();
+    outcome.elapsed = start.elapsed();
+    outcome
 }
 
 /// The status of the whole answer at the front of the buffer, and where it ends.

@@ -4,6 +4,7 @@
 //! three runs with their spread. The machine is noisy; ratios are what to trust.
 
 pub mod baseline;
+pub mod cost;
 pub mod load;
 
 use std::fmt::Write as _;

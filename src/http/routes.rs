@@ -159,12 +159,16 @@ impl App {
             return Err(Problem::unsupported_media_type());
         }
         let bytes = body::read(body, self.settings.body_bytes_max, self.settings.body_timeout).await?;
+        if !self.store.has_room() {
+            return Err(StoreError::Busy.into());
+        }
         let new = NewPayment::parse(&bytes)?;
         let trace = headers.get("traceparent").and_then(|value| value.to_str().ok());
         let trace = trace.and_then(parse_traceparent).map(str::to_owned);
         let (answer, answered) = oneshot::channel();
         let (currency, relay, mailbox) = (self.currency.clone(), self.relay.clone(), Arc::clone(&self.mailbox));
         self.store.submit(
+            new.reservations.len(),
             move |tx| payments::execute(tx, &new, &currency, trace.as_deref(), Timestamp::now()),
             move |result| {
                 if result.is_ok() {

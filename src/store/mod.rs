@@ -17,6 +17,7 @@ mod writer;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -68,6 +69,30 @@ pub struct Store {
     pool: Pool,
     node: NodeId,
     part: Part,
+    room: Room,
+}
+
+/// How much more work may wait: jobs are of very different size, so their number alone bounds neither time nor memory.
+#[derive(Clone)]
+struct Room(Arc<AtomicUsize>);
+
+/// Places that a job takes until it is answered.
+struct Places {
+    room: Room,
+    count: usize,
+}
+
+impl Room {
+    fn take(&self, count: usize) -> Result<Places, StoreError> {
+        let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| free.checked_sub(count));
+        taken.map(|_| Places { room: self.clone(), count }).map_err(|_| StoreError::Busy)
+    }
+}
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        self.room.0.fetch_add(self.count, Ordering::Relaxed);
+    }
 }
 
 /// A write that is under way.
@@ -113,7 +138,8 @@ impl Store {
         let (checkpoints, checkpointer) = checkpoint::take_over(&connection, &settings.path)?;
         let writer = writer::Writer::new(connection, checkpoints, queue, background_queue, part.clone(), lock);
         let readers = reader::Readers::new(settings.readers, query_queue, pool.clone());
-        let store = Self { jobs, background, queries, pool, node, part };
+        let room = Room(Arc::new(AtomicUsize::new(settings.queue_max.get())));
+        let store = Self { jobs, background, queries, pool, node, part, room };
         Ok(Opened { store, writer, checkpointer, readers })
     }
 
@@ -130,7 +156,7 @@ impl Store {
     /// Has the writer commit something that changes nothing, to see whether it can. Never waits.
     pub fn probe(&self) {
         // A queue that is full of work is a probe as well.
-        let _ = self.submit(|tx| tx.execute("UPDATE node SET created_at = created_at", []), drop);
+        let _ = self.submit(1, |tx| tx.execute("UPDATE node SET created_at = created_at", []), drop);
     }
 
     /// Runs `work` in a transaction and waits until it is on the disk. If `work` fails, nothing of it is kept. It may be
@@ -158,13 +184,25 @@ impl Store {
         enqueue(&self.background, work)?.wait()
     }
 
-    /// As [`Store::write`], but never waits: the writer's thread hands the result to `done`, after the commit.
+    /// As [`Store::write`], but never waits: the writer's thread hands the result to `done`, after the commit. The job takes
+    /// as many places of the queue as it is said to write payments; when there are not so many, the store is busy.
     pub fn submit<T: Send + 'static>(
         &self,
+        payments: usize,
         work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
         done: impl FnOnce(Result<T, StoreError>) + Send + 'static,
     ) -> Result<(), StoreError> {
+        let places = self.room.take(payments)?;
+        let done = move |result| {
+            drop(places);
+            done(result);
+        };
         self.jobs.try_send(writer::job(work, done)).map_err(|error| refused(&error))
+    }
+
+    /// Whether anything more may wait. Asked before work is prepared, so that a refusal costs little.
+    pub fn has_room(&self) -> bool {
+        self.room.0.load(Ordering::Relaxed) > 0
     }
 
     /// Runs `query` on a read-only connection, on the caller's thread.
@@ -247,6 +285,32 @@ mod tests {
     use std::time::Instant;
 
     #[test]
+    fn what_waits_is_counted_in_payments() {
+        let dir = tempfile::tempdir().unwrap();
+        let size = |number| NonZeroUsize::new(number).unwrap();
+        let settings = config::Database { path: dir.path().join("a.db"), queue_max: size(4), readers: size(1) };
+        let opened = Store::open(&settings, None).unwrap();
+        let store = opened.store.clone();
+        let (answer, answered) = unbounded();
+        let submit = |payments| {
+            let answer = answer.clone();
+            store.submit(payments, |_| Ok(()), move |result| answer.send(result).unwrap())
+        };
+        submit(3).unwrap();
+        assert!(matches!(submit(2), Err(StoreError::Busy)));
+        submit(1).unwrap();
+        let (started, workers) = opened.start(&unbounded().0).unwrap();
+        answered.recv().unwrap().unwrap();
+        answered.recv().unwrap().unwrap();
+        submit(4).unwrap();
+        answered.recv().unwrap().unwrap();
+        drop((store, started));
+        for worker in workers {
+            worker.stop(Instant::now() + Duration::from_secs(10)).unwrap();
+        }
+    }
+
+    #[test]
     fn a_stop_works_off_what_waits_and_leaves_one_whole_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.db");
@@ -255,7 +319,7 @@ mod tests {
         let (exits, _exited) = unbounded();
         let (store, workers) = Store::open(&settings, None).unwrap().start(&exits).unwrap();
         let (answer, answered) = unbounded();
-        store.submit(|tx| tx.execute("DELETE FROM node", []), move |result| answer.send(result).unwrap()).unwrap();
+        store.submit(1, |tx| tx.execute("DELETE FROM node", []), move |result| answer.send(result).unwrap()).unwrap();
         store.read(|connection| connection.query_row("SELECT count(*) FROM payment", [], |_| Ok(()))).unwrap();
         drop(store);
         for worker in workers {

@@ -17,6 +17,7 @@ thread_local! {
     static SEEN: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "rusqlite asks for a function of this type")]
 fn take_down(event: TraceEvent<'_>) {
     if let TraceEvent::Stmt(_, sql) = event {
         SEEN.with_borrow_mut(|seen| seen.insert(sql.to_owned()));

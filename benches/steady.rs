@@ -1,0 +1,180 @@
+//! What the whole system holds, with the broker beside it: HTTP in, Kafka, the delivery table, all at once; and what that
+//! costs in memory and time.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark fails by panicking")]
+#![expect(
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "figures are small"
+)]
+#![expect(
+    unreachable_pub,
+    dead_code,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "each benchmark uses a part of what they share"
+)]
+
+mod common;
+#[path = "../tests/it/harness/mod.rs"]
+mod harness;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use common::cost::{Usage, rss_mb, usage};
+use common::load::{self, Since, payment};
+use common::{Figure, Goal, Plan, Table, folder};
+use harness::kafka::Broker;
+use harness::process::{self, Options, Payrelay};
+use harness::slack::{Answer, FakeSlack};
+use harness::wait_until;
+use rusqlite::Connection;
+
+/// Connections of the clients: enough that none waits for its own last answer.
+const CONNECTIONS: u64 = 128;
+
+/// Events that may wait at any moment: what comes in a fifth of a second.
+const WAITING_S: f64 = 0.2;
+
+/// The whole system: the real binary, a real broker, and a Slack that takes the first message and does not answer.
+struct System {
+    payrelay: Payrelay,
+    _slack: FakeSlack,
+    dir: tempfile::TempDir,
+}
+
+impl System {
+    fn start(broker: &Broker, topic: &str) -> Self {
+        let (slack, dir) = (FakeSlack::start(), folder());
+        slack.answer_with(|_, _| Answer::Hang);
+        let (url, bootstrap) = (slack.url(), broker.bootstrap());
+        let env = [
+            ("PAYRELAY_PUBLISHER_KIND", "kafka"),
+            ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", bootstrap.as_str()),
+            ("PAYRELAY_KAFKA_TOPIC", topic),
+            ("PAYRELAY_KAFKA_GROUP", topic),
+            ("PAYRELAY_SLACK_WEBHOOK_URL", &url),
+        ];
+        let payrelay = Payrelay::start(Options::new(dir.path(), &env));
+        let system = Self { payrelay, _slack: slack, dir };
+        // Both Kafka threads are connected before anything is timed.
+        load::open(system.payrelay.addr(), 1, 10.0, Duration::from_secs(1), |out, number| {
+            payment(out, 0, number, 1);
+        });
+        wait_until("the first deliveries", Duration::from_mins(1), || system.backlog() == 0);
+        system
+    }
+
+    /// Events that are committed and not yet in the delivery table. There is one partition: they come in order.
+    fn backlog(&self) -> i64 {
+        let connection = Connection::open(self.dir.path().join("payrelay.db")).unwrap();
+        let sql = "SELECT ifnull((SELECT max(id) FROM outbox), 0) - ifnull((SELECT max(outbox_id) FROM delivery), 0)";
+        connection.query_row(sql, [], |row| row.get(0)).unwrap()
+    }
+}
+
+/// Whether a rate is held, and the p99 of POST at it.
+struct Held {
+    held: bool,
+    p99: f64,
+}
+
+fn hold(broker: &Broker, topic: &str, rate: f64, span: Duration) -> Held {
+    let system = System::start(broker, topic);
+    let mut outcome = load::paced(system.payrelay.addr(), CONNECTIONS, rate, (span, Since::Due), |out, number| {
+        payment(out, number % 1000, (1 << 40) + number, 1);
+    });
+    let backlog = system.backlog() as f64;
+    let late = outcome.elapsed.saturating_sub(span);
+    let held = outcome.other == 0 && late < Duration::from_millis(300) && backlog < rate * WAITING_S;
+    println!(
+        "{rate:.0}/s: {} ({backlog} wait, the last answer {late:.0?} late)",
+        if held { "held" } else { "not held" }
+    );
+    Held { held, p99: outcome.percentile(99.0) }
+}
+
+/// The highest rate, in steps of a tenth, that is held for `span`.
+fn highest(broker: &Broker, run: usize, first: f64, span: Duration) -> (f64, f64) {
+    let mut rate = first;
+    for attempt in 0.. {
+        let result = hold(broker, &format!("steady-{run}-{attempt}"), rate, span);
+        if result.held {
+            return (rate, result.p99);
+        }
+        rate *= 0.9;
+    }
+    unreachable!("some rate is held")
+}
+
+/// Where to begin: the rate doubles until it is not held for a moment.
+fn guess(broker: &Broker) -> f64 {
+    let mut rate = 2000.0;
+    while hold(broker, &format!("guess-{rate}"), rate, Duration::from_secs(4)).held {
+        rate *= 1.5;
+    }
+    rate
+}
+
+struct Costs {
+    idle_rss: f64,
+    idle_cpu: f64,
+    load_rss: f64,
+    load_us: f64,
+    threads: f64,
+}
+
+/// Idle after the first payments, then 64 connections as fast as they can.
+fn costs(broker: &Broker, topic: &str, span: Duration) -> Costs {
+    let system = System::start(broker, topic);
+    let pid = system.payrelay.pid();
+    let (before, started) = (usage(pid), Instant::now());
+    // Nothing happens: that is what is measured.
+    std::thread::sleep(span);
+    let idle_cpu = (usage(pid).cpu_s - before.cpu_s) / started.elapsed().as_secs_f64() * 100.0;
+    let idle_rss = rss_mb(pid);
+    let before = usage(pid);
+    let outcome = load::closed(system.payrelay.addr(), 64, (Duration::ZERO, span), 201, |out, number| {
+        payment(out, number % 1000, (1 << 40) + number, 1);
+    });
+    let Usage { cpu_s, rss_max_mb, threads } = usage(pid);
+    let load_us = (cpu_s - before.cpu_s) * 1e6 / outcome.good as f64;
+    Costs { idle_rss, idle_cpu, load_rss: rss_max_mb, load_us, threads: threads as f64 }
+}
+
+fn main() {
+    let plan = Plan::from_args();
+    let (span, calm) = if plan.quick { (15, 5) } else { (60, 20) };
+    let (span, calm) = (Duration::from_secs(span), Duration::from_secs(calm));
+    let broker = Broker::start("4.4.0");
+    let mut figures: [Figure; 7] = Default::default();
+    for run in 0..3 {
+        let costs = costs(&broker, &format!("cost-{run}"), calm);
+        let values = [costs.idle_rss, costs.idle_cpu, costs.load_rss, costs.load_us, costs.threads];
+        for (figure, value) in figures.iter_mut().zip(values) {
+            figure.0.push(value);
+        }
+    }
+    // Not lower by each run that was unlucky: each begins where the guess was.
+    let first = guess(&broker);
+    for run in 0..3 {
+        let (rate, p99) = highest(&broker, run, first, span);
+        figures[5].0.push(rate);
+        figures[6].0.push(p99);
+    }
+    let binary = Path::new(process::BINARY).metadata().unwrap().len() as f64 / 1e6;
+    let [idle_rss, idle_cpu, load_rss, load_us, threads, rate, p99] = figures;
+    let mut table = Table::new("steady");
+    let name = format!("the highest rate held for {} s: HTTP in, Kafka, delivery table", span.as_secs());
+    table.row(name, "/s", rate, Goal::None);
+    table.row("POST at that rate, p99", "ms", p99, Goal::None);
+    table.row("RSS, idle after the first payments", "MB", idle_rss, Goal::AtMost(15.0));
+    table.row("processor, idle", "% of a core", idle_cpu, Goal::AtMost(0.5));
+    table.row("RSS at most, 64 connections as fast as they can", "MB", load_rss, Goal::AtMost(40.0));
+    table.row("processor for a payment, with Kafka both ways", "us", load_us, Goal::None);
+    table.row("threads", "", threads, Goal::None);
+    table.row("the binary", "MB", Figure(vec![binary]), Goal::AtMost(12.0));
+    table.finish();
+}
