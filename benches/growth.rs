@@ -30,10 +30,13 @@ use common::{Figure, Goal, Plan, Table, folder, target};
 use harness::process::{Options, Payrelay};
 use harness::store::Database;
 use harness::wait_until;
+use payrelay::clock::Timestamp;
 use payrelay::counters::Counters;
 use payrelay::outage::Part;
 use payrelay::publisher::application::Application;
 use payrelay::relay::{Relay, Step};
+use payrelay::store::outbox::{Place, Receipt};
+use payrelay::store::{Transaction, delivery, outbox};
 use payrelay::worker::Waker;
 use rusqlite::Connection;
 
@@ -46,8 +49,10 @@ fn schema() -> u64 {
     hasher.finish()
 }
 
-/// A database with so many payments, all of them published and delivered; made once, by SQL on payrelay's own schema.
+/// A database with so many payments, of a tenth as many users, all of them published and delivered; made once, by SQL on
+/// payrelay's own schema.
 fn grown(rows: u64) -> PathBuf {
+    let users = rows / 10;
     let path = target().join("figures").join(format!("grown-{rows}-{}.db", schema()));
     if path.exists() {
         return path;
@@ -63,11 +68,11 @@ fn grown(rows: u64) -> PathBuf {
     connection
         .execute_batch(&format!(
             "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -1000000; BEGIN;
-             {numbers} INSERT INTO payment SELECT i, i % 1000, i, 100, 'KRW', 'COMPLETED', NULL, {then} FROM n;
-             {numbers} INSERT INTO payment_history SELECT i, i % 1000, iif(i > 1000, i - 1000, NULL), {then} FROM n;
+             {numbers} INSERT INTO payment SELECT i, i % {users}, i, 100, 'KRW', 'COMPLETED', NULL, {then} FROM n;
+             {numbers} INSERT INTO payment_history SELECT i, i % {users}, iif(i > {users}, i - {users}, NULL), {then} FROM n;
              INSERT INTO user_history SELECT user_id, max(payment_id) FROM payment_history GROUP BY user_id;
              {numbers} INSERT INTO outbox
-                SELECT i, i, i % 1000, 'payment.completed', NULL, 'PUBLISHED', {then}, {then}, 0, i FROM n;
+                SELECT i, i, i % {users}, 'payment.completed', NULL, 'PUBLISHED', {then}, {then}, 0, i FROM n;
              {numbers} INSERT INTO delivery SELECT i, 'DELIVERED', 1, {then}, {then}, {then}, NULL FROM n;
              COMMIT; PRAGMA journal_mode = WAL;"
         ))
@@ -95,10 +100,12 @@ fn start(dir: &Path, env: &[(&str, &str)]) -> Payrelay {
     Payrelay::start(Options::new(dir, &[away.as_slice(), env].concat()))
 }
 
-fn intake(dir: &Path, plan: Plan) -> f64 {
+/// With so many users, who come in no order.
+fn intake(dir: &Path, plan: Plan, users: u64) -> f64 {
     let payrelay = start(dir, &[]);
-    let outcome = load::closed(payrelay.addr(), 64, (WARM_UP, plan.span), 201, |out, number| {
-        payment(out, number % 1000, (1 << 40) + number, 1);
+    let base = users << 20;
+    let outcome = load::closed(payrelay.addr(), 64, (WARM_UP, plan.span), 201, move |out, number| {
+        payment(out, number.wrapping_mul(0x9e37_79b9) % users, base + number, 1);
     });
     outcome.rate()
 }
@@ -126,6 +133,35 @@ fn drain(dir: tempfile::TempDir, count: i64) -> f64 {
     count as f64 / started.elapsed().as_secs_f64()
 }
 
+/// Bytes of file for each payment when a hundred thousand at a time are published, delivered and purged, again and again;
+/// and those of the payments and their history alone.
+fn bytes_a_payment(rounds: i64) -> (f64, f64) {
+    let count = 100_000;
+    let database = Database::open_in(folder());
+    let pages = || database.number("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size");
+    let round = |round: i64| {
+        for first in (round * count..(round + 1) * count).step_by(1000) {
+            database.pay(first % 997, first..first + 1000);
+            let publish = move |tx: &Transaction<'_>| {
+                let place = Place::Delivery;
+                let receipts: Vec<_> = (first + 1..=first + 1000).map(|id| Receipt { outbox_id: id, place }).collect();
+                outbox::mark_published(tx, &receipts, Timestamp::now())?;
+                let ids: Vec<_> = (first + 1..=first + 1000).collect();
+                delivery::mark_delivered(tx, &ids, Timestamp::now())
+            };
+            database.store().write(publish).unwrap();
+        }
+        let later = Timestamp::now().plus(Duration::from_secs(1));
+        while database.store().write(move |tx| outbox::purge(tx, later, 1000)).unwrap() > 0 {}
+    };
+    round(0);
+    let first = pages();
+    (1..rounds).for_each(round);
+    let all = (pages() - first) as f64 / (count * (rounds - 1)) as f64;
+    let kept = "SELECT sum(pgsize) FROM dbstat WHERE name IN ('payment', 'payment_paid', 'payment_history')";
+    (all, database.number(kept) as f64 / (count * rounds) as f64)
+}
+
 /// The p99 of POST at 600/s, in milliseconds, and how many rows the purge has deleted meanwhile.
 fn post_p99(dir: &Path, span: Duration, purge: bool) -> (f64, i64) {
     let retention = if purge { "1d" } else { "3650d" };
@@ -149,7 +185,8 @@ fn main() {
     let plan = Plan::from_args();
     let rows: u64 = if plan.quick { 1_000_000 } else { 10_000_000 };
     let grown = grown(rows);
-    let mut figures: [[Figure; 2]; 3] = Default::default();
+    let mut figures: [[Figure; 2]; 4] = Default::default();
+    let mut bytes: [Figure; 2] = Default::default();
     let mut purging: [Figure; 2] = Default::default();
     let mut purged = Figure::default();
     for _ in 0..3 {
@@ -159,8 +196,9 @@ fn main() {
                 assert!(start(dir.path(), &[]).terminate().success());
             }
             figures[0][side].0.push(start_up(dir.path()));
-            figures[1][side].0.push(intake(dir.path(), plan));
-            figures[2][side].0.push(drain(copy(database), 50_000));
+            figures[1][side].0.push(intake(dir.path(), plan, 1000));
+            figures[2][side].0.push(drain(copy(database), 100_000));
+            figures[3][side].0.push(intake(dir.path(), plan, rows / 10));
         }
         let span = if plan.quick { Duration::from_secs(5) } else { Duration::from_secs(20) };
         let dir = copy(Some(&grown));
@@ -168,14 +206,20 @@ fn main() {
         let (p99, count) = post_p99(dir.path(), span, true);
         purging[0].0.push(p99);
         purged.0.push(count as f64 / span.as_secs_f64());
+        let (all, kept) = bytes_a_payment(6);
+        bytes[0].0.push(all);
+        bytes[1].0.push(kept);
     }
-    let [start, intake, drain] = figures;
+    let [start, intake, drain, users] = figures;
     let mut table = Table::new("growth");
     let name = |what: &str| format!("{what} with {rows} finished payments");
     let [empty, full] = intake;
     table.against(name("64 connections: payments"), "/s", full, ("empty", empty), Goal::RatioAtLeast(0.9));
+    let [empty, full] = users;
+    let of_users = format!("{}, of {} users", name("64 connections: payments"), rows / 10);
+    table.against(of_users, "/s", full, ("empty", empty), Goal::RatioAtLeast(0.9));
     let [empty, full] = drain;
-    table.against(name("50,000 events drained"), "/s", full, ("empty", empty), Goal::RatioAtLeast(0.9));
+    table.against(name("100,000 events drained"), "/s", full, ("empty", empty), Goal::RatioAtLeast(0.9));
     let [empty, full] = start;
     table.against(name("start to the first answer"), "ms", full.clone(), ("empty", empty), Goal::RatioAtMost(1.1));
     table.row("", "ms", full, Goal::AtMost(100.0));
@@ -187,6 +231,9 @@ fn main() {
         ("without it", without),
         Goal::RatioAtMost(1.5),
     );
+    let [all, kept] = bytes;
+    let name = "the file grows by, a payment, with 100,000 at a time published, delivered and purged";
+    table.against(name, "bytes", all, ("payment and history alone", kept), Goal::RatioAtMost(1.1));
     table.row("purged meanwhile", "rows/s", purged, Goal::None);
     table.finish();
 }
