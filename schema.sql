@@ -59,32 +59,66 @@ CREATE UNIQUE INDEX outbox_payment ON outbox (payment_id);
 -- What the relay reads: only unpublished rows are in it, so it stays small however large the table.
 CREATE INDEX outbox_init ON outbox (id) WHERE status = 'INIT';
 
--- What is to be told to Slack. Its key is the event's, so a second copy of an event changes nothing.
-CREATE TABLE delivery (
-    outbox_id       INTEGER PRIMARY KEY REFERENCES outbox (id),
-    status          TEXT    NOT NULL DEFAULT 'PENDING' CHECK (status IN ('PENDING', 'DELIVERED')),
-    attempts        INTEGER NOT NULL DEFAULT 0,
-    created_at      INTEGER NOT NULL,
-    next_attempt_at INTEGER NOT NULL,
-    delivered_at    INTEGER CHECK ((delivered_at IS NOT NULL) = (status = 'DELIVERED')),
-    last_error      TEXT
+-- Which channel tells which payment: the first that fits, by position; what fits none is the channel "default"'s. Written
+-- anew at every start, from the configuration.
+CREATE TABLE route (
+    position   INTEGER PRIMARY KEY,
+    channel    TEXT    NOT NULL UNIQUE,
+    status     TEXT    CHECK (status IN ('COMPLETED', 'FAILED')), -- NULL: either
+    amount_min INTEGER NOT NULL,
+    amount_max INTEGER NOT NULL,
+    user_min   INTEGER NOT NULL,
+    user_max   INTEGER NOT NULL
 ) STRICT;
 
-CREATE INDEX delivery_pending ON delivery (outbox_id) WHERE status = 'PENDING';
+-- What is to be told. Its key is the event's, so a second copy of an event changes nothing. SENDING is written before
+-- the POST: a row that still says so after a crash may have been shown.
+CREATE TABLE delivery (
+    outbox_id        INTEGER PRIMARY KEY REFERENCES outbox (id),
+    channel          TEXT    NOT NULL,
+    status           TEXT    NOT NULL DEFAULT 'PENDING'
+                     CHECK (status IN ('PENDING', 'SENDING', 'DELIVERED', 'DEAD', 'DISCARDED')),
+    attempts         INTEGER NOT NULL DEFAULT 0,
+    unknown_outcomes INTEGER NOT NULL DEFAULT 0, -- POSTs whose answer was lost
+    created_at       INTEGER NOT NULL,
+    delivered_at     INTEGER CHECK ((delivered_at IS NOT NULL) = (status = 'DELIVERED')),
+    last_error       TEXT
+) STRICT;
+
+-- What a notifier reads: a channel's waiting rows, in commit order.
+CREATE INDEX delivery_waiting ON delivery (channel, outbox_id) WHERE status IN ('PENDING', 'SENDING');
 
 -- What the purge reads.
 CREATE INDEX delivery_delivered ON delivery (delivered_at) WHERE status = 'DELIVERED';
 
--- Records of the topic that are not ours or cannot be read, kept as they came.
+-- What could not be taken from the topic, as it came, and what could not be told: one of the two.
 CREATE TABLE dead_letter (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
-    topic       TEXT    NOT NULL,
-    "partition" INTEGER NOT NULL,
-    "offset"    INTEGER NOT NULL,
-    reason      TEXT    NOT NULL,
+    outbox_id   INTEGER UNIQUE, -- a delivery that is DEAD
+    topic       TEXT,           -- a record: where it was read, and what it was
+    "partition" INTEGER,
+    "offset"    INTEGER,
     "key"       BLOB,
     value       BLOB,
-    headers     TEXT    NOT NULL, -- JSON array of [name, value]
+    headers     TEXT,           -- JSON array of [name, value]
+    reason      TEXT    NOT NULL,
+    count       INTEGER NOT NULL DEFAULT 1, -- how often it came to this
+    state       TEXT    NOT NULL DEFAULT 'OPEN' CHECK (state IN ('OPEN', 'REPLAYED', 'DISCARDED')),
     received_at INTEGER NOT NULL,
-    UNIQUE (topic, "partition", "offset")
+    UNIQUE (topic, "partition", "offset"),
+    CHECK ((outbox_id IS NULL) = (topic IS NOT NULL))
 ) STRICT;
+
+CREATE INDEX dead_letter_open ON dead_letter (id) WHERE state = 'OPEN';
+
+-- What was done to dead letters, and from where.
+CREATE TABLE dead_letter_action (
+    id             INTEGER PRIMARY KEY AUTOINCREMENT,
+    dead_letter_id INTEGER NOT NULL REFERENCES dead_letter (id),
+    action         TEXT    NOT NULL CHECK (action IN ('replay', 'discard')),
+    origin         TEXT    NOT NULL, -- 'http' or 'command line'
+    outcome        TEXT    NOT NULL,
+    acted_at       INTEGER NOT NULL
+) STRICT;
+
+CREATE INDEX dead_letter_action_letter ON dead_letter_action (dead_letter_id);

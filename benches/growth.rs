@@ -73,7 +73,7 @@ fn grown(rows: u64) -> PathBuf {
              INSERT INTO user_history SELECT user_id, max(payment_id) FROM payment_history GROUP BY user_id;
              {numbers} INSERT INTO outbox
                 SELECT i, i, i % {users}, 'payment.completed', NULL, 'PUBLISHED', {then}, {then}, 0, i FROM n;
-             {numbers} INSERT INTO delivery SELECT i, 'DELIVERED', 1, {then}, {then}, {then}, NULL FROM n;
+             {numbers} INSERT INTO delivery SELECT i, 'default', 'DELIVERED', 1, 0, {then}, {then}, NULL FROM n;
              COMMIT; PRAGMA journal_mode = WAL;"
         ))
         .unwrap();

@@ -128,6 +128,7 @@ fn start(broker: &Broker, slack: &FakeSlack, dir: &std::path::Path, topic: &str)
         // Each is another node, and a group belongs to one.
         ("PAYRELAY_KAFKA_GROUP", topic),
         ("PAYRELAY_SLACK_WEBHOOK_URL", &slack),
+        ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "100000"),
     ];
     Payrelay::start(Options::new(dir, &env))
 }

@@ -35,6 +35,8 @@ use rusqlite::Connection;
 /// Connections of the clients: enough that none waits for its own last answer.
 const CONNECTIONS: u64 = 128;
 
+const MOMENT: Duration = Duration::from_secs(4);
+
 /// Events that may wait at any moment: what comes in a fifth of a second.
 const WAITING_S: f64 = 0.2;
 
@@ -100,9 +102,13 @@ fn hold(broker: &Broker, topic: &str, rate: f64, span: Duration) -> Held {
 fn highest(broker: &Broker, run: usize, first: f64, span: Duration) -> (f64, f64) {
     let mut rate = first;
     for attempt in 0.. {
-        let result = hold(broker, &format!("steady-{run}-{attempt}"), rate, span);
-        if result.held {
-            return (rate, result.p99);
+        let topic = |part| format!("steady-{run}-{attempt}-{part}");
+        // What is not held for a moment need not be tried for long.
+        if hold(broker, &topic("moment"), rate, MOMENT).held {
+            let result = hold(broker, &topic("span"), rate, span);
+            if result.held {
+                return (rate, result.p99);
+            }
         }
         rate *= 0.9;
     }
@@ -112,7 +118,7 @@ fn highest(broker: &Broker, run: usize, first: f64, span: Duration) -> (f64, f64
 /// Where to begin: the rate doubles until it is not held for a moment.
 fn guess(broker: &Broker) -> f64 {
     let mut rate = 2000.0;
-    while hold(broker, &format!("guess-{rate}"), rate, Duration::from_secs(4)).held {
+    while hold(broker, &format!("guess-{rate}"), rate, MOMENT).held {
         rate *= 1.5;
     }
     rate

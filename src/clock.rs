@@ -56,6 +56,31 @@ fn micros(span: Duration) -> i64 {
     i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
 }
 
+/// Where people read times.
+#[derive(Debug, Clone)]
+pub struct Zone(jiff::tz::TimeZone);
+
+impl Zone {
+    /// A name of the IANA database, such as `Asia/Seoul`; the database is built in.
+    pub fn parse(name: &str) -> Option<Self> {
+        jiff::tz::TimeZone::get(name).ok().map(Self)
+    }
+
+    /// Date, time to the second, and the zone's short name.
+    pub fn show(&self, time: Timestamp) -> String {
+        match jiff::Timestamp::from_microsecond(time.0) {
+            Ok(time) => time.to_zoned(self.0.clone()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string(),
+            Err(_) => "at no time".to_owned(),
+        }
+    }
+}
+
+/// A point in time as HTTP headers write it (RFC 9110, 5.6.7), such as `Sun, 22 Nov 2026 10:00:00 GMT`.
+pub fn parse_http_date(text: &str) -> Option<Timestamp> {
+    let time = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+    Some(Timestamp(time.as_microsecond()))
+}
+
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
@@ -80,6 +105,16 @@ mod tests {
         assert_eq!(time.to_string(), "2026-11-22T10:00:00.123456Z");
         assert_eq!(Timestamp::from_micros(0).to_string(), "1970-01-01T00:00:00.000000Z");
         assert_eq!(time.as_millis(), 1_795_341_600_123);
+    }
+
+    #[test]
+    fn people_read_their_own_time() {
+        let time = Timestamp::from_micros(1_795_341_600_123_456);
+        assert_eq!(Zone::parse("Asia/Seoul").unwrap().show(time), "2026-11-22 19:00:00 KST");
+        assert_eq!(Zone::parse("UTC").unwrap().show(time), "2026-11-22 10:00:00 UTC");
+        assert!(Zone::parse("Asia/Nowhere").is_none());
+        assert_eq!(parse_http_date("Sun, 22 Nov 2026 10:00:00 GMT"), Some(Timestamp(1_795_341_600_000_000)));
+        assert_eq!(parse_http_date("soon"), None);
     }
 
     #[test]

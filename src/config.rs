@@ -14,7 +14,10 @@ use std::time::Duration;
 
 use toml::Value;
 
+use crate::clock::Zone;
 use crate::event::NodeId;
+use crate::message::Template;
+use crate::payment::Status;
 
 /// A value that must not be seen: it shows as `***` wherever it is printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -72,6 +75,8 @@ pub struct Http {
     pub header_timeout: Duration,
     /// More connections wait unaccepted.
     pub connections_max: NonZeroUsize,
+    /// Where people reach this API, for links in messages.
+    pub public_url: Option<String>,
 }
 
 /// `[database]`: the SQLite file.
@@ -79,7 +84,7 @@ pub struct Http {
 pub struct Database {
     /// The file; `-wal`, `-shm` and `.lock` stand beside it.
     pub path: PathBuf,
-    /// How many payments may wait for the writer; a request for which there is no room is refused with 503.
+    /// While as many payments wait for the writer, requests are refused with 503.
     pub queue_max: NonZeroUsize,
     /// How many threads answer reads.
     pub readers: NonZeroUsize,
@@ -130,14 +135,56 @@ pub struct Kafka {
     pub partitions: i32,
 }
 
-/// `[slack]`
+/// `[slack]`: the channel "default", and what all channels share.
 #[derive(Debug, Clone)]
 pub struct Slack {
     /// `None`: messages go to the log.
     pub webhook_url: Option<Secret>,
     /// How long one message may take, from connecting to the answer.
     pub timeout: Duration,
+    /// How many messages a second the channel takes for long.
+    pub messages_per_second: f64,
+    /// How many messages may go out at once after a quiet time.
+    pub burst: NonZeroUsize,
+    /// When more payments wait, they are told together.
+    pub digest_over: usize,
+    /// How many payments one message tells at most.
+    pub digest_max: NonZeroUsize,
+    /// How often a paused channel is tried.
+    pub probe_interval: Duration,
+    /// What is said of a COMPLETED payment.
+    pub line_completed: Template,
+    /// What is said of a FAILED payment.
+    pub line_failed: Template,
+    /// In which zone times are shown.
+    pub time_zone: Zone,
+    /// The proxy on the way to Slack, perhaps with a password.
+    pub proxy: Option<Secret>,
+    /// Whom to trust on the way to Slack, instead of the built-in list.
+    pub ca_file: Option<PathBuf>,
+    /// More channels; the first that fits a payment tells it.
+    pub routes: Vec<Route>,
 }
+
+/// `[[slack.route]]`: a channel for some payments.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// Its name, for people and in the database.
+    pub name: String,
+    /// Where its messages go.
+    pub webhook_url: Option<Secret>,
+    /// `None`: either.
+    pub status: Option<Status>,
+    /// Which amounts.
+    pub amount: RangeInclusive<i64>,
+    /// Which users.
+    pub user: RangeInclusive<i64>,
+    /// As for the channel "default".
+    pub messages_per_second: f64,
+}
+
+/// The channel that tells what fits no route.
+pub const DEFAULT_CHANNEL: &str = "default";
 
 /// `[scheduler]`
 #[derive(Debug, Clone)]
@@ -209,10 +256,13 @@ impl Config {
                 body_timeout: s.duration("http.body_timeout", "10s", MS..=FOREVER),
                 header_timeout: s.duration("http.header_timeout", "30s", MS..=FOREVER),
                 connections_max: s.count("http.connections_max", 4096, 1..=100_000),
+                public_url: some(s.text("http.public_url", "", "empty, or an http:// or https:// URL", |text| {
+                    text.is_empty() || is_url(text)
+                })),
             },
             database: Database {
                 path: s.path("database.path", "payrelay.db"),
-                queue_max: s.count("database.queue_max", 4096, PAYMENTS_MAX..=1_000_000),
+                queue_max: s.count("database.queue_max", 4096, 1..=1_000_000),
                 readers: s.count("database.readers", 2, 1..=64),
             },
             payment: Payment {
@@ -248,10 +298,7 @@ impl Config {
                 }),
                 partitions: s.integer("kafka.partitions", 1, 1..=10_000),
             },
-            slack: Slack {
-                webhook_url: s.secret("slack.webhook_url", "empty, or an http:// or https:// URL", is_url),
-                timeout: s.duration("slack.timeout", "5s", MS..=SLACK_TIMEOUT_MAX),
-            },
+            slack: Self::read_slack(s),
             scheduler: Scheduler {
                 interval: s.duration("scheduler.interval", "60s", 10 * MS..=FOREVER),
                 retry_after: s.duration("scheduler.retry_after", "60s", MS..=FOREVER),
@@ -259,10 +306,70 @@ impl Config {
             },
         }
     }
+
+    fn read_slack(s: &mut Source<'_>) -> Slack {
+        let webhook = "empty, or an http:// or https:// URL";
+        Slack {
+            webhook_url: s.secret("slack.webhook_url", webhook, is_url),
+            timeout: s.duration("slack.timeout", "5s", MS..=SLACK_TIMEOUT_MAX),
+            messages_per_second: s.number("slack.messages_per_second", 1.0, PACE),
+            burst: s.count("slack.burst", 3, 1..=1000),
+            digest_over: s.integer("slack.digest_over", 5, 0..=1_000_000_000),
+            digest_max: s.count("slack.digest_max", 200, 1..=500),
+            probe_interval: s.duration("slack.probe_interval", "5m", MS..=FOREVER),
+            line_completed: s.template(
+                "slack.line_completed",
+                "Payment {id} COMPLETED: user {user_id} paid {amount} {currency} for reservation {reservation_id}",
+            ),
+            line_failed: s.template(
+                "slack.line_failed",
+                "Payment {id} FAILED: user {user_id}, reservation {reservation_id}: {failure}",
+            ),
+            time_zone: s.zone("slack.time_zone", "UTC"),
+            proxy: s.secret("slack.proxy", "empty, or an http:// or https:// URL", is_url),
+            ca_file: some(s.text("slack.ca_file", "", "empty, or the path of a file with PEM certificates", |_| true))
+                .map(PathBuf::from),
+            routes: (0..s.tables("slack.route")).map(|index| Self::read_route(s, index)).collect(),
+        }
+    }
+
+    fn read_route(s: &mut Source<'_>, index: usize) -> Route {
+        let key = |name: &str| format!("slack.route[{index}].{name}");
+        let name = s.text(&key("name"), "", "1 to 32 lower-case letters, digits and '-', not \"default\"", |text| {
+            text.len() <= 32
+                && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+                && text != DEFAULT_CHANNEL
+        });
+        if name.is_empty() {
+            s.problem(format!("{} is missing: people and the database know a channel by it", key("name")));
+        }
+        s.unique(&key("name"), &name);
+        let webhook_url = s.secret(&key("webhook_url"), "an http:// or https:// URL", is_url);
+        if webhook_url.is_none() {
+            s.problem(format!("{} is missing: a route needs a webhook of its own", key("webhook_url")));
+        }
+        let either = [("", None), ("COMPLETED", Some(Status::Completed)), ("FAILED", Some(Status::Failed))];
+        let status = s.choice(&key("status"), &either);
+        let all = 0..=i64::MAX;
+        let amount =
+            s.integer(&key("amount_min"), 0, all.clone())..=s.integer(&key("amount_max"), i64::MAX, all.clone());
+        let user = s.integer(&key("user_min"), 0, all.clone())..=s.integer(&key("user_max"), i64::MAX, all);
+        for (range, what) in [(&amount, "amount"), (&user, "user")] {
+            if range.is_empty() {
+                s.problem(format!("{} is larger than {what}_max: no payment would fit", key(&format!("{what}_min"))));
+            }
+        }
+        let messages_per_second = s.number(&key("messages_per_second"), 1.0, PACE);
+        Route { name, webhook_url, status, amount, user, messages_per_second }
+    }
 }
 
-/// The queue has room for the largest request.
-const PAYMENTS_MAX: i64 = 1000;
+/// Messages a second. Slack takes one; stand-ins and other services may take more.
+const PACE: RangeInclusive<f64> = 0.001..=100_000.0;
+
+fn some(text: String) -> Option<String> {
+    (!text.is_empty()).then_some(text)
+}
 
 /// A POST cannot be broken off, and a stop has to end within 10 s (`service::STOP_LIMIT`).
 const SLACK_TIMEOUT_MAX: Duration = Duration::from_secs(8);
@@ -295,9 +402,13 @@ fn is_url(text: &str) -> bool {
 struct Source<'a> {
     file: BTreeMap<String, Value>,
     environment: &'a BTreeMap<String, String>,
-    asked: BTreeSet<&'static str>,
+    asked: BTreeSet<String>,
+    /// How many tables an array of tables has, by its key.
+    tables: BTreeMap<String, usize>,
+    /// Names that must not be given twice, with the key that gave them.
+    names: BTreeMap<String, String>,
     variables: BTreeSet<String>,
-    effective: Vec<(&'static str, String, &'static str)>,
+    effective: Vec<(String, String, &'static str)>,
     problems: Vec<String>,
 }
 
@@ -307,6 +418,8 @@ impl<'a> Source<'a> {
             file: BTreeMap::new(),
             environment,
             asked: BTreeSet::new(),
+            tables: BTreeMap::new(),
+            names: BTreeMap::new(),
             variables: BTreeSet::new(),
             effective: Vec::new(),
             problems: Vec::new(),
@@ -314,7 +427,9 @@ impl<'a> Source<'a> {
         for (section, value) in table {
             match value {
                 Value::Table(keys) => {
-                    source.file.extend(keys.into_iter().map(|(key, value)| (format!("{section}.{key}"), value)));
+                    for (key, value) in keys {
+                        source.insert(format!("{section}.{key}"), value);
+                    }
                 }
                 value => {
                     source.file.insert(section, value);
@@ -324,16 +439,47 @@ impl<'a> Source<'a> {
         source
     }
 
+    /// An array of tables becomes the keys of each.
+    fn insert(&mut self, key: String, value: Value) {
+        match value {
+            Value::Array(items) if !items.is_empty() && items.iter().all(Value::is_table) => {
+                self.tables.insert(key.clone(), items.len());
+                for (index, item) in items.into_iter().enumerate() {
+                    let keys = item.as_table().cloned().unwrap_or_default();
+                    self.file.extend(keys.into_iter().map(|(name, value)| (format!("{key}[{index}].{name}"), value)));
+                }
+            }
+            value => {
+                self.file.insert(key, value);
+            }
+        }
+    }
+
+    /// How many tables there are in an array of tables.
+    fn tables(&self, key: &str) -> usize {
+        self.tables.get(key).copied().unwrap_or(0)
+    }
+
+    fn problem(&mut self, problem: String) {
+        self.problems.push(problem);
+    }
+
+    fn unique(&mut self, key: &str, name: &str) {
+        if let Some(other) = self.names.insert(name.to_owned(), key.to_owned()) {
+            self.problem(format!("{key} = {name:?}: {other} is called so already"));
+        }
+    }
+
     /// The one way to a value: the environment, else the file, else the default.
     fn take<T>(
         &mut self,
-        key: &'static str,
+        key: &str,
         default: &Value,
         allowed: &str,
         secret: bool,
         parse: impl Fn(&Value) -> Option<T>,
     ) -> T {
-        self.asked.insert(key);
+        self.asked.insert(key.to_owned());
         let (value, origin) = match self.variable(key, secret) {
             Some(text) => (adopt(text, default), "environment"),
             None => match self.file.get(key) {
@@ -349,13 +495,13 @@ impl<'a> Source<'a> {
                 None => unreachable!("the default of {key} is not allowed"),
             }
         });
-        self.effective.push((key, shown, origin));
+        self.effective.push((key.to_owned(), shown, origin));
         parsed
     }
 
     /// A key's environment variable; a secret's may name a file that holds it.
     fn variable(&mut self, key: &str, secret: bool) -> Option<String> {
-        let name = format!("PAYRELAY_{}", key.replace('.', "_").to_uppercase());
+        let name = format!("PAYRELAY_{}", key.replace(['.', '['], "_").replace(']', "").to_uppercase());
         let file_name = format!("{name}_FILE");
         let value = self.environment.get(&name).cloned();
         self.variables.insert(name.clone());
@@ -376,31 +522,31 @@ impl<'a> Source<'a> {
         value
     }
 
-    fn text(&mut self, key: &'static str, default: &str, allowed: &str, check: impl Fn(&str) -> bool) -> String {
+    fn text(&mut self, key: &str, default: &str, allowed: &str, check: impl Fn(&str) -> bool) -> String {
         self.take(key, &Value::from(default), allowed, false, |value| {
             value.as_str().filter(|text| check(text)).map(str::to_owned)
         })
     }
 
-    fn secret(&mut self, key: &'static str, allowed: &str, check: impl Fn(&str) -> bool) -> Option<Secret> {
+    fn secret(&mut self, key: &str, allowed: &str, check: impl Fn(&str) -> bool) -> Option<Secret> {
         let text = self.take(key, &Value::from(""), allowed, true, |value| {
             value.as_str().filter(|text| text.is_empty() || check(text)).map(str::to_owned)
         });
         (!text.is_empty()).then_some(Secret(text))
     }
 
-    fn socket_address(&mut self, key: &'static str, default: &str) -> SocketAddr {
+    fn socket_address(&mut self, key: &str, default: &str) -> SocketAddr {
         let allowed = "\"address:port\", such as \"127.0.0.1:8080\"";
         self.take(key, &Value::from(default), allowed, false, |value| value.as_str()?.parse().ok())
     }
 
-    fn path(&mut self, key: &'static str, default: &str) -> PathBuf {
+    fn path(&mut self, key: &str, default: &str) -> PathBuf {
         self.take(key, &Value::from(default), "a file's path", false, |value| {
             value.as_str().filter(|text| !text.is_empty()).map(PathBuf::from)
         })
     }
 
-    fn integer<T>(&mut self, key: &'static str, default: i64, range: RangeInclusive<i64>) -> T
+    fn integer<T>(&mut self, key: &str, default: i64, range: RangeInclusive<i64>) -> T
     where
         T: TryFrom<i64>,
     {
@@ -410,12 +556,30 @@ impl<'a> Source<'a> {
         })
     }
 
-    fn count(&mut self, key: &'static str, default: i64, range: RangeInclusive<i64>) -> NonZeroUsize {
+    fn number(&mut self, key: &str, default: f64, range: RangeInclusive<f64>) -> f64 {
+        let allowed = format!("a number from {} to {}", range.start(), range.end());
+        self.take(key, &Value::from(default), &allowed, false, |value| {
+            #[expect(clippy::cast_precision_loss, reason = "the range has no such large numbers")]
+            let number = value.as_float().or_else(|| value.as_integer().map(|number| number as f64));
+            number.filter(|number| range.contains(number))
+        })
+    }
+
+    fn template(&mut self, key: &str, default: &str) -> Template {
+        self.take(key, &Value::from(default), Template::ALLOWED, false, |value| Template::parse(value.as_str()?))
+    }
+
+    fn zone(&mut self, key: &str, default: &str) -> Zone {
+        let allowed = "a name of the IANA time zone database, such as \"Asia/Seoul\"";
+        self.take(key, &Value::from(default), allowed, false, |value| Zone::parse(value.as_str()?))
+    }
+
+    fn count(&mut self, key: &str, default: i64, range: RangeInclusive<i64>) -> NonZeroUsize {
         let number = self.integer::<usize>(key, default, range);
         NonZeroUsize::new(number).unwrap_or(NonZeroUsize::MIN)
     }
 
-    fn duration(&mut self, key: &'static str, default: &str, range: RangeInclusive<Duration>) -> Duration {
+    fn duration(&mut self, key: &str, default: &str, range: RangeInclusive<Duration>) -> Duration {
         let allowed = format!(
             "a number and a unit (ms, s, m, h, d), from {} to {}",
             show_duration(*range.start()),
@@ -426,7 +590,7 @@ impl<'a> Source<'a> {
         })
     }
 
-    fn choice<T: Copy>(&mut self, key: &'static str, choices: &[(&str, T)]) -> T {
+    fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> T {
         let names: Vec<_> = choices.iter().map(|(name, _)| format!("{name:?}")).collect();
         self.take(key, &Value::from(choices[0].0), &names.join(" or "), false, |value| {
             let text = value.as_str()?;
@@ -434,13 +598,7 @@ impl<'a> Source<'a> {
         })
     }
 
-    fn list(
-        &mut self,
-        key: &'static str,
-        default: &[&str],
-        allowed: &str,
-        check: impl Fn(&str) -> bool,
-    ) -> Vec<String> {
+    fn list(&mut self, key: &str, default: &[&str], allowed: &str, check: impl Fn(&str) -> bool) -> Vec<String> {
         self.take(key, &Value::from(default.to_vec()), allowed, false, |value| {
             let items =
                 value.as_array()?.iter().map(|item| item.as_str().filter(|text| check(text)).map(str::to_owned));
@@ -479,19 +637,23 @@ impl<'a> Source<'a> {
 fn adopt(text: String, default: &Value) -> Value {
     match default {
         Value::Integer(_) => text.parse().map_or(Value::String(text), Value::Integer),
+        Value::Float(_) => text.parse().map_or(Value::String(text), Value::Float),
         Value::Array(_) => Value::from(text.split(',').map(str::trim).collect::<Vec<_>>()),
         _ => Value::String(text),
     }
 }
 
-fn render(effective: &[(&'static str, String, &'static str)]) -> String {
+fn render(effective: &[(String, String, &'static str)]) -> String {
     let mut text = String::new();
     let mut current = "";
     for (key, value, origin) in effective {
-        let (section, name) = key.split_once('.').unwrap_or(("", key));
+        let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
         if section != current {
             let gap = if current.is_empty() { "" } else { "\n" };
-            let _ = writeln!(text, "{gap}[{section}]");
+            let _ = match section.split_once('[') {
+                None => writeln!(text, "{gap}[{section}]"),
+                Some((array, _)) => writeln!(text, "{gap}[[{array}]]"),
+            };
             current = section;
         }
         let _ = writeln!(text, "{name} = {value} # {origin}");
@@ -518,11 +680,6 @@ fn show_duration(span: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_queue_has_room_for_the_largest_request() {
-        assert_eq!(usize::try_from(PAYMENTS_MAX).unwrap(), crate::payment::RESERVATIONS_MAX);
-    }
 
     const SHIPPED: &str = include_str!("../config.toml");
 

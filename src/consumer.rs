@@ -18,7 +18,7 @@ use crate::config;
 use crate::event::{ID_HEADER, NodeId, Notice};
 use crate::kafka::{Driver, Failure, Link, within};
 use crate::outage::{Backoff, Outage, Part};
-use crate::store::dead_letter::{self, DeadLetter};
+use crate::store::dead_letter::{self, DeadRecord};
 use crate::store::delivery::{self, Arrival};
 use crate::store::{self, SqlResult, Store, StoreError, Transaction};
 use crate::worker::{Stop, Waker};
@@ -120,11 +120,11 @@ impl Consumer {
             return Ok(0);
         }
         let (node, taken) = (self.store.node().clone(), Arc::clone(&self.unstored));
-        let keep_all = move |tx: &Transaction<'_>| -> SqlResult<Vec<DeadLetter>> {
+        let keep_all = move |tx: &Transaction<'_>| -> SqlResult<Vec<DeadRecord>> {
             let kept = taken.iter().map(|record| keep(tx, &node, record, Timestamp::now()));
             Ok(kept.collect::<SqlResult<Vec<_>>>()?.into_iter().flatten().collect())
         };
-        for DeadLetter { topic, partition, offset, reason, .. } in self.store.write(keep_all)? {
+        for DeadRecord { topic, partition, offset, reason, .. } in self.store.write(keep_all)? {
             log::warn!("kept a record of {topic} aside (partition {partition}, offset {offset}): {reason}");
         }
         Ok(std::mem::take(&mut self.unstored).len())
@@ -169,7 +169,7 @@ async fn join(link: &mut Link, node: &NodeId) -> Result<Client, KrafkaError> {
 }
 
 /// One record: to the delivery table if it is ours, else aside.
-fn keep(tx: &Transaction<'_>, node: &NodeId, record: &ConsumerRecord, now: Timestamp) -> SqlResult<Option<DeadLetter>> {
+fn keep(tx: &Transaction<'_>, node: &NodeId, record: &ConsumerRecord, now: Timestamp) -> SqlResult<Option<DeadRecord>> {
     let reason = match Notice::parse(node, record.header_str(ID_HEADER), record.value.as_deref()) {
         Ok(notice) => match delivery::accept(tx, notice, now)? {
             Arrival::Accepted | Arrival::Purged => return Ok(None),
@@ -178,13 +178,13 @@ fn keep(tx: &Transaction<'_>, node: &NodeId, record: &ConsumerRecord, now: Times
         Err(foreign) => foreign.to_string(),
     };
     let letter = letter(record, reason);
-    dead_letter::insert(tx, &letter, now)?;
+    dead_letter::insert_record(tx, &letter, now)?;
     Ok(Some(letter))
 }
 
-fn letter(record: &ConsumerRecord, reason: String) -> DeadLetter {
+fn letter(record: &ConsumerRecord, reason: String) -> DeadRecord {
     let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
-    DeadLetter {
+    DeadRecord {
         topic: record.topic.to_string(),
         partition: record.partition,
         offset: record.offset,

@@ -13,6 +13,7 @@ pub struct Counters(Arc<Inner>);
 struct Inner {
     published: AtomicU64,
     delivered: AtomicU64,
+    unknown_outcomes: AtomicU64,
     relay_attempt: AtomicI64,
 }
 
@@ -21,8 +22,10 @@ struct Inner {
 pub struct Totals {
     /// Events recorded as PUBLISHED.
     pub published: u64,
-    /// Messages recorded as DELIVERED.
+    /// Payments recorded as DELIVERED.
     pub delivered: u64,
+    /// Messages whose answer was lost: they may show twice.
+    pub unknown_outcomes: u64,
 }
 
 // Each number stands alone, and the summary may be a moment behind: relaxed order is enough.
@@ -32,9 +35,14 @@ impl Counters {
         self.0.published.fetch_add(count as u64, Ordering::Relaxed);
     }
 
-    /// So many messages were recorded as delivered.
+    /// So many payments were recorded as delivered.
     pub fn delivered(&self, count: usize) {
         self.0.delivered.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    /// The answer to a message was lost.
+    pub fn unknown_outcome(&self) {
+        self.0.unknown_outcomes.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The relay is trying the oldest events now.
@@ -52,6 +60,7 @@ impl Counters {
         Totals {
             published: self.0.published.load(Ordering::Relaxed),
             delivered: self.0.delivered.load(Ordering::Relaxed),
+            unknown_outcomes: self.0.unknown_outcomes.load(Ordering::Relaxed),
         }
     }
 }

@@ -9,6 +9,8 @@ pub mod clock;
 pub mod config;
 pub mod payment;
 
+pub mod message;
+
 pub mod event;
 
 pub mod worker;
@@ -26,6 +28,8 @@ mod kafka;
 pub mod consumer;
 
 pub mod slack;
+
+pub mod pace;
 
 pub mod notifier;
 

@@ -7,12 +7,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::{env, fs, io, panic, thread};
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use crossbeam_channel::{Receiver, bounded, select};
 use env_logger::{Builder, Target};
 use log::LevelFilter;
+use payrelay::clock::Timestamp;
 use payrelay::config::{Config, Loaded, Problems};
 use payrelay::service::Service;
+use payrelay::store::Beside;
+use payrelay::store::dead_letter::{self, Action, Order, Outcome, Which};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -54,6 +57,38 @@ enum Command {
     Serve,
     /// Prints the configuration that is in force, secrets masked, and where each value comes from
     CheckConfig,
+    /// Lists, replays or discards what was set aside; also while payrelay runs
+    DeadLetters {
+        #[command(subcommand)]
+        order: DeadLetters,
+    },
+}
+
+#[derive(Subcommand)]
+enum DeadLetters {
+    /// Prints those that are open, oldest first
+    List {
+        /// Also those that were replayed or discarded
+        #[arg(long)]
+        all: bool,
+    },
+    /// Tries once more: tells a payment again, or takes a record as if it came from the topic now
+    Replay(Chosen),
+    /// Leaves them for good: they are not told, and not listed any more
+    Discard(Chosen),
+}
+
+#[derive(Args)]
+struct Chosen {
+    /// Their ids, as listed
+    #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
+    ids: Vec<i64>,
+    /// All that are open
+    #[arg(long)]
+    all: bool,
+    /// Says what would come of it, and changes nothing
+    #[arg(long)]
+    dry_run: bool,
 }
 
 fn main() -> ExitCode {
@@ -82,6 +117,10 @@ fn run() -> u8 {
             print!("{}", loaded.effective);
             OK
         }
+        Some(Command::DeadLetters { order }) => match dead_letters(&loaded.config, &order) {
+            Ok(code) => code,
+            Err(problem) => refuse(&problem),
+        },
         Some(Command::Serve) | None => {
             start_logger(level);
             serve(loaded)
@@ -114,6 +153,41 @@ fn load(argument: Option<PathBuf>) -> Result<Loaded, Problems> {
         }
     }
     Config::load(&text, &environment)
+}
+
+/// Works on the database itself, so that it also helps where payrelay does not run. One that runs sees what was replayed
+/// at its next round (`scheduler.interval`).
+fn dead_letters(config: &Config, order: &DeadLetters) -> Result<u8, Box<dyn std::error::Error>> {
+    let mut database = Beside::open(&config.database.path)?;
+    let (action, chosen) = match order {
+        DeadLetters::List { all } => {
+            let letters = database.read(|connection| dead_letter::list(connection, !all, 0, usize::MAX))?;
+            for letter in &letters {
+                println!("{}", serde_json::to_string(letter)?);
+            }
+            return Ok(OK);
+        }
+        DeadLetters::Replay(chosen) => (Action::Replay, chosen),
+        DeadLetters::Discard(chosen) => (Action::Discard, chosen),
+    };
+    let which =
+        if chosen.all { vec![Which::Open(usize::MAX)] } else { chosen.ids.iter().copied().map(Which::Id).collect() };
+    let mut code = OK;
+    for which in which {
+        let node = database.node().clone();
+        let outcomes = database.write(|tx| {
+            let (dry_run, now) = (chosen.dry_run, Timestamp::now());
+            dead_letter::act(tx, Order { action, which, dry_run, node: &node, origin: "command line", now })
+        })?;
+        if let (Which::Id(id), []) = (which, outcomes.as_slice()) {
+            eprintln!("payrelay: there is no dead letter {id}");
+            code = USAGE;
+        }
+        for Outcome { id, outcome, .. } in outcomes {
+            println!("{}{id}: {outcome}", if chosen.dry_run { "would be: " } else { "" });
+        }
+    }
+    Ok(code)
 }
 
 fn log_level() -> Result<LevelFilter, Problems> {

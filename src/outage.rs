@@ -22,16 +22,26 @@ pub struct Backoff {
 impl Backoff {
     /// How long to wait after `failures` failures in a row; `jitter` is drawn from 0.0 to 1.0.
     pub fn delay(self, failures: u32, jitter: f64) -> Duration {
-        let doublings = failures.saturating_sub(1).min(31);
-        let span = self.base.saturating_mul(1 << doublings).min(self.cap);
+        let span = self.span(failures);
         span / 2 + (span / 2).mul_f64(jitter.clamp(0.0, 1.0))
+    }
+
+    /// The same with full jitter: the whole span is drawn
+    /// (<https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>).
+    pub fn full(self, failures: u32, jitter: f64) -> Duration {
+        self.span(failures).mul_f64(jitter.clamp(0.0, 1.0))
+    }
+
+    fn span(self, failures: u32) -> Duration {
+        let doublings = failures.saturating_sub(1).min(31);
+        self.base.saturating_mul(1 << doublings).min(self.cap)
     }
 }
 
 /// What the health page shows of one part.
 #[derive(Debug, Clone, Serialize)]
 pub struct PartState {
-    /// `up`, or `away` since the time given.
+    /// `up`; `away`: it fails; `limited`: it asks for a pause; `paused`: it refuses until somebody acts.
     pub state: &'static str,
     /// Since when it is as it is.
     pub since: Timestamp,
@@ -43,12 +53,14 @@ pub struct PartState {
 impl PartState {
     /// Whether it has failed since it last worked.
     pub fn is_away(&self) -> bool {
-        self.state == AWAY
+        self.state == AWAY || self.state == PAUSED
     }
 }
 
 const UP: &str = "up";
 const AWAY: &str = "away";
+const LIMITED: &str = "limited";
+const PAUSED: &str = "paused";
 
 /// One part's state, shared between the thread that knows it and those that show it.
 #[derive(Debug, Clone)]
@@ -83,17 +95,18 @@ impl Part {
 /// The failures in a row of one remote part, as its own thread sees them.
 #[derive(Debug)]
 pub struct Outage {
-    what: &'static str,
+    what: String,
     backoff: Backoff,
     part: Part,
     failures: u32,
     since: Option<Instant>,
+    shown: &'static str,
 }
 
 impl Outage {
     /// Nothing has failed yet.
-    pub fn new(what: &'static str, backoff: Backoff, part: Part) -> Self {
-        Self { what, backoff, part, failures: 0, since: None }
+    pub fn new(what: impl Into<String>, backoff: Backoff, part: Part) -> Self {
+        Self { what: what.into(), backoff, part, failures: 0, since: None, shown: UP }
     }
 
     /// Takes note of a failure; says so in the log if it is the first; tells how long to wait.
@@ -106,8 +119,28 @@ impl Outage {
         } else {
             log::debug!("{} is still away after {} tries: {error}", self.what, self.failures);
         }
-        self.part.set(AWAY, Some(error));
+        self.show(AWAY, Some(error));
         self.backoff.delay(self.failures, fastrand::f64())
+    }
+
+    /// It refuses until somebody acts: said loudly once, and again whenever it was tried in vain.
+    pub fn paused(&mut self, error: &dyn Display) {
+        self.failures = self.failures.saturating_add(1);
+        self.since.get_or_insert_with(Instant::now);
+        let error = error.to_string();
+        log::error!("{} is paused: {error}; set it right and resume it, nothing is lost meanwhile", self.what);
+        self.show(PAUSED, Some(error));
+    }
+
+    /// It asks for a pause: no failure.
+    pub fn limited(&mut self, reason: &str) {
+        log::info!("{} is limited: {reason}", self.what);
+        self.show(LIMITED, Some(reason.to_owned()));
+    }
+
+    fn show(&mut self, state: &'static str, error: Option<String>) {
+        self.shown = state;
+        self.part.set(state, error);
     }
 
     /// Takes note of a success; says so in the log if it ends an outage.
@@ -119,7 +152,9 @@ impl Outage {
                 since.elapsed().as_secs_f64(),
                 self.failures
             );
-            self.part.set(UP, None);
+        }
+        if self.shown != UP {
+            self.show(UP, None);
         }
         self.failures = 0;
     }

@@ -11,15 +11,16 @@ use crate::config::{self, Config, PublisherKind};
 use crate::consumer::Consumer;
 use crate::counters::Counters;
 use crate::http::{self, App};
-use crate::notifier::{Channel, Notifier};
+use crate::message::Style;
+use crate::notifier::{Channel, Notifier, Resume, Voice};
 use crate::outage::Part;
 use crate::publisher::Publisher;
 use crate::publisher::application::Application;
 use crate::publisher::kafka::KafkaPublisher;
 use crate::relay::Relay;
 use crate::scheduler::Scheduler;
-use crate::slack::Slack;
-use crate::store::{OpenError, Store};
+use crate::slack::{Slack, Unusable};
+use crate::store::{OpenError, Store, StoreError, delivery, route};
 use crate::worker::{Overdue, Waker, Worker};
 
 /// How long the whole stop may take.
@@ -39,6 +40,12 @@ pub enum StartError {
         /// Why not.
         source: io::Error,
     },
+    /// A channel cannot be what it is configured to be.
+    #[error(transparent)]
+    Slack(#[from] Unusable),
+    /// The database opened, and then refused.
+    #[error("database.path: {0}")]
+    Store(#[from] StoreError),
     /// No thread, no runtime.
     #[error("the machine has no room for another thread: {0}")]
     Spawn(#[from] io::Error),
@@ -58,9 +65,9 @@ impl Service {
     pub fn start(config: &Config) -> Result<Self, StartError> {
         let (exited, exits) = unbounded();
         let (wake_relay, relay_woken) = Waker::new();
-        let (wake_notifier, notifier_woken) = Waker::new();
         let counters = Counters::default();
-        let mut parts = vec![("publisher", Part::up()), ("slack", Part::up())];
+        let channels = channels(config)?;
+        let mut parts = vec![("publisher".to_owned(), Part::up())];
 
         let opened = Store::open(&config.database, config.node.id.as_ref())?;
         let address = config.http.listen;
@@ -71,9 +78,25 @@ impl Service {
         let (store, store_workers) = opened.start(&exited)?;
         log::info!("node {}, database {}", store.node(), config.database.path.display());
 
-        let notifier =
-            Notifier::new(store.clone(), channel(&config.slack), notifier_woken, parts[1].1.clone(), counters.clone());
-        let notifier = Worker::spawn("notifier", &exited, |stop| notifier.run(&stop))?;
+        let routes = config.slack.routes.clone();
+        let unknown = store.write(move |tx| route::replace(tx, &routes).and_then(|()| delivery::recover(tx)))?;
+        if unknown > 0 {
+            log::warn!(
+                "payrelay ended while {unknown} payments were being told: they are told again and may show twice"
+            );
+        }
+        let (mut notifiers, mut wakers, mut resumes) = (Vec::new(), Vec::new(), Vec::new());
+        for channel in channels {
+            let (waker, woken) = Waker::new();
+            let (part, resume) = (Part::up(), Resume::new(waker.clone()));
+            let name = channel.name.clone();
+            parts.push((part_name(&name), part.clone()));
+            resumes.push(http::Channel { name, part: part.clone(), resume: resume.clone() });
+            wakers.push(waker);
+            let notifier = Notifier::new(store.clone(), channel, woken, resume, part, counters.clone());
+            notifiers.push(Worker::spawn("notifier", &exited, |stop| notifier.run(&stop))?);
+        }
+        let wake_notifiers = Waker::all(&wakers);
 
         let publisher: Box<dyn Publisher> = match config.publisher.kind {
             PublisherKind::Application => Box::new(Application),
@@ -84,7 +107,7 @@ impl Service {
             publisher,
             config.publisher.batch_max.get(),
             relay_woken,
-            wake_notifier.clone(),
+            wake_notifiers.clone(),
             parts[0].1.clone(),
             counters.clone(),
         );
@@ -94,19 +117,33 @@ impl Service {
             PublisherKind::Application => None,
             PublisherKind::Kafka => {
                 let part = Part::up();
-                parts.push(("consumer", part.clone()));
-                Some(spawn_consumer(config, &store, wake_notifier, part, &exited)?)
+                parts.push(("consumer".to_owned(), part.clone()));
+                Some(spawn_consumer(config, &store, wake_notifiers.clone(), part, &exited)?)
             }
         };
 
-        let scheduler = Scheduler::new(store.clone(), config.scheduler.clone(), wake_relay.clone(), counters);
+        let scheduler = Scheduler::new(
+            store.clone(),
+            config.scheduler.clone(),
+            wake_relay.clone(),
+            wake_notifiers.clone(),
+            counters,
+        );
         let scheduler = Worker::spawn("scheduler", &exited, |stop| scheduler.run(&stop))?;
 
-        let app = App::new(store, wake_relay, config.payment.currency.clone(), config.http.clone(), parts);
+        let app = App::new(http::Context {
+            store,
+            relay: wake_relay,
+            notifiers: wake_notifiers,
+            currency: config.payment.currency.clone(),
+            settings: config.http.clone(),
+            parts,
+            channels: resumes,
+        });
         let http = http::spawn(listener, app, &exited)?;
         log::info!("listening on http://{address}");
 
-        let users = [http, scheduler, relay, notifier].into_iter().chain(consumer).collect();
+        let users = [http, scheduler, relay].into_iter().chain(notifiers).chain(consumer).collect();
         Ok(Self { users, store: store_workers, exits })
     }
 
@@ -125,12 +162,42 @@ impl Service {
     }
 }
 
-fn channel(settings: &config::Slack) -> Channel {
-    if let Some(url) = &settings.webhook_url {
-        return Channel::Slack(Slack::new(url.clone(), settings));
+/// The channel "default", then those of the routes.
+fn channels(config: &Config) -> Result<Vec<Channel>, Unusable> {
+    let slack = &config.slack;
+    if slack.webhook_url.is_none() {
+        log::warn!("slack.webhook_url is not set: messages go to this log only");
     }
-    log::warn!("slack.webhook_url is not set: messages go to this log only");
-    Channel::Log
+    let channel = |name: &str, url: &Option<config::Secret>, messages_per_second| -> Result<Channel, Unusable> {
+        let voice = match url {
+            Some(url) => Voice::Slack(Box::new(Slack::new(url.clone(), slack)?)),
+            None => Voice::Log,
+        };
+        let style = Style {
+            completed: slack.line_completed.clone(),
+            failed: slack.line_failed.clone(),
+            zone: slack.time_zone.clone(),
+            public_url: config.http.public_url.clone(),
+        };
+        Ok(Channel {
+            name: name.to_owned(),
+            voice,
+            style,
+            messages_per_second,
+            burst: slack.burst.get(),
+            digest_over: slack.digest_over,
+            digest_max: slack.digest_max.get(),
+            probe_interval: slack.probe_interval,
+        })
+    };
+    let default = channel(config::DEFAULT_CHANNEL, &slack.webhook_url, slack.messages_per_second);
+    let routes = slack.routes.iter().map(|route| channel(&route.name, &route.webhook_url, route.messages_per_second));
+    [default].into_iter().chain(routes).collect()
+}
+
+/// What the health page calls a channel.
+fn part_name(channel: &str) -> String {
+    if channel == config::DEFAULT_CHANNEL { "slack".to_owned() } else { format!("slack:{channel}") }
 }
 
 fn spawn_consumer(

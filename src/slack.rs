@@ -1,22 +1,57 @@
-//! Slack's incoming webhook: one POST, one answer (<https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks/>).
+//! Slack's incoming webhook: one POST, and what came of it (<https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks/>).
 //!
-//! Says what came of a POST; never decides when to try again. The webhook's URL is a secret: no error shows it.
+//! Never decides when to try again. The webhook's URL and the proxy's are secrets: no error shows them.
 
-use std::io::Read as _;
+use std::io::{self, Read as _};
+use std::path::PathBuf;
 use std::time::Duration;
+use std::{fmt, fs};
 
+use serde_json::Value;
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
+
+use crate::clock::{self, Timestamp};
 use crate::config::{self, Secret};
 
 /// An incoming webhook.
 pub struct Slack {
     agent: ureq::Agent,
     url: Secret,
+    proxy: Option<Secret>,
 }
 
-/// A message that Slack has not said to have.
+/// What came of a POST.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// 2xx: it is told.
+    Taken,
+    /// 429: nothing may be posted for so long, if it says.
+    Limited(Option<Duration>),
+    /// Not taken, and the next try may do better: 5xx, no connection.
+    Failed(String),
+    /// Sent, and no answer came: it may be told or not.
+    Unknown(String),
+    /// This message is not taken, another one might be: 400, 413.
+    Rejected(String),
+    /// The channel takes nothing until a person has acted: 403, 404, 410, a redirect.
+    Closed(String),
+}
+
+/// A webhook that cannot be used as it is configured.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct NotDelivered(String);
+pub enum Unusable {
+    /// The certificates cannot be read.
+    #[error("slack.ca_file {path}: {reason}")]
+    Certificates {
+        /// As configured.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// The proxy's URL is none; it may hold a password and is not shown.
+    #[error("slack.proxy: this is no proxy's URL")]
+    Proxy,
+}
 
 /// How long connecting may take, within the whole.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,7 +61,17 @@ const ANSWER_MAX: u64 = 200;
 
 impl Slack {
     /// A client for one webhook. Connects when it first posts, and keeps the connection.
-    pub fn new(url: Secret, settings: &config::Slack) -> Self {
+    pub fn new(url: Secret, settings: &config::Slack) -> Result<Self, Unusable> {
+        let roots = match &settings.ca_file {
+            None => RootCerts::WebPki,
+            Some(path) => RootCerts::new_with_certs(
+                &certificates(path).map_err(|reason| Unusable::Certificates { path: path.clone(), reason })?,
+            ),
+        };
+        let proxy = match &settings.proxy {
+            None => None,
+            Some(url) => Some(ureq::Proxy::new(url.expose()).map_err(|_| Unusable::Proxy)?),
+        };
         let agent = ureq::Agent::config_builder()
             .timeout_global(Some(settings.timeout))
             .timeout_connect(Some(CONNECT_TIMEOUT.min(settings.timeout)))
@@ -35,46 +80,150 @@ impl Slack {
             // A webhook does not move: what redirects is not Slack.
             .max_redirects(0)
             .max_redirects_will_error(false)
-            .proxy(None)
+            // Not from the environment: what is in force is in the configuration.
+            .proxy(proxy)
+            .tls_config(TlsConfig::builder().root_certs(roots).build())
             .user_agent(concat!("payrelay/", env!("CARGO_PKG_VERSION")))
             .build()
             .new_agent();
-        Self { agent, url }
+        Ok(Self { agent, url, proxy: settings.proxy.clone() })
     }
 
-    /// Posts one message. Success is a 2xx answer, and nothing else is.
-    pub fn post(&self, text: &str) -> Result<(), NotDelivered> {
-        let body = serde_json::json!({ "text": escape(text) }).to_string();
-        let sent = self.agent.post(self.url.expose()).content_type("application/json; charset=utf-8").send(body);
-        let mut answer = sent.map_err(|error| self.failed(&error))?;
-        let status = answer.status();
-        if status.is_success() {
-            // Reading the answer to its end frees the connection for the next message.
+    /// Posts one message.
+    pub fn post(&self, message: &Value) -> Answer {
+        let request = self.agent.post(self.url.expose()).content_type("application/json; charset=utf-8");
+        let mut answer = match request.send(message.to_string()) {
+            Ok(answer) => answer,
+            Err(error) => return self.no_answer(&error),
+        };
+        let status = answer.status().as_u16();
+        let retry_after = answer.headers().get("retry-after").and_then(|value| value.to_str().ok()).map(str::to_owned);
+        if answer.status().is_success() {
+            // Reading the answer to its end frees the connection for the next message. Slack has said it already.
             let _ = answer.body_mut().read_to_vec();
-            return Ok(());
+            return Answer::Taken;
         }
         let mut word = Vec::new();
         let _ = answer.body_mut().as_reader().take(ANSWER_MAX).read_to_end(&mut word);
         let word = String::from_utf8_lossy(&word);
-        Err(NotDelivered(format!("Slack answered {} {:?}", status.as_u16(), word.trim())))
+        let retry_after = retry_after.and_then(|text| parse_retry_after(&text, Timestamp::now()));
+        classify(status, &self.hide(word.trim()), retry_after)
     }
 
-    fn failed(&self, error: &ureq::Error) -> NotDelivered {
-        NotDelivered(error.to_string().replace(self.url.expose(), "(the webhook)"))
+    /// Before anything was sent nothing can have been told; afterwards nobody knows.
+    fn no_answer(&self, error: &ureq::Error) -> Answer {
+        let unsent = match error {
+            ureq::Error::HostNotFound
+            | ureq::Error::ConnectionFailed
+            | ureq::Error::ConnectProxyFailed(_)
+            | ureq::Error::Tls(_)
+            | ureq::Error::Rustls(_)
+            | ureq::Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => true,
+            ureq::Error::Io(error) => {
+                matches!(
+                    error.kind(),
+                    io::ErrorKind::ConnectionRefused
+                        | io::ErrorKind::HostUnreachable
+                        | io::ErrorKind::NetworkUnreachable
+                ) || is_tls(error)
+            }
+            _ => false,
+        };
+        let text = self.hide(&error.to_string());
+        if unsent { Answer::Failed(text) } else { Answer::Unknown(text) }
+    }
+
+    fn hide(&self, text: &str) -> String {
+        let text = text.replace(self.url.expose(), "(the webhook)");
+        match &self.proxy {
+            Some(proxy) => text.replace(proxy.expose(), "(the proxy)"),
+            None => text,
+        }
     }
 }
 
-/// The three characters that mean something in Slack's mrkdwn (<https://docs.slack.dev/messaging/formatting-message-text/>).
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+impl fmt::Debug for Slack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Slack(***)")
+    }
+}
+
+/// A handshake that failed, as when the certificate is not trusted: rustls hands it over as an error of its kind.
+fn is_tls(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidData
+}
+
+/// What an answer that is no success means
+/// (<https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks/#handling_errors>).
+fn classify(status: u16, word: &str, retry_after: Option<Duration>) -> Answer {
+    let text = format!("Slack answered {status} {word:?}");
+    match status {
+        429 => Answer::Limited(retry_after),
+        400 | 413 | 422 => Answer::Rejected(text),
+        408 | 425 | 500..=599 => Answer::Failed(text),
+        _ => Answer::Closed(text),
+    }
+}
+
+/// Seconds, or a date (RFC 9110, 10.2.3).
+fn parse_retry_after(text: &str, now: Timestamp) -> Option<Duration> {
+    let text = text.trim();
+    match text.parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => clock::parse_http_date(text).map(|time| time.since(now)),
+    }
+}
+
+fn certificates(path: &PathBuf) -> Result<Vec<Certificate<'static>>, String> {
+    let pem = fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
+    let mut found = Vec::new();
+    for item in parse_pem(&pem) {
+        match item {
+            Ok(PemItem::Certificate(certificate)) => found.push(certificate),
+            Ok(_) => {}
+            Err(error) => return Err(format!("is not PEM: {error}")),
+        }
+    }
+    if found.is_empty() { Err("has no certificate in PEM".to_owned()) } else { Ok(found) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
-    fn escapes_what_slack_would_read_as_markup() {
-        assert_eq!(escape("a < b && c > d"), "a &lt; b &amp;&amp; c &gt; d");
+    fn every_status_has_a_meaning() {
+        let of = |status| classify(status, "x", None);
+        assert_eq!(of(429), Answer::Limited(None));
+        for status in [400, 413] {
+            assert!(matches!(of(status), Answer::Rejected(_)), "{status}");
+        }
+        for status in [500, 502, 503, 504, 599, 408] {
+            assert!(matches!(of(status), Answer::Failed(_)), "{status}");
+        }
+        for status in [301, 302, 307, 308, 401, 403, 404, 405, 410] {
+            assert!(matches!(of(status), Answer::Closed(_)), "{status}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now = Timestamp::from_micros(1_795_341_600_000_000);
+        let parse = |text| parse_retry_after(text, now);
+        assert_eq!(parse("30"), Some(Duration::from_secs(30)));
+        assert_eq!(parse(" 0 "), Some(Duration::ZERO));
+        assert_eq!(parse("Sun, 22 Nov 2026 10:01:00 GMT"), Some(Duration::from_mins(1)));
+        assert_eq!(parse("Sun, 22 Nov 2026 09:00:00 GMT"), Some(Duration::ZERO), "a time that has passed");
+        for nonsense in ["", "soon", "-1", "1.5", "99999999999999999999999"] {
+            assert_eq!(parse(nonsense), None, "{nonsense}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_retry_after_panics(text in ".{0,60}", micros in any::<i64>()) {
+            let _ = parse_retry_after(&text, Timestamp::from_micros(micros));
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! name on the channel that all workers share, so that the service never goes on half dead.
 
 use std::io;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -35,20 +36,27 @@ impl Stop {
     }
 }
 
-/// Wakes one worker. Waking it twice before it looks is waking it once.
+/// Wakes a worker, or several. Waking one twice before it looks is waking it once.
 #[derive(Debug, Clone)]
-pub struct Waker(Sender<()>);
+pub struct Waker(Arc<[Sender<()>]>);
 
 impl Waker {
     /// A waker and the end that the woken worker waits on.
     pub fn new() -> (Self, Receiver<()>) {
         let (sender, receiver) = bounded(1);
-        (Self(sender), receiver)
+        (Self(Arc::new([sender])), receiver)
+    }
+
+    /// One that wakes all that these wake.
+    pub fn all<'a>(wakers: impl IntoIterator<Item = &'a Self>) -> Self {
+        Self(wakers.into_iter().flat_map(|waker| waker.0.iter().cloned()).collect())
     }
 
     /// Never blocks: a full channel means that a wake is already pending.
     pub fn wake(&self) {
-        let _ = self.0.try_send(());
+        for sender in self.0.iter() {
+            let _ = sender.try_send(());
+        }
     }
 }
 

@@ -3,11 +3,13 @@
 //! One thread, one current-thread runtime. It never waits for the database: writes go to the writer's queue, reads to
 //! the readers', and answers come back by a oneshot.
 
+mod admin;
 mod body;
 mod mailbox;
 mod problem;
 mod routes;
 mod server;
 
-pub use routes::App;
+pub use admin::Channel;
+pub use routes::{App, Context};
 pub use server::spawn;

@@ -11,6 +11,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 use tokio::sync::oneshot;
 
+use super::admin::{self, Channel};
 use super::body;
 use super::mailbox::Mailbox;
 use super::problem::Problem;
@@ -21,7 +22,7 @@ use crate::outage::{Part, PartState};
 use crate::payment::{NewPayment, Payment};
 use crate::store::outbox::{self, Backlog};
 use crate::store::payment::{self as payments, Way};
-use crate::store::{Connection, SqlResult, Store, StoreError};
+use crate::store::{Connection, SqlResult, Store, StoreError, Transaction};
 use crate::worker::Waker;
 
 pub(super) type Body = Full<Bytes>;
@@ -32,13 +33,27 @@ const PAGE: usize = 50;
 /// The largest page.
 const PAGE_MAX: usize = 500;
 
+/// What the edge needs of the rest.
+pub struct Context {
+    /// Where payments go.
+    pub store: Store,
+    /// Woken when events were committed.
+    pub relay: Waker,
+    /// Woken when dead letters were replayed.
+    pub notifiers: Waker,
+    /// Of new payments.
+    pub currency: String,
+    /// Limits.
+    pub settings: config::Http,
+    /// The remote parts, by name.
+    pub parts: Vec<(String, Part)>,
+    /// Who is told.
+    pub channels: Vec<Channel>,
+}
+
 /// What the routes need.
 pub struct App {
-    store: Store,
-    relay: Waker,
-    currency: String,
-    pub(super) settings: config::Http,
-    parts: Vec<(&'static str, Part)>,
+    pub(super) context: Context,
     mailbox: Arc<Mailbox>,
 }
 
@@ -50,6 +65,7 @@ enum Route {
     History { user_id: i64, before: Option<i64>, limit: usize },
     Live,
     Ready,
+    Admin(admin::Route),
 }
 
 /// Tells what a method, a path and a query ask for.
@@ -73,11 +89,12 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Prob
         }
         ["health", "live"] => reading().map(|()| Route::Live),
         ["health", "ready"] => reading().map(|()| Route::Ready),
+        ["admin", ref rest @ ..] => admin::route(method, path, rest, query.unwrap_or("")).map(Route::Admin),
         _ => Err(Problem::not_found(format!("there is nothing at {path}"))),
     }
 }
 
-fn number(field: &str, text: &str) -> Result<i64, Problem> {
+pub(super) fn number(field: &str, text: &str) -> Result<i64, Problem> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let refused = || Problem::invalid_field(field, "must be an integer from 0 to 9223372036854775807");
     if digits { text.parse().map_err(|_| refused()) } else { Err(refused()) }
@@ -113,15 +130,9 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 impl App {
-    /// `relay` is woken when events were committed; `parts` are the remote parts, by name.
-    pub fn new(
-        store: Store,
-        relay: Waker,
-        currency: String,
-        settings: config::Http,
-        parts: Vec<(&'static str, Part)>,
-    ) -> Self {
-        Self { store, relay, currency, settings, parts, mailbox: Arc::default() }
+    /// An edge on the rest.
+    pub fn new(context: Context) -> Self {
+        Self { context, mailbox: Arc::default() }
     }
 
     /// Where answers of other threads arrive.
@@ -137,7 +148,8 @@ impl App {
             Err(problem) => {
                 // A client that waits for 100 Continue has sent nothing, and will not.
                 if !body.is_end_stream() && !head.headers.contains_key(EXPECT) {
-                    body::discard(&mut body, self.settings.body_bytes_max, self.settings.body_timeout).await;
+                    body::discard(&mut body, self.context.settings.body_bytes_max, self.context.settings.body_timeout)
+                        .await;
                 }
                 problem.into_response()
             }
@@ -151,6 +163,7 @@ impl App {
             Route::History { user_id, before, limit } => self.history(user_id, before, limit).await,
             Route::Live => Ok(json(StatusCode::OK, &serde_json::json!({ "status": "live" }))),
             Route::Ready => Ok(self.ready().await),
+            Route::Admin(route) => self.administer(route).await,
         }
     }
 
@@ -158,16 +171,17 @@ impl App {
         if !is_json(headers) {
             return Err(Problem::unsupported_media_type());
         }
-        let bytes = body::read(body, self.settings.body_bytes_max, self.settings.body_timeout).await?;
-        if !self.store.has_room() {
+        let bytes = body::read(body, self.context.settings.body_bytes_max, self.context.settings.body_timeout).await?;
+        if !self.context.store.has_room() {
             return Err(StoreError::Busy.into());
         }
         let new = NewPayment::parse(&bytes)?;
         let trace = headers.get("traceparent").and_then(|value| value.to_str().ok());
         let trace = trace.and_then(parse_traceparent).map(str::to_owned);
         let (answer, answered) = oneshot::channel();
-        let (currency, relay, mailbox) = (self.currency.clone(), self.relay.clone(), Arc::clone(&self.mailbox));
-        self.store.submit(
+        let (currency, relay) = (self.context.currency.clone(), self.context.relay.clone());
+        let mailbox = Arc::clone(&self.mailbox);
+        self.context.store.submit(
             new.reservations.len(),
             move |tx| payments::execute(tx, &new, &currency, trace.as_deref(), Timestamp::now()),
             move |result| {
@@ -185,7 +199,7 @@ impl App {
     async fn payment(&self, id: i64) -> Result<Response<Body>, Problem> {
         let way = self.query(move |connection| payments::find(connection, id)).await?;
         let way = way.ok_or_else(|| Problem::not_found(format!("there is no payment {id}")))?;
-        Ok(json(StatusCode::OK, &PaymentWay::new(&way, &self.store)))
+        Ok(json(StatusCode::OK, &PaymentWay::new(&way, &self.context.store)))
     }
 
     async fn history(&self, user_id: i64, before: Option<i64>, limit: usize) -> Result<Response<Body>, Problem> {
@@ -205,12 +219,13 @@ impl App {
     /// Kafka or Slack away is ready all the same: payments are taken.
     async fn ready(&self) -> Response<Body> {
         let backlog = self.query(outbox::backlog).await.ok();
-        let database = self.store.part().get();
+        let database = self.context.store.part().get();
         if database.is_away() {
             // Nobody may pay any more, so that nothing else would show that it is back.
-            self.store.probe();
+            self.context.store.probe();
         }
-        let mut parts: BTreeMap<_, _> = self.parts.iter().map(|(name, part)| (*name, part.get())).collect();
+        let mut parts: BTreeMap<_, _> =
+            self.context.parts.iter().map(|(name, part)| (name.as_str(), part.get())).collect();
         let (status, word) = if backlog.is_none() || database.is_away() {
             (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
         } else if parts.values().any(PartState::is_away) {
@@ -220,16 +235,27 @@ impl App {
         };
         parts.insert("database", database);
         let pending = backlog.map(|backlog| Pending::new(&backlog, Timestamp::now()));
-        json(status, &Ready { status: word, node: self.store.node().as_str(), parts, pending })
+        json(status, &Ready { status: word, node: self.context.store.node().as_str(), parts, pending })
     }
 
-    async fn query<T: Send + 'static>(
+    /// A write, and its result once it is on the disk.
+    pub(super) async fn write<T: Send + 'static>(
+        &self,
+        work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let (answer, answered) = oneshot::channel();
+        let mailbox = Arc::clone(&self.mailbox);
+        self.context.store.submit(1, work, move |result| mailbox.post(answer, result))?;
+        received(answered.await)
+    }
+
+    pub(super) async fn query<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Connection) -> SqlResult<T> + Send + 'static,
     ) -> Result<T, Problem> {
         let (answer, answered) = oneshot::channel();
         let mailbox = Arc::clone(&self.mailbox);
-        self.store.query(query, move |result| mailbox.post(answer, result))?;
+        self.context.store.query(query, move |result| mailbox.post(answer, result))?;
         received(answered.await)
     }
 }
@@ -289,7 +315,9 @@ struct Event<'a> {
 #[derive(Serialize)]
 struct Notification<'a> {
     status: &'a str,
+    channel: Option<&'a str>,
     attempts: u32,
+    unknown_outcomes: u32,
     delivered_at: Option<Timestamp>,
     last_error: Option<&'a str>,
 }
@@ -307,14 +335,21 @@ impl<'a> PaymentWay<'a> {
         let notification = match (&way.notification, &way.event) {
             (Some(told), _) => Some(Notification {
                 status: &told.status,
+                channel: Some(&told.channel),
                 attempts: told.attempts,
+                unknown_outcomes: told.unknown_outcomes,
                 delivered_at: told.delivered_at,
                 last_error: told.last_error.as_deref(),
             }),
             // On its way to the delivery table.
-            (None, Some(_)) => {
-                Some(Notification { status: "PENDING", attempts: 0, delivered_at: None, last_error: None })
-            }
+            (None, Some(_)) => Some(Notification {
+                status: "PENDING",
+                channel: None,
+                attempts: 0,
+                unknown_outcomes: 0,
+                delivered_at: None,
+                last_error: None,
+            }),
             (None, None) => None,
         };
         Self { payment: &way.payment, event, notification }
@@ -325,7 +360,7 @@ impl<'a> PaymentWay<'a> {
 struct Ready<'a> {
     status: &'static str,
     node: &'a str,
-    parts: BTreeMap<&'static str, PartState>,
+    parts: BTreeMap<&'a str, PartState>,
     pending: Option<Pending>,
 }
 

@@ -61,7 +61,7 @@ fn run(listener: TcpListener, app: &Arc<App>, stop: &Notify) -> io::Result<()> {
 }
 
 async fn accept(listener: &tokio::net::TcpListener, app: &Arc<App>, connections: &GracefulShutdown) {
-    let room = Arc::new(Semaphore::new(app.settings.connections_max.get()));
+    let room = Arc::new(Semaphore::new(app.context.settings.connections_max.get()));
     let mut failing = false;
     loop {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
@@ -85,7 +85,7 @@ fn serve(stream: TcpStream, app: &Arc<App>, connections: &GracefulShutdown, perm
     // An answer is one small write: it must not wait for the acknowledgement of the one before.
     let _ = stream.set_nodelay(true);
     let app = Arc::clone(app);
-    let patience = app.settings.header_timeout;
+    let patience = app.context.settings.header_timeout;
     let service = service_fn(move |request| {
         let app = Arc::clone(&app);
         async move { Ok::<_, Infallible>(app.answer(request).await) }

@@ -150,9 +150,9 @@ mod tests {
 
     const PAGE_BYTES: u64 = 4096 + 24;
 
-    /// Some milliseconds of reading in one snapshot.
+    /// About a millisecond of reading in one snapshot.
     fn read_for_a_while(connection: &Connection) -> SqlResult<i64> {
-        let numbers = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 30000)";
+        let numbers = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000)";
         connection.query_row(&format!("{numbers} SELECT (SELECT count(*) FROM t) + count(*) FROM n"), [], |r| r.get(0))
     }
 

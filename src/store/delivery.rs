@@ -1,9 +1,10 @@
-//! What is to be told to Slack: a row an event, keyed by it, so that a second copy of an event changes nothing.
+//! What is to be told: a row an event, keyed by it, so that a second copy of an event changes nothing. Each row belongs
+//! to one channel, decided when it comes.
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
 use super::payment::{self, COLUMNS};
-use super::sql_limit;
+use super::{dead_letter, sql_limit};
 use crate::clock::Timestamp;
 use crate::event::Notice;
 use crate::payment::Payment;
@@ -11,7 +12,13 @@ use crate::payment::Payment;
 /// Queues an event's message, unless it is queued or told already.
 pub(super) fn insert(tx: &Transaction<'_>, outbox_id: i64, now: Timestamp) -> rusqlite::Result<()> {
     tx.prepare_cached(
-        "INSERT INTO delivery (outbox_id, created_at, next_attempt_at) VALUES (?1, ?2, ?2) \
+        "INSERT INTO delivery (outbox_id, channel, created_at) \
+         SELECT o.id, ifnull((\
+             SELECT r.channel FROM payment p CROSS JOIN route r \
+             WHERE p.id = o.payment_id AND (r.status IS NULL OR r.status = p.status) \
+             AND p.amount BETWEEN r.amount_min AND r.amount_max AND p.user_id BETWEEN r.user_min AND r.user_max \
+             ORDER BY r.position LIMIT 1\
+         ), 'default'), ?2 FROM outbox o WHERE o.id = ?1 \
          ON CONFLICT (outbox_id) DO NOTHING",
     )?
     .execute((outbox_id, now.as_micros()))?;
@@ -54,10 +61,14 @@ pub fn accept(tx: &Transaction<'_>, notice: Notice, now: Timestamp) -> rusqlite:
 /// What became of telling a payment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notification {
-    /// PENDING or DELIVERED.
+    /// PENDING, SENDING, DELIVERED, DEAD or DISCARDED.
     pub status: String,
+    /// Who is told.
+    pub channel: String,
     /// How many times it was tried.
     pub attempts: u32,
+    /// How many of these may have been shown although no answer came.
+    pub unknown_outcomes: u32,
     /// When it was answered with success.
     pub delivered_at: Option<Timestamp>,
     /// Why the last failed attempt failed.
@@ -66,13 +77,18 @@ pub struct Notification {
 
 pub(super) fn find(connection: &Connection, outbox_id: i64) -> rusqlite::Result<Option<Notification>> {
     connection
-        .prepare_cached("SELECT status, attempts, delivered_at, last_error FROM delivery WHERE outbox_id = ?1")?
+        .prepare_cached(
+            "SELECT status, channel, attempts, unknown_outcomes, delivered_at, last_error FROM delivery \
+             WHERE outbox_id = ?1",
+        )?
         .query_row([outbox_id], |row| {
             Ok(Notification {
                 status: row.get(0)?,
-                attempts: row.get(1)?,
-                delivered_at: row.get::<_, Option<i64>>(2)?.map(Timestamp::from_micros),
-                last_error: row.get(3)?,
+                channel: row.get(1)?,
+                attempts: row.get(2)?,
+                unknown_outcomes: row.get(3)?,
+                delivered_at: row.get::<_, Option<i64>>(4)?.map(Timestamp::from_micros),
+                last_error: row.get(5)?,
             })
         })
         .optional()
@@ -80,45 +96,94 @@ pub(super) fn find(connection: &Connection, outbox_id: i64) -> rusqlite::Result<
 
 /// A message that waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pending {
+pub struct Waiting {
     /// Which event it tells.
     pub outbox_id: i64,
-    /// How many times it was tried in vain.
-    pub attempts: u32,
-    /// Not to be tried before.
-    pub next_attempt_at: Timestamp,
-    /// What it tells of.
-    pub payment: Payment,
     /// When that was committed.
     pub created_at: Timestamp,
+    /// What it tells of, or why that cannot be told.
+    pub payment: Result<Payment, String>,
 }
 
-/// The oldest messages that wait, in commit order.
-pub fn pending(connection: &Connection, limit: usize) -> rusqlite::Result<Vec<Pending>> {
+/// The oldest messages that wait for a channel, in commit order. One that cannot be read does not hide the others.
+pub fn waiting(connection: &Connection, channel: &str, limit: usize) -> rusqlite::Result<Vec<Waiting>> {
     let read = |row: &Row<'_>| {
-        Ok(Pending {
-            payment: payment::read(row)?,
-            outbox_id: row.get(8)?,
-            attempts: row.get(9)?,
-            next_attempt_at: Timestamp::from_micros(row.get(10)?),
-            created_at: Timestamp::from_micros(row.get(11)?),
-        })
+        let payment = match row.get_ref(0)? {
+            rusqlite::types::ValueRef::Null => Err("its payment is not there".to_owned()),
+            _ => payment::read(row).map_err(|error| format!("its payment cannot be read: {error}")),
+        };
+        Ok(Waiting { payment, outbox_id: row.get(8)?, created_at: Timestamp::from_micros(row.get(9)?) })
     };
     connection
         .prepare_cached(&format!(
-            "SELECT {COLUMNS}, d.outbox_id, d.attempts, d.next_attempt_at, o.created_at \
-             FROM delivery d JOIN outbox o ON o.id = d.outbox_id JOIN payment p ON p.id = o.payment_id \
-             WHERE d.status = 'PENDING' ORDER BY d.outbox_id LIMIT ?1"
+            "SELECT {COLUMNS}, d.outbox_id, ifnull(o.created_at, d.created_at) FROM delivery d \
+             LEFT JOIN outbox o ON o.id = d.outbox_id LEFT JOIN payment p ON p.id = o.payment_id \
+             WHERE d.channel = ?1 AND d.status IN ('PENDING', 'SENDING') ORDER BY d.outbox_id LIMIT ?2"
         ))?
-        .query_map([sql_limit(limit)], read)?
+        .query_map((channel, sql_limit(limit)), read)?
         .collect()
+}
+
+/// Whether more than so many wait for a channel.
+pub fn more_than(connection: &Connection, channel: &str, count: usize) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached(
+            "SELECT 1 FROM delivery WHERE channel = ?1 AND status IN ('PENDING', 'SENDING') \
+             ORDER BY outbox_id LIMIT 1 OFFSET ?2",
+        )?
+        .exists((channel, sql_limit(count)))
+}
+
+/// How much waits for a channel, and since when.
+pub fn backlog(connection: &Connection, channel: &str) -> rusqlite::Result<(i64, Option<Timestamp>)> {
+    let count = connection
+        .prepare_cached("SELECT count(*) FROM delivery WHERE channel = ?1 AND status IN ('PENDING', 'SENDING')")?
+        .query_row([channel], |row| row.get(0))?;
+    let oldest: Option<i64> = connection
+        .prepare_cached(
+            "SELECT created_at FROM delivery WHERE channel = ?1 AND status IN ('PENDING', 'SENDING') \
+             ORDER BY outbox_id LIMIT 1",
+        )?
+        .query_row([channel], |row| row.get(0))
+        .optional()?;
+    Ok((count, oldest.map(Timestamp::from_micros)))
+}
+
+/// A POST for these begins: should the process end before its answer is recorded, the outcome is not known.
+pub fn mark_sending(tx: &Transaction<'_>, outbox_ids: &[i64]) -> rusqlite::Result<()> {
+    let sql = "UPDATE delivery SET status = 'SENDING' WHERE outbox_id = ?1 AND status = 'PENDING'";
+    each(tx, sql, outbox_ids)
+}
+
+/// Slack has said that it did not take these; no attempt is counted.
+pub fn release(tx: &Transaction<'_>, outbox_ids: &[i64]) -> rusqlite::Result<()> {
+    let sql = "UPDATE delivery SET status = 'PENDING' WHERE outbox_id = ?1 AND status = 'SENDING'";
+    each(tx, sql, outbox_ids)
+}
+
+fn each(tx: &Transaction<'_>, sql: &str, outbox_ids: &[i64]) -> rusqlite::Result<()> {
+    let mut update = tx.prepare_cached(sql)?;
+    for id in outbox_ids {
+        update.execute([id])?;
+    }
+    Ok(())
+}
+
+/// What a process that ended has left SENDING waits again, its outcome counted as unknown. Tells how many.
+pub fn recover(tx: &Transaction<'_>) -> rusqlite::Result<usize> {
+    tx.execute(
+        "UPDATE delivery SET status = 'PENDING', attempts = attempts + 1, unknown_outcomes = unknown_outcomes + 1, \
+         last_error = 'payrelay ended before the answer was recorded' \
+         WHERE status IN ('PENDING', 'SENDING') AND status = 'SENDING'",
+        [],
+    )
 }
 
 /// Records that messages were told.
 pub fn mark_delivered(tx: &Transaction<'_>, outbox_ids: &[i64], now: Timestamp) -> rusqlite::Result<()> {
     let mut mark = tx.prepare_cached(
         "UPDATE delivery SET status = 'DELIVERED', delivered_at = ?2, attempts = attempts + 1 \
-         WHERE outbox_id = ?1 AND status = 'PENDING'",
+         WHERE outbox_id = ?1 AND status IN ('PENDING', 'SENDING')",
     )?;
     for id in outbox_ids {
         mark.execute((id, now.as_micros()))?;
@@ -126,17 +191,28 @@ pub fn mark_delivered(tx: &Transaction<'_>, outbox_ids: &[i64], now: Timestamp) 
     Ok(())
 }
 
-/// Records that a message could not be told.
-pub fn mark_failed(
-    tx: &Transaction<'_>,
-    outbox_id: i64,
-    error: &str,
-    next_attempt_at: Timestamp,
-) -> rusqlite::Result<()> {
-    tx.prepare_cached(
-        "UPDATE delivery SET attempts = attempts + 1, last_error = ?2, next_attempt_at = ?3 \
-         WHERE outbox_id = ?1 AND status = 'PENDING'",
-    )?
-    .execute((outbox_id, error, next_attempt_at.as_micros()))?;
+/// Records that messages could not be told, or that nobody knows whether they were.
+pub fn mark_failed(tx: &Transaction<'_>, outbox_ids: &[i64], error: &str, unknown: bool) -> rusqlite::Result<()> {
+    let mut mark = tx.prepare_cached(
+        "UPDATE delivery SET status = 'PENDING', attempts = attempts + 1, unknown_outcomes = unknown_outcomes + ?3, \
+         last_error = ?2 WHERE outbox_id = ?1 AND status IN ('PENDING', 'SENDING')",
+    )?;
+    for id in outbox_ids {
+        mark.execute((id, error, unknown))?;
+    }
+    Ok(())
+}
+
+/// Sets a message aside that can never be told as it is.
+pub fn bury(tx: &Transaction<'_>, outbox_id: i64, reason: &str, now: Timestamp) -> rusqlite::Result<()> {
+    let buried = tx
+        .prepare_cached(
+            "UPDATE delivery SET status = 'DEAD', last_error = ?2 \
+             WHERE outbox_id = ?1 AND status IN ('PENDING', 'SENDING')",
+        )?
+        .execute((outbox_id, reason))?;
+    if buried > 0 {
+        dead_letter::insert_delivery(tx, outbox_id, reason, now)?;
+    }
     Ok(())
 }

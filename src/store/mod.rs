@@ -11,18 +11,19 @@ pub mod payment;
 #[cfg(test)]
 mod plans;
 mod reader;
+pub mod route;
 mod schema;
 mod writer;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use r2d2_sqlite::SqliteConnectionManager;
-use rusqlite::OpenFlags;
+use rusqlite::{OpenFlags, TransactionBehavior};
 
 use crate::config;
 use crate::event::NodeId;
@@ -69,29 +70,34 @@ pub struct Store {
     pool: Pool,
     node: NodeId,
     part: Part,
-    room: Room,
+    queue: Queue,
 }
 
-/// How much more work may wait: jobs are of very different size, so their number alone bounds neither time nor memory.
+/// How many payments wait: jobs are of very different size, so their number alone bounds neither time nor memory.
 #[derive(Clone)]
-struct Room(Arc<AtomicUsize>);
-
-/// Places that a job takes until it is answered.
-struct Places {
-    room: Room,
-    count: usize,
+struct Queue {
+    waiting: Arc<AtomicUsize>,
+    max: usize,
 }
 
-impl Room {
-    fn take(&self, count: usize) -> Result<Places, StoreError> {
-        let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| free.checked_sub(count));
-        taken.map(|_| Places { room: self.clone(), count }).map_err(|_| StoreError::Busy)
+/// What a job takes of the queue until it is answered.
+struct Place {
+    queue: Queue,
+    payments: usize,
+}
+
+impl Queue {
+    /// While fewer than may wait do, one more job is taken, however large: none is so large that it never is.
+    fn take(&self, payments: usize) -> Result<Place, StoreError> {
+        let add = |waiting| (waiting < self.max).then_some(waiting + payments);
+        let taken = self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        taken.map(|_| Place { queue: self.clone(), payments }).map_err(|_| StoreError::Busy)
     }
 }
 
-impl Drop for Places {
+impl Drop for Place {
     fn drop(&mut self) {
-        self.room.0.fetch_add(self.count, Ordering::Relaxed);
+        self.queue.waiting.fetch_sub(self.payments, Ordering::Relaxed);
     }
 }
 
@@ -138,8 +144,8 @@ impl Store {
         let (checkpoints, checkpointer) = checkpoint::take_over(&connection, &settings.path)?;
         let writer = writer::Writer::new(connection, checkpoints, queue, background_queue, part.clone(), lock);
         let readers = reader::Readers::new(settings.readers, query_queue, pool.clone());
-        let room = Room(Arc::new(AtomicUsize::new(settings.queue_max.get())));
-        let store = Self { jobs, background, queries, pool, node, part, room };
+        let waiting = Queue { waiting: Arc::default(), max: settings.queue_max.get() };
+        let store = Self { jobs, background, queries, pool, node, part, queue: waiting };
         Ok(Opened { store, writer, checkpointer, readers })
     }
 
@@ -184,17 +190,17 @@ impl Store {
         enqueue(&self.background, work)?.wait()
     }
 
-    /// As [`Store::write`], but never waits: the writer's thread hands the result to `done`, after the commit. The job takes
-    /// as many places of the queue as it is said to write payments; when there are not so many, the store is busy.
+    /// As [`Store::write`], but never waits: the writer's thread hands the result to `done`, after the commit. The job counts
+    /// as the payments that it is said to write; when as many wait as may, the store is busy.
     pub fn submit<T: Send + 'static>(
         &self,
         payments: usize,
         work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
         done: impl FnOnce(Result<T, StoreError>) + Send + 'static,
     ) -> Result<(), StoreError> {
-        let places = self.room.take(payments)?;
+        let place = self.queue.take(payments)?;
         let done = move |result| {
-            drop(places);
+            drop(place);
             done(result);
         };
         self.jobs.try_send(writer::job(work, done)).map_err(|error| refused(&error))
@@ -202,7 +208,7 @@ impl Store {
 
     /// Whether anything more may wait. Asked before work is prepared, so that a refusal costs little.
     pub fn has_room(&self) -> bool {
-        self.room.0.load(Ordering::Relaxed) > 0
+        self.queue.waiting.load(Ordering::Relaxed) < self.queue.max
     }
 
     /// Runs `query` on a read-only connection, on the caller's thread.
@@ -218,6 +224,38 @@ impl Store {
     ) -> Result<(), StoreError> {
         let job: reader::Query = Box::new(move |store| done(store.and_then(|connection| Ok(query(connection)?))));
         self.queries.try_send(job).map_err(|error| refused(&error))
+    }
+}
+
+/// The database of a payrelay that may be running, for a command beside it.
+pub struct Beside {
+    connection: Connection,
+    node: NodeId,
+}
+
+impl Beside {
+    /// Opens what is there.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let (connection, node) = schema::open_beside(path)?;
+        Ok(Self { connection, node })
+    }
+
+    /// Who the database belongs to.
+    pub fn node(&self) -> &NodeId {
+        &self.node
+    }
+
+    /// Runs `query`.
+    pub fn read<T>(&self, query: impl FnOnce(&Connection) -> SqlResult<T>) -> Result<T, StoreError> {
+        Ok(query(&self.connection)?)
+    }
+
+    /// Runs `work` in a transaction of its own. The writer of a running payrelay waits for it: it is to be short.
+    pub fn write<T>(&mut self, work: impl FnOnce(&Transaction<'_>) -> SqlResult<T>) -> Result<T, StoreError> {
+        let tx = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
+        let value = work(&tx)?;
+        tx.commit()?;
+        Ok(value)
     }
 }
 
@@ -297,12 +335,12 @@ mod tests {
             store.submit(payments, |_| Ok(()), move |result| answer.send(result).unwrap())
         };
         submit(3).unwrap();
-        assert!(matches!(submit(2), Err(StoreError::Busy)));
-        submit(1).unwrap();
+        submit(1000).unwrap();
+        assert!(matches!(submit(1), Err(StoreError::Busy)) && !store.has_room());
         let (started, workers) = opened.start(&unbounded().0).unwrap();
         answered.recv().unwrap().unwrap();
         answered.recv().unwrap().unwrap();
-        submit(4).unwrap();
+        submit(1).unwrap();
         answered.recv().unwrap().unwrap();
         drop((store, started));
         for worker in workers {

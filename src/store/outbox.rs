@@ -129,11 +129,11 @@ pub struct Backlog {
     pub unpublished: i64,
     /// When the oldest of them was committed.
     pub oldest_unpublished: Option<Timestamp>,
-    /// Deliveries that are PENDING.
+    /// Deliveries that wait.
     pub undelivered: i64,
     /// When the oldest of them was committed.
     pub oldest_undelivered: Option<Timestamp>,
-    /// Records that are kept aside.
+    /// Dead letters that are open.
     pub dead_letters: i64,
 }
 
@@ -145,14 +145,26 @@ pub fn backlog(connection: &Connection) -> rusqlite::Result<Backlog> {
         unpublished: count("SELECT count(*) FROM outbox WHERE status = 'INIT'")?,
         oldest_unpublished: time("SELECT created_at FROM outbox WHERE status = 'INIT' ORDER BY id LIMIT 1")?
             .map(Timestamp::from_micros),
-        undelivered: count("SELECT count(*) FROM delivery WHERE status = 'PENDING'")?,
-        oldest_undelivered: time(
-            "SELECT o.created_at FROM delivery d JOIN outbox o ON o.id = d.outbox_id \
-             WHERE d.status = 'PENDING' ORDER BY d.outbox_id LIMIT 1",
-        )?
-        .map(Timestamp::from_micros),
+        undelivered: count("SELECT count(*) FROM delivery WHERE status IN ('PENDING', 'SENDING')")?,
+        oldest_undelivered: oldest_undelivered(connection)?,
         dead_letters: dead_letter::count(connection)?,
     })
+}
+
+/// The oldest of the channels' oldest: the index has them channel by channel.
+fn oldest_undelivered(connection: &Connection) -> rusqlite::Result<Option<Timestamp>> {
+    let oldest: Option<i64> = connection
+        .prepare_cached(
+            "SELECT min((SELECT d.outbox_id FROM delivery d WHERE d.channel = c.channel \
+                 AND d.status IN ('PENDING', 'SENDING') ORDER BY d.outbox_id LIMIT 1)) \
+             FROM (SELECT 'default' AS channel UNION ALL SELECT channel FROM route) c",
+        )?
+        .query_row([], |row| row.get(0))?;
+    let Some(oldest) = oldest else { return Ok(None) };
+    connection
+        .prepare_cached("SELECT created_at FROM outbox WHERE id = ?1")?
+        .query_row([oldest], |row| Ok(Timestamp::from_micros(row.get(0)?)))
+        .optional()
 }
 
 /// Deletes at most `limit` events, with their deliveries, that were published and delivered before `cutoff`; tells

@@ -178,7 +178,7 @@ pub(super) fn unknown(column: usize, word: &str) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, Type::Text, format!("unknown word {word:?}").into())
 }
 
-const fn status_text(status: Status) -> &'static str {
+pub(super) const fn status_text(status: Status) -> &'static str {
     match status {
         Status::Completed => "COMPLETED",
         Status::Failed => "FAILED",

@@ -7,10 +7,11 @@ use std::collections::BTreeSet;
 use rusqlite::trace::{TraceEvent, TraceEventCodes};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
+use super::dead_letter::{Action, Order, Which};
 use super::outbox::{Place, Receipt};
-use super::{delivery, outbox, payment, schema};
+use super::{dead_letter, delivery, outbox, payment, schema};
 use crate::clock::Timestamp;
-use crate::event::Notice;
+use crate::event::{NodeId, Notice};
 use crate::payment::{NewPayment, Reservation};
 
 thread_local! {
@@ -24,9 +25,19 @@ fn take_down(event: TraceEvent<'_>) {
     }
 }
 
-/// What may be walked: indexes that hold only what waits, of which a page is asked for, and SQLite's own table with a row
-/// for each AUTOINCREMENT.
-const SMALL: [&str; 3] = ["outbox_init", "delivery_pending", "sqlite_sequence"];
+/// What may be walked: indexes that hold only what waits, of which a page is asked for; the routes and the channels, which
+/// are a handful; and SQLite's own table with a row for each AUTOINCREMENT.
+const SMALL: [&str; 9] = [
+    "outbox_init",
+    "delivery_waiting",
+    "dead_letter_open",
+    "sqlite_sequence",
+    "SCAN r",
+    "sqlite_autoindex_route_1",
+    "SCAN route",
+    "SCAN c",
+    "SCAN CONSTANT ROW",
+];
 
 fn is_fast(step: &str) -> bool {
     let walks = step.starts_with("SCAN");
@@ -36,6 +47,7 @@ fn is_fast(step: &str) -> bool {
 /// A request, its event published and taken from the topic, told, looked at and purged.
 fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     let now = Timestamp::from_micros(1000);
+    let node = NodeId::parse("n").unwrap();
     let tx = Transaction::new(connection, TransactionBehavior::Immediate)?;
     let new = NewPayment { user_id: 1, reservations: vec![Reservation { reservation_id: 1, seat_price: 1 }] };
     payment::execute(&tx, &new, "KRW", None, now)?;
@@ -46,9 +58,17 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     outbox::mark_published(&tx, &receipts, now)?;
     delivery::accept(&tx, Notice { outbox_id: 1, payment_id: 1 }, now)?;
     delivery::accept(&tx, Notice { outbox_id: 9, payment_id: 9 }, now)?;
-    assert_eq!(delivery::pending(&tx, 10)?.len(), 2);
-    outbox::backlog(&tx)?;
-    delivery::mark_failed(&tx, 1, "no", now)?;
+    assert!(delivery::more_than(&tx, "default", 1)?);
+    assert_eq!(delivery::waiting(&tx, "default", 10)?.len(), 2);
+    assert_eq!(delivery::backlog(&tx, "default")?.0, 2);
+    assert_eq!(outbox::backlog(&tx)?.undelivered, 2);
+    delivery::mark_sending(&tx, &[1, 2])?;
+    delivery::release(&tx, &[1])?;
+    delivery::mark_failed(&tx, &[1], "no", true)?;
+    delivery::bury(&tx, 2, "poison", now)?;
+    let order = Order { action: Action::Replay, which: Which::Open(9), dry_run: false, node: &node, origin: "", now };
+    assert_eq!(dead_letter::act(&tx, order)?.len(), 1);
+    assert_eq!((dead_letter::list(&tx, true, 0, 9)?.len(), dead_letter::list(&tx, false, 0, 9)?.len()), (0, 1));
     delivery::mark_delivered(&tx, &[1, 2], now)?;
     assert!(payment::find(&tx, 1)?.is_some());
     assert_eq!(payment::history(&tx, 1, Some(2), 10)?.map(|page| page.len()), Some(1));
@@ -64,7 +84,7 @@ fn no_hot_statement_scans_or_sorts() {
     run_the_hot_paths(&mut connection).unwrap();
     connection.trace_v2(TraceEventCodes::empty(), None);
     let seen = SEEN.take();
-    let statements: Vec<_> = seen.iter().filter(|sql| !sql.contains("dead_letter") && !sql.starts_with("--")).collect();
+    let statements: Vec<_> = seen.iter().filter(|sql| !sql.starts_with("--")).collect();
     assert!(statements.len() > 20, "{statements:#?}");
     for sql in statements {
         let mut explain = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();

@@ -4,7 +4,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior};
 
 use super::{BUSY_TIMEOUT, STATEMENTS};
 use crate::clock::Timestamp;
@@ -52,6 +52,16 @@ pub enum OpenError {
     /// Made by a later version.
     #[error("database.path {path}: its schema is version {found}, this payrelay knows {known}; use a newer payrelay")]
     Newer {
+        /// The database.
+        path: PathBuf,
+        /// The version in the file.
+        found: usize,
+        /// The newest version known here.
+        known: usize,
+    },
+    /// Made by an earlier version, and not yet brought up to date.
+    #[error("database.path {path}: its schema is version {found}, not {known}: start payrelay once, which changes it")]
+    Older {
         /// The database.
         path: PathBuf,
         /// The version in the file.
@@ -137,6 +147,29 @@ pub(super) fn open(path: &Path, configured: Option<&NodeId>) -> Result<(Connecti
         }
         _ => Ok((connection, stored)),
     }
+}
+
+/// Opens a database that some payrelay has made, which may be running: nothing is made, and nothing is migrated.
+pub(super) fn open_beside(path: &Path) -> Result<(Connection, NodeId), OpenError> {
+    let failed = |source| OpenError::Sqlite { path: path.into(), source };
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+    let (found, known) = (inspect(&connection).map_err(failed)?, MIGRATIONS.len());
+    match found {
+        Found::Version(version) if version == known => {}
+        Found::Version(version) if version > known => {
+            return Err(OpenError::Newer { path: path.into(), found: version, known });
+        }
+        Found::Version(version) if version > 0 => {
+            return Err(OpenError::Older { path: path.into(), found: version, known });
+        }
+        Found::Version(_) | Found::Foreign => return Err(OpenError::Foreign(path.into())),
+    }
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
+    connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
+    connection.pragma_update(None, "foreign_keys", true).map_err(failed)?;
+    let node = node_id(&mut connection, None).map_err(failed)?;
+    Ok((connection, node))
 }
 
 enum Found {

@@ -38,6 +38,9 @@ impl Fixture {
             ("PAYRELAY_PUBLISHER_KIND", "kafka"),
             ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", bootstrap),
             ("PAYRELAY_SLACK_WEBHOOK_URL", &slack),
+            // Each payment alone and at once: these tests count messages.
+            ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "100000"),
+            ("PAYRELAY_SLACK_DIGEST_OVER", "1000000"),
         ];
         env.extend(more);
         Payrelay::start(Options::new(self.dir.path(), &env))

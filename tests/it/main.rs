@@ -13,4 +13,5 @@ mod harness;
 mod http;
 mod outbox;
 mod process;
+mod slack;
 mod tidy;

@@ -3,21 +3,18 @@
 use std::time::Duration;
 
 use payrelay::clock::Timestamp;
-use payrelay::config::{self, Secret};
+use payrelay::config;
 use payrelay::counters::Counters;
 use payrelay::event::Event;
-use payrelay::notifier::{Channel, Notifier, Step as Told};
 use payrelay::outage::Part;
 use payrelay::publisher::application::Application;
 use payrelay::publisher::{Away, Published, Publisher};
 use payrelay::relay::{Relay, Step};
 use payrelay::scheduler::Scheduler;
-use payrelay::slack::Slack;
 use payrelay::store::outbox::{self, Place, Receipt};
 use payrelay::store::{delivery, payment};
 use payrelay::worker::{Stop, Waker};
 
-use super::harness::slack::{Answer, FakeSlack};
 use super::harness::store::Database;
 use super::harness::wait_until;
 
@@ -33,25 +30,10 @@ fn publish_all(database: &Database) {
     while relay.step() == Step::Progress {}
 }
 
-fn log_notifier(database: &Database) -> Notifier {
-    Notifier::new(database.store().clone(), Channel::Log, Waker::new().1, Part::up(), Counters::default())
-}
-
-fn slack_notifier(database: &Database, slack: &FakeSlack, part: &Part) -> Notifier {
-    let settings = config::Slack { webhook_url: Some(Secret::new(slack.url())), timeout: Duration::from_secs(2) };
-    let channel = Channel::Slack(Slack::new(Secret::new(slack.url()), &settings));
-    Notifier::new(database.store().clone(), channel, Waker::new().1, part.clone(), Counters::default())
-}
-
-/// As if the backoff were over.
-fn make_due(database: &Database) {
-    database.store().write(|tx| tx.execute("UPDATE delivery SET next_attempt_at = 0", [])).unwrap();
-}
-
 fn scheduler(database: &Database, relay: Waker, counters: &Counters) -> Scheduler {
     let settings =
         config::Scheduler { interval: Duration::from_mins(1), retry_after: Duration::from_mins(1), retention: 7 * DAY };
-    Scheduler::new(database.store().clone(), settings, relay, counters.clone())
+    Scheduler::new(database.store().clone(), settings, relay, Waker::new().0, counters.clone())
 }
 
 /// A publisher that takes a script's number of events at each call, and remembers what it was given.
@@ -144,60 +126,6 @@ fn the_application_publisher_marks_and_delivers_in_one_transaction() {
     publish_all(&database);
     assert_eq!(database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"), 25);
     assert_eq!(database.number("SELECT count(*) FROM delivery WHERE status = 'PENDING'"), 25);
-}
-
-#[test]
-fn slack_failing_keeps_the_order_and_loses_nothing() {
-    let database = Database::open();
-    let slack = FakeSlack::start();
-    slack.answer_with(|nth, _| match nth {
-        0 => Answer::Status(500),
-        1 => Answer::StatusWith(429, vec![("Retry-After".into(), "1".into())]),
-        2 => Answer::CloseAfterRead,
-        3 => Answer::Status(302),
-        _ => Answer::Ok,
-    });
-    database.pay(1, 1..=3);
-    publish_all(&database);
-    let part = Part::up();
-    let mut notifier = slack_notifier(&database, &slack, &part);
-    for failures in 1..=4 {
-        let step = notifier.step();
-        assert!(matches!(step, Told::Later(_)), "{step:?}");
-        assert!(part.get().is_away());
-        let attempts = database.number("SELECT attempts FROM delivery WHERE outbox_id = 1");
-        assert_eq!(attempts, failures, "each failed POST is counted against its own message");
-        assert!(matches!(notifier.step(), Told::Later(_)), "not before it is due, and no other before it");
-        assert_eq!(i64::try_from(slack.attempts()), Ok(failures));
-        make_due(&database);
-    }
-    while notifier.step() == Told::Progress {}
-    let expected: Vec<_> =
-        (1..=3).map(|id| format!("Payment {id} COMPLETED: user 1 paid 100 KRW for reservation {id}")).collect();
-    assert_eq!(slack.messages(), expected);
-    assert!(!part.get().is_away());
-    let way = database.store().read(|connection| payment::find(connection, 1)).unwrap().unwrap();
-    let told = way.notification.unwrap();
-    assert_eq!((told.status.as_str(), told.attempts), ("DELIVERED", 5));
-    assert_eq!(told.last_error.as_deref(), Some("Slack answered 302 \"not ok\""));
-}
-
-#[test]
-fn the_webhook_is_never_shown() {
-    let database = Database::open();
-    let mut slack = FakeSlack::start();
-    slack.stop();
-    database.pay(1, [1]);
-    publish_all(&database);
-    let part = Part::up();
-    assert!(matches!(slack_notifier(&database, &slack, &part).step(), Told::Later(_)));
-    let error = part.get().error.unwrap();
-    assert!(!error.contains("secret-token") && !error.is_empty(), "{error}");
-    slack.start_again();
-    slack.answer_with(|_, _| Answer::Hang);
-    make_due(&database);
-    assert!(matches!(slack_notifier(&database, &slack, &part).step(), Told::Later(_)), "a hang is timed out");
-    assert!(!part.get().error.unwrap().contains("secret-token"));
 }
 
 #[test]
@@ -297,15 +225,4 @@ fn a_relay_on_its_thread_is_woken_by_the_commit() {
     waker.wake();
     wait_until("three deliveries", Duration::from_secs(10), || database.number("SELECT count(*) FROM delivery") == 3);
     worker.stop(std::time::Instant::now() + Duration::from_secs(10)).unwrap();
-}
-
-#[test]
-fn without_a_webhook_messages_are_delivered_to_the_log() {
-    let database = Database::open();
-    database.pay(1, 1..=7);
-    publish_all(&database);
-    let mut notifier = log_notifier(&database);
-    assert_eq!(notifier.step(), Told::Progress);
-    assert_eq!(notifier.step(), Told::Idle);
-    assert_eq!(database.number("SELECT count(*) FROM delivery WHERE status = 'DELIVERED'"), 7);
 }

@@ -7,7 +7,7 @@ pub mod cluster;
 pub mod http;
 pub mod kafka;
 mod leash;
-mod listen;
+pub mod listen;
 pub mod process;
 pub mod proxy;
 pub mod slack;

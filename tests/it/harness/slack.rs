@@ -3,9 +3,10 @@
 use super::http::{Headers, read_body, read_head};
 use super::listen::{Server, free_port};
 use super::lock;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::Value;
-use std::io::{self, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{self, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 
 /// Webhook paths are secrets: a test can search logs for `secret-token`.
@@ -23,6 +24,10 @@ pub enum Answer {
     Hang,
     /// The connection ends after the request, as when an answer is lost on the way.
     CloseAfterRead,
+    /// The connection ends within the status line.
+    Half,
+    /// A status and a word, as Slack says what is wrong.
+    Word(u16, &'static str),
 }
 
 type Script = dyn Fn(usize, &str) -> Answer + Send + Sync;
@@ -31,6 +36,7 @@ type Script = dyn Fn(usize, &str) -> Answer + Send + Sync;
 pub struct FakeSlack {
     address: SocketAddr,
     webhook: Arc<Webhook>,
+    tls: Option<Arc<ServerConfig>>,
     server: Option<Server>,
 }
 
@@ -43,15 +49,26 @@ struct Webhook {
 struct Record {
     attempts: usize,
     shown: Vec<String>,
+    bodies: Vec<Value>,
 }
 
 impl FakeSlack {
     pub fn start() -> FakeSlack {
+        FakeSlack::start_as(None)
+    }
+
+    /// Over TLS, with a certificate for `localhost`.
+    pub fn start_tls(tls: Arc<ServerConfig>) -> FakeSlack {
+        FakeSlack::start_as(Some(tls))
+    }
+
+    fn start_as(tls: Option<Arc<ServerConfig>>) -> FakeSlack {
         let listener = free_port();
         let webhook = Webhook { script: Mutex::new(Arc::new(|_, _| Answer::Ok)), record: Mutex::default() };
         let mut slack = FakeSlack {
             address: listener.local_addr().expect("a bound listener has an address"),
             webhook: Arc::new(webhook),
+            tls,
             server: None,
         };
         slack.serve(listener);
@@ -59,7 +76,10 @@ impl FakeSlack {
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}{PATH}", self.address)
+        match self.tls {
+            None => format!("http://{}{PATH}", self.address),
+            Some(_) => format!("https://localhost:{}{PATH}", self.address.port()),
+        }
     }
 
     /// Answers from now on with `script(n, text)`, where `n` counts all requests since the start, from 0.
@@ -70,6 +90,18 @@ impl FakeSlack {
     /// The texts that were answered with 2xx, in order: what people in the channel see.
     pub fn messages(&self) -> Vec<String> {
         lock(&self.webhook.record).shown.clone()
+    }
+
+    /// The whole messages that were answered with 2xx.
+    pub fn bodies(&self) -> Vec<Value> {
+        lock(&self.webhook.record).bodies.clone()
+    }
+
+    /// The lines about payments that people see: a digest has a heading before its lines.
+    pub fn lines(&self) -> Vec<String> {
+        let shown = lock(&self.webhook.record).shown.clone();
+        let lines = shown.iter().flat_map(|text| text.lines());
+        lines.filter(|line| line.starts_with("Payment ")).map(str::to_owned).collect()
     }
 
     /// How many of them there are.
@@ -95,31 +127,40 @@ impl FakeSlack {
     }
 
     fn serve(&mut self, listener: TcpListener) {
-        let webhook = Arc::clone(&self.webhook);
+        let (webhook, tls) = (Arc::clone(&self.webhook), self.tls.clone());
         // How a connection ends is the client's affair: it shows in the product, not here.
-        self.server = Some(Server::start(listener, move |stream| drop(webhook.converse(stream))));
+        self.server = Some(Server::start(listener, move |stream| match &tls {
+            None => drop(webhook.converse(stream)),
+            Some(tls) => {
+                let session = ServerConnection::new(Arc::clone(tls)).expect("the configuration is whole");
+                drop(webhook.converse(StreamOwned::new(session, stream)));
+            }
+        }));
     }
 }
 
 impl Webhook {
     /// Serves one connection until either side ends it.
-    fn converse(&self, stream: &TcpStream) -> io::Result<()> {
+    fn converse(&self, stream: impl Read + Write) -> io::Result<()> {
         let mut reader = BufReader::new(stream);
         while let Some((line, headers)) = read_head(&mut reader)? {
             let body = read_body(&mut reader, &headers)?;
-            let (status, more, text) = match self.answer(&line, &body) {
-                (Answer::Ok, text) => (200, Vec::new(), text),
-                (Answer::Status(status), text) => (status, Vec::new(), text),
-                (Answer::StatusWith(status, more), text) => (status, more, text),
+            let (status, more, word, text) = match self.answer(&line, &body) {
+                (Answer::Ok, text) => (200, Vec::new(), "ok", text),
+                (Answer::Status(status), text) => (status, Vec::new(), "not ok", text),
+                (Answer::StatusWith(status, more), text) => (status, more, "not ok", text),
+                (Answer::Word(status, word), text) => (status, Vec::new(), word, text),
                 (Answer::Hang, _) => return reader.read_to_end(&mut Vec::new()).map(drop),
                 (Answer::CloseAfterRead, _) => return Ok(()),
+                (Answer::Half, _) => return reader.get_mut().write_all(b"HTTP/1.1 20"),
             };
-            let ok = (200..300).contains(&status);
-            if ok {
+            if (200..300).contains(&status) {
                 // Before the answer leaves: who has seen the client succeed finds the message here.
-                lock(&self.record).shown.push(text);
+                let mut record = lock(&self.record);
+                record.shown.push(text);
+                record.bodies.push(serde_json::from_slice(&body).unwrap_or_default());
             }
-            respond(stream, status, &more, if ok { "ok" } else { "not ok" })?;
+            respond(reader.get_mut(), status, &more, word)?;
         }
         Ok(())
     }
@@ -145,7 +186,7 @@ impl Webhook {
     }
 }
 
-fn respond(mut stream: &TcpStream, status: u16, more: &[(String, String)], body: &str) -> io::Result<()> {
+fn respond(stream: &mut impl Write, status: u16, more: &[(String, String)], body: &str) -> io::Result<()> {
     let length = body.len();
     let mut response = format!("HTTP/1.1 {status} Told So\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n");
     for (name, value) in more {

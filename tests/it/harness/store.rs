@@ -1,12 +1,14 @@
 //! A real database in a folder of its own, with its threads, for tests of what stands on it.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::unbounded;
 use payrelay::clock::Timestamp;
 use payrelay::config;
 use payrelay::payment::{NewPayment, Payment, Reservation};
+use payrelay::store::outbox::{self, Place, Receipt};
 use payrelay::store::{Store, payment};
 use payrelay::worker::Worker;
 use tempfile::TempDir;
@@ -15,7 +17,7 @@ use tempfile::TempDir;
 pub struct Database {
     store: Option<Store>,
     workers: Vec<Worker>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Database {
@@ -30,7 +32,7 @@ impl Database {
             config::Database { path: dir.path().join("payrelay.db"), queue_max: size(1024), readers: size(2) };
         let opened = Store::open(&settings, None).expect("a new database opens");
         let (store, workers) = opened.start(&unbounded().0).expect("threads start");
-        Self { store: Some(store), workers, _dir: dir }
+        Self { store: Some(store), workers, dir }
     }
 
     pub fn store(&self) -> &Store {
@@ -46,6 +48,22 @@ impl Database {
         let reservations = ids.into_iter().map(|id| Reservation { reservation_id: id, seat_price: 100 }).collect();
         let new = NewPayment { user_id, reservations };
         self.store().write(move |tx| payment::execute(tx, &new, "KRW", None, at)).expect("the payment is stored")
+    }
+
+    /// Has every event arrive in the delivery table, as the application publisher does.
+    pub fn publish(&self) {
+        let publish = |tx: &payrelay::store::Transaction<'_>| {
+            let receipt =
+                |event: payrelay::event::Event| Receipt { outbox_id: event.outbox_id, place: Place::Delivery };
+            let receipts: Vec<_> = outbox::unpublished(tx, 0, usize::MAX)?.into_iter().map(receipt).collect();
+            outbox::mark_published(tx, &receipts, Timestamp::now())
+        };
+        self.store().write(publish).expect("the events are published");
+    }
+
+    /// The file, for changes that no client could make.
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("payrelay.db")
     }
 
     /// One number out of the database.

@@ -1,0 +1,242 @@
+//! What an operator may ask for: the channels and the dead letters.
+
+use hyper::{Method, Response, StatusCode};
+use serde::Serialize;
+
+use super::problem::Problem;
+use super::routes::{App, Body, json, number};
+use crate::clock::Timestamp;
+use crate::notifier::Resume;
+use crate::outage::{Part, PartState};
+use crate::store::dead_letter::{self, Action, Order, Outcome, Shown, Which};
+use crate::store::{Connection, Transaction, delivery};
+
+/// How many dead letters a page has, unless the client says.
+const PAGE: usize = 50;
+
+/// The largest page, and how many one order is for at most.
+const PAGE_MAX: usize = 500;
+
+/// A channel, as the operator sees it.
+pub struct Channel {
+    /// As its rows in the delivery table say.
+    pub name: String,
+    /// How it is.
+    pub part: Part,
+    /// Ends its pause.
+    pub resume: Resume,
+}
+
+/// A request that exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Route {
+    Channels,
+    Resume { name: String },
+    DeadLetters { all: bool, after: i64, limit: usize },
+    DeadLetter { id: i64 },
+    Act { which: Which, action: Action, dry_run: bool },
+}
+
+/// Tells what a method, the rest of a path and a query ask for.
+pub(super) fn route(method: &Method, path: &str, rest: &[&str], query: &str) -> Result<Route, Problem> {
+    let found = match *rest {
+        ["channels"] => Route::Channels,
+        ["channels", name, "resume"] => Route::Resume { name: name.to_owned() },
+        ["dead-letters"] => page(query)?,
+        ["dead-letters", "replay"] => act(Which::Open(PAGE_MAX), Action::Replay, query)?,
+        ["dead-letters", "discard"] => act(Which::Open(PAGE_MAX), Action::Discard, query)?,
+        ["dead-letters", id] => Route::DeadLetter { id: number("id", id)? },
+        ["dead-letters", id, "replay"] => act(Which::Id(number("id", id)?), Action::Replay, query)?,
+        ["dead-letters", id, "discard"] => act(Which::Id(number("id", id)?), Action::Discard, query)?,
+        _ => return Err(Problem::not_found(format!("there is nothing at {path}"))),
+    };
+    let changes = matches!(found, Route::Resume { .. } | Route::Act { .. });
+    match *method {
+        Method::POST if changes => Ok(found),
+        Method::GET | Method::HEAD if !changes => Ok(found),
+        _ => Err(Problem::method_not_allowed(if changes { "POST" } else { "GET, HEAD" })),
+    }
+}
+
+fn act(which: Which, action: Action, query: &str) -> Result<Route, Problem> {
+    let mut dry_run = false;
+    for (name, value) in pairs(query) {
+        match name {
+            "dry_run" => dry_run = truth(name, value)?,
+            _ => return Err(Problem::invalid_field(name, "there is no such parameter; there is dry_run")),
+        }
+    }
+    Ok(Route::Act { which, action, dry_run })
+}
+
+fn page(query: &str) -> Result<Route, Problem> {
+    let (mut all, mut after, mut limit) = (false, 0, PAGE);
+    for (name, value) in pairs(query) {
+        match name {
+            "all" => all = truth(name, value)?,
+            "after" => after = number("after", value)?,
+            "limit" => {
+                limit = usize::try_from(number("limit", value)?).unwrap_or(usize::MAX);
+                if !(1..=PAGE_MAX).contains(&limit) {
+                    let detail = format!("must be an integer from 1 to {PAGE_MAX}");
+                    return Err(Problem::invalid_field("limit", detail));
+                }
+            }
+            _ => {
+                let detail = "there is no such parameter; there are all, after and limit";
+                return Err(Problem::invalid_field(name, detail));
+            }
+        }
+    }
+    Ok(Route::DeadLetters { all, after, limit })
+}
+
+fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
+    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+}
+
+fn truth(name: &str, value: &str) -> Result<bool, Problem> {
+    match value {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(Problem::invalid_field(name, "must be true or false")),
+    }
+}
+
+#[derive(Serialize)]
+struct Channels<'a> {
+    channels: Vec<ShownChannel<'a>>,
+}
+
+#[derive(Serialize)]
+struct ShownChannel<'a> {
+    name: &'a str,
+    #[serde(flatten)]
+    part: PartState,
+    waiting: i64,
+    oldest_waiting_s: u64,
+}
+
+#[derive(Serialize)]
+struct DeadLetters<'a> {
+    dead_letters: &'a [Shown],
+    /// Where later ones are.
+    next: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Acted<'a> {
+    dry_run: bool,
+    outcomes: &'a [Outcome],
+}
+
+impl App {
+    pub(super) async fn administer(&self, route: Route) -> Result<Response<Body>, Problem> {
+        match route {
+            Route::Channels => self.channels().await,
+            Route::Resume { name } => self.resume(&name),
+            Route::DeadLetters { all, after, limit } => self.dead_letters(all, after, limit).await,
+            Route::DeadLetter { id } => {
+                let letter = self.query(move |connection| dead_letter::find(connection, id)).await?;
+                let letter = letter.ok_or_else(|| no_letter(id))?;
+                Ok(json(StatusCode::OK, &letter))
+            }
+            Route::Act { which, action, dry_run } => self.act(which, action, dry_run).await,
+        }
+    }
+
+    async fn channels(&self) -> Result<Response<Body>, Problem> {
+        let names: Vec<_> = self.context.channels.iter().map(|channel| channel.name.clone()).collect();
+        let backlogs = self.query(move |connection| {
+            names.iter().map(|name| delivery::backlog(connection, name)).collect::<Result<Vec<_>, _>>()
+        });
+        let (backlogs, now) = (backlogs.await?, Timestamp::now());
+        let shown = self.context.channels.iter().zip(backlogs).map(|(channel, (waiting, oldest))| ShownChannel {
+            name: &channel.name,
+            part: channel.part.get(),
+            waiting,
+            oldest_waiting_s: oldest.map_or(0, |oldest| now.since(oldest).as_secs()),
+        });
+        let channels = shown.collect();
+        Ok(json(StatusCode::OK, &Channels { channels }))
+    }
+
+    fn resume(&self, name: &str) -> Result<Response<Body>, Problem> {
+        let channel = self.context.channels.iter().find(|channel| channel.name == name);
+        let channel = channel.ok_or_else(|| Problem::not_found(format!("there is no channel {name:?}")))?;
+        channel.resume.now();
+        log::info!("channel {name} is resumed by the operator");
+        Ok(json(StatusCode::ACCEPTED, &serde_json::json!({ "resumed": name })))
+    }
+
+    async fn dead_letters(&self, all: bool, after: i64, limit: usize) -> Result<Response<Body>, Problem> {
+        // One more than the page tells whether there is a next one.
+        let list = move |connection: &Connection| dead_letter::list(connection, !all, after, limit + 1);
+        let mut letters = self.query(list).await?;
+        let more = letters.len() > limit;
+        letters.truncate(limit);
+        let next = letters
+            .last()
+            .filter(|_| more)
+            .map(|last| format!("/admin/dead-letters?all={all}&after={}&limit={limit}", last.id));
+        Ok(json(StatusCode::OK, &DeadLetters { dead_letters: &letters, next }))
+    }
+
+    async fn act(&self, which: Which, action: Action, dry_run: bool) -> Result<Response<Body>, Problem> {
+        let (node, now) = (self.context.store.node().clone(), Timestamp::now());
+        let work = move |tx: &Transaction<'_>| {
+            let order = Order { action, which, dry_run, node: &node, origin: "http", now };
+            dead_letter::act(tx, order)
+        };
+        let outcomes = self.write(work).await?;
+        if let (Which::Id(id), []) = (which, outcomes.as_slice()) {
+            return Err(no_letter(id));
+        }
+        if !dry_run {
+            for Outcome { id, outcome, .. } in &outcomes {
+                log::info!("dead letter {id}, {} by the operator: {outcome}", action.as_str());
+            }
+            self.context.notifiers.wake();
+        }
+        Ok(json(StatusCode::OK, &Acted { dry_run, outcomes: &outcomes }))
+    }
+}
+
+fn no_letter(id: i64) -> Problem {
+    Problem::not_found(format!("there is no dead letter {id}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn find(method: &Method, path: &str, query: &str) -> Result<Route, Problem> {
+        let rest: Vec<_> = path.strip_prefix("/admin/").unwrap_or(path).split('/').collect();
+        route(method, path, &rest, query)
+    }
+
+    #[test]
+    fn knows_its_routes() {
+        let (get, post) = (&Method::GET, &Method::POST);
+        assert_eq!(find(get, "/admin/channels", ""), Ok(Route::Channels));
+        assert_eq!(find(post, "/admin/channels/till-3/resume", ""), Ok(Route::Resume { name: "till-3".into() }));
+        let letters = Ok(Route::DeadLetters { all: true, after: 7, limit: 2 });
+        assert_eq!(find(get, "/admin/dead-letters", "all=true&after=7&limit=2"), letters);
+        assert_eq!(find(get, "/admin/dead-letters/7", ""), Ok(Route::DeadLetter { id: 7 }));
+        let act = |which, action, dry_run| Ok(Route::Act { which, action, dry_run });
+        assert_eq!(find(post, "/admin/dead-letters/7/replay", ""), act(Which::Id(7), Action::Replay, false));
+        let all = act(Which::Open(PAGE_MAX), Action::Discard, true);
+        assert_eq!(find(post, "/admin/dead-letters/discard", "dry_run=true"), all);
+    }
+
+    #[test]
+    fn a_look_never_changes_anything() {
+        for path in ["/admin/dead-letters/7/replay", "/admin/dead-letters/discard", "/admin/channels/a/resume"] {
+            assert_eq!(find(&Method::GET, path, ""), Err(Problem::method_not_allowed("POST")), "{path}");
+        }
+        assert_eq!(find(&Method::POST, "/admin/channels", ""), Err(Problem::method_not_allowed("GET, HEAD")));
+        assert!(find(&Method::POST, "/admin/dead-letters/replay", "dryrun=true").is_err());
+        assert!(find(&Method::POST, "/admin/dead-letters/replay", "dry_run=yes").is_err());
+        assert!(find(&Method::GET, "/admin/nothing", "").is_err());
+    }
+}

@@ -1,0 +1,468 @@
+//! What is said of payments: a line each, alone or in a digest. Pure.
+//!
+//! A message is Block Kit for the eye and `text` for notifications and machines; `text` has a line for each payment,
+//! after a heading where there are several (<https://docs.slack.dev/reference/block-kit/>).
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use crate::clock::Zone;
+use crate::payment::{Payment, Status};
+
+/// A section's text may have 3,000 characters (<https://docs.slack.dev/reference/block-kit/blocks/section-block/>).
+const SECTION_MAX: usize = 3000;
+
+/// A message may have 50 blocks (<https://docs.slack.dev/reference/block-kit/blocks/>); some are for the heading.
+const SECTIONS_MAX: usize = 40;
+
+/// A message's text is cut at 40,000 characters (<https://docs.slack.dev/changelog/2018-truncating-really-long-messages/>).
+const TEXT_MAX: usize = 36_000;
+
+/// A longer line is cut: it has to fit a section with its link and its mark.
+const LINE_MAX: usize = 2000;
+
+/// A longer reason is cut.
+const FAILURE_MAX: usize = 300;
+
+/// So many ids to a line of the list of those that failed.
+const IDS_A_LINE: usize = 20;
+
+/// A line about a payment, with places for what is known of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template(Vec<Piece>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Piece {
+    Text(String),
+    Field(Field),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Field {
+    Id,
+    Status,
+    User,
+    Reservation,
+    Amount,
+    Currency,
+    Failure,
+    Time,
+}
+
+const FIELDS: [(&str, Field); 8] = [
+    ("id", Field::Id),
+    ("status", Field::Status),
+    ("user_id", Field::User),
+    ("reservation_id", Field::Reservation),
+    ("amount", Field::Amount),
+    ("currency", Field::Currency),
+    ("failure", Field::Failure),
+    ("time", Field::Time),
+];
+
+impl Template {
+    /// What a template may be, in words.
+    pub const ALLOWED: &str = "one line of 1 to 500 characters, with {id}, {status}, {user_id}, {reservation_id}, \
+         {amount}, {currency}, {failure} and {time} for what is known of the payment";
+
+    /// Reads a template.
+    pub fn parse(text: &str) -> Option<Self> {
+        if text.is_empty() || text.chars().count() > 500 || text.chars().any(char::is_control) {
+            return None;
+        }
+        let mut pieces = Vec::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('{') {
+            let (name, after) = after.split_once('}')?;
+            let (_, field) = FIELDS.iter().find(|(known, _)| *known == name)?;
+            pieces.push(Piece::Text(before.to_owned()));
+            pieces.push(Piece::Field(*field));
+            rest = after;
+        }
+        pieces.push(Piece::Text(rest.to_owned()));
+        (!rest.contains('}')).then_some(Self(pieces))
+    }
+}
+
+/// How messages look.
+#[derive(Debug, Clone)]
+pub struct Style {
+    /// Of a COMPLETED payment.
+    pub completed: Template,
+    /// Of a FAILED payment.
+    pub failed: Template,
+    /// In which times are shown.
+    pub zone: Zone,
+    /// Where a payment's page is, before `/payments/`.
+    pub public_url: Option<String>,
+}
+
+/// A message, and how many of the payments it tells.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message {
+    /// What is posted.
+    pub json: Value,
+    /// So many of the first payments are in it.
+    pub payments: usize,
+}
+
+/// Whom a line is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Numbers as they are, nothing escaped.
+    Plain,
+    /// For a section of Block Kit.
+    Mrkdwn,
+}
+
+impl Style {
+    /// A payment in one line of plain text.
+    pub fn line(&self, payment: &Payment) -> String {
+        self.render(payment, Form::Plain)
+    }
+
+    /// A message with as many of the payments as fit, at least one: several have a heading.
+    pub fn message(&self, payments: &[&Payment]) -> Message {
+        let count = self.fitting(payments);
+        let json = match &payments[..count.min(payments.len())] {
+            [] => json!({ "text": "" }),
+            [payment] => self.single(payment),
+            several => self.digest(several),
+        };
+        Message { json, payments: count }
+    }
+
+    /// How many of the first payments fit one message.
+    fn fitting(&self, payments: &[&Payment]) -> usize {
+        let (mut text, mut sections, mut section) = (0, 1, 0);
+        for (index, payment) in payments.iter().enumerate() {
+            // Each that failed is also named in the heading.
+            text += escape(&self.line(payment)).chars().count() + 1 + payment.id.to_string().len() + 2;
+            let line = self.shown(payment).chars().count() + 1;
+            if section + line > SECTION_MAX {
+                (sections, section) = (sections + 1, 0);
+            }
+            section += line;
+            if index > 0 && (text > TEXT_MAX || sections > SECTIONS_MAX) {
+                return index;
+            }
+        }
+        payments.len()
+    }
+
+    fn single(&self, payment: &Payment) -> Value {
+        let time = self.zone.show(payment.executed_at);
+        json!({
+            "text": escape(&self.line(payment)),
+            "blocks": [section(&self.shown(payment)), context(&time)],
+        })
+    }
+
+    fn digest(&self, payments: &[&Payment]) -> Value {
+        let (first, last) = (payments[0], payments[payments.len() - 1]);
+        let span = format!("{} payments, {} to {}", payments.len(), first.id, last.id);
+        let failed: Vec<_> = payments.iter().filter(|p| p.status == Status::Failed).map(|p| p.id.to_string()).collect();
+        let mut text = format!("{span}: {}", sums(payments, Form::Plain).join(", "));
+        if !failed.is_empty() {
+            let _ = write!(text, "; not paid: {}", failed.join(", "));
+        }
+        for payment in payments {
+            let _ = write!(text, "\n{}", self.line(payment));
+        }
+
+        let mut summary = sums(payments, Form::Mrkdwn);
+        for (index, ids) in failed.chunks(IDS_A_LINE).enumerate() {
+            let what = if index == 0 { ":x: *not paid:* " } else { "" };
+            summary.push(format!("{what}{}", ids.join(", ")));
+        }
+        let mut blocks = vec![json!({"type": "header", "text": {"type": "plain_text", "text": span}})];
+        blocks.extend(sections(&summary));
+        blocks.push(json!({"type": "divider"}));
+        blocks.extend(sections(&payments.iter().map(|payment| self.shown(payment)).collect::<Vec<_>>()));
+        let (from, to) = (self.zone.show(first.executed_at), self.zone.show(last.executed_at));
+        blocks.push(context(&format!("{from} to {to}")));
+        json!({ "text": escape(&text), "blocks": blocks })
+    }
+
+    /// A line for the eye.
+    fn shown(&self, payment: &Payment) -> String {
+        let line = self.render(payment, Form::Mrkdwn);
+        match payment.status {
+            Status::Completed => line,
+            Status::Failed => format!(":x: {line}"),
+        }
+    }
+
+    fn render(&self, payment: &Payment, form: Form) -> String {
+        let template = match payment.status {
+            Status::Completed => &self.completed,
+            Status::Failed => &self.failed,
+        };
+        let mut line = String::new();
+        for piece in &template.0 {
+            let text = match piece {
+                Piece::Text(text) => text.clone(),
+                Piece::Field(field) => self.field(payment, *field, form),
+            };
+            let linked = *piece == Piece::Field(Field::Id) && self.public_url.is_some();
+            line += &if form == Form::Mrkdwn && !linked { escape(&text) } else { text };
+        }
+        cut(line)
+    }
+
+    fn field(&self, payment: &Payment, field: Field, form: Form) -> String {
+        match field {
+            Field::Id => match (&self.public_url, form) {
+                (Some(url), Form::Mrkdwn) => {
+                    format!("<{}/payments/{}|{}>", url.trim_end_matches('/'), payment.id, payment.id)
+                }
+                _ => payment.id.to_string(),
+            },
+            Field::Status => match payment.status {
+                Status::Completed => "COMPLETED".to_owned(),
+                Status::Failed => "FAILED".to_owned(),
+            },
+            Field::User => payment.user_id.to_string(),
+            Field::Reservation => payment.reservation_id.to_string(),
+            Field::Amount => amount(i128::from(payment.amount), &payment.currency, form),
+            Field::Currency => payment.currency.clone(),
+            Field::Failure => {
+                let failure = payment.failure.as_deref().unwrap_or("no reason was stored");
+                failure.chars().take(FAILURE_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect()
+            }
+            Field::Time => self.zone.show(payment.executed_at),
+        }
+    }
+}
+
+/// For each status and currency: how many, and how much.
+fn sums(payments: &[&Payment], form: Form) -> Vec<String> {
+    let mut sums: BTreeMap<(bool, &str), (usize, i128)> = BTreeMap::new();
+    for payment in payments {
+        let sum = sums.entry((payment.status == Status::Failed, payment.currency.as_str())).or_default();
+        *sum = (sum.0 + 1, sum.1 + i128::from(payment.amount));
+    }
+    let show = |((failed, currency), (count, sum)): (&(bool, &str), &(usize, i128))| {
+        let status = if *failed { "FAILED" } else { "COMPLETED" };
+        format!("{count} {status} ({} {currency})", amount(*sum, currency, form))
+    };
+    sums.iter().map(show).collect()
+}
+
+/// In the smallest unit as it is; or for the eye in the currency's usual unit, with separators.
+fn amount(amount: i128, currency: &str, form: Form) -> String {
+    if form == Form::Plain {
+        return amount.to_string();
+    }
+    let decimals = decimals(currency);
+    let digits = format!("{amount:0>width$}", width = decimals + 1);
+    let (whole, part) = digits.split_at(digits.len() - decimals);
+    let mut grouped = String::new();
+    for (index, digit) in whole.chars().enumerate() {
+        if index > 0 && (whole.len() - index).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    if part.is_empty() { grouped } else { format!("{grouped}.{part}") }
+}
+
+/// Decimals of a currency (ISO 4217, list one).
+fn decimals(currency: &str) -> usize {
+    match currency {
+        "BIF" | "CLP" | "DJF" | "GNF" | "ISK" | "JPY" | "KMF" | "KRW" | "PYG" | "RWF" | "UGX" | "UYI" | "VND"
+        | "VUV" | "XAF" | "XOF" | "XPF" => 0,
+        "BHD" | "IQD" | "JOD" | "KWD" | "LYD" | "OMR" | "TND" => 3,
+        "CLF" | "UYW" => 4,
+        _ => 2,
+    }
+}
+
+/// The three characters that mean something to Slack (<https://docs.slack.dev/messaging/formatting-message-text/>).
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+fn cut(line: String) -> String {
+    match line.char_indices().nth(LINE_MAX) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
+/// Lines in as few sections as they need.
+fn sections(lines: &[String]) -> Vec<Value> {
+    let mut texts = vec![String::new()];
+    let mut length = 0;
+    for line in lines {
+        let more = line.chars().count() + 1;
+        if length + more > SECTION_MAX {
+            texts.push(String::new());
+            length = 0;
+        }
+        length += more;
+        if let Some(text) = texts.last_mut() {
+            let gap = if text.is_empty() { "" } else { "\n" };
+            let _ = write!(text, "{gap}{line}");
+        }
+    }
+    texts.iter().map(|text| section(text)).collect()
+}
+
+fn section(text: &str) -> Value {
+    json!({"type": "section", "text": {"type": "mrkdwn", "text": text}})
+}
+
+fn context(text: &str) -> Value {
+    json!({"type": "context", "elements": [{"type": "mrkdwn", "text": text}]})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use proptest::prelude::*;
+
+    fn style() -> Style {
+        let config = crate::config::Config::load("", &BTreeMap::new()).unwrap().config;
+        Style {
+            completed: config.slack.line_completed,
+            failed: config.slack.line_failed,
+            zone: config.slack.time_zone,
+            public_url: None,
+        }
+    }
+
+    fn completed() -> Payment {
+        Payment {
+            id: 1,
+            user_id: 42,
+            reservation_id: 1001,
+            amount: 150_000,
+            currency: "KRW".into(),
+            status: Status::Completed,
+            failure: None,
+            executed_at: Timestamp::from_micros(1_795_341_600_123_456),
+        }
+    }
+
+    fn failed() -> Payment {
+        Payment { id: 2, status: Status::Failed, failure: Some("already paid".into()), ..completed() }
+    }
+
+    #[test]
+    fn a_line_says_what_the_contract_shows() {
+        let style = style();
+        assert_eq!(style.line(&completed()), "Payment 1 COMPLETED: user 42 paid 150000 KRW for reservation 1001");
+        assert_eq!(style.line(&failed()), "Payment 2 FAILED: user 42, reservation 1001: already paid");
+    }
+
+    #[test]
+    fn a_single_payment_is_nice_to_read() {
+        let style =
+            Style { public_url: Some("https://pay.shop/".into()), zone: Zone::parse("Asia/Seoul").unwrap(), ..style() };
+        let message = style.message(&[&completed()]).json;
+        assert_eq!(message["text"], "Payment 1 COMPLETED: user 42 paid 150000 KRW for reservation 1001");
+        let shown = &message["blocks"][0]["text"]["text"];
+        assert_eq!(
+            shown,
+            "Payment <https://pay.shop/payments/1|1> COMPLETED: user 42 paid 150,000 KRW for reservation 1001"
+        );
+        assert_eq!(message["blocks"][1]["elements"][0]["text"], "2026-11-22 19:00:00 KST");
+        let failed = style.message(&[&failed()]).json;
+        assert!(failed["blocks"][0]["text"]["text"].as_str().unwrap().starts_with(":x: Payment <"), "{failed}");
+    }
+
+    #[test]
+    fn a_digest_has_a_heading_and_lists_what_failed_apart() {
+        let dollars = Payment { id: 3, currency: "USD".into(), amount: 5, ..completed() };
+        let message = style().message(&[&completed(), &failed(), &dollars]);
+        assert_eq!(message.payments, 3);
+        let text = message.json["text"].as_str().unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(
+            lines[0],
+            "3 payments, 1 to 3: 1 COMPLETED (150000 KRW), 1 COMPLETED (5 USD), 1 FAILED (150000 KRW); not paid: 2"
+        );
+        assert_eq!(lines[2], "Payment 2 FAILED: user 42, reservation 1001: already paid");
+        assert_eq!(lines.len(), 4);
+        let blocks = message.json["blocks"].as_array().unwrap();
+        assert_eq!(blocks[0]["text"]["text"], "3 payments, 1 to 3");
+        let summary = blocks[1]["text"]["text"].as_str().unwrap();
+        assert_eq!(
+            summary,
+            "1 COMPLETED (150,000 KRW)\n1 COMPLETED (0.05 USD)\n1 FAILED (150,000 KRW)\n:x: *not paid:* 2"
+        );
+    }
+
+    #[test]
+    fn amounts_have_the_currencys_decimals() {
+        let show = |value, currency| amount(value, currency, Form::Mrkdwn);
+        assert_eq!(show(1_234_567, "KRW"), "1,234,567");
+        assert_eq!(show(1_234_567, "EUR"), "12,345.67");
+        assert_eq!(show(7, "EUR"), "0.07");
+        assert_eq!(show(1_234_567, "KWD"), "1,234.567");
+        assert_eq!(show(0, "KRW"), "0");
+    }
+
+    #[test]
+    fn what_slack_would_read_as_markup_is_escaped() {
+        let tricky = Payment { failure: Some("a < b && <!channel>\nc".into()), ..failed() };
+        let message = style().message(&[&tricky]).json;
+        let escaped = "a &lt; b &amp;&amp; &lt;!channel&gt; c";
+        assert!(message["text"].as_str().unwrap().ends_with(escaped), "{message}");
+        assert!(message["blocks"][0]["text"]["text"].as_str().unwrap().ends_with(escaped), "{message}");
+    }
+
+    #[test]
+    fn a_template_names_only_what_is_known() {
+        for bad in ["", "{", "}", "{id", "{user}", "a\nb", &"x".repeat(501)] {
+            assert_eq!(Template::parse(bad), None, "{bad:?}");
+        }
+        let style = Style { completed: Template::parse("{time} {id}/{status} {amount}").unwrap(), ..style() };
+        assert_eq!(style.line(&completed()), "2026-11-22 10:00:00 UTC 1/COMPLETED 150000");
+    }
+
+    fn any_payment() -> impl Strategy<Value = Payment> {
+        let numbers = (0..=i64::MAX, 0..=i64::MAX, 0..=i64::MAX, 0..=i64::MAX);
+        (numbers, proptest::option::of(".{0,3000}"), "[A-Z]{3}").prop_map(
+            |((id, user, reservation, amount), failure, c)| Payment {
+                id,
+                user_id: user,
+                reservation_id: reservation,
+                amount,
+                currency: c,
+                status: if failure.is_some() { Status::Failed } else { Status::Completed },
+                failure,
+                executed_at: Timestamp::from_micros(0),
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn every_message_is_within_slacks_limits(payments in proptest::collection::vec(any_payment(), 1..60), link in any::<bool>()) {
+            let style = Style { public_url: link.then(|| "https://pay.example/".repeat(10)), ..style() };
+            let all: Vec<_> = payments.iter().collect();
+            let mut rest = all.as_slice();
+            while !rest.is_empty() {
+                let message = style.message(rest);
+                prop_assert!((1..=rest.len()).contains(&message.payments));
+                let told = &rest[..message.payments];
+                let text = message.json["text"].as_str().unwrap();
+                let expected: Vec<_> = told.iter().map(|payment| escape(&style.line(payment))).collect();
+                let skip = usize::from(told.len() > 1);
+                prop_assert_eq!(text.split('\n').skip(skip).collect::<Vec<_>>(), expected);
+                let blocks = message.json["blocks"].as_array().unwrap();
+                prop_assert!(blocks.len() <= 50);
+                let too_long = |block: &Value| block["text"]["text"].as_str().is_some_and(|text| text.chars().count() > 3000);
+                prop_assert!(!blocks.iter().any(too_long));
+                rest = &rest[message.payments..];
+            }
+        }
+    }
+}

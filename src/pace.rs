@@ -1,0 +1,243 @@
+//! When a channel may be posted to: the pace, the pause that Slack asks for, the backoff, the pause after a refusal.
+//! Pure: time is a parameter, counted from any beginning.
+
+use std::time::Duration;
+
+use crate::outage::Backoff;
+
+/// A token bucket: so many messages at once after a quiet time, and so many a second for long.
+#[derive(Debug, Clone)]
+struct Bucket {
+    per_second: f64,
+    burst: f64,
+    tokens: f64,
+    filled_at: Duration,
+}
+
+impl Bucket {
+    fn fill(&mut self, now: Duration) {
+        let gained = now.saturating_sub(self.filled_at).as_secs_f64() * self.per_second;
+        self.tokens = (self.tokens + gained).min(self.burst);
+        self.filled_at = self.filled_at.max(now);
+    }
+
+    /// How long until there is a token.
+    fn wait(&mut self, now: Duration) -> Duration {
+        self.fill(now);
+        if self.tokens >= 1.0 {
+            return Duration::ZERO;
+        }
+        // Rounded up: a wait that is too short by a nanosecond would be repeated.
+        let until_filled = Duration::from_secs_f64((1.0 - self.tokens) / self.per_second) + Duration::from_nanos(1);
+        self.filled_at.saturating_sub(now) + until_filled
+    }
+
+    fn take(&mut self) {
+        self.tokens = (self.tokens - 1.0).max(0.0);
+    }
+
+    /// At `at` there will be one token at most: what was saved up before is not sent at once afterwards.
+    fn settle(&mut self, at: Duration) {
+        self.fill(at);
+        self.tokens = self.tokens.min(1.0);
+    }
+}
+
+/// Decides when the next message may go.
+#[derive(Debug, Clone)]
+pub struct Gate {
+    bucket: Bucket,
+    backoff: Backoff,
+    probe_interval: Duration,
+    failures: u32,
+    held_until: Duration,
+}
+
+impl Gate {
+    /// Opens with one message: a process that starts again and again must not send a burst each time.
+    pub fn new(per_second: f64, burst: usize, backoff: Backoff, probe_interval: Duration) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "a burst is small")]
+        let burst = burst.max(1) as f64;
+        let bucket = Bucket { per_second, burst, tokens: 1.0, filled_at: Duration::ZERO };
+        Self { bucket, backoff, probe_interval, failures: 0, held_until: Duration::ZERO }
+    }
+
+    /// How long until the next message may go; zero: now.
+    pub fn wait(&mut self, now: Duration) -> Duration {
+        self.held_until.saturating_sub(now).max(self.bucket.wait(now))
+    }
+
+    /// A message goes.
+    pub fn sent(&mut self, now: Duration) {
+        self.bucket.fill(now);
+        self.bucket.take();
+    }
+
+    /// It was taken.
+    pub fn succeeded(&mut self) {
+        self.failures = 0;
+    }
+
+    /// Slack asks for a pause, or does not say for how long.
+    pub fn limited(&mut self, now: Duration, retry_after: Option<Duration>, jitter: f64) -> Duration {
+        let wait = retry_after.unwrap_or_else(|| {
+            self.failures = self.failures.saturating_add(1);
+            LIMITED_MIN + self.backoff.full(self.failures, jitter)
+        });
+        self.hold(now, wait.min(LIMITED_MAX))
+    }
+
+    /// It failed, and may do better next time.
+    pub fn failed(&mut self, now: Duration, jitter: f64) -> Duration {
+        self.failures = self.failures.saturating_add(1);
+        let wait = self.backoff.full(self.failures, jitter);
+        self.hold(now, wait)
+    }
+
+    /// It refuses for good.
+    pub fn pause(&mut self, now: Duration) -> Duration {
+        self.hold(now, self.probe_interval)
+    }
+
+    /// The operator wants it tried now.
+    pub fn resume(&mut self, now: Duration) {
+        self.failures = 0;
+        self.held_until = now;
+        self.bucket.filled_at = now;
+        self.bucket.tokens = 1.0;
+    }
+
+    fn hold(&mut self, now: Duration, wait: Duration) -> Duration {
+        self.held_until = now.saturating_add(wait);
+        self.bucket.settle(self.held_until);
+        wait
+    }
+}
+
+/// The least pause after a 429 that names none.
+const LIMITED_MIN: Duration = Duration::from_secs(1);
+
+/// A longer pause is not believed.
+const LIMITED_MAX: Duration = Duration::from_hours(24);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const BACKOFF: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_mins(1) };
+    const PROBE: Duration = Duration::from_mins(5);
+
+    fn ms(number: u64) -> Duration {
+        Duration::from_millis(number)
+    }
+
+    #[test]
+    fn a_burst_after_a_quiet_time_then_the_pace() {
+        let mut gate = Gate::new(1.0, 3, BACKOFF, PROBE);
+        gate.sent(ms(0));
+        assert!(gate.wait(ms(0)) > ms(999), "a start is no quiet time");
+        for _ in 0..3 {
+            assert_eq!(gate.wait(ms(60_000)), ms(0));
+            gate.sent(ms(60_000));
+        }
+        assert!(gate.wait(ms(60_000)) > ms(999));
+        assert_eq!(gate.wait(ms(61_001)), ms(0));
+    }
+
+    #[test]
+    fn retry_after_holds_the_whole_channel_and_saves_up_nothing() {
+        let mut gate = Gate::new(10.0, 5, BACKOFF, PROBE);
+        assert_eq!(gate.limited(ms(0), Some(ms(30_000)), 0.5), ms(30_000));
+        assert_eq!(gate.wait(ms(10_000)), ms(20_000));
+        assert_eq!(gate.wait(ms(30_000)), ms(0));
+        gate.sent(ms(30_000));
+        gate.succeeded();
+        assert!(gate.wait(ms(30_000)) > ms(90), "no burst after the pause");
+        assert_eq!(gate.limited(ms(0), Some(Duration::MAX), 0.5), LIMITED_MAX);
+        assert!(gate.limited(ms(0), None, 0.0) >= LIMITED_MIN);
+    }
+
+    #[test]
+    fn failures_back_off_with_full_jitter_up_to_the_cap() {
+        let mut gate = Gate::new(1000.0, 1, BACKOFF, PROBE);
+        let waits: Vec<_> = (0..9).map(|_| gate.failed(ms(0), 1.0).as_millis()).collect();
+        assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000]);
+        assert_eq!(gate.failed(ms(0), 0.0), ms(0), "full jitter begins at nothing");
+        gate.succeeded();
+        assert_eq!(gate.failed(ms(0), 1.0), ms(500));
+    }
+
+    #[test]
+    fn a_pause_is_probed_slowly_or_ended_by_a_person() {
+        let mut gate = Gate::new(1.0, 3, BACKOFF, PROBE);
+        gate.pause(ms(0));
+        assert_eq!(gate.wait(ms(1000)) + ms(1000), PROBE);
+        gate.resume(ms(1000));
+        assert_eq!(gate.wait(ms(1000)), ms(0));
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Idle(u64),
+        Ok,
+        Fail(f64),
+        Limit(u64),
+        Pause,
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => (0_u64..5000).prop_map(Step::Idle),
+            6 => Just(Step::Ok),
+            2 => (0.0..=1.0).prop_map(Step::Fail),
+            1 => (0_u64..20_000).prop_map(Step::Limit),
+            1 => Just(Step::Pause),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn never_faster_than_the_pace_and_never_within_a_pause(
+            steps in proptest::collection::vec(any_step(), 1..200),
+            per_second in 0.5..50.0_f64,
+            burst in 1_usize..6,
+        ) {
+            let mut gate = Gate::new(per_second, burst, BACKOFF, PROBE);
+            let (mut now, mut sent, mut not_before) = (ms(0), Vec::new(), ms(0));
+            for step in steps {
+                if let Step::Idle(idle) = step {
+                    now += ms(idle);
+                    continue;
+                }
+                let wait = gate.wait(now);
+                now += wait;
+                prop_assert_eq!(gate.wait(now), ms(0), "a wait is waited once");
+                prop_assert!(now >= not_before);
+                gate.sent(now);
+                sent.push(now);
+                match step {
+                    Step::Fail(jitter) => drop(gate.failed(now, jitter)),
+                    Step::Limit(pause) => {
+                        gate.limited(now, Some(ms(pause)), 0.5);
+                        not_before = now + ms(pause);
+                    }
+                    Step::Pause => {
+                        gate.pause(now);
+                        not_before = now + PROBE;
+                    }
+                    _ => gate.succeeded(),
+                }
+            }
+            for first in 0..sent.len() {
+                let mut allowed = f64::from(u8::try_from(burst).unwrap());
+                for last in first..sent.len() {
+                    let span = sent[last].saturating_sub(sent[first]);
+                    // Each message of the span takes one from what it allows.
+                    allowed -= 1.0;
+                    prop_assert!(allowed + span.as_secs_f64() * per_second >= -1e-6, "{} in {span:?}", last - first + 1);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,659 @@
+//! Whatever Slack answers: the notifier step by step by a clock of the test's, and the real binary with channels, digests,
+//! dead letters and five thousand payments.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{BufReader, Write as _};
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use payrelay::config::{Config, DEFAULT_CHANNEL, Secret};
+use payrelay::counters::Counters;
+use payrelay::message::Style;
+use payrelay::notifier::{Channel, Notifier, Resume, Step, Voice};
+use payrelay::outage::Part;
+use payrelay::slack::Slack;
+use payrelay::store::{dead_letter, payment};
+use payrelay::worker::Waker;
+use rustls::ServerConfig;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use serde_json::{Value, json};
+
+use super::harness::http::{Client, read_head};
+use super::harness::listen::{Server, free_port};
+use super::harness::process::{Options, Payrelay, run_to_exit};
+use super::harness::slack::{Answer, FakeSlack};
+use super::harness::store::Database;
+use super::harness::wait_until;
+
+const LIMIT: Duration = Duration::from_mins(1);
+const PROBE: Duration = Duration::from_mins(5);
+
+/// A notifier on a clock that only the test moves.
+struct Teller {
+    notifier: Notifier,
+    clock: Arc<AtomicU64>,
+    part: Part,
+    resume: Resume,
+    counters: Counters,
+}
+
+impl Teller {
+    fn new(database: &Database, slack: Option<&FakeSlack>, change: impl FnOnce(&mut Config, &mut usize)) -> Self {
+        let mut config = Config::load("", &BTreeMap::new()).unwrap().config;
+        // Each payment alone and at once, unless the test is about something else.
+        config.slack.messages_per_second = 100_000.0;
+        config.slack.timeout = Duration::from_secs(1);
+        let mut digest_over = usize::MAX >> 1;
+        change(&mut config, &mut digest_over);
+        let style = Style {
+            completed: config.slack.line_completed.clone(),
+            failed: config.slack.line_failed.clone(),
+            zone: config.slack.time_zone.clone(),
+            public_url: None,
+        };
+        let voice = match slack {
+            Some(slack) => Voice::Slack(Box::new(Slack::new(Secret::new(slack.url()), &config.slack).unwrap())),
+            None => Voice::Log,
+        };
+        let channel = Channel {
+            name: DEFAULT_CHANNEL.to_owned(),
+            voice,
+            style,
+            messages_per_second: config.slack.messages_per_second,
+            burst: config.slack.burst.get(),
+            digest_over,
+            digest_max: config.slack.digest_max.get(),
+            probe_interval: PROBE,
+        };
+        let (waker, woken) = Waker::new();
+        let (part, resume, counters) = (Part::up(), Resume::new(waker), Counters::default());
+        let clock = Arc::new(AtomicU64::new(0));
+        let now = Arc::clone(&clock);
+        let notifier =
+            Notifier::new(database.store().clone(), channel, woken, resume.clone(), part.clone(), counters.clone())
+                .with_clock(Box::new(move || Duration::from_micros(now.load(Ordering::Relaxed))));
+        Self { notifier, clock, part, resume, counters }
+    }
+
+    fn plain(database: &Database, slack: &FakeSlack) -> Self {
+        Self::new(database, Some(slack), |_, _| {})
+    }
+
+    fn advance(&self, by: Duration) {
+        self.clock.fetch_add(u64::try_from(by.as_micros()).unwrap() + 1, Ordering::Relaxed);
+    }
+
+    fn step(&mut self) -> Step {
+        self.notifier.step()
+    }
+
+    /// Steps until the notifier waits, and tells for how long.
+    #[track_caller]
+    fn wait(&mut self) -> Duration {
+        loop {
+            match self.step() {
+                // The pace, which is not what these tests are about.
+                Step::Later(wait) if wait < Duration::from_millis(1) => self.advance(wait),
+                Step::Later(wait) => return wait,
+                Step::Progress => {}
+                Step::Idle => panic!("nothing waits"),
+            }
+        }
+    }
+
+    /// Steps, and waits as long as it takes, until nothing is left.
+    fn finish(&mut self) {
+        loop {
+            match self.step() {
+                Step::Later(wait) => self.advance(wait),
+                Step::Progress => {}
+                Step::Idle => return,
+            }
+        }
+    }
+}
+
+fn completed(ids: impl IntoIterator<Item = i64>) -> Vec<String> {
+    ids.into_iter().map(|id| format!("Payment {id} COMPLETED: user 1 paid 100 KRW for reservation {id}")).collect()
+}
+
+fn told(database: &Database, id: i64) -> payrelay::store::delivery::Notification {
+    let way = database.store().read(|connection| payment::find(connection, id)).unwrap().unwrap();
+    way.notification.unwrap()
+}
+
+/// A database with so many payments of user 1 that wait to be told.
+fn waiting(count: i64) -> Database {
+    let database = Database::open();
+    database.pay(1, 1..=count);
+    database.publish();
+    database
+}
+
+/// Answers the first requests with these, and the others well.
+fn script(slack: &FakeSlack, answers: impl Into<Vec<Answer>>) {
+    let answers = answers.into();
+    slack.answer_with(move |nth, _| answers.get(nth).cloned().unwrap_or(Answer::Ok));
+}
+
+#[test]
+fn a_429_holds_the_channel_and_counts_no_attempt() {
+    let (database, slack) = (waiting(2), FakeSlack::start());
+    let after = |value: &str| Answer::StatusWith(429, vec![("Retry-After".into(), value.into())]);
+    let soon = jiff::Timestamp::now() + Duration::from_secs(90);
+    let date = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&soon).unwrap();
+    script(&slack, [after("30"), after(&date), Answer::Status(429)]);
+    let mut teller = Teller::plain(&database, &slack);
+    assert_eq!(teller.wait().as_secs(), 30, "seconds");
+    assert_eq!(teller.part.get().state, "limited");
+    assert!(!teller.part.get().is_away(), "to be limited is no failure");
+    assert!(matches!(teller.step(), Step::Later(_)));
+    assert_eq!(slack.attempts(), 1, "nothing goes within the pause");
+    teller.advance(Duration::from_secs(30));
+    let wait = teller.wait().as_secs();
+    assert!((85..=90).contains(&wait), "a date: {wait} s");
+    teller.advance(Duration::from_secs(90));
+    let wait = teller.wait();
+    assert!(wait >= Duration::from_secs(1), "none named: {wait:?}");
+    teller.finish();
+    assert_eq!(slack.messages(), completed(1..=2));
+    assert_eq!(told(&database, 1).attempts, 1, "only the one that was taken");
+    assert_eq!(teller.part.get().state, "up");
+}
+
+#[test]
+fn what_fails_backs_off_keeps_the_order_and_loses_nothing() {
+    let (database, slack) = (waiting(3), FakeSlack::start());
+    script(&slack, [Answer::Status(500), Answer::Status(503), Answer::CloseAfterRead, Answer::Status(502)]);
+    let mut teller = Teller::plain(&database, &slack);
+    for failures in 1..=4_u32 {
+        while told(&database, 1).attempts < failures {
+            match teller.step() {
+                Step::Later(wait) => teller.advance(wait),
+                step => assert_eq!(step, Step::Progress),
+            }
+        }
+        assert_eq!(slack.attempts(), failures as usize, "and no other message before this one");
+        assert!(teller.part.get().is_away());
+    }
+    teller.finish();
+    assert_eq!(slack.messages(), completed(1..=3));
+    let first = told(&database, 1);
+    assert_eq!((first.status.as_str(), first.attempts, first.unknown_outcomes), ("DELIVERED", 5, 1));
+    assert_eq!(first.last_error.as_deref(), Some("Slack answered 502 \"not ok\""));
+    assert!(!teller.part.get().is_away());
+}
+
+#[test]
+fn a_channel_that_is_closed_is_paused_probed_and_resumed() {
+    let closed = [
+        Answer::Word(403, "action_prohibited"),
+        Answer::Word(404, "no_service"),
+        Answer::Word(410, "channel_is_archived"),
+        Answer::StatusWith(302, vec![("Location".into(), "http://elsewhere.example/".into())]),
+    ];
+    for answer in closed {
+        let (database, slack) = (waiting(50), FakeSlack::start());
+        script(&slack, [answer.clone(), answer.clone()]);
+        let mut teller = Teller::plain(&database, &slack);
+        assert_eq!(teller.wait(), PROBE, "{answer:?}");
+        assert_eq!((teller.part.get().state, slack.attempts()), ("paused", 1), "not row after row");
+        teller.advance(PROBE);
+        assert_eq!(teller.wait(), PROBE, "one slow probe");
+        assert_eq!(slack.attempts(), 2);
+        teller.resume.now();
+        assert_eq!(teller.step(), Step::Progress, "the operator need not wait");
+        teller.finish();
+        assert_eq!(slack.messages(), completed(1..=50));
+        assert_eq!(teller.part.get().state, "up");
+        assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 0);
+    }
+}
+
+#[test]
+fn a_channel_that_takes_no_payload_at_all_is_paused_and_nothing_is_set_aside() {
+    let (database, slack) = (waiting(200), FakeSlack::start());
+    slack.answer_with(|_, _| Answer::Word(400, "invalid_payload"));
+    let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
+    assert_eq!(teller.wait(), PROBE);
+    assert_eq!(teller.part.get().state, "paused");
+    let attempts = slack.attempts();
+    assert!(attempts <= 7, "{attempts} requests to find out");
+    assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 0);
+    slack.answer_with(|_, _| Answer::Ok);
+    teller.finish();
+    assert_eq!(slack.lines(), completed(1..=200));
+}
+
+#[test]
+fn a_crowd_is_told_in_digests_and_a_few_alone() {
+    let (database, slack) = (waiting(1000), FakeSlack::start());
+    let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
+    teller.finish();
+    assert_eq!(slack.count(), 5, "two hundred in each");
+    assert_eq!(slack.lines(), completed(1..=1000));
+    assert!(slack.messages()[1].starts_with("200 payments, 201 to 400: 200 COMPLETED (20000 KRW)\n"));
+    database.pay(1, 1001..=1005);
+    database.publish();
+    teller.finish();
+    assert_eq!(slack.messages()[5..], completed(1001..=1005));
+    let blocks = &slack.bodies()[0]["blocks"];
+    assert_eq!(blocks[0]["text"]["text"], "200 payments, 1 to 200");
+}
+
+#[test]
+fn a_digest_delivers_all_of_its_payments_or_none() {
+    let (database, slack) = (waiting(100), FakeSlack::start());
+    script(&slack, [Answer::Status(500), Answer::Status(429), Answer::CloseAfterRead]);
+    let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
+    let delivered = || database.number("SELECT count(*) FROM delivery WHERE status = 'DELIVERED'");
+    while slack.count() == 0 {
+        assert_eq!(delivered(), 0);
+        match teller.step() {
+            Step::Later(wait) => teller.advance(wait),
+            step => assert_eq!(step, Step::Progress),
+        }
+    }
+    assert_eq!((slack.count(), delivered()), (1, 100));
+    assert_eq!(slack.lines(), completed(1..=100));
+}
+
+#[test]
+fn the_pace_is_kept() {
+    let (database, slack) = (waiting(10), FakeSlack::start());
+    let mut teller = Teller::new(&database, Some(&slack), |config, _| config.slack.messages_per_second = 1.0);
+    let mut waited = Duration::ZERO;
+    loop {
+        match teller.step() {
+            Step::Later(wait) => {
+                waited += wait;
+                teller.advance(wait);
+            }
+            Step::Progress => {}
+            Step::Idle => break,
+        }
+    }
+    assert_eq!((slack.count(), waited.as_secs()), (10, 9));
+}
+
+#[test]
+fn an_answer_that_is_lost_is_counted_and_the_message_told_again() {
+    for answer in [Answer::Hang, Answer::CloseAfterRead, Answer::Half] {
+        let (database, slack) = (waiting(1), FakeSlack::start());
+        script(&slack, [answer.clone()]);
+        let mut teller = Teller::plain(&database, &slack);
+        teller.finish();
+        let notification = told(&database, 1);
+        assert_eq!((notification.unknown_outcomes, notification.attempts), (1, 2), "{answer:?}");
+        assert_eq!(teller.counters.totals().unknown_outcomes, 1);
+        assert_eq!(slack.count(), 1);
+    }
+}
+
+#[test]
+fn a_refused_connection_is_no_unknown_outcome() {
+    let (database, mut slack) = (waiting(1), FakeSlack::start());
+    slack.stop();
+    let mut teller = Teller::plain(&database, &slack);
+    while told(&database, 1).attempts == 0 {
+        let _ = teller.step();
+    }
+    assert_eq!(told(&database, 1).unknown_outcomes, 0);
+    let error = teller.part.get().error.unwrap();
+    assert!(!error.contains("secret-token") && !error.is_empty(), "{error}");
+    slack.start_again();
+    teller.finish();
+    assert_eq!(slack.count(), 1);
+}
+
+#[test]
+fn the_row_says_sending_before_the_post() {
+    let (database, slack) = (waiting(1), FakeSlack::start());
+    let seen = Arc::new(Mutex::new(String::new()));
+    let (store, saw) = (database.store().clone(), Arc::clone(&seen));
+    slack.answer_with(move |_, _| {
+        let status = store.read(|c| c.query_row("SELECT status FROM delivery", [], |row| row.get(0))).unwrap();
+        *saw.lock().unwrap() = status;
+        Answer::Ok
+    });
+    let mut teller = Teller::plain(&database, &slack);
+    teller.finish();
+    drop(teller);
+    slack.answer_with(|_, _| Answer::Ok);
+    assert_eq!(*seen.lock().unwrap(), "SENDING");
+    assert_eq!(told(&database, 1).status, "DELIVERED");
+}
+
+#[test]
+fn a_payment_that_cannot_be_told_is_set_aside_and_the_others_go_on() {
+    let (database, slack) = (waiting(3), FakeSlack::start());
+    let beside = rusqlite::Connection::open(database.path()).unwrap();
+    beside.execute_batch("PRAGMA foreign_keys = OFF; DELETE FROM payment WHERE id = 2").unwrap();
+    let mut teller = Teller::plain(&database, &slack);
+    teller.finish();
+    assert_eq!(slack.messages(), completed([1, 3]));
+    assert_eq!(database.number("SELECT count(*) FROM delivery WHERE outbox_id = 2 AND status = 'DEAD'"), 1);
+    let letters = database.store().read(|connection| dead_letter::list(connection, true, 0, 9)).unwrap();
+    assert_eq!((letters.len(), letters[0].reason.as_str()), (1, "its payment is not there"));
+}
+
+#[test]
+fn a_payment_that_is_refused_on_its_own_is_set_aside_and_the_others_go_on() {
+    let (database, slack) = (waiting(300), FakeSlack::start());
+    slack.answer_with(
+        |_, text| {
+            if text.contains("Payment 77 ") { Answer::Word(400, "invalid_blocks") } else { Answer::Ok }
+        },
+    );
+    let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
+    teller.finish();
+    assert_eq!(slack.lines(), completed((1..=300).filter(|id| *id != 77)));
+    assert_eq!(told(&database, 77).status, "DEAD");
+    assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 1);
+    assert!(slack.attempts() < 30, "{} requests", slack.attempts());
+    assert_eq!(teller.part.get().state, "up");
+}
+
+#[test]
+fn a_single_payment_that_is_refused_waits_for_another_to_tell_who_is_at_fault() {
+    let (database, slack) = (waiting(1), FakeSlack::start());
+    slack.answer_with(
+        |_, text| {
+            if text.contains("Payment 1 ") { Answer::Word(400, "invalid_payload") } else { Answer::Ok }
+        },
+    );
+    let mut teller = Teller::plain(&database, &slack);
+    assert!(teller.wait() + Duration::from_secs(1) > PROBE);
+    assert_eq!((teller.part.get().state, slack.attempts()), ("paused", 1));
+    database.pay(1, [2]);
+    database.publish();
+    teller.finish();
+    assert_eq!(slack.messages(), completed([2]));
+    assert_eq!(told(&database, 1).status, "DEAD");
+}
+
+#[test]
+fn without_a_webhook_messages_are_delivered_to_the_log() {
+    let database = waiting(7);
+    let mut teller = Teller::new(&database, None, |_, _| {});
+    assert_eq!(teller.step(), Step::Progress);
+    assert_eq!(teller.step(), Step::Idle);
+    assert_eq!(database.number("SELECT count(*) FROM delivery WHERE status = 'DELIVERED'"), 7);
+}
+
+/// A certificate for `localhost`, and the configuration of a server that has it.
+fn certificate() -> (String, Arc<ServerConfig>) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    (made.cert.pem(), Arc::new(config))
+}
+
+#[test]
+fn tls_is_trusted_by_the_ca_file_and_by_nothing_else() {
+    let (pem, tls) = certificate();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("ca.pem");
+    fs::write(&file, pem).unwrap();
+    let (database, slack) = (waiting(1), FakeSlack::start_tls(tls));
+    let mut distrustful = Teller::plain(&database, &slack);
+    while told(&database, 1).attempts == 0 {
+        let _ = distrustful.step();
+    }
+    assert_eq!((slack.attempts(), told(&database, 1).unknown_outcomes), (0, 0), "{:?}", told(&database, 1));
+    let mut teller = Teller::new(&database, Some(&slack), |config, _| config.slack.ca_file = Some(file));
+    teller.finish();
+    assert_eq!(slack.messages(), completed([1]));
+}
+
+/// A proxy for `CONNECT`; counts the tunnels.
+fn proxy() -> (Server, String, Arc<AtomicUsize>) {
+    let listener = free_port();
+    let address = listener.local_addr().unwrap();
+    let tunnels = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&tunnels);
+    let server = Server::start(listener, move |client| {
+        let mut reader = BufReader::new(client);
+        let Ok(Some((line, _))) = read_head(&mut reader) else { return };
+        let Some(target) = line.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next()) else { return };
+        let Ok(upstream) = TcpStream::connect(target) else { return };
+        count.fetch_add(1, Ordering::Relaxed);
+        let mut to_client = client;
+        let _ = to_client.write_all(b"HTTP/1.1 200 Connected\r\n\r\n");
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let _ = std::io::copy(&mut &upstream, &mut &*client);
+                let _ = client.shutdown(Shutdown::Both);
+            });
+            let _ = std::io::copy(&mut reader, &mut &upstream);
+            let _ = upstream.shutdown(Shutdown::Both);
+        });
+    });
+    (server, format!("http://{address}"), tunnels)
+}
+
+#[test]
+fn a_proxy_is_used_when_one_is_set() {
+    let (_server, url, tunnels) = proxy();
+    let (database, slack) = (waiting(1), FakeSlack::start());
+    let mut teller = Teller::new(&database, Some(&slack), |config, _| config.slack.proxy = Some(Secret::new(url)));
+    teller.finish();
+    assert_eq!((slack.count(), tunnels.load(Ordering::Relaxed)), (1, 1));
+}
+
+fn pay(client: &mut Client, user: i64, price: i64, reservations: impl IntoIterator<Item = i64>) {
+    let reservations: Vec<_> =
+        reservations.into_iter().map(|id| json!({"reservation_id": id, "seat_price": price})).collect();
+    let response = client.post_json("/payments", &json!({"user_id": user, "reservations": reservations}));
+    assert_eq!(response.status, 201);
+}
+
+#[test]
+fn a_route_that_is_down_does_not_hold_another() {
+    let [default, failures, large] = [FakeSlack::start(), FakeSlack::start(), FakeSlack::start()];
+    let dir = tempfile::tempdir().unwrap();
+    let config = format!(
+        "[slack]\nmessages_per_second = 1000\n
+         [[slack.route]]\nname = 'failures'\nwebhook_url = '{}'\nstatus = 'FAILED'\nmessages_per_second = 1000\n
+         [[slack.route]]\nname = 'large'\namount_min = 1000000\nmessages_per_second = 1000\n",
+        failures.url()
+    );
+    fs::write(dir.path().join("config.toml"), config).unwrap();
+    let (webhook, large_url) = (default.url(), large.url());
+    let env = [("PAYRELAY_SLACK_WEBHOOK_URL", webhook.as_str()), ("PAYRELAY_SLACK_ROUTE_1_WEBHOOK_URL", &large_url)];
+    failures.answer_with(|_, _| Answer::Word(404, "no_service"));
+    let mut payrelay = Payrelay::start(Options::new(dir.path(), &env));
+    let mut client = Client::connect(payrelay.addr());
+    pay(&mut client, 1, 5, [1, 2]);
+    pay(&mut client, 1, 5, [1]);
+    pay(&mut client, 1, 1_000_000, [3]);
+    pay(&mut client, 1, 1_000_000, [3]);
+    wait_until("the messages", LIMIT, || default.lines().len() == 2 && large.lines().len() == 1);
+    assert!(large.lines()[0].starts_with("Payment 4 COMPLETED"));
+    let channels = || client_get(&payrelay, "/admin/channels")["channels"].clone();
+    wait_until("the pause", LIMIT, || channels()[1]["state"] == "paused" && channels()[1]["waiting"] == 2);
+    assert_eq!((&channels()[0]["state"], &channels()[2]["state"]), (&json!("up"), &json!("up")));
+    let ready = client.get("/health/ready").json();
+    assert_eq!((&ready["status"], &ready["parts"]["slack:failures"]["state"]), (&json!("degraded"), &json!("paused")));
+    assert_eq!(client.get("/payments/3").json()["notification"]["channel"], "failures");
+    failures.answer_with(|_, _| Answer::Ok);
+    assert_eq!(client.post_json("/admin/channels/nobody/resume", &Value::Null).status, 404);
+    assert_eq!(client.post_json("/admin/channels/failures/resume", &Value::Null).status, 202);
+    wait_until("the failures", LIMIT, || failures.lines().len() == 2);
+    assert!(payrelay.terminate().success());
+    assert!(!payrelay.log().contains("secret-token"), "{}", payrelay.log());
+}
+
+fn client_get(payrelay: &Payrelay, path: &str) -> Value {
+    Client::connect(payrelay.addr()).get(path).json()
+}
+
+#[test]
+fn what_waits_for_a_route_that_is_gone_is_told_by_another() {
+    let slack = FakeSlack::start();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.toml");
+    let away = "[[slack.route]]\nname = 'old'\nwebhook_url = 'http://127.0.0.1:1/x'\n";
+    fs::write(&file, away).unwrap();
+    let mut payrelay = Payrelay::start(Options::new(dir.path(), &[]));
+    pay(&mut Client::connect(payrelay.addr()), 1, 5, [1]);
+    payrelay.wait_for_log("Slack (old) is away", LIMIT);
+    payrelay.kill9();
+    fs::write(&file, "").unwrap();
+    let url = slack.url();
+    let _payrelay = Payrelay::start(Options::new(dir.path(), &[("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str())]));
+    wait_until("the message", LIMIT, || slack.count() == 1);
+}
+
+#[test]
+fn dead_letters_are_listed_replayed_and_discarded() {
+    let slack = FakeSlack::start();
+    let dir = tempfile::tempdir().unwrap();
+    let url = slack.url();
+    let env = [
+        ("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str()),
+        ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "1000"),
+        ("PAYRELAY_SLACK_DIGEST_OVER", "1000"),
+        ("PAYRELAY_SCHEDULER_INTERVAL", "50ms"),
+    ];
+    slack.answer_with(|_, text| match text.rsplit(' ').next() {
+        Some("1" | "2") => Answer::Word(400, "invalid_payload"),
+        _ => Answer::Ok,
+    });
+    let mut payrelay = Payrelay::start(Options::new(dir.path(), &env));
+    let mut client = Client::connect(payrelay.addr());
+    for (refused, taken) in [(1, 11), (2, 12)] {
+        // The second tells that the first is at fault, and not the channel.
+        pay(&mut client, 1, 5, [refused]);
+        pay(&mut client, 1, 5, [taken]);
+        let told = || slack.lines().iter().any(|line| line.ends_with(&format!(" {taken}")));
+        wait_until("the other message", LIMIT, told);
+    }
+    let open = |client: &mut Client| client.get("/admin/dead-letters").json()["dead_letters"].clone();
+    wait_until("two dead letters", LIMIT, || open(&mut client).as_array().unwrap().len() == 2);
+    let letters = open(&mut client);
+    assert_eq!((&letters[0]["payment_id"], &letters[1]["payment_id"]), (&json!(1), &json!(3)), "{letters}");
+    assert_eq!(letters[0]["reason"], "Slack answered 400 \"invalid_payload\"");
+    assert_eq!(client.get("/health/ready").json()["pending"]["dead_letters"], 2);
+
+    slack.answer_with(|_, _| Answer::Ok);
+    let dry = client.post_json("/admin/dead-letters/1/replay?dry_run=true", &Value::Null).json();
+    assert_eq!((&dry["dry_run"], &dry["outcomes"][0]["outcome"]), (&json!(true), &json!("waits to be told again")));
+    assert_eq!(open(&mut client).as_array().unwrap().len(), 2, "a dry run changes nothing");
+    assert_eq!(client.post_json("/admin/dead-letters/1/replay", &Value::Null).status, 200);
+    wait_until("the replayed message", LIMIT, || slack.lines().iter().any(|line| line.starts_with("Payment 1 ")));
+    let letter = client.get("/admin/dead-letters/1").json();
+    assert_eq!((&letter["state"], &letter["actions"][0]["origin"]), (&json!("REPLAYED"), &json!("http")), "{letter}");
+    assert_eq!(client.post_json("/admin/dead-letters/9/discard", &Value::Null).status, 404);
+
+    let command = |args: &[&str]| {
+        let args = [&["dead-letters"], args].concat().into_iter().map(str::to_owned).collect();
+        let output = run_to_exit(Options { args, ..Options::new(dir.path(), &env) });
+        (output.status.code(), String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, listed) = command(&["list"]);
+    assert_eq!((code, listed.lines().count()), (Some(0), 1), "{listed}");
+    assert_eq!(command(&["discard", "2", "--dry-run"]), (Some(0), "would be: 2: discarded\n".into()));
+    assert_eq!(command(&["replay", "2"]), (Some(0), "2: waits to be told again\n".into()));
+    wait_until("the second message", LIMIT, || slack.lines().iter().any(|line| line.starts_with("Payment 3 ")));
+    assert_eq!(command(&["discard", "2"]), (Some(0), "2: nothing was done: it is REPLAYED\n".into()));
+    assert_eq!(command(&["replay"]).0, Some(64), "which?");
+    assert_eq!(command(&["replay", "7"]), (Some(64), "payrelay: there is no dead letter 7\n".into()));
+    let all = client.get("/admin/dead-letters?all=true").json();
+    assert_eq!(all["dead_letters"][1]["actions"][0]["origin"], "command line", "{all}");
+    assert!(payrelay.terminate().success());
+}
+
+#[test]
+fn what_was_answered_is_not_told_again_after_a_kill_and_what_was_not_is_counted() {
+    let slack = FakeSlack::start();
+    slack.answer_with(|nth, _| if nth == 1 { Answer::Hang } else { Answer::Ok });
+    let dir = tempfile::tempdir().unwrap();
+    let url = slack.url();
+    let env = [("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str()), ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "1000")];
+    let mut payrelay = Payrelay::start(Options::new(dir.path(), &env));
+    pay(&mut Client::connect(payrelay.addr()), 1, 5, [1, 2]);
+    wait_until("the second POST", LIMIT, || slack.attempts() == 2);
+    payrelay.kill9();
+    let payrelay = Payrelay::start(Options::new(dir.path(), &env));
+    payrelay.wait_for_log("payrelay ended while 1 payments were being told", LIMIT);
+    wait_until("the second message", LIMIT, || slack.count() == 2);
+    assert_eq!(slack.lines().len(), 2, "{:?}", slack.lines());
+    let told = || client_get(&payrelay, "/payments/2")["notification"].clone();
+    wait_until("the mark", LIMIT, || told()["status"] == "DELIVERED");
+    assert_eq!(told()["unknown_outcomes"], 1);
+}
+
+/// Slack takes twenty a second, and a fifth of the messages fails: every payment is told once, but for those whose answer was
+/// lost, in order for each user, and in the time that the limits allow.
+#[test]
+fn five_thousand_payments_at_a_limited_and_failing_slack() {
+    const COUNT: i64 = 5000;
+    const USERS: i64 = 50;
+    let slack = FakeSlack::start();
+    let window = Mutex::new((Instant::now(), 0));
+    let lost = Arc::new(Mutex::new(Vec::new()));
+    let losing = Arc::clone(&lost);
+    slack.answer_with(move |nth, text| {
+        let mut window = window.lock().unwrap();
+        if window.0.elapsed() > Duration::from_secs(1) {
+            *window = (Instant::now(), 0);
+        }
+        window.1 += 1;
+        // Room for a burst that falls into one second with the steady rate.
+        if window.1 > 25 {
+            return Answer::StatusWith(429, vec![("Retry-After".into(), "1".into())]);
+        }
+        match nth % 10 {
+            3 => Answer::Status(500),
+            7 => {
+                losing.lock().unwrap().push(text.to_owned());
+                Answer::CloseAfterRead
+            }
+            _ => Answer::Ok,
+        }
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let url = slack.url();
+    let env = [("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str()), ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "20")];
+    let payrelay = Payrelay::start(Options::new(dir.path(), &env));
+    let mut client = Client::connect(payrelay.addr());
+    let started = Instant::now();
+    for id in 0..COUNT {
+        // Every tenth pays what is paid already.
+        let reservation = if id % 10 == 9 { id - 1 } else { id };
+        pay(&mut client, reservation % USERS, 5, [reservation]);
+        // 500 a second.
+        let due = started + Duration::from_millis(2) * u32::try_from(id).unwrap();
+        thread::park_timeout(due.saturating_duration_since(Instant::now()));
+    }
+    let paid = started.elapsed();
+    let all = || slack.lines().len() >= usize::try_from(COUNT).unwrap();
+    // At twenty messages a second, a digest for each second of payments, and the backoff of a few failures in a row.
+    wait_until("every payment", Duration::from_secs(30), all);
+    println!("5,000 payments posted in {paid:.1?}, told after {:.1?} in {} messages", started.elapsed(), slack.count());
+
+    let lines = slack.lines();
+    let id_of = |line: &str| line.split(' ').nth(1).unwrap().parse::<i64>().unwrap();
+    let ids: BTreeSet<_> = lines.iter().map(|line| id_of(line)).collect();
+    assert_eq!(ids, (1..=COUNT).collect(), "every payment is told");
+    assert_eq!(lines.len(), ids.len(), "what was lost here was never shown, so nothing shows twice");
+    assert!(!lost.lock().unwrap().is_empty());
+    assert_eq!(lines.iter().filter(|line| line.contains(" FAILED: ")).count(), 500);
+    let mut newest: BTreeMap<&str, i64> = BTreeMap::new();
+    for line in &lines {
+        let user = line.split("user ").nth(1).unwrap().split([' ', ',']).next().unwrap();
+        let before = newest.insert(user, id_of(line)).unwrap_or(0);
+        assert!(before < id_of(line), "user {user}: {before} before {}", id_of(line));
+    }
+}
