@@ -95,6 +95,7 @@ CREATE INDEX delivery_delivered ON delivery (delivered_at) WHERE status = 'DELIV
 CREATE TABLE dead_letter (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
     outbox_id   INTEGER UNIQUE, -- a delivery that is DEAD
+    payment_id  INTEGER,        -- what it was to tell
     topic       TEXT,           -- a record: where it was read, and what it was
     "partition" INTEGER,
     "offset"    INTEGER,

@@ -256,9 +256,12 @@ impl Config {
                 body_timeout: s.duration("http.body_timeout", "10s", MS..=FOREVER),
                 header_timeout: s.duration("http.header_timeout", "30s", MS..=FOREVER),
                 connections_max: s.count("http.connections_max", 4096, 1..=100_000),
-                public_url: some(s.text("http.public_url", "", "empty, or an http:// or https:// URL", |text| {
-                    text.is_empty() || is_url(text)
-                })),
+                public_url: some(s.text(
+                    "http.public_url",
+                    "",
+                    "empty, or an http:// or https:// URL without '<', '>' and '|'",
+                    |text| text.is_empty() || (is_url(text) && !text.contains(['<', '>', '|'])),
+                )),
             },
             database: Database {
                 path: s.path("database.path", "payrelay.db"),
@@ -340,12 +343,13 @@ impl Config {
                 && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
                 && text != DEFAULT_CHANNEL
         });
-        if name.is_empty() {
+        if !s.is_set(&key("name")) {
             s.problem(format!("{} is missing: people and the database know a channel by it", key("name")));
+        } else if !name.is_empty() {
+            s.unique(&key("name"), &name);
         }
-        s.unique(&key("name"), &name);
         let webhook_url = s.secret(&key("webhook_url"), "an http:// or https:// URL", is_url);
-        if webhook_url.is_none() {
+        if !s.is_set(&key("webhook_url")) {
             s.problem(format!("{} is missing: a route needs a webhook of its own", key("webhook_url")));
         }
         let either = [("", None), ("COMPLETED", Some(Status::Completed)), ("FAILED", Some(Status::Failed))];
@@ -458,6 +462,11 @@ impl<'a> Source<'a> {
     /// How many tables there are in an array of tables.
     fn tables(&self, key: &str) -> usize {
         self.tables.get(key).copied().unwrap_or(0)
+    }
+
+    /// Whether somebody has set a key that was asked for already, rightly or wrongly.
+    fn is_set(&self, key: &str) -> bool {
+        self.effective.iter().any(|(asked, value, origin)| asked == key && *origin != "default" && value != "\"\"")
     }
 
     fn problem(&mut self, problem: String) {
@@ -768,6 +777,46 @@ mod tests {
         assert!(problems.contains("slack.webhook_url = \"***\"") && !problems.contains("token"), "{problems}");
         let unclosed = load(&format!("[slack]\nwebhook_url = \"{url}\n"), &[]).unwrap_err().to_string();
         assert!(unclosed.contains("not TOML: line 2: ") && !unclosed.contains("token"), "{unclosed}");
+    }
+
+    const ROUTES: &str = "[[slack.route]]\nname = 'failures'\nwebhook_url = 'https://hooks.example/token'\n\
+                          status = 'FAILED'\n[[slack.route]]\nname = 'large'\namount_min = 5\nuser_max = 9\n\
+                          messages_per_second = 0.5\n";
+
+    #[test]
+    fn routes_are_read_in_their_order_and_their_secrets_are_masked() {
+        let variables = [("PAYRELAY_SLACK_ROUTE_1_WEBHOOK_URL", "https://hooks.example/token-2")];
+        let loaded = load(ROUTES, &variables).unwrap();
+        let [failures, large] = loaded.config.slack.routes.as_slice() else { panic!("two routes") };
+        assert_eq!((failures.name.as_str(), failures.status), ("failures", Some(Status::Failed)));
+        assert_eq!((&failures.amount, failures.messages_per_second), (&(0..=i64::MAX), 1.0));
+        assert_eq!((large.name.as_str(), large.status), ("large", None));
+        assert_eq!((&large.amount, &large.user, large.messages_per_second), (&(5..=i64::MAX), &(0..=9), 0.5));
+        assert_eq!(large.webhook_url.as_ref().unwrap().expose(), "https://hooks.example/token-2");
+        assert_eq!(loaded.effective.matches("[[slack.route]]").count(), 2, "{}", loaded.effective);
+        assert!(!loaded.effective.contains("token"), "{}", loaded.effective);
+        assert!(!format!("{:?}", loaded.config).contains("token"));
+    }
+
+    #[test]
+    fn a_route_that_cannot_be_is_told() {
+        let file = "[[slack.route]]\nname = 'default'\nwebhook = 'x'\namount_min = 9\namount_max = 3\n\
+                    [[slack.route]]\nname = 'a'\nwebhook_url = 'https://x'\n[[slack.route]]\nname = 'a'\nwebhook_url = 'https://x'\n";
+        let problems = load(file, &[("PAYRELAY_SLACK_ROUTE_7_NAME", "b")]).unwrap_err().to_string();
+        let expected = [
+            "slack.route[0].name = \"default\" (file): allowed is",
+            "slack.route[0].webhook_url is missing: a route needs a webhook of its own",
+            "slack.route[0].webhook: there is no such key",
+            "slack.route[0].amount_min is larger than amount_max",
+            "slack.route[2].name = \"a\": slack.route[1].name is called so already",
+            "PAYRELAY_SLACK_ROUTE_7_NAME: there is no such key",
+        ];
+        for part in expected {
+            assert!(problems.contains(part), "{part:?} is missing from:\n{problems}");
+        }
+        assert!(
+            load("[slack]\nroute = 1\n", &[]).unwrap_err().to_string().contains("slack.route: there is no such key")
+        );
     }
 
     #[test]

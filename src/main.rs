@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use std::{env, fs, io, panic, thread};
 
 use clap::{Args, Parser, Subcommand};
@@ -13,9 +14,9 @@ use env_logger::{Builder, Target};
 use log::LevelFilter;
 use payrelay::clock::Timestamp;
 use payrelay::config::{Config, Loaded, Problems};
-use payrelay::service::Service;
-use payrelay::store::Beside;
+use payrelay::service::{self, Service};
 use payrelay::store::dead_letter::{self, Action, Order, Outcome, Which};
+use payrelay::store::{Beside, StoreError};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -28,6 +29,10 @@ const USAGE: u8 = 64;
 const DIED: u8 = 70;
 /// The stop took too long.
 const OVERDUE: u8 = 71;
+/// `dead-letters`: something is as it was before.
+const LEFT: u8 = 1;
+/// `dead-letters`: the database did not answer (`EX_TEMPFAIL`).
+const BUSY: u8 = 75;
 /// The configuration cannot be used.
 const CONFIG: u8 = 78;
 
@@ -38,7 +43,8 @@ Environment:
   PAYRELAY_LOG     error, warn, info (default), debug or trace
 
 Exit codes:
-  0 stopped when asked, 64 wrong arguments, 70 a thread died, 71 the stop took too long, 78 configuration";
+  0 stopped when asked, 64 wrong arguments, 70 a thread died, 71 the stop took too long, 78 configuration
+  dead-letters: 0 all done, 1 some could not be replayed, 64 there is no such letter, 75 the database is busy";
 
 /// A payment outbox for one small machine: HTTP in, SQLite, Kafka, Slack; nothing lost, nothing told twice.
 #[derive(Parser)]
@@ -115,10 +121,13 @@ fn run() -> u8 {
     match arguments.command {
         Some(Command::CheckConfig) => {
             print!("{}", loaded.effective);
-            OK
+            service::check(&loaded.config).map_or_else(|problem| refuse(&problem), |()| OK)
         }
-        Some(Command::DeadLetters { order }) => match dead_letters(&loaded.config, &order) {
-            Ok(code) => code,
+        Some(Command::DeadLetters { order }) => match Beside::open(&loaded.config.database.path) {
+            Ok(database) => dead_letters(database, &order).unwrap_or_else(|error| {
+                eprintln!("payrelay: {error}; try again");
+                BUSY
+            }),
             Err(problem) => refuse(&problem),
         },
         Some(Command::Serve) | None => {
@@ -157,37 +166,65 @@ fn load(argument: Option<PathBuf>) -> Result<Loaded, Problems> {
 
 /// Works on the database itself, so that it also helps where payrelay does not run. One that runs sees what was replayed
 /// at its next round (`scheduler.interval`).
-fn dead_letters(config: &Config, order: &DeadLetters) -> Result<u8, Box<dyn std::error::Error>> {
-    let mut database = Beside::open(&config.database.path)?;
+fn dead_letters(mut database: Beside, order: &DeadLetters) -> Result<u8, StoreError> {
     let (action, chosen) = match order {
-        DeadLetters::List { all } => {
-            let letters = database.read(|connection| dead_letter::list(connection, !all, 0, usize::MAX))?;
-            for letter in &letters {
-                println!("{}", serde_json::to_string(letter)?);
-            }
-            return Ok(OK);
-        }
+        DeadLetters::List { all } => return list_dead_letters(&database, !all),
         DeadLetters::Replay(chosen) => (Action::Replay, chosen),
         DeadLetters::Discard(chosen) => (Action::Discard, chosen),
     };
-    let which =
-        if chosen.all { vec![Which::Open(usize::MAX)] } else { chosen.ids.iter().copied().map(Which::Id).collect() };
-    let mut code = OK;
-    for which in which {
+    let mut act = |which| {
         let node = database.node().clone();
-        let outcomes = database.write(|tx| {
+        database.write(|tx| {
             let (dry_run, now) = (chosen.dry_run, Timestamp::now());
             dead_letter::act(tx, Order { action, which, dry_run, node: &node, origin: "command line", now })
-        })?;
-        if let (Which::Id(id), []) = (which, outcomes.as_slice()) {
-            eprintln!("payrelay: there is no dead letter {id}");
-            code = USAGE;
-        }
-        for Outcome { id, outcome, .. } in outcomes {
+        })
+    };
+    let mut code = OK;
+    let mut show = |outcomes: &[Outcome]| {
+        for Outcome { id, outcome, resolved } in outcomes {
             println!("{}{id}: {outcome}", if chosen.dry_run { "would be: " } else { "" });
+            if !resolved {
+                code = LEFT;
+            }
         }
+    };
+    let mut missing = false;
+    for id in &chosen.ids {
+        let outcomes = act(Which::Id(*id))?;
+        if outcomes.is_empty() {
+            eprintln!("payrelay: there is no dead letter {id}");
+            missing = true;
+        }
+        show(&outcomes);
     }
-    Ok(code)
+    let mut after = chosen.all.then_some(0);
+    while let Some(id) = after {
+        let outcomes = act(Which::Open { after: id, limit: SLICE })?;
+        show(&outcomes);
+        after = outcomes.last().map(|last| last.id);
+        // The writer of a payrelay that runs has its turn between two slices.
+        let _ = crossbeam_channel::after(BETWEEN_SLICES).recv();
+    }
+    Ok(if missing { USAGE } else { code })
+}
+
+/// How many dead letters are read, or worked on in one transaction, at a time.
+const SLICE: usize = 100;
+
+/// Longer than SQLite waits between two tries for a lock, for most of its tries.
+const BETWEEN_SLICES: Duration = Duration::from_millis(30);
+
+fn list_dead_letters(database: &Beside, open: bool) -> Result<u8, StoreError> {
+    let mut after = Some(0);
+    while let Some(id) = after {
+        let letters = database.read(|connection| dead_letter::list(connection, open, id, SLICE))?;
+        for letter in &letters {
+            // Our own types in memory cannot fail to be shown.
+            println!("{}", serde_json::to_string(letter).unwrap_or_default());
+        }
+        after = letters.last().map(|last| last.id);
+    }
+    Ok(OK)
 }
 
 fn log_level() -> Result<LevelFilter, Problems> {

@@ -1,9 +1,12 @@
 //! A notifier: works one channel's part of the delivery table off, oldest first, one message after the other.
 //!
-//! Payments are told in their order: a message that was not taken is tried again before any later one is. The one
-//! exception is a payment that is refused on its own while another is taken: it becomes a dead letter. Before a POST its
-//! rows say SENDING, and after the answer they are marked before the next POST, so that a crash repeats at most the one
-//! message whose answer was not yet recorded.
+//! Payments are told in their order: a message that was not taken is tried again before any later one is. One that is
+//! refused on its own, and again, is a suspect: the next one is tried and tells whether the payment is at fault, which makes
+//! it a dead letter, or the channel, which pauses. A probe of a paused channel begins with the oldest again, and goes one
+//! further than the last one: several payments at fault do not stop those behind them.
+//!
+//! Before a POST its rows say SENDING, and after the answer they are marked before the next POST, so that a crash repeats
+//! at most the one message whose answer was not yet recorded.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,8 +32,12 @@ pub const BACKOFF: Backoff = Backoff { base: Duration::from_millis(500), cap: Du
 /// How many lines the log takes between two marks.
 const LOG_BATCH: usize = 500;
 
-/// By how much a digest shrinks when it was rejected, to find the payment at fault, and grows again when it was taken.
-const ZOOM: usize = 4;
+/// A digest that was rejected shrinks to a quarter, to find the payment at fault; one that was taken grows by half.
+const SHRINK: usize = 4;
+const GROW: usize = 2;
+
+/// More payments refused one after the other than this are not told apart from a channel that takes none.
+const SUSPECTS_MAX: usize = 100;
 
 /// Who is told.
 #[derive(Debug)]
@@ -101,17 +108,27 @@ pub struct Notifier {
     counters: Counters,
     /// How many payments a message may tell: fewer while one that was rejected is being looked for.
     fit: usize,
-    suspect: Option<Suspect>,
+    /// Refused once, alone: it is tried again before it is a suspect.
+    slip: Option<i64>,
+    /// Refused on their own since a message was last taken, or since the last pause.
+    suspects: Vec<i64>,
+    /// How many were refused before the last pause.
+    refused_before: usize,
+    /// No other payment waits, to tell why these were refused: when they are tried again.
+    alone_until: Option<Duration>,
     /// Told, but not recorded because the database refused: never to be told again.
     unrecorded: Vec<Telling>,
+    /// Not told, and not recorded for the same reason.
+    unsettled: Option<Unsettled>,
 }
 
-/// A payment that was refused on its own. It is at fault if another one is taken next, and the channel is if not.
-struct Suspect {
-    outbox_id: i64,
-    reason: String,
-    /// When it is tried again if no other comes.
-    retry_at: Duration,
+/// What the rows of a message that was not taken are to say.
+#[derive(Debug, Clone)]
+struct Unsettled {
+    ids: Arc<[i64]>,
+    /// `None`: as if it had not been tried.
+    error: Option<String>,
+    unknown: bool,
 }
 
 /// A payment that is being told.
@@ -155,8 +172,12 @@ impl Notifier {
             outage,
             counters,
             fit,
-            suspect: None,
+            slip: None,
+            suspects: Vec::new(),
+            refused_before: 0,
+            alone_until: None,
             unrecorded: Vec::new(),
+            unsettled: None,
         }
     }
 
@@ -169,6 +190,14 @@ impl Notifier {
 
     /// Works until the stop.
     pub fn run(mut self, stop: &Stop) {
+        self.work(stop);
+        // What the database refused to take note of is tried once more.
+        if let Err(error) = self.record() {
+            log::error!("what was told could not be recorded, and will be told again: {error}");
+        }
+    }
+
+    fn work(&mut self, stop: &Stop) {
         while !stop.requested() {
             let pause = match self.step() {
                 Step::Progress => continue,
@@ -207,18 +236,19 @@ impl Notifier {
     fn tell(&mut self) -> Result<Step, StoreError> {
         if self.resume.take() {
             self.gate.resume(self.now());
-            self.suspect = None;
+            self.alone_until = None;
         }
         let wait = self.gate.wait(self.now());
         if !wait.is_zero() {
             return Ok(Step::Later(wait));
         }
-        let (name, over) = (&self.channel.name, self.channel.digest_over);
-        let crowd = self.store.read(|connection| delivery::more_than(connection, name, over))?;
-        let waiting = self.waiting(if crowd { self.fit } else { 1 })?;
+        if let Some(wait) = self.still_alone()? {
+            return Ok(Step::Later(wait));
+        }
+        let waiting = self.next()?;
         let Some(mut telling) = self.renderable(waiting)? else { return Ok(Step::Progress) };
         if telling.is_empty() {
-            return Ok(self.nothing_but_a_suspect());
+            return Ok(self.nothing_but_suspects());
         }
         let payments: Vec<_> = telling.iter().map(|telling| &telling.payment).collect();
         let message = self.channel.style.message(&payments);
@@ -231,25 +261,42 @@ impl Notifier {
         self.settle(answer, telling)
     }
 
+    /// The oldest one, or as many as fit if there is a crowd. While one is looked for that is at fault, one at a time.
+    fn next(&self) -> Result<Vec<Waiting>, StoreError> {
+        if self.slip.is_some() || self.refused_before > 0 || !self.suspects.is_empty() {
+            let mut waiting = self.waiting(self.suspects.len() + 1)?;
+            waiting.retain(|waiting| !self.suspects.contains(&waiting.outbox_id));
+            waiting.truncate(1);
+            return Ok(waiting);
+        }
+        let crowd = self.more_than(self.channel.digest_over)?;
+        self.waiting(if crowd { self.fit } else { 1 })
+    }
+
     fn settle(&mut self, answer: Answer, telling: Vec<Telling>) -> Result<Step, StoreError> {
         let (now, ids) = (self.now(), ids(&telling));
         match answer {
             Answer::Taken => {
                 self.gate.succeeded();
                 self.outage.recovered();
-                self.fit = (self.fit * ZOOM).min(self.channel.digest_max);
-                self.taken(telling)
+                self.fit = (self.fit + (self.fit / GROW).max(1)).min(self.channel.digest_max);
+                (self.slip, self.refused_before) = (None, 0);
+                let guilty = std::mem::take(&mut self.suspects);
+                let step = self.taken(telling)?;
+                // Refused just before this one was taken: it is not the channel.
+                self.bury_suspects(guilty)?;
+                Ok(step)
             }
             Answer::Limited(retry_after) => {
                 let wait = self.gate.limited(now, retry_after, fastrand::f64());
                 self.outage.limited(&format!("Slack asks for a pause of {:.0} s", wait.as_secs_f64()));
-                self.store.write(move |tx| delivery::release(tx, &ids))?;
+                self.put_back(ids, None, false)?;
                 Ok(Step::Later(wait))
             }
             Answer::Failed(error) => {
                 let wait = self.gate.failed(now, fastrand::f64());
                 let _ = self.outage.failed(&error);
-                self.store.write(move |tx| delivery::mark_failed(tx, &ids, &error, false))?;
+                self.put_back(ids, Some(error), false)?;
                 Ok(Step::Later(wait))
             }
             Answer::Unknown(error) => {
@@ -260,12 +307,12 @@ impl Notifier {
                     span(&telling).unwrap_or_default()
                 );
                 self.counters.unknown_outcome();
-                self.store.write(move |tx| delivery::mark_failed(tx, &ids, &error, true))?;
+                self.put_back(ids, Some(error), true)?;
                 Ok(Step::Later(wait))
             }
             Answer::Closed(error) => {
                 let wait = self.pause(&error);
-                self.store.write(move |tx| delivery::mark_failed(tx, &ids, &error, false))?;
+                self.put_back(ids, Some(error), false)?;
                 Ok(Step::Later(wait))
             }
             Answer::Rejected(error) => self.rejected(error, ids),
@@ -275,32 +322,57 @@ impl Notifier {
     /// One of several is at fault, or the only one is, or the channel: smaller and smaller messages tell.
     fn rejected(&mut self, error: String, ids: Vec<i64>) -> Result<Step, StoreError> {
         let [only] = ids.as_slice() else {
-            self.fit = (ids.len() / ZOOM).max(1);
+            self.fit = (ids.len() / SHRINK).max(1);
             log::warn!("a message with {} payments was rejected: {error}; trying with fewer", ids.len());
-            self.store.write(move |tx| delivery::release(tx, &ids))?;
+            self.put_back(ids, None, false)?;
             return Ok(Step::Progress);
         };
-        if self.suspect.take().is_some() {
-            // Two of them, one after the other: it is not the payments.
-            self.pause(&error);
-        } else {
-            let retry_at = self.now() + self.channel.probe_interval;
-            self.suspect = Some(Suspect { outbox_id: *only, reason: error.clone(), retry_at });
+        if self.refused_before == 0 && self.slip != Some(*only) {
+            self.slip = Some(*only);
+            let wait = self.gate.failed(self.now(), fastrand::f64());
+            let _ = self.outage.failed(&error);
+            self.put_back(ids, Some(error), false)?;
+            return Ok(Step::Later(wait));
         }
-        self.store.write(move |tx| delivery::mark_failed(tx, &ids, &error, false))?;
+        self.slip = None;
+        self.suspects.push(*only);
+        if self.suspects.len() > self.refused_before.max(1) {
+            self.pause(&error);
+            self.refused_before = self.suspects.len().min(SUSPECTS_MAX);
+            self.suspects.clear();
+        }
+        self.put_back(ids, Some(error), false)?;
         Ok(Step::Progress)
     }
 
-    /// Until another payment comes, nobody knows whether this one is at fault or the channel.
-    fn nothing_but_a_suspect(&mut self) -> Step {
-        let Some(suspect) = &self.suspect else { return Step::Idle };
-        let wait = suspect.retry_at.saturating_sub(self.now());
-        if wait.is_zero() {
-            self.suspect = None;
-            return Step::Progress;
+    /// Until another payment comes, nobody knows whether these are at fault or the channel.
+    fn nothing_but_suspects(&mut self) -> Step {
+        if self.suspects.is_empty() {
+            return Step::Idle;
         }
-        self.outage.paused(&suspect.reason);
-        Step::Later(wait)
+        self.refused_before = self.suspects.len();
+        self.suspects.clear();
+        let count = self.refused_before;
+        self.outage.paused(&format!("it has refused {count} payments, and no other waits to tell why"));
+        self.alone_until = Some(self.now().saturating_add(self.channel.probe_interval));
+        Step::Progress
+    }
+
+    /// For how long the refused ones, and no other, wait.
+    fn still_alone(&mut self) -> Result<Option<Duration>, StoreError> {
+        if let Some(until) = self.alone_until {
+            let wait = until.saturating_sub(self.now());
+            if !wait.is_zero() && !self.more_than(self.refused_before)? {
+                return Ok(Some(wait));
+            }
+            self.alone_until = None;
+        }
+        Ok(None)
+    }
+
+    fn more_than(&self, count: usize) -> Result<bool, StoreError> {
+        let name = &self.channel.name;
+        self.store.read(|connection| delivery::more_than(connection, name, count))
     }
 
     fn pause(&mut self, error: &str) -> Duration {
@@ -309,13 +381,8 @@ impl Notifier {
     }
 
     fn waiting(&self, limit: usize) -> Result<Vec<Waiting>, StoreError> {
-        let suspect = self.suspect.as_ref().map(|suspect| suspect.outbox_id);
-        let more = usize::from(suspect.is_some());
         let name = &self.channel.name;
-        let mut waiting = self.store.read(|connection| delivery::waiting(connection, name, limit + more))?;
-        waiting.retain(|waiting| Some(waiting.outbox_id) != suspect);
-        waiting.truncate(limit);
-        Ok(waiting)
+        self.store.read(|connection| delivery::waiting(connection, name, limit))
     }
 
     /// What can be told; what cannot is set aside first, and then there is nothing yet.
@@ -334,13 +401,26 @@ impl Notifier {
         Ok(None)
     }
 
+    fn bury_suspects(&mut self, suspects: Vec<i64>) -> Result<(), StoreError> {
+        if suspects.is_empty() {
+            return Ok(());
+        }
+        for outbox_id in &suspects {
+            log::error!("event {outbox_id} was refused on its own and is a dead letter now");
+        }
+        let now = Timestamp::now();
+        self.store.write(move |tx: &Transaction<'_>| -> SqlResult<()> {
+            suspects.iter().try_for_each(|outbox_id| delivery::bury(tx, *outbox_id, None, now))
+        })
+    }
+
     fn bury(&mut self, poison: Vec<(i64, String)>) -> Result<(), StoreError> {
         for (outbox_id, reason) in &poison {
             log::error!("event {outbox_id} cannot be told and is a dead letter now: {reason}");
         }
         let now = Timestamp::now();
         self.store.write(move |tx: &Transaction<'_>| -> SqlResult<()> {
-            poison.iter().try_for_each(|(outbox_id, reason)| delivery::bury(tx, *outbox_id, reason, now))
+            poison.iter().try_for_each(|(outbox_id, reason)| delivery::bury(tx, *outbox_id, Some(reason), now))
         })
     }
 
@@ -348,15 +428,23 @@ impl Notifier {
         let step = if told.is_empty() { Step::Idle } else { Step::Progress };
         self.unrecorded = told;
         self.record()?;
-        if let Some(Suspect { outbox_id, reason, .. }) = self.suspect.take() {
-            // Another one was taken: it is not the channel.
-            self.bury(vec![(outbox_id, reason)])?;
-        }
         Ok(step)
     }
 
-    /// Marks what was told; on success nothing is left to be marked.
+    fn put_back(&mut self, ids: Vec<i64>, error: Option<String>, unknown: bool) -> Result<(), StoreError> {
+        self.unsettled = Some(Unsettled { ids: ids.into(), error, unknown });
+        self.record()
+    }
+
+    /// Takes note of what came of the last message; on success nothing is left to be noted.
     fn record(&mut self) -> Result<(), StoreError> {
+        if let Some(unsettled) = self.unsettled.clone() {
+            self.store.write(move |tx| match &unsettled.error {
+                None => delivery::release(tx, &unsettled.ids),
+                Some(error) => delivery::mark_failed(tx, &unsettled.ids, error, unsettled.unknown),
+            })?;
+            self.unsettled = None;
+        }
         if self.unrecorded.is_empty() {
             return Ok(());
         }

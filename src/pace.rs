@@ -84,7 +84,7 @@ impl Gate {
             self.failures = self.failures.saturating_add(1);
             LIMITED_MIN + self.backoff.full(self.failures, jitter)
         });
-        self.hold(now, wait.min(LIMITED_MAX))
+        self.hold(now, wait.clamp(LIMITED_MIN, LIMITED_MAX))
     }
 
     /// It failed, and may do better next time.
@@ -114,7 +114,7 @@ impl Gate {
     }
 }
 
-/// The least pause after a 429 that names none.
+/// The least pause after a 429: a date may have passed by a clock that is ahead.
 const LIMITED_MIN: Duration = Duration::from_secs(1);
 
 /// A longer pause is not believed.
@@ -220,7 +220,7 @@ mod tests {
                     Step::Fail(jitter) => drop(gate.failed(now, jitter)),
                     Step::Limit(pause) => {
                         gate.limited(now, Some(ms(pause)), 0.5);
-                        not_before = now + ms(pause);
+                        not_before = now + ms(pause.max(1000));
                     }
                     Step::Pause => {
                         gate.pause(now);

@@ -67,6 +67,9 @@ impl Service {
         let (wake_relay, relay_woken) = Waker::new();
         let counters = Counters::default();
         let channels = channels(config)?;
+        if config.slack.webhook_url.is_none() {
+            log::warn!("slack.webhook_url is not set: messages go to this log only");
+        }
         let mut parts = vec![("publisher".to_owned(), Part::up())];
 
         let opened = Store::open(&config.database, config.node.id.as_ref())?;
@@ -162,12 +165,15 @@ impl Service {
     }
 }
 
+/// What can be found out about a configuration without starting anything.
+pub fn check(config: &Config) -> Result<(), StartError> {
+    channels(config)?;
+    Ok(())
+}
+
 /// The channel "default", then those of the routes.
 fn channels(config: &Config) -> Result<Vec<Channel>, Unusable> {
     let slack = &config.slack;
-    if slack.webhook_url.is_none() {
-        log::warn!("slack.webhook_url is not set: messages go to this log only");
-    }
     let channel = |name: &str, url: &Option<config::Secret>, messages_per_second| -> Result<Channel, Unusable> {
         let voice = match url {
             Some(url) => Voice::Slack(Box::new(Slack::new(url.clone(), slack)?)),

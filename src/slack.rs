@@ -48,13 +48,13 @@ pub enum Unusable {
         /// Why not.
         reason: String,
     },
+    /// The webhook's URL is none; it is not shown.
+    #[error("a webhook_url of [slack] or [[slack.route]]: this is no URL")]
+    Webhook,
     /// The proxy's URL is none; it may hold a password and is not shown.
     #[error("slack.proxy: this is no proxy's URL")]
     Proxy,
 }
-
-/// How long connecting may take, within the whole.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How much of an error's answer is read and shown: Slack's errors are single words.
 const ANSWER_MAX: u64 = 200;
@@ -62,6 +62,9 @@ const ANSWER_MAX: u64 = 200;
 impl Slack {
     /// A client for one webhook. Connects when it first posts, and keeps the connection.
     pub fn new(url: Secret, settings: &config::Slack) -> Result<Self, Unusable> {
+        if url.expose().parse::<ureq::http::Uri>().is_err() {
+            return Err(Unusable::Webhook);
+        }
         let roots = match &settings.ca_file {
             None => RootCerts::WebPki,
             Some(path) => RootCerts::new_with_certs(
@@ -74,7 +77,10 @@ impl Slack {
         };
         let agent = ureq::Agent::config_builder()
             .timeout_global(Some(settings.timeout))
-            .timeout_connect(Some(CONNECT_TIMEOUT.min(settings.timeout)))
+            // Each well within the whole, so that it is known what took so long: before the request is sent, nothing can have
+            // been told.
+            .timeout_resolve(Some(settings.timeout / 4))
+            .timeout_connect(Some(settings.timeout / 3))
             // Every answer is told apart here; by default a 429 would come without its headers.
             .http_status_as_error(false)
             // A webhook does not move: what redirects is not Slack.
@@ -107,7 +113,7 @@ impl Slack {
         let _ = answer.body_mut().as_reader().take(ANSWER_MAX).read_to_end(&mut word);
         let word = String::from_utf8_lossy(&word);
         let retry_after = retry_after.and_then(|text| parse_retry_after(&text, Timestamp::now()));
-        classify(status, &self.hide(word.trim()), retry_after)
+        classify(status, word.trim(), retry_after)
     }
 
     /// Before anything was sent nothing can have been told; afterwards nobody knows.
@@ -117,24 +123,21 @@ impl Slack {
             | ureq::Error::ConnectionFailed
             | ureq::Error::ConnectProxyFailed(_)
             | ureq::Error::Tls(_)
-            | ureq::Error::Rustls(_)
             | ureq::Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => true,
-            ureq::Error::Io(error) => {
-                matches!(
-                    error.kind(),
-                    io::ErrorKind::ConnectionRefused
-                        | io::ErrorKind::HostUnreachable
-                        | io::ErrorKind::NetworkUnreachable
-                ) || is_tls(error)
-            }
+            ureq::Error::Io(error) => is_unsent(error),
             _ => false,
         };
         let text = self.hide(&error.to_string());
         if unsent { Answer::Failed(text) } else { Answer::Unknown(text) }
     }
 
+    /// Without the webhook, of which the path alone is as secret as the whole, and without the proxy.
     fn hide(&self, text: &str) -> String {
-        let text = text.replace(self.url.expose(), "(the webhook)");
+        let url = self.url.expose();
+        let mut text = text.replace(url, "(the webhook)");
+        if let Some(path) = url.splitn(4, '/').nth(3).filter(|path| !path.is_empty()) {
+            text = text.replace(path, "(the webhook)");
+        }
         match &self.proxy {
             Some(proxy) => text.replace(proxy.expose(), "(the proxy)"),
             None => text,
@@ -148,15 +151,31 @@ impl fmt::Debug for Slack {
     }
 }
 
-/// A handshake that failed, as when the certificate is not trusted: rustls hands it over as an error of its kind.
-fn is_tls(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::InvalidData
+/// Errors that come before a request is sent. Two have no kind of their own: the resolver's, and the one of a certificate
+/// that is not trusted, which rustls hands over as it does a broken record of an answer.
+fn is_unsent(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    match error.kind() {
+        Kind::ConnectionRefused
+        | Kind::HostUnreachable
+        | Kind::NetworkUnreachable
+        | Kind::NetworkDown
+        | Kind::AddrNotAvailable
+        | Kind::PermissionDenied => true,
+        _ => {
+            let text = error.to_string();
+            text.starts_with("failed to lookup address") || text.starts_with("invalid peer certificate")
+        }
+    }
 }
 
 /// What an answer that is no success means
 /// (<https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks/#handling_errors>).
 fn classify(status: u16, word: &str, retry_after: Option<Duration>) -> Answer {
-    let text = format!("Slack answered {status} {word:?}");
+    // Slack says what is wrong in a word; anything else may be a page that repeats the webhook.
+    let is_word = (1..=64).contains(&word.len())
+        && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    let text = if is_word { format!("Slack answered {status} {word}") } else { format!("Slack answered {status}") };
     match status {
         429 => Answer::Limited(retry_after),
         400 | 413 | 422 => Answer::Rejected(text),
@@ -217,6 +236,18 @@ mod tests {
         assert_eq!(parse("Sun, 22 Nov 2026 09:00:00 GMT"), Some(Duration::ZERO), "a time that has passed");
         for nonsense in ["", "soon", "-1", "1.5", "99999999999999999999999"] {
             assert_eq!(parse(nonsense), None, "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn only_a_word_of_slacks_is_shown() {
+        let text = |word| match classify(404, word, None) {
+            Answer::Closed(text) => text,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(text("no_service"), "Slack answered 404 no_service");
+        for page in ["Cannot POST /services/T0/B0/token", "<html>", "", &"x".repeat(65)] {
+            assert_eq!(text(page), "Slack answered 404");
         }
     }
 

@@ -1,5 +1,6 @@
 //! What an operator may ask for: the channels and the dead letters.
 
+use hyper::header::{HeaderMap, ORIGIN};
 use hyper::{Method, Response, StatusCode};
 use serde::Serialize;
 
@@ -43,8 +44,8 @@ pub(super) fn route(method: &Method, path: &str, rest: &[&str], query: &str) -> 
         ["channels"] => Route::Channels,
         ["channels", name, "resume"] => Route::Resume { name: name.to_owned() },
         ["dead-letters"] => page(query)?,
-        ["dead-letters", "replay"] => act(Which::Open(PAGE_MAX), Action::Replay, query)?,
-        ["dead-letters", "discard"] => act(Which::Open(PAGE_MAX), Action::Discard, query)?,
+        ["dead-letters", "replay"] => act(ALL, Action::Replay, query)?,
+        ["dead-letters", "discard"] => act(ALL, Action::Discard, query)?,
         ["dead-letters", id] => Route::DeadLetter { id: number("id", id)? },
         ["dead-letters", id, "replay"] => act(Which::Id(number("id", id)?), Action::Replay, query)?,
         ["dead-letters", id, "discard"] => act(Which::Id(number("id", id)?), Action::Discard, query)?,
@@ -58,15 +59,28 @@ pub(super) fn route(method: &Method, path: &str, rest: &[&str], query: &str) -> 
     }
 }
 
-fn act(which: Which, action: Action, query: &str) -> Result<Route, Problem> {
+/// The oldest that are open: as many as one order is for.
+const ALL: Which = Which::Open { after: 0, limit: PAGE_MAX };
+
+fn act(mut which: Which, action: Action, query: &str) -> Result<Route, Problem> {
     let mut dry_run = false;
     for (name, value) in pairs(query) {
-        match name {
-            "dry_run" => dry_run = truth(name, value)?,
-            _ => return Err(Problem::invalid_field(name, "there is no such parameter; there is dry_run")),
+        match (name, &mut which) {
+            ("dry_run", _) => dry_run = truth(name, value)?,
+            ("after", Which::Open { after, .. }) => *after = number("after", value)?,
+            _ => return Err(Problem::invalid_field(name, "there is no such parameter; there are dry_run and after")),
         }
     }
     Ok(Route::Act { which, action, dry_run })
+}
+
+/// A page that a browser shows must not give orders to what runs on the same machine: browsers name the page's origin with
+/// every POST (<https://fetch.spec.whatwg.org/#origin-header>), and the tools of operators do not.
+pub(super) fn refuse_pages(method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
+    if *method == Method::POST && headers.contains_key(ORIGIN) {
+        return Err(Problem::forbidden("orders do not come from web pages: the request names an Origin"));
+    }
+    Ok(())
 }
 
 fn page(query: &str) -> Result<Route, Problem> {
@@ -128,6 +142,8 @@ struct DeadLetters<'a> {
 struct Acted<'a> {
     dry_run: bool,
     outcomes: &'a [Outcome],
+    /// Where the same is done to later ones.
+    next: Option<String>,
 }
 
 impl App {
@@ -198,7 +214,13 @@ impl App {
             }
             self.context.notifiers.wake();
         }
-        Ok(json(StatusCode::OK, &Acted { dry_run, outcomes: &outcomes }))
+        let next = match (which, outcomes.last()) {
+            (Which::Open { limit, .. }, Some(last)) if outcomes.len() == limit => {
+                Some(format!("/admin/dead-letters/{}?after={}&dry_run={dry_run}", action.as_str(), last.id))
+            }
+            _ => None,
+        };
+        Ok(json(StatusCode::OK, &Acted { dry_run, outcomes: &outcomes, next }))
     }
 }
 
@@ -225,8 +247,8 @@ mod tests {
         assert_eq!(find(get, "/admin/dead-letters/7", ""), Ok(Route::DeadLetter { id: 7 }));
         let act = |which, action, dry_run| Ok(Route::Act { which, action, dry_run });
         assert_eq!(find(post, "/admin/dead-letters/7/replay", ""), act(Which::Id(7), Action::Replay, false));
-        let all = act(Which::Open(PAGE_MAX), Action::Discard, true);
-        assert_eq!(find(post, "/admin/dead-letters/discard", "dry_run=true"), all);
+        let all = act(Which::Open { after: 3, limit: PAGE_MAX }, Action::Discard, true);
+        assert_eq!(find(post, "/admin/dead-letters/discard", "dry_run=true&after=3"), all);
     }
 
     #[test]
@@ -237,6 +259,7 @@ mod tests {
         assert_eq!(find(&Method::POST, "/admin/channels", ""), Err(Problem::method_not_allowed("GET, HEAD")));
         assert!(find(&Method::POST, "/admin/dead-letters/replay", "dryrun=true").is_err());
         assert!(find(&Method::POST, "/admin/dead-letters/replay", "dry_run=yes").is_err());
+        assert!(find(&Method::POST, "/admin/dead-letters/7/replay", "after=3").is_err());
         assert!(find(&Method::GET, "/admin/nothing", "").is_err());
     }
 }

@@ -163,7 +163,10 @@ impl App {
             Route::History { user_id, before, limit } => self.history(user_id, before, limit).await,
             Route::Live => Ok(json(StatusCode::OK, &serde_json::json!({ "status": "live" }))),
             Route::Ready => Ok(self.ready().await),
-            Route::Admin(route) => self.administer(route).await,
+            Route::Admin(route) => {
+                admin::refuse_pages(&head.method, &head.headers)?;
+                self.administer(route).await
+            }
         }
     }
 

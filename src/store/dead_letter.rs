@@ -56,7 +56,8 @@ pub(super) fn insert_delivery(
     now: Timestamp,
 ) -> rusqlite::Result<()> {
     tx.prepare_cached(
-        "INSERT INTO dead_letter (outbox_id, reason, received_at) VALUES (?1, ?2, ?3) \
+        "INSERT INTO dead_letter (outbox_id, payment_id, reason, received_at) \
+         VALUES (?1, (SELECT payment_id FROM outbox WHERE id = ?1), ?2, ?3) \
          ON CONFLICT (outbox_id) DO UPDATE SET reason = excluded.reason, count = count + 1, state = 'OPEN'",
     )?
     .execute((outbox_id, reason, now.as_micros()))?;
@@ -142,7 +143,7 @@ pub struct Outcome {
 }
 
 const SHOWN: &str = "SELECT l.id, l.state, l.reason, l.count, l.received_at, l.topic, l.\"partition\", l.\"offset\", \
-     l.\"key\", l.value, l.headers, o.payment_id FROM dead_letter l LEFT JOIN outbox o ON o.id = l.outbox_id";
+     l.\"key\", l.value, l.headers, l.payment_id FROM dead_letter l";
 
 /// Dead letters with larger ids than `after`, oldest first; only those that are open, or all.
 pub fn list(connection: &Connection, open: bool, after: i64, limit: usize) -> rusqlite::Result<Vec<Shown>> {
@@ -212,8 +213,13 @@ fn with_actions(connection: &Connection, letter: Shown) -> rusqlite::Result<Show
 pub enum Which {
     /// One.
     Id(i64),
-    /// The oldest that are open, so many at most.
-    Open(usize),
+    /// Those that are open and have larger ids, oldest first.
+    Open {
+        /// Not this one, and none before it.
+        after: i64,
+        /// So many at most.
+        limit: usize,
+    },
 }
 
 /// Who does something to dead letters, for what, and when.
@@ -237,9 +243,9 @@ pub struct Order<'a> {
 pub fn act(tx: &Transaction<'_>, order: Order<'_>) -> rusqlite::Result<Vec<Outcome>> {
     let ids: Vec<i64> = match order.which {
         Which::Id(id) => vec![id],
-        Which::Open(limit) => tx
-            .prepare_cached("SELECT id FROM dead_letter WHERE state = 'OPEN' ORDER BY id LIMIT ?1")?
-            .query_map([sql_limit(limit)], |row| row.get(0))?
+        Which::Open { after, limit } => tx
+            .prepare_cached("SELECT id FROM dead_letter WHERE state = 'OPEN' AND id > ?1 ORDER BY id LIMIT ?2")?
+            .query_map((after, sql_limit(limit)), |row| row.get(0))?
             .collect::<rusqlite::Result<_>>()?,
     };
     tx.execute_batch("SAVEPOINT dead_letters")?;
@@ -308,7 +314,12 @@ fn replay_record(tx: &Transaction<'_>, id: i64, order: Order<'_>) -> rusqlite::R
     Ok(match Notice::parse(order.node, event_id, value.as_deref()) {
         Err(foreign) => Err(format!("still: {foreign}")),
         Ok(notice) => match delivery::accept(tx, notice, order.now)? {
-            Arrival::Accepted => Ok("taken: it is in the delivery table".to_owned()),
+            Arrival::Accepted => {
+                let status: String = tx
+                    .prepare_cached("SELECT status FROM delivery WHERE outbox_id = ?1")?
+                    .query_row([notice.outbox_id], |row| row.get(0))?;
+                Ok(format!("taken: its delivery is {status}"))
+            }
             Arrival::Purged => Ok("its event was delivered and purged long ago".to_owned()),
             Arrival::Unknown => Err("still: no event of this database has this id and payment".to_owned()),
         },

@@ -9,18 +9,19 @@ use crate::clock::Timestamp;
 use crate::event::Notice;
 use crate::payment::Payment;
 
+/// The channel of event `?1`: the first route that fits its payment. Without routes nothing is looked up.
+pub(super) const CHANNEL: &str = "ifnull(CASE WHEN EXISTS (SELECT 1 FROM route) THEN (\
+     SELECT r.channel FROM outbox o CROSS JOIN payment p CROSS JOIN route r \
+     WHERE o.id = ?1 AND p.id = o.payment_id AND (r.status IS NULL OR r.status = p.status) \
+     AND p.amount BETWEEN r.amount_min AND r.amount_max AND p.user_id BETWEEN r.user_min AND r.user_max \
+     ORDER BY r.position LIMIT 1) END, 'default')";
+
 /// Queues an event's message, unless it is queued or told already.
 pub(super) fn insert(tx: &Transaction<'_>, outbox_id: i64, now: Timestamp) -> rusqlite::Result<()> {
-    tx.prepare_cached(
-        "INSERT INTO delivery (outbox_id, channel, created_at) \
-         SELECT o.id, ifnull((\
-             SELECT r.channel FROM payment p CROSS JOIN route r \
-             WHERE p.id = o.payment_id AND (r.status IS NULL OR r.status = p.status) \
-             AND p.amount BETWEEN r.amount_min AND r.amount_max AND p.user_id BETWEEN r.user_min AND r.user_max \
-             ORDER BY r.position LIMIT 1\
-         ), 'default'), ?2 FROM outbox o WHERE o.id = ?1 \
-         ON CONFLICT (outbox_id) DO NOTHING",
-    )?
+    tx.prepare_cached(&format!(
+        "INSERT INTO delivery (outbox_id, channel, created_at) VALUES (?1, {CHANNEL}, ?2) \
+         ON CONFLICT (outbox_id) DO NOTHING"
+    ))?
     .execute((outbox_id, now.as_micros()))?;
     Ok(())
 }
@@ -203,16 +204,17 @@ pub fn mark_failed(tx: &Transaction<'_>, outbox_ids: &[i64], error: &str, unknow
     Ok(())
 }
 
-/// Sets a message aside that can never be told as it is.
-pub fn bury(tx: &Transaction<'_>, outbox_id: i64, reason: &str, now: Timestamp) -> rusqlite::Result<()> {
-    let buried = tx
+/// Sets a message aside that cannot be told as it is; without a reason for that of its last failure.
+pub fn bury(tx: &Transaction<'_>, outbox_id: i64, reason: Option<&str>, now: Timestamp) -> rusqlite::Result<()> {
+    let reason: Option<Option<String>> = tx
         .prepare_cached(
-            "UPDATE delivery SET status = 'DEAD', last_error = ?2 \
-             WHERE outbox_id = ?1 AND status IN ('PENDING', 'SENDING')",
+            "UPDATE delivery SET status = 'DEAD', last_error = ifnull(?2, last_error) \
+             WHERE outbox_id = ?1 AND status IN ('PENDING', 'SENDING') RETURNING last_error",
         )?
-        .execute((outbox_id, reason))?;
-    if buried > 0 {
-        dead_letter::insert_delivery(tx, outbox_id, reason, now)?;
+        .query_row((outbox_id, reason), |row| row.get(0))
+        .optional()?;
+    match reason {
+        Some(reason) => dead_letter::insert_delivery(tx, outbox_id, &reason.unwrap_or_default(), now),
+        None => Ok(()),
     }
-    Ok(())
 }

@@ -127,7 +127,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a thread waits before it asks a database again that has refused.
 pub const PAUSE: Duration = Duration::from_secs(5);
 
-/// Threads besides the readers that read: relay, notifier, scheduler.
+/// For the threads besides the readers that read: relay, scheduler, and the notifiers, which take turns.
 const OTHER_READERS: u32 = 3;
 
 impl Store {
@@ -300,7 +300,7 @@ fn pool(path: PathBuf, size: u32) -> Result<Pool, OpenError> {
         .idle_timeout(None)
         .max_lifetime(None)
         .test_on_check_out(false)
-        // Every thread that reads has a connection of its own to take: a wait means that a read hangs.
+        // A wait means that a read hangs.
         .connection_timeout(BUSY_TIMEOUT)
         .error_handler(Box::new(r2d2::LoggingErrorHandler))
         .build(manager)

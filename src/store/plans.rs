@@ -65,8 +65,15 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     delivery::mark_sending(&tx, &[1, 2])?;
     delivery::release(&tx, &[1])?;
     delivery::mark_failed(&tx, &[1], "no", true)?;
-    delivery::bury(&tx, 2, "poison", now)?;
-    let order = Order { action: Action::Replay, which: Which::Open(9), dry_run: false, node: &node, origin: "", now };
+    delivery::bury(&tx, 2, Some("poison"), now)?;
+    let order = Order {
+        action: Action::Replay,
+        which: Which::Open { after: 0, limit: 9 },
+        dry_run: false,
+        node: &node,
+        origin: "",
+        now,
+    };
     assert_eq!(dead_letter::act(&tx, order)?.len(), 1);
     assert_eq!((dead_letter::list(&tx, true, 0, 9)?.len(), dead_letter::list(&tx, false, 0, 9)?.len()), (0, 1));
     delivery::mark_delivered(&tx, &[1, 2], now)?;

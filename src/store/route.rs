@@ -2,6 +2,7 @@
 
 use rusqlite::Transaction;
 
+use super::delivery::CHANNEL;
 use crate::config;
 
 /// Replaces the routes by those of the configuration. What waits for a channel that is no more is routed anew.
@@ -15,19 +16,15 @@ pub fn replace(tx: &Transaction<'_>, routes: &[config::Route]) -> rusqlite::Resu
     }
     let moved: Vec<i64> = tx
         .prepare(
+            // The dead may be replayed.
             "SELECT outbox_id FROM delivery WHERE status IN ('PENDING', 'SENDING') \
-             AND channel <> 'default' AND channel NOT IN (SELECT channel FROM route)",
+             AND channel <> 'default' AND channel NOT IN (SELECT channel FROM route) \
+             UNION SELECT l.outbox_id FROM dead_letter l JOIN delivery d ON d.outbox_id = l.outbox_id \
+             WHERE l.state = 'OPEN' AND d.channel <> 'default' AND d.channel NOT IN (SELECT channel FROM route)",
         )?
         .query_map([], |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
-    let mut reroute = tx.prepare_cached(
-        "UPDATE delivery SET channel = ifnull((\
-             SELECT r.channel FROM outbox o CROSS JOIN payment p CROSS JOIN route r \
-             WHERE o.id = ?1 AND p.id = o.payment_id AND (r.status IS NULL OR r.status = p.status) \
-             AND p.amount BETWEEN r.amount_min AND r.amount_max AND p.user_id BETWEEN r.user_min AND r.user_max \
-             ORDER BY r.position LIMIT 1\
-         ), 'default') WHERE outbox_id = ?1",
-    )?;
+    let mut reroute = tx.prepare(&format!("UPDATE delivery SET channel = {CHANNEL} WHERE outbox_id = ?1"))?;
     for id in moved {
         reroute.execute([id])?;
     }

@@ -153,7 +153,8 @@ pub(super) fn open(path: &Path, configured: Option<&NodeId>) -> Result<(Connecti
 pub(super) fn open_beside(path: &Path) -> Result<(Connection, NodeId), OpenError> {
     let failed = |source| OpenError::Sqlite { path: path.into(), source };
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let mut connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
     let (found, known) = (inspect(&connection).map_err(failed)?, MIGRATIONS.len());
     match found {
         Found::Version(version) if version == known => {}
@@ -165,10 +166,10 @@ pub(super) fn open_beside(path: &Path) -> Result<(Connection, NodeId), OpenError
         }
         Found::Version(_) | Found::Foreign => return Err(OpenError::Foreign(path.into())),
     }
-    connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
     connection.pragma_update(None, "foreign_keys", true).map_err(failed)?;
-    let node = node_id(&mut connection, None).map_err(failed)?;
+    let node: String = connection.query_row("SELECT id FROM node", [], |row| row.get(0)).map_err(failed)?;
+    let node = NodeId::parse(&node).ok_or_else(|| OpenError::Foreign(path.into()))?;
     Ok((connection, node))
 }
 

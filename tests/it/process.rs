@@ -174,6 +174,24 @@ fn an_address_that_is_taken_is_refused() {
 }
 
 #[test]
+fn certificates_and_a_proxy_that_cannot_be_used_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("empty.pem"), "no certificate").unwrap();
+    for file in ["nowhere.pem", "empty.pem"] {
+        let env = [("PAYRELAY_SLACK_WEBHOOK_URL", "https://hooks.example/T0"), ("PAYRELAY_SLACK_CA_FILE", file)];
+        let (code, _, error) = run(dir.path(), &env, &[]);
+        assert!(code == Some(78) && error.contains(&format!("slack.ca_file {file}")), "{error}");
+    }
+    let env = [("PAYRELAY_SLACK_WEBHOOK_URL", "https://x"), ("PAYRELAY_SLACK_PROXY", "http://user:hush@:::")];
+    let (code, _, error) = run(dir.path(), &env, &[]);
+    assert!(code == Some(78) && error.contains("slack.proxy") && !error.contains("hush"), "{error}");
+    // A command beside payrelay makes nothing.
+    let (code, _, error) = run(dir.path(), &[], &["dead-letters", "list"]);
+    assert!(code == Some(78) && error.contains("database.path"), "{error}");
+    assert!(!dir.path().join("payrelay.db").exists());
+}
+
+#[test]
 fn a_database_that_cannot_be_used_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("text.db");
