@@ -36,9 +36,6 @@ const LOG_BATCH: usize = 500;
 const SHRINK: usize = 4;
 const GROW: usize = 2;
 
-/// More payments refused one after the other than this are not told apart from a channel that takes none.
-const SUSPECTS_MAX: usize = 100;
-
 /// Who is told.
 #[derive(Debug)]
 pub enum Voice {
@@ -114,6 +111,8 @@ pub struct Notifier {
     suspects: Vec<i64>,
     /// How many were refused before the last pause.
     refused_before: usize,
+    /// Refused after a pause, before another one was taken: each is tried once more.
+    accused: Vec<i64>,
     /// No other payment waits, to tell why these were refused: when they are tried again.
     alone_until: Option<Duration>,
     /// Told, but not recorded because the database refused: never to be told again.
@@ -175,6 +174,7 @@ impl Notifier {
             slip: None,
             suspects: Vec::new(),
             refused_before: 0,
+            accused: Vec::new(),
             alone_until: None,
             unrecorded: Vec::new(),
             unsettled: None,
@@ -236,7 +236,7 @@ impl Notifier {
     fn tell(&mut self) -> Result<Step, StoreError> {
         if self.resume.take() {
             self.gate.resume(self.now());
-            self.alone_until = None;
+            self.begin_with_the_oldest();
         }
         let wait = self.gate.wait(self.now());
         if !wait.is_zero() {
@@ -262,7 +262,15 @@ impl Notifier {
     }
 
     /// The oldest one, or as many as fit if there is a crowd. While one is looked for that is at fault, one at a time.
-    fn next(&self) -> Result<Vec<Waiting>, StoreError> {
+    fn next(&mut self) -> Result<Vec<Waiting>, StoreError> {
+        while let Some(accused) = self.accused.first().copied() {
+            // They are among the oldest.
+            let waiting = self.waiting(self.accused.len())?;
+            if let Some(found) = waiting.into_iter().find(|waiting| waiting.outbox_id == accused) {
+                return Ok(vec![found]);
+            }
+            self.accused.remove(0);
+        }
         if self.slip.is_some() || self.refused_before > 0 || !self.suspects.is_empty() {
             let mut waiting = self.waiting(self.suspects.len() + 1)?;
             waiting.retain(|waiting| !self.suspects.contains(&waiting.outbox_id));
@@ -280,11 +288,18 @@ impl Notifier {
                 self.gate.succeeded();
                 self.outage.recovered();
                 self.fit = (self.fit + (self.fit / GROW).max(1)).min(self.channel.digest_max);
-                (self.slip, self.refused_before) = (None, 0);
                 let guilty = std::mem::take(&mut self.suspects);
+                // Each was refused twice, just before this one was taken. After a pause it was once, and it may have been
+                // the channel until now: those are tried once more.
+                let sure = self.refused_before == 0;
+                (self.slip, self.refused_before) = (None, 0);
+                self.accused.retain(|accused| !ids.contains(accused));
                 let step = self.taken(telling)?;
-                // Refused just before this one was taken: it is not the channel.
-                self.bury_suspects(guilty)?;
+                if sure {
+                    self.bury_suspects(guilty)?;
+                } else {
+                    self.accused.extend(guilty);
+                }
                 Ok(step)
             }
             Answer::Limited(retry_after) => {
@@ -312,6 +327,8 @@ impl Notifier {
             }
             Answer::Closed(error) => {
                 let wait = self.pause(&error);
+                // Whatever was refused before, it is the channel.
+                self.begin_with_the_oldest();
                 self.put_back(ids, Some(error), false)?;
                 Ok(Step::Later(wait))
             }
@@ -327,6 +344,12 @@ impl Notifier {
             self.put_back(ids, None, false)?;
             return Ok(Step::Progress);
         };
+        if self.accused.first() == Some(only) {
+            self.accused.remove(0);
+            self.put_back(ids.clone(), Some(error), false)?;
+            self.bury_suspects(ids)?;
+            return Ok(Step::Progress);
+        }
         if self.refused_before == 0 && self.slip != Some(*only) {
             self.slip = Some(*only);
             let wait = self.gate.failed(self.now(), fastrand::f64());
@@ -338,11 +361,17 @@ impl Notifier {
         self.suspects.push(*only);
         if self.suspects.len() > self.refused_before.max(1) {
             self.pause(&error);
-            self.refused_before = self.suspects.len().min(SUSPECTS_MAX);
+            self.refused_before = self.suspects.len();
             self.suspects.clear();
         }
         self.put_back(ids, Some(error), false)?;
         Ok(Step::Progress)
+    }
+
+    fn begin_with_the_oldest(&mut self) {
+        self.suspects.clear();
+        self.accused.clear();
+        (self.slip, self.alone_until) = (None, None);
     }
 
     /// Until another payment comes, nobody knows whether these are at fault or the channel.

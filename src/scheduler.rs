@@ -16,7 +16,7 @@ use crate::worker::{Stop, Waker};
 const SLICE: usize = 30;
 
 /// After each slice the purge rests for so many times as long as the slice took: payments have the disk four fifths of
-/// the time, and a million rows are gone within a minute or two.
+/// the time, and a million rows are gone within minutes.
 const REST: u32 = 4;
 
 /// A slice that had to wait for its turn does not count as one that took long.

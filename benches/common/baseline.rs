@@ -16,7 +16,8 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use super::super::harness::http::{read_body, read_head};
 
-/// Opens the database that payrelay has made, as its writer does, but once for each connection of a client.
+/// Opens the database that payrelay has made, once for each connection of a client, as most services would: with SQLite's
+/// own cache, checkpoints and busy handler.
 fn connect(database: &Path) -> Connection {
     let connection = Connection::open(database).expect("the database opens");
     connection.busy_timeout(Duration::from_secs(30)).expect("SQLite takes a time-out");

@@ -5,13 +5,14 @@
 //! copies only the few pages that came meanwhile, and begins the log anew (<https://sqlite.org/wal.html>, 2.1).
 
 use std::cell::Cell;
+use std::fmt::Display;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select_biased};
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode};
 
 use super::BUSY_TIMEOUT;
 use super::schema::OpenError;
@@ -87,7 +88,7 @@ impl Checkpoints {
                     // The next transaction begins the log anew, unless somebody reads old pages at that moment.
                     self.next = pages.saturating_add(ROUND);
                     let rounds = u32::try_from(pages / ROUND).unwrap_or(0);
-                    return finish(connection, rounds.saturating_sub(1));
+                    return heed(finish(connection, rounds.saturating_sub(1)));
                 }
             }
         }
@@ -119,7 +120,7 @@ impl Checkpointer {
                 recv(self.woken) -> woken => if woken.is_err() { return },
             }
             // The second copy is short: what came during the first.
-            if let Err(error) = self.copy_and_sync().and_then(|()| self.copy_and_sync()) {
+            if let Err(error) = heed(self.copy_and_sync().and_then(|()| self.copy_and_sync())) {
                 log::warn!("the database's log could not be copied back, the next round will try again: {error}");
             }
             let _ = self.copied.try_send(());
@@ -130,10 +131,28 @@ impl Checkpointer {
     /// to be synced.
     fn copy_and_sync(&self) -> rusqlite::Result<()> {
         copy(&self.connection, "PRAGMA wal_checkpoint(PASSIVE)")?;
-        // An error of the disk shows again in SQLite's own sync, where it counts.
-        let _ = self.file.sync_data();
+        if let Err(error) = self.file.sync_data() {
+            give_up(&error);
+        }
         Ok(())
     }
+}
+
+/// What was copied counts as copied. If the disk then loses it, a later sync may succeed all the same, because Linux tells
+/// of such a page once (<https://lwn.net/Articles/752063/>), and the log would be begun anew over the only copy. So the
+/// process ends at once, without closing the database: the next start copies the whole log again.
+fn heed(result: rusqlite::Result<()>) -> rusqlite::Result<()> {
+    if let Err(error) = &result
+        && error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure)
+    {
+        give_up(error);
+    }
+    result
+}
+
+fn give_up(error: &dyn Display) -> ! {
+    log::error!("the disk may have lost a part of the database, which is still in its log: ending at once: {error}");
+    std::process::abort()
 }
 
 #[cfg(test)]

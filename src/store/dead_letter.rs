@@ -138,7 +138,7 @@ pub struct Outcome {
     pub id: i64,
     /// In words.
     pub outcome: String,
-    /// Whether it is done with.
+    /// Whether it is as it was to be.
     pub resolved: bool,
 }
 
@@ -266,7 +266,11 @@ fn act_on(tx: &Transaction<'_>, id: i64, order: Order<'_>) -> rusqlite::Result<O
     let Some((state, outbox_id)) = letter else { return Ok(None) };
     if state != "OPEN" {
         let outcome = format!("nothing was done: it is {state}");
-        return Ok(Some(Outcome { id, outcome, resolved: true }));
+        let resolved = match order.action {
+            Action::Replay => state == "REPLAYED",
+            Action::Discard => state == "DISCARDED",
+        };
+        return Ok(Some(Outcome { id, outcome, resolved }));
     }
     let attempt = match (order.action, outbox_id) {
         (Action::Replay, Some(outbox_id)) => replay_delivery(tx, outbox_id)?,

@@ -9,7 +9,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use super::dead_letter::{Action, Order, Which};
 use super::outbox::{Place, Receipt};
-use super::{dead_letter, delivery, outbox, payment, schema};
+use super::{dead_letter, delivery, outbox, payment, route, schema};
 use crate::clock::Timestamp;
 use crate::event::{NodeId, Notice};
 use crate::payment::{NewPayment, Reservation};
@@ -41,7 +41,10 @@ const SMALL: [&str; 9] = [
 
 fn is_fast(step: &str) -> bool {
     let walks = step.starts_with("SCAN");
-    !step.contains("TEMP B-TREE") && (!walks || SMALL.iter().any(|index| step.ends_with(index)))
+    // An automatic index is a scan and a sort for each execution.
+    !step.contains("TEMP B-TREE")
+        && !step.contains("AUTOMATIC")
+        && (!walks || SMALL.iter().any(|index| step.ends_with(index)))
 }
 
 /// A request, its event published and taken from the topic, told, looked at and purged.
@@ -80,6 +83,9 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     assert!(payment::find(&tx, 1)?.is_some());
     assert_eq!(payment::history(&tx, 1, Some(2), 10)?.map(|page| page.len()), Some(1));
     assert_eq!(outbox::purge(&tx, Timestamp::from_micros(2000), 10)?, 2);
+    // Each start does this, with millions of rows that are finished.
+    delivery::recover(&tx)?;
+    route::replace(&tx, &[])?;
     tx.commit()
 }
 

@@ -14,16 +14,19 @@ pub fn replace(tx: &Transaction<'_>, routes: &[config::Route]) -> rusqlite::Resu
         let (amount, user) = (&route.amount, &route.user);
         insert.execute((position, &route.name, status, amount.start(), amount.end(), user.start(), user.end()))?;
     }
-    let moved: Vec<i64> = tx
-        .prepare(
-            // The dead may be replayed.
-            "SELECT outbox_id FROM delivery WHERE status IN ('PENDING', 'SENDING') \
-             AND channel <> 'default' AND channel NOT IN (SELECT channel FROM route) \
-             UNION SELECT l.outbox_id FROM dead_letter l JOIN delivery d ON d.outbox_id = l.outbox_id \
-             WHERE l.state = 'OPEN' AND d.channel <> 'default' AND d.channel NOT IN (SELECT channel FROM route)",
-        )?
-        .query_map([], |row| row.get(0))?
-        .collect::<rusqlite::Result<_>>()?;
+    let gone = "channel <> 'default' AND channel NOT IN (SELECT channel FROM route)";
+    let waiting = format!("SELECT outbox_id FROM delivery WHERE status IN ('PENDING', 'SENDING') AND {gone}");
+    // The dead may be replayed. CROSS JOIN: SQLite is not to read the whole delivery table for a few letters.
+    let dead = format!(
+        "SELECT d.outbox_id FROM dead_letter l CROSS JOIN delivery d \
+         WHERE l.state = 'OPEN' AND d.outbox_id = l.outbox_id AND {gone}"
+    );
+    let mut moved = Vec::new();
+    for sql in [waiting, dead] {
+        let mut find = tx.prepare(&sql)?;
+        let found = find.query_map([], |row| row.get::<_, i64>(0))?;
+        moved.extend(found.collect::<rusqlite::Result<Vec<_>>>()?);
+    }
     let mut reroute = tx.prepare(&format!("UPDATE delivery SET channel = {CHANNEL} WHERE outbox_id = ?1"))?;
     for id in moved {
         reroute.execute([id])?;

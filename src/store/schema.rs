@@ -168,6 +168,8 @@ pub(super) fn open_beside(path: &Path) -> Result<(Connection, NodeId), OpenError
     }
     connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
     connection.pragma_update(None, "foreign_keys", true).map_err(failed)?;
+    // The log is for a payrelay that runs to copy back, or for the close of the last connection.
+    connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(failed)?;
     let node: String = connection.query_row("SELECT id FROM node", [], |row| row.get(0)).map_err(failed)?;
     let node = NodeId::parse(&node).ok_or_else(|| OpenError::Foreign(path.into()))?;
     Ok((connection, node))
