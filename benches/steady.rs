@@ -37,7 +37,7 @@ const CONNECTIONS: u64 = 128;
 
 const MOMENT: Duration = Duration::from_secs(4);
 
-/// Events that may wait at any moment: what comes in a fifth of a second.
+/// Events that may wait at the end: what comes in a fifth of a second.
 const WAITING_S: f64 = 0.2;
 
 /// The whole system: the real binary, a real broker, and a Slack that takes the first message and does not answer.

@@ -415,12 +415,12 @@ impl Notifier {
     }
 
     /// What can be told; what cannot is set aside first, and then there is nothing yet.
-    fn renderable(&mut self, waiting: Vec<Waiting>) -> Result<Option<Vec<Telling>>, StoreError> {
+    fn renderable(&self, waiting: Vec<Waiting>) -> Result<Option<Vec<Telling>>, StoreError> {
         let (mut telling, mut poison) = (Vec::with_capacity(waiting.len()), Vec::new());
         for Waiting { outbox_id, created_at, payment } in waiting {
             match payment {
                 Ok(payment) => telling.push(Telling { outbox_id, created_at, payment }),
-                Err(reason) => poison.push((outbox_id, reason)),
+                Err(reason) => poison.push((outbox_id, Some(reason))),
             }
         }
         if poison.is_empty() {
@@ -430,26 +430,22 @@ impl Notifier {
         Ok(None)
     }
 
-    fn bury_suspects(&mut self, suspects: Vec<i64>) -> Result<(), StoreError> {
-        if suspects.is_empty() {
-            return Ok(());
-        }
-        for outbox_id in &suspects {
-            log::error!("event {outbox_id} was refused on its own and is a dead letter now");
-        }
-        let now = Timestamp::now();
-        self.store.write(move |tx: &Transaction<'_>| -> SqlResult<()> {
-            suspects.iter().try_for_each(|outbox_id| delivery::bury(tx, *outbox_id, None, now))
-        })
+    fn bury_suspects(&self, suspects: Vec<i64>) -> Result<(), StoreError> {
+        self.bury(suspects.into_iter().map(|outbox_id| (outbox_id, None)).collect())
     }
 
-    fn bury(&mut self, poison: Vec<(i64, String)>) -> Result<(), StoreError> {
-        for (outbox_id, reason) in &poison {
+    /// Without a reason of its own it is that of the last failure.
+    fn bury(&self, dead: Vec<(i64, Option<String>)>) -> Result<(), StoreError> {
+        if dead.is_empty() {
+            return Ok(());
+        }
+        for (outbox_id, reason) in &dead {
+            let reason = reason.as_deref().unwrap_or("it was refused on its own");
             log::error!("event {outbox_id} cannot be told and is a dead letter now: {reason}");
         }
         let now = Timestamp::now();
         self.store.write(move |tx: &Transaction<'_>| -> SqlResult<()> {
-            poison.iter().try_for_each(|(outbox_id, reason)| delivery::bury(tx, *outbox_id, Some(reason), now))
+            dead.iter().try_for_each(|(outbox_id, reason)| delivery::bury(tx, *outbox_id, reason.as_deref(), now))
         })
     }
 

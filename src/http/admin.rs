@@ -5,18 +5,12 @@ use hyper::{Method, Response, StatusCode};
 use serde::Serialize;
 
 use super::problem::Problem;
-use super::routes::{App, Body, json, number};
+use super::routes::{App, Body, PAGE, PAGE_MAX, json, number, page_size, pairs};
 use crate::clock::Timestamp;
 use crate::notifier::Resume;
 use crate::outage::{Part, PartState};
 use crate::store::dead_letter::{self, Action, Order, Outcome, Shown, Which};
 use crate::store::{Connection, Transaction, delivery};
-
-/// How many dead letters a page has, unless the client says.
-const PAGE: usize = 50;
-
-/// The largest page, and how many one order is for at most.
-const PAGE_MAX: usize = 500;
 
 /// A channel, as the operator sees it.
 pub struct Channel {
@@ -59,7 +53,7 @@ pub(super) fn route(method: &Method, path: &str, rest: &[&str], query: &str) -> 
     }
 }
 
-/// The oldest that are open: as many as one order is for.
+/// The oldest that are open: a page of them is what one order is for.
 const ALL: Which = Which::Open { after: 0, limit: PAGE_MAX };
 
 fn act(mut which: Which, action: Action, query: &str) -> Result<Route, Problem> {
@@ -89,13 +83,7 @@ fn page(query: &str) -> Result<Route, Problem> {
         match name {
             "all" => all = truth(name, value)?,
             "after" => after = number("after", value)?,
-            "limit" => {
-                limit = usize::try_from(number("limit", value)?).unwrap_or(usize::MAX);
-                if !(1..=PAGE_MAX).contains(&limit) {
-                    let detail = format!("must be an integer from 1 to {PAGE_MAX}");
-                    return Err(Problem::invalid_field("limit", detail));
-                }
-            }
+            "limit" => limit = page_size(value)?,
             _ => {
                 let detail = "there is no such parameter; there are all, after and limit";
                 return Err(Problem::invalid_field(name, detail));
@@ -103,10 +91,6 @@ fn page(query: &str) -> Result<Route, Problem> {
         }
     }
     Ok(Route::DeadLetters { all, after, limit })
-}
-
-fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
-    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
 }
 
 fn truth(name: &str, value: &str) -> Result<bool, Problem> {

@@ -27,11 +27,11 @@ use crate::worker::Waker;
 
 pub(super) type Body = Full<Bytes>;
 
-/// How many payments a page of a history has, unless the client says.
-const PAGE: usize = 50;
+/// How many entries a page has, unless the client says.
+pub(super) const PAGE: usize = 50;
 
 /// The largest page.
-const PAGE_MAX: usize = 500;
+pub(super) const PAGE_MAX: usize = 500;
 
 /// What the edge needs of the rest.
 pub struct Context {
@@ -100,19 +100,26 @@ pub(super) fn number(field: &str, text: &str) -> Result<i64, Problem> {
     if digits { text.parse().map_err(|_| refused()) } else { Err(refused()) }
 }
 
+/// The names and values of a query; nothing here needs decoding.
+pub(super) fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
+    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+}
+
+pub(super) fn page_size(text: &str) -> Result<usize, Problem> {
+    let limit = usize::try_from(number("limit", text)?).unwrap_or(usize::MAX);
+    if (1..=PAGE_MAX).contains(&limit) {
+        Ok(limit)
+    } else {
+        Err(Problem::invalid_field("limit", format!("must be an integer from 1 to {PAGE_MAX}")))
+    }
+}
+
 fn page(query: &str) -> Result<(Option<i64>, usize), Problem> {
     let (mut before, mut limit) = (None, PAGE);
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+    for (name, value) in pairs(query) {
         match name {
             "before" => before = Some(number("before", value)?),
-            "limit" => {
-                limit = usize::try_from(number("limit", value)?).unwrap_or(usize::MAX);
-                if !(1..=PAGE_MAX).contains(&limit) {
-                    let detail = format!("must be an integer from 1 to {PAGE_MAX}");
-                    return Err(Problem::invalid_field("limit", detail));
-                }
-            }
+            "limit" => limit = page_size(value)?,
             _ => {
                 return Err(Problem::invalid_field(name, "there is no such parameter; there are before and limit"));
             }

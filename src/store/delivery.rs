@@ -172,6 +172,7 @@ fn each(tx: &Transaction<'_>, sql: &str, outbox_ids: &[i64]) -> rusqlite::Result
 
 /// What a process that ended has left SENDING waits again, its outcome counted as unknown. Tells how many.
 pub fn recover(tx: &Transaction<'_>) -> rusqlite::Result<usize> {
+    // The first condition is the index's: without it every finished row would be looked at.
     tx.execute(
         "UPDATE delivery SET status = 'PENDING', attempts = attempts + 1, unknown_outcomes = unknown_outcomes + 1, \
          last_error = 'payrelay ended before the answer was recorded' \

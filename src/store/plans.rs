@@ -1,5 +1,6 @@
 //! How SQLite means to run every statement of the hot paths: by index, in order, without sorting
-//! (<https://sqlite.org/eqp.html>). The statements are taken down as they run, so that none is forgotten.
+//! (<https://sqlite.org/eqp.html>). The statements are taken down as they run:
+//! those of what is called here, whatever they become.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
