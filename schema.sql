@@ -6,8 +6,10 @@
 
 -- Who this database belongs to: one row, written at the first start.
 CREATE TABLE node (
-    id         TEXT    NOT NULL PRIMARY KEY,
-    created_at INTEGER NOT NULL
+    id            TEXT    NOT NULL PRIMARY KEY,
+    created_at    INTEGER NOT NULL,
+    backed_up_at  INTEGER, -- set in a backup only: whoever opens it must not use ids that were given since
+    events_purged INTEGER NOT NULL DEFAULT 0 -- payments = outbox rows + these
 ) STRICT;
 
 -- One row a reservation that somebody tried to pay. Never changed, never deleted.
@@ -40,14 +42,29 @@ CREATE TABLE user_history (
     last_payment_id INTEGER NOT NULL REFERENCES payment_history (payment_id)
 ) STRICT;
 
--- One row an event, written with its payment: INIT until the publisher has it, then PUBLISHED.
+-- The answers to requests that named an Idempotency-Key. A payment never changes, and those of a request have ids in a row: so the
+-- answer is written again from them, byte for byte. Ids are in the order of arrival, which the purge follows.
+CREATE TABLE idempotency_key (
+    id               INTEGER PRIMARY KEY AUTOINCREMENT,
+    client           TEXT    NOT NULL, -- whose key: the name of the token, or '' where there are none
+    "key"            TEXT    NOT NULL,
+    body_hash        BLOB    NOT NULL, -- SHA-256 of the request's body
+    first_payment_id INTEGER NOT NULL REFERENCES payment (id),
+    payment_count    INTEGER NOT NULL,
+    created_at       INTEGER NOT NULL,
+    UNIQUE (client, "key")
+) STRICT;
+
+-- One row an event, written with its payment: INIT until the publisher has it, then PUBLISHED; REJECTED if the broker refuses
+-- this very record, until somebody sends it again.
 CREATE TABLE outbox (
     id           INTEGER PRIMARY KEY AUTOINCREMENT,
     payment_id   INTEGER NOT NULL REFERENCES payment (id),
     user_id      INTEGER NOT NULL,
     type         TEXT    NOT NULL CHECK (type IN ('payment.completed', 'payment.failed')),
     traceparent  TEXT,
-    status       TEXT    NOT NULL DEFAULT 'INIT' CHECK (status IN ('INIT', 'PUBLISHED')),
+    status       TEXT    NOT NULL DEFAULT 'INIT' CHECK (status IN ('INIT', 'PUBLISHED', 'REJECTED')),
+    rejection    TEXT    CHECK ((rejection IS NOT NULL) = (status = 'REJECTED')),
     created_at   INTEGER NOT NULL,
     published_at INTEGER CHECK ((published_at IS NOT NULL) = (status = 'PUBLISHED')),
     "partition"  INTEGER, -- NULL with the application publisher
@@ -58,6 +75,21 @@ CREATE UNIQUE INDEX outbox_payment ON outbox (payment_id);
 
 -- What the relay reads: only unpublished rows are in it, so it stays small however large the table.
 CREATE INDEX outbox_init ON outbox (id) WHERE status = 'INIT';
+
+-- How far the topic is known, partition by partition. Written in the transactions that mark what was published, and that
+-- keep what was taken: so neither is ever ahead of the rows.
+CREATE TABLE topic_partition (
+    topic          TEXT    NOT NULL,
+    "partition"    INTEGER NOT NULL,
+    topic_id       BLOB    NOT NULL, -- of the broker: another one means that the topic was made anew
+    published_to   INTEGER NOT NULL DEFAULT 0, -- every record of ours before this offset is marked
+    consumed_to    INTEGER,                    -- the next offset to take; NULL: nothing was taken yet
+    last_outbox_id INTEGER NOT NULL DEFAULT 0, -- the largest id that was taken
+    duplicates     INTEGER NOT NULL DEFAULT 0, -- records of events that were there already
+    gaps           INTEGER NOT NULL DEFAULT 0, -- events that should have come before a later one, and did not
+    inversions     INTEGER NOT NULL DEFAULT 0, -- events that came after a later one
+    PRIMARY KEY (topic, "partition")
+) STRICT, WITHOUT ROWID;
 
 -- Which channel tells which payment: the first that fits, by position; what fits none is the channel "default"'s. Written
 -- anew at every start, from the configuration.
@@ -91,11 +123,12 @@ CREATE INDEX delivery_waiting ON delivery (channel, outbox_id) WHERE status IN (
 -- What the purge reads.
 CREATE INDEX delivery_delivered ON delivery (delivered_at) WHERE status = 'DELIVERED';
 
--- What could not be taken from the topic, as it came, and what could not be told: one of the two.
+-- What could not be taken from the topic, as it came; and events that could not be published (their outbox row is REJECTED) or
+-- told (their delivery is DEAD): a record or an event.
 CREATE TABLE dead_letter (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
-    outbox_id   INTEGER UNIQUE, -- a delivery that is DEAD
-    payment_id  INTEGER,        -- what it was to tell
+    outbox_id   INTEGER UNIQUE, -- an event
+    payment_id  INTEGER,        -- what it tells of
     topic       TEXT,           -- a record: where it was read, and what it was
     "partition" INTEGER,
     "offset"    INTEGER,
