@@ -25,6 +25,8 @@ pub mod relay;
 
 mod kafka;
 
+mod topic_reader;
+
 pub mod consumer;
 
 pub mod slack;

@@ -1,0 +1,247 @@
+//! Reads a topic once, without a group: from given offsets, or from the beginning, to where it ended when the reading
+//! began. Only what is committed is read (`read_committed`): an open transaction ends a partition before it.
+//!
+//! Markers of transactions take offsets and are no records: where a partition is read to tells its position, never the
+//! offset of the last record.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use krafka::Kafka;
+use krafka::consumer::{AutoOffsetReset, Consumer, ConsumerRecord, IsolationLevel};
+use krafka::error::KrafkaError;
+
+use crate::event::ID_HEADER;
+use crate::kafka::{Failure, within};
+
+/// How long one poll waits for records: the end may be a marker, after which none come.
+const POLL: Duration = Duration::from_millis(100);
+
+/// How many records one batch has at most; as many may lie in memory besides.
+const RECORDS_MAX: i32 = 1000;
+
+/// What one answer of the broker may hold: memory stays small however many partitions there are.
+const ANSWER_BYTES_MAX: i32 = 4 * 1024 * 1024;
+
+/// A record as it lies on the topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TopicRecord {
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    pub(crate) key: Option<Vec<u8>>,
+    pub(crate) value: Option<Vec<u8>>,
+    /// The header `ce_id`, if it has one that is text.
+    pub(crate) event_id: Option<String>,
+}
+
+/// What there is of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) partition: i32,
+    /// The oldest offset that the broker still has.
+    pub(crate) low: i64,
+    /// The offset after the last one that is committed.
+    pub(crate) end: i64,
+}
+
+/// A reading that is under way.
+pub(crate) struct TopicReader {
+    consumer: Consumer,
+    topic: String,
+    topic_id: [u8; 16],
+    extents: Vec<Extent>,
+    /// The ends of the partitions that are not read to their end yet.
+    unread: BTreeMap<i32, i64>,
+}
+
+impl TopicReader {
+    /// Finds out where the topic begins and ends. `from` tells for a partition which offset to read first: `None`, or
+    /// an offset that the partition does not have, means the oldest. `None` where there is no such topic.
+    pub(crate) async fn open(
+        kafka: &Kafka,
+        topic: &str,
+        from: impl Fn(i32) -> Option<i64>,
+    ) -> Result<Option<Self>, KrafkaError> {
+        let consumer = kafka
+            .consumer_without_group()
+            .isolation_level(IsolationLevel::ReadCommitted)
+            // Only if the broker deletes what is just being read: the rest is read all the same.
+            .auto_offset_reset(AutoOffsetReset::Earliest)
+            .enable_auto_commit(false)
+            .max_poll_records(RECORDS_MAX)
+            .max_buffered_records(RECORDS_MAX)
+            .fetch_max_bytes(ANSWER_BYTES_MAX)
+            .fetch_max_wait(POLL)
+            .metrics_push(false)
+            .build()
+            .await?;
+        let Some(info) = consumer.fetch_metadata(Some(topic)).await?.topics.pop() else { return Ok(None) };
+        let mut partitions: Vec<i32> = info.partitions.keys().copied().collect();
+        partitions.sort_unstable();
+        consumer.assign(topic, partitions.clone()).await?;
+        let (mut extents, mut unread) = (Vec::new(), BTreeMap::new());
+        for partition in partitions {
+            let (low, end) = consumer.fetch_watermarks(topic, partition).await?;
+            extents.push(Extent { partition, low, end });
+            let first = from(partition).filter(|offset| (low..=end).contains(offset)).unwrap_or(low);
+            consumer.seek(topic, partition, first).await?;
+            if first < end {
+                unread.insert(partition, end);
+            } else {
+                consumer.pause(topic, &[partition]).await;
+            }
+        }
+        Ok(Some(Self { consumer, topic: topic.to_owned(), topic_id: info.topic_id, extents, unread }))
+    }
+
+    /// The topic's id: one that was deleted and made anew has another.
+    pub(crate) fn topic_id(&self) -> [u8; 16] {
+        self.topic_id
+    }
+
+    /// The partitions, by number.
+    pub(crate) fn extents(&self) -> &[Extent] {
+        &self.extents
+    }
+
+    /// Whether every partition is read to its end.
+    pub(crate) fn done(&self) -> bool {
+        self.unread.is_empty()
+    }
+
+    /// The next records, in the order of their offsets within a partition; perhaps none, though there are more: the caller
+    /// decides for how long it goes on. An error takes nothing away.
+    pub(crate) async fn next_batch(&mut self, patience: Duration) -> Result<Vec<TopicRecord>, Failure> {
+        if self.done() {
+            return Ok(Vec::new());
+        }
+        let polled = within(patience, self.consumer.poll(POLL.min(patience))).await?;
+        let inside =
+            |record: &ConsumerRecord| self.unread.get(&record.partition).is_some_and(|end| record.offset < *end);
+        let records = polled.into_iter().filter(inside).map(TopicRecord::from).collect();
+        let partitions: Vec<(i32, i64)> = self.unread.iter().map(|(partition, end)| (*partition, *end)).collect();
+        for (partition, end) in partitions {
+            if self.consumer.position(&self.topic, partition).await.is_some_and(|position| position >= end) {
+                self.unread.remove(&partition);
+                self.consumer.pause(&self.topic, &[partition]).await;
+            }
+        }
+        Ok(records)
+    }
+
+    /// Asks once more for the oldest offsets: what the broker deleted meanwhile need not have been read.
+    pub(crate) async fn refresh_low(&mut self) -> Result<(), KrafkaError> {
+        for extent in &mut self.extents {
+            extent.low = self.consumer.fetch_watermarks(&self.topic, extent.partition).await?.0;
+        }
+        Ok(())
+    }
+}
+
+impl From<ConsumerRecord> for TopicRecord {
+    fn from(record: ConsumerRecord) -> Self {
+        Self {
+            partition: record.partition,
+            offset: record.offset,
+            event_id: record.header_str(ID_HEADER).map(str::to_owned),
+            key: record.key.map(Vec::from),
+            value: record.value.map(Vec::from),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use krafka::Record;
+    use krafka::testing::FakeBroker;
+
+    const TOPIC: &str = "t";
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn record(partition: i32, value: i64) -> Record {
+        Record::new(TOPIC, value.to_string()).partition(partition).header(ID_HEADER, format!("n-{value}"))
+    }
+
+    async fn put(kafka: &Kafka, partition: i32, values: impl IntoIterator<Item = i64>) {
+        let producer = kafka.producer().metrics_push(false).build().await.unwrap();
+        for value in values {
+            drop(producer.enqueue(record(partition, value)).await.unwrap());
+        }
+        producer.close().await.unwrap();
+    }
+
+    /// To the end, as (partition, offset, value).
+    async fn read(reader: &mut TopicReader) -> Vec<(i32, i64, i64)> {
+        let mut found = Vec::new();
+        while !reader.done() {
+            found.extend(reader.next_batch(PATIENCE).await.unwrap());
+        }
+        found.sort_by_key(|record| (record.partition, record.offset));
+        let value = |record: &TopicRecord| String::from_utf8(record.value.clone().unwrap()).unwrap().parse().unwrap();
+        for record in &found {
+            assert_eq!(record.event_id, Some(format!("n-{}", value(record))));
+        }
+        found.iter().map(|record| (record.partition, record.offset, value(record))).collect()
+    }
+
+    async fn open(kafka: &Kafka, from: impl Fn(i32) -> Option<i64>) -> TopicReader {
+        TopicReader::open(kafka, TOPIC, from).await.unwrap().unwrap()
+    }
+
+    #[tokio::test]
+    async fn reads_from_the_given_offsets_to_the_ends_at_the_start() {
+        let broker = FakeBroker::start().await.unwrap();
+        broker.create_topic(TOPIC, 4);
+        let kafka = broker.kafka().connect().await.unwrap();
+        put(&kafka, 0, 0..2500).await;
+        put(&kafka, 1, 0..5).await;
+        put(&kafka, 2, 0..5).await;
+        let from = |partition| [None, Some(3), Some(6), None][usize::try_from(partition).unwrap()];
+        let mut reader = open(&kafka, from).await;
+        put(&kafka, 1, 100..200).await;
+        put(&kafka, 3, 100..200).await;
+        let found = read(&mut reader).await;
+        assert_eq!(reader.extents().iter().map(|extent| extent.end).collect::<Vec<_>>(), [2500, 5, 5, 0]);
+        assert_eq!(reader.topic_id(), broker.topic_id(TOPIC).unwrap());
+        let expected = (0..2500).map(|n| (0, n, n)).chain([(1, 3, 3), (1, 4, 4)]).chain((0..5).map(|n| (2, n, n)));
+        assert_eq!(found, expected.collect::<Vec<_>>());
+        assert_eq!(reader.next_batch(PATIENCE).await.unwrap(), []);
+        let mut nothing =
+            open(&kafka, |partition| Some([2500, 105, 5, 100][usize::try_from(partition).unwrap()])).await;
+        assert!(nothing.done() && read(&mut nothing).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn reads_past_markers_and_what_was_aborted_and_stops_before_what_is_open() {
+        let broker = FakeBroker::start().await.unwrap();
+        broker.create_topic(TOPIC, 1);
+        let kafka = broker.kafka().connect().await.unwrap();
+        let producer = kafka.producer().metrics_push(false).build_transactional("tx").await.unwrap();
+        for turn in 0..4 {
+            producer.begin().unwrap();
+            for value in 0..3 {
+                let _ = producer.send(record(0, 10 * turn + value)).await.unwrap();
+            }
+            if turn % 2 == 0 { producer.commit().await.unwrap() } else { producer.abort().await.unwrap() }
+        }
+        let mut reader = open(&kafka, |_| None).await;
+        let found = read(&mut reader).await;
+        assert_eq!(found, [(0, 0, 0), (0, 1, 1), (0, 2, 2), (0, 8, 20), (0, 9, 21), (0, 10, 22)]);
+        assert_eq!(reader.extents(), [Extent { partition: 0, low: 0, end: 16 }], "the last is a marker");
+        producer.begin().unwrap();
+        let _ = producer.send(record(0, 99)).await.unwrap();
+        put(&kafka, 0, [100]).await;
+        let mut reader = open(&kafka, |_| Some(8)).await;
+        assert_eq!(read(&mut reader).await.last(), Some(&(0, 10, 22)));
+        assert_eq!(reader.extents()[0].end, 16);
+    }
+
+    #[tokio::test]
+    async fn a_topic_that_is_not_there_is_no_error_and_is_not_made() {
+        let broker = FakeBroker::start().await.unwrap();
+        let kafka = broker.kafka().connect().await.unwrap();
+        assert!(TopicReader::open(&kafka, TOPIC, |_| None).await.unwrap().is_none());
+        assert_eq!(broker.topic_id(TOPIC), None);
+    }
+}
