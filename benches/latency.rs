@@ -76,9 +76,10 @@ fn commit_to_ack(broker: &Broker, topic: &str, rate: f64, span: Duration) -> Vec
         topic: topic.into(),
         group: "none".into(),
         partitions: 1,
+        delivery,
     };
     let acked = Arc::new(Mutex::new(HashMap::new()));
-    let inner = KafkaPublisher::new(settings, database.store().node().clone()).unwrap();
+    let inner = KafkaPublisher::new(settings, database.store().clone()).unwrap();
     let publisher = Timed { inner, acked: Arc::clone(&acked) };
     let (waker, woken) = Waker::new();
     let (notifier, _) = Waker::new();

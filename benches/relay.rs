@@ -41,8 +41,9 @@ fn publisher(broker: &Broker, topic: &str, database: &Database) -> KafkaPublishe
         topic: topic.into(),
         group: "none".into(),
         partitions: 1,
+        delivery,
     };
-    let mut publisher = KafkaPublisher::new(settings, database.store().node().clone()).unwrap();
+    let mut publisher = KafkaPublisher::new(settings, database.store().clone()).unwrap();
     // Connected, and the topic made, before anything is timed.
     while publisher.publish(&events(0..1)).away.is_some() {}
     publisher

@@ -133,6 +133,17 @@ pub struct Kafka {
     pub group: String,
     /// How many partitions the topic gets if it is created here.
     pub partitions: i32,
+    /// What holds when this process dies at the wrong moment.
+    pub delivery: Delivery,
+}
+
+/// How events are handed to Kafka.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// In a transaction a batch.
+    ExactlyOnce,
+    /// By an idempotent producer.
+    AtLeastOnce,
 }
 
 /// `[slack]`: the channel "default", and what all channels share.
@@ -300,6 +311,10 @@ impl Config {
                     (1..=255).contains(&text.len())
                 }),
                 partitions: s.integer("kafka.partitions", 1, 1..=10_000),
+                delivery: s.choice(
+                    "kafka.delivery",
+                    &[("exactly-once", Delivery::ExactlyOnce), ("at-least-once", Delivery::AtLeastOnce)],
+                ),
             },
             slack: Self::read_slack(s),
             scheduler: Scheduler {

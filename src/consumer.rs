@@ -1,25 +1,30 @@
 //! The consumer: takes the topic as a member of the group, writes what comes to the delivery table, then commits the
 //! offset. It never waits for Slack.
 //!
-//! At least once: a crash between the database's commit and the group's brings records again, and a second copy of
-//! an event changes nothing. A record that is not ours, or cannot be read, is kept as a dead letter and the rest goes
-//! on.
+//! Exactly once: a record and the place behind it are written in one transaction, and whenever partitions are assigned it
+//! goes on from there, whatever the group's offset says; that one is committed for those who look at the group. A second
+//! copy of an event changes nothing. What the topic lost is taken from the outbox. A record that is not ours, or cannot
+//! be read, is kept as a dead letter and the rest goes on.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::{after, select_biased};
-use krafka::consumer::{AutoOffsetReset, Consumer as Client, ConsumerRecord, GroupProtocol};
+use krafka::consumer::{
+    AutoOffsetReset, Consumer as Client, ConsumerRebalanceListener, ConsumerRecord, GroupProtocol, IsolationLevel,
+    TopicPartition,
+};
 use krafka::error::KrafkaError;
 
 use crate::clock::Timestamp;
 use crate::config;
 use crate::event::{ID_HEADER, NodeId, Notice};
-use crate::kafka::{Driver, Failure, Link, within};
+use crate::kafka::{Driver, Failure, Link, identify, within};
 use crate::outage::{Backoff, Outage, Part};
 use crate::store::dead_letter::{self, DeadRecord};
 use crate::store::delivery::{self, Arrival};
+use crate::store::topic::{self, Intake, Taken, Topic};
 use crate::store::{self, SqlResult, Store, StoreError, Transaction};
 use crate::worker::{Stop, Waker};
 
@@ -38,7 +43,7 @@ const RECORDS_MAX: i32 = 1000;
 /// Takes the topic.
 pub struct Consumer {
     // Before the runtime, which its tasks need.
-    client: Option<Client>,
+    joined: Option<Joined>,
     link: Link,
     driver: Driver,
     store: Store,
@@ -61,7 +66,7 @@ impl Consumer {
     /// Joins the group when it first polls.
     pub fn new(settings: config::Kafka, store: Store, notifier: Waker, part: Part) -> io::Result<Self> {
         Ok(Self {
-            client: None,
+            joined: None,
             link: Link::new(settings, format!("payrelay-consumer-{}", store.node())),
             driver: Driver::new()?,
             store,
@@ -86,16 +91,16 @@ impl Consumer {
     /// One poll: take, store, commit the offset.
     pub fn step(&mut self) -> Step {
         if self.unstored.is_empty() {
-            let poll = within(PATIENCE, poll(&mut self.client, &mut self.link, self.store.node()));
+            let poll = within(PATIENCE, poll(&mut self.joined, &mut self.link, &self.store));
             match self.driver.runtime().block_on(poll) {
                 Ok(records) => {
                     self.outage.recovered();
                     self.unstored = Arc::new(records);
                 }
+                Err(Failure::Store(error)) => return self.wait_for_database(&error),
                 Err(failure) => {
                     if matches!(&failure, Failure::Client(error) if error.is_fatal()) {
-                        self.client = None;
-                        self.link.forget();
+                        self.leave();
                     }
                     return Step::Away(self.outage.failed(&failure));
                 }
@@ -108,31 +113,50 @@ impl Consumer {
                 self.commit_offsets();
                 Step::Stored(count)
             }
-            Err(error) => {
-                log::error!("the consumer waits for the database: {error}");
-                Step::Away(store::PAUSE)
-            }
+            Err(error) => self.wait_for_database(&error),
         }
+    }
+
+    fn wait_for_database(&self, error: &StoreError) -> Step {
+        log::error!("the consumer waits for the database: {error}");
+        Step::Away(store::PAUSE)
+    }
+
+    /// Joins anew at the next poll.
+    fn leave(&mut self) {
+        self.joined = None;
+        self.link.forget();
     }
 
     fn store_taken(&mut self) -> Result<usize, StoreError> {
         if self.unstored.is_empty() {
             return Ok(0);
         }
-        let (node, taken) = (self.store.node().clone(), Arc::clone(&self.unstored));
-        let keep_all = move |tx: &Transaction<'_>| -> SqlResult<Vec<DeadRecord>> {
-            let kept = taken.iter().map(|record| keep(tx, &node, record, Timestamp::now()));
-            Ok(kept.collect::<SqlResult<Vec<_>>>()?.into_iter().flatten().collect())
+        let Some(joined) = &self.joined else { return Ok(0) };
+        let (node, records, topic) = (self.store.node().clone(), Arc::clone(&self.unstored), joined.topic.clone());
+        let keep_all = move |tx: &Transaction<'_>| keep_all(tx, &node, &topic, &records, Timestamp::now());
+        let Some(Kept { dead, taken }) = self.store.write(keep_all)? else {
+            log::warn!("the topic was deleted and made anew: the consumer joins again");
+            self.leave();
+            self.unstored = Arc::default();
+            return Ok(0);
         };
-        for DeadRecord { topic, partition, offset, reason, .. } in self.store.write(keep_all)? {
+        for DeadRecord { topic, partition, offset, reason, .. } in dead {
             log::warn!("kept a record of {topic} aside (partition {partition}, offset {offset}): {reason}");
+        }
+        if taken != Taken::default() {
+            let Taken { duplicates, gaps, inversions } = taken;
+            log::warn!(
+                "the topic brought {duplicates} events again, {inversions} after a later one, and {gaps} not at all; \
+                 those were taken from the outbox"
+            );
         }
         Ok(std::mem::take(&mut self.unstored).len())
     }
 
     /// A commit that fails is made good by the next one: the records are in the database, and known by their ids.
     fn commit_offsets(&self) {
-        if let Some(client) = &self.client
+        if let Some(Joined { client, .. }) = &self.joined
             && let Err(error) = self.driver.runtime().block_on(async { within(PATIENCE, client.commit()).await })
         {
             log::debug!("the group's offset could not be committed, the next commit will: {error}");
@@ -140,17 +164,51 @@ impl Consumer {
     }
 }
 
-async fn poll(client: &mut Option<Client>, link: &mut Link, node: &NodeId) -> Result<Vec<ConsumerRecord>, KrafkaError> {
-    let client = match client {
-        Some(client) => client,
-        None => client.insert(join(link, node).await?),
-    };
-    client.poll(POLL).await
+/// A member of the group.
+struct Joined {
+    client: Client,
+    topic: Topic,
+    assigned: Assigned,
 }
 
-async fn join(link: &mut Link, node: &NodeId) -> Result<Client, KrafkaError> {
+/// Whether partitions were assigned since they were last put in position.
+#[derive(Clone, Default)]
+struct Assigned(Arc<Mutex<bool>>);
+
+impl Assigned {
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ConsumerRebalanceListener for Assigned {
+    async fn on_partitions_assigned(&self, _: &[TopicPartition]) {
+        *self.lock() = true;
+    }
+
+    async fn on_partitions_revoked(&self, _: &[TopicPartition]) {}
+}
+
+/// The next records, each behind what is in the database.
+async fn poll(joined: &mut Option<Joined>, link: &mut Link, store: &Store) -> Result<Vec<ConsumerRecord>, Failure> {
+    let joined = match joined {
+        Some(joined) => joined,
+        None => joined.insert(join(link, store.node()).await?),
+    };
+    let records = joined.client.poll(POLL).await?;
+    if !*joined.assigned.lock() {
+        return Ok(records);
+    }
+    // What came is from where the group's offset was, or from before: it comes again, from where it should.
+    joined.go_to_positions(store).await?;
+    Ok(Vec::new())
+}
+
+async fn join(link: &mut Link, node: &NodeId) -> Result<Joined, KrafkaError> {
     let kafka = link.get().await?;
     let settings = link.settings();
+    let topic = identify(&kafka, &settings.topic).await?;
+    let assigned = Assigned::default();
     let client = kafka
         .consumer(&settings.group)
         // With static membership on the classic protocol a member that was killed and comes back goes on at once;
@@ -158,6 +216,8 @@ async fn join(link: &mut Link, node: &NodeId) -> Result<Client, KrafkaError> {
         .group_protocol(GroupProtocol::Classic)
         .group_instance_id(node.as_str())
         .enable_auto_commit(false)
+        .isolation_level(IsolationLevel::ReadCommitted)
+        .rebalance_listener(assigned.clone())
         // Never skip: what was seen before is known by its id.
         .auto_offset_reset(AutoOffsetReset::Earliest)
         .max_poll_records(RECORDS_MAX)
@@ -165,21 +225,104 @@ async fn join(link: &mut Link, node: &NodeId) -> Result<Client, KrafkaError> {
         .build()
         .await?;
     client.subscribe([&settings.topic]).await?;
-    Ok(client)
+    Ok(Joined { client, topic, assigned })
+}
+
+impl Joined {
+    /// Puts every partition where the database says. Everything that was taken is in it by now.
+    async fn go_to_positions(&self, store: &Store) -> Result<(), Failure> {
+        let (topic, now) = (self.topic.clone(), Timestamp::now());
+        let name = &*self.topic.name;
+        if let Some(gaps) = store.write(move |tx| topic::begin_anew(tx, &topic, now))? {
+            log::warn!("the topic {name} was made anew; {gaps} events that it lost are taken from the outbox");
+        }
+        let known = store.read(|connection| topic::partitions(connection, &self.topic))?;
+        for partition in self.client.assignment().await.remove(name).unwrap_or_default() {
+            let (low, end) = self.client.fetch_watermarks(name, partition).await?;
+            let consumed_to = known.iter().find(|known| known.partition == partition).and_then(|k| k.consumed_to);
+            let position = match consumed_to {
+                Some(offset) if offset < low => {
+                    self.skip(store, partition, low)?;
+                    low
+                }
+                Some(offset) if offset > end => {
+                    log::warn!("partition {partition} of {name} ends at {end}, but was taken to {offset}: read anew");
+                    low
+                }
+                Some(offset) => offset,
+                None => self.committed(partition).await?.map_or(low, |offset| offset.clamp(low, end)),
+            };
+            self.client.seek(name, partition, position).await?;
+        }
+        *self.assigned.lock() = false;
+        Ok(())
+    }
+
+    fn skip(&self, store: &Store, partition: i32, offset: i64) -> Result<(), StoreError> {
+        let (topic, now) = (self.topic.clone(), Timestamp::now());
+        let gaps = store.write(move |tx| topic::skip(tx, &topic, partition, offset, now))?;
+        log::warn!(
+            "the topic {} has deleted records of partition {partition} before they were taken; {gaps} events are taken \
+             from the outbox instead",
+            self.topic.name
+        );
+        Ok(())
+    }
+
+    /// Where the group was, for a database that has taken nothing yet.
+    async fn committed(&self, partition: i32) -> Result<Option<i64>, KrafkaError> {
+        let committed = self.client.committed(&[(&*self.topic.name, partition)]).await?;
+        Ok(committed.into_values().next().map(|committed| committed.offset))
+    }
+}
+
+/// What became of a batch.
+struct Kept {
+    dead: Vec<DeadRecord>,
+    taken: Taken,
+}
+
+/// The records, and how far they reach, in one transaction. `None`: they are from an earlier life of the topic.
+fn keep_all(
+    tx: &Transaction<'_>,
+    node: &NodeId,
+    topic: &Topic,
+    records: &[ConsumerRecord],
+    now: Timestamp,
+) -> SqlResult<Option<Kept>> {
+    let Some(mut intake) = Intake::begin(tx, topic)? else { return Ok(None) };
+    let mut dead = Vec::new();
+    for record in records {
+        let event = match keep(tx, node, record, now)? {
+            Ok(event) => Some(event),
+            Err(letter) => {
+                dead.push(letter);
+                None
+            }
+        };
+        intake.took(record.partition, record.offset, event);
+    }
+    let taken = intake.finish(now)?;
+    Ok(Some(Kept { dead, taken }))
 }
 
 /// One record: to the delivery table if it is ours, else aside.
-fn keep(tx: &Transaction<'_>, node: &NodeId, record: &ConsumerRecord, now: Timestamp) -> SqlResult<Option<DeadRecord>> {
+fn keep(
+    tx: &Transaction<'_>,
+    node: &NodeId,
+    record: &ConsumerRecord,
+    now: Timestamp,
+) -> SqlResult<Result<(i64, Arrival), DeadRecord>> {
     let reason = match Notice::parse(node, record.header_str(ID_HEADER), record.value.as_deref()) {
         Ok(notice) => match delivery::accept(tx, notice, now)? {
-            Arrival::Accepted | Arrival::Purged => return Ok(None),
             Arrival::Unknown => "no event of this database has its id and payment".to_owned(),
+            arrival => return Ok(Ok((notice.outbox_id, arrival))),
         },
         Err(foreign) => foreign.to_string(),
     };
     let letter = letter(record, reason);
     dead_letter::insert_record(tx, &letter, now)?;
-    Ok(Some(letter))
+    Ok(Err(letter))
 }
 
 fn letter(record: &ConsumerRecord, reason: String) -> DeadRecord {

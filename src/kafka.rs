@@ -7,13 +7,15 @@ use std::future::Future;
 use std::io;
 use std::time::Duration;
 
-use krafka::admin::{CreateTopicsOptions, NewTopic};
+use krafka::admin::{CreateTopicsOptions, DescribeTopicsOptions, NewTopic};
 use krafka::error::ErrorCode;
 use krafka::{Kafka, KrafkaError};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
 use crate::config;
+use crate::store::StoreError;
+use crate::store::topic::Topic;
 
 /// How long connecting to one broker may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -21,24 +23,27 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long one request may wait for its answer. It bounds how late krafka notices a silent broker.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why Kafka could not be had.
+/// Why work with Kafka did not get on.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     /// krafka says why.
     #[error(transparent)]
     Client(#[from] KrafkaError),
+    /// It was the database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// Nothing came in the time that one call may take.
     #[error("no answer within {} s", .0.as_secs())]
     Silent(Duration),
 }
 
 /// Waits no longer than `limit`, so that a thread that drives krafka looks up in time.
-pub(crate) async fn within<T>(
+pub(crate) async fn within<T, E: Into<Failure>>(
     limit: Duration,
-    work: impl Future<Output = Result<T, KrafkaError>>,
+    work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, Failure> {
     match timeout(limit, work).await {
-        Ok(result) => Ok(result?),
+        Ok(result) => result.map_err(Into::into),
         Err(_) => Err(Failure::Silent(limit)),
     }
 }
@@ -132,4 +137,12 @@ async fn ensure_topic(kafka: &Kafka, settings: &config::Kafka) -> Result<(), Kra
         | None => Ok(()),
         Some(Err(error)) => Err(error),
     }
+}
+
+/// Which of its lives the topic is in.
+pub(crate) async fn identify(kafka: &Kafka, name: &str) -> Result<Topic, KrafkaError> {
+    let mut described = kafka.admin().describe_topics([name], DescribeTopicsOptions::default()).await?;
+    let found = described.remove(name).transpose()?;
+    let found = found.ok_or_else(|| KrafkaError::UnknownTopic { topic: name.to_owned() })?;
+    Ok(Topic { name: name.into(), id: found.topic_id })
 }

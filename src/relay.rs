@@ -1,8 +1,7 @@
 //! The relay: publishes the outbox in commit order, then marks what was published. It never deletes.
 //!
-//! Publish, wait for the word, then record; and while one batch is being recorded, publish the next. A crash after the
-//! word and before the record publishes those events once more at the next start, under the same event ids; the consumer
-//! drops the second copies.
+//! Publish, wait for the word, then record; and while one batch is being recorded, publish the next. After a crash between
+//! the word and the record the publisher finds those events on the topic, at the next start, before it publishes anything.
 
 use std::time::Duration;
 
@@ -11,8 +10,9 @@ use crossbeam_channel::{Receiver, after, never, select_biased};
 use crate::clock::Timestamp;
 use crate::counters::Counters;
 use crate::outage::{Backoff, Outage, Part};
-use crate::publisher::Publisher;
+use crate::publisher::{Publisher, Trouble};
 use crate::store::outbox::{self, Place, Receipt};
+use crate::store::topic::{self, Reached};
 use crate::store::{Store, StoreError, Transaction, Writing};
 use crate::worker::{Stop, Waker};
 
@@ -31,6 +31,8 @@ pub struct Relay {
     counters: Counters,
     /// Published, and not known to be recorded: never to be published again.
     unrecorded: Vec<Receipt>,
+    /// How far the topic has everything that is recorded with those.
+    reached: Option<Reached>,
     /// The recording of those, if it is under way.
     recording: Option<Writing<()>>,
     /// Events up to here are published, and perhaps still being recorded: not to be read again.
@@ -46,6 +48,8 @@ pub enum Step {
     Idle,
     /// Try again after this.
     Away(Duration),
+    /// Another process publishes in this one's name: nothing more may be published here.
+    Fenced,
 }
 
 impl Relay {
@@ -69,6 +73,7 @@ impl Relay {
             outage,
             counters,
             unrecorded: Vec::new(),
+            reached: None,
             recording: None,
             published_to: 0,
         }
@@ -80,7 +85,7 @@ impl Relay {
         // The recording that is under way may fail; then there is one more try.
         if let Err(error) = self.record().or_else(|_| self.record()) {
             let count = self.unrecorded.len();
-            log::error!("{count} events are published but could not be recorded, and will be published again: {error}");
+            log::error!("{count} events are published but could not be recorded; the next start finds them: {error}");
         }
     }
 
@@ -90,6 +95,7 @@ impl Relay {
                 Step::Progress => continue,
                 Step::Idle => (self.wake.clone(), never()),
                 Step::Away(delay) => (never(), after(delay)),
+                Step::Fenced => return,
             };
             select_biased! {
                 recv(stop.signal()) -> _ => return,
@@ -125,14 +131,24 @@ impl Relay {
         self.counters.relay_attempted(Timestamp::now());
         let published = self.publisher.publish(&batch);
         let whole = published.receipts.iter().map(|receipt| receipt.outbox_id).eq(batch.iter().map(|e| e.outbox_id));
-        let step = if let Some(away) = published.away {
-            Step::Away(self.outage.failed(&away))
-        } else {
-            self.outage.recovered();
-            Step::Progress
+        let step = match published.trouble {
+            None => {
+                self.outage.recovered();
+                Step::Progress
+            }
+            Some(Trouble::Away(away)) => Step::Away(self.outage.failed(&away)),
+            Some(Trouble::Fenced(reason)) => {
+                log::error!(
+                    "another process publishes as node {}, so this one stops: {reason}; one database has one payrelay, and \
+                     a copy of it is a restored backup or nothing",
+                    self.store.node()
+                );
+                Step::Fenced
+            }
         };
         let before = self.record();
         self.unrecorded.extend(published.receipts);
+        self.reached = published.reached;
         before?;
         self.begin_record()?;
         if whole {
@@ -166,8 +182,11 @@ impl Relay {
 
     fn begin_record(&mut self) -> Result<(), StoreError> {
         if !self.unrecorded.is_empty() {
-            let receipts = self.unrecorded.clone();
-            let mark = move |tx: &Transaction<'_>| outbox::mark_published(tx, &receipts, Timestamp::now());
+            let (receipts, reached) = (self.unrecorded.clone(), self.reached.clone());
+            let mark = move |tx: &Transaction<'_>| {
+                outbox::mark_published(tx, &receipts, Timestamp::now())?;
+                reached.iter().try_for_each(|reached| topic::reach(tx, reached))
+            };
             self.recording = Some(self.store.begin_write(mark)?);
         }
         Ok(())

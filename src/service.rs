@@ -103,7 +103,7 @@ impl Service {
 
         let publisher: Box<dyn Publisher> = match config.publisher.kind {
             PublisherKind::Application => Box::new(Application),
-            PublisherKind::Kafka => Box::new(KafkaPublisher::new(config.kafka.clone(), store.node().clone())?),
+            PublisherKind::Kafka => Box::new(KafkaPublisher::new(config.kafka.clone(), store.clone())?),
         };
         let relay = Relay::new(
             store.clone(),

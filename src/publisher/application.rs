@@ -14,7 +14,7 @@ pub struct Application;
 impl Publisher for Application {
     fn publish(&mut self, batch: &[Event]) -> Published {
         let receipt = |event: &Event| Receipt { outbox_id: event.outbox_id, place: Place::Delivery };
-        Published { receipts: batch.iter().map(receipt).collect(), away: None }
+        Published { receipts: batch.iter().map(receipt).collect(), ..Published::default() }
     }
 
     fn name(&self) -> &'static str {

@@ -1,35 +1,50 @@
-//! The publisher to Apache Kafka: acks=all, idempotent, one batch of a partition in flight.
+//! The publisher to Apache Kafka: acks=all, one batch in flight, and never a second copy.
 //!
 //! The guarantee: an event that has a receipt is on every in-sync replica; a user's events are on their partition in
-//! commit order. krafka repeats a batch whose answer was lost under the same sequence numbers, so the broker drops
-//! the second copy. What is left open is a crash of this process between the broker's word and the mark.
+//! commit order; no event is there twice. What could double one is a batch whose fate nobody knows: this process ended
+//! between the broker's word and the mark, or the client gave up without an answer. So before anything is published by
+//! a new connection, the topic is read from where everything is known to be marked to its end, and what is found there
+//! is marked. With `exactly-once` the batch of the dead cannot arrive later either: the new producer takes the
+//! transactional id over, and the broker aborts what was open under it and refuses what still comes (KIP-98).
 
-use std::future::{Future as _, poll_fn};
+use std::collections::BTreeMap;
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::task::Poll;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use krafka::error::KrafkaError;
-use krafka::producer::{Acks, DeliveryConfirmation, DeliveryHandle, Producer, RecordMetadata};
-use tokio::task::coop::unconstrained;
+use krafka::CloseOptions;
+use krafka::error::{ErrorCode, KrafkaError};
+use krafka::producer::{Acks, DeliveryConfirmation, DeliveryHandle, Producer, RecordMetadata, TransactionalProducer};
+use tokio::time::timeout;
 
-use super::{Away, Published, Publisher};
+use super::{Published, Publisher, Trouble};
 use crate::clock::Timestamp;
-use crate::config;
-use crate::event::{Event, NodeId, Record};
-use crate::kafka::{Driver, Failure, Link, within};
+use crate::config::{self, Delivery};
+use crate::event::{Event, NodeId, Notice, Record};
+use crate::kafka::{Driver, Failure, Link, identify};
+use crate::store::Store;
 use crate::store::outbox::{Place, Receipt};
+use crate::store::topic::{self, Found, Reached, Reconciled, Topic};
+use crate::topic_reader::{TopicReader, TopicRecord};
 
-/// How long one call waits for the broker's word before it says that the broker is away. The batch stays in flight.
+/// How long one call waits before it says that the other side is away. What is under way goes on at the next call.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long one call tries to connect; the next one goes on from what was reached.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
-
-/// krafka repeats a batch for this long, without ever doubling it. Only when this is over are its events handed
-/// over anew, and then one that was written without an answer shows twice on the topic, under the same event id.
+/// Without transactions krafka repeats a batch for this long, without ever doubling it.
 const DELIVERY_TIMEOUT: Duration = Duration::from_mins(5);
+
+/// How long the broker leaves a transaction open that nobody ends; until then those who read committed records wait
+/// behind it. Shorter waits would abort the batches of a slow broker.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// A transaction that was open for so long may have been ended by the broker itself, which then fences its producer: no
+/// sign of another one.
+const GIVEN_UP: Duration = Duration::from_secs(55);
+
+/// In a transaction a batch is given up before the broker gives the transaction up.
+const DELIVERY_TIMEOUT_IN_TRANSACTION: Duration = Duration::from_secs(45);
 
 /// Longer than it takes to queue a batch, so that a batch of the outbox becomes one batch of each partition, sent by
 /// the flush that follows: such a batch is taken whole or not at all, and nothing overtakes.
@@ -42,34 +57,77 @@ const BATCH_BYTES: usize = 1_000_000;
 /// Publishes to a topic.
 pub struct KafkaPublisher {
     // Before the runtime, which its tasks need.
-    session: Session,
+    line: Line,
     driver: Driver,
 }
 
-struct Session {
-    link: Link,
-    node: NodeId,
-    producer: Option<Producer>,
-    in_flight: Vec<InFlight>,
+struct Line {
+    stage: Stage,
+    context: Arc<Context>,
+    /// A batch with an event up to this one was refused for the sake of one record: they go one by one, and outside of
+    /// transactions, where the client tells which code the broker gave.
+    alone_until: i64,
 }
 
-struct InFlight {
-    outbox_id: i64,
-    handle: DeliveryHandle,
+struct Context {
+    settings: config::Kafka,
+    node: NodeId,
+    store: Store,
+}
+
+type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// What is under way. It outlives the call that began it: a call waits for a bounded time, and the next one goes on.
+enum Stage {
+    Closed,
+    Opening(Work<Result<(Session, TopicReader), Failure>>),
+    /// Reading what is on the topic already.
+    Looking(Session, TopicReader),
+    Ready(Session),
+    Sending(Work<(Session, Sent)>),
+}
+
+/// A producer on a topic.
+struct Session {
+    producer: Sender,
+    topic: Topic,
+}
+
+impl Session {
+    fn delivery(&self) -> Delivery {
+        match self.producer {
+            Sender::Plain(_) => Delivery::AtLeastOnce,
+            Sender::Transactional(_) => Delivery::ExactlyOnce,
+        }
+    }
+}
+
+enum Sender {
+    Plain(Producer),
+    Transactional(TransactionalProducer),
+}
+
+/// What came of handing a batch over.
+struct Sent {
+    /// What was handed over: outbox and payment ids.
+    events: Vec<(i64, i64)>,
+    receipts: Vec<Receipt>,
+    error: Option<KrafkaError>,
+    began: Instant,
 }
 
 impl KafkaPublisher {
     /// Connects when it first publishes.
-    pub fn new(settings: config::Kafka, node: NodeId) -> io::Result<Self> {
-        let link = Link::new(settings, format!("payrelay-publisher-{node}"));
-        let session = Session { link, node, producer: None, in_flight: Vec::new() };
-        Ok(Self { session, driver: Driver::new()? })
+    pub fn new(settings: config::Kafka, store: Store) -> io::Result<Self> {
+        let context = Context { settings, node: store.node().clone(), store };
+        let line = Line { stage: Stage::Closed, context: Arc::new(context), alone_until: 0 };
+        Ok(Self { line, driver: Driver::new()? })
     }
 }
 
 impl Publisher for KafkaPublisher {
     fn publish(&mut self, batch: &[Event]) -> Published {
-        self.driver.runtime().block_on(self.session.publish(batch))
+        self.driver.runtime().block_on(self.line.publish(batch))
     }
 
     fn name(&self) -> &'static str {
@@ -77,79 +135,280 @@ impl Publisher for KafkaPublisher {
     }
 }
 
-impl Session {
+impl Line {
     async fn publish(&mut self, batch: &[Event]) -> Published {
-        let mut failure = None;
-        if self.in_flight.is_empty() {
-            failure = within(CONNECT_PATIENCE, self.hand_over(batch)).await.err();
-        }
-        if let (Some(producer), false) = (&self.producer, self.in_flight.is_empty()) {
-            failure = within(PATIENCE, producer.flush()).await.err().or(failure);
-        }
-        let (receipts, refused) = self.collect().await;
-        if refused.is_some() && self.in_flight.is_empty() {
-            // The next try starts afresh: another leader, a topic that was deleted, a fenced epoch.
-            self.producer = None;
-            self.link.forget();
-        }
-        let away = refused.map(Failure::from).or(failure).map(|failure| Away(failure.to_string()));
-        Published { receipts, away }
-    }
-
-    /// Queues the batch. What was queued before this failed or was dropped stays in flight.
-    async fn hand_over(&mut self, batch: &[Event]) -> Result<(), KrafkaError> {
-        let producer = match &self.producer {
-            Some(producer) => producer,
-            None => self.producer.insert(build(&self.link.get().await?).await?),
-        };
-        let now = Timestamp::now();
-        for event in batch {
-            let record = to_krafka(&self.link.settings().topic, event.to_record(&self.node, now));
-            let handle = producer.enqueue(record).await?;
-            self.in_flight.push(InFlight { outbox_id: event.outbox_id, handle });
-        }
-        Ok(())
-    }
-
-    /// Takes the answers that are there; what has none stays in flight.
-    async fn collect(&mut self) -> (Vec<Receipt>, Option<KrafkaError>) {
-        let mut receipts = Vec::with_capacity(self.in_flight.len());
-        let mut failed = None;
-        for mut flight in std::mem::take(&mut self.in_flight) {
-            match answer(&mut flight.handle).await {
-                Some(Ok(metadata)) => {
-                    receipts.push(Receipt { outbox_id: flight.outbox_id, place: place(&metadata) });
+        let alone = batch.first().is_some_and(|event| event.outbox_id <= self.alone_until);
+        let delivery = if alone { Delivery::AtLeastOnce } else { self.context.settings.delivery };
+        loop {
+            match std::mem::replace(&mut self.stage, Stage::Closed) {
+                Stage::Closed => self.stage = Stage::Opening(Box::pin(open(Arc::clone(&self.context), delivery))),
+                Stage::Opening(mut work) => match timeout(PATIENCE, &mut work).await {
+                    Ok(Ok((session, reader))) => self.stage = Stage::Looking(session, reader),
+                    Ok(Err(failed)) => return away(&failed),
+                    Err(_) => {
+                        self.stage = Stage::Opening(work);
+                        return away(&Failure::Silent(PATIENCE));
+                    }
+                },
+                Stage::Looking(session, mut reader) => match self.look(&session.topic, &mut reader).await {
+                    Ok(found) => {
+                        self.stage =
+                            if reader.done() { Stage::Ready(session) } else { Stage::Looking(session, reader) };
+                        if found {
+                            // What was to be published may have been there already: the caller has to look again.
+                            return Published::default();
+                        }
+                    }
+                    Err(failed) => return away(&failed),
+                },
+                // Nothing is under way on it.
+                Stage::Ready(session) if session.delivery() != delivery => {}
+                Stage::Ready(session) => {
+                    let count = if alone { 1 } else { batch.len() };
+                    let batch = Batch::new(&self.context, &batch[..count.min(batch.len())]);
+                    self.stage = Stage::Sending(Box::pin(send(session, batch)));
                 }
-                Some(Err(error)) => failed = failed.or(Some(error)),
-                None => self.in_flight.push(flight),
+                Stage::Sending(mut work) => {
+                    return match timeout(PATIENCE, &mut work).await {
+                        Ok((session, sent)) => self.sent(session, sent),
+                        Err(_) => {
+                            self.stage = Stage::Sending(work);
+                            away(&Failure::Silent(PATIENCE))
+                        }
+                    };
+                }
             }
         }
-        (receipts, failed)
+    }
+
+    /// Marks what is on the topic; true if that concerned anything that was to be published.
+    async fn look(&self, topic: &Topic, reader: &mut TopicReader) -> Result<bool, Failure> {
+        let records = reader.next_batch(PATIENCE).await?;
+        let mut offsets: BTreeMap<i32, i64> =
+            records.iter().map(|record| (record.partition, record.offset + 1)).collect();
+        if reader.done() {
+            offsets.extend(reader.extents().iter().map(|extent| (extent.partition, extent.end)));
+        }
+        let found: Vec<Found> = records.iter().filter_map(|record| self.ours(record)).collect();
+        let reached = Reached { topic: topic.clone(), offsets };
+        let now = Timestamp::now();
+        let Reconciled { marked, conflicts, unknown } =
+            self.context.store.write(move |tx| topic::reconcile(tx, &found, &reached, now))?;
+        if marked > 0 {
+            log::info!("{marked} events are on the topic already: marked, not published again");
+        }
+        if conflicts > 0 || unknown > 0 {
+            log::error!(
+                "the topic {} has {unknown} events of this node that the database does not know, and {conflicts} whose ids \
+                 it has given to other payments: it is an older state of the database. No id of that time is given again; \
+                 payrelay audit and payrelay dead-letters list say which they are",
+                topic.name
+            );
+        }
+        Ok(marked + conflicts > 0)
+    }
+
+    fn ours(&self, record: &TopicRecord) -> Option<Found> {
+        let notice = Notice::parse(&self.context.node, record.event_id.as_deref(), record.value.as_deref()).ok()?;
+        Some(Found { notice, partition: record.partition, offset: record.offset })
+    }
+
+    fn sent(&mut self, session: Session, sent: Sent) -> Published {
+        let Sent { events, mut receipts, error, began } = sent;
+        let reached = reached(&session.topic, &receipts);
+        let Some(error) = error else {
+            self.stage = Stage::Ready(session);
+            return Published { receipts, reached, trouble: None };
+        };
+        // The next try starts afresh, and looks first: another leader, a batch whose answer was lost.
+        let mut trouble = None;
+        let in_transaction = session.delivery() == Delivery::ExactlyOnce;
+        if in_transaction && is_fenced(&error) && began.elapsed() < GIVEN_UP {
+            trouble = Some(Trouble::Fenced(error.to_string()));
+        } else if !is_perhaps_a_records_fault(&error) {
+            trouble = Some(Trouble::Away(error.to_string()));
+        } else if let ([(outbox_id, payment_id)], false) = (events.as_slice(), in_transaction) {
+            let (id, outbox_id) = (self.context.node.event_id(*outbox_id), *outbox_id);
+            log::error!(
+                "event {id} (payment {payment_id}) is refused by the broker and set aside as a dead letter: {error}"
+            );
+            let place = Place::Rejected(error.to_string().into());
+            receipts.push(Receipt { outbox_id, place });
+        } else if let Some((last, _)) = events.last() {
+            log::warn!("the broker refused a batch for the sake of a record in it, so they go one by one: {error}");
+            self.alone_until = *last;
+        }
+        Published { receipts, reached, trouble }
     }
 }
 
-/// The answer if it is there. Unconstrained: the runtime's budget would hide answers that are.
-async fn answer(handle: &mut DeliveryHandle) -> Option<Result<RecordMetadata, KrafkaError>> {
-    let mut handle = unconstrained(handle);
-    poll_fn(|cx| match Pin::new(&mut handle).poll(cx) {
-        Poll::Ready(answer) => Poll::Ready(Some(answer)),
-        Poll::Pending => Poll::Ready(None),
-    })
-    .await
+/// A batch, as it is handed over.
+struct Batch {
+    events: Vec<(i64, i64)>,
+    records: Vec<krafka::Record>,
 }
 
-async fn build(kafka: &krafka::Kafka) -> Result<Producer, KrafkaError> {
+impl Batch {
+    fn new(context: &Context, events: &[Event]) -> Self {
+        let now = Timestamp::now();
+        let to_krafka = |event: &Event| to_krafka(&context.settings.topic, event.to_record(&context.node, now));
+        Self {
+            events: events.iter().map(|event| (event.outbox_id, event.payment_id)).collect(),
+            records: events.iter().map(to_krafka).collect(),
+        }
+    }
+}
+
+async fn open(context: Arc<Context>, delivery: Delivery) -> Result<(Session, TopicReader), Failure> {
+    let Context { settings, node, store } = &*context;
+    let kafka = Link::new(settings.clone(), format!("payrelay-publisher-{node}")).get().await?;
+    // First the producer: once it is there, nothing of the one before it comes any more.
+    let producer = match delivery {
+        Delivery::AtLeastOnce => Sender::Plain(builder(&kafka).delivery_timeout(DELIVERY_TIMEOUT).build().await?),
+        Delivery::ExactlyOnce => Sender::Transactional(
+            builder(&kafka)
+                .delivery_timeout(DELIVERY_TIMEOUT_IN_TRANSACTION)
+                .transaction_timeout(TRANSACTION_TIMEOUT)
+                .build_transactional(format!("payrelay-{node}"))
+                .await?,
+        ),
+    };
+    let topic = identify(&kafka, &settings.topic).await?;
+    let known = store.read(|connection| topic::partitions(connection, &topic))?;
+    let from = |number| known.iter().find(|known| known.partition == number).map(|known| known.published_to);
+    let reader = TopicReader::open(&kafka, &topic.name, from).await?;
+    // Gone, or made anew, since it was identified: the next try starts with what there is then.
+    let reader = reader.filter(|reader| reader.topic_id() == topic.id);
+    let reader = reader.ok_or_else(|| KrafkaError::UnknownTopic { topic: settings.topic.clone() })?;
+    Ok((Session { producer, topic }, reader))
+}
+
+fn builder(kafka: &krafka::Kafka) -> krafka::producer::ProducerBuilder {
     kafka
         .producer()
         .acks(Acks::All)
         .idempotent(true)
         .linger(LINGER)
         .batch_size(BATCH_BYTES)
-        .delivery_timeout(DELIVERY_TIMEOUT)
         // Operators watch payrelay, not its client.
         .metrics_push(false)
-        .build()
-        .await
+}
+
+/// Never dropped half-way: it is polled by one call after the other until it is through.
+async fn send(session: Session, batch: Batch) -> (Session, Sent) {
+    let began = Instant::now();
+    let Batch { events, records } = batch;
+    let (answers, error) = match &session.producer {
+        Sender::Plain(producer) => send_plain(producer, records).await,
+        Sender::Transactional(producer) => match send_in_transaction(producer, records).await {
+            Ok(answers) => (answers, None),
+            Err(error) => (Vec::new(), Some(error)),
+        },
+    };
+    if error.is_some() {
+        // What is still queued must not be sent behind the back of the next producer.
+        let at_once = CloseOptions::new().timeout(Duration::ZERO);
+        let _ = match &session.producer {
+            Sender::Plain(producer) => producer.close_with(at_once).await,
+            Sender::Transactional(producer) => producer.close_with(at_once).await,
+        };
+    }
+    let receipt =
+        |(index, metadata): (usize, RecordMetadata)| Receipt { outbox_id: events[index].0, place: place(&metadata) };
+    let receipts = answers.into_iter().map(receipt).collect();
+    (session, Sent { events, receipts, error, began })
+}
+
+/// What was taken, by its place in the batch, and the first error.
+async fn send_plain(
+    producer: &Producer,
+    records: Vec<krafka::Record>,
+) -> (Vec<(usize, RecordMetadata)>, Option<KrafkaError>) {
+    let (mut handles, mut error) = (Vec::with_capacity(records.len()), None);
+    for record in records {
+        match producer.enqueue(record).await {
+            Ok(handle) => handles.push(handle),
+            Err(failed) => {
+                error = Some(failed);
+                break;
+            }
+        }
+    }
+    let flushed = producer.flush().await;
+    let mut taken = Vec::with_capacity(handles.len());
+    for (index, handle) in handles.into_iter().enumerate() {
+        match handle.await {
+            Ok(metadata) => taken.push((index, metadata)),
+            Err(failed) => error = error.or(Some(failed)),
+        }
+    }
+    (taken, error.or(flushed.err()))
+}
+
+/// All or nothing. Where the outcome is not known, the topic tells: it is looked at before anything else is sent.
+async fn send_in_transaction(
+    producer: &TransactionalProducer,
+    records: Vec<krafka::Record>,
+) -> Result<Vec<(usize, RecordMetadata)>, KrafkaError> {
+    producer.begin()?;
+    match fill(producer, records).await {
+        Ok(taken) => producer.commit().await.map(|()| taken),
+        Err(error) => match producer.abort().await {
+            Ok(()) => Err(error),
+            // It says more: a producer that was fenced learns it here. The next one has the transaction aborted.
+            Err(failed) => Err(failed),
+        },
+    }
+}
+
+async fn fill(
+    producer: &TransactionalProducer,
+    records: Vec<krafka::Record>,
+) -> Result<Vec<(usize, RecordMetadata)>, KrafkaError> {
+    let mut handles: Vec<DeliveryHandle> = Vec::with_capacity(records.len());
+    for record in records {
+        handles.push(producer.enqueue(record).await?);
+    }
+    producer.flush().await?;
+    let mut taken = Vec::with_capacity(handles.len());
+    for (index, handle) in handles.into_iter().enumerate() {
+        taken.push((index, handle.await?));
+    }
+    Ok(taken)
+}
+
+/// Behind the last event of each partition that has a receipt. Everything before it has one, because a partition takes
+/// batches in their order.
+fn reached(topic: &Topic, receipts: &[Receipt]) -> Option<Reached> {
+    let mut offsets = BTreeMap::new();
+    for receipt in receipts {
+        if let Place::Topic { partition, offset: Some(offset) } = receipt.place {
+            let end = offsets.entry(partition).or_insert(0);
+            *end = offset.max(*end - 1) + 1;
+        }
+    }
+    (!offsets.is_empty()).then(|| Reached { topic: topic.clone(), offsets })
+}
+
+fn is_fenced(error: &KrafkaError) -> bool {
+    let codes = [ErrorCode::ProducerFenced, ErrorCode::InvalidProducerEpoch];
+    matches!(error, KrafkaError::Fenced { .. })
+        || matches!(error, KrafkaError::Broker { code, .. } if codes.contains(code))
+}
+
+/// Errors that the same record would meet again, and another one may not. In a transaction the client does not tell.
+fn is_perhaps_a_records_fault(error: &KrafkaError) -> bool {
+    let codes = [
+        ErrorCode::MessageTooLarge,
+        ErrorCode::RecordListTooLarge,
+        ErrorCode::InvalidRecord,
+        ErrorCode::InvalidTimestamp,
+    ];
+    error.requires_abort() || matches!(error, KrafkaError::Broker { code, .. } if codes.contains(code))
+}
+
+fn away(failed: &dyn std::fmt::Display) -> Published {
+    Published { trouble: Some(Trouble::Away(failed.to_string())), ..Published::default() }
 }
 
 fn to_krafka(topic: &str, record: Record) -> krafka::Record {

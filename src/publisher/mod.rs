@@ -5,20 +5,29 @@ pub mod kafka;
 
 use crate::event::Event;
 use crate::store::outbox::Receipt;
+use crate::store::topic::Reached;
 
 /// What a publisher has taken of a batch.
 #[derive(Debug, Default)]
 pub struct Published {
-    /// Its word for each event that it has. None of them may be published again.
+    /// Its last word on each event that it has one for. None of them may be published again.
     pub receipts: Vec<Receipt>,
-    /// Why the other side does not answer, if it does not; the rest stays as it is, and is tried again.
-    pub away: Option<Away>,
+    /// How far these are the last ones on the topic.
+    pub reached: Option<Reached>,
+    /// Why there is no more, where something stands in the way; the rest stays as it is.
+    pub trouble: Option<Trouble>,
 }
 
-/// The other side does not answer. This is never the fault of an event.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Away(pub String);
+/// What stands in the way. Never the fault of an event.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Trouble {
+    /// The other side does not answer: try again.
+    #[error("{0}")]
+    Away(String),
+    /// Another process publishes in this one's name: stop.
+    #[error("{0}")]
+    Fenced(String),
+}
 
 /// Takes events in commit order.
 pub trait Publisher: Send {
@@ -26,7 +35,8 @@ pub trait Publisher: Send {
     /// taken before an earlier one. No transaction is open while this runs.
     ///
     /// What was handed over and is still without an answer is remembered: called again, it waits for those answers and
-    /// hands nothing else over. So there may be fewer receipts than events although the other side is there.
+    /// hands nothing else over. So there may be fewer receipts than events although the other side is there; and what has
+    /// none may have been marked by the publisher itself, and is to be read again.
     fn publish(&mut self, batch: &[Event]) -> Published;
 
     /// What it is called in the log.

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 use serde::Serialize;
 
 use super::delivery::{self, Arrival};
-use super::sql_limit;
+use super::{outbox, sql_limit};
 use crate::clock::Timestamp;
 use crate::event::{ID_HEADER, NodeId, Notice};
 
@@ -48,13 +48,8 @@ pub fn insert_record(tx: &Transaction<'_>, record: &DeadRecord, now: Timestamp) 
     Ok(())
 }
 
-/// Keeps a delivery that is DEAD; one that was replayed and died again is counted.
-pub(super) fn insert_delivery(
-    tx: &Transaction<'_>,
-    outbox_id: i64,
-    reason: &str,
-    now: Timestamp,
-) -> rusqlite::Result<()> {
+/// Keeps an event that could not be published or told; one that was replayed and came to this again is counted.
+pub(super) fn insert_event(tx: &Transaction<'_>, outbox_id: i64, reason: &str, now: Timestamp) -> rusqlite::Result<()> {
     tx.prepare_cached(
         "INSERT INTO dead_letter (outbox_id, payment_id, reason, received_at) \
          VALUES (?1, (SELECT payment_id FROM outbox WHERE id = ?1), ?2, ?3) \
@@ -273,7 +268,7 @@ fn act_on(tx: &Transaction<'_>, id: i64, order: Order<'_>) -> rusqlite::Result<O
         return Ok(Some(Outcome { id, outcome, resolved }));
     }
     let attempt = match (order.action, outbox_id) {
-        (Action::Replay, Some(outbox_id)) => replay_delivery(tx, outbox_id)?,
+        (Action::Replay, Some(outbox_id)) => replay_event(tx, outbox_id)?,
         (Action::Replay, None) => replay_record(tx, id, order)?,
         (Action::Discard, outbox_id) => {
             tx.prepare_cached("UPDATE delivery SET status = 'DISCARDED' WHERE outbox_id = ?1 AND status = 'DEAD'")?
@@ -301,7 +296,10 @@ fn act_on(tx: &Transaction<'_>, id: i64, order: Order<'_>) -> rusqlite::Result<O
 /// What came of it, or why it is as dead as before.
 type Attempt = Result<String, String>;
 
-fn replay_delivery(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<Attempt> {
+fn replay_event(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<Attempt> {
+    if outbox::send_again(tx, outbox_id)? {
+        return Ok(Ok("waits to be published again".to_owned()));
+    }
     let waits = tx
         .prepare_cached("UPDATE delivery SET status = 'PENDING' WHERE outbox_id = ?1 AND status = 'DEAD'")?
         .execute([outbox_id])?;
@@ -318,7 +316,7 @@ fn replay_record(tx: &Transaction<'_>, id: i64, order: Order<'_>) -> rusqlite::R
     Ok(match Notice::parse(order.node, event_id, value.as_deref()) {
         Err(foreign) => Err(format!("still: {foreign}")),
         Ok(notice) => match delivery::accept(tx, notice, order.now)? {
-            Arrival::Accepted => {
+            Arrival::Accepted | Arrival::Duplicate => {
                 let status: String = tx
                     .prepare_cached("SELECT status FROM delivery WHERE outbox_id = ?1")?
                     .query_row([notice.outbox_id], |row| row.get(0))?;

@@ -1,10 +1,12 @@
 //! What is to be told: a row an event, keyed by it, so that a second copy of an event changes nothing. Each row belongs
 //! to one channel, decided when it comes.
 
+use std::ops::RangeInclusive;
+
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
 use super::payment::{self, COLUMNS};
-use super::{dead_letter, sql_limit};
+use super::{dead_letter, outbox, sql_limit};
 use crate::clock::Timestamp;
 use crate::event::Notice;
 use crate::payment::Payment;
@@ -16,21 +18,24 @@ pub(super) const CHANNEL: &str = "ifnull(CASE WHEN EXISTS (SELECT 1 FROM route) 
      AND p.amount BETWEEN r.amount_min AND r.amount_max AND p.user_id BETWEEN r.user_min AND r.user_max \
      ORDER BY r.position LIMIT 1) END, 'default')";
 
-/// Queues an event's message, unless it is queued or told already.
-pub(super) fn insert(tx: &Transaction<'_>, outbox_id: i64, now: Timestamp) -> rusqlite::Result<()> {
-    tx.prepare_cached(&format!(
-        "INSERT INTO delivery (outbox_id, channel, created_at) VALUES (?1, {CHANNEL}, ?2) \
+/// Queues an event's message; false if it is queued or told already.
+pub(super) fn insert(tx: &Transaction<'_>, outbox_id: i64, now: Timestamp) -> rusqlite::Result<bool> {
+    let inserted = tx
+        .prepare_cached(&format!(
+            "INSERT INTO delivery (outbox_id, channel, created_at) VALUES (?1, {CHANNEL}, ?2) \
          ON CONFLICT (outbox_id) DO NOTHING"
-    ))?
-    .execute((outbox_id, now.as_micros()))?;
-    Ok(())
+        ))?
+        .execute((outbox_id, now.as_micros()))?;
+    Ok(inserted > 0)
 }
 
 /// What became of a notice from the topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrival {
-    /// It is in the delivery table, perhaps since an earlier copy of it.
+    /// It is in the delivery table now.
     Accepted,
+    /// An earlier copy of it is.
+    Duplicate,
     /// Its event was delivered and purged long ago.
     Purged,
     /// No event of this database has this id and payment.
@@ -39,24 +44,46 @@ pub enum Arrival {
 
 /// Takes a notice of one of our events from the topic.
 pub fn accept(tx: &Transaction<'_>, notice: Notice, now: Timestamp) -> rusqlite::Result<Arrival> {
-    let payment: Option<i64> = tx
-        .prepare_cached("SELECT payment_id FROM outbox WHERE id = ?1")?
-        .query_row([notice.outbox_id], |row| row.get(0))
-        .optional()?;
-    match payment {
-        Some(payment) if payment == notice.payment_id => {
-            insert(tx, notice.outbox_id, now)?;
-            Ok(Arrival::Accepted)
-        }
-        Some(_) => Ok(Arrival::Unknown),
-        None => {
-            let last: Option<i64> = tx
-                .prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'")?
-                .query_row([], |row| row.get(0))
-                .optional()?;
-            Ok(if last.is_some_and(|last| notice.outbox_id <= last) { Arrival::Purged } else { Arrival::Unknown })
-        }
+    Ok(match outbox::payment_of(tx, notice.outbox_id)? {
+        Some(payment) if payment == notice.payment_id => match insert(tx, notice.outbox_id, now)? {
+            true => Arrival::Accepted,
+            false => Arrival::Duplicate,
+        },
+        None if is_purged(tx, notice)? => Arrival::Purged,
+        Some(_) | None => Arrival::Unknown,
+    })
+}
+
+/// Whether an event that is not in the outbox once was: its id was given, and its payment is there.
+pub(super) fn is_purged(tx: &Transaction<'_>, notice: Notice) -> rusqlite::Result<bool> {
+    tx.prepare_cached(
+        "SELECT 1 FROM payment WHERE id = ?2 AND ?1 <= (SELECT seq FROM sqlite_sequence WHERE name = 'outbox')",
+    )?
+    .exists((notice.outbox_id, notice.payment_id))
+}
+
+/// Queues the published events among these that have no delivery; only those of a partition before an offset, or of
+/// all. They were on the topic and did not come from it. Tells how many.
+pub(super) fn fill_gaps(
+    tx: &Transaction<'_>,
+    before: Option<(i32, i64)>,
+    ids: RangeInclusive<i64>,
+    now: Timestamp,
+) -> rusqlite::Result<i64> {
+    let (partition, offset) = before.unzip();
+    let missing: Vec<i64> = tx
+        .prepare_cached(
+            "SELECT o.id FROM outbox o WHERE o.id BETWEEN ?1 AND ?2 AND o.status = 'PUBLISHED' \
+             AND (?3 IS NULL OR (o.\"partition\" = ?3 AND (o.\"offset\" IS NULL OR o.\"offset\" < ?4))) \
+             AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.outbox_id = o.id) ORDER BY o.id",
+        )?
+        .query_map((ids.start(), ids.end(), partition, offset), |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    let mut filled = 0;
+    for id in missing {
+        filled += i64::from(insert(tx, id, now)?);
     }
+    Ok(filled)
 }
 
 /// What became of telling a payment.
@@ -215,7 +242,7 @@ pub fn bury(tx: &Transaction<'_>, outbox_id: i64, reason: Option<&str>, now: Tim
         .query_row((outbox_id, reason), |row| row.get(0))
         .optional()?;
     match reason {
-        Some(reason) => dead_letter::insert_delivery(tx, outbox_id, &reason.unwrap_or_default(), now),
+        Some(reason) => dead_letter::insert_event(tx, outbox_id, &reason.unwrap_or_default(), now),
         None => Ok(()),
     }
 }

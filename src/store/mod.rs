@@ -13,6 +13,7 @@ mod plans;
 mod reader;
 pub mod route;
 mod schema;
+pub mod topic;
 mod writer;
 
 use std::io;

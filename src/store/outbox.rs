@@ -2,6 +2,8 @@
 //!
 //! Ids are commit order: there is one writer. The relay reads and marks; nothing here deletes but [`purge`].
 
+use std::sync::Arc;
+
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
 use super::payment::unknown;
@@ -45,8 +47,16 @@ pub fn unpublished(connection: &Connection, after: i64, limit: usize) -> rusqlit
         .collect()
 }
 
+/// The payment that an event tells of, unless there is no such event.
+pub(super) fn payment_of(connection: &Connection, outbox_id: i64) -> rusqlite::Result<Option<i64>> {
+    connection
+        .prepare_cached("SELECT payment_id FROM outbox WHERE id = ?1")?
+        .query_row([outbox_id], |row| row.get(0))
+        .optional()
+}
+
 /// Where a publisher has put an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
     /// On a topic; the consumer will bring it to the delivery table.
     Topic {
@@ -57,10 +67,12 @@ pub enum Place {
     },
     /// Into the delivery table, which is written in the same transaction as the mark.
     Delivery,
+    /// Nowhere: the other side will never take this very event as it is, for this reason.
+    Rejected(Arc<str>),
 }
 
-/// A publisher's word that it has an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A publisher's last word on an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Receipt {
     /// Which event.
     pub outbox_id: i64,
@@ -68,23 +80,43 @@ pub struct Receipt {
     pub place: Place,
 }
 
-/// Marks events PUBLISHED. Marking one again changes nothing.
+/// Marks events PUBLISHED, or sets them aside. Marking one again changes nothing.
 pub fn mark_published(tx: &Transaction<'_>, receipts: &[Receipt], now: Timestamp) -> rusqlite::Result<()> {
-    let mut mark = tx.prepare_cached(
-        "UPDATE outbox SET status = 'PUBLISHED', published_at = ?2, \"partition\" = ?3, \"offset\" = ?4 \
-         WHERE id = ?1 AND status = 'INIT'",
-    )?;
-    for receipt in receipts {
-        let (partition, offset) = match receipt.place {
-            Place::Topic { partition, offset } => (Some(partition), offset),
-            Place::Delivery => {
-                delivery::insert(tx, receipt.outbox_id, now)?;
-                (None, None)
-            }
-        };
-        mark.execute((receipt.outbox_id, now.as_micros(), partition, offset))?;
+    receipts.iter().try_for_each(|receipt| mark(tx, receipt, now).map(drop))
+}
+
+/// Tells how many events it has marked: none, if this one was.
+pub(super) fn mark(tx: &Transaction<'_>, receipt: &Receipt, now: Timestamp) -> rusqlite::Result<usize> {
+    let (partition, offset) = match &receipt.place {
+        Place::Topic { partition, offset } => (Some(*partition), *offset),
+        Place::Delivery => {
+            delivery::insert(tx, receipt.outbox_id, now)?;
+            (None, None)
+        }
+        Place::Rejected(reason) => return reject(tx, receipt.outbox_id, reason, now),
+    };
+    tx.prepare_cached(
+        "UPDATE outbox SET status = 'PUBLISHED', rejection = NULL, published_at = ?2, \"partition\" = ?3, \"offset\" = ?4 \
+         WHERE id = ?1 AND status <> 'PUBLISHED'",
+    )?
+    .execute((receipt.outbox_id, now.as_micros(), partition, offset))
+}
+
+/// Sets an event aside that cannot be published as it is, so that the others go on: a dead letter, for a person to see.
+fn reject(tx: &Transaction<'_>, outbox_id: i64, reason: &str, now: Timestamp) -> rusqlite::Result<usize> {
+    let rejected = tx
+        .prepare_cached("UPDATE outbox SET status = 'REJECTED', rejection = ?2 WHERE id = ?1 AND status = 'INIT'")?
+        .execute((outbox_id, reason))?;
+    if rejected > 0 {
+        dead_letter::insert_event(tx, outbox_id, reason, now)?;
     }
-    Ok(())
+    Ok(rejected)
+}
+
+/// Has an event published that was set aside; false if it was not.
+pub(super) fn send_again(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<bool> {
+    let sql = "UPDATE outbox SET status = 'INIT', rejection = NULL WHERE id = ?1 AND status = 'REJECTED'";
+    Ok(tx.prepare_cached(sql)?.execute([outbox_id])? > 0)
 }
 
 /// What is known of an event's way.
@@ -92,8 +124,10 @@ pub fn mark_published(tx: &Transaction<'_>, receipts: &[Receipt], now: Timestamp
 pub struct EventState {
     /// Its place in commit order.
     pub outbox_id: i64,
-    /// INIT or PUBLISHED.
+    /// INIT, PUBLISHED or REJECTED.
     pub status: String,
+    /// Why it was rejected, if it was.
+    pub rejection: Option<String>,
     /// When it was committed.
     pub created_at: Timestamp,
     /// When the publisher's word was recorded.
@@ -107,7 +141,8 @@ pub struct EventState {
 pub(super) fn of_payment(connection: &Connection, payment_id: i64) -> rusqlite::Result<Option<EventState>> {
     connection
         .prepare_cached(
-            "SELECT id, status, created_at, published_at, \"partition\", \"offset\" FROM outbox WHERE payment_id = ?1",
+            "SELECT id, status, created_at, published_at, \"partition\", \"offset\", rejection FROM outbox \
+             WHERE payment_id = ?1",
         )?
         .query_row([payment_id], |row| {
             Ok(EventState {
@@ -117,6 +152,7 @@ pub(super) fn of_payment(connection: &Connection, payment_id: i64) -> rusqlite::
                 published_at: row.get::<_, Option<i64>>(3)?.map(Timestamp::from_micros),
                 partition: row.get(4)?,
                 offset: row.get(5)?,
+                rejection: row.get(6)?,
             })
         })
         .optional()

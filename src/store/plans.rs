@@ -9,7 +9,9 @@ use rusqlite::trace::{TraceEvent, TraceEventCodes};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use super::dead_letter::{Action, Order, Which};
+use super::delivery::Arrival;
 use super::outbox::{Place, Receipt};
+use super::topic::{self, Found, Intake, Reached, Reconciled, Topic};
 use super::{dead_letter, delivery, outbox, payment, route, schema};
 use crate::clock::Timestamp;
 use crate::event::{NodeId, Notice};
@@ -62,6 +64,15 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     outbox::mark_published(&tx, &receipts, now)?;
     delivery::accept(&tx, Notice { outbox_id: 1, payment_id: 1 }, now)?;
     delivery::accept(&tx, Notice { outbox_id: 9, payment_id: 9 }, now)?;
+    let topic = Topic { name: "t".into(), id: [0; 16] };
+    let found = Found { notice: Notice { outbox_id: 1, payment_id: 1 }, partition: 0, offset: 0 };
+    let reached = Reached { topic: topic.clone(), offsets: [(0, 1)].into() };
+    assert_eq!(topic::reconcile(&tx, &[found], &reached, now)?, Reconciled::default());
+    let mut intake = Intake::begin(&tx, &topic)?.unwrap();
+    intake.took(0, 3, Some((2, Arrival::Accepted)));
+    intake.finish(now)?;
+    assert_eq!(topic::partitions(&tx, &topic)?[0].consumed_to, Some(4));
+    assert_eq!((topic::begin_anew(&tx, &topic, now)?, topic::skip(&tx, &topic, 0, 5, now)?), (None, 0));
     assert!(delivery::more_than(&tx, "default", 1)?);
     assert_eq!(delivery::waiting(&tx, "default", 10)?.len(), 2);
     assert_eq!(delivery::backlog(&tx, "default")?.0, 2);

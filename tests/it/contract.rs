@@ -1,14 +1,23 @@
 //! The contract of the Kafka publisher and consumer, on a real Kafka and on the client's fake broker.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use payrelay::config;
+use payrelay::clock::Timestamp;
+use payrelay::config::{
+    self, Delivery,
+    Delivery::{AtLeastOnce, ExactlyOnce},
+};
 use payrelay::consumer::{Consumer, Step};
+use payrelay::counters::Counters;
 use payrelay::event::Event;
 use payrelay::outage::Part;
-use payrelay::publisher::Publisher;
 use payrelay::publisher::kafka::KafkaPublisher;
+use payrelay::publisher::{Published, Publisher, Trouble};
+use payrelay::relay::Relay;
+use payrelay::store::dead_letter::{self, Action, Order, Which};
 use payrelay::store::outbox::{self, Place, Receipt};
+use payrelay::store::topic as store_topic;
 use payrelay::worker::Waker;
 
 use super::harness::cluster::{Cluster, Fake};
@@ -19,14 +28,20 @@ use super::harness::{topic, wait_for, wait_until};
 const LIMIT: Duration = Duration::from_mins(1);
 const TOPIC: &str = "payment-event";
 
-/// One test for each of the contract's points and each kind of cluster.
+/// One test for each of the contract's points, each kind of cluster, and each kind of delivery.
 macro_rules! contract {
     ($($point:ident),* $(,)?) => {
-        mod on_the_fake_broker {
-            $(#[test] fn $point() { super::$point(&mut super::Fake::start()); })*
+        mod exactly_once_on_the_fake_broker {
+            $(#[test] fn $point() { super::$point(&mut super::Fake::start(), super::ExactlyOnce); })*
         }
-        mod on_a_real_kafka {
-            $(#[test] fn $point() { super::$point(&mut super::Broker::start("4.4.0")); })*
+        mod at_least_once_on_the_fake_broker {
+            $(#[test] fn $point() { super::$point(&mut super::Fake::start(), super::AtLeastOnce); })*
+        }
+        mod exactly_once_on_a_real_kafka {
+            $(#[test] fn $point() { super::$point(&mut super::Broker::start("4.4.0"), super::ExactlyOnce); })*
+        }
+        mod at_least_once_on_a_real_kafka {
+            $(#[test] fn $point() { super::$point(&mut super::Broker::start("4.4.0"), super::AtLeastOnce); })*
         }
     };
 }
@@ -35,21 +50,23 @@ contract![
     records_are_cloud_events_in_commit_order,
     a_broker_that_is_away_at_the_start_loses_nothing,
     a_broker_that_goes_in_the_middle_loses_and_doubles_nothing,
+    what_is_on_the_topic_and_not_marked_is_found_and_not_published_again,
     what_comes_is_stored_once_and_the_offset_committed,
     what_is_not_ours_is_kept_aside_and_the_rest_goes_on,
 ];
 
-fn settings(cluster: &dyn Cluster, partitions: i32) -> config::Kafka {
+fn settings(cluster: &dyn Cluster, partitions: i32, delivery: Delivery) -> config::Kafka {
     config::Kafka {
         bootstrap_servers: vec![cluster.bootstrap()],
         topic: TOPIC.into(),
         group: "payment-group".into(),
         partitions,
+        delivery,
     }
 }
 
-fn publisher(cluster: &dyn Cluster, database: &Database, partitions: i32) -> KafkaPublisher {
-    KafkaPublisher::new(settings(cluster, partitions), database.store().node().clone()).unwrap()
+fn publisher(cluster: &dyn Cluster, database: &Database, partitions: i32, delivery: Delivery) -> KafkaPublisher {
+    KafkaPublisher::new(settings(cluster, partitions, delivery), database.store().clone()).unwrap()
 }
 
 fn unpublished(database: &Database) -> Vec<Event> {
@@ -64,17 +81,26 @@ fn publish(publisher: &mut KafkaPublisher, database: &Database) -> Vec<Receipt> 
         if events.is_empty() {
             return true;
         }
-        let taken = publisher.publish(&events).receipts;
-        let now = payrelay::clock::Timestamp::now();
-        receipts.extend(taken.clone());
-        database.store().write(move |tx| outbox::mark_published(tx, &taken, now)).unwrap();
+        receipts.extend(mark(database, publisher.publish(&events)));
         false
     });
     receipts
 }
 
+/// As the relay does it.
+fn mark(database: &Database, published: Published) -> Vec<Receipt> {
+    let Published { receipts, reached, .. } = published;
+    let taken = receipts.clone();
+    let mark = move |tx: &payrelay::store::Transaction<'_>| {
+        outbox::mark_published(tx, &taken, Timestamp::now())?;
+        reached.iter().try_for_each(|reached| store_topic::reach(tx, reached))
+    };
+    database.store().write(mark).unwrap();
+    receipts
+}
+
 fn consumer(cluster: &dyn Cluster, database: &Database) -> Consumer {
-    Consumer::new(settings(cluster, 1), database.store().clone(), Waker::new().0, Part::up()).unwrap()
+    Consumer::new(settings(cluster, 1, ExactlyOnce), database.store().clone(), Waker::new().0, Part::up()).unwrap()
 }
 
 fn consume(consumer: &mut Consumer, database: &Database, sql: &str, count: i64) {
@@ -85,20 +111,20 @@ fn consume(consumer: &mut Consumer, database: &Database, sql: &str, count: i64) 
     assert_eq!(database.number(sql), count);
 }
 
-fn records_are_cloud_events_in_commit_order(cluster: &mut dyn Cluster) {
+fn records_are_cloud_events_in_commit_order(cluster: &mut dyn Cluster, delivery: Delivery) {
     let database = Database::open();
     for user in 0..40 {
         database.pay(user % 7, [user, 1000]);
     }
     let events = unpublished(&database);
-    let receipts = publish(&mut publisher(cluster, &database, 3), &database);
-    let found = topic::read(&cluster.bootstrap(), TOPIC, LIMIT);
+    let receipts = publish(&mut publisher(cluster, &database, 3, delivery), &database);
+    let found = topic::read_all(&cluster.bootstrap(), TOPIC, events.len(), LIMIT);
     assert_eq!(found.len(), events.len());
     assert_eq!(receipts.len(), events.len());
     for event in &events {
         let id = database.store().node().event_id(event.outbox_id);
         let record = found.iter().find(|record| record.header("ce_id") == id).unwrap();
-        let expected = event.to_record(database.store().node(), payrelay::clock::Timestamp::now());
+        let expected = event.to_record(database.store().node(), Timestamp::now());
         assert_eq!((&record.key, &record.value), (&expected.key, &expected.value));
         assert_eq!(record.timestamp_ms, expected.timestamp_ms);
         let headers: Vec<_> = expected.headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
@@ -121,40 +147,69 @@ fn number(record: &topic::Found) -> i64 {
     record.value.parse().unwrap()
 }
 
-fn a_broker_that_is_away_at_the_start_loses_nothing(cluster: &mut dyn Cluster) {
+fn a_broker_that_is_away_at_the_start_loses_nothing(cluster: &mut dyn Cluster, delivery: Delivery) {
     let database = Database::open();
     database.pay(1, 1..=10);
     cluster.take_away();
-    let mut publisher = publisher(cluster, &database, 1);
+    let mut publisher = publisher(cluster, &database, 1, delivery);
     let answer = publisher.publish(&unpublished(&database));
     assert_eq!(answer.receipts, []);
-    assert!(answer.away.is_some());
+    assert!(answer.trouble.is_some());
     cluster.give_back();
     publish(&mut publisher, &database);
-    let found = topic::read(&cluster.bootstrap(), TOPIC, LIMIT);
+    let found = topic::read_all(&cluster.bootstrap(), TOPIC, 10, LIMIT);
     assert_eq!(found.iter().map(number).collect::<Vec<_>>(), (1..=10).collect::<Vec<_>>());
 }
 
-fn a_broker_that_goes_in_the_middle_loses_and_doubles_nothing(cluster: &mut dyn Cluster) {
+fn a_broker_that_goes_in_the_middle_loses_and_doubles_nothing(cluster: &mut dyn Cluster, delivery: Delivery) {
     let database = Database::open();
-    let mut publisher = publisher(cluster, &database, 1);
+    let mut publisher = publisher(cluster, &database, 1, delivery);
     database.pay(1, 1..=100);
     publish(&mut publisher, &database);
     database.pay(1, 101..=200);
     cluster.take_away();
     // Handed over, never answered: it stays in flight.
-    assert!(publisher.publish(&unpublished(&database)).away.is_some());
+    assert!(publisher.publish(&unpublished(&database)).trouble.is_some());
     database.pay(1, 201..=300);
     cluster.give_back();
     publish(&mut publisher, &database);
-    let found = topic::read(&cluster.bootstrap(), TOPIC, LIMIT);
+    let found = topic::read_all(&cluster.bootstrap(), TOPIC, 300, LIMIT);
     assert_eq!(found.iter().map(number).collect::<Vec<_>>(), (1..=300).collect::<Vec<_>>());
 }
 
-fn what_comes_is_stored_once_and_the_offset_committed(cluster: &mut dyn Cluster) {
+fn what_is_on_the_topic_and_not_marked_is_found_and_not_published_again(cluster: &mut dyn Cluster, delivery: Delivery) {
+    let database = Database::open();
+    for user in 0..20 {
+        database.pay(user, [user, 1000 + user]);
+    }
+    // The process dies between the broker's word and the mark.
+    let mut dead = publisher(cluster, &database, 3, delivery);
+    let lost = wait_for("the broker's word", LIMIT, || {
+        let receipts = dead.publish(&unpublished(&database)).receipts;
+        (!receipts.is_empty()).then_some(receipts)
+    });
+    drop(dead);
+    assert_eq!((lost.len(), unpublished(&database).len()), (40, 40));
+    database.pay(3, [2000, 2001]);
+    publish(&mut publisher(cluster, &database, 3, delivery), &database);
+    let found = topic::read_all(&cluster.bootstrap(), TOPIC, 42, LIMIT);
+    assert_eq!(found.iter().map(number).collect::<BTreeSet<_>>(), (1..=42).collect());
+    assert_eq!(found.len(), 42, "none is there twice");
+    assert_commit_order(&found);
+    for Receipt { outbox_id, place } in lost {
+        let Place::Topic { partition, offset } = place else { panic!("{place:?}") };
+        let sql = format!(
+            "SELECT count(*) FROM outbox WHERE id = {outbox_id} AND \"partition\" = {partition} AND \"offset\" = {}",
+            offset.unwrap()
+        );
+        assert_eq!(database.number(&sql), 1, "{sql}");
+    }
+}
+
+fn what_comes_is_stored_once_and_the_offset_committed(cluster: &mut dyn Cluster, delivery: Delivery) {
     let database = Database::open();
     database.pay(1, 1..=50);
-    publish(&mut publisher(cluster, &database, 1), &database);
+    publish(&mut publisher(cluster, &database, 1, delivery), &database);
     let mut first = consumer(cluster, &database);
     consume(&mut first, &database, "SELECT count(*) FROM delivery", 50);
     // The same record twice: a copy under the same event id.
@@ -162,13 +217,13 @@ fn what_comes_is_stored_once_and_the_offset_committed(cluster: &mut dyn Cluster)
     let headers: Vec<_> = copy.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     topic::put(&cluster.bootstrap(), TOPIC, Some(&copy.key), Some(copy.value.as_bytes()), &headers);
     database.pay(1, [51]);
-    publish(&mut publisher(cluster, &database, 1), &database);
+    publish(&mut publisher(cluster, &database, 1, delivery), &database);
     consume(&mut first, &database, "SELECT count(*) FROM delivery", 51);
     assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 0);
     drop(first);
     // A new process of the same node goes on behind what was committed: it stores the new event and nothing else.
     database.pay(1, [52]);
-    publish(&mut publisher(cluster, &database, 1), &database);
+    publish(&mut publisher(cluster, &database, 1, delivery), &database);
     let mut second = consumer(cluster, &database);
     let stored = wait_for("the second process's first records", LIMIT, || match second.step() {
         Step::Stored(0) | Step::Away(_) => None,
@@ -177,10 +232,10 @@ fn what_comes_is_stored_once_and_the_offset_committed(cluster: &mut dyn Cluster)
     assert_eq!(stored, 1);
 }
 
-fn what_is_not_ours_is_kept_aside_and_the_rest_goes_on(cluster: &mut dyn Cluster) {
+fn what_is_not_ours_is_kept_aside_and_the_rest_goes_on(cluster: &mut dyn Cluster, delivery: Delivery) {
     let database = Database::open();
     database.pay(1, [1]);
-    publish(&mut publisher(cluster, &database, 1), &database);
+    publish(&mut publisher(cluster, &database, 1, delivery), &database);
     let ours = database.store().node().event_id(1);
     let unknown = database.store().node().event_id(77);
     let bootstrap = cluster.bootstrap();
@@ -191,7 +246,7 @@ fn what_is_not_ours_is_kept_aside_and_the_rest_goes_on(cluster: &mut dyn Cluster
     topic::put(&bootstrap, TOPIC, Some("1"), Some(b"2"), &[("ce_id", &ours)]);
     topic::put(&bootstrap, TOPIC, Some("1"), Some(b"77"), &[("ce_id", &unknown)]);
     database.pay(1, [2]);
-    publish(&mut publisher(cluster, &database, 1), &database);
+    publish(&mut publisher(cluster, &database, 1, delivery), &database);
     let mut consumer = consumer(cluster, &database);
     consume(&mut consumer, &database, "SELECT count(*) FROM delivery", 2);
     assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 6);
@@ -214,6 +269,169 @@ fn what_is_not_ours_is_kept_aside_and_the_rest_goes_on(cluster: &mut dyn Cluster
     ];
     for (index, (letter, reason)) in letters.iter().zip(reasons).enumerate() {
         assert!(letter.0.contains(reason), "{letter:?}");
-        assert_eq!((letter.1.as_str(), letter.2, letter.3), (TOPIC, 0, i64::try_from(index).unwrap() + 1));
+        // Behind our first record, and the marker of its transaction.
+        let before = if delivery == ExactlyOnce { 2 } else { 1 };
+        assert_eq!((letter.1.as_str(), letter.2, letter.3), (TOPIC, 0, i64::try_from(index).unwrap() + before));
     }
+}
+
+/// What the topic has once it has so many records, as payment ids in order.
+fn on_topic(cluster: &dyn Cluster, count: usize) -> Vec<i64> {
+    topic::read_all(&cluster.bootstrap(), TOPIC, count, LIMIT).iter().map(number).collect()
+}
+
+#[test]
+fn what_a_dead_process_left_open_never_shows() {
+    let broker = Broker::start("4.4.0");
+    let database = Database::open();
+    database.pay(1, [1]);
+    publish(&mut publisher(&broker, &database, 1, ExactlyOnce), &database);
+    database.pay(1, [2]);
+    let node = database.store().node();
+    let id = format!("payrelay-{node}");
+    let dead = topic::OpenTransaction::begin(&broker.bootstrap(), &id, TOPIC, "2", &node.event_id(2));
+    publish(&mut publisher(&broker, &database, 1, ExactlyOnce), &database);
+    assert!(!dead.commit(), "its commit comes too late");
+    assert_eq!(on_topic(&broker, 2), [1, 2]);
+}
+
+#[test]
+fn a_second_process_of_the_same_node_stops_the_first() {
+    let broker = Broker::start("4.4.0");
+    let database = Database::open();
+    database.pay(1, [1]);
+    let mut first = publisher(&broker, &database, 1, ExactlyOnce);
+    publish(&mut first, &database);
+    database.pay(1, [2]);
+    publish(&mut publisher(&broker, &database, 1, ExactlyOnce), &database);
+    database.pay(1, [3]);
+    let trouble = wait_for("the first to be fenced", LIMIT, || first.publish(&unpublished(&database)).trouble);
+    assert!(matches!(trouble, Trouble::Fenced(_)), "{trouble:?}");
+    let mut relay = Relay::new(
+        database.store().clone(),
+        Box::new(Fenced),
+        10,
+        Waker::new().1,
+        Waker::new().0,
+        Part::up(),
+        Counters::default(),
+    );
+    assert_eq!(relay.step(), payrelay::relay::Step::Fenced);
+    publish(&mut publisher(&broker, &database, 1, ExactlyOnce), &database);
+    assert_eq!(on_topic(&broker, 3), [1, 2, 3]);
+}
+
+struct Fenced;
+
+impl Publisher for Fenced {
+    fn publish(&mut self, _: &[Event]) -> Published {
+        Published { trouble: Some(Trouble::Fenced("another one".into())), ..Published::default() }
+    }
+
+    fn name(&self) -> &'static str {
+        "a fenced one"
+    }
+}
+
+fn a_record_that_the_broker_refuses_is_set_aside(delivery: Delivery) {
+    let broker = Broker::start("4.4.0");
+    let database = Database::open();
+    database.pay(1, 1..=4);
+    let trace =
+        "UPDATE outbox SET traceparent = '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01' WHERE id = 2";
+    database.store().write(move |tx| tx.execute_batch(trace)).unwrap();
+    // Room for each of the events, but not for the one with a trace.
+    topic::create(&broker.bootstrap(), TOPIC, &[("max.message.bytes", "280")]);
+    let mut publisher = publisher(&broker, &database, 1, delivery);
+    publish(&mut publisher, &database);
+    assert_eq!(on_topic(&broker, 3), [1, 3, 4]);
+    assert_eq!(database.number("SELECT id FROM outbox WHERE status = 'REJECTED' AND rejection LIKE '%TooLarge%'"), 2);
+    assert_eq!(database.number("SELECT outbox_id FROM dead_letter WHERE state = 'OPEN'"), 2);
+    // A person makes it fit, and sends it again.
+    let node = database.store().node().clone();
+    let replay = move |tx: &payrelay::store::Transaction<'_>| {
+        tx.execute_batch("UPDATE outbox SET traceparent = NULL")?;
+        let (which, now) = (Which::Open { after: 0, limit: 10 }, Timestamp::now());
+        let order = Order { action: Action::Replay, which, dry_run: false, node: &node, origin: "http", now };
+        dead_letter::act(tx, order)
+    };
+    let outcomes = database.store().write(replay).unwrap();
+    assert_eq!((outcomes[0].outcome.as_str(), outcomes[0].resolved), ("waits to be published again", true));
+    publish(&mut publisher, &database);
+    assert_eq!(on_topic(&broker, 4), [1, 3, 4, 2]);
+    let mut consumer = consumer(&broker, &database);
+    consume(&mut consumer, &database, "SELECT count(*) FROM delivery", 4);
+    assert_eq!(
+        database.number("SELECT inversions FROM topic_partition"),
+        1,
+        "it came after later ones, and that shows"
+    );
+}
+
+#[test]
+fn a_record_that_the_broker_refuses_is_set_aside_exactly_once() {
+    a_record_that_the_broker_refuses_is_set_aside(ExactlyOnce);
+}
+
+#[test]
+fn a_record_that_the_broker_refuses_is_set_aside_at_least_once() {
+    a_record_that_the_broker_refuses_is_set_aside(AtLeastOnce);
+}
+
+#[test]
+fn the_consumer_goes_on_from_the_database_whatever_happened_to_the_topic() {
+    let broker = Broker::start("4.4.0");
+    let database = Database::open();
+    let published = |first: i64, last: i64| {
+        database.pay(1, first..=last);
+        publish(&mut publisher(&broker, &database, 1, AtLeastOnce), &database);
+    };
+    let deliveries = "SELECT count(*) FROM delivery";
+    let counted = || {
+        let number = |what| database.number(&format!("SELECT {what} FROM topic_partition"));
+        (number("duplicates"), number("gaps"), number("inversions"), number("consumed_to"))
+    };
+    published(1, 10);
+    let mut first = consumer(&broker, &database);
+    consume(&mut first, &database, deliveries, 10);
+    drop(first);
+
+    // The group's offset was set back, and then far ahead: neither brings anything twice, nor loses anything.
+    for offset in [0, 13] {
+        published(database.number("SELECT max(id) + 1 FROM outbox"), database.number("SELECT max(id) + 3 FROM outbox"));
+        let group = format!("group-{offset}");
+        topic::commit(&broker.bootstrap(), &group, TOPIC, offset);
+        let settings = config::Kafka { group, ..settings(&broker, 1, ExactlyOnce) };
+        let mut consumer = Consumer::new(settings, database.store().clone(), Waker::new().0, Part::up()).unwrap();
+        let all = database.number("SELECT count(*) FROM outbox");
+        consume(&mut consumer, &database, deliveries, all);
+    }
+    assert_eq!(counted(), (0, 0, 0, 16));
+
+    // The retention takes what was not taken yet: it is told all the same.
+    published(17, 20);
+    topic::truncate(&broker.bootstrap(), TOPIC, 0, 18);
+    consume(&mut consumer(&broker, &database), &database, deliveries, 20);
+    assert_eq!(counted(), (0, 2, 0, 20));
+
+    // Taken away while the consumer runs, and all of it.
+    let mut running = consumer(&broker, &database);
+    published(21, 22);
+    consume(&mut running, &database, deliveries, 22);
+    published(23, 25);
+    topic::truncate(&broker.bootstrap(), TOPIC, 0, 25);
+    drop(running);
+    consume(&mut consumer(&broker, &database), &database, deliveries, 25);
+    assert_eq!(counted().1, 5);
+
+    // Deleted and made anew: what was lost with it is told, and the new one is read from its beginning.
+    published(26, 28);
+    topic::delete(&broker.bootstrap(), TOPIC, LIMIT);
+    published(29, 60);
+    let mut last = consumer(&broker, &database);
+    consume(&mut last, &database, deliveries, 60);
+    wait_until("the new topic to be taken", LIMIT, || {
+        let _ = last.step();
+        counted().3 == 32
+    });
 }

@@ -8,7 +8,7 @@ use payrelay::counters::Counters;
 use payrelay::event::Event;
 use payrelay::outage::Part;
 use payrelay::publisher::application::Application;
-use payrelay::publisher::{Away, Published, Publisher};
+use payrelay::publisher::{Published, Publisher, Trouble};
 use payrelay::relay::{Relay, Step};
 use payrelay::scheduler::Scheduler;
 use payrelay::store::outbox::{self, Place, Receipt};
@@ -49,10 +49,10 @@ impl Publisher for Scripted {
         let ids: Vec<i64> = batch.iter().map(|event| event.outbox_id).collect();
         let count = if self.take.is_empty() { ids.len() } else { self.take.remove(0).min(ids.len()) };
         let place = Place::Topic { partition: 0, offset: None };
-        let receipts = ids[..count].iter().map(|id| Receipt { outbox_id: *id, place }).collect();
-        let away = (self.says_away && count < ids.len()).then(|| Away("the script says so".into()));
+        let receipts = ids[..count].iter().map(|id| Receipt { outbox_id: *id, place: place.clone() }).collect();
+        let trouble = (self.says_away && count < ids.len()).then(|| Trouble::Away("the script says so".into()));
         self.given.send(ids).unwrap();
-        Published { receipts, away }
+        Published { receipts, reached: None, trouble }
     }
 
     fn name(&self) -> &'static str {
@@ -135,9 +135,8 @@ fn the_purge_deletes_what_is_finished_and_nothing_else() {
     let long_ago = now.minus(8 * DAY);
     database.pay_at(long_ago, 1, 1..=1203);
     let mark = move |tx: &payrelay::store::Transaction<'_>| {
-        let place = Place::Delivery;
         // 1: INIT. 2: published, not delivered. 3: delivered yesterday. The others: finished long ago.
-        let published: Vec<_> = (2..=1203).map(|outbox_id| Receipt { outbox_id, place }).collect();
+        let published: Vec<_> = (2..=1203).map(|outbox_id| Receipt { outbox_id, place: Place::Delivery }).collect();
         outbox::mark_published(tx, &published, long_ago)?;
         delivery::mark_delivered(tx, &(4..=1203).collect::<Vec<_>>(), long_ago)?;
         delivery::mark_delivered(tx, &[3], now.minus(DAY))
@@ -193,7 +192,7 @@ fn a_copy_of_an_event_changes_nothing_even_after_the_purge() {
     };
     assert_eq!(
         [accept(1, 1), accept(1, 1), accept(1, 2), accept(3, 3)],
-        [Arrival::Accepted, Arrival::Accepted, Arrival::Unknown, Arrival::Unknown]
+        [Arrival::Accepted, Arrival::Duplicate, Arrival::Unknown, Arrival::Unknown]
     );
     assert_eq!(database.number("SELECT count(*) FROM delivery"), 1);
     let finish = move |tx: &payrelay::store::Transaction<'_>| {

@@ -1,9 +1,17 @@
 //! What is on a topic, read by a client without a group; and records put there by somebody else.
 
+use super::wait_for;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use krafka::consumer::AutoOffsetReset;
-use krafka::{Kafka, Record};
+use krafka::admin::{
+    AlterConsumerGroupOffsetsOptions, CreateTopicsOptions, DeleteRecordsOptions, DeleteTopicsOptions,
+    ListTopicsOptions, NewTopic,
+};
+use krafka::consumer::{AutoOffsetReset, IsolationLevel, TopicPartition};
+use krafka::producer::TransactionalProducer;
+use krafka::{ConsumerRecord, Kafka, Record};
+use tokio::runtime::{Builder, Runtime};
 
 /// A record as it lies on the topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,52 +31,151 @@ impl Found {
     }
 }
 
-/// All records of a topic, by partition, then by offset. Panics if they do not come within `limit`.
+/// As [`read`], once there are so many: the broker answers a commit before the transaction shows
+/// (<https://cwiki.apache.org/confluence/display/KAFKA/KIP-98>, 5.2).
+pub fn read_all(bootstrap: &str, topic: &str, count: usize, limit: Duration) -> Vec<Found> {
+    wait_for(&format!("{count} records on {topic}"), limit, || {
+        let found = read(bootstrap, topic, limit);
+        (found.len() >= count).then_some(found)
+    })
+}
+
+/// All committed records of a topic, by partition, then by offset. Panics if they do not come within `limit`.
 pub fn read(bootstrap: &str, topic: &str, limit: Duration) -> Vec<Found> {
     block_on(async {
         let deadline = Instant::now() + limit;
         let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
         let consumer = kafka
             .consumer_without_group()
+            .isolation_level(IsolationLevel::ReadCommitted)
             .auto_offset_reset(AutoOffsetReset::Earliest)
             .metrics_push(false)
             .build()
             .await
             .expect("the settings are right");
-        let producer = kafka.producer().build().await.expect("the settings are right");
-        let partitions: Vec<i32> = match producer.partitions_for(topic).await {
-            Ok(partitions) => partitions.iter().map(|partition| partition.partition).collect(),
-            Err(_) => return Vec::new(),
-        };
-        let mut missing = 0;
-        for partition in &partitions {
-            let (low, high) = consumer.fetch_watermarks(topic, *partition).await.expect("the leader answers");
-            missing += high - low;
+        let known = consumer.fetch_metadata(Some(topic)).await.expect("the broker answers").topics;
+        let Some(info) = known.first() else { return Vec::new() };
+        let partitions: Vec<i32> = info.partitions.keys().copied().collect();
+        consumer.assign(topic, partitions.clone()).await.expect("the partitions are there");
+        // Markers of transactions take offsets: the position tells the end, not the number of records.
+        let mut ends = BTreeMap::new();
+        for partition in partitions {
+            let (low, end) = consumer.fetch_watermarks(topic, partition).await.expect("the leader answers");
+            if low < end {
+                ends.insert(partition, end);
+            }
         }
-        consumer.assign(topic, partitions).await.expect("the partitions are there");
         let mut found = Vec::new();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        while missing > 0 {
-            assert!(Instant::now() < deadline, "{missing} records of {topic} did not come within {limit:?}");
-            for record in consumer.poll(Duration::from_millis(200)).await.expect("the topic can be read") {
-                missing -= 1;
-                found.push(Found {
-                    partition: record.partition,
-                    offset: record.offset,
-                    timestamp_ms: record.timestamp,
-                    key: record.key.as_deref().map(text).unwrap_or_default(),
-                    value: record.value.as_deref().map(text).unwrap_or_default(),
-                    headers: record
-                        .headers
-                        .iter()
-                        .map(|(name, value)| (name.clone(), value.as_deref().map(text).unwrap_or_default()))
-                        .collect(),
-                });
+        while !ends.is_empty() {
+            assert!(Instant::now() < deadline, "{topic} could not be read to {ends:?} within {limit:?}");
+            let records = consumer.poll(Duration::from_millis(100)).await.expect("the topic can be read");
+            found.extend(records.iter().map(Found::from));
+            for (partition, end) in ends.clone() {
+                if consumer.position(topic, partition).await >= Some(end) {
+                    ends.remove(&partition);
+                }
             }
         }
         found.sort_by_key(|record| (record.partition, record.offset));
         found
     })
+}
+
+impl From<&ConsumerRecord> for Found {
+    fn from(record: &ConsumerRecord) -> Self {
+        let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
+        let headers = record.headers.iter().map(|(name, value)| (name.clone(), text(value.as_deref())));
+        Found {
+            partition: record.partition,
+            offset: record.offset,
+            timestamp_ms: record.timestamp,
+            key: text(record.key.as_deref()),
+            value: text(record.value.as_deref()),
+            headers: headers.collect(),
+        }
+    }
+}
+
+/// Makes a topic of one partition with these settings.
+pub fn create(bootstrap: &str, topic: &str, settings: &[(&str, &str)]) {
+    block_on(async {
+        let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
+        let mut new = NewTopic::new(topic, 1, 1).expect("the name is right");
+        for (name, value) in settings {
+            new = new.with_config(*name, *value);
+        }
+        let made =
+            kafka.admin().create_topics([new], CreateTopicsOptions::default()).await.expect("the broker answers");
+        assert!(made.values().all(Result::is_ok), "{made:?}");
+    });
+}
+
+/// Deletes a topic, and waits until nobody knows it any more.
+pub fn delete(bootstrap: &str, topic: &str, limit: Duration) {
+    block_on(async {
+        let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
+        let options = || DeleteTopicsOptions::default();
+        let gone = kafka.admin().delete_topics([topic], options()).await.expect("the broker answers");
+        assert!(gone.values().all(Result::is_ok), "{gone:?}");
+        let deadline = Instant::now() + limit;
+        while !kafka
+            .admin()
+            .list_topics(ListTopicsOptions::default())
+            .await
+            .is_ok_and(|all| !all.contains(&topic.into()))
+        {
+            assert!(Instant::now() < deadline, "{topic} is still there after {limit:?}");
+        }
+    });
+}
+
+/// Deletes a partition's records before an offset, as the retention does.
+pub fn truncate(bootstrap: &str, topic: &str, partition: i32, offset: i64) {
+    block_on(async {
+        let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
+        let before = [(TopicPartition::new(topic, partition), offset)];
+        let done =
+            kafka.admin().delete_records(before, DeleteRecordsOptions::default()).await.expect("the broker answers");
+        assert!(done.values().all(Result::is_ok), "{done:?}");
+    });
+}
+
+/// Sets the offset of partition 0 of a group without members, as an operator's tool does.
+pub fn commit(bootstrap: &str, group: &str, topic: &str, offset: i64) {
+    block_on(async {
+        let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
+        let offsets = [(TopicPartition::new(topic, 0), offset)];
+        let options = AlterConsumerGroupOffsetsOptions::default();
+        let altered = kafka.admin().alter_consumer_group_offsets(group, offsets, options).await;
+        assert!(altered.as_ref().is_ok_and(|altered| altered.values().all(Result::is_ok)), "{altered:?}");
+    });
+}
+
+/// A transaction that somebody has begun and not ended.
+pub struct OpenTransaction {
+    producer: TransactionalProducer,
+    runtime: Runtime,
+}
+
+impl OpenTransaction {
+    /// With one record in it, which is on the broker.
+    pub fn begin(bootstrap: &str, id: &str, topic: &str, value: &str, event_id: &str) -> Self {
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let producer = runtime.block_on(async {
+            let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
+            let producer = kafka.producer().metrics_push(false).build_transactional(id).await.expect("nobody minds");
+            producer.begin().expect("it is new");
+            let record = Record::new(topic, value.to_owned()).key("1").header("ce_id", event_id.to_owned());
+            let _ = producer.send(record).await.expect("the broker takes it");
+            producer
+        });
+        Self { producer, runtime }
+    }
+
+    /// Whether the broker takes the commit.
+    pub fn commit(self) -> bool {
+        self.runtime.block_on(async { self.producer.commit().await.is_ok() })
+    }
 }
 
 /// Puts a record on a topic: key, value, headers.
@@ -92,5 +199,5 @@ pub fn put(bootstrap: &str, topic: &str, key: Option<&str>, value: Option<&[u8]>
 }
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(work)
+    Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(work)
 }
