@@ -60,6 +60,8 @@ pub struct Config {
     pub slack: Slack,
     /// `[scheduler]`
     pub scheduler: Scheduler,
+    /// `[idempotency]`
+    pub idempotency: Idempotency,
 }
 
 /// `[http]`: the edge that clients call.
@@ -208,6 +210,15 @@ pub struct Scheduler {
     pub retention: Duration,
 }
 
+/// `[idempotency]`: the answers that are kept for requests with an Idempotency-Key.
+#[derive(Debug, Clone)]
+pub struct Idempotency {
+    /// For how long.
+    pub retention: Duration,
+    /// How many at most; the oldest go first.
+    pub keys_max: NonZeroUsize,
+}
+
 /// Everything that is wrong with a configuration.
 #[derive(Debug)]
 pub struct Problems(Vec<String>);
@@ -321,6 +332,10 @@ impl Config {
                 interval: s.duration("scheduler.interval", "60s", 10 * MS..=FOREVER),
                 retry_after: s.duration("scheduler.retry_after", "60s", MS..=FOREVER),
                 retention: s.duration("scheduler.retention", "7d", MS..=FOREVER),
+            },
+            idempotency: Idempotency {
+                retention: s.duration("idempotency.retention", "24h", MS..=FOREVER),
+                keys_max: s.count("idempotency.keys_max", 1_000_000, 1..=1_000_000_000),
             },
         }
     }

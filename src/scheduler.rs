@@ -8,11 +8,12 @@ use crossbeam_channel::{after, select_biased};
 use crate::clock::Timestamp;
 use crate::config;
 use crate::counters::{Counters, Totals};
+use crate::store::idempotency;
 use crate::store::outbox::{self, Backlog};
-use crate::store::{Store, StoreError};
+use crate::store::{SqlResult, Store, StoreError, Transaction};
 use crate::worker::{Stop, Waker};
 
-/// How many events one transaction of the purge deletes: it holds the writer for half a millisecond.
+/// How many events, or keys, one transaction of the purge deletes: it holds the writer for half a millisecond.
 const SLICE: usize = 30;
 
 /// After each slice the purge rests for so many times as long as the slice took: payments have the disk four fifths of
@@ -26,6 +27,7 @@ const REST_MAX: Duration = Duration::from_millis(100);
 pub struct Scheduler {
     store: Store,
     settings: config::Scheduler,
+    keys: config::Idempotency,
     relay: Waker,
     notifiers: Waker,
     counters: Counters,
@@ -34,8 +36,15 @@ pub struct Scheduler {
 
 impl Scheduler {
     /// A scheduler that wakes `relay` and `notifiers`.
-    pub fn new(store: Store, settings: config::Scheduler, relay: Waker, notifiers: Waker, counters: Counters) -> Self {
-        Self { store, settings, relay, notifiers, counters, told: Totals::default() }
+    pub fn new(
+        store: Store,
+        settings: config::Scheduler,
+        keys: config::Idempotency,
+        relay: Waker,
+        notifiers: Waker,
+        counters: Counters,
+    ) -> Self {
+        Self { store, settings, keys, relay, notifiers, counters, told: Totals::default() }
     }
 
     /// Works until the stop.
@@ -57,7 +66,11 @@ impl Scheduler {
         self.wake_for_stuck(&backlog, now);
         // A command beside this process may have given them work.
         self.notifiers.wake();
-        let purged = self.purge(now, stop)?;
+        let cutoff = now.minus(self.settings.retention);
+        let purged = self.purge(stop, move |tx| outbox::purge(tx, cutoff, SLICE))?;
+        let (cutoff, keys_max) = (now.minus(self.keys.retention), self.keys.keys_max.get());
+        let keys = self.purge(stop, move |tx| idempotency::purge(tx, cutoff, keys_max, SLICE))?;
+        log::debug!("purged {keys} idempotency keys");
         self.summary(&backlog, purged, now);
         Ok(())
     }
@@ -79,13 +92,16 @@ impl Scheduler {
 
     /// Slice after slice, each in the background of the writer, until nothing is old enough, the next round is due, or the
     /// stop comes.
-    fn purge(&self, now: Timestamp, stop: &Stop) -> Result<usize, StoreError> {
-        let cutoff = now.minus(self.settings.retention);
+    fn purge(
+        &self,
+        stop: &Stop,
+        slice: impl Fn(&Transaction<'_>) -> SqlResult<usize> + Copy + Send + 'static,
+    ) -> Result<usize, StoreError> {
         let round = Instant::now();
         let mut purged = 0;
         loop {
             let started = Instant::now();
-            let count = self.store.write_in_background(move |tx| outbox::purge(tx, cutoff, SLICE))?;
+            let count = self.store.write_in_background(slice)?;
             purged += count;
             if count < SLICE || round.elapsed() > self.settings.interval {
                 return Ok(purged);

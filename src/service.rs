@@ -128,6 +128,7 @@ impl Service {
         let scheduler = Scheduler::new(
             store.clone(),
             config.scheduler.clone(),
+            config.idempotency.clone(),
             wake_relay.clone(),
             wake_notifiers.clone(),
             counters,
@@ -139,6 +140,7 @@ impl Service {
             relay: wake_relay,
             notifiers: wake_notifiers,
             currency: config.payment.currency.clone(),
+            keys_max: config.idempotency.keys_max.get(),
             settings: config.http.clone(),
             parts,
             channels: resumes,

@@ -5,6 +5,7 @@
 
 mod admin;
 mod body;
+mod idempotency;
 mod mailbox;
 mod problem;
 mod routes;

@@ -69,6 +69,12 @@ impl Problem {
         Self { field, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-field", detail) }
     }
 
+    pub(super) fn key_reused() -> Self {
+        let field = Some("Idempotency-Key".to_owned());
+        let detail = "this key was used with another body; a new request needs a new key";
+        Self { field, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency-key-reused", detail) }
+    }
+
     pub(super) fn unavailable(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail)
     }

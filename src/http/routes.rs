@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 use super::admin::{self, Channel};
 use super::body;
+use super::idempotency;
 use super::mailbox::Mailbox;
 use super::problem::Problem;
 use crate::clock::Timestamp;
@@ -20,6 +21,7 @@ use crate::config;
 use crate::event::parse_traceparent;
 use crate::outage::{Part, PartState};
 use crate::payment::{NewPayment, Payment};
+use crate::store::idempotency::{self as keys, Keyed};
 use crate::store::outbox::{self, Backlog};
 use crate::store::payment::{self as payments, Way};
 use crate::store::{Connection, SqlResult, Store, StoreError, Transaction};
@@ -43,6 +45,8 @@ pub struct Context {
     pub notifiers: Waker,
     /// Of new payments.
     pub currency: String,
+    /// How many Idempotency-Keys are kept.
+    pub keys_max: usize,
     /// Limits.
     pub settings: config::Http,
     /// The remote parts, by name.
@@ -181,19 +185,31 @@ impl App {
         if !is_json(headers) {
             return Err(Problem::unsupported_media_type());
         }
+        let key = idempotency::key(headers)?;
         let bytes = body::read(body, self.context.settings.body_bytes_max, self.context.settings.body_timeout).await?;
         if !self.context.store.has_room() {
             return Err(StoreError::Busy.into());
         }
         let new = NewPayment::parse(&bytes)?;
+        // Until clients have names, they share their keys.
+        let client = String::new();
+        let keyed = key.map(|key| Keyed { client, key, body_hash: idempotency::hash(&bytes) });
         let trace = headers.get("traceparent").and_then(|value| value.to_str().ok());
         let trace = trace.and_then(parse_traceparent).map(str::to_owned);
         let (answer, answered) = oneshot::channel();
         let (currency, relay) = (self.context.currency.clone(), self.context.relay.clone());
+        let keys_max = self.context.keys_max;
         let mailbox = Arc::clone(&self.mailbox);
         self.context.store.submit(
             new.reservations.len(),
-            move |tx| payments::execute(tx, &new, &currency, trace.as_deref(), Timestamp::now()),
+            move |tx| {
+                let now = Timestamp::now();
+                let pay = || payments::execute(tx, &new, &currency, trace.as_deref(), now);
+                match &keyed {
+                    Some(keyed) => keys::once(tx, keyed, keys_max, now, pay),
+                    None => pay().map(Some),
+                }
+            },
             move |result| {
                 if result.is_ok() {
                     relay.wake();
@@ -202,7 +218,7 @@ impl App {
                 mailbox.post(answer, result);
             },
         )?;
-        let payments = received(answered.await)?;
+        let payments = received(answered.await)?.ok_or_else(Problem::key_reused)?;
         Ok(json(StatusCode::CREATED, &Payments { payments: &payments }))
     }
 

@@ -6,6 +6,7 @@
 mod checkpoint;
 pub mod dead_letter;
 pub mod delivery;
+pub mod idempotency;
 pub mod outbox;
 pub mod payment;
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod contract;
 mod end_to_end;
 mod harness;
 mod http;
+mod idempotency;
 mod outbox;
 mod process;
 mod slack;

@@ -1,5 +1,6 @@
 //! The relay, the notifier and the scheduler step by step, on a real database and without their threads.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use payrelay::clock::Timestamp;
@@ -33,7 +34,8 @@ fn publish_all(database: &Database) {
 fn scheduler(database: &Database, relay: Waker, counters: &Counters) -> Scheduler {
     let settings =
         config::Scheduler { interval: Duration::from_mins(1), retry_after: Duration::from_mins(1), retention: 7 * DAY };
-    Scheduler::new(database.store().clone(), settings, relay, Waker::new().0, counters.clone())
+    let keys = config::Idempotency { retention: DAY, keys_max: NonZeroUsize::MIN };
+    Scheduler::new(database.store().clone(), settings, keys, relay, Waker::new().0, counters.clone())
 }
 
 /// A publisher that takes a script's number of events at each call, and remembers what it was given.

@@ -47,6 +47,7 @@ fn libraries_are_named_in_their_own_place() {
         ("http_body_util", http),
         ("krafka", kafka),
         ("tokio", &both),
+        ("sha2", http),
         ("ureq", &["src/slack.rs"]),
         ("rusqlite", &["src/store/"]),
         ("r2d2", &["src/store/"]),

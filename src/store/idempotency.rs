@@ -1,0 +1,206 @@
+//! Requests that named an Idempotency-Key, and what they were answered: the ids of their payments. A payment never changes, so
+//! the first answer can be written again from them, byte for byte, for as long as its key is kept.
+
+use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Transaction};
+
+use super::payment::{self, COLUMNS};
+use super::sql_limit;
+use crate::clock::Timestamp;
+use crate::payment::Payment;
+
+/// A request's key, and what tells its body from others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keyed {
+    /// Whose key it is: each client has keys of its own.
+    pub client: String,
+    /// As the client chose it.
+    pub key: String,
+    /// SHA-256 of the body.
+    pub body_hash: [u8; 32],
+}
+
+/// What is kept of the first request with a key.
+struct Kept {
+    body_hash: Vec<u8>,
+    first_payment_id: i64,
+    payment_count: i64,
+}
+
+/// Pays, unless the same request was answered before: then tells that answer. `None`: the key belongs to another body.
+/// The key is kept with the payments or not at all, and never more than `keys_max` are.
+pub fn once(
+    tx: &Transaction<'_>,
+    request: &Keyed,
+    keys_max: usize,
+    now: Timestamp,
+    pay: impl FnOnce() -> SqlResult<Vec<Payment>>,
+) -> SqlResult<Option<Vec<Payment>>> {
+    match find(tx, request)? {
+        Some(kept) if kept.body_hash == request.body_hash => answer(tx, &kept).map(Some),
+        Some(_) => Ok(None),
+        None => {
+            let payments = pay()?;
+            insert(tx, request, &payments, now)?;
+            // One in, one out: between two purges there are not more either.
+            if count(tx)? > sql_limit(keys_max) {
+                tx.prepare_cached(
+                    "DELETE FROM idempotency_key WHERE id = (SELECT id FROM idempotency_key WHERE id > 0 ORDER BY id LIMIT 1)",
+                )?
+                .execute([])?;
+            }
+            Ok(Some(payments))
+        }
+    }
+}
+
+fn find(tx: &Transaction<'_>, request: &Keyed) -> SqlResult<Option<Kept>> {
+    tx.prepare_cached(
+        "SELECT body_hash, first_payment_id, payment_count FROM idempotency_key WHERE client = ?1 AND \"key\" = ?2",
+    )?
+    .query_row((&request.client, &request.key), |row| {
+        Ok(Kept { body_hash: row.get(0)?, first_payment_id: row.get(1)?, payment_count: row.get(2)? })
+    })
+    .optional()
+}
+
+fn insert(tx: &Transaction<'_>, request: &Keyed, payments: &[Payment], now: Timestamp) -> SqlResult<()> {
+    let Some(first) = payments.first() else { return Ok(()) };
+    tx.prepare_cached(
+        "INSERT INTO idempotency_key (client, \"key\", body_hash, first_payment_id, payment_count, created_at) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )?
+    .execute((
+        &request.client,
+        &request.key,
+        request.body_hash,
+        first.id,
+        sql_limit(payments.len()),
+        now.as_micros(),
+    ))?;
+    Ok(())
+}
+
+/// The payments of a request have ids in a row: one transaction, one writer.
+fn answer(tx: &Transaction<'_>, kept: &Kept) -> SqlResult<Vec<Payment>> {
+    tx.prepare_cached(&format!("SELECT {COLUMNS} FROM payment p WHERE p.id >= ?1 AND p.id < ?1 + ?2 ORDER BY p.id"))?
+        .query_map((kept.first_payment_id, kept.payment_count), payment::read)?
+        .collect()
+}
+
+/// How many keys are kept: ids have no gaps, and go lowest first.
+pub fn count(connection: &Connection) -> SqlResult<i64> {
+    let end = |sql: &str| connection.prepare_cached(sql)?.query_row([], |row| row.get(0)).optional();
+    let first: Option<i64> = end("SELECT id FROM idempotency_key WHERE id > 0 ORDER BY id LIMIT 1")?;
+    let last: Option<i64> = end("SELECT id FROM idempotency_key WHERE id > 0 ORDER BY id DESC LIMIT 1")?;
+    Ok(first.zip(last).map_or(0, |(first, last)| last - first + 1))
+}
+
+/// Deletes at most `limit` keys, oldest first: those from before `cutoff`, and those that are more than `keys_max`. Tells
+/// how many.
+pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, keys_max: usize, limit: usize) -> SqlResult<usize> {
+    let surplus = count(tx)?.saturating_sub(sql_limit(keys_max));
+    let oldest: Vec<(i64, i64)> = tx
+        .prepare_cached("SELECT id, created_at FROM idempotency_key WHERE id > 0 ORDER BY id LIMIT ?1")?
+        .query_map([sql_limit(limit)], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<SqlResult<_>>()?;
+    let first = oldest.first().map_or(0, |(id, _)| *id);
+    let mut delete = tx.prepare_cached("DELETE FROM idempotency_key WHERE id = ?1")?;
+    let mut deleted = 0;
+    for (id, created_at) in oldest {
+        if created_at >= cutoff.as_micros() && id - first >= surplus {
+            break;
+        }
+        delete.execute([id])?;
+        deleted += 1;
+    }
+    Ok(deleted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::payment::{NewPayment, Reservation};
+    use crate::store::{payment, schema};
+    use rusqlite::TransactionBehavior;
+
+    const KEYS_MAX: usize = 10;
+
+    fn keyed(client: &str, key: &str, body: u8) -> Keyed {
+        Keyed { client: client.into(), key: key.into(), body_hash: [body; 32] }
+    }
+
+    fn pay(tx: &Transaction<'_>, request: &Keyed, now: i64) -> Option<Vec<Payment>> {
+        let reservations = (1..=3).map(|id| Reservation { reservation_id: id, seat_price: 5 }).collect();
+        let new = NewPayment { user_id: 7, reservations };
+        let now = Timestamp::from_micros(now);
+        once(tx, request, KEYS_MAX, now, || payment::execute(tx, &new, "KRW", None, now)).unwrap()
+    }
+
+    fn with_database(test: impl FnOnce(Transaction<'_>)) {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut connection, _) = schema::open(&dir.path().join("a.db"), None).unwrap();
+        test(Transaction::new(&mut connection, TransactionBehavior::Immediate).unwrap());
+    }
+
+    #[test]
+    fn a_key_has_one_answer_for_one_client_and_one_body() {
+        with_database(|tx| {
+            let first = pay(&tx, &keyed("", "k", 1), 100).unwrap();
+            assert_eq!(first.iter().map(|payment| payment.id).collect::<Vec<_>>(), [1, 2, 3]);
+            let second = pay(&tx, &keyed("", "l", 1), 200).unwrap();
+            assert!(second.iter().all(|payment| payment.failure.is_some()));
+            assert_eq!(pay(&tx, &keyed("", "k", 1), 300), Some(first));
+            assert_eq!(pay(&tx, &keyed("", "l", 1), 300), Some(second), "also of payments that are FAILED");
+            assert_eq!(pay(&tx, &keyed("", "k", 2), 300), None);
+            assert_eq!(pay(&tx, &keyed("other", "k", 2), 300).unwrap()[0].id, 7);
+            assert_eq!(count(&tx).unwrap(), 3);
+        });
+    }
+
+    #[test]
+    fn what_was_rolled_back_is_not_remembered() {
+        with_database(|tx| {
+            tx.execute_batch("SAVEPOINT job").unwrap();
+            pay(&tx, &keyed("", "k", 1), 100).unwrap();
+            tx.execute_batch("ROLLBACK TO job; RELEASE job").unwrap();
+            assert_eq!(count(&tx).unwrap(), 0);
+            assert_eq!(pay(&tx, &keyed("", "k", 2), 200).unwrap()[0].id, 1);
+        });
+    }
+
+    #[test]
+    fn there_are_never_more_than_may_be_and_the_oldest_go_first() {
+        with_database(|tx| {
+            for number in 0..25 {
+                pay(&tx, &keyed("", &number.to_string(), 1), 100 + number).unwrap();
+                assert!(count(&tx).unwrap() <= 10);
+            }
+            let kept: Vec<String> = tx
+                .prepare("SELECT \"key\" FROM idempotency_key ORDER BY id")
+                .unwrap()
+                .query_map([], |row| row.get(0))
+                .unwrap()
+                .map(Result::unwrap)
+                .collect();
+            assert_eq!(kept, (15..25).map(|number| number.to_string()).collect::<Vec<_>>());
+        });
+    }
+
+    #[test]
+    fn the_purge_takes_what_is_old_and_what_is_too_much_in_slices() {
+        with_database(|tx| {
+            for number in 0..10 {
+                pay(&tx, &keyed("", &number.to_string(), 1), 100 + number).unwrap();
+            }
+            let purge = |cutoff, keys_max, limit| purge(&tx, Timestamp::from_micros(cutoff), keys_max, limit).unwrap();
+            assert_eq!(purge(100, 10, 5), 0);
+            assert_eq!(purge(103, 10, 2), 2);
+            assert_eq!(purge(103, 10, 2), 1);
+            assert_eq!(purge(0, 4, 2), 2);
+            assert_eq!(purge(0, 4, 2), 1);
+            assert_eq!((purge(0, 4, 2), count(&tx).unwrap()), (0, 4));
+            assert_eq!(purge(1000, 4, 100), 4);
+            assert_eq!(count(&tx).unwrap(), 0);
+        });
+    }
+}
