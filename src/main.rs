@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use std::{env, fs, io, panic, thread};
@@ -31,7 +31,7 @@ const DIED: u8 = 70;
 const OVERDUE: u8 = 71;
 /// `dead-letters`: something is as it was before.
 const LEFT: u8 = 1;
-/// `dead-letters`: the database did not answer (`EX_TEMPFAIL`).
+/// A command beside a payrelay: somebody did not answer (`EX_TEMPFAIL`).
 const BUSY: u8 = 75;
 /// The configuration cannot be used.
 const CONFIG: u8 = 78;
@@ -44,7 +44,8 @@ Environment:
 
 Exit codes:
   0 stopped when asked, 64 wrong arguments, 70 a thread died, 71 the stop took too long, 78 configuration
-  dead-letters: 0 all done, 1 some could not be replayed, 64 there is no such letter, 75 the database is busy";
+  dead-letters: 0 all done, 1 some could not be replayed, 64 there is no such letter, 75 the database is busy
+  backup: 0 the copy is on the disk, 75 the database is busy, 78 the copy cannot be written there";
 
 /// A payment outbox for one small machine: HTTP in, SQLite, Kafka, Slack; nothing lost, nothing told twice.
 #[derive(Parser)]
@@ -63,6 +64,12 @@ enum Command {
     Serve,
     /// Prints the configuration that is in force, secrets masked, and where each value comes from
     CheckConfig,
+    /// Writes a copy of the database; also while payrelay runs
+    Backup {
+        /// The copy: a file that is not there yet
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
     /// Lists, replays or discards what was set aside; also while payrelay runs
     DeadLetters {
         #[command(subcommand)]
@@ -128,6 +135,10 @@ fn run() -> u8 {
                 eprintln!("payrelay: {error}; try again");
                 BUSY
             }),
+            Err(problem) => refuse(&problem),
+        },
+        Some(Command::Backup { file }) => match Beside::open(&loaded.config.database.path) {
+            Ok(database) => backup(&database, &file),
             Err(problem) => refuse(&problem),
         },
         Some(Command::Serve) | None => {
@@ -225,6 +236,20 @@ fn list_dead_letters(database: &Beside, open: bool) -> Result<u8, StoreError> {
         after = letters.last().map(|last| last.id);
     }
     Ok(OK)
+}
+
+fn backup(database: &Beside, file: &Path) -> u8 {
+    match database.backup(file, Timestamp::now()) {
+        Ok(bytes) => {
+            println!("{}: {bytes} bytes", file.display());
+            OK
+        }
+        Err(error) if error.is_temporary() => {
+            eprintln!("payrelay: {error}; try again");
+            BUSY
+        }
+        Err(error) => refuse(&error),
+    }
 }
 
 fn log_level() -> Result<LevelFilter, Problems> {

@@ -204,7 +204,7 @@ fn oldest_undelivered(connection: &Connection) -> rusqlite::Result<Option<Timest
 }
 
 /// Deletes at most `limit` events, with their deliveries, that were published and delivered before `cutoff`; tells
-/// how many. What is unfinished stays, however old.
+/// how many, and counts them. What is unfinished stays, however old.
 pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, limit: usize) -> rusqlite::Result<usize> {
     let ids: Vec<i64> = tx
         .prepare_cached(
@@ -220,6 +220,9 @@ pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, limit: usize) -> rusqlite:
     for id in &ids {
         delivery.execute([id])?;
         outbox.execute([id])?;
+    }
+    if !ids.is_empty() {
+        tx.prepare_cached("UPDATE node SET events_purged = events_purged + ?1")?.execute([sql_limit(ids.len())])?;
     }
     Ok(ids.len())
 }

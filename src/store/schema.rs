@@ -69,6 +69,17 @@ pub enum OpenError {
         /// The newest version known here.
         known: usize,
     },
+    /// The log of another database would be taken for this one's.
+    #[error(
+        "database.path {path}: {log} is the log of another database, perhaps of the one that this copy replaces; \
+         remove it and the file beside it that ends in -shm"
+    )]
+    StrayLog {
+        /// The database.
+        path: PathBuf,
+        /// The log.
+        log: PathBuf,
+    },
     /// The configured id is not the one that the events in the file were published under.
     #[error(
         "node.id {configured}: the database belongs to node {stored}, which cannot change; set node.id to it, or to nothing"
@@ -127,6 +138,7 @@ fn lock_path(database: &Path) -> io::Result<PathBuf> {
 /// Opens the file for writing, brings its schema up to date, and tells whose it is.
 pub(super) fn open(path: &Path, configured: Option<&NodeId>) -> Result<(Connection, NodeId), OpenError> {
     let failed = |source| OpenError::Sqlite { path: path.into(), source };
+    refuse_stray_log(path)?;
     let mut connection = Connection::open(path).map_err(failed)?;
     let found = inspect(&connection).map_err(failed)?;
     let known = MIGRATIONS.len();
@@ -145,8 +157,53 @@ pub(super) fn open(path: &Path, configured: Option<&NodeId>) -> Result<(Connecti
         Some(configured) if *configured != stored => {
             Err(OpenError::OtherNode { configured: configured.clone(), stored })
         }
-        _ => Ok((connection, stored)),
+        _ => {
+            leave_backup(&mut connection).map_err(failed)?;
+            Ok((connection, stored))
+        }
     }
+}
+
+/// A backup never had a log, and says so in its header (<https://sqlite.org/fileformat2.html>, 1.3.3). SQLite would take
+/// the one of the database that it replaces for its own, and mix the two. To be called before SQLite has the file open.
+fn refuse_stray_log(path: &Path) -> Result<(), OpenError> {
+    const WITHOUT_LOG: [u8; 2] = [1, 1];
+    let mut header = [0; 20];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    let log = PathBuf::from(log);
+    let stray = read.is_ok() && header[18..] == WITHOUT_LOG && log.metadata().is_ok_and(|log| log.len() > 0);
+    if stray { Err(OpenError::StrayLog { path: path.into(), log }) } else { Ok(()) }
+}
+
+/// Ids that are seen outside. Those of idempotency keys are not, and have no gaps, so that they can be counted.
+const OUTSIDE: [&str; 4] = ["payment", "outbox", "dead_letter", "dead_letter_action"];
+
+/// More ids than were ever given since a backup was made.
+const ID_JUMP: i64 = 1_000_000_000_000;
+
+/// A backup that is put to work lacks what was stored after it, but others know those ids: the topic, clients, Slack. All
+/// ids jump ahead of them, once.
+fn leave_backup(connection: &mut Connection) -> rusqlite::Result<()> {
+    let tx = Transaction::new(connection, TransactionBehavior::Immediate)?;
+    let backed_up_at: Option<i64> = tx.query_row("SELECT backed_up_at FROM node", [], |row| row.get(0))?;
+    let Some(backed_up_at) = backed_up_at else { return Ok(()) };
+    for table in OUTSIDE {
+        let sql = "DELETE FROM sqlite_sequence WHERE name = ?1 RETURNING seq";
+        let last: Option<i64> = tx.query_row(sql, [table], |row| row.get(0)).optional()?;
+        let next = (last.unwrap_or(0) / ID_JUMP + 1).saturating_mul(ID_JUMP);
+        tx.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?1, ?2)", (table, next))?;
+    }
+    tx.execute("UPDATE node SET backed_up_at = NULL", [])?;
+    tx.commit()?;
+    log::warn!(
+        "this database is a backup of {}: what was stored since is not in it. New ids begin above a multiple of \
+         {ID_JUMP}, so that none that was given since is used again; `payrelay audit` tells which events of the topic \
+         are missing here",
+        Timestamp::from_micros(backed_up_at)
+    );
+    Ok(())
 }
 
 /// Opens a database that some payrelay has made, which may be running: nothing is made, and nothing is migrated.
@@ -272,6 +329,64 @@ mod tests {
         assert_eq!(open(&path, Some(&first)).unwrap().1, first);
         let other = NodeId::parse("other").unwrap();
         assert!(matches!(open(&path, Some(&other)), Err(OpenError::OtherNode { .. })));
+    }
+
+    #[test]
+    fn a_backup_jumps_ahead_of_every_id_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.db");
+        let (connection, node) = open(&path, None).unwrap();
+        let pay = "INSERT INTO payment (user_id, reservation_id, amount, currency, status, executed_at) \
+                   VALUES (1, ?1, 1, 'KRW', 'COMPLETED', 1) RETURNING id";
+        let id = |connection: &Connection, reservation: i64| -> i64 {
+            connection.query_row(pay, [reservation], |row| row.get(0)).unwrap()
+        };
+        assert_eq!(id(&connection, 1), 1);
+        connection.execute("UPDATE node SET backed_up_at = 5", []).unwrap();
+        drop(connection);
+        let (connection, again) = open(&path, None).unwrap();
+        assert_eq!((id(&connection, 2), again), (ID_JUMP + 1, node));
+        drop(connection);
+        let (connection, _) = open(&path, None).unwrap();
+        assert_eq!(id(&connection, 3), ID_JUMP + 2, "only once");
+        connection.execute("UPDATE node SET backed_up_at = 5", []).unwrap();
+        drop(connection);
+        assert_eq!(id(&open(&path, None).unwrap().0, 4), 2 * ID_JUMP + 1);
+        let sequences: i64 = Connection::open(&path)
+            .unwrap()
+            .query_row("SELECT count(*) FROM sqlite_sequence WHERE seq >= ?1", [2 * ID_JUMP], |row| row.get(0))
+            .unwrap();
+        assert_eq!(sequences, 4, "also of tables that were empty");
+    }
+
+    #[test]
+    fn every_id_that_is_seen_outside_jumps() {
+        let dir = tempfile::tempdir().unwrap();
+        let (connection, _) = open(&dir.path().join("a.db"), None).unwrap();
+        let sql = "SELECT name FROM sqlite_schema WHERE sql LIKE '%AUTOINCREMENT%' AND name <> 'idempotency_key'";
+        let mut statement = connection.prepare(sql).unwrap();
+        let mut tables: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+        tables.sort_by_key(|table| OUTSIDE.iter().position(|name| name == table));
+        assert_eq!(tables, OUTSIDE);
+    }
+
+    #[test]
+    fn the_log_of_another_database_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, copy) = (dir.path().join("a.db"), dir.path().join("copy.db"));
+        let (connection, _) = open(&path, None).unwrap();
+        connection.execute("VACUUM INTO ?1", [copy.to_str().unwrap()]).unwrap();
+        let log = dir.path().join("copy.db-wal");
+        fs::copy(dir.path().join("a.db-wal"), &log).unwrap();
+        let before = fs::read(&copy).unwrap();
+        let refusal = open(&copy, None).unwrap_err();
+        assert!(matches!(refusal, OpenError::StrayLog { .. }), "{refusal}");
+        assert_eq!(fs::read(&copy).unwrap(), before);
+        fs::remove_file(log).unwrap();
+        open(&copy, None).unwrap();
+        // A log of its own is read, however the process ended.
+        drop(connection);
+        open(&path, None).unwrap();
     }
 
     #[test]

@@ -148,6 +148,7 @@ fn the_purge_deletes_what_is_finished_and_nothing_else() {
     scheduler(&database, Waker::new().0, &Counters::default()).step(now, &stop).unwrap();
     assert_eq!(database.number("SELECT count(*) FROM outbox"), 3);
     assert_eq!(database.number("SELECT sum(id) FROM outbox"), 6);
+    assert_eq!(database.number("SELECT events_purged FROM node"), 1200);
     assert_eq!(database.number("SELECT count(*) FROM delivery"), 2);
     assert_eq!(database.number("SELECT count(*) FROM payment"), 1203, "payments stay");
     assert_eq!(database.number("SELECT count(*) FROM payment_history"), 1203);

@@ -1,0 +1,205 @@
+//! A copy of the database, beside a payrelay that runs: whole, consistent, and marked as a copy.
+//!
+//! `VACUUM INTO` reads one snapshot (<https://sqlite.org/lang_vacuum.html>): the writer goes on, and the log grows until the
+//! copy is done. The mark in the copy is what keeps a restored node from giving ids again (see `schema::open`).
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, ErrorCode};
+
+use super::{BUSY_TIMEOUT, Beside};
+use crate::clock::Timestamp;
+
+/// Why there is no copy. Nothing is left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// A copy never takes the place of a file.
+    #[error("{0} is there already: a backup overwrites nothing; name another file")]
+    Exists(PathBuf),
+    /// Somebody writes the same copy just now.
+    #[error("{0} is being written by another backup")]
+    UnderWay(PathBuf),
+    /// The copy cannot be written there.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// SQLite could not read the database, or write the copy.
+    #[error("the database could not be copied: {0}")]
+    Sqlite(rusqlite::Error),
+}
+
+impl BackupError {
+    /// Whether it may go well when tried again as it is.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::UnderWay(_) => true,
+            Self::Sqlite(error) => {
+                matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+            }
+            Self::Exists(_) | Self::Io { .. } => false,
+        }
+    }
+}
+
+/// The copy while it is being written. Dropping it leaves nothing behind.
+struct Part {
+    path: PathBuf,
+    file: File,
+}
+
+impl Part {
+    /// Takes over what a backup that was killed has left.
+    fn create(path: PathBuf) -> Result<Self, BackupError> {
+        let failed = |source| BackupError::Io { path: path.clone(), source };
+        // For its owner only: it holds payments.
+        let mut options = File::options();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(&path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(BackupError::UnderWay(path)),
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+        let part = Self { path, file };
+        remove_journal(&part.path);
+        part.file.set_len(0).map_err(|source| BackupError::Io { path: part.path.clone(), source })?;
+        Ok(part)
+    }
+
+    /// Gives the copy its name, on the disk.
+    fn finish(self, to: &Path) -> Result<u64, BackupError> {
+        let failed = |source| BackupError::Io { path: to.into(), source };
+        if to.exists() {
+            return Err(BackupError::Exists(to.into()));
+        }
+        self.file.sync_all().map_err(failed)?;
+        let bytes = self.file.metadata().map_err(failed)?.len();
+        fs::rename(&self.path, to).map_err(failed)?;
+        File::open(folder(to)).and_then(|folder| folder.sync_all()).map_err(|source| {
+            // Nobody may take it for a copy that will be there after the next power cut.
+            let _ = fs::remove_file(to);
+            failed(source)
+        })?;
+        Ok(bytes)
+    }
+}
+
+impl Drop for Part {
+    /// Of a copy that has its name by now, there is nothing left under this one.
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+        remove_journal(&self.path);
+    }
+}
+
+fn remove_journal(path: &Path) {
+    let _ = fs::remove_file(with_suffix(path, "-journal"));
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+impl Beside {
+    /// Writes a copy as the file `to`, and tells its size in bytes.
+    pub fn backup(&self, to: &Path, now: Timestamp) -> Result<u64, BackupError> {
+        if to.symlink_metadata().is_ok() {
+            return Err(BackupError::Exists(to.into()));
+        }
+        let not_text = || io::Error::other("the file's name is not UTF-8");
+        let part = Part::create(with_suffix(to, ".part"))?;
+        let name = part.path.to_str().ok_or_else(|| BackupError::Io { path: to.into(), source: not_text() })?;
+        self.connection.execute("VACUUM INTO ?1", [name]).map_err(BackupError::Sqlite)?;
+        mark(&part.path, now).map_err(BackupError::Sqlite)?;
+        part.finish(to)
+    }
+}
+
+/// Says in the copy that it is one.
+fn mark(copy: &Path, now: Timestamp) -> rusqlite::Result<()> {
+    let connection = Connection::open(copy)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.execute("UPDATE node SET backed_up_at = ?1", [now.as_micros()])?;
+    connection.close().map_err(|(_, error)| error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::schema;
+
+    fn beside(dir: &Path) -> Beside {
+        let path = dir.join("a.db");
+        drop(schema::open(&path, None).unwrap());
+        Beside::open(&path).unwrap()
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn a_copy_is_one_file_that_says_what_it_is() {
+        let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let copy = target.path().join("copy.db");
+        let bytes = beside(dir.path()).backup(&copy, Timestamp::from_micros(77)).unwrap();
+        assert_eq!((names(target.path()), copy.metadata().unwrap().len()), (vec!["copy.db".to_owned()], bytes));
+        let connection = Connection::open(&copy).unwrap();
+        let at: i64 = connection.query_row("SELECT backed_up_at FROM node", [], |row| row.get(0)).unwrap();
+        let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
+        assert_eq!((at, mode.as_str()), (77, "delete"));
+    }
+
+    #[test]
+    fn a_file_that_is_there_is_left_alone() {
+        let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (copy, beside) = (target.path().join("copy.db"), beside(dir.path()));
+        fs::write(&copy, "precious").unwrap();
+        assert!(matches!(beside.backup(&copy, Timestamp::now()), Err(BackupError::Exists(_))));
+        assert_eq!((fs::read(&copy).unwrap().as_slice(), names(target.path()).len()), (b"precious".as_slice(), 1));
+    }
+
+    #[test]
+    fn an_error_leaves_nothing_behind() {
+        let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let beside = beside(dir.path());
+        let nowhere = target.path().join("nowhere").join("copy.db");
+        assert!(matches!(beside.backup(&nowhere, Timestamp::now()), Err(BackupError::Io { .. })));
+        beside.connection.execute_batch("DROP TABLE node").unwrap();
+        let copy = target.path().join("copy.db");
+        assert!(matches!(beside.backup(&copy, Timestamp::now()), Err(BackupError::Sqlite(_))));
+        assert_eq!(names(target.path()), [""; 0]);
+    }
+
+    #[test]
+    fn what_a_killed_backup_left_is_taken_over_and_one_that_runs_is_not() {
+        let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (copy, beside) = (target.path().join("copy.db"), beside(dir.path()));
+        let part = target.path().join("copy.db.part");
+        fs::write(&part, "half of a copy").unwrap();
+        fs::write(target.path().join("copy.db.part-journal"), "half of a journal").unwrap();
+        let held = File::open(&part).unwrap();
+        held.lock().unwrap();
+        let refused = beside.backup(&copy, Timestamp::now()).unwrap_err();
+        assert!(refused.is_temporary() && part.exists(), "{refused}");
+        drop(held);
+        beside.backup(&copy, Timestamp::now()).unwrap();
+        assert_eq!(names(target.path()), ["copy.db"]);
+    }
+}
