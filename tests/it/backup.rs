@@ -1,0 +1,158 @@
+//! Backups beside the real binary, and what a node does that was restored from one.
+
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, OpenFlags};
+use serde_json::json;
+
+use super::harness::http::Client;
+use super::harness::process::{Options, Payrelay, run_to_exit};
+use super::harness::slack::FakeSlack;
+use super::harness::wait_until;
+
+const LIMIT: Duration = Duration::from_secs(20);
+const JUMP: i64 = 1_000_000_000_000;
+
+fn backup(dir: &Path, file: &Path) -> Output {
+    let args = vec!["backup".to_owned(), file.to_str().unwrap().to_owned()];
+    run_to_exit(Options { args, ..Options::new(dir, &[]) })
+}
+
+fn read<T: rusqlite::types::FromSql>(file: &Path, sql: &str) -> T {
+    let connection = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+    connection.query_row(sql, [], |row| row.get(0)).unwrap()
+}
+
+/// Pays reservations, and tells the payments' ids.
+fn pay(client: &mut Client, user: i64, reservations: impl IntoIterator<Item = i64>) -> Vec<i64> {
+    let reservations: Vec<_> =
+        reservations.into_iter().map(|id| json!({"reservation_id": id, "seat_price": 5})).collect();
+    let response = client.post_json("/payments", &json!({"user_id": user, "reservations": reservations}));
+    assert_eq!(response.status, 201);
+    response.json()["payments"].as_array().unwrap().iter().map(|payment| payment["id"].as_i64().unwrap()).collect()
+}
+
+#[test]
+fn a_backup_is_whole_while_clients_post() {
+    let dir = tempfile::tempdir().unwrap();
+    let payrelay = Payrelay::start(Options::new(dir.path(), &[]));
+    let mut client = Client::connect(payrelay.addr());
+    for turn in 0..50 {
+        pay(&mut client, turn, turn * 1000..(turn + 1) * 1000);
+    }
+    let (acknowledged, stop, slowest_ms) = (AtomicI64::new(50_000), AtomicBool::new(false), AtomicI64::new(0));
+    thread::scope(|scope| {
+        for number in 1..=4 {
+            let (acknowledged, stop, slowest_ms, address) = (&acknowledged, &stop, &slowest_ms, payrelay.addr());
+            scope.spawn(move || {
+                let mut client = Client::connect(address);
+                for turn in 0.. {
+                    let asked = Instant::now();
+                    pay(&mut client, number, [1_000_000 * number + turn]);
+                    acknowledged.fetch_add(1, Ordering::SeqCst);
+                    slowest_ms.fetch_max(i64::try_from(asked.elapsed().as_millis()).unwrap(), Ordering::SeqCst);
+                    if stop.load(Ordering::SeqCst) {
+                        return;
+                    }
+                }
+            });
+        }
+        for number in 0..3 {
+            let before = acknowledged.load(Ordering::SeqCst);
+            let copy = dir.path().join(format!("copy-{number}.db"));
+            let began = Instant::now();
+            let output = backup(dir.path(), &copy);
+            assert_eq!(output.status.code(), Some(0), "{output:?}");
+            let meanwhile = acknowledged.load(Ordering::SeqCst) - before;
+            println!("{meanwhile} requests in the {:.1?} of a backup", began.elapsed());
+            assert!(meanwhile > 0, "nobody could pay during the backup");
+            assert_eq!(read::<String>(&copy, "PRAGMA integrity_check"), "ok");
+            let payments: i64 = read(&copy, "SELECT count(*) FROM payment");
+            assert!(payments >= before, "{payments} of {before} acknowledged payments");
+            for table in ["outbox", "payment_history"] {
+                assert_eq!(read::<i64>(&copy, &format!("SELECT count(*) FROM {table}")), payments, "{table}");
+            }
+            assert_eq!(read::<i64>(&copy, "SELECT max(id) FROM payment"), payments, "no gaps");
+            assert!(read::<Option<i64>>(&copy, "SELECT backed_up_at FROM node").is_some());
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
+    println!("the slowest answer: {slowest_ms:?} ms");
+    assert_eq!(read::<Option<i64>>(&dir.path().join("payrelay.db"), "SELECT backed_up_at FROM node"), None);
+}
+
+#[test]
+fn a_backup_that_cannot_be_is_refused_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = dir.path().join("copy.db");
+    let output = backup(dir.path(), &copy);
+    assert_eq!(output.status.code(), Some(78), "there is no database: {output:?}");
+    let mut payrelay = Payrelay::start(Options::new(dir.path(), &[]));
+    assert_eq!(backup(dir.path(), &copy).status.code(), Some(0));
+    let first = fs::read(&copy).unwrap();
+    let output = backup(dir.path(), &copy);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(78) && error.contains("is there already"), "{error}");
+    assert_eq!(fs::read(&copy).unwrap(), first);
+    assert_eq!(backup(dir.path(), &dir.path().join("nowhere").join("copy.db")).status.code(), Some(78));
+    assert_eq!(backup(dir.path(), &dir.path().join("payrelay.db")).status.code(), Some(78));
+    payrelay.terminate();
+    let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(names.iter().all(|name| !name.to_str().unwrap().contains(".part")), "{names:?}");
+    // Also of a payrelay that does not run.
+    assert_eq!(backup(dir.path(), &dir.path().join("cold.db")).status.code(), Some(0));
+}
+
+#[test]
+fn a_restored_node_goes_on_with_new_ids_and_tells_what_was_pending() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = dir.path().join("payrelay.db");
+    let copy = dir.path().join("copy.db");
+    let mut slack = FakeSlack::start();
+    slack.stop();
+    let url = slack.url();
+    let env = [("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str()), ("PAYRELAY_SLACK_DIGEST_OVER", "1000")];
+    let start = || Payrelay::start(Options::new(dir.path(), &env));
+    let mut payrelay = start();
+    let mut client = Client::connect(payrelay.addr());
+    assert_eq!(pay(&mut client, 1, 1..=3), [1, 2, 3]);
+    wait_until("the deliveries", LIMIT, || read::<i64>(&database, "SELECT count(*) FROM delivery") == 3);
+    assert_eq!(backup(dir.path(), &copy).status.code(), Some(0));
+    // Acknowledged, and lost with the disk.
+    assert_eq!(pay(&mut client, 1, [4]), [4]);
+    payrelay.kill9();
+    let node: String = read(&database, "SELECT id FROM node");
+
+    fs::copy(&copy, &database).unwrap();
+    let refused = run_to_exit(Options::new(dir.path(), &env));
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(78) && error.contains("payrelay.db-wal"), "{error}");
+    assert_eq!(fs::read(&copy).unwrap(), fs::read(&database).unwrap());
+    for suffix in ["-wal", "-shm"] {
+        fs::remove_file(dir.path().join(format!("payrelay.db{suffix}"))).unwrap();
+    }
+
+    slack.start_again();
+    let mut payrelay = start();
+    assert!(payrelay.log().contains("this database is a backup of 20"), "{}", payrelay.log());
+    let mut client = Client::connect(payrelay.addr());
+    assert_eq!(pay(&mut client, 1, [4, 5]), [JUMP + 1, JUMP + 2]);
+    assert_eq!(read::<String>(&database, "SELECT id FROM node"), node);
+    assert_eq!(read::<i64>(&database, "SELECT max(id) FROM outbox"), JUMP + 2);
+    wait_until("what was pending, and what is new", LIMIT, || slack.lines().len() == 5);
+    let ids: Vec<i64> = slack.lines().iter().map(|line| line.split(' ').nth(1).unwrap().parse().unwrap()).collect();
+    assert_eq!(ids, [1, 2, 3, JUMP + 1, JUMP + 2]);
+    let page = client.get("/users/1/payment-history").json();
+    let history: Vec<_> = page["payments"].as_array().unwrap().iter().map(|p| p["id"].as_i64().unwrap()).collect();
+    assert_eq!(history, [JUMP + 2, JUMP + 1, 3, 2, 1]);
+
+    assert_eq!(payrelay.terminate().code(), Some(0));
+    let payrelay = start();
+    assert!(!payrelay.log().contains("is a backup"), "it says so once");
+    assert_eq!(pay(&mut Client::connect(payrelay.addr()), 1, [6]), [JUMP + 3]);
+}
