@@ -177,11 +177,23 @@ fn refuse_stray_log(path: &Path) -> Result<(), OpenError> {
     if stray { Err(OpenError::StrayLog { path: path.into(), log }) } else { Ok(()) }
 }
 
-/// Ids that are seen outside. Those of idempotency keys are not, and have no gaps, so that they can be counted.
+/// Ids are given in ranges of this size: one for each time that a database was put back to an earlier state.
+const ID_RANGE: i64 = 1_000_000_000_000;
+
+/// Those whose ids are seen outside. Idempotency keys are not, and have ids without gaps, so that they can be counted.
 const OUTSIDE: [&str; 4] = ["payment", "outbox", "dead_letter", "dead_letter_action"];
 
-/// More ids than were ever given since a backup was made.
-const ID_JUMP: i64 = 1_000_000_000_000;
+/// No id up to the end of the range of `newest`, or of the newest that was given, is given any more. Tells the first
+/// that will be. The range is so large that no database, however fast, has ever come to its end.
+pub(super) fn skip_ids(tx: &Transaction<'_>, newest: i64) -> rusqlite::Result<i64> {
+    let given: i64 = tx.query_row("SELECT ifnull(max(seq), 0) FROM sqlite_sequence", [], |row| row.get(0))?;
+    let last = (newest.max(given) / ID_RANGE + 1) * ID_RANGE;
+    for table in OUTSIDE {
+        tx.execute("DELETE FROM sqlite_sequence WHERE name = ?1", [table])?;
+        tx.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?1, ?2)", (table, last))?;
+    }
+    Ok(last + 1)
+}
 
 /// A backup that is put to work lacks what was stored after it, but others know those ids: the topic, clients, Slack. All
 /// ids jump ahead of them, once.
@@ -189,18 +201,12 @@ fn leave_backup(connection: &mut Connection) -> rusqlite::Result<()> {
     let tx = Transaction::new(connection, TransactionBehavior::Immediate)?;
     let backed_up_at: Option<i64> = tx.query_row("SELECT backed_up_at FROM node", [], |row| row.get(0))?;
     let Some(backed_up_at) = backed_up_at else { return Ok(()) };
-    for table in OUTSIDE {
-        let sql = "DELETE FROM sqlite_sequence WHERE name = ?1 RETURNING seq";
-        let last: Option<i64> = tx.query_row(sql, [table], |row| row.get(0)).optional()?;
-        let next = (last.unwrap_or(0) / ID_JUMP + 1).saturating_mul(ID_JUMP);
-        tx.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?1, ?2)", (table, next))?;
-    }
+    let first = skip_ids(&tx, 0)?;
     tx.execute("UPDATE node SET backed_up_at = NULL", [])?;
     tx.commit()?;
     log::warn!(
-        "this database is a backup of {}: what was stored since is not in it. New ids begin above a multiple of \
-         {ID_JUMP}, so that none that was given since is used again; `payrelay audit` tells which events of the topic \
-         are missing here",
+        "this database is a backup of {}: what was stored since is not in it. New ids begin at {first}, so that none \
+         that was given since is used again; `payrelay audit` tells which events of the topic are missing here",
         Timestamp::from_micros(backed_up_at)
     );
     Ok(())
@@ -345,16 +351,16 @@ mod tests {
         connection.execute("UPDATE node SET backed_up_at = 5", []).unwrap();
         drop(connection);
         let (connection, again) = open(&path, None).unwrap();
-        assert_eq!((id(&connection, 2), again), (ID_JUMP + 1, node));
+        assert_eq!((id(&connection, 2), again), (ID_RANGE + 1, node));
         drop(connection);
         let (connection, _) = open(&path, None).unwrap();
-        assert_eq!(id(&connection, 3), ID_JUMP + 2, "only once");
+        assert_eq!(id(&connection, 3), ID_RANGE + 2, "only once");
         connection.execute("UPDATE node SET backed_up_at = 5", []).unwrap();
         drop(connection);
-        assert_eq!(id(&open(&path, None).unwrap().0, 4), 2 * ID_JUMP + 1);
+        assert_eq!(id(&open(&path, None).unwrap().0, 4), 2 * ID_RANGE + 1);
         let sequences: i64 = Connection::open(&path)
             .unwrap()
-            .query_row("SELECT count(*) FROM sqlite_sequence WHERE seq >= ?1", [2 * ID_JUMP], |row| row.get(0))
+            .query_row("SELECT count(*) FROM sqlite_sequence WHERE seq >= ?1", [2 * ID_RANGE], |row| row.get(0))
             .unwrap();
         assert_eq!(sequences, 4, "also of tables that were empty");
     }
