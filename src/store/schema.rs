@@ -300,21 +300,6 @@ fn node_id(connection: &mut Connection, configured: Option<&NodeId>) -> rusqlite
     })
 }
 
-/// Ids are given in ranges of this size: one for each time that a database was put back to an earlier state.
-const ID_RANGE: i64 = 1_000_000_000_000;
-
-/// No id up to the end of the range of `newest`, or of the newest that was given, is given any more. Tells the first
-/// that will be. The range is so large that no database, however fast, has ever come to its end.
-pub(super) fn skip_ids(tx: &Transaction<'_>, newest: i64) -> rusqlite::Result<i64> {
-    let given: i64 = tx.query_row("SELECT ifnull(max(seq), 0) FROM sqlite_sequence", [], |row| row.get(0))?;
-    let last = (newest.max(given) / ID_RANGE + 1) * ID_RANGE;
-    for table in ["payment", "outbox", "dead_letter", "dead_letter_action", "idempotency_key"] {
-        tx.execute("DELETE FROM sqlite_sequence WHERE name = ?1", [table])?;
-        tx.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?1, ?2)", (table, last))?;
-    }
-    Ok(last + 1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
