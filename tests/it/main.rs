@@ -10,6 +10,7 @@
 mod backup;
 mod contract;
 mod end_to_end;
+mod force;
 mod harness;
 mod http;
 mod idempotency;

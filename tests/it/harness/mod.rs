@@ -42,6 +42,14 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut poll: impl FnMut() -> Option
     }
 }
 
+/// Lets time pass: for a fault at a moment that nobody has chosen, never to wait for something.
+pub fn pass(time: Duration) {
+    let end = Instant::now() + time;
+    while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        thread::park_timeout(left);
+    }
+}
+
 /// Locks even after a panic elsewhere: the first failure is the one to read, not the poisoned locks after it.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

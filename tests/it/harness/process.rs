@@ -1,7 +1,7 @@
 //! The real binary as a child process: started, watched through its log, ended with care or without.
 
 use super::leash::Leashed;
-use super::{lock, wait_for, wait_until};
+use super::{lock, pass, wait_for, wait_until};
 use std::env;
 use std::io::{BufRead as _, BufReader, Read};
 use std::net::SocketAddr;
@@ -69,6 +69,15 @@ impl Payrelay {
             address
         });
         Payrelay { process, address, log, drain }
+    }
+
+    /// Starts the binary and kills it so much later, wherever it is by then.
+    pub fn kill_while_it_starts(options: Options, after: Duration) {
+        let mut process = spawn(options, Stdio::null());
+        let log = read_all(process.take_stderr());
+        pass(after);
+        process.kill();
+        let _ = log.join();
     }
 
     pub fn addr(&self) -> SocketAddr {

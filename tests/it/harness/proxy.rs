@@ -6,6 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 /// Passes connections on to one upstream address; dropping it hangs up.
 pub struct Proxy {
@@ -26,6 +27,8 @@ struct Gate {
 enum State {
     #[default]
     Flowing,
+    /// Each piece is held back for so long.
+    Slow(Duration),
     Stalled,
     Cut,
 }
@@ -54,6 +57,12 @@ impl Proxy {
     pub fn stall(&mut self) {
         assert!(self.server.is_some(), "a cut proxy has nothing to stall");
         self.gate.set(State::Stalled);
+    }
+
+    /// Holds back each piece for so long, in both directions.
+    pub fn slow(&mut self, delay: Duration) {
+        assert!(self.server.is_some(), "a cut proxy passes nothing on");
+        self.gate.set(State::Slow(delay));
     }
 
     /// Lets bytes flow again, those held back first, and accepts connections.
@@ -114,6 +123,10 @@ impl Gate {
     fn pass(&self) -> bool {
         let state = lock(&self.state);
         let state = self.changed.wait_while(state, |state| *state == State::Stalled);
-        *state.unwrap_or_else(PoisonError::into_inner) == State::Flowing
+        let state = *state.unwrap_or_else(PoisonError::into_inner);
+        if let State::Slow(delay) = state {
+            thread::park_timeout(delay);
+        }
+        state != State::Cut
     }
 }
