@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use toml::Value;
 
 use crate::clock::Zone;
 use crate::event::NodeId;
+use crate::http::{self, Access, TokenHash};
 use crate::message::Template;
 use crate::payment::Status;
 
@@ -75,10 +76,33 @@ pub struct Http {
     pub body_timeout: Duration,
     /// How long a request's head may take to arrive; also how long a kept connection may be idle.
     pub header_timeout: Duration,
+    /// How long an answer may wait for a client that does not read.
+    pub write_timeout: Duration,
     /// More connections wait unaccepted.
     pub connections_max: NonZeroUsize,
+    /// More connections of one address are closed at once.
+    pub client_connections_max: NonZeroUsize,
+    /// `None`: as many as it likes.
+    pub client_requests_per_second: Option<NonZeroU32>,
+    /// Bytes of bodies under way that one client may have in memory.
+    pub client_body_bytes_max: usize,
+    /// The same for all clients together.
+    pub bodies_bytes_max: usize,
     /// Where people reach this API, for links in messages.
     pub public_url: Option<String>,
+    /// Who may call; none: whoever is on this machine.
+    pub tokens: Vec<Token>,
+}
+
+/// `[[http.token]]`: somebody who may call.
+#[derive(Debug, Clone)]
+pub struct Token {
+    /// Whose it is, for people and for what is kept for a client.
+    pub name: String,
+    /// What it is good for.
+    pub access: Access,
+    /// The hash of the token itself, which is not kept.
+    pub hash: TokenHash,
 }
 
 /// `[database]`: the SQLite file.
@@ -252,6 +276,18 @@ pub struct Loaded {
     pub effective: String,
     /// Variables that look like ours and name no key.
     pub ignored_variables: Vec<String>,
+    /// Each key's value as it was given.
+    values: BTreeMap<String, Secret>,
+}
+
+impl Loaded {
+    /// The keys in which another configuration differs, but for the tokens: they alone can change while payrelay runs.
+    pub fn differing<'a>(&'a self, other: &'a Self) -> BTreeSet<&'a str> {
+        let keys = self.values.keys().chain(other.values.keys());
+        let differs =
+            |key: &&String| !key.starts_with("http.token[") && self.values.get(*key) != other.values.get(*key);
+        keys.filter(differs).map(String::as_str).collect()
+    }
 }
 
 const FOREVER: Duration = Duration::from_hours(3650 * 24);
@@ -272,19 +308,7 @@ impl Config {
     /// Every key there is.
     fn read(s: &mut Source<'_>) -> Self {
         Self {
-            http: Http {
-                listen: s.socket_address("http.listen", "127.0.0.1:8080"),
-                body_bytes_max: s.integer("http.body_bytes_max", 262_144, 1024..=67_108_864),
-                body_timeout: s.duration("http.body_timeout", "10s", MS..=FOREVER),
-                header_timeout: s.duration("http.header_timeout", "30s", MS..=FOREVER),
-                connections_max: s.count("http.connections_max", 4096, 1..=100_000),
-                public_url: some(s.text(
-                    "http.public_url",
-                    "",
-                    "empty, or an http:// or https:// URL without '<', '>' and '|'",
-                    |text| text.is_empty() || (is_url(text) && !text.contains(['<', '>', '|'])),
-                )),
-            },
+            http: Self::read_http(s),
             database: Database {
                 path: s.path("database.path", "payrelay.db"),
                 queue_max: s.count("database.queue_max", 4096, 1..=1_000_000),
@@ -338,6 +362,70 @@ impl Config {
                 keys_max: s.count("idempotency.keys_max", 1_000_000, 1..=1_000_000_000),
             },
         }
+    }
+
+    fn read_http(s: &mut Source<'_>) -> Http {
+        let http = Http {
+            listen: s.socket_address("http.listen", "127.0.0.1:8080"),
+            body_bytes_max: s.integer("http.body_bytes_max", 262_144, 1024..=67_108_864),
+            body_timeout: s.duration("http.body_timeout", "10s", MS..=FOREVER),
+            header_timeout: s.duration("http.header_timeout", "30s", MS..=FOREVER),
+            write_timeout: s.duration("http.write_timeout", "30s", MS..=FOREVER),
+            connections_max: s.count("http.connections_max", 4096, 1..=100_000),
+            client_connections_max: s.count("http.client_connections_max", 2048, 1..=100_000),
+            client_requests_per_second: NonZeroU32::new(s.integer("http.client_requests_per_second", 0, 0..=1_000_000)),
+            client_body_bytes_max: s.integer("http.client_body_bytes_max", 16_777_216, BODIES),
+            bodies_bytes_max: s.integer("http.bodies_bytes_max", 67_108_864, BODIES),
+            public_url: some(s.text(
+                "http.public_url",
+                "",
+                "empty, or an http:// or https:// URL without '<', '>' and '|'",
+                |text| text.is_empty() || (is_url(text) && !text.contains(['<', '>', '|'])),
+            )),
+            tokens: (0..s.tables("http.token")).filter_map(|index| Self::read_token(s, index)).collect(),
+        };
+        for (key, room) in
+            [("client_body_bytes_max", http.client_body_bytes_max), ("bodies_bytes_max", http.bodies_bytes_max)]
+        {
+            if room < http.body_bytes_max {
+                s.problem(format!(
+                    "http.{key} is smaller than http.body_bytes_max: a body of that size would never be taken"
+                ));
+            }
+        }
+        if s.tables("http.token") == 0 && !http::is_loopback(http.listen) {
+            s.problem(format!(
+                "http.listen = \"{}\": whoever reaches this address could pay and give orders: set an [[http.token]] \
+                 (`payrelay token` makes one), or listen on 127.0.0.1",
+                http.listen
+            ));
+        }
+        http
+    }
+
+    fn read_token(s: &mut Source<'_>, index: usize) -> Option<Token> {
+        let key = |name: &str| format!("http.token[{index}].{name}");
+        let name = s.text(&key("name"), "", "1 to 32 letters, digits, '.', '_' and '-'", |text| {
+            text.len() <= 32 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        });
+        let access = s.choice(&key("access"), &Access::NAMED);
+        let hash = s.secret(&key("hash"), TokenHash::ALLOWED, |text| TokenHash::parse(text).is_some());
+        let needed = [
+            ("name", "the log and the limits know a client by it"),
+            ("access", "say what the token is good for"),
+            ("hash", "a token is known by it; `payrelay token` prints one"),
+        ];
+        for (part, why) in needed {
+            if !s.is_set(&key(part)) {
+                s.problem(format!("{} is missing: {why}", key(part)));
+            }
+        }
+        if !name.is_empty() {
+            s.unique(&key("name"), &name);
+        }
+        let hash = hash.and_then(|hash| TokenHash::parse(hash.expose()))?;
+        s.unlike(&key("hash"), &hash.expose());
+        Some(Token { name, access, hash })
     }
 
     fn read_slack(s: &mut Source<'_>) -> Slack {
@@ -398,6 +486,9 @@ impl Config {
     }
 }
 
+/// Bytes of bodies under way.
+const BODIES: RangeInclusive<i64> = 1024..=68_719_476_736;
+
 /// Messages a second. Slack takes one; stand-ins and other services may take more.
 const PACE: RangeInclusive<f64> = 0.001..=100_000.0;
 
@@ -443,6 +534,7 @@ struct Source<'a> {
     names: BTreeMap<String, String>,
     variables: BTreeSet<String>,
     effective: Vec<(String, String, &'static str)>,
+    values: BTreeMap<String, Secret>,
     problems: Vec<String>,
 }
 
@@ -456,6 +548,7 @@ impl<'a> Source<'a> {
             names: BTreeMap::new(),
             variables: BTreeSet::new(),
             effective: Vec::new(),
+            values: BTreeMap::new(),
             problems: Vec::new(),
         };
         for (section, value) in table {
@@ -503,10 +596,23 @@ impl<'a> Source<'a> {
         self.problems.push(problem);
     }
 
+    /// No other table of the same array has that name.
     fn unique(&mut self, key: &str, name: &str) {
-        if let Some(other) = self.names.insert(name.to_owned(), key.to_owned()) {
+        if let Some(other) = self.known(key, name) {
             self.problem(format!("{key} = {name:?}: {other} is called so already"));
         }
+    }
+
+    /// The same for a secret.
+    fn unlike(&mut self, key: &str, secret: &str) {
+        if let Some(other) = self.known(key, secret) {
+            self.problem(format!("{key} is the same as {other}"));
+        }
+    }
+
+    fn known(&mut self, key: &str, value: &str) -> Option<String> {
+        let array = key.split('[').next().unwrap_or(key);
+        self.names.insert(format!("{array} {value}"), key.to_owned())
     }
 
     /// The one way to a value: the environment, else the file, else the default.
@@ -535,6 +641,7 @@ impl<'a> Source<'a> {
             }
         });
         self.effective.push((key.to_owned(), shown, origin));
+        self.values.insert(key.to_owned(), Secret(value.to_string()));
         parsed
     }
 
@@ -668,7 +775,7 @@ impl<'a> Source<'a> {
         if !self.problems.is_empty() {
             return Err(Problems(self.problems));
         }
-        Ok(Loaded { config, effective: render(&self.effective), ignored_variables })
+        Ok(Loaded { config, effective: render(&self.effective), ignored_variables, values: self.values })
     }
 }
 
@@ -793,39 +900,39 @@ mod tests {
 
     #[test]
     fn a_secret_is_never_shown() {
-        let url = "https://hooks.example/T0/B0/token";
+        let url = "https://hooks.example/T0/B0/hush";
         for (file, variables) in [
             (format!("[slack]\nwebhook_url = '{url}'"), vec![]),
             (String::new(), vec![("PAYRELAY_SLACK_WEBHOOK_URL", url)]),
         ] {
             let loaded = load(&file, &variables).unwrap();
             assert_eq!(loaded.config.slack.webhook_url.as_ref().unwrap().expose(), url);
-            assert!(!loaded.effective.contains("token"));
-            assert!(!format!("{:?}", loaded.config).contains("token"));
+            assert!(!loaded.effective.contains("hush"));
+            assert!(!format!("{:?}", loaded.config).contains("hush"));
         }
-        let problems = load("[slack]\nwebhook_url = 'ftp://token'", &[]).unwrap_err().to_string();
-        assert!(problems.contains("slack.webhook_url = \"***\"") && !problems.contains("token"), "{problems}");
+        let problems = load("[slack]\nwebhook_url = 'ftp://hush'", &[]).unwrap_err().to_string();
+        assert!(problems.contains("slack.webhook_url = \"***\"") && !problems.contains("hush"), "{problems}");
         let unclosed = load(&format!("[slack]\nwebhook_url = \"{url}\n"), &[]).unwrap_err().to_string();
-        assert!(unclosed.contains("not TOML: line 2: ") && !unclosed.contains("token"), "{unclosed}");
+        assert!(unclosed.contains("not TOML: line 2: ") && !unclosed.contains("hush"), "{unclosed}");
     }
 
-    const ROUTES: &str = "[[slack.route]]\nname = 'failures'\nwebhook_url = 'https://hooks.example/token'\n\
+    const ROUTES: &str = "[[slack.route]]\nname = 'failures'\nwebhook_url = 'https://hooks.example/hush'\n\
                           status = 'FAILED'\n[[slack.route]]\nname = 'large'\namount_min = 5\nuser_max = 9\n\
                           messages_per_second = 0.5\n";
 
     #[test]
     fn routes_are_read_in_their_order_and_their_secrets_are_masked() {
-        let variables = [("PAYRELAY_SLACK_ROUTE_1_WEBHOOK_URL", "https://hooks.example/token-2")];
+        let variables = [("PAYRELAY_SLACK_ROUTE_1_WEBHOOK_URL", "https://hooks.example/hush-2")];
         let loaded = load(ROUTES, &variables).unwrap();
         let [failures, large] = loaded.config.slack.routes.as_slice() else { panic!("two routes") };
         assert_eq!((failures.name.as_str(), failures.status), ("failures", Some(Status::Failed)));
         assert_eq!((&failures.amount, failures.messages_per_second), (&(0..=i64::MAX), 1.0));
         assert_eq!((large.name.as_str(), large.status), ("large", None));
         assert_eq!((&large.amount, &large.user, large.messages_per_second), (&(5..=i64::MAX), &(0..=9), 0.5));
-        assert_eq!(large.webhook_url.as_ref().unwrap().expose(), "https://hooks.example/token-2");
+        assert_eq!(large.webhook_url.as_ref().unwrap().expose(), "https://hooks.example/hush-2");
         assert_eq!(loaded.effective.matches("[[slack.route]]").count(), 2, "{}", loaded.effective);
-        assert!(!loaded.effective.contains("token"), "{}", loaded.effective);
-        assert!(!format!("{:?}", loaded.config).contains("token"));
+        assert!(!loaded.effective.contains("hush"), "{}", loaded.effective);
+        assert!(!format!("{:?}", loaded.config).contains("hush"));
     }
 
     #[test]
@@ -864,6 +971,98 @@ mod tests {
         std::fs::write(&path, " \n").unwrap();
         let empty = load("", &[("PAYRELAY_SLACK_WEBHOOK_URL_FILE", name)]).unwrap_err().to_string();
         assert!(empty.contains("PAYRELAY_SLACK_WEBHOOK_URL_FILE: the file is empty"), "{empty}");
+    }
+
+    const HASH: &str = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    fn token(name: &str, access: &str, hash: &str) -> String {
+        format!("[[http.token]]\nname = '{name}'\naccess = '{access}'\nhash = '{hash}'\n")
+    }
+
+    #[test]
+    fn tokens_are_read_and_their_hashes_are_masked() {
+        let other = HASH.replace("ba", "ab");
+        let file = token("till-3", "full", HASH) + &token("monitoring", "read-only", "").replace("hash = ''\n", "");
+        let loaded = load(&file, &[("PAYRELAY_HTTP_TOKEN_1_HASH", &other)]).unwrap();
+        let [till, monitoring] = loaded.config.http.tokens.as_slice() else { panic!("two tokens") };
+        assert_eq!((till.name.as_str(), till.access, till.hash), ("till-3", Access::Full, TokenHash::of("abc")));
+        assert_eq!((monitoring.name.as_str(), monitoring.access), ("monitoring", Access::ReadOnly));
+        assert_eq!(monitoring.hash.expose(), other);
+        assert_eq!(loaded.effective.matches("[[http.token]]\n").count(), 2, "{}", loaded.effective);
+        for shown in [loaded.effective.clone(), format!("{loaded:?}")] {
+            assert!(!shown.contains("ba7816bf") && !shown.contains("ab7816"), "{shown}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hash");
+        std::fs::write(&path, format!("{HASH}\n")).unwrap();
+        let file = token("a", "admin", "").replace("hash = ''\n", "");
+        let loaded = load(&file, &[("PAYRELAY_HTTP_TOKEN_0_HASH_FILE", path.to_str().unwrap())]).unwrap();
+        assert_eq!(loaded.config.http.tokens[0].hash, TokenHash::of("abc"));
+    }
+
+    #[test]
+    fn a_token_that_cannot_be_is_told() {
+        let file = "[[http.token]]\ntoken = 'x'\n".to_owned()
+            + &token("a b", "root", "hush")
+            + &token("c", "full", HASH)
+            + &token("c", "full", &HASH.replace("ba", "BA"))
+            + "[[slack.route]]\nname = 'c'\nwebhook_url = 'https://x'\n";
+        let problems = load(&file, &[]).unwrap_err().to_string();
+        let expected = [
+            "the configuration has 9 problems:",
+            "http.token[0].name is missing",
+            "http.token[0].access is missing",
+            "http.token[0].hash is missing",
+            "http.token[0].token: there is no such key",
+            "http.token[1].name = \"a b\" (file): allowed is 1 to 32 letters",
+            "http.token[1].access = \"root\" (file): allowed is \"read-only\" or \"full\" or \"admin\"",
+            "http.token[1].hash = \"***\" (file): allowed is \"sha256:\" and 64 hexadecimal digits",
+            "http.token[3].name = \"c\": http.token[2].name is called so already",
+            "http.token[3].hash is the same as http.token[2].hash",
+        ];
+        for part in expected {
+            assert!(problems.contains(part), "{part:?} is missing from:\n{problems}");
+        }
+        assert!(!problems.contains("hush") && !problems.contains("7816bf"), "{problems}");
+    }
+
+    #[test]
+    fn only_with_a_token_others_than_this_machine_may_call() {
+        for open in ["0.0.0.0:8080", "[::]:8080", "192.0.2.1:8080"] {
+            let file = format!("[http]\nlisten = '{open}'\n");
+            let problems = load(&file, &[]).unwrap_err().to_string();
+            assert!(problems.contains(&format!("http.listen = \"{open}\"")), "{problems}");
+            assert!(problems.contains("`payrelay token` makes one"), "{problems}");
+            load(&(file + &token("a", "full", HASH)), &[]).unwrap();
+        }
+        for closed in ["127.0.0.1:0", "127.1.2.3:1", "[::1]:1"] {
+            load(&format!("[http]\nlisten = '{closed}'\n"), &[]).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_body_fits_into_the_room_for_bodies() {
+        let file = "[http]\nbody_bytes_max = 4096\nclient_body_bytes_max = 4095\nbodies_bytes_max = 2048\n";
+        let problems = load(file, &[]).unwrap_err().to_string();
+        for key in ["http.client_body_bytes_max is smaller", "http.bodies_bytes_max is smaller"] {
+            assert!(problems.contains(key), "{problems}");
+        }
+    }
+
+    #[test]
+    fn what_differs_is_told_by_its_key_but_for_the_tokens() {
+        let old =
+            load(&("[slack]\nwebhook_url = 'https://a/1'\n".to_owned() + &token("a", "full", HASH)), &[]).unwrap();
+        let file = "[http]\nbody_timeout = '11s'\n[slack]\nwebhook_url = 'https://a/2'\n[[slack.route]]\nname = 'r'\n\
+                    webhook_url = 'https://x'\n[kafka]\ntopic = 'payment-event'\n";
+        let new = load(file, &[]).unwrap();
+        let differing: Vec<_> = old.differing(&new).into_iter().filter(|key| !key.contains("route")).collect();
+        assert_eq!(
+            differing,
+            ["http.body_timeout", "slack.webhook_url"],
+            "a default that is spelt out is no difference"
+        );
+        assert!(new.differing(&old).contains("slack.route[0].name"));
     }
 
     #[test]

@@ -14,11 +14,12 @@ use env_logger::{Builder, Target};
 use log::LevelFilter;
 use payrelay::clock::Timestamp;
 use payrelay::config::{Config, Loaded, Problems};
+use payrelay::http::{self, TokenHash};
 use payrelay::service::{self, Service};
 use payrelay::store::dead_letter::{self, Action, Order, Outcome, Which};
 use payrelay::store::{Beside, StoreError};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 /// Stopped when asked.
@@ -41,6 +42,9 @@ Environment:
   Each key of the configuration has a variable, which wins: http.listen is PAYRELAY_HTTP_LISTEN.
   PAYRELAY_CONFIG  the configuration file, as --config
   PAYRELAY_LOG     error, warn, info (default), debug or trace
+
+Signals:
+  SIGTERM and SIGINT stop it; SIGHUP reads the configuration again and puts its tokens ([[http.token]]) in force
 
 Exit codes:
   0 stopped when asked, 64 wrong arguments, 70 a thread died, 71 the stop took too long, 78 configuration
@@ -70,6 +74,8 @@ enum Command {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    /// Prints a new token, and its hash for the configuration
+    Token,
     /// Lists, replays or discards what was set aside; also while payrelay runs
     DeadLetters {
         #[command(subcommand)]
@@ -121,7 +127,10 @@ fn run() -> u8 {
         Ok(level) => level,
         Err(problem) => return refuse(&problem),
     };
-    let loaded = match load(arguments.config) {
+    if let Some(Command::Token) = arguments.command {
+        return print_token();
+    }
+    let loaded = match load(arguments.config.as_deref()) {
         Ok(loaded) => loaded,
         Err(problems) => return refuse(&problems),
     };
@@ -141,9 +150,9 @@ fn run() -> u8 {
             Ok(database) => backup(&database, &file),
             Err(problem) => refuse(&problem),
         },
-        Some(Command::Serve) | None => {
+        Some(Command::Serve | Command::Token) | None => {
             start_logger(level);
-            serve(loaded)
+            serve(loaded, arguments.config.as_deref())
         }
     }
 }
@@ -153,8 +162,23 @@ fn refuse(reason: &dyn std::fmt::Display) -> u8 {
     CONFIG
 }
 
-fn load(argument: Option<PathBuf>) -> Result<Loaded, Problems> {
-    let named = argument.or_else(|| env::var_os("PAYRELAY_CONFIG").map(PathBuf::from));
+/// The token goes to the client and nowhere else; payrelay keeps the hash.
+fn print_token() -> u8 {
+    match http::new_token() {
+        Ok(token) => {
+            println!("{token}\nhash = \"{}\"", TokenHash::of(&token).expose());
+            eprintln!("The first line is the token, for the client; the second belongs into an [[http.token]].");
+            OK
+        }
+        Err(error) => {
+            eprintln!("payrelay: the operating system has no randomness: {error}");
+            DIED
+        }
+    }
+}
+
+fn load(argument: Option<&Path>) -> Result<Loaded, Problems> {
+    let named = argument.map(Path::to_owned).or_else(|| env::var_os("PAYRELAY_CONFIG").map(PathBuf::from));
     let text = match &named {
         Some(path) => fs::read_to_string(path)
             .map_err(|error| Problems::one(format!("--config {}: cannot be read: {error}", path.display())))?,
@@ -274,7 +298,7 @@ fn start_logger(level: LevelFilter) {
     }));
 }
 
-fn serve(mut loaded: Loaded) -> u8 {
+fn serve(mut loaded: Loaded, file: Option<&Path>) -> u8 {
     log::info!("payrelay {}", env!("CARGO_PKG_VERSION"));
     for name in &loaded.ignored_variables {
         log::warn!("the environment variable {name} names no key of the configuration: ignored");
@@ -291,14 +315,17 @@ fn serve(mut loaded: Loaded) -> u8 {
         Ok(service) => service,
         Err(error) => return refuse(&error),
     };
-    let code = select! {
-        recv(signals) -> signal => {
-            log::info!("stopping: {}", if signal == Ok(SIGTERM) { "SIGTERM" } else { "SIGINT" });
-            OK
-        }
-        recv(service.exits()) -> name => {
-            log::error!("stopping: thread {} ended by itself", name.unwrap_or("unknown"));
-            DIED
+    let code = loop {
+        select! {
+            recv(signals.stop) -> signal => {
+                log::info!("stopping: {}", if signal == Ok(SIGTERM) { "SIGTERM" } else { "SIGINT" });
+                break OK;
+            }
+            recv(signals.reload) -> _ => reload(&loaded, file, &service),
+            recv(service.exits()) -> name => {
+                log::error!("stopping: thread {} ended by itself", name.unwrap_or("unknown"));
+                break DIED;
+            }
         }
     };
     match service.stop() {
@@ -312,6 +339,22 @@ fn serve(mut loaded: Loaded) -> u8 {
             }
             if code == OK { OVERDUE } else { code }
         }
+    }
+}
+
+/// Puts the tokens of the configuration as it is now in force. Whatever is wrong with it, what was in force stays.
+fn reload(running: &Loaded, file: Option<&Path>, service: &Service) {
+    let loaded = match load(file) {
+        Ok(loaded) => loaded,
+        Err(problems) => return log::error!("SIGHUP: nothing is changed: {problems}"),
+    };
+    match service.replace_tokens(&loaded.config) {
+        Ok(change) => log::info!("SIGHUP: tokens: {change}"),
+        Err(exposed) => return log::error!("SIGHUP: nothing is changed: {exposed}"),
+    }
+    let differing = Vec::from_iter(running.differing(&loaded));
+    if !differing.is_empty() {
+        log::warn!("SIGHUP: only tokens change while payrelay runs; restart it for: {}", differing.join(", "));
     }
 }
 
@@ -339,14 +382,20 @@ fn fit_connections(http: &mut payrelay::config::Http) {
     );
 }
 
-/// SIGTERM and SIGINT as messages. The thread lives as long as the process.
-fn signals() -> io::Result<Receiver<i32>> {
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
-    let (sender, receiver) = bounded(1);
+/// What was asked for from outside. Apart, so that a stop never waits behind a reload; asking twice is asking once.
+struct Asked {
+    stop: Receiver<i32>,
+    reload: Receiver<i32>,
+}
+
+/// Signals as messages. The thread lives as long as the process.
+fn signals() -> io::Result<Asked> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let ((to_stop, stop), (to_reload, reload)) = (bounded(1), bounded(1));
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         for signal in signals.forever() {
-            let _ = sender.try_send(signal);
+            let _ = if signal == SIGHUP { &to_reload } else { &to_stop }.try_send(signal);
         }
     })?;
-    Ok(receiver)
+    Ok(Asked { stop, reload })
 }

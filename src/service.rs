@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -10,7 +11,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use crate::config::{self, Config, PublisherKind};
 use crate::consumer::Consumer;
 use crate::counters::Counters;
-use crate::http::{self, App};
+use crate::http::{self, App, Change, Exposed, Gate};
 use crate::message::Style;
 use crate::notifier::{Channel, Notifier, Resume, Voice};
 use crate::outage::Part;
@@ -58,6 +59,7 @@ pub struct Service {
     /// The readers, then the writer: stopped one after the other, when nobody uses them any more.
     store: Vec<Worker>,
     exits: Receiver<&'static str>,
+    gate: Arc<Gate>,
 }
 
 impl Service {
@@ -135,6 +137,7 @@ impl Service {
         );
         let scheduler = Worker::spawn("scheduler", &exited, |stop| scheduler.run(&stop))?;
 
+        let gate = Arc::new(Gate::new(&config.http));
         let app = App::new(http::Context {
             store,
             relay: wake_relay,
@@ -142,6 +145,7 @@ impl Service {
             currency: config.payment.currency.clone(),
             keys_max: config.idempotency.keys_max.get(),
             settings: config.http.clone(),
+            gate: Arc::clone(&gate),
             parts,
             channels: resumes,
         });
@@ -149,7 +153,12 @@ impl Service {
         log::info!("listening on http://{address}");
 
         let users = [http, scheduler, relay].into_iter().chain(notifiers).chain(consumer).collect();
-        Ok(Self { users, store: store_workers, exits })
+        Ok(Self { users, store: store_workers, exits, gate })
+    }
+
+    /// Puts the tokens of another configuration in force, and nothing else of it.
+    pub fn replace_tokens(&self, config: &Config) -> Result<Change, Exposed> {
+        self.gate.replace(&config.http.tokens)
     }
 
     /// Tells the name of a thread that ended without having been asked.

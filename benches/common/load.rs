@@ -60,7 +60,7 @@ pub fn payment(out: &mut Vec<u8>, user: u64, first: u64, count: u64) {
         let _ = write!(body, "{comma}{{\"reservation_id\":{id},\"seat_price\":150000}}");
     }
     body += "]}";
-    let head = "POST /payments HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: ";
+    let head = "POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: ";
     out.extend_from_slice(format!("{head}{}\r\n\r\n{body}", body.len()).as_bytes());
 }
 

@@ -1,6 +1,5 @@
 //! What an operator may ask for: the channels and the dead letters.
 
-use hyper::header::{HeaderMap, ORIGIN};
 use hyper::{Method, Response, StatusCode};
 use serde::Serialize;
 
@@ -66,15 +65,6 @@ fn act(mut which: Which, action: Action, query: &str) -> Result<Route, Problem> 
         }
     }
     Ok(Route::Act { which, action, dry_run })
-}
-
-/// A page that a browser shows must not give orders to what runs on the same machine: browsers name the page's origin with
-/// every POST (<https://fetch.spec.whatwg.org/#origin-header>), and the tools of operators do not.
-pub(super) fn refuse_pages(method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
-    if *method == Method::POST && headers.contains_key(ORIGIN) {
-        return Err(Problem::forbidden("orders do not come from web pages: the request names an Origin"));
-    }
-    Ok(())
 }
 
 fn page(query: &str) -> Result<Route, Problem> {

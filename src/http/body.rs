@@ -6,14 +6,20 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as _, Bytes, Incoming};
 use tokio::time::{Instant, timeout_at};
 
+use super::limits::Held;
 use super::problem::Problem;
 
 /// A body that nobody wants is read on for so many times the limit, and thrown away, so that a client that writes
 /// before it reads gets to see the refusal instead of a broken connection.
 const DISCARD_TIMES: usize = 16;
 
-/// Reads a body to its end.
-pub(super) async fn read(body: &mut Incoming, limit: usize, patience: Duration) -> Result<Bytes, Problem> {
+/// Reads a body to its end. One that is there at once, as small ones are, waits for nothing and takes no room.
+pub(super) async fn read(
+    body: &mut Incoming,
+    limit: usize,
+    patience: Duration,
+    held: &mut Held<'_>,
+) -> Result<Bytes, Problem> {
     let deadline = Instant::now() + patience;
     if body.size_hint().lower() > limit as u64 {
         return Err(Problem::too_large(limit));
@@ -26,6 +32,7 @@ pub(super) async fn read(body: &mut Incoming, limit: usize, patience: Duration) 
         if whole.is_empty() && body.is_end_stream() {
             return Ok(data);
         }
+        held.more(data.len())?;
         whole.extend_from_slice(&data);
     }
     Ok(whole.into())

@@ -3,14 +3,17 @@
 //! One thread, one current-thread runtime. It never waits for the database: writes go to the writer's queue, reads to
 //! the readers', and answers come back by a oneshot.
 
+mod access;
 mod admin;
 mod body;
 mod idempotency;
+mod limits;
 mod mailbox;
 mod problem;
 mod routes;
 mod server;
 
+pub use access::{Access, Change, Exposed, Gate, TokenHash, is_loopback, new_token};
 pub use admin::Channel;
 pub use routes::{App, Context};
 pub use server::spawn;

@@ -1,6 +1,6 @@
 //! Errors as RFC 9457 `application/problem+json`.
 
-use hyper::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use hyper::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
@@ -16,14 +16,16 @@ pub(super) struct Problem {
     detail: String,
     field: Option<String>,
     allow: Option<&'static str>,
+    /// What RFC 6750 has a server say about tokens.
+    challenge: Option<&'static str>,
 }
 
-/// How long a client that is told 503 should wait.
+/// How long a client that is told 429 or 503 should wait.
 const RETRY_AFTER_S: &str = "1";
 
 impl Problem {
     fn new(status: StatusCode, slug: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, slug, detail: detail.into(), field: None, allow: None }
+        Self { status, slug, detail: detail.into(), field: None, allow: None, challenge: None }
     }
 
     pub(super) fn not_json(detail: impl Into<String>) -> Self {
@@ -40,6 +42,31 @@ impl Problem {
 
     pub(super) fn forbidden(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, "forbidden", detail)
+    }
+
+    fn challenge(status: StatusCode, slug: &'static str, challenge: &'static str, detail: impl Into<String>) -> Self {
+        Self { challenge: Some(challenge), ..Self::new(status, slug, detail) }
+    }
+
+    pub(super) fn no_token() -> Self {
+        let detail = "this needs a token: Authorization: Bearer TOKEN";
+        Self::challenge(StatusCode::UNAUTHORIZED, "unauthorized", "Bearer", detail)
+    }
+
+    pub(super) fn wrong_token(detail: impl Into<String>) -> Self {
+        Self::challenge(StatusCode::UNAUTHORIZED, "unauthorized", "Bearer error=\"invalid_token\"", detail)
+    }
+
+    pub(super) fn insufficient_access(detail: impl Into<String>) -> Self {
+        Self::challenge(StatusCode::FORBIDDEN, "forbidden", "Bearer error=\"insufficient_scope\"", detail)
+    }
+
+    pub(super) fn misdirected(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::MISDIRECTED_REQUEST, "misdirected", detail)
+    }
+
+    pub(super) fn too_many_requests(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many-requests", detail)
     }
 
     pub(super) fn method_not_allowed(allow: &'static str) -> Self {
@@ -102,7 +129,10 @@ impl Problem {
         if let Some(allow) = self.allow {
             headers.insert(ALLOW, hyper::header::HeaderValue::from_static(allow));
         }
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+        if let Some(challenge) = self.challenge {
+            headers.insert(WWW_AUTHENTICATE, hyper::header::HeaderValue::from_static(challenge));
+        }
+        if matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             headers.insert(RETRY_AFTER, hyper::header::HeaderValue::from_static(RETRY_AFTER_S));
         }
         response

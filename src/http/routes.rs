@@ -5,15 +5,19 @@ use std::sync::Arc;
 
 use http_body_util::Full;
 use hyper::body::{Body as _, Bytes, Incoming};
-use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue};
+use hyper::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue, X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 use tokio::sync::oneshot;
 
+use super::access::{Access, Client, Gate};
 use super::admin::{self, Channel};
 use super::body;
 use super::idempotency;
+use super::limits::{Account, Limits};
 use super::mailbox::Mailbox;
 use super::problem::Problem;
 use crate::clock::Timestamp;
@@ -49,6 +53,8 @@ pub struct Context {
     pub keys_max: usize,
     /// Limits.
     pub settings: config::Http,
+    /// Who may call.
+    pub gate: Arc<Gate>,
     /// The remote parts, by name.
     pub parts: Vec<(String, Part)>,
     /// Who is told.
@@ -59,6 +65,7 @@ pub struct Context {
 pub struct App {
     pub(super) context: Context,
     mailbox: Arc<Mailbox>,
+    limits: Arc<Limits>,
 }
 
 /// A request that exists.
@@ -70,6 +77,17 @@ enum Route {
     Live,
     Ready,
     Admin(admin::Route),
+}
+
+impl Route {
+    /// What a client must be allowed to do.
+    fn needs(&self) -> Access {
+        match self {
+            Self::Live | Self::Ready | Self::Payment { .. } | Self::History { .. } => Access::ReadOnly,
+            Self::Pay => Access::Full,
+            Self::Admin(_) => Access::Admin,
+        }
+    }
 }
 
 /// Tells what a method, a path and a query ask for.
@@ -143,7 +161,13 @@ fn is_json(headers: &HeaderMap) -> bool {
 impl App {
     /// An edge on the rest.
     pub fn new(context: Context) -> Self {
-        Self { context, mailbox: Arc::default() }
+        let limits = Arc::new(Limits::new(&context.settings));
+        Self { context, mailbox: Arc::default(), limits }
+    }
+
+    /// What is kept about clients.
+    pub(super) fn limits(&self) -> &Arc<Limits> {
+        &self.limits
     }
 
     /// Where answers of other threads arrive.
@@ -151,10 +175,10 @@ impl App {
         &self.mailbox
     }
 
-    /// Answers a request.
-    pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    /// Answers a request that came from `peer`.
+    pub(super) async fn answer(&self, peer: &Arc<Account>, request: Request<Incoming>) -> Response<Body> {
         let (head, mut body) = request.into_parts();
-        match self.try_answer(&head, &mut body).await {
+        match self.try_answer(peer, &head, &mut body).await {
             Ok(response) => response,
             Err(problem) => {
                 // A client that waits for 100 Continue has sent nothing, and will not.
@@ -167,33 +191,51 @@ impl App {
         }
     }
 
-    async fn try_answer(&self, head: &Parts, body: &mut Incoming) -> Result<Response<Body>, Problem> {
-        match route(&head.method, head.uri.path(), head.uri.query())? {
-            Route::Pay => self.pay(&head.headers, body).await,
+    async fn try_answer(
+        &self,
+        peer: &Arc<Account>,
+        head: &Parts,
+        body: &mut Incoming,
+    ) -> Result<Response<Body>, Problem> {
+        let found = route(&head.method, head.uri.path(), head.uri.query());
+        if found == Ok(Route::Live) {
+            // Whoever supervises payrelay must not take a limit for its death; and it tells nothing else.
+            return Ok(json(StatusCode::OK, &serde_json::json!({ "status": "live" })));
+        }
+        let client = self.context.gate.identify(head, peer);
+        let account = if let Ok(Some(client)) = &client { &client.account } else { peer };
+        self.limits.request(account)?;
+        let Some(client) = client? else {
+            // Who has no token does not even learn what there is.
+            return if found == Ok(Route::Ready) { Ok(self.bare_ready().await) } else { Err(Problem::no_token()) };
+        };
+        let found = found?;
+        client.require(found.needs())?;
+        match found {
+            Route::Pay => self.pay(&client, &head.headers, body).await,
             Route::Payment { id } => self.payment(id).await,
             Route::History { user_id, before, limit } => self.history(user_id, before, limit).await,
-            Route::Live => Ok(json(StatusCode::OK, &serde_json::json!({ "status": "live" }))),
-            Route::Ready => Ok(self.ready().await),
-            Route::Admin(route) => {
-                admin::refuse_pages(&head.method, &head.headers)?;
-                self.administer(route).await
-            }
+            Route::Live | Route::Ready => Ok(self.ready().await),
+            Route::Admin(route) => self.administer(route).await,
         }
     }
 
-    async fn pay(&self, headers: &HeaderMap, body: &mut Incoming) -> Result<Response<Body>, Problem> {
+    async fn pay(&self, client: &Client, headers: &HeaderMap, body: &mut Incoming) -> Result<Response<Body>, Problem> {
         if !is_json(headers) {
             return Err(Problem::unsupported_media_type());
         }
         let key = idempotency::key(headers)?;
-        let bytes = body::read(body, self.context.settings.body_bytes_max, self.context.settings.body_timeout).await?;
+        let settings = &self.context.settings;
+        let mut held = self.limits.hold(&client.account);
+        let bytes = body::read(body, settings.body_bytes_max, settings.body_timeout, &mut held).await?;
         if !self.context.store.has_room() {
             return Err(StoreError::Busy.into());
         }
         let new = NewPayment::parse(&bytes)?;
-        // Until clients have names, they share their keys.
-        let client = String::new();
-        let keyed = key.map(|key| Keyed { client, key, body_hash: idempotency::hash(&bytes) });
+        let name = &client.name;
+        let keyed = key.map(|key| Keyed { client: name.to_string(), key, body_hash: idempotency::hash(&bytes) });
+        // While the writer works there is no body in memory.
+        drop((bytes, held));
         let trace = headers.get("traceparent").and_then(|value| value.to_str().ok());
         let trace = trace.and_then(parse_traceparent).map(str::to_owned);
         let (answer, answered) = oneshot::channel();
@@ -244,6 +286,17 @@ impl App {
 
     /// Kafka or Slack away is ready all the same: payments are taken.
     async fn ready(&self) -> Response<Body> {
+        let (status, ready) = self.readiness().await;
+        json(status, &ready)
+    }
+
+    /// What a load balancer needs, and no more.
+    async fn bare_ready(&self) -> Response<Body> {
+        let (status, ready) = self.readiness().await;
+        json(status, &serde_json::json!({ "status": ready.status }))
+    }
+
+    async fn readiness(&self) -> (StatusCode, Ready<'_>) {
         let backlog = self.query(outbox::backlog).await.ok();
         let database = self.context.store.part().get();
         if database.is_away() {
@@ -261,7 +314,7 @@ impl App {
         };
         parts.insert("database", database);
         let pending = backlog.map(|backlog| Pending::new(&backlog, Timestamp::now()));
-        json(status, &Ready { status: word, node: self.context.store.node().as_str(), parts, pending })
+        (status, Ready { status: word, node: self.context.store.node().as_str(), parts, pending })
     }
 
     /// A write, and its result once it is on the disk.
@@ -303,6 +356,9 @@ pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response<Body>
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // Nothing here is a page, whatever a browser makes of it.
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"));
     response
 }
 
@@ -429,6 +485,21 @@ mod tests {
         let history = |before, limit| Ok(Route::History { user_id: 42, before, limit });
         assert_eq!(get("/users/42/payment-history", None), history(None, PAGE));
         assert_eq!(get("/users/42/payment-history", Some("limit=2&before=9")), history(Some(9), 2));
+    }
+
+    #[test]
+    fn each_route_needs_its_access() {
+        let needs = |method: &Method, path| route(method, path, None).map(|route| route.needs());
+        assert_eq!(needs(&Method::POST, "/payments"), Ok(Access::Full));
+        for path in ["/payments/7", "/users/42/payment-history", "/health/live", "/health/ready"] {
+            assert_eq!(needs(&Method::GET, path), Ok(Access::ReadOnly), "{path}");
+        }
+        for path in ["/admin/channels", "/admin/dead-letters", "/admin/dead-letters/7"] {
+            assert_eq!(needs(&Method::GET, path), Ok(Access::Admin), "{path}");
+        }
+        for path in ["/admin/channels/a/resume", "/admin/dead-letters/7/replay", "/admin/dead-letters/discard"] {
+            assert_eq!(needs(&Method::POST, path), Ok(Access::Admin), "{path}");
+        }
     }
 
     #[test]

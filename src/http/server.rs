@@ -11,14 +11,21 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio_io_timeout::TimeoutWriter;
 
 use super::App;
+use super::limits::Visit;
 use crate::worker::Worker;
 
 /// A request's head may have so many bytes, and a connection's buffer holds no more.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// How many bytes of answers the kernel keeps for a client that does not read them; it takes up to twice as much memory
+/// (socket(7), `SO_SNDBUF`). By itself it would keep some megabytes for each.
+const UNREAD_BYTES_MAX: usize = 128 * 1024;
 
 /// How long a request that is under way when the stop comes may take.
 const STOP_TIME: Duration = Duration::from_secs(4);
@@ -29,6 +36,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Starts the server on a socket that already listens.
 pub fn spawn(listener: TcpListener, app: App, exits: &Sender<&'static str>) -> io::Result<Worker> {
     listener.set_nonblocking(true)?;
+    // What it accepts inherits this.
+    SockRef::from(&listener).set_send_buffer_size(UNREAD_BYTES_MAX)?;
     let stop = Arc::new(Notify::new());
     let interrupt = Arc::clone(&stop);
     let worker = Worker::spawn("http", exits, move |_| {
@@ -66,9 +75,11 @@ async fn accept(listener: &tokio::net::TcpListener, app: &Arc<App>, connections:
     loop {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, address)) => {
                 failing = false;
-                serve(stream, app, connections, permit);
+                if let Some(visit) = app.limits().connect(address.ip()) {
+                    serve(stream, app, connections, (visit, permit));
+                }
             }
             Err(error) => {
                 if !failing {
@@ -81,26 +92,33 @@ async fn accept(listener: &tokio::net::TcpListener, app: &Arc<App>, connections:
     }
 }
 
-fn serve(stream: TcpStream, app: &Arc<App>, connections: &GracefulShutdown, permit: OwnedSemaphorePermit) {
+fn serve(
+    stream: TcpStream,
+    app: &Arc<App>,
+    connections: &GracefulShutdown,
+    (visit, permit): (Visit, OwnedSemaphorePermit),
+) {
     // An answer is one small write: it must not wait for the acknowledgement of the one before.
     let _ = stream.set_nodelay(true);
-    let app = Arc::clone(app);
+    let mut stream = TimeoutWriter::new(stream);
+    stream.set_timeout(Some(app.context.settings.write_timeout));
+    let (app, peer) = (Arc::clone(app), Arc::clone(&visit.account));
     let patience = app.context.settings.header_timeout;
     let service = service_fn(move |request| {
-        let app = Arc::clone(&app);
-        async move { Ok::<_, Infallible>(app.answer(request).await) }
+        let (app, peer) = (Arc::clone(&app), Arc::clone(&peer));
+        async move { Ok::<_, Infallible>(app.answer(&peer, request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         // Also how long a kept connection may be idle: hyper starts it when it begins to wait for a head.
         .header_read_timeout(patience)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Box::pin(stream)), service);
     let connection = connections.watch(connection);
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             log::debug!("a connection ended early: {error}");
         }
-        drop(permit);
+        drop((visit, permit));
     });
 }

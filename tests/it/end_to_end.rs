@@ -113,7 +113,7 @@ fn one_payment_all_the_way() {
 
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let body = r#"{"user_id":42,"reservations":[{"reservation_id":1001,"seat_price":5}]}"#;
-    let head = "POST /payments HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
+    let head = "POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
     let request = format!("{head}traceparent: {trace}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     client.send_raw(request.as_bytes()).unwrap();
     assert_eq!(client.read_response().status, 201);

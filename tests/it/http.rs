@@ -37,7 +37,7 @@ impl Fixture {
 
 fn send(client: &mut Client, start: &str, headers: &str, body: &str) {
     let length = body.len();
-    let request = format!("{start} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {length}\r\n\r\n{body}");
+    let request = format!("{start} HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: {length}\r\n\r\n{body}");
     client.send_raw(request.as_bytes()).unwrap();
 }
 
@@ -130,7 +130,7 @@ fn health_is_told() {
     for part in ["database", "publisher", "slack"] {
         assert_eq!(ready["parts"][part]["state"], "up");
     }
-    client.send_raw(b"HEAD /health/live HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    client.send_raw(b"HEAD /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     assert_eq!(client.read_interim().status, 200);
     assert_eq!(client.get("/health/live").status, 200, "the answer to HEAD had no body");
 }
@@ -199,8 +199,7 @@ fn a_body_over_the_limit_is_refused_with_and_without_its_length() {
     let body = "x".repeat(1_000_000);
     assert_problem(&fixture.post(&body), 413, None);
     let mut client = fixture.client();
-    let head =
-        "POST /payments HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let head = "POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
     client.send_raw(head.as_bytes()).unwrap();
     for part in body.as_bytes().chunks(1000) {
         client.send_raw(format!("{:x}\r\n{}\r\n", part.len(), String::from_utf8_lossy(part)).as_bytes()).unwrap();
@@ -240,7 +239,7 @@ fn a_client_that_expects_100_continue_gets_it_or_the_refusal() {
     let fixture = start(&[("PAYRELAY_HTTP_BODY_BYTES_MAX", "2048")]);
     let head = |length| {
         format!(
-            "POST /payments HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n"
+            "POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n"
         )
     };
     let body = payment(1, [1]).to_string();
@@ -262,7 +261,7 @@ fn a_client_that_goes_away_mid_body_stores_nothing_and_hurts_nobody() {
     for cut in [0, 1, body.len() / 2, body.len() - 1] {
         let mut client = fixture.client();
         let head = format!(
-            "POST /payments HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            "POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             body.len()
         );
         client.send_raw(format!("{head}{}", &body[..cut]).as_bytes()).unwrap();
@@ -276,7 +275,8 @@ fn a_client_that_goes_away_mid_body_stores_nothing_and_hurts_nobody() {
 fn a_body_that_does_not_come_is_given_up() {
     let fixture = start(&[("PAYRELAY_HTTP_BODY_TIMEOUT", "200ms")]);
     let mut client = fixture.client();
-    let head = "POST /payments HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{";
+    let head =
+        "POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{";
     client.send_raw(head.as_bytes()).unwrap();
     assert_problem(&client.read_response(), 408, None);
 }
@@ -286,7 +286,7 @@ fn a_thousand_half_heads_leave_the_others_served() {
     let fixture = start(&[("PAYRELAY_HTTP_HEADER_TIMEOUT", "3s")]);
     let mut half: Vec<_> = (0..1000).map(|_| fixture.client()).collect();
     for client in &mut half {
-        client.send_raw(b"POST /payments HTTP/1.1\r\nHost: x\r\nContent-Ty").unwrap();
+        client.send_raw(b"POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Ty").unwrap();
     }
     let mut client = fixture.client();
     for id in 1..=20 {
@@ -318,7 +318,7 @@ fn more_connections_than_allowed_wait_and_are_served_later() {
     assert_eq!(first.get("/health/live").status, 200);
     assert_eq!(second.get("/health/live").status, 200);
     let mut third = TcpStream::connect(fixture.payrelay.addr()).unwrap();
-    std::io::Write::write_all(&mut third, b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    std::io::Write::write_all(&mut third, b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         .unwrap();
     drop(first);
     third.set_read_timeout(Some(LIMIT)).unwrap();

@@ -133,7 +133,8 @@ fn a_request_under_way_is_finished_before_the_stop() {
     let mut payrelay = Payrelay::start(options(dir.path(), &[], &[]));
     let mut client = Client::connect(payrelay.addr());
     let body = json!({"user_id": 1, "reservations": [{"reservation_id": 1, "seat_price": 5}]}).to_string();
-    let head = "POST /payments HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n";
+    let head =
+        "POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n";
     client.send_raw(format!("{head}Content-Length: {}\r\n\r\n", body.len()).as_bytes()).unwrap();
     assert_eq!(client.read_interim().status, 100, "the request is under way");
     std::process::Command::new("kill").args(["-TERM", &payrelay.pid().to_string()]).status().unwrap();

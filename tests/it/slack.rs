@@ -701,7 +701,7 @@ fn dead_letters_are_listed_replayed_and_discarded() {
     let letter = client.get("/admin/dead-letters/1").json();
     assert_eq!((&letter["state"], &letter["actions"][0]["origin"]), (&json!("REPLAYED"), &json!("http")), "{letter}");
     assert_eq!(client.post_json("/admin/dead-letters/9/discard", &Value::Null).status, 404);
-    let page = "POST /admin/dead-letters/discard HTTP/1.1\r\nHost: x\r\nOrigin: https://evil.example\r\nContent-Length: 0\r\n\r\n";
+    let page = "POST /admin/dead-letters/discard HTTP/1.1\r\nHost: localhost\r\nOrigin: https://evil.example\r\nContent-Length: 0\r\n\r\n";
     client.send_raw(page.as_bytes()).unwrap();
     assert_eq!(client.read_response().status, 403, "a web page gives no orders");
 

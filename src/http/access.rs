@@ -1,0 +1,462 @@
+//! Who may call: whoever has a bearer token (RFC 6750); without any token, who is on this machine and is no web page.
+//!
+//! A token is 256 random bits, so its plain SHA-256 can be kept: there is nothing to guess, and no need for a slow hash.
+//! What a client sends is hashed and compared with every hash that is configured, in constant time.
+
+use std::fmt::{self, Write as _};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hyper::Method;
+use hyper::header::{AUTHORIZATION, HOST, HeaderMap, ORIGIN};
+use hyper::http::request::Parts;
+use sha2::{Digest as _, Sha256};
+use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
+
+use super::limits::Account;
+use super::problem::Problem;
+use crate::config;
+
+/// What a client may do; each includes those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Access {
+    /// Looks at payments, histories and the state of payrelay.
+    ReadOnly,
+    /// Also pays.
+    Full,
+    /// Also gives orders: everything below /admin.
+    Admin,
+}
+
+impl Access {
+    /// As it is configured, and what it is called there.
+    pub const NAMED: [(&str, Self); 3] = [("read-only", Self::ReadOnly), ("full", Self::Full), ("admin", Self::Admin)];
+
+    fn name(self) -> &'static str {
+        Self::NAMED[self as usize].0
+    }
+}
+
+/// The SHA-256 of a token. A secret all the same: who could replace it would be let in, and it is nobody's business.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct TokenHash([u8; 32]);
+
+impl TokenHash {
+    /// What a hash looks like in the configuration.
+    pub const ALLOWED: &str = "\"sha256:\" and 64 hexadecimal digits, as `payrelay token` prints it";
+
+    /// The hash of a token.
+    pub fn of(token: &str) -> Self {
+        Self(Sha256::digest(token).into())
+    }
+
+    /// Reads `sha256:<64 hexadecimal digits>`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.strip_prefix("sha256:").filter(|digits| digits.len() == 64 && digits.is_ascii())?;
+        let mut hash = [0; 32];
+        for (index, byte) in hash.iter_mut().enumerate() {
+            let pair = digits.get(2 * index..2 * index + 2)?;
+            // `from_str_radix` would take a sign.
+            *byte = u8::from_str_radix(pair, 16).ok().filter(|_| !pair.starts_with('+'))?;
+        }
+        Some(Self(hash))
+    }
+
+    /// As it stands in the configuration.
+    pub fn expose(&self) -> String {
+        format!("sha256:{}", hex(&self.0))
+    }
+}
+
+impl fmt::Debug for TokenHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// A new token: 32 bytes of the operating system's randomness, in hexadecimal digits.
+pub fn new_token() -> std::io::Result<String> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes)?;
+    Ok(hex(&bytes))
+}
+
+/// Whether only this machine reaches an address.
+pub fn is_loopback(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
+/// Who asks.
+#[derive(Debug, Clone)]
+pub(super) struct Client {
+    /// The token's; empty where there are no tokens.
+    pub(super) name: Arc<str>,
+    pub(super) access: Access,
+    /// What it has of the room that all share.
+    pub(super) account: Arc<Account>,
+}
+
+impl Client {
+    /// Refuses what needs more than the client has.
+    pub(super) fn require(&self, needed: Access) -> Result<(), Problem> {
+        if self.access >= needed {
+            return Ok(());
+        }
+        let detail =
+            format!("this needs a token whose access is {}; the request's is {}", needed.name(), self.access.name());
+        Err(Problem::insufficient_access(detail))
+    }
+}
+
+#[derive(Debug)]
+struct Token {
+    hash: TokenHash,
+    client: Client,
+}
+
+/// The tokens that are in force.
+#[derive(Debug, Default)]
+struct Tokens(Vec<Token>);
+
+impl Tokens {
+    /// Looks at every token, found or not: how long it takes tells nothing.
+    fn find(&self, token: &str) -> Option<&Client> {
+        let hash = TokenHash::of(token);
+        let mut found = u64::MAX;
+        for (index, token) in (0..).zip(&self.0) {
+            found.conditional_assign(&index, token.hash.0.ct_eq(&hash.0));
+        }
+        self.0.get(usize::try_from(found).ok()?).map(|token| &token.client)
+    }
+
+    fn named(&self, name: &str) -> Option<&Token> {
+        self.0.iter().find(|token| &*token.client.name == name)
+    }
+}
+
+/// How the tokens changed: their names.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// There is one more.
+    pub added: Vec<String>,
+    /// It is not taken any more.
+    pub removed: Vec<String>,
+    /// Another token or another access under the same name.
+    pub changed: Vec<String>,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [("added", &self.added), ("removed", &self.removed), ("changed", &self.changed)];
+        let told: Vec<_> = parts
+            .into_iter()
+            .filter(|(_, names)| !names.is_empty())
+            .map(|(what, names)| format!("{what} {}", names.join(", ")))
+            .collect();
+        f.write_str(if told.is_empty() { "none changed" } else { "" })?;
+        f.write_str(&told.join("; "))
+    }
+}
+
+/// The tokens cannot be put in force.
+#[derive(Debug, thiserror::Error)]
+#[error("http.token: others than this machine reach {0}, so that the last token cannot go while payrelay runs")]
+pub struct Exposed(SocketAddr);
+
+/// Decides who is let in. Shared between the http thread and whoever reads the configuration again.
+#[derive(Debug)]
+pub struct Gate {
+    listen: SocketAddr,
+    /// The one host besides those of this machine that a request may be meant for.
+    public_host: Option<String>,
+    /// The name of all clients where there are no tokens.
+    nobody: Arc<str>,
+    tokens: Mutex<Arc<Tokens>>,
+}
+
+impl Gate {
+    /// With the tokens of the configuration.
+    pub fn new(settings: &config::Http) -> Self {
+        let gate = Self {
+            listen: settings.listen,
+            public_host: settings.public_url.as_deref().map(|url| host_of_url(url).to_owned()),
+            nobody: Arc::default(),
+            tokens: Mutex::default(),
+        };
+        gate.install(&settings.tokens);
+        gate
+    }
+
+    /// Puts other tokens in force, from the next request on.
+    pub fn replace(&self, tokens: &[config::Token]) -> Result<Change, Exposed> {
+        if tokens.is_empty() && !is_loopback(self.listen) {
+            return Err(Exposed(self.listen));
+        }
+        Ok(self.install(tokens))
+    }
+
+    fn install(&self, tokens: &[config::Token]) -> Change {
+        let old = self.tokens();
+        let mut change = Change::default();
+        let new = tokens.iter().map(|token| {
+            let known = old.named(&token.name);
+            match known {
+                None => change.added.push(token.name.clone()),
+                Some(known) if known.hash != token.hash || known.client.access != token.access => {
+                    change.changed.push(token.name.clone());
+                }
+                Some(_) => {}
+            }
+            // What a client holds is counted on, whatever its token is now.
+            let account = known.map_or_else(Arc::default, |known| Arc::clone(&known.client.account));
+            let client = Client { name: token.name.as_str().into(), access: token.access, account };
+            Token { hash: token.hash, client }
+        });
+        let new = Tokens(new.collect());
+        let gone = old.0.iter().map(|token| &*token.client.name).filter(|name| new.named(name).is_none());
+        change.removed = gone.map(str::to_owned).collect();
+        *self.tokens.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+        change
+    }
+
+    fn tokens(&self) -> Arc<Tokens> {
+        // The value is replaced whole: a panic elsewhere leaves no half of one.
+        Arc::clone(&self.tokens.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Tells who asks; nobody, if there are tokens and the request has none.
+    pub(super) fn identify(&self, head: &Parts, peer: &Arc<Account>) -> Result<Option<Client>, Problem> {
+        let tokens = self.tokens();
+        if tokens.0.is_empty() {
+            self.refuse_pages(head)?;
+            let (name, account) = (Arc::clone(&self.nobody), Arc::clone(peer));
+            return Ok(Some(Client { name, access: Access::Admin, account }));
+        }
+        let Some(token) = bearer(&head.headers)? else { return Ok(None) };
+        tokens.find(token).cloned().map(Some).ok_or_else(|| Problem::wrong_token("this token is not known"))
+    }
+
+    /// Without tokens, whatever runs on this machine is let in, and a browser runs on it what any web page says. A page that
+    /// has its own name resolve to this machine (DNS rebinding) shows by the `Host`, and one that just sends a form or a
+    /// script's POST by the `Origin`, which browsers put into every POST (<https://fetch.spec.whatwg.org/#origin-header>).
+    /// With tokens neither matters: a browser has none to add by itself.
+    fn refuse_pages(&self, head: &Parts) -> Result<(), Problem> {
+        if !self.is_meant_for_us(head) {
+            return Err(Problem::misdirected(
+                "without tokens, the Host must be an IP address, localhost or the host of http.public_url",
+            ));
+        }
+        if head.method == Method::POST && head.headers.contains_key(ORIGIN) {
+            return Err(Problem::forbidden(
+                "without tokens, nothing is taken from web pages: the request names an Origin",
+            ));
+        }
+        Ok(())
+    }
+
+    /// A request without a `Host` is from no browser.
+    fn is_meant_for_us(&self, head: &Parts) -> bool {
+        let ours = |authority: &str| is_of_this_machine(host_of(authority), self.public_host.as_deref());
+        let named = head.headers.get_all(HOST).iter().all(|value| value.to_str().is_ok_and(ours));
+        named && head.uri.authority().is_none_or(|authority| ours(authority.as_str()))
+    }
+}
+
+/// The token of a request, if it has one.
+fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let token = value
+        .to_str()
+        .ok()
+        .and_then(|text| text.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer"))
+        .map(|(_, token)| token.trim_matches(' '))
+        .filter(|token| !token.is_empty() && values.next().is_none());
+    token.map(Some).ok_or_else(|| Problem::wrong_token("the Authorization must be one: Bearer and a token"))
+}
+
+/// Without the port; the colons of an IPv6 address stand in brackets.
+fn host_of(authority: &str) -> &str {
+    let port = authority.rfind(':').filter(|colon| !authority[*colon..].contains(']'));
+    port.map_or(authority, |colon| &authority[..colon])
+}
+
+fn host_of_url(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
+    host_of(authority.rsplit('@').next().unwrap_or(authority))
+}
+
+/// An IP address says where a request goes by itself, and the names below `localhost` never leave the machine (RFC 6761).
+fn is_of_this_machine(host: &str, public: Option<&str>) -> bool {
+    if let Some(address) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        return address.parse::<Ipv6Addr>().is_ok();
+    }
+    if host.parse::<Ipv4Addr>().is_ok() {
+        return true;
+    }
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let last = host.rsplit('.').next().unwrap_or(host);
+    last.eq_ignore_ascii_case("localhost") || public.is_some_and(|public| host.eq_ignore_ascii_case(public))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hyper::Request;
+    use proptest::prelude::*;
+
+    fn settings(listen: &str, tokens: &[(&str, Access, &str)]) -> config::Http {
+        let mut http = config::Config::load("", &std::collections::BTreeMap::new()).unwrap().config.http;
+        http.listen = listen.parse().unwrap();
+        http.tokens = configured(tokens);
+        http
+    }
+
+    fn configured(tokens: &[(&str, Access, &str)]) -> Vec<config::Token> {
+        let token = |(name, access, token): &(&str, Access, &str)| config::Token {
+            name: (*name).to_owned(),
+            access: *access,
+            hash: TokenHash::of(token),
+        };
+        tokens.iter().map(token).collect()
+    }
+
+    fn head(method: &str, headers: &[(&str, &str)]) -> Parts {
+        let mut request = Request::builder().method(method).uri("/payments");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn who(gate: &Gate, headers: &[(&str, &str)]) -> Result<Option<String>, Problem> {
+        let client = gate.identify(&head("POST", headers), &Arc::default());
+        client.map(|client| client.map(|client| client.name.to_string()))
+    }
+
+    #[test]
+    fn a_hash_is_read_as_it_is_written() {
+        // The example of FIPS 180-2, B.1.
+        let abc = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(TokenHash::of("abc").expose(), abc);
+        assert_eq!(TokenHash::parse(abc), Some(TokenHash::of("abc")));
+        assert_eq!(TokenHash::parse(&abc.to_uppercase().replace("SHA", "sha")), Some(TokenHash::of("abc")));
+        assert_eq!(format!("{:?}", TokenHash::of("abc")), "***");
+        let long = format!("{abc}0");
+        let signed = abc.replace("ba78", "+a78");
+        for bad in ["", "abc", &abc[7..], &abc[..70], &long, &signed, &abc.replace("ba", "zz"), &abc.replace("ba", "é")]
+        {
+            assert_eq!(TokenHash::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_new_token_is_like_no_other() {
+        let (one, other) = (new_token().unwrap(), new_token().unwrap());
+        assert!(one.len() == 64 && one != other);
+        assert_eq!(TokenHash::parse(&TokenHash::of(&one).expose()), Some(TokenHash::of(&one)));
+    }
+
+    #[test]
+    fn a_token_is_known_by_its_hash() {
+        let gate = Gate::new(&settings("0.0.0.0:1", &[("till", Access::Full, "abc"), ("boss", Access::Admin, "xyz")]));
+        assert_eq!(who(&gate, &[("authorization", "Bearer abc")]), Ok(Some("till".into())));
+        assert_eq!(who(&gate, &[("authorization", "bearer  xyz")]), Ok(Some("boss".into())));
+        assert_eq!(who(&gate, &[("host", "evil.example"), ("origin", "https://evil.example")]), Ok(None));
+        let twice = [("authorization", "Bearer abc"), ("authorization", "Bearer abc")];
+        assert!(who(&gate, &twice).is_err());
+        for wrong in ["Bearer ABC", "Bearer abc def", "Basic abc", "Bearer", "Bearer ", "abc", "", "Bearer \u{fc}"] {
+            assert!(who(&gate, &[("authorization", wrong)]).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn access_is_an_order() {
+        let client = |access| Client { name: "a".into(), access, account: Arc::default() };
+        for (access, reads, pays, orders) in [
+            (Access::ReadOnly, true, false, false),
+            (Access::Full, true, true, false),
+            (Access::Admin, true, true, true),
+        ] {
+            let allowed = [Access::ReadOnly, Access::Full, Access::Admin].map(|n| client(access).require(n).is_ok());
+            assert_eq!(allowed, [reads, pays, orders], "{access:?}");
+        }
+        assert_eq!(Access::NAMED.map(|(_, access)| access.name()), Access::NAMED.map(|(name, _)| name));
+    }
+
+    #[test]
+    fn other_tokens_come_into_force_and_keep_what_they_hold() {
+        let gate = Gate::new(&settings("127.0.0.1:1", &[("a", Access::Full, "1"), ("b", Access::Full, "2")]));
+        let account = |gate: &Gate, name: &str| Arc::clone(&gate.tokens().named(name).unwrap().client.account);
+        let before = account(&gate, "b");
+        let tokens = [("b", Access::Full, "3"), ("c", Access::ReadOnly, "4")];
+        let change = gate.replace(&configured(&tokens)).unwrap();
+        assert_eq!(change.to_string(), "added c; removed a; changed b");
+        assert!(Arc::ptr_eq(&before, &account(&gate, "b")));
+        assert!(who(&gate, &[("authorization", "Bearer 1")]).is_err());
+        assert_eq!(who(&gate, &[("authorization", "Bearer 3")]), Ok(Some("b".into())));
+        assert_eq!(gate.replace(&configured(&tokens)).unwrap().to_string(), "none changed");
+        assert_eq!(gate.replace(&[]).unwrap().to_string(), "removed b, c");
+        assert_eq!(who(&gate, &[]), Ok(Some(String::new())), "loopback needs none");
+    }
+
+    #[test]
+    fn the_last_token_stays_where_others_listen() {
+        let gate = Gate::new(&settings("0.0.0.0:1", &[("a", Access::Full, "1")]));
+        assert!(gate.replace(&[]).unwrap_err().to_string().contains("0.0.0.0:1"));
+        assert!(who(&gate, &[("authorization", "Bearer 1")]).is_ok());
+    }
+
+    #[test]
+    fn without_tokens_the_host_is_this_machine() {
+        let mut http = settings("127.0.0.1:1", &[]);
+        http.public_url = Some("https://x@pay.local:8080/path".into());
+        let gate = Gate::new(&http);
+        let ours = "127.0.0.1 127.0.0.1:8080 192.0.2.7:1 [::1]:8080 [::1] localhost LocalHost:1 localhost.:1 till.localhost:1 \
+                    pay.local:8080 PAY.LOCAL.";
+        for host in ours.split(' ') {
+            assert_eq!(who(&gate, &[("host", host)]), Ok(Some(String::new())), "{host}");
+        }
+        let others = "evil.example 127.0.0.1.evil.example localhost.evil.example notlocalhost pay.local.evil.example \
+                      xpay.local [::1].evil.example [evil] [::1 :80 127.0.0.1@evil.example 0x7f000001 \u{fc}";
+        for host in others.split(' ').chain([""]) {
+            assert!(who(&gate, &[("host", host)]).is_err(), "{host}");
+        }
+        assert!(who(&gate, &[("host", "127.0.0.1"), ("host", "evil.example")]).is_err());
+        assert!(who(&gate, &[("host", "127.0.0.1"), ("origin", "http://127.0.0.1")]).is_err());
+        assert_eq!(who(&gate, &[]), Ok(Some(String::new())));
+        let absolute = Request::get("http://evil.example/payments").header("host", "localhost").body(()).unwrap();
+        assert!(gate.identify(&absolute.into_parts().0, &Arc::default()).is_err());
+    }
+
+    #[test]
+    fn loopback_is_told_by_the_address() {
+        let loopback = |text: &str| is_loopback(text.parse().unwrap());
+        assert!(loopback("127.0.0.1:1") && loopback("127.9.9.9:1") && loopback("[::1]:1"));
+        assert!(loopback("[::ffff:127.0.0.1]:1"));
+        assert!(!loopback("0.0.0.0:1") && !loopback("[::]:1") && !loopback("192.0.2.1:1"));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_is_sent_breaks_it(host in "\\PC*", authorization in "\\PC*") {
+            let (open, closed) = (settings("127.0.0.1:1", &[]), settings("127.0.0.1:1", &[("a", Access::Full, "1")]));
+            for (http, name, value) in [(open, "host", &host), (closed, "authorization", &authorization)] {
+                let mut parts = head("GET", &[]);
+                if let Ok(value) = hyper::header::HeaderValue::from_bytes(value.as_bytes()) {
+                    parts.headers.insert(name, value);
+                }
+                let _ = Gate::new(&http).identify(&parts, &Arc::default());
+            }
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! What one client may take of what all share: requests a second, memory for bodies, connections.
+//!
+//! A client is its token, or else the address that it calls from. What is known about an address goes with its last
+//! connection, or when its pace has recovered: the books have an entry for each connection and each address of the last second at most, and
+//! as many again before they are swept.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::problem::Problem;
+use crate::config;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The books are not swept below this size.
+const SWEEP_MIN: usize = 1024;
+
+/// What a client has taken.
+#[derive(Debug, Default)]
+pub(super) struct Account {
+    /// Until when its requests are spent, one after the other at its pace, in nanoseconds; at most a second ahead.
+    spent_until: AtomicU64,
+    body_bytes: AtomicUsize,
+}
+
+/// An address that calls.
+#[derive(Debug, Default)]
+struct Peer {
+    account: Arc<Account>,
+    connections: usize,
+    /// Connections that were closed at once since there were too many.
+    refused: u64,
+}
+
+#[derive(Debug)]
+struct Peers {
+    known: HashMap<IpAddr, Peer>,
+    sweep_at: usize,
+}
+
+/// The limits, and the books.
+#[derive(Debug)]
+pub(super) struct Limits {
+    /// From one request of a client to the next; none: no limit.
+    interval: Option<Duration>,
+    client_body_bytes_max: usize,
+    bodies_bytes_max: usize,
+    client_connections_max: usize,
+    bodies_bytes: AtomicUsize,
+    peers: Mutex<Peers>,
+    started: Instant,
+}
+
+impl Limits {
+    pub(super) fn new(settings: &config::Http) -> Self {
+        Self {
+            interval: settings.client_requests_per_second.map(|rate| SECOND / rate.get()),
+            client_body_bytes_max: settings.client_body_bytes_max,
+            bodies_bytes_max: settings.bodies_bytes_max,
+            client_connections_max: settings.client_connections_max.get(),
+            bodies_bytes: AtomicUsize::new(0),
+            peers: Mutex::new(Peers { known: HashMap::new(), sweep_at: SWEEP_MIN }),
+            started: Instant::now(),
+        }
+    }
+
+    /// Takes note of a request, or refuses it.
+    pub(super) fn request(&self, account: &Account) -> Result<(), Problem> {
+        // Without a limit nobody looks at the clock.
+        let Some(interval) = self.interval else { return Ok(()) };
+        if account.spend(self.started.elapsed(), interval) {
+            return Ok(());
+        }
+        Err(Problem::too_many_requests("more requests than http.client_requests_per_second"))
+    }
+
+    /// Nothing of a body is held yet.
+    pub(super) fn hold<'a>(&'a self, account: &'a Account) -> Held<'a> {
+        Held { limits: self, account, bytes: 0 }
+    }
+
+    /// Takes note of a connection; none: it is one too many.
+    pub(super) fn connect(self: &Arc<Self>, address: IpAddr) -> Option<Visit> {
+        let address = network(address);
+        let mut peers = self.peers();
+        peers.sweep(self.started.elapsed());
+        let peer = peers.known.entry(address).or_default();
+        if peer.connections >= self.client_connections_max {
+            if peer.refused == 0 {
+                log::warn!(
+                    "{address} has {} connections (http.client_connections_max): more are closed at once",
+                    peer.connections
+                );
+            }
+            peer.refused += 1;
+            return None;
+        }
+        peer.connections += 1;
+        Some(Visit { limits: Arc::clone(self), address, account: Arc::clone(&peer.account) })
+    }
+
+    fn disconnect(&self, address: IpAddr) {
+        let mut peers = self.peers();
+        let Some(peer) = peers.known.get_mut(&address) else { return };
+        peer.connections -= 1;
+        // Half of them: an address that stays at its limit is told once.
+        if peer.refused > 0 && peer.connections <= self.client_connections_max / 2 {
+            log::info!("{address} has {} connections again: {} more were closed", peer.connections, peer.refused);
+            peer.refused = 0;
+        }
+        if peer.is_forgettable(self.started.elapsed()) {
+            peers.known.remove(&address);
+        }
+    }
+
+    fn peers(&self) -> MutexGuard<'_, Peers> {
+        // Each entry is whole whenever the lock is free: a panic elsewhere does not spoil it.
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Account {
+    /// A token bucket that holds what a second brings, as the time until which it is spent.
+    fn spend(&self, now: Duration, interval: Duration) -> bool {
+        let (now, interval) = (nanoseconds(now), nanoseconds(interval));
+        let spend = |until: u64| {
+            let until = until.max(now) + interval;
+            (until <= now + nanoseconds(SECOND)).then_some(until)
+        };
+        self.spent_until.fetch_update(Relaxed, Relaxed, spend).is_ok()
+    }
+}
+
+/// Enough for 584 years.
+fn nanoseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl Peer {
+    fn is_forgettable(&self, now: Duration) -> bool {
+        self.connections == 0 && self.account.spent_until.load(Relaxed) <= nanoseconds(now)
+    }
+}
+
+impl Peers {
+    /// Now and then, so that each new connection pays for a few entries.
+    fn sweep(&mut self, now: Duration) {
+        if self.known.len() >= self.sweep_at {
+            self.known.retain(|_, peer| !peer.is_forgettable(now));
+            self.sweep_at = (2 * self.known.len()).max(SWEEP_MIN);
+        }
+    }
+}
+
+/// Whoever has one IPv6 address has the 2^64 of its network (RFC 6177): they are one client.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) if !address.is_loopback() => {
+            Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
+        }
+        address => address,
+    }
+}
+
+/// A connection of a client; dropping it ends it in the books.
+#[derive(Debug)]
+pub(super) struct Visit {
+    limits: Arc<Limits>,
+    address: IpAddr,
+    pub(super) account: Arc<Account>,
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.limits.disconnect(self.address);
+    }
+}
+
+/// Bytes of a body that wait in memory for the rest of it; dropping it gives the room back.
+#[derive(Debug)]
+pub(super) struct Held<'a> {
+    limits: &'a Limits,
+    account: &'a Account,
+    bytes: usize,
+}
+
+impl Held<'_> {
+    /// Holds more, if there is room.
+    pub(super) fn more(&mut self, bytes: usize) -> Result<(), Problem> {
+        if !add(&self.account.body_bytes, bytes, self.limits.client_body_bytes_max) {
+            return Err(Problem::too_many_requests("more bodies under way than http.client_body_bytes_max"));
+        }
+        if !add(&self.limits.bodies_bytes, bytes, self.limits.bodies_bytes_max) {
+            self.account.body_bytes.fetch_sub(bytes, Relaxed);
+            return Err(Problem::unavailable("more bodies under way than http.bodies_bytes_max; nothing was stored"));
+        }
+        self.bytes += bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.account.body_bytes.fetch_sub(self.bytes, Relaxed);
+        self.limits.bodies_bytes.fetch_sub(self.bytes, Relaxed);
+    }
+}
+
+fn add(held: &AtomicUsize, bytes: usize, limit: usize) -> bool {
+    let more = |held: usize| held.checked_add(bytes).filter(|sum| *sum <= limit);
+    held.fetch_update(Relaxed, Relaxed, more).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::num::{NonZeroU32, NonZeroUsize};
+
+    fn limits(change: impl FnOnce(&mut config::Http)) -> Arc<Limits> {
+        let mut http = config::Config::load("", &std::collections::BTreeMap::new()).unwrap().config.http;
+        change(&mut http);
+        Arc::new(Limits::new(&http))
+    }
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_second_s_worth_of_requests_at_once_and_then_at_the_pace() {
+        let (account, interval) = (Account::default(), SECOND / 10);
+        let at = |ms| account.spend(Duration::from_millis(ms), interval);
+        assert!((0..10).all(|_| at(5000)), "the burst");
+        assert!(!at(5000) && !at(5099));
+        assert!(at(5100) && !at(5100));
+        assert!(at(5300) && at(5300) && !at(5300));
+        assert!((0..10).all(|_| at(60_000)) && !at(60_000), "no more is saved up than a second brings");
+    }
+
+    #[test]
+    fn without_a_limit_everything_is_taken() {
+        let limits = limits(|_| ());
+        let account = Account::default();
+        assert!((0..100_000).all(|_| limits.request(&account).is_ok()));
+        assert_eq!(account.spent_until.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn the_pace_is_each_client_s_own() {
+        let limits = limits(|http| http.client_requests_per_second = NonZeroU32::new(1));
+        let (one, other) = (Account::default(), Account::default());
+        assert!(limits.request(&one).is_ok() && limits.request(&one).is_err());
+        assert!(limits.request(&other).is_ok());
+    }
+
+    #[test]
+    fn bodies_have_a_room_each_and_one_together() {
+        let limits = limits(|http| (http.client_body_bytes_max, http.bodies_bytes_max) = (100, 150));
+        let (one, other) = (Account::default(), Account::default());
+        let (mut first, mut second) = (limits.hold(&one), limits.hold(&one));
+        first.more(60).unwrap();
+        second.more(40).unwrap();
+        assert_eq!(
+            second.more(1),
+            Err(Problem::too_many_requests("more bodies under way than http.client_body_bytes_max"))
+        );
+        let mut third = limits.hold(&other);
+        third.more(50).unwrap();
+        assert!(third.more(1).unwrap_err().into_response().status() == 503);
+        assert_eq!(other.body_bytes.load(Relaxed), 50, "what was refused is not held");
+        drop(first);
+        third.more(50).unwrap();
+        drop((second, third));
+        assert_eq!([&one, &other].map(|account| account.body_bytes.load(Relaxed)), [0, 0]);
+        assert_eq!(limits.bodies_bytes.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn connections_of_an_address_are_bounded() {
+        let limits = limits(|http| http.client_connections_max = NonZeroUsize::new(2).unwrap());
+        let (first, second) = (limits.connect(address("192.0.2.1")), limits.connect(address("::ffff:192.0.2.1")));
+        assert!(first.is_some() && second.is_some());
+        assert!(limits.connect(address("192.0.2.1")).is_none());
+        assert!(limits.connect(address("192.0.2.2")).is_some());
+        drop(first);
+        assert!(limits.connect(address("192.0.2.1")).is_some());
+        drop(second);
+        assert!(limits.peers().known.is_empty());
+    }
+
+    #[test]
+    fn an_ipv6_network_is_one_client() {
+        assert_eq!(network(address("2001:db8:1:2:3:4:5:6")), address("2001:db8:1:2::"));
+        assert_eq!(network(address("::1")), address("::1"));
+        assert_eq!(network(address("::ffff:192.0.2.1")), address("192.0.2.1"));
+    }
+
+    #[test]
+    fn who_is_gone_is_forgotten_when_the_pace_has_recovered() {
+        let limits = limits(|http| http.client_requests_per_second = NonZeroU32::new(1));
+        for low in 0..10_000_u32 {
+            let visit = limits.connect(std::net::Ipv4Addr::from_bits(low).into()).unwrap();
+            visit.account.spent_until.store(if low < 10 { u64::MAX } else { 1 }, Relaxed);
+        }
+        assert_eq!(limits.peers().known.len(), 10, "whose pace has not");
+        // Those that were still slowed down when they went are swept.
+        let mut peers = limits.peers();
+        for peer in peers.known.values() {
+            peer.account.spent_until.store(0, Relaxed);
+        }
+        peers.sweep_at = 10;
+        peers.sweep(SECOND);
+        assert!(peers.known.is_empty() && peers.sweep_at == SWEEP_MIN);
+    }
+}
