@@ -76,7 +76,8 @@ fn commit_to_ack(broker: &Broker, topic: &str, rate: f64, span: Duration) -> Vec
         topic: topic.into(),
         group: "none".into(),
         partitions: 1,
-        delivery,
+        delivery: DELIVERY,
+        security: config::KafkaSecurity::default(),
     };
     let acked = Arc::new(Mutex::new(HashMap::new()));
     let inner = KafkaPublisher::new(settings, database.store().clone()).unwrap();

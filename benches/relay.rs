@@ -41,11 +41,12 @@ fn publisher(broker: &Broker, topic: &str, database: &Database) -> KafkaPublishe
         topic: topic.into(),
         group: "none".into(),
         partitions: 1,
-        delivery,
+        delivery: DELIVERY,
+        security: config::KafkaSecurity::default(),
     };
     let mut publisher = KafkaPublisher::new(settings, database.store().clone()).unwrap();
     // Connected, and the topic made, before anything is timed.
-    while publisher.publish(&events(0..1)).away.is_some() {}
+    while publisher.publish(&events(0..1)).trouble.is_some() {}
     publisher
 }
 

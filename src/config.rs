@@ -161,6 +161,8 @@ pub struct Kafka {
     pub partitions: i32,
     /// What holds when this process dies at the wrong moment.
     pub delivery: Delivery,
+    /// Behind which lock, and as whom.
+    pub security: KafkaSecurity,
 }
 
 /// How events are handed to Kafka.
@@ -170,6 +172,62 @@ pub enum Delivery {
     ExactlyOnce,
     /// By an idempotent producer.
     AtLeastOnce,
+}
+
+/// The keys of `[kafka]` about TLS and SASL. The default is neither.
+#[derive(Debug, Clone, Default)]
+pub struct KafkaSecurity {
+    /// `None`: everything goes over the wire in clear.
+    pub tls: Option<KafkaTls>,
+    /// `None`: the broker is not told who calls, except by a certificate.
+    pub sasl: Option<KafkaSasl>,
+}
+
+impl KafkaSecurity {
+    /// Whether anybody on the way can read the password.
+    pub fn shows_password(&self) -> bool {
+        self.tls.is_none() && self.sasl.as_ref().is_some_and(|sasl| sasl.mechanism == SaslMechanism::Plain)
+    }
+}
+
+/// TLS to the brokers.
+#[derive(Debug, Clone, Default)]
+pub struct KafkaTls {
+    /// Whom to trust, instead of the built-in list.
+    pub ca_file: Option<PathBuf>,
+    /// Who we are, for brokers that ask for a certificate.
+    pub identity: Option<KafkaIdentity>,
+}
+
+/// A certificate of our own.
+#[derive(Debug, Clone)]
+pub struct KafkaIdentity {
+    /// The certificate, then those that lead to its authority.
+    pub certificate_file: PathBuf,
+    /// Its private key.
+    pub key_file: PathBuf,
+}
+
+/// Who we are, by a password.
+#[derive(Debug, Clone)]
+pub struct KafkaSasl {
+    /// How it is told.
+    pub mechanism: SaslMechanism,
+    /// The name.
+    pub username: String,
+    /// The password.
+    pub password: Secret,
+}
+
+/// How a password is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SaslMechanism {
+    /// As it is (RFC 4616).
+    Plain,
+    /// By a proof that one knows it (RFC 5802, RFC 7677).
+    ScramSha256,
+    /// The same with the longer hash.
+    ScramSha512,
 }
 
 /// `[slack]`: the channel "default", and what all channels share.
@@ -251,6 +309,11 @@ impl Problems {
     /// A single one, found after reading.
     pub fn one(problem: impl Into<String>) -> Self {
         Self(vec![problem.into()])
+    }
+
+    /// Those that were found after reading, if there are any.
+    pub fn none_of(problems: Vec<String>) -> Result<(), Self> {
+        if problems.is_empty() { Ok(()) } else { Err(Self(problems)) }
     }
 }
 
@@ -350,6 +413,7 @@ impl Config {
                     "kafka.delivery",
                     &[("exactly-once", Delivery::ExactlyOnce), ("at-least-once", Delivery::AtLeastOnce)],
                 ),
+                security: Self::read_kafka_security(s),
             },
             slack: Self::read_slack(s),
             scheduler: Scheduler {
@@ -426,6 +490,59 @@ impl Config {
         let hash = hash.and_then(|hash| TokenHash::parse(hash.expose()))?;
         s.unlike(&key("hash"), &hash.expose());
         Some(Token { name, access, hash })
+    }
+
+    fn read_kafka_security(s: &mut Source<'_>) -> KafkaSecurity {
+        let tls = s.choice("kafka.security", &[("plaintext", None), ("tls", Some(()))]);
+        let files = ["kafka.ca_file", "kafka.certificate_file", "kafka.key_file"];
+        let [ca_file, certificate_file, key_file] =
+            files.map(|key| some(s.text(key, "", "empty, or the path of a PEM file", |_| true)).map(PathBuf::from));
+        for key in files.into_iter().filter(|_| tls.is_none()) {
+            if s.is_set(key) {
+                s.problem(format!("{key} is set, and is only used with kafka.security = \"tls\""));
+            }
+        }
+        let [_, certificate, key] = files;
+        let identity = match (certificate_file, key_file) {
+            (Some(certificate_file), Some(key_file)) => Some(KafkaIdentity { certificate_file, key_file }),
+            (None, None) => None,
+            (Some(_), None) => {
+                s.problem(format!("{key} is missing: {certificate} is of no use without its key"));
+                None
+            }
+            (None, Some(_)) => {
+                s.problem(format!("{certificate} is missing: {key} is of no use without its certificate"));
+                None
+            }
+        };
+        let tls = tls.map(|()| KafkaTls { ca_file, identity });
+
+        let mechanism = s.choice(
+            "kafka.sasl_mechanism",
+            &[
+                ("", None),
+                ("PLAIN", Some(SaslMechanism::Plain)),
+                ("SCRAM-SHA-256", Some(SaslMechanism::ScramSha256)),
+                ("SCRAM-SHA-512", Some(SaslMechanism::ScramSha512)),
+            ],
+        );
+        // PLAIN separates the two by NUL (RFC 4616).
+        let without_nul = |text: &str| !text.contains('\0');
+        let username = some(s.text("kafka.sasl_username", "", "a name without NUL", without_nul));
+        let password = s.secret("kafka.sasl_password", "a password without NUL", without_nul);
+        for (key, here) in [("kafka.sasl_username", username.is_some()), ("kafka.sasl_password", password.is_some())] {
+            if mechanism.is_some() && !here && !s.is_set(key) {
+                s.problem(format!("{key} is missing: kafka.sasl_mechanism needs it"));
+            }
+            if mechanism.is_none() && here {
+                s.problem(format!("{key} is set, and is only used with a kafka.sasl_mechanism"));
+            }
+        }
+        let sasl = match (mechanism, username, password) {
+            (Some(mechanism), Some(username), Some(password)) => Some(KafkaSasl { mechanism, username, password }),
+            _ => None,
+        };
+        KafkaSecurity { tls, sasl }
     }
 
     fn read_slack(s: &mut Source<'_>) -> Slack {
@@ -954,6 +1071,49 @@ mod tests {
         assert!(
             load("[slack]\nroute = 1\n", &[]).unwrap_err().to_string().contains("slack.route: there is no such key")
         );
+    }
+
+    #[test]
+    fn kafka_over_tls_and_sasl_is_read_and_its_password_masked() {
+        let file = "[kafka]\nsecurity = 'tls'\nca_file = 'ca.pem'\ncertificate_file = 'me.pem'\nkey_file = 'me.key'\n\
+                    sasl_mechanism = 'SCRAM-SHA-512'\nsasl_username = 'payrelay'\n";
+        let loaded = load(file, &[("PAYRELAY_KAFKA_SASL_PASSWORD", "pass-word")]).unwrap();
+        let security = &loaded.config.kafka.security;
+        let tls = security.tls.as_ref().unwrap();
+        assert_eq!(tls.ca_file, Some(PathBuf::from("ca.pem")));
+        assert_eq!(tls.identity.as_ref().unwrap().key_file, PathBuf::from("me.key"));
+        let sasl = security.sasl.as_ref().unwrap();
+        assert_eq!((sasl.mechanism, sasl.username.as_str()), (SaslMechanism::ScramSha512, "payrelay"));
+        assert_eq!(sasl.password.expose(), "pass-word");
+        assert!(!loaded.effective.contains("pass-word") && !format!("{:?}", loaded.config).contains("pass-word"));
+        assert!(!security.shows_password());
+        let plain = "[kafka]\nsasl_mechanism = 'PLAIN'\nsasl_username = 'u'\nsasl_password = 'p'\n";
+        assert!(load(plain, &[]).unwrap().config.kafka.security.shows_password());
+        let default = load("", &[]).unwrap().config.kafka.security;
+        assert!(default.tls.is_none() && default.sasl.is_none() && !default.shows_password());
+    }
+
+    #[test]
+    fn half_of_a_kafka_security_is_told() {
+        let cases = [
+            ("certificate_file = 'a'", "kafka.key_file is missing"),
+            ("key_file = 'a'", "kafka.certificate_file is missing"),
+            ("ca_file = 'a'", "kafka.ca_file is set, and is only used with kafka.security = \"tls\""),
+            ("security = 'ssl'", "kafka.security = \"ssl\" (file): allowed is \"plaintext\" or \"tls\""),
+            ("sasl_mechanism = 'GSSAPI'", "kafka.sasl_mechanism = \"GSSAPI\" (file): allowed is"),
+            ("sasl_mechanism = 'PLAIN'", "kafka.sasl_username is missing"),
+            ("sasl_mechanism = 'PLAIN'", "kafka.sasl_password is missing"),
+            ("sasl_username = 'a'", "kafka.sasl_username is set, and is only used with a kafka.sasl_mechanism"),
+            ("sasl_password = 'pass-word'", "kafka.sasl_password is set, and is only used with"),
+            ("sasl_password = \"pass-word\\u0000\"", "kafka.sasl_password = \"***\" (file): allowed is"),
+        ];
+        for (line, expected) in cases {
+            let problems = load(&format!("[kafka]\n{line}\n"), &[]).unwrap_err().to_string();
+            assert!(problems.contains(expected) && !problems.contains("pass-word"), "{line}: {problems}");
+        }
+        let all = "[kafka]\nca_file = 'a'\ncertificate_file = 'b'\nsasl_mechanism = 'PLAIN'\n";
+        let problems = load(all, &[]).unwrap_err().to_string();
+        assert!(problems.contains("5 problems"), "{problems}");
     }
 
     #[test]

@@ -13,9 +13,14 @@ use krafka::{Kafka, KrafkaError};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
+use self::security::Refusal;
 use crate::config;
 use crate::store::StoreError;
 use crate::store::topic::Topic;
+
+mod security;
+
+pub(crate) use self::security::check;
 
 /// How long connecting to one broker may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -76,11 +81,12 @@ pub(crate) struct Link {
     client_id: String,
     kafka: Option<Kafka>,
     topic_is_there: bool,
+    refusal: Refusal,
 }
 
 impl Link {
     pub(crate) fn new(settings: config::Kafka, client_id: String) -> Self {
-        Self { settings, client_id, kafka: None, topic_is_there: false }
+        Self { settings, client_id, kafka: None, topic_is_there: false, refusal: Refusal::default() }
     }
 
     pub(crate) fn settings(&self) -> &config::Kafka {
@@ -91,7 +97,7 @@ impl Link {
     pub(crate) async fn get(&mut self) -> Result<Kafka, KrafkaError> {
         let kafka = match &self.kafka {
             Some(kafka) => kafka.clone(),
-            None => self.kafka.insert(connect(&self.settings, &self.client_id).await?).clone(),
+            None => self.kafka.insert(self.refusal.heed(connect(&self.settings, &self.client_id)).await?).clone(),
         };
         if !self.topic_is_there {
             ensure_topic(&kafka, &self.settings).await?;
@@ -114,6 +120,7 @@ async fn connect(settings: &config::Kafka, client_id: &str) -> Result<Kafka, Kra
         .request_timeout(REQUEST_TIMEOUT)
         // A payment may come after a quiet night: the topic's metadata is kept.
         .metadata_topic_cache_ttl(None)
+        .security(security::auth(&settings.security))
         .connect()
         .await
 }

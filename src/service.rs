@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
-use crate::config::{self, Config, PublisherKind};
+use crate::config::{self, Config, Problems, PublisherKind};
 use crate::consumer::Consumer;
 use crate::counters::Counters;
 use crate::http::{self, App, Change, Exposed, Gate};
+use crate::kafka;
 use crate::message::Style;
 use crate::notifier::{Channel, Notifier, Resume, Voice};
 use crate::outage::Part;
@@ -44,6 +45,9 @@ pub enum StartError {
     /// A channel cannot be what it is configured to be.
     #[error(transparent)]
     Slack(#[from] Unusable),
+    /// Kafka cannot be reached as it is configured.
+    #[error(transparent)]
+    Kafka(#[from] Problems),
     /// The database opened, and then refused.
     #[error("database.path: {0}")]
     Store(#[from] StoreError),
@@ -69,8 +73,15 @@ impl Service {
         let (wake_relay, relay_woken) = Waker::new();
         let counters = Counters::default();
         let channels = channels(config)?;
+        check_kafka(config)?;
         if config.slack.webhook_url.is_none() {
             log::warn!("slack.webhook_url is not set: messages go to this log only");
+        }
+        if config.publisher.kind == PublisherKind::Kafka && config.kafka.security.shows_password() {
+            log::warn!(
+                "kafka.sasl_mechanism is PLAIN without TLS: anybody on the way can read the password; \
+                 set kafka.security = \"tls\""
+            );
         }
         let mut parts = vec![("publisher".to_owned(), Part::up())];
 
@@ -179,7 +190,16 @@ impl Service {
 /// What can be found out about a configuration without starting anything.
 pub fn check(config: &Config) -> Result<(), StartError> {
     channels(config)?;
+    check_kafka(config)?;
     Ok(())
+}
+
+/// Where events go by way of Kafka: the files that its connections need.
+fn check_kafka(config: &Config) -> Result<(), Problems> {
+    match config.publisher.kind {
+        PublisherKind::Application => Ok(()),
+        PublisherKind::Kafka => kafka::check(&config.kafka.security),
+    }
 }
 
 /// The channel "default", then those of the routes.

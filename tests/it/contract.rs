@@ -62,6 +62,7 @@ fn settings(cluster: &dyn Cluster, partitions: i32, delivery: Delivery) -> confi
         group: "payment-group".into(),
         partitions,
         delivery,
+        security: config::KafkaSecurity::default(),
     }
 }
 

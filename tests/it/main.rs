@@ -14,6 +14,7 @@ mod force;
 mod harness;
 mod http;
 mod idempotency;
+mod kafka_security;
 mod outbox;
 mod process;
 mod slack;

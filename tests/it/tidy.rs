@@ -39,7 +39,8 @@ fn paths(code: &str) -> impl Iterator<Item = &str> {
 #[test]
 fn libraries_are_named_in_their_own_place() {
     let http = ["src/http/"].as_slice();
-    let kafka = ["src/kafka.rs", "src/publisher/kafka.rs", "src/consumer.rs", "src/topic_reader.rs"].as_slice();
+    let kafka =
+        ["src/kafka.rs", "src/kafka/", "src/publisher/kafka.rs", "src/consumer.rs", "src/topic_reader.rs"].as_slice();
     let both = [http, kafka].concat();
     let allowed = [
         ("hyper", http),
@@ -48,6 +49,7 @@ fn libraries_are_named_in_their_own_place() {
         ("krafka", kafka),
         ("tokio", &both),
         ("sha2", http),
+        ("rustls", &["src/kafka/security.rs"]),
         ("ureq", &["src/slack.rs"]),
         ("rusqlite", &["src/store/"]),
         ("r2d2", &["src/store/"]),

@@ -1,11 +1,13 @@
 //! A real Apache Kafka broker, without Docker: the jars come once from Maven Central, the rest is Java.
 //!
 //! One KRaft node on 127.0.0.1 with three listeners: CLIENT for the product, which a test may advertise
-//! through a proxy; INSIDE for the broker itself and for a test that looks past that proxy; CONTROLLER.
+//! through a proxy; INSIDE for the broker itself and for a test that looks past that proxy; CONTROLLER. One that is
+//! started with [`Broker::start_secure`] has four more, behind TLS and SASL.
 
 use super::leash::Leashed;
 use super::listen::free_port;
 use super::proxy::Proxy;
+use super::secure::{Listeners, PASSWORD, Secure, USER};
 use super::{lock, wait_for};
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -63,6 +65,25 @@ impl Broker {
         })
     }
 
+    /// Starts a broker that also has listeners behind TLS and SASL.
+    pub fn start_secure(version: &str) -> (Broker, Secure) {
+        let home = installed(version);
+        retry_taken_ports(|| {
+            let ports = Ports::choose();
+            let (secure, held) = Secure::choose();
+            let scratch = scratch();
+            secure.authority.write(scratch.path());
+            let data = scratch.path().join("data");
+            let properties = ports.properties(&ports.client(), &data, &secure.listeners(scratch.path()));
+            let file = scratch.path().join("server.properties");
+            fs::write(&file, properties).expect("a fresh directory is writable");
+            format(&home, &file, &["SCRAM-SHA-256", "SCRAM-SHA-512"]);
+            drop(held);
+            let advertised = ports.client();
+            Ok((Broker::run(&home, ports, advertised, scratch, USE_ARCHIVE)?, secure))
+        })
+    }
+
     /// The address for clients; the proxy's, where there is one.
     pub fn bootstrap(&self) -> String {
         self.advertised.clone()
@@ -86,14 +107,16 @@ impl Broker {
     }
 
     fn boot(home: &Path, ports: Ports, advertised: String, flag: &str) -> Result<Broker, Failure> {
-        // Not in /tmp: should anything stay behind, `cargo clean` takes it.
-        let scratch = TempDir::with_prefix_in("kafka-", env!("CARGO_TARGET_TMPDIR"));
-        let scratch = scratch.expect("the target directory is writable");
-        let properties = ports.properties(&advertised, &scratch.path().join("data"));
+        let scratch = scratch();
+        let properties = ports.properties(&advertised, &scratch.path().join("data"), &Listeners::default());
         fs::write(scratch.path().join("server.properties"), properties).expect("a fresh directory is writable");
         let mut copy = Command::new("cp");
         copy.arg("-r").arg(home.join("formatted")).arg(scratch.path().join("data"));
         run(&mut copy);
+        Broker::run(home, ports, advertised, scratch, flag)
+    }
+
+    fn run(home: &Path, ports: Ports, advertised: String, scratch: TempDir, flag: &str) -> Result<Broker, Failure> {
         let jvm = spawn(home, scratch.path(), flag);
         let mut broker = Broker { home: home.to_owned(), ports, advertised, scratch, jvm };
         broker.wait_until_it_serves()?;
@@ -124,6 +147,11 @@ impl Drop for Broker {
     fn drop(&mut self) {
         self.jvm.kill();
     }
+}
+
+/// Not in /tmp: should anything stay behind, `cargo clean` takes it.
+fn scratch() -> TempDir {
+    TempDir::with_prefix_in("kafka-", env!("CARGO_TARGET_TMPDIR")).expect("the target directory is writable")
 }
 
 /// The JVM of a broker whose files are in `scratch`. The class path is relative, because the archive of
@@ -179,8 +207,9 @@ impl Ports {
         format!("127.0.0.1:{}", self.client)
     }
 
-    fn properties(&self, advertised: &str, data: &Path) -> String {
+    fn properties(&self, advertised: &str, data: &Path, more: &Listeners) -> String {
         let Ports { client, inside, controller } = self;
+        let Listeners { bound, advertised: more_advertised, protocols, settings } = more;
         let data = data.display();
         // The session is short because a broker killed with -9 stays fenced until its old session ends,
         // and not shorter because a test machine may stop for a second.
@@ -188,9 +217,9 @@ impl Ports {
             "process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=CLIENT://127.0.0.1:{client},INSIDE://127.0.0.1:{inside},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=CLIENT://{advertised},INSIDE://127.0.0.1:{inside}
-listener.security.protocol.map=CLIENT:PLAINTEXT,INSIDE:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=CLIENT://127.0.0.1:{client},INSIDE://127.0.0.1:{inside},CONTROLLER://127.0.0.1:{controller}{bound}
+advertised.listeners=CLIENT://{advertised},INSIDE://127.0.0.1:{inside}{more_advertised}
+listener.security.protocol.map=CLIENT:PLAINTEXT,INSIDE:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}
 inter.broker.listener.name=INSIDE
 controller.listener.names=CONTROLLER
 log.dirs={data}
@@ -207,7 +236,7 @@ controller.quorum.election.timeout.ms=200
 num.network.threads=2
 num.io.threads=4
 log.cleaner.dedupe.buffer.size=4194304
-"
+{settings}"
         )
     }
 }
@@ -229,7 +258,10 @@ fn installed(version: &str) -> PathBuf {
     fs::create_dir_all(&kafka).expect("the target directory is writable");
     let staging = TempDir::with_prefix_in(format!("{version}-"), &kafka).expect("kafka/ is writable");
     fetch(version, staging.path());
-    format(staging.path());
+    let properties = Ports::choose().properties("127.0.0.1:1", Path::new("formatted"), &Listeners::default());
+    let file = staging.path().join("format.properties");
+    fs::write(&file, properties).expect("a fresh directory is writable");
+    format(staging.path(), &file, &[]);
     archive_classes(staging.path());
     // Whole or not at all; when another test process was faster, its home is as good.
     if let Err(error) = fs::rename(staging.path(), &home) {
@@ -258,13 +290,15 @@ fn fetch(version: &str, home: &Path) {
     run(&mut maven);
 }
 
-/// A data directory holds no port and no path, so one formatted copy serves every broker of its version.
-fn format(home: &Path) {
-    let properties = Ports::choose().properties("127.0.0.1:1", Path::new("formatted"));
-    fs::write(home.join("format.properties"), properties).expect("a fresh directory is writable");
+/// Makes the data directory that a file of properties names. It holds no port and no path, so one formatted copy
+/// serves every broker of its version; one with users is made for each broker.
+fn format(home: &Path, properties: &Path, scram: &[&str]) {
     let mut java = Command::new("java");
     java.args(JVM).args(["-cp", "libs/*", "kafka.tools.StorageTool", "format"]);
-    java.args(["-t", "cGF5cmVsYXktdGVzdHMtMQ", "-c", "format.properties"]).current_dir(home);
+    java.args(["-t", "cGF5cmVsYXktdGVzdHMtMQ", "-c"]).arg(properties).current_dir(home);
+    for mechanism in scram {
+        java.arg("--add-scram").arg(format!("{mechanism}=[name={USER},password={PASSWORD}]"));
+    }
     run(&mut java);
 }
 

@@ -10,6 +10,7 @@ mod leash;
 pub mod listen;
 pub mod process;
 pub mod proxy;
+pub mod secure;
 pub mod slack;
 pub mod store;
 pub mod topic;
