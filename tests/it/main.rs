@@ -15,6 +15,7 @@ mod harness;
 mod http;
 mod idempotency;
 mod kafka_security;
+mod model;
 mod outbox;
 mod process;
 mod slack;

@@ -35,6 +35,12 @@ impl Database {
         Self { store: Some(store), workers, dir }
     }
 
+    /// Stops it; what is left is its folder.
+    pub fn close(mut self) -> TempDir {
+        let elsewhere = tempfile::tempdir().expect("the machine has room for a folder");
+        std::mem::replace(&mut self.dir, elsewhere)
+    }
+
     pub fn store(&self) -> &Store {
         self.store.as_ref().expect("it is open until it is dropped")
     }

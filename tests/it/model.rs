@@ -1,0 +1,535 @@
+//! The store against a plain model: random jobs, alone and many in one commit, jobs that fail, crashes between and in the
+//! midst of them. After each step all that can be seen of the store is what the model says.
+//!
+//! A crash is a copy of the database file and its log as they lie on the disk while the store works. What was answered
+//! before must be in it; of what was under way the first so many jobs, whole.
+//!
+//! `PAYRELAY_MODEL_CASES=2000 cargo test --test it model::` is the long form. What was found once is tried first, from
+//! proptest-regressions/model.txt.
+
+mod plain;
+
+use std::env;
+use std::ops::RangeInclusive;
+use std::process::Command;
+use std::time::Duration;
+
+use payrelay::clock::Timestamp;
+use payrelay::config::Route;
+use payrelay::event::{Event, NodeId, Notice};
+use payrelay::payment::{NewPayment, Payment, Reservation, Status};
+use payrelay::store::dead_letter::{self, Action, DeadRecord, Order, Outcome, Which};
+use payrelay::store::delivery::{self, Arrival, Waiting};
+use payrelay::store::outbox::{self, Backlog, Place, Receipt};
+use payrelay::store::payment::{self, Way};
+use payrelay::store::{SqlResult, Store, Transaction, Writing, route};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
+use serde_json::Value;
+
+use self::plain::Model;
+use super::harness::store::Database;
+
+const USERS: std::ops::Range<i64> = 0..3;
+const CURRENCY: &str = "KRW";
+const TOPIC: &str = "payment-event";
+const ORIGIN: &str = "http";
+
+/// How many cases are tried where the environment does not say.
+const CASES: u32 = 24;
+
+/// What the writer is asked to do.
+#[derive(Debug, Clone)]
+enum Job {
+    Pay(NewPayment),
+    Publish(Vec<Receipt>),
+    Accept(Notice),
+    Send(Vec<i64>),
+    Release(Vec<i64>),
+    Deliver(Vec<i64>),
+    Fail {
+        ids: Vec<i64>,
+        error: String,
+        unknown: bool,
+    },
+    Recover,
+    Bury {
+        id: i64,
+        reason: Option<String>,
+    },
+    Keep {
+        offset: i64,
+        event_id: Option<String>,
+        value: Option<Vec<u8>>,
+    },
+    Act {
+        action: Action,
+        which: Which,
+        dry_run: bool,
+    },
+    Route(Vec<Route>),
+    Purge {
+        cutoff: Timestamp,
+        limit: usize,
+    },
+    /// Pays, and then fails.
+    Spoil(NewPayment),
+}
+
+/// What comes of it.
+#[derive(Debug, Clone, PartialEq)]
+enum Answer {
+    Done,
+    Count(usize),
+    Payments(Vec<Payment>),
+    Arrival(Arrival),
+    Outcomes(Vec<Outcome>),
+    Refused,
+}
+
+/// All that can be seen of a store.
+#[derive(Debug, PartialEq)]
+struct View {
+    ways: Vec<Option<Way>>,
+    histories: Vec<(i64, Vec<Payment>)>,
+    unpublished: Vec<Event>,
+    channels: Vec<ChannelView>,
+    backlog: Backlog,
+    /// Their names tell which they are.
+    routes: Vec<String>,
+    /// The largest ids that were ever given.
+    sequences: Vec<i64>,
+    letters: Vec<Value>,
+}
+
+#[derive(Debug, PartialEq)]
+struct ChannelView {
+    channel: String,
+    waiting: Vec<Waiting>,
+    backlog: (i64, Option<Timestamp>),
+    more: Vec<bool>,
+}
+
+/// The one place where the model's jobs become calls of the store.
+fn run(job: &Job, tx: &Transaction<'_>, node: &NodeId, now: Timestamp) -> SqlResult<Answer> {
+    let done = |result: SqlResult<()>| result.map(|()| Answer::Done);
+    match job {
+        Job::Pay(new) => payment::execute(tx, new, CURRENCY, None, now).map(Answer::Payments),
+        Job::Publish(receipts) => done(outbox::mark_published(tx, receipts, now)),
+        Job::Accept(notice) => delivery::accept(tx, *notice, now).map(Answer::Arrival),
+        Job::Send(ids) => done(delivery::mark_sending(tx, ids)),
+        Job::Release(ids) => done(delivery::release(tx, ids)),
+        Job::Deliver(ids) => done(delivery::mark_delivered(tx, ids, now)),
+        Job::Fail { ids, error, unknown } => done(delivery::mark_failed(tx, ids, error, *unknown)),
+        Job::Recover => delivery::recover(tx).map(Answer::Count),
+        Job::Bury { id, reason } => done(delivery::bury(tx, *id, reason.as_deref(), now)),
+        Job::Keep { offset, event_id, value } => {
+            let record = DeadRecord {
+                topic: TOPIC.to_owned(),
+                partition: 0,
+                offset: *offset,
+                reason: "kept".to_owned(),
+                key: None,
+                value: value.clone(),
+                headers: event_id.iter().map(|id| ("ce_id".to_owned(), Some(id.clone()))).collect(),
+            };
+            done(dead_letter::insert_record(tx, &record, now))
+        }
+        Job::Act { action, which, dry_run } => {
+            let order = Order { action: *action, which: *which, dry_run: *dry_run, node, origin: ORIGIN, now };
+            dead_letter::act(tx, order).map(Answer::Outcomes)
+        }
+        Job::Route(routes) => done(route::replace(tx, routes)),
+        Job::Purge { cutoff, limit } => outbox::purge(tx, *cutoff, *limit).map(Answer::Count),
+        Job::Spoil(new) => {
+            payment::execute(tx, new, CURRENCY, None, now)?;
+            tx.execute("INSERT INTO nowhere VALUES (1)", []).map(|_| Answer::Done)
+        }
+    }
+}
+
+fn view(store: &Store, model: &Model) -> View {
+    let look = |connection: &payrelay::store::Connection| -> SqlResult<View> {
+        let mut ways = Vec::new();
+        loop {
+            ways.push(payment::find(connection, i64::try_from(ways.len()).unwrap() + 1)?);
+            if ways.last().is_some_and(Option::is_none) {
+                break;
+            }
+        }
+        let history = |user| Ok((user, payment::history(connection, user, None, usize::MAX)?.unwrap()));
+        let channel = |channel: String| {
+            Ok(ChannelView {
+                waiting: delivery::waiting(connection, &channel, usize::MAX)?,
+                backlog: delivery::backlog(connection, &channel)?,
+                more: (0..4).map(|n| delivery::more_than(connection, &channel, n)).collect::<SqlResult<_>>()?,
+                channel,
+            })
+        };
+        let given = |table| {
+            let sql = "SELECT seq FROM sqlite_sequence WHERE name = ?1 AND seq > 0";
+            connection.prepare_cached(sql)?.query_map([table], |row| row.get(0))?.collect::<SqlResult<Vec<i64>>>()
+        };
+        let letters = dead_letter::list(connection, false, 0, usize::MAX)?;
+        Ok(View {
+            ways,
+            histories: USERS.map(history).collect::<SqlResult<_>>()?,
+            unpublished: outbox::unpublished(connection, 0, usize::MAX)?,
+            channels: model.channels().into_iter().map(channel).collect::<SqlResult<_>>()?,
+            backlog: outbox::backlog(connection)?,
+            routes: connection
+                .prepare_cached("SELECT channel FROM route ORDER BY position")?
+                .query_map([], |row| row.get(0))?
+                .collect::<SqlResult<_>>()?,
+            sequences: [given("payment")?, given("outbox")?, given("dead_letter")?].concat(),
+            letters: letters.iter().map(|letter| serde_json::to_value(letter).unwrap()).collect(),
+        })
+    };
+    store.read(look).expect("the store can be read")
+}
+
+/// Pages of a history, of what is unpublished and of the open letters are slices of the whole.
+fn assert_pages(store: &Store, model: &Model, whole: &View) {
+    let read = |connection: &payrelay::store::Connection| -> SqlResult<()> {
+        for (user, payments) in &whole.histories {
+            let (mut pages, mut before) = (Vec::new(), None);
+            loop {
+                let page = payment::history(connection, *user, before, 2)?.expect("it goes on from its own payment");
+                let Some(last) = page.last() else { break };
+                before = Some(last.id);
+                pages.extend(page);
+            }
+            assert_eq!(&pages, payments, "user {user}, in pages of two");
+            let foreign = whole.ways.iter().flatten().find(|way| way.payment.user_id != *user);
+            if let Some(way) = foreign {
+                assert_eq!(payment::history(connection, *user, Some(way.payment.id), 2)?, None);
+            }
+        }
+        let after = model.last_event() / 2;
+        let rest: Vec<_> = whole.unpublished.iter().filter(|event| event.outbox_id > after).take(3).cloned().collect();
+        assert_eq!(outbox::unpublished(connection, after, 3)?, rest);
+        let open = dead_letter::list(connection, true, 1, 2)?;
+        let open: Vec<_> = open.iter().map(|letter| serde_json::to_value(letter).unwrap()).collect();
+        let expected = whole.letters.iter().filter(|letter| letter["state"] == "OPEN" && letter["id"] != 1);
+        assert_eq!(open, expected.take(2).cloned().collect::<Vec<_>>());
+        Ok(())
+    };
+    store.read(read).expect("the store can be read");
+}
+
+/// A job before it is known what is there: numbers choose among that.
+#[derive(Debug, Clone)]
+enum Wish {
+    Pay { user: i64, reservations: Vec<(i64, i64)> },
+    PublishNext { count: usize, to: To },
+    PublishAny { picks: Vec<u8>, to: To },
+    Accept { pick: u8, of_another: bool },
+    Send(Vec<u8>),
+    Release(Vec<u8>),
+    Deliver(Vec<u8>),
+    Fail { picks: Vec<u8>, unknown: bool },
+    Recover,
+    Bury { pick: u8, reason: bool },
+    Keep { offset: i64, what: Kept },
+    Act { discard: bool, one: Option<u8>, dry_run: bool },
+    Route(u8),
+    Purge { age_s: u64, limit: usize },
+    Spoil { user: i64, reservation: i64 },
+}
+
+#[derive(Debug, Clone, Copy)]
+enum To {
+    Application,
+    Topic { tells_offset: bool },
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kept {
+    Ours { pick: u8, of_another: bool },
+    Foreign,
+    NoId,
+    NoText,
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// So many jobs at once; each so many seconds after the one before, or before it.
+    Jobs(Vec<(Wish, i8)>),
+    /// The process ends while these are under way; the store that is opened then is the copy.
+    Crash(Vec<(Wish, i8)>),
+    /// An orderly stop, and a start.
+    Restart,
+}
+
+fn wish() -> impl Strategy<Value = Wish> {
+    let picks = || proptest::collection::vec(any::<u8>(), 1..4);
+    let to = prop_oneof![Just(To::Application), any::<bool>().prop_map(|tells_offset| To::Topic { tells_offset })];
+    let kept = prop_oneof![
+        4 => (any::<u8>(), any::<bool>()).prop_map(|(pick, of_another)| Kept::Ours { pick, of_another }),
+        1 => Just(Kept::Foreign),
+        1 => Just(Kept::NoId),
+        1 => Just(Kept::NoText),
+    ];
+    let reservations = proptest::collection::vec((0..12_i64, 0..5_i64), 1..4);
+    prop_oneof![
+        8 => (USERS, reservations).prop_map(|(user, reservations)| Wish::Pay { user, reservations }),
+        5 => (1..5_usize, to.clone()).prop_map(|(count, to)| Wish::PublishNext { count, to }),
+        1 => (picks(), to).prop_map(|(picks, to)| Wish::PublishAny { picks, to }),
+        5 => (any::<u8>(), proptest::bool::weighted(0.2)).prop_map(|(pick, of_another)| Wish::Accept { pick, of_another }),
+        3 => picks().prop_map(Wish::Send),
+        1 => picks().prop_map(Wish::Release),
+        5 => picks().prop_map(Wish::Deliver),
+        2 => (picks(), any::<bool>()).prop_map(|(picks, unknown)| Wish::Fail { picks, unknown }),
+        1 => Just(Wish::Recover),
+        2 => (any::<u8>(), any::<bool>()).prop_map(|(pick, reason)| Wish::Bury { pick, reason }),
+        2 => (0..4_i64, kept).prop_map(|(offset, what)| Wish::Keep { offset, what }),
+        4 => (proptest::bool::weighted(0.3), any::<Option<u8>>(), proptest::bool::weighted(0.3))
+            .prop_map(|(discard, one, dry_run)| Wish::Act { discard, one, dry_run }),
+        1 => any::<u8>().prop_map(Wish::Route),
+        2 => (0..60_u64, 0..5_usize).prop_map(|(age_s, limit)| Wish::Purge { age_s, limit }),
+        1 => (USERS, 0..12_i64).prop_map(|(user, reservation)| Wish::Spoil { user, reservation }),
+    ]
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let jobs = |count: RangeInclusive<usize>| proptest::collection::vec((wish(), -2..20_i8), count);
+    let step = prop_oneof![
+        20 => jobs(1..=1).prop_map(Step::Jobs),
+        6 => jobs(2..=6).prop_map(Step::Jobs),
+        2 => jobs(0..=5).prop_map(Step::Crash),
+        1 => Just(Step::Restart),
+    ];
+    proptest::collection::vec(step, 1..50)
+}
+
+/// A store, and what it is to be.
+struct Pair {
+    /// `None` only between two stores.
+    database: Option<Database>,
+    model: Model,
+    now: Timestamp,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let database = Database::open();
+        let model = Model::new(database.store().node().clone());
+        Self { database: Some(database), model, now: Timestamp::from_micros(1_795_341_600_000_000) }
+    }
+
+    fn database(&self) -> &Database {
+        self.database.as_ref().expect("a store is open")
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Jobs(wishes) => {
+                let begun = self.begin(wishes);
+                self.finish(begun);
+            }
+            Step::Crash(wishes) => self.crash(wishes),
+            Step::Restart => {
+                let dir = self.database.take().expect("a store is open").close();
+                self.database = Some(Database::open_in(dir));
+            }
+        }
+        self.assert_equal();
+    }
+
+    /// Hands jobs over; what each is to answer, and the model after it.
+    fn begin(&mut self, wishes: Vec<(Wish, i8)>) -> Vec<Begun> {
+        let mut begun = Vec::new();
+        for (wish, later) in wishes {
+            // The clock may go back, but never stands: so no order is left to chance.
+            let step = i64::from(later) * 1_000_000 + 1;
+            self.now = Timestamp::from_micros(self.now.as_micros() + step);
+            let (job, now) = (self.resolve(wish), self.now);
+            let expected = self.model.apply(&job, now);
+            let (node, shown) = (self.model.node().clone(), format!("{job:?}"));
+            let work = move |tx: &Transaction<'_>| run(&job, tx, &node, now);
+            let writing = self.database().store().begin_write(work).expect("the store is open");
+            begun.push(Begun { shown, expected, writing, after: self.model.clone() });
+        }
+        begun
+    }
+
+    fn finish(&self, begun: Vec<Begun>) {
+        for Begun { shown, expected, writing, .. } in begun {
+            let answer = writing.wait().unwrap_or(Answer::Refused);
+            assert_eq!(answer, expected, "{shown} at {}", self.now);
+        }
+    }
+
+    /// The copy has what was answered before, and of what was under way a beginning.
+    fn crash(&mut self, wishes: Vec<(Wish, i8)>) {
+        let before = self.model.clone();
+        let begun = self.begin(wishes);
+        let copy = tempfile::tempdir().expect("the machine has room for a folder");
+        // By another process: closing the file in this one would drop SQLite's locks on it.
+        let path = self.database().path();
+        let log = path.with_extension("db-wal");
+        let status = Command::new("cp").args([&path, &log]).arg(copy.path()).status().expect("there is a cp");
+        assert!(status.success(), "cp: {status}");
+        let mut candidates = vec![before];
+        candidates.extend(begun.iter().map(|one| one.after.clone()));
+        self.finish(begun);
+        drop(self.database.take());
+        let database = Database::open_in(copy);
+        let views: Vec<_> = candidates.iter().map(|model| (view(database.store(), model), model.view())).collect();
+        // Those that look the same are the same: all that a model has is in its view.
+        let survived = views.iter().rposition(|(found, expected)| found == expected);
+        let count = candidates.len() - 1;
+        let Some(survived) = survived else {
+            panic!(
+                "after a crash with {count} jobs under way nothing fits:\n{:#?}\nwas:\n{:#?}",
+                views[0].0, views[0].1
+            );
+        };
+        self.model = candidates.swap_remove(survived);
+        self.database = Some(database);
+    }
+
+    fn assert_equal(&self) {
+        let (found, expected) = (view(self.database().store(), &self.model), self.model.view());
+        assert_eq!(found.ways, expected.ways, "payments");
+        assert_eq!(found.histories, expected.histories, "histories");
+        assert_eq!(found.unpublished, expected.unpublished, "unpublished");
+        assert_eq!(found.channels, expected.channels, "channels");
+        assert_eq!(found.backlog, expected.backlog, "backlog");
+        assert_eq!((&found.routes, &found.sequences), (&expected.routes, &expected.sequences), "routes, largest ids");
+        assert_eq!(found.letters, expected.letters, "letters");
+        assert_pages(self.database().store(), &self.model, &found);
+    }
+
+    /// Chooses among what is there now, and a little beyond it.
+    fn resolve(&self, wish: Wish) -> Job {
+        let model = &self.model;
+        let event = |pick: u8| 1 + i64::from(pick) % (model.last_event() + 2);
+        let events = |picks: Vec<u8>| picks.into_iter().map(event).collect::<Vec<_>>();
+        let notice = |pick: u8, of_another: bool| {
+            let outbox_id = event(pick);
+            // A purged event's payment is not known any more.
+            let payment_id = model.payment_of(outbox_id).unwrap_or(outbox_id) + i64::from(of_another);
+            Notice { outbox_id, payment_id }
+        };
+        let one = |(id, price): (i64, i64)| Reservation { reservation_id: id, seat_price: price };
+        match wish {
+            Wish::Pay { user, mut reservations } => {
+                // None twice in a request: its parser refuses that.
+                reservations.sort_unstable();
+                reservations.dedup_by_key(|(id, _)| *id);
+                Job::Pay(NewPayment { user_id: user, reservations: reservations.into_iter().map(one).collect() })
+            }
+            Wish::PublishNext { count, to } => {
+                let next = model.view().unpublished.into_iter().take(count).map(|event| event.outbox_id);
+                Job::Publish(next.map(|id| receipt(id, to)).collect())
+            }
+            Wish::PublishAny { picks, to } => {
+                let there = model.event_ids();
+                let ids = picks.into_iter().filter_map(|pick| match to {
+                    // The application publisher is handed what is in the outbox.
+                    To::Application => there.get(usize::from(pick) % there.len().max(1)).copied(),
+                    To::Topic { .. } => Some(event(pick)),
+                });
+                Job::Publish(ids.map(|id| receipt(id, to)).collect())
+            }
+            Wish::Accept { pick, of_another } => Job::Accept(notice(pick, of_another)),
+            Wish::Send(picks) => Job::Send(events(picks)),
+            Wish::Release(picks) => Job::Release(events(picks)),
+            Wish::Deliver(picks) => Job::Deliver(events(picks)),
+            Wish::Fail { picks, unknown } => {
+                let error = format!("failed at {}", self.now);
+                Job::Fail { ids: events(picks), error, unknown }
+            }
+            Wish::Recover => Job::Recover,
+            Wish::Bury { pick, reason } => {
+                Job::Bury { id: event(pick), reason: reason.then(|| format!("refused at {}", self.now)) }
+            }
+            Wish::Keep { offset, what } => {
+                let (event_id, value) = match what {
+                    Kept::Ours { pick, of_another } => {
+                        let Notice { outbox_id, payment_id } = notice(pick, of_another);
+                        (Some(model.node().event_id(outbox_id)), Some(payment_id.to_string().into_bytes()))
+                    }
+                    Kept::Foreign => (Some("elsewhere-1".to_owned()), Some(b"1".to_vec())),
+                    Kept::NoId => (None, Some(b"1".to_vec())),
+                    Kept::NoText => (Some(model.node().event_id(1)), Some(vec![0xff, 0x00])),
+                };
+                Job::Keep { offset, event_id, value }
+            }
+            Wish::Act { discard, one, dry_run } => {
+                let letter = |pick: u8| 1 + i64::from(pick) % (model.last_letter() + 1);
+                Job::Act {
+                    action: if discard { Action::Discard } else { Action::Replay },
+                    which: one.map_or(Which::Open { after: 0, limit: 3 }, |pick| Which::Id(letter(pick))),
+                    dry_run,
+                }
+            }
+            Wish::Route(which) => Job::Route(routes(which)),
+            Wish::Purge { age_s, limit } => Job::Purge { cutoff: self.now.minus(Duration::from_secs(age_s)), limit },
+            Wish::Spoil { user, reservation } => {
+                Job::Spoil(NewPayment { user_id: user, reservations: vec![one((reservation, 1))] })
+            }
+        }
+    }
+}
+
+struct Begun {
+    shown: String,
+    expected: Answer,
+    writing: Writing<Answer>,
+    after: Model,
+}
+
+fn receipt(outbox_id: i64, to: To) -> Receipt {
+    let place = match to {
+        To::Application => Place::Delivery,
+        To::Topic { tells_offset } => Place::Topic { partition: 0, offset: tells_offset.then_some(outbox_id * 10) },
+    };
+    Receipt { outbox_id, place }
+}
+
+/// None to three channels, some of them in another order.
+fn routes(which: u8) -> Vec<Route> {
+    let all = 0..=i64::MAX;
+    let route = |name: &str, status, amount: &RangeInclusive<i64>, user: &RangeInclusive<i64>| Route {
+        name: name.to_owned(),
+        webhook_url: None,
+        status,
+        amount: amount.clone(),
+        user: user.clone(),
+        messages_per_second: 1.0,
+    };
+    let failed = route("failed", Some(Status::Failed), &all, &all);
+    let large = route("large", None, &(3..=i64::MAX), &all);
+    let first = route("first", Some(Status::Completed), &all, &(0..=0));
+    match which % 5 {
+        0 => vec![],
+        1 => vec![failed],
+        2 => vec![large, failed],
+        3 => vec![first, large],
+        _ => vec![failed, first, large],
+    }
+}
+
+#[test]
+fn the_store_is_what_a_plain_model_says() {
+    let cases = env::var("PAYRELAY_MODEL_CASES").map_or(CASES, |text| text.parse().expect("a number of cases"));
+    let mut runner = TestRunner::new(Config {
+        cases,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct("proptest-regressions/model.txt"))),
+        source_file: Some(file!()),
+        test_name: Some("the_store_is_what_a_plain_model_says"),
+        ..Config::default()
+    });
+    let outcome = runner.run(&steps(), |steps| {
+        let mut pair = Pair::new();
+        for step in steps {
+            pair.take(step);
+        }
+        Ok(())
+    });
+    if let Err(failure) = outcome {
+        panic!("{failure}");
+    }
+}
