@@ -146,8 +146,8 @@ fn bytes_a_payment(rounds: i64) -> (f64, f64) {
         for first in (round * count..(round + 1) * count).step_by(1000) {
             database.pay(first % 997, first..first + 1000);
             let publish = move |tx: &Transaction<'_>| {
-                let place = Place::Delivery;
-                let receipts: Vec<_> = (first + 1..=first + 1000).map(|id| Receipt { outbox_id: id, place }).collect();
+                let receipts: Vec<_> =
+                    (first + 1..=first + 1000).map(|id| Receipt { outbox_id: id, place: Place::Delivery }).collect();
                 outbox::mark_published(tx, &receipts, Timestamp::now())?;
                 let ids: Vec<_> = (first + 1..=first + 1000).collect();
                 delivery::mark_delivered(tx, &ids, Timestamp::now())

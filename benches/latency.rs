@@ -25,7 +25,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::load::{self, payment};
-use common::{Figure, Goal, Plan, Table, folder, percentile};
+use common::{Figure, Goal, Plan, Table, delivery, folder, percentile};
 use crossbeam_channel::unbounded;
 use harness::http::Client;
 use harness::kafka::Broker;
@@ -34,7 +34,7 @@ use harness::slack::{Answer, FakeSlack};
 use harness::store::Database;
 use harness::wait_until;
 use payrelay::clock::Timestamp;
-use payrelay::config;
+use payrelay::config::{self, Delivery};
 use payrelay::counters::Counters;
 use payrelay::event::Event;
 use payrelay::outage::Part;
@@ -76,7 +76,7 @@ fn commit_to_ack(broker: &Broker, topic: &str, rate: f64, span: Duration) -> Vec
         topic: topic.into(),
         group: "none".into(),
         partitions: 1,
-        delivery: DELIVERY,
+        delivery: if delivery() == "exactly-once" { Delivery::ExactlyOnce } else { Delivery::AtLeastOnce },
         security: config::KafkaSecurity::default(),
     };
     let acked = Arc::new(Mutex::new(HashMap::new()));
@@ -125,6 +125,7 @@ fn start(broker: &Broker, slack: &FakeSlack, dir: &std::path::Path, topic: &str)
     let bootstrap = broker.bootstrap();
     let env = [
         ("PAYRELAY_PUBLISHER_KIND", "kafka"),
+        ("PAYRELAY_KAFKA_DELIVERY", delivery()),
         ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", &bootstrap),
         ("PAYRELAY_KAFKA_TOPIC", topic),
         // Each is another node, and a group belongs to one.

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use common::cost::{Usage, rss_mb, usage};
 use common::load::{self, Since, payment};
-use common::{Figure, Goal, Plan, Table, folder};
+use common::{Figure, Goal, Plan, Table, delivery, folder};
 use harness::kafka::Broker;
 use harness::process::{self, Options, Payrelay};
 use harness::slack::{Answer, FakeSlack};
@@ -54,6 +54,7 @@ impl System {
         let (url, bootstrap) = (slack.url(), broker.bootstrap());
         let env = [
             ("PAYRELAY_PUBLISHER_KIND", "kafka"),
+            ("PAYRELAY_KAFKA_DELIVERY", delivery()),
             ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", bootstrap.as_str()),
             ("PAYRELAY_KAFKA_TOPIC", topic),
             ("PAYRELAY_KAFKA_GROUP", topic),

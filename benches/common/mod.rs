@@ -41,6 +41,12 @@ impl Plan {
     }
 }
 
+/// What is measured of `kafka.delivery`: exactly-once, or what `cargo bench -- --delivery at-least-once` says.
+pub fn delivery() -> &'static str {
+    let at_least_once = std::env::args().any(|arg| arg == "at-least-once");
+    if at_least_once { "at-least-once" } else { "exactly-once" }
+}
+
 /// The values of one figure, a run each.
 #[derive(Debug, Clone, Default)]
 pub struct Figure(pub Vec<f64>);
