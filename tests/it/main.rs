@@ -16,6 +16,7 @@ mod http;
 mod idempotency;
 mod kafka_security;
 mod model;
+mod machine;
 mod outbox;
 mod process;
 mod slack;

@@ -4,6 +4,7 @@
 //! its threads and processes, and a process also dies with a test run that never came to drop it.
 
 pub mod cluster;
+pub mod hostile;
 pub mod http;
 pub mod kafka;
 mod leash;

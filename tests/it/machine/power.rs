@@ -1,0 +1,85 @@
+//! The power fails: at any moment, what was acknowledged is on the disk.
+//!
+//! A run of the real binary is taken down, with every write and every sync; then the power fails at hundreds of points of it,
+//! and each time the store opens what the disk may hold.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::time::Duration;
+
+use payrelay::config;
+use payrelay::store::Store;
+use rusqlite::{Connection, OpenFlags};
+use tempfile::TempDir;
+
+use super::{Acknowledged, Connecting, exit, for_at_least, load, request, verify};
+use crate::harness::hostile::Machine;
+use crate::harness::hostile::disk::{Disk, Survival, lay_out};
+use crate::harness::process::Payrelay;
+
+/// Syncs cost nothing there, and what they do is not what is asked here.
+fn scratch() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    folder.unwrap()
+}
+
+/// Opens what is there as payrelay does, and looks into it.
+fn open_and_verify(folder: &Path, acknowledged: &[Acknowledged]) {
+    let path = folder.join("payrelay.db");
+    let one = NonZeroUsize::MIN;
+    let settings = config::Database { path: path.clone(), queue_max: one, readers: one };
+    drop(Store::open(&settings, None).unwrap_or_else(|error| panic!("{error}")));
+    let connection = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+    verify(&connection, acknowledged);
+}
+
+/// Fails the power at `points` points of what was taken down.
+fn fail_everywhere(machine: &Machine, acknowledged: &[Acknowledged], points: u64, seed: u64) {
+    let journal = machine.journal();
+    let length = u64::try_from(journal.len()).unwrap();
+    let mut random = fastrand::Rng::with_seed(seed);
+    // As many in the first megabyte, where everything is made, as one in eight.
+    let mut points: Vec<u64> = (0..points)
+        .map(|n| random.u64(0..if n % 8 == 0 { length.min(1 << 20) } else { length }))
+        .chain([length])
+        .collect();
+    points.sort_unstable();
+    let mut disk = Disk::new(journal);
+    for point in points {
+        disk.advance(usize::try_from(point).unwrap());
+        let survival = match random.u8(0..8) {
+            0 => Survival::Nothing,
+            1 => Survival::Everything,
+            2..=3 => Survival::Writes(random.f64()),
+            _ => Survival::Sectors(random.f64()),
+        };
+        let promised: Vec<_> = acknowledged.iter().filter(|payment| payment.journal <= point).cloned().collect();
+        let folder = scratch();
+        lay_out(&disk.crash(survival, &mut random), folder.path());
+        let verified = std::panic::catch_unwind(|| open_and_verify(folder.path(), &promised));
+        assert!(verified.is_ok(), "the power failed at {point} of {length} (seed {seed}), {survival:?} survived");
+    }
+}
+
+#[test]
+fn what_was_acknowledged_survives_a_power_failure_at_any_moment() {
+    let machine = Machine::recorded();
+    let mut acknowledged = Vec::new();
+    // Killed, killed, stopped: what one process has left unsynced the next one builds on.
+    for stop in ["die", "die", "TERM", "die"] {
+        let mut payrelay = Payrelay::start(machine.options(&[]));
+        acknowledged.extend(load(&machine, payrelay.addr(), 16, for_at_least(Duration::from_millis(1500))).acknowledged);
+        if stop == "die" {
+            machine.set("die", "");
+            let _ = Connecting::new(payrelay.addr()).post(&request(0, 1));
+            exit(&mut payrelay);
+            machine.clear("die");
+        } else {
+            assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
+        }
+    }
+    eprintln!("{} payments, {} bytes", acknowledged.len(), machine.journal_length());
+    assert!(acknowledged.len() > 100, "{}", acknowledged.len());
+    fail_everywhere(&machine, &acknowledged, 300, 1);
+}
