@@ -114,6 +114,8 @@ pub struct Database {
     pub queue_max: NonZeroUsize,
     /// How many threads answer reads.
     pub readers: NonZeroUsize,
+    /// With less room on the disk no payment is taken; 0: whatever the room.
+    pub min_free_bytes: u64,
 }
 
 /// `[payment]`
@@ -376,6 +378,7 @@ impl Config {
                 path: s.path("database.path", "payrelay.db"),
                 queue_max: s.count("database.queue_max", 4096, 1..=1_000_000),
                 readers: s.count("database.readers", 2, 1..=64),
+                min_free_bytes: s.integer("database.min_free_bytes", 67_108_864, 0..=1 << 50),
             },
             payment: Payment {
                 currency: s.text("payment.currency", "KRW", "three capital letters (ISO 4217)", |text| {

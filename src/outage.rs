@@ -77,6 +77,16 @@ impl Part {
         self.lock().clone()
     }
 
+    /// It has failed.
+    pub fn fail(&self, error: impl Into<String>) {
+        self.set(AWAY, Some(error.into()));
+    }
+
+    /// It works.
+    pub fn recover(&self) {
+        self.set(UP, None);
+    }
+
     fn set(&self, state: &'static str, error: Option<String>) {
         let mut part = self.lock();
         if part.state != state {

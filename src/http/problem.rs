@@ -20,7 +20,7 @@ pub(super) struct Problem {
     challenge: Option<&'static str>,
 }
 
-/// How long a client that is told 429 or 503 should wait.
+/// How long a client that is told 429, 503 or 507 should wait.
 const RETRY_AFTER_S: &str = "1";
 
 impl Problem {
@@ -132,7 +132,8 @@ impl Problem {
         if let Some(challenge) = self.challenge {
             headers.insert(WWW_AUTHENTICATE, hyper::header::HeaderValue::from_static(challenge));
         }
-        if matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
+        let again = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE, StatusCode::INSUFFICIENT_STORAGE];
+        if again.contains(&self.status) {
             headers.insert(RETRY_AFTER, hyper::header::HeaderValue::from_static(RETRY_AFTER_S));
         }
         response
@@ -153,6 +154,11 @@ impl From<StoreError> for Problem {
         match error {
             StoreError::Busy => Self::unavailable("too much work waits; nothing of this request was stored"),
             StoreError::Closed => Self::unavailable("payrelay is stopping"),
+            StoreError::Full => {
+                let detail = "the disk has no room; nothing of this request was stored";
+                Self::new(StatusCode::INSUFFICIENT_STORAGE, "insufficient-storage", detail)
+            }
+            StoreError::Damaged => Self::unavailable("the database is damaged; nothing of this request was stored"),
             // What SQLite says is for the operator's log.
             StoreError::Failed(_) => Self::unavailable("the database refused; nothing of this request was stored"),
         }

@@ -228,9 +228,7 @@ impl App {
         let settings = &self.context.settings;
         let mut held = self.limits.hold(&client.account);
         let bytes = body::read(body, settings.body_bytes_max, settings.body_timeout, &mut held).await?;
-        if !self.context.store.has_room() {
-            return Err(StoreError::Busy.into());
-        }
+        self.context.store.admit()?;
         let new = NewPayment::parse(&bytes)?;
         let name = &client.name;
         let keyed = key.map(|key| Keyed { client: name.to_string(), key, body_hash: idempotency::hash(&bytes) });
@@ -298,7 +296,7 @@ impl App {
 
     async fn readiness(&self) -> (StatusCode, Ready<'_>) {
         let backlog = self.query(outbox::backlog).await.ok();
-        let database = self.context.store.part().get();
+        let database = self.context.store.state();
         if database.is_away() {
             // Nobody may pay any more, so that nothing else would show that it is back.
             self.context.store.probe();
@@ -341,10 +339,8 @@ impl App {
 
 /// The answer of the store's thread; none comes if the store was closed with the work undone.
 fn received<T>(answer: Result<Result<T, StoreError>, oneshot::error::RecvError>) -> Result<T, Problem> {
-    answer.unwrap_or(Err(StoreError::Closed)).map_err(|error| {
-        log::warn!("a request could not be answered: {error}");
-        error.into()
-    })
+    // The store's own threads say why, once for as many as are refused.
+    Ok(answer.unwrap_or(Err(StoreError::Closed))?)
 }
 
 /// A response with a JSON body.

@@ -12,10 +12,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select_biased};
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::Connection;
+use rusqlite::ffi::{SQLITE_IOERR_DIR_FSYNC, SQLITE_IOERR_FSYNC};
 
 use super::BUSY_TIMEOUT;
-use super::schema::OpenError;
+use super::schema::{OpenError, refusal};
 use crate::outage::Backoff;
 use crate::worker::{Stop, Waker};
 
@@ -53,7 +54,7 @@ pub(super) struct Checkpointer {
 
 /// Takes the checkpoints over from SQLite, for the writer's `connection` to the database at `path`.
 pub(super) fn take_over(connection: &Connection, path: &Path) -> Result<(Checkpoints, Checkpointer), OpenError> {
-    let failed = |source| OpenError::Sqlite { path: path.into(), source };
+    let failed = |source| refusal(path, source);
     // Also replaces the automatic checkpoint, which is such a hook.
     connection.wal_hook(Some(|_, pages| {
         LOG_PAGES.set(pages);
@@ -141,9 +142,13 @@ impl Checkpointer {
 /// What was copied counts as copied. If the disk then loses it, a later sync may succeed all the same, because Linux tells
 /// of such a page once (<https://lwn.net/Articles/752063/>), and the log would be begun anew over the only copy. So the
 /// process ends at once, without closing the database: the next start copies the whole log again.
-fn heed(result: rusqlite::Result<()>) -> rusqlite::Result<()> {
+///
+/// A commit whose sync failed leaves the log in the same doubt: whether its payments are there only the next start can tell.
+/// That start writes the log once more before it trusts it (`schema::settle`).
+pub(super) fn heed<T>(result: rusqlite::Result<T>) -> rusqlite::Result<T> {
+    let code = |error: &rusqlite::Error| error.sqlite_error().map(|error| error.extended_code);
     if let Err(error) = &result
-        && error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure)
+        && matches!(code(error), Some(SQLITE_IOERR_FSYNC | SQLITE_IOERR_DIR_FSYNC))
     {
         give_up(error);
     }
@@ -151,7 +156,10 @@ fn heed(result: rusqlite::Result<()>) -> rusqlite::Result<()> {
 }
 
 fn give_up(error: &dyn Display) -> ! {
-    log::error!("the disk may have lost a part of the database, which is still in its log: ending at once: {error}");
+    log::error!(
+        "the disk could not sync the database, and may have lost a part of what was written: ending at once, nothing that was \
+         acknowledged is lost: {error}"
+    );
     std::process::abort()
 }
 
@@ -180,7 +188,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.db");
         let size = |number| NonZeroUsize::new(number).unwrap();
-        let settings = config::Database { path: path.clone(), queue_max: size(16), readers: size(2) };
+        let settings =
+            config::Database { path: path.clone(), queue_max: size(16), readers: size(2), min_free_bytes: 0 };
         let (store, workers) = Store::open(&settings, None).unwrap().start(&unbounded().0).unwrap();
         store.write(|tx| tx.execute_batch("CREATE TABLE t (x BLOB)")).unwrap();
         let done = AtomicBool::new(false);

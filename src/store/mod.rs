@@ -5,6 +5,7 @@
 
 pub mod backup;
 mod checkpoint;
+mod damage;
 pub mod dead_letter;
 pub mod delivery;
 pub mod idempotency;
@@ -15,6 +16,7 @@ mod plans;
 mod reader;
 pub mod route;
 mod schema;
+mod space;
 pub mod topic;
 mod writer;
 
@@ -26,11 +28,14 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use r2d2_sqlite::SqliteConnectionManager;
-use rusqlite::{OpenFlags, TransactionBehavior};
+use rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
+use rusqlite::{ErrorCode, OpenFlags, TransactionBehavior};
 
+use self::damage::Damage;
+use self::space::Admission;
 use crate::config;
 use crate::event::NodeId;
-use crate::outage::Part;
+use crate::outage::{Part, PartState};
 use crate::worker::Worker;
 
 pub use rusqlite::{Connection, Result as SqlResult, Transaction};
@@ -42,6 +47,12 @@ pub enum StoreError {
     /// As many jobs wait as may: try again soon.
     #[error("too much work waits for the database")]
     Busy,
+    /// The disk is full, or nearly: try again when somebody has made room.
+    #[error("the disk has no room")]
+    Full,
+    /// The file is damaged: nobody can do anything before a person has put it right.
+    #[error("the database is damaged")]
+    Damaged,
     /// The store is stopping.
     #[error("the database is being closed")]
     Closed,
@@ -50,10 +61,28 @@ pub enum StoreError {
     Failed(Arc<str>),
 }
 
+impl From<&rusqlite::Error> for StoreError {
+    fn from(error: &rusqlite::Error) -> Self {
+        if damage::tells_of_damage(error) {
+            Self::Damaged
+        } else if is_full(error) {
+            Self::Full
+        } else {
+            Self::Failed(error.to_string().into())
+        }
+    }
+}
+
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
-        Self::Failed(error.to_string().into())
+        Self::from(&error)
     }
+}
+
+/// The index of the log, which grows with it, has a code of its own for a disk without room.
+fn is_full(error: &rusqlite::Error) -> bool {
+    let extended = error.sqlite_error().map(|error| error.extended_code);
+    error.sqlite_error_code() == Some(ErrorCode::DiskFull) || extended == Some(SQLITE_IOERR_SHMSIZE)
 }
 
 impl From<r2d2::Error> for StoreError {
@@ -73,6 +102,8 @@ pub struct Store {
     pool: Pool,
     node: NodeId,
     part: Part,
+    damage: Damage,
+    admission: Admission,
     queue: Queue,
 }
 
@@ -120,6 +151,7 @@ pub struct Opened {
     store: Store,
     writer: writer::Writer,
     checkpointer: checkpoint::Checkpointer,
+    watch: space::Watch,
     readers: reader::Readers,
 }
 
@@ -143,13 +175,15 @@ impl Store {
         let (jobs, queue) = bounded(settings.queue_max.get());
         let (background, background_queue) = bounded(1);
         let (queries, query_queue) = bounded(settings.queue_max.get());
-        let part = Part::up();
+        let (part, damage) = (Part::up(), Damage::none());
         let (checkpoints, checkpointer) = checkpoint::take_over(&connection, &settings.path)?;
-        let writer = writer::Writer::new(connection, checkpoints, queue, background_queue, part.clone(), lock);
-        let readers = reader::Readers::new(settings.readers, query_queue, pool.clone());
+        let health = writer::Health::new(part.clone(), damage.clone());
+        let writer = writer::Writer::new(connection, checkpoints, queue, background_queue, health, lock);
+        let readers = reader::Readers::new(settings.readers, query_queue, pool.clone(), damage.clone());
+        let (watch, admission) = space::Watch::new(&settings.path, settings.min_free_bytes, damage.clone());
         let waiting = Queue { waiting: Arc::default(), max: settings.queue_max.get() };
-        let store = Self { jobs, background, queries, pool, node, part, queue: waiting };
-        Ok(Opened { store, writer, checkpointer, readers })
+        let store = Self { jobs, background, queries, pool, node, part, damage, admission, queue: waiting };
+        Ok(Opened { store, writer, checkpointer, watch, readers })
     }
 
     /// Who this database belongs to.
@@ -157,14 +191,18 @@ impl Store {
         &self.node
     }
 
-    /// Whether the last transaction could be committed.
-    pub fn part(&self) -> &Part {
-        &self.part
+    /// Whether payments can be taken: the file is sound, the disk has room, the last transaction could be committed.
+    pub fn state(&self) -> PartState {
+        let states = [self.damage.state(), self.admission.state()];
+        states.into_iter().find(PartState::is_away).unwrap_or_else(|| self.part.get())
     }
 
-    /// Has the writer commit something that changes nothing, to see whether it can. Never waits.
+    /// After a failure, has the writer commit something that changes nothing, to see whether it can. Never waits.
     pub fn probe(&self) {
-        // A queue that is full of work is a probe as well.
+        // A queue that is full of work is a probe as well; a disk without room is asked elsewhere.
+        if !self.part.get().is_away() {
+            return;
+        }
         let _ = self.submit(1, |tx| tx.execute("UPDATE node SET created_at = created_at", []), drop);
     }
 
@@ -209,23 +247,37 @@ impl Store {
         self.jobs.try_send(writer::job(work, done)).map_err(|error| refused(&error))
     }
 
-    /// Whether anything more may wait. Asked before work is prepared, so that a refusal costs little.
-    pub fn has_room(&self) -> bool {
-        self.queue.waiting.load(Ordering::Relaxed) < self.queue.max
+    /// Whether a payment may come. Asked before work is prepared, so that a refusal costs little.
+    pub fn admit(&self) -> Result<(), StoreError> {
+        self.damage.ask()?;
+        self.admission.ask()?;
+        if self.queue.waiting.load(Ordering::Relaxed) < self.queue.max { Ok(()) } else { Err(StoreError::Busy) }
     }
 
-    /// Runs `query` on a read-only connection, on the caller's thread.
+    /// Runs `query` on a read-only connection, on the caller's thread. It is refused once the file is known to be damaged: what
+    /// came of the answer could not be recorded.
     pub fn read<T>(&self, query: impl FnOnce(&Connection) -> SqlResult<T>) -> Result<T, StoreError> {
-        Ok(query(&*self.pool.get()?)?)
+        self.damage.ask()?;
+        let result = query(&*self.pool.get()?);
+        Ok(result.inspect_err(|error| self.damage.heed(error))?)
     }
 
-    /// Runs `query` on a reader's thread, which hands the result to `done`. Never waits.
+    /// Runs `query` on a reader's thread, which hands the result to `done`. Never waits. What a damaged file still has can be
+    /// looked up.
     pub fn query<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Connection) -> SqlResult<T> + Send + 'static,
         done: impl FnOnce(Result<T, StoreError>) + Send + 'static,
     ) -> Result<(), StoreError> {
-        let job: reader::Query = Box::new(move |store| done(store.and_then(|connection| Ok(query(connection)?))));
+        let job: reader::Query = Box::new(move |connection| {
+            let (answer, failure) = match connection.map(query) {
+                Ok(Ok(value)) => (Ok(value), None),
+                Ok(Err(error)) => (Err(StoreError::from(&error)), Some(error)),
+                Err(error) => (Err(error), None),
+            };
+            done(answer);
+            failure
+        });
         self.queries.try_send(job).map_err(|error| refused(&error))
     }
 }
@@ -283,6 +335,7 @@ impl Opened {
     /// Starts the writer, the checkpointer and the readers. They are returned in the order in which they are to be stopped.
     pub fn start(self, exits: &Sender<&'static str>) -> io::Result<(Store, Vec<Worker>)> {
         let mut workers = self.readers.spawn(exits)?;
+        workers.push(Worker::spawn("disk", exits, |stop| self.watch.run(&stop))?);
         workers.push(Worker::spawn("checkpointer", exits, |stop| self.checkpointer.run(&stop))?);
         workers.push(Worker::spawn("writer", exits, |stop| self.writer.run(&stop))?);
         Ok((self.store, workers))
@@ -325,12 +378,15 @@ mod tests {
     use std::num::NonZeroUsize;
     use std::time::Instant;
 
+    fn settings(path: PathBuf, queue_max: usize) -> config::Database {
+        let size = |number| NonZeroUsize::new(number).unwrap();
+        config::Database { path, queue_max: size(queue_max), readers: size(1), min_free_bytes: 0 }
+    }
+
     #[test]
     fn what_waits_is_counted_in_payments() {
         let dir = tempfile::tempdir().unwrap();
-        let size = |number| NonZeroUsize::new(number).unwrap();
-        let settings = config::Database { path: dir.path().join("a.db"), queue_max: size(4), readers: size(1) };
-        let opened = Store::open(&settings, None).unwrap();
+        let opened = Store::open(&settings(dir.path().join("a.db"), 4), None).unwrap();
         let store = opened.store.clone();
         let (answer, answered) = unbounded();
         let submit = |payments| {
@@ -339,7 +395,7 @@ mod tests {
         };
         submit(3).unwrap();
         submit(1000).unwrap();
-        assert!(matches!(submit(1), Err(StoreError::Busy)) && !store.has_room());
+        assert!(matches!(submit(1), Err(StoreError::Busy)) && matches!(store.admit(), Err(StoreError::Busy)));
         let (started, workers) = opened.start(&unbounded().0).unwrap();
         answered.recv().unwrap().unwrap();
         answered.recv().unwrap().unwrap();
@@ -355,10 +411,8 @@ mod tests {
     fn a_stop_works_off_what_waits_and_leaves_one_whole_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.db");
-        let size = NonZeroUsize::new(2).unwrap();
-        let settings = config::Database { path: path.clone(), queue_max: size, readers: size };
         let (exits, _exited) = unbounded();
-        let (store, workers) = Store::open(&settings, None).unwrap().start(&exits).unwrap();
+        let (store, workers) = Store::open(&settings(path, 2), None).unwrap().start(&exits).unwrap();
         let (answer, answered) = unbounded();
         store.submit(1, |tx| tx.execute("DELETE FROM node", []), move |result| answer.send(result).unwrap()).unwrap();
         store.read(|connection| connection.query_row("SELECT count(*) FROM payment", [], |_| Ok(()))).unwrap();

@@ -2,9 +2,11 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior};
 
 use super::{BUSY_TIMEOUT, STATEMENTS};
 use crate::clock::Timestamp;
@@ -38,13 +40,45 @@ pub enum OpenError {
         /// How.
         source: io::Error,
     },
+    /// The disk does not keep what it is given.
+    #[error(
+        "database.path {path}: its log cannot be written to the disk: {source}; the disk or its file system fails: see the kernel's log"
+    )]
+    Unsynced {
+        /// The database.
+        path: PathBuf,
+        /// How.
+        source: io::Error,
+    },
     /// SQLite cannot use the file.
-    #[error("database.path {path}: {source}")]
+    #[error("database.path {path}: {source}; {advice}")]
     Sqlite {
         /// The database.
         path: PathBuf,
         /// How.
         source: rusqlite::Error,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// The log of a database that is not there: SQLite would delete it, and begin anew.
+    #[error(
+        "database.path {path}: the file is missing or empty, but its log beside it ({path}-wal) is not: put the file back or \
+         restore a backup; to begin anew, move the log away"
+    )]
+    Headless {
+        /// The database.
+        path: PathBuf,
+    },
+    /// Sound as a file, and yet not what one payrelay has written.
+    #[error(
+        "database.path {path}: {what}; perhaps its log (-wal) is another file's: put the right one back, or restore a backup \
+         (docs/machine.md)"
+    )]
+    Inconsistent {
+        /// The database.
+        path: PathBuf,
+        /// What does not agree.
+        what: &'static str,
     },
     /// Some other program's file.
     #[error("database.path {0}: this SQLite file was not made by payrelay; set another path")]
@@ -137,9 +171,12 @@ fn lock_path(database: &Path) -> io::Result<PathBuf> {
 
 /// Opens the file for writing, brings its schema up to date, and tells whose it is.
 pub(super) fn open(path: &Path, configured: Option<&NodeId>) -> Result<(Connection, NodeId), OpenError> {
-    let failed = |source| OpenError::Sqlite { path: path.into(), source };
+    let failed = |source| refusal(path, source);
+    refuse_without_head(path)?;
     refuse_stray_log(path)?;
     let mut connection = Connection::open(path).map_err(failed)?;
+    // A file that is refused stays as it is, and so does its log.
+    keep_log(&connection, KeepLog::Yes).map_err(failed)?;
     let found = inspect(&connection).map_err(failed)?;
     let known = MIGRATIONS.len();
     match found {
@@ -149,10 +186,15 @@ pub(super) fn open(path: &Path, configured: Option<&NodeId>) -> Result<(Connecti
         }
         Found::Version(version) => {
             set_pragmas(&connection).map_err(failed)?;
+            settle(&mut connection, path)?;
             migrate(&mut connection, version).map_err(failed)?;
         }
     }
+    if let Some(what) = disagreement(&connection).map_err(failed)? {
+        return Err(OpenError::Inconsistent { path: path.into(), what });
+    }
     let stored = node_id(&mut connection, configured).map_err(failed)?;
+    keep_log(&connection, KeepLog::No).map_err(failed)?;
     match configured {
         Some(configured) if *configured != stored => {
             Err(OpenError::OtherNode { configured: configured.clone(), stored })
@@ -214,7 +256,7 @@ fn leave_backup(connection: &mut Connection) -> rusqlite::Result<()> {
 
 /// Opens a database that some payrelay has made, which may be running: nothing is made, and nothing is migrated.
 pub(super) fn open_beside(path: &Path) -> Result<(Connection, NodeId), OpenError> {
-    let failed = |source| OpenError::Sqlite { path: path.into(), source };
+    let failed = |source| refusal(path, source);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
@@ -236,6 +278,98 @@ pub(super) fn open_beside(path: &Path) -> Result<(Connection, NodeId), OpenError
     let node: String = connection.query_row("SELECT id FROM node", [], |row| row.get(0)).map_err(failed)?;
     let node = NodeId::parse(&node).ok_or_else(|| OpenError::Foreign(path.into()))?;
     Ok((connection, node))
+}
+
+/// What SQLite says, with what to do about it.
+pub(super) fn refusal(path: &Path, source: rusqlite::Error) -> OpenError {
+    let advice = match source.sqlite_error_code() {
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            "the file is damaged, or no database: restore a backup or set another path (docs/machine.md)"
+        }
+        Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
+            "it must be a file, and it and its folder must exist and be writable"
+        }
+        Some(ErrorCode::DiskFull) => "make room on the disk",
+        Some(ErrorCode::SystemIoFailure) => "the disk or its file system fails: see the kernel's log",
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "another program has it: stop that",
+        _ => "restore a backup or set another path (docs/machine.md)",
+    };
+    OpenError::Sqlite { path: path.into(), source, advice }
+}
+
+fn beside(database: &Path, suffix: &str) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// SQLite makes the log after the file is on the disk, and deletes a log that it finds beside an empty one
+/// (<https://sqlite.org/walformat.html>).
+fn refuse_without_head(path: &Path) -> Result<(), OpenError> {
+    let length = |path: &Path| fs::metadata(path).map_or(0, |file| file.len());
+    let whole = fs::canonicalize(path).unwrap_or(path.into());
+    if length(&whole) == 0 && length(&beside(&whole, "-wal")) > 0 {
+        return Err(OpenError::Headless { path: path.into() });
+    }
+    Ok(())
+}
+
+enum KeepLog {
+    Yes,
+    No,
+}
+
+/// Whether the last connection to close leaves the log, instead of copying it into the file.
+fn keep_log(connection: &Connection, keep: KeepLog) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, matches!(keep, KeepLog::Yes)).map(drop)
+}
+
+/// Has the log on the disk before anything is built on it.
+///
+/// What the last process could not sync is still seen by whoever reads the file, and counts as written: Linux tells of it once
+/// (<https://lwn.net/Articles/752063/>). SQLite would go on behind it, and after a power failure find its log broken there,
+/// with all that was acknowledged since beyond the break. So the log is written once more, as it is; if that cannot be synced,
+/// nothing is acknowledged. The folder is synced as well, of which SQLite does not say whether it could be.
+fn settle(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
+    // Nobody else writes the log meanwhile. Its file is there as soon as it was looked for.
+    let tx = Transaction::new(connection, TransactionBehavior::Immediate).map_err(|source| refusal(path, source))?;
+    let rewrite = || {
+        let whole = fs::canonicalize(path)?;
+        let log = File::options().read(true).write(true).open(beside(&whole, "-wal"))?;
+        let (mut chunk, mut at) = (vec![0; 1024 * 1024], 0);
+        loop {
+            let length = log.read_at(&mut chunk, at)?;
+            if length == 0 {
+                break;
+            }
+            log.write_all_at(&chunk[..length], at)?;
+            at += length as u64;
+        }
+        log.sync_all()?;
+        File::open(whole.parent().unwrap_or(Path::new("/")))?.sync_all()
+    };
+    rewrite().map_err(|source| OpenError::Unsynced { path: path.into(), source })?;
+    drop(tx);
+    Ok(())
+}
+
+/// What the ends of the tables say of each other. It costs nothing, and finds most logs of other databases; that the file as a
+/// whole is sound is not looked for at each start.
+fn disagreement(connection: &Connection) -> rusqlite::Result<Option<&'static str>> {
+    let number = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+    let payment = number("SELECT coalesce(max(id), 0) FROM payment")?;
+    let given = number("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'payment'")?;
+    let history = number("SELECT coalesce(max(payment_id), 0) FROM payment_history")?;
+    let outbox = number("SELECT coalesce(max(payment_id), 0) FROM outbox")?;
+    Ok(if given < payment {
+        Some("its payments have ids that were never given")
+    } else if history != payment {
+        Some("its last payment and the end of the history are not the same")
+    } else if outbox > payment {
+        Some("it has events of payments that it does not have")
+    } else {
+        None
+    })
 }
 
 enum Found {

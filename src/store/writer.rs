@@ -9,12 +9,14 @@
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, select_biased};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 
-use super::StoreError;
-use super::checkpoint::Checkpoints;
+use super::checkpoint::{self, Checkpoints};
+use super::damage::{Damage, tells_of_damage};
 use super::schema::Lock;
-use crate::outage::{Backoff, Outage, Part};
+use super::{StoreError, is_full};
+use crate::outage::Part;
 use crate::worker::Stop;
 
 /// A transaction takes the jobs that wait when it starts, and so many in any case. It does not go on for as long as jobs
@@ -27,9 +29,6 @@ const BATCH_MAX: usize = 512;
 /// A transaction that has run for so long takes no more jobs, so that the first of it does not wait for the last:
 /// jobs are of very different size.
 const BATCH_TIME: Duration = Duration::from_millis(4);
-
-/// Nobody waits: jobs come when they come, and each tries anew.
-const BACKOFF: Backoff = Backoff { base: Duration::ZERO, cap: Duration::ZERO };
 
 /// Work for the writer, and who is to be told.
 pub(super) trait Work: Send {
@@ -77,8 +76,48 @@ pub(super) struct Writer {
     checkpoints: Checkpoints,
     jobs: Receiver<Job>,
     background: Receiver<Job>,
-    outage: Outage,
+    health: Health,
     _lock: Lock,
+}
+
+/// How it goes, for the log and for those who ask: a line when it begins to fail and one when it works again, with what was
+/// refused between, however much that was.
+pub(super) struct Health {
+    part: Part,
+    damage: Damage,
+    failing_since: Option<Instant>,
+    transactions: u64,
+    jobs: u64,
+}
+
+impl Health {
+    pub(super) fn new(part: Part, damage: Damage) -> Self {
+        Self { part, damage, failing_since: None, transactions: 0, jobs: 0 }
+    }
+
+    fn failed(&mut self, error: &rusqlite::Error, jobs: usize) {
+        self.damage.heed(error);
+        self.part.fail(error.to_string());
+        self.transactions += 1;
+        self.jobs += jobs as u64;
+        if self.failing_since.is_none() {
+            self.failing_since = Some(Instant::now());
+            log::error!(
+                "the database refuses: {error}; {jobs} jobs were not stored, and those that come are tried until it is back"
+            );
+        }
+    }
+
+    fn recovered(&mut self) {
+        if let Some(since) = self.failing_since.take() {
+            let (seconds, transactions, jobs) = (since.elapsed().as_secs_f64(), self.transactions, self.jobs);
+            log::info!(
+                "the database is back after {seconds:.1} s; {transactions} transactions with {jobs} jobs were not stored"
+            );
+            self.part.recover();
+            (self.transactions, self.jobs) = (0, 0);
+        }
+    }
 }
 
 impl Writer {
@@ -87,11 +126,10 @@ impl Writer {
         checkpoints: Checkpoints,
         jobs: Receiver<Job>,
         background: Receiver<Job>,
-        part: Part,
+        health: Health,
         lock: Lock,
     ) -> Self {
-        let outage = Outage::new("the database", BACKOFF, part);
-        Self { connection, checkpoints, jobs, background, outage, _lock: lock }
+        Self { connection, checkpoints, jobs, background, health, _lock: lock }
     }
 
     /// Works until the stop, then works off what still waits, then closes the database.
@@ -101,6 +139,10 @@ impl Writer {
         }
         while let Ok(first) = self.jobs.try_recv() {
             self.step(first);
+        }
+        if self.health.damage.is_known() {
+            // What is in the log stays there, apart from the damage, for whoever puts it right.
+            let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
         }
         if let Err((_, error)) = self.connection.close() {
             log::error!("the database did not close: {error}");
@@ -124,25 +166,28 @@ impl Writer {
 
     /// One transaction, from its first job to the answers.
     fn step(&mut self, first: Job) {
+        if let Err(error) = self.health.damage.ask() {
+            return first.finish(Err(error));
+        }
         let mut jobs = Vec::with_capacity(64);
         jobs.push(first);
-        match self.commit(&mut jobs) {
+        match checkpoint::heed(self.commit(&mut jobs)) {
             Ok(outcomes) => {
-                self.outage.recovered();
+                self.health.recovered();
                 for (job, outcome) in jobs.into_iter().zip(outcomes) {
                     job.finish(outcome);
                 }
                 if let Err(error) = self.checkpoints.step(&self.connection) {
+                    self.health.damage.heed(&error);
                     log::warn!("the database's log could not be copied back, the next round will try again: {error}");
                 }
             }
             Err(error) => {
-                let _ = self.outage.failed(&error);
                 if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) {
                     // Who waits now would only wait for the same lock, one after the other.
                     jobs.extend(self.jobs.try_iter());
                 }
-                log::error!("a transaction failed; {} jobs were not stored: {error}", jobs.len());
+                self.health.failed(&error, jobs.len());
                 let error = StoreError::from(error);
                 for job in jobs {
                     job.finish(Err(error.clone()));
@@ -168,7 +213,11 @@ impl Writer {
         let outcomes: rusqlite::Result<Vec<_>> = jobs.iter_mut().map(|job| in_savepoint(&tx, job)).collect();
         let outcomes = outcomes?;
         tx.commit()?;
-        Ok(outcomes.into_iter().map(|outcome| outcome.map_err(StoreError::from)).collect())
+        let refused = |error: rusqlite::Error| {
+            log::warn!("a job was refused by the database, and nothing of it was stored: {error}");
+            StoreError::from(error)
+        };
+        Ok(outcomes.into_iter().map(|outcome| outcome.map_err(refused)).collect())
     }
 }
 
@@ -191,8 +240,8 @@ fn fill(tx: &Transaction<'_>, jobs: &mut Vec<Job>, waiting: &Receiver<Job>) -> r
 }
 
 /// The inner result is the job's own. The outer one is the transaction's, which cannot go on if SQLite has ended it by
-/// itself, as it does when the disk is full (<https://sqlite.org/lang_transaction.html>, 3), or if a savepoint does not
-/// obey, so that half a job might be committed with it.
+/// itself, as it does when the disk is full (<https://sqlite.org/lang_transaction.html>, 3), if it is the machine that refuses, or
+/// if a savepoint does not obey, so that half a job might be committed with it.
 fn in_savepoint(tx: &Transaction<'_>, job: &mut Job) -> rusqlite::Result<rusqlite::Result<()>> {
     let run = |sql| tx.prepare_cached(sql)?.execute(()).map(drop);
     run("SAVEPOINT job")?;
@@ -200,11 +249,21 @@ fn in_savepoint(tx: &Transaction<'_>, job: &mut Job) -> rusqlite::Result<rusqlit
     if tx.is_autocommit() {
         return Err(outcome.err().unwrap_or(rusqlite::Error::ExecuteReturnedResults));
     }
-    if outcome.is_err() {
-        run("ROLLBACK TO job")?;
+    match outcome {
+        Err(error) if blames_the_machine(&error) => return Err(error),
+        Err(_) => run("ROLLBACK TO job")?,
+        Ok(()) => {}
     }
     run("RELEASE job")?;
     Ok(outcome)
+}
+
+/// Whatever the job: any other would fail the same way.
+fn blames_the_machine(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error_code();
+    tells_of_damage(error)
+        || is_full(error)
+        || matches!(code, Some(ErrorCode::SystemIoFailure | ErrorCode::OutOfMemory))
 }
 
 #[cfg(test)]
@@ -231,7 +290,8 @@ mod tests {
         let (background, background_queue) = bounded(1);
         let part = Part::up();
         let (checkpoints, _) = checkpoint::take_over(&connection, &path).unwrap();
-        let writer = Writer::new(connection, checkpoints, queue, background_queue, part.clone(), lock);
+        let health = Health::new(part.clone(), Damage::none());
+        let writer = Writer::new(connection, checkpoints, queue, background_queue, health, lock);
         Fixture { writer, jobs, background, part, _dir: dir }
     }
 

@@ -2,6 +2,7 @@
 //! docs/machine.md.
 
 mod power;
+mod sync;
 
 use std::io::{self, BufReader, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -159,6 +160,14 @@ fn verify(connection: &Connection, acknowledged: &[Acknowledged]) {
         let found = stored.get(usize::try_from(*id - 1).unwrap());
         assert_eq!(found, Some(&(*reservation_id, status.clone())), "payment {id} was acknowledged");
     }
+}
+
+/// Has the process killed in the midst of its work, with the journal and the files in exact agreement.
+fn kill(machine: &Machine, mut payrelay: Payrelay) {
+    machine.set("die", "");
+    let _ = Connecting::new(payrelay.addr()).post(&request(0, 1));
+    exit(&mut payrelay);
+    machine.clear("die");
 }
 
 /// Waits for an exit that comes by itself.

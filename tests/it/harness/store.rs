@@ -28,8 +28,8 @@ impl Database {
     /// In a folder that goes with it.
     pub fn open_in(dir: TempDir) -> Self {
         let size = |number| NonZeroUsize::new(number).expect("is not zero");
-        let settings =
-            config::Database { path: dir.path().join("payrelay.db"), queue_max: size(1024), readers: size(2) };
+        let path = dir.path().join("payrelay.db");
+        let settings = config::Database { path, queue_max: size(1024), readers: size(2), min_free_bytes: 0 };
         let opened = Store::open(&settings, None).expect("a new database opens");
         let (store, workers) = opened.start(&unbounded().0).expect("threads start");
         Self { store: Some(store), workers, dir }

@@ -3,6 +3,7 @@
 //! A run of the real binary is taken down, with every write and every sync; then the power fails at hundreds of points of it,
 //! and each time the store opens what the disk may hold.
 
+use std::env;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use payrelay::store::Store;
 use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 
-use super::{Acknowledged, Connecting, exit, for_at_least, load, request, verify};
+use super::{Acknowledged, for_at_least, kill, load, verify};
 use crate::harness::hostile::Machine;
 use crate::harness::hostile::disk::{Disk, Survival, lay_out};
 use crate::harness::process::Payrelay;
@@ -28,14 +29,19 @@ fn scratch() -> TempDir {
 fn open_and_verify(folder: &Path, acknowledged: &[Acknowledged]) {
     let path = folder.join("payrelay.db");
     let one = NonZeroUsize::MIN;
-    let settings = config::Database { path: path.clone(), queue_max: one, readers: one };
+    let settings = config::Database { path: path.clone(), queue_max: one, readers: one, min_free_bytes: 0 };
     drop(Store::open(&settings, None).unwrap_or_else(|error| panic!("{error}")));
     let connection = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
     verify(&connection, acknowledged);
 }
 
-/// Fails the power at `points` points of what was taken down.
-fn fail_everywhere(machine: &Machine, acknowledged: &[Acknowledged], points: u64, seed: u64) {
+/// How many points, unless `HOSTILE_POINTS` says otherwise.
+const POINTS: u64 = 100;
+
+/// Fails the power at random points of what was taken down; `HOSTILE_SEED` takes others.
+pub(super) fn fail_everywhere(machine: &Machine, acknowledged: &[Acknowledged]) {
+    let set = |name, default| env::var(name).map_or(default, |text| text.parse().unwrap());
+    let (points, seed) = (set("HOSTILE_POINTS", POINTS), set("HOSTILE_SEED", 1));
     let journal = machine.journal();
     let length = u64::try_from(journal.len()).unwrap();
     let mut random = fastrand::Rng::with_seed(seed);
@@ -69,17 +75,15 @@ fn what_was_acknowledged_survives_a_power_failure_at_any_moment() {
     // Killed, killed, stopped: what one process has left unsynced the next one builds on.
     for stop in ["die", "die", "TERM", "die"] {
         let mut payrelay = Payrelay::start(machine.options(&[]));
-        acknowledged.extend(load(&machine, payrelay.addr(), 16, for_at_least(Duration::from_millis(1500))).acknowledged);
+        acknowledged
+            .extend(load(&machine, payrelay.addr(), 16, for_at_least(Duration::from_millis(1500))).acknowledged);
         if stop == "die" {
-            machine.set("die", "");
-            let _ = Connecting::new(payrelay.addr()).post(&request(0, 1));
-            exit(&mut payrelay);
-            machine.clear("die");
+            kill(&machine, payrelay);
         } else {
             assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
         }
     }
     eprintln!("{} payments, {} bytes", acknowledged.len(), machine.journal_length());
     assert!(acknowledged.len() > 100, "{}", acknowledged.len());
-    fail_everywhere(&machine, &acknowledged, 300, 1);
+    fail_everywhere(&machine, &acknowledged);
 }

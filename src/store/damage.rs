@@ -1,0 +1,63 @@
+//! The file is damaged: SQLite has met a page that cannot be, or the file is gone from under it.
+//!
+//! From then on nothing is written and nothing is sent: more writes could spread the damage, and what is sent could not be
+//! recorded. Payments can still be looked up. The process stays: started again, it would take payments until it meets the
+//! same page, and again; only a person can put the file right.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rusqlite::ErrorCode;
+
+use super::StoreError;
+use crate::outage::{Part, PartState};
+
+/// Whether the file is damaged, for all who work with it. Cloning it is cheap.
+#[derive(Debug, Clone)]
+pub(super) struct Damage {
+    part: Part,
+    known: Arc<AtomicBool>,
+}
+
+impl Damage {
+    /// None is known of.
+    pub(super) fn none() -> Self {
+        Self { part: Part::up(), known: Arc::default() }
+    }
+
+    /// Whether an error tells of it; it does for good.
+    pub(super) fn heed(&self, error: &rusqlite::Error) {
+        if tells_of_damage(error) {
+            self.found(&error.to_string());
+        }
+    }
+
+    /// Says so once.
+    pub(super) fn found(&self, what: &str) {
+        if !self.known.swap(true, Ordering::Relaxed) {
+            log::error!(
+                "the database is damaged: {what}; no more payments are taken, and nothing is published or told: stop payrelay, \
+                 put the file right or restore a backup (docs/machine.md), and start it again"
+            );
+            self.part.fail(format!("the database is damaged: {what}"));
+        }
+    }
+
+    pub(super) fn is_known(&self) -> bool {
+        self.known.load(Ordering::Relaxed)
+    }
+
+    /// Refuses for as long as this process lives.
+    pub(super) fn ask(&self) -> Result<(), StoreError> {
+        if self.is_known() { Err(StoreError::Damaged) } else { Ok(()) }
+    }
+
+    pub(super) fn state(&self) -> PartState {
+        self.part.get()
+    }
+}
+
+/// What SQLite says of a file that cannot be (<https://sqlite.org/rescode.html#corrupt>).
+pub(super) fn tells_of_damage(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
