@@ -11,7 +11,7 @@ use krafka::admin::{CreateTopicsOptions, DescribeTopicsOptions, NewTopic};
 use krafka::error::ErrorCode;
 use krafka::{Kafka, KrafkaError};
 use tokio::runtime::{Builder, Runtime};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use self::security::Refusal;
 use crate::config;
@@ -146,10 +146,21 @@ async fn ensure_topic(kafka: &Kafka, settings: &config::Kafka) -> Result<(), Kra
     }
 }
 
-/// Which of its lives the topic is in.
+/// Which of its lives the topic is in. One that was just made is not known to every broker at once.
 pub(crate) async fn identify(kafka: &Kafka, name: &str) -> Result<Topic, KrafkaError> {
-    let mut described = kafka.admin().describe_topics([name], DescribeTopicsOptions::default()).await?;
-    let found = described.remove(name).transpose()?;
-    let found = found.ok_or_else(|| KrafkaError::UnknownTopic { topic: name.to_owned() })?;
-    Ok(Topic { name: name.into(), id: found.topic_id })
+    const TRIES: u32 = 20;
+    for attempt in 1.. {
+        let mut described = kafka.admin().describe_topics([name], DescribeTopicsOptions::default()).await?;
+        match described.remove(name) {
+            Some(Ok(found)) => return Ok(Topic { name: name.into(), id: found.topic_id }),
+            Some(Err(KrafkaError::Broker { code: ErrorCode::UnknownTopicOrPartition, .. })) | None
+                if attempt < TRIES =>
+            {
+                sleep(Duration::from_millis(100)).await;
+            }
+            Some(Err(error)) => return Err(error),
+            None => break,
+        }
+    }
+    Err(KrafkaError::UnknownTopic { topic: name.to_owned() })
 }

@@ -101,12 +101,12 @@ impl Connecting {
 
     fn post(&mut self, body: &Value) -> io::Result<(u16, Value)> {
         let body = body.to_string();
-        let head = "POST /payments HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
+        let head = "POST /payments HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n";
         self.send(&format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()))
     }
 
     fn get(&mut self, path: &str) -> io::Result<(u16, Value)> {
-        self.send(&format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"))
+        self.send(&format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"))
     }
 
     fn send(&mut self, request: &str) -> io::Result<(u16, Value)> {

@@ -241,6 +241,7 @@ enum Wish {
 enum To {
     Application,
     Topic { tells_offset: bool },
+    Nowhere,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -263,7 +264,11 @@ enum Step {
 
 fn wish() -> impl Strategy<Value = Wish> {
     let picks = || proptest::collection::vec(any::<u8>(), 1..4);
-    let to = prop_oneof![Just(To::Application), any::<bool>().prop_map(|tells_offset| To::Topic { tells_offset })];
+    let to = prop_oneof![
+        Just(To::Application),
+        any::<bool>().prop_map(|tells_offset| To::Topic { tells_offset }),
+        Just(To::Nowhere),
+    ];
     let kept = prop_oneof![
         4 => (any::<u8>(), any::<bool>()).prop_map(|(pick, of_another)| Kept::Ours { pick, of_another }),
         1 => Just(Kept::Foreign),
@@ -429,7 +434,7 @@ impl Pair {
                 let ids = picks.into_iter().filter_map(|pick| match to {
                     // The application publisher is handed what is in the outbox.
                     To::Application => there.get(usize::from(pick) % there.len().max(1)).copied(),
-                    To::Topic { .. } => Some(event(pick)),
+                    To::Topic { .. } | To::Nowhere => Some(event(pick)),
                 });
                 Job::Publish(ids.map(|id| receipt(id, to)).collect())
             }
@@ -484,6 +489,7 @@ struct Begun {
 fn receipt(outbox_id: i64, to: To) -> Receipt {
     let place = match to {
         To::Application => Place::Delivery,
+        To::Nowhere => Place::Rejected("too large".into()),
         To::Topic { tells_offset } => Place::Topic { partition: 0, offset: tells_offset.then_some(outbox_id * 10) },
     };
     Receipt { outbox_id, place }

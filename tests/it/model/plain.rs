@@ -35,6 +35,21 @@ struct EventRow {
     payment_id: i64,
     created_at: Timestamp,
     published: Option<(Timestamp, Option<i32>, Option<i64>)>,
+    rejection: Option<String>,
+}
+
+impl EventRow {
+    fn waits(&self) -> bool {
+        self.published.is_none() && self.rejection.is_none()
+    }
+
+    fn status(&self) -> &'static str {
+        match (self.published, &self.rejection) {
+            (Some(_), _) => "PUBLISHED",
+            (None, Some(_)) => "REJECTED",
+            (None, None) => "INIT",
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -113,7 +128,7 @@ impl Model {
             Job::Pay(new) => Answer::Payments(self.pay(new, now)),
             Job::Publish(receipts) => {
                 for receipt in receipts {
-                    self.publish(*receipt, now);
+                    self.publish(receipt, now);
                 }
                 Answer::Done
             }
@@ -183,7 +198,8 @@ impl Model {
                 executed_at: now,
             });
             self.last_event += 1;
-            self.events.insert(self.last_event, EventRow { payment_id: id, created_at: now, published: None });
+            let row = EventRow { payment_id: id, created_at: now, published: None, rejection: None };
+            self.events.insert(self.last_event, row);
         }
         self.payments[from..].to_vec()
     }
@@ -203,9 +219,12 @@ impl Model {
         self.routes.iter().find(fits).map_or(DEFAULT_CHANNEL, |route| &route.name).to_owned()
     }
 
-    fn insert_delivery(&mut self, event: i64, now: Timestamp) {
+    fn insert_delivery(&mut self, event: i64, now: Timestamp) -> Arrival {
         let channel = self.channel(event);
-        self.deliveries.entry(event).or_insert(Delivery {
+        if self.deliveries.contains_key(&event) {
+            return Arrival::Duplicate;
+        }
+        let row = Delivery {
             status: "PENDING",
             channel,
             attempts: 0,
@@ -213,29 +232,40 @@ impl Model {
             created_at: now,
             delivered_at: None,
             last_error: None,
-        });
+        };
+        self.deliveries.insert(event, row);
+        Arrival::Accepted
     }
 
-    fn publish(&mut self, receipt: Receipt, now: Timestamp) {
-        let (partition, offset) = match receipt.place {
-            Place::Topic { partition, offset } => (Some(partition), offset),
+    fn publish(&mut self, receipt: &Receipt, now: Timestamp) {
+        let (partition, offset) = match &receipt.place {
+            Place::Topic { partition, offset } => (Some(*partition), *offset),
             Place::Delivery => {
                 self.insert_delivery(receipt.outbox_id, now);
                 (None, None)
             }
+            Place::Rejected(reason) => return self.reject(receipt.outbox_id, reason, now),
         };
         if let Some(row) = self.events.get_mut(&receipt.outbox_id) {
             row.published.get_or_insert((now, partition, offset));
+            row.rejection = None;
+        }
+    }
+
+    fn reject(&mut self, event: i64, reason: &str, now: Timestamp) {
+        if let Some(row) = self.events.get_mut(&event).filter(|row| row.waits()) {
+            row.rejection = Some(reason.to_owned());
+            self.add_event_letter(event, reason.to_owned(), now);
         }
     }
 
     fn accept(&mut self, notice: Notice, now: Timestamp) -> Arrival {
+        let payments = i64::try_from(self.payments.len()).unwrap();
         match self.payment_of(notice.outbox_id) {
-            Some(payment) if payment == notice.payment_id => {
-                self.insert_delivery(notice.outbox_id, now);
-                Arrival::Accepted
+            Some(payment) if payment == notice.payment_id => self.insert_delivery(notice.outbox_id, now),
+            None if notice.outbox_id <= self.last_event && (1..=payments).contains(&notice.payment_id) => {
+                Arrival::Purged
             }
-            None if notice.outbox_id <= self.last_event => Arrival::Purged,
             _ => Arrival::Unknown,
         }
     }
@@ -266,6 +296,10 @@ impl Model {
         row.status = "DEAD";
         row.last_error = reason.map(str::to_owned).or(row.last_error.take());
         let reason = row.last_error.clone().unwrap_or_default();
+        self.add_event_letter(event, reason, now);
+    }
+
+    fn add_event_letter(&mut self, event: i64, reason: String, now: Timestamp) {
         let of = |letter: &&mut Letter| matches!(letter.of, Of::Event { id, .. } if id == event);
         if let Some(letter) = self.letters.values_mut().find(of) {
             self.last_letter += 1;
@@ -319,6 +353,12 @@ impl Model {
                 }
                 Ok("discarded".to_owned())
             }
+            (Action::Replay, Of::Event { id, .. })
+                if self.events.get(id).is_some_and(|row| row.status() == "REJECTED") =>
+            {
+                self.events.get_mut(id)?.rejection = None;
+                Ok("waits to be published again".to_owned())
+            }
             (Action::Replay, Of::Event { id, .. }) => match self.deliveries.get_mut(id) {
                 Some(row) if row.status == "DEAD" => {
                     row.status = "PENDING";
@@ -330,7 +370,7 @@ impl Model {
                 match Notice::parse(&self.node, event_id.as_deref(), value.as_deref()) {
                     Err(foreign) => Err(format!("still: {foreign}")),
                     Ok(notice) => match self.accept(notice, now) {
-                        Arrival::Accepted => {
+                        Arrival::Accepted | Arrival::Duplicate => {
                             Ok(format!("taken: its delivery is {}", self.deliveries[&notice.outbox_id].status))
                         }
                         Arrival::Purged => Ok("its event was delivered and purged long ago".to_owned()),
@@ -416,7 +456,8 @@ impl Model {
         });
         let event = event.map(|(id, row)| EventState {
             outbox_id: *id,
-            status: if row.published.is_some() { "PUBLISHED" } else { "INIT" }.to_owned(),
+            status: row.status().to_owned(),
+            rejection: row.rejection.clone(),
             created_at: row.created_at,
             published_at: row.published.map(|(at, ..)| at),
             partition: row.published.and_then(|(_, partition, _)| partition),
@@ -430,7 +471,7 @@ impl Model {
     }
 
     fn unpublished(&self) -> Vec<Event> {
-        let rows = self.events.iter().filter(|(_, row)| row.published.is_none());
+        let rows = self.events.iter().filter(|(_, row)| row.waits());
         rows.map(|(id, row)| {
             let payment = self.payment(*id).unwrap();
             Event {
@@ -463,7 +504,7 @@ impl Model {
 
     fn backlog(&self) -> Backlog {
         let count = |number: usize| i64::try_from(number).unwrap();
-        let unpublished: Vec<_> = self.events.values().filter(|row| row.published.is_none()).collect();
+        let unpublished: Vec<_> = self.events.values().filter(|row| row.waits()).collect();
         let waiting: Vec<_> = self.deliveries.iter().filter(|(_, row)| row.waits()).map(|(id, _)| id).collect();
         Backlog {
             unpublished: count(unpublished.len()),
