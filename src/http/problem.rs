@@ -106,6 +106,11 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail)
     }
 
+    /// Whether the client had its time to send the body.
+    pub(super) fn is_timeout(&self) -> bool {
+        self.status == StatusCode::REQUEST_TIMEOUT
+    }
+
     pub(super) fn into_response(self) -> Response<Body> {
         #[derive(Serialize)]
         struct Json<'a> {

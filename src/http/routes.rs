@@ -182,7 +182,7 @@ impl App {
             Ok(response) => response,
             Err(problem) => {
                 // A client that waits for 100 Continue has sent nothing, and will not.
-                if !body.is_end_stream() && !head.headers.contains_key(EXPECT) {
+                if !body.is_end_stream() && !head.headers.contains_key(EXPECT) && !problem.is_timeout() {
                     body::discard(&mut body, self.context.settings.body_bytes_max, self.context.settings.body_timeout)
                         .await;
                 }

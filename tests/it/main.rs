@@ -7,6 +7,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a failed test shows its log")]
 #![expect(unreachable_pub, reason = "the harness is the API of the tests, and nobody else's")]
 
+mod access;
 mod backup;
 mod contract;
 mod end_to_end;

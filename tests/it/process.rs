@@ -1,7 +1,11 @@
 //! The real binary as an operator meets it: arguments, configuration, signals, exit codes, the lock, restarts.
 
+use std::collections::VecDeque;
 use std::fs;
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -9,7 +13,7 @@ use serde_json::json;
 use super::harness::http::Client;
 use super::harness::process::{Options, Payrelay, run_to_exit};
 use super::harness::slack::{Answer, FakeSlack};
-use super::harness::wait_until;
+use super::harness::{Over, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -80,12 +84,61 @@ fn few_descriptors_mean_fewer_connections_not_a_dead_process() {
     wait_until("a payrelay that serves", LIMIT, || log().contains("listening on http://") && log().ends_with('\n'));
     assert!(log().contains("only 50 connections are served at a time"), "{}", log());
     let address = log().split("listening on http://").nth(1).unwrap().trim().parse().unwrap();
+    let mut before = Client::connect(address);
+    pay(&mut before, 1);
     let flood: Vec<_> = (0..120).map(|_| Client::connect(address)).collect();
     let mut waiting = Client::connect(address);
+    pay(&mut before, 2);
     drop(flood);
-    pay(&mut waiting, 1);
+    pay(&mut waiting, 3);
+    drop(waiting);
+
+    // More than the kernel keeps waiting, and new ones all the time.
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let floods: Vec<_> = (0..4).map(|_| scope.spawn(|| flood_until(address, &over))).collect();
+        let over = Over(&over);
+        for reservation in 4..200 {
+            let asked = Instant::now();
+            pay(&mut before, reservation);
+            assert!(
+                asked.elapsed() < AGAIN,
+                "who was there before the flood is served during it: {:?}",
+                asked.elapsed()
+            );
+        }
+        drop(over);
+        let opened: usize = floods.into_iter().map(|flood| flood.join().unwrap()).sum();
+        assert!(opened > 500, "the flood was {opened} connections");
+    });
+    let over = Instant::now();
+    pay(&mut Client::connect(address), 200);
+    assert!(over.elapsed() < AGAIN, "the first new client was served {:?} after the flood", over.elapsed());
+    pay(&mut before, 201);
+    assert!(child.try_wait().unwrap().is_none(), "{}", log());
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+/// How soon after a flood everybody is served again.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Opens connections as fast as it can and keeps the last hundred; tells how many there were.
+fn flood_until(address: SocketAddr, over: &AtomicBool) -> usize {
+    let (mut held, mut opened) = (VecDeque::new(), 0);
+    while !over.load(Relaxed) || opened < 200 {
+        // Where too many wait already, the kernel does not even answer.
+        if let Ok(connection) = TcpStream::connect_timeout(&address, Duration::from_millis(20)) {
+            held.push_back(connection);
+            opened += 1;
+        } else {
+            held.pop_front();
+        }
+        if held.len() > 100 {
+            held.pop_front();
+        }
+    }
+    opened
 }
 
 #[test]

@@ -1,0 +1,552 @@
+//! Who may call the real binary, how much of it one client gets, and what clients that are slow on purpose cost the others.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use super::harness::http::{Client, Response};
+use super::harness::process::{Options, Payrelay, run_to_exit};
+use super::harness::{Over, wait_for, wait_until};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A token as an `[[http.token]]`.
+fn token(name: &str, access: &str, token: &str) -> String {
+    format!("[[http.token]]\nname = '{name}'\naccess = '{access}'\nhash = 'sha256:{:x}'\n", Sha256::digest(token))
+}
+
+fn three_tokens() -> String {
+    token("monitoring", "read-only", "look") + &token("till", "full", "pay") + &token("boss", "admin", "rule")
+}
+
+fn start(dir: &Path, config: &str, env: &[(&str, &str)]) -> Payrelay {
+    fs::write(dir.join("config.toml"), config).unwrap();
+    Payrelay::start(Options::new(dir, env))
+}
+
+/// Exit code, standard output, standard error.
+fn run(dir: &Path, env: &[(&str, &str)], args: &[&str]) -> (Option<i32>, String, String) {
+    let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+    let output = run_to_exit(Options { args, ..Options::new(dir, env) });
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+/// A payment of one reservation, with as many spaces as make it so many bytes long.
+fn payment(reservation: i64, bytes: usize) -> String {
+    let body = json!({"user_id": 1, "reservations": [{"reservation_id": reservation, "seat_price": 5}]}).to_string();
+    let spaces = " ".repeat(bytes.saturating_sub(body.len()));
+    body + &spaces
+}
+
+fn request(start: &str, headers: &str, body: &str) -> String {
+    let host = if headers.contains("Host: ") { "" } else { "Host: localhost\r\n" };
+    let length = body.len();
+    format!(
+        "{start} HTTP/1.1\r\n{host}{headers}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+}
+
+/// What a request with a token, or none, is answered.
+fn ask(client: &mut Client, start: &str, token: Option<&str>, body: &str) -> Response {
+    let headers = token.map_or_else(String::new, |token| format!("Authorization: Bearer {token}\r\n"));
+    ask_with(client, start, &headers, body)
+}
+
+fn ask_with(client: &mut Client, start: &str, headers: &str, body: &str) -> Response {
+    client.send_raw(request(start, headers, body).as_bytes()).unwrap();
+    client.read_response()
+}
+
+fn hang_up(payrelay: &Payrelay) {
+    Command::new("kill").args(["-HUP", &payrelay.pid().to_string()]).status().unwrap();
+}
+
+#[test]
+fn a_printed_token_is_taken_with_its_printed_hash() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("config.toml"), "what is wrong here does not matter to it").unwrap();
+    let (code, printed, _) = run(dir.path(), &[], &["token"]);
+    let lines: Vec<_> = printed.lines().collect();
+    assert_eq!((code, lines.len(), lines[0].len()), (Some(0), 2, 64), "{printed}");
+    assert_ne!(run(dir.path(), &[], &["token"]).1, printed);
+    let config = format!("[[http.token]]\nname = 'till'\naccess = 'full'\n{}\n", lines[1]);
+    let payrelay = start(dir.path(), &config, &[]);
+    let mut client = Client::connect(payrelay.addr());
+    assert_eq!(ask(&mut client, "POST /payments", Some(lines[0]), &payment(1, 0)).status, 201);
+    let hash = lines[1].split('"').nth(1).unwrap();
+    assert_eq!(ask(&mut client, "POST /payments", Some(hash), &payment(2, 0)).status, 401, "the hash is no token");
+}
+
+#[test]
+fn each_token_may_do_what_its_access_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let payrelay = start(dir.path(), &three_tokens(), &[]);
+    let mut client = Client::connect(payrelay.addr());
+    let body = payment(1, 0);
+    let cases = [
+        // request, body, then the answers to: no token, an unknown one, read-only, full, admin
+        ("POST /payments", body.as_str(), [401, 401, 403, 201, 201]),
+        ("GET /payments/1", "", [401, 401, 200, 200, 200]),
+        ("GET /users/1/payment-history", "", [401, 401, 200, 200, 200]),
+        ("GET /admin/channels", "", [401, 401, 403, 403, 200]),
+        ("GET /admin/dead-letters", "", [401, 401, 403, 403, 200]),
+        ("POST /admin/channels/default/resume", "", [401, 401, 403, 403, 202]),
+        ("POST /admin/dead-letters/discard", "", [401, 401, 403, 403, 200]),
+        ("GET /health/live", "", [200, 200, 200, 200, 200]),
+        ("GET /health/ready", "", [200, 401, 200, 200, 200]),
+        // Who has no token does not learn what there is.
+        ("GET /nothing", "", [401, 401, 404, 404, 404]),
+        ("DELETE /payments/1", "", [401, 401, 405, 405, 405]),
+        ("GET /payments/x", "", [401, 401, 422, 422, 422]),
+    ];
+    let tokens = [None, Some("wrong"), Some("look"), Some("pay"), Some("rule")];
+    for (start, body, expected) in cases {
+        for (token, expected) in tokens.into_iter().zip(expected) {
+            let answer = ask(&mut client, start, token, body);
+            assert_eq!(answer.status, expected, "{start} with {token:?}");
+            let challenge = answer.header("www-authenticate");
+            match (expected, token) {
+                (401, None) => assert_eq!(challenge, Some("Bearer")),
+                (401, _) => assert_eq!(challenge, Some("Bearer error=\"invalid_token\"")),
+                (403, _) => assert_eq!(challenge, Some("Bearer error=\"insufficient_scope\"")),
+                _ => assert_eq!(challenge, None),
+            }
+            if expected >= 400 {
+                assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+                assert_eq!(answer.json()["status"], expected);
+            }
+        }
+    }
+    for header in ["Basic bG9vazo=", "Bearer", "Bearer look look", "look"] {
+        let answer = ask_with(&mut client, "GET /payments/1", &format!("Authorization: {header}\r\n"), "");
+        assert_eq!(answer.status, 401, "{header}");
+    }
+    let bare = ask(&mut client, "GET /health/ready", None, "").json();
+    assert_eq!(bare, json!({"status": "ready"}));
+    let whole = ask(&mut client, "GET /health/ready", Some("look"), "").json();
+    assert!(whole["node"].is_string() && whole["parts"]["database"]["state"] == "up", "{whole}");
+}
+
+#[test]
+fn listening_to_others_needs_a_token() {
+    let dir = tempfile::tempdir().unwrap();
+    for args in [["serve"], ["check-config"]] {
+        let (code, _, error) = run(dir.path(), &[("PAYRELAY_HTTP_LISTEN", "0.0.0.0:0")], &args);
+        assert_eq!(code, Some(78), "{error}");
+        for part in ["http.listen = \"0.0.0.0:0\"", "set an [[http.token]]", "payrelay token", "127.0.0.1"] {
+            assert!(error.contains(part), "{part} is missing from:\n{error}");
+        }
+    }
+    let payrelay = start(dir.path(), &three_tokens(), &[("PAYRELAY_HTTP_LISTEN", "0.0.0.0:0")]);
+    let address = SocketAddr::from(([127, 0, 0, 1], payrelay.addr().port()));
+    let mut client = Client::connect(address);
+    assert_eq!(ask(&mut client, "POST /payments", None, &payment(1, 0)).status, 401);
+    assert_eq!(ask(&mut client, "POST /payments", Some("pay"), &payment(1, 0)).status, 201);
+}
+
+#[test]
+fn without_tokens_web_pages_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let payrelay = start(dir.path(), "[http]\npublic_url = 'http://pay.local:8080/'\n", &[]);
+    let mut client = Client::connect(payrelay.addr());
+    for host in ["evil.example", "127.0.0.1.evil.example:8080", "localhost.evil.example"] {
+        for (start, body) in [("POST /payments", payment(1, 0)), ("GET /users/1/payment-history", String::new())] {
+            let answer = ask_with(&mut client, start, &format!("Host: {host}\r\n"), &body);
+            assert_eq!(
+                (answer.status, answer.header("content-type")),
+                (421, Some("application/problem+json")),
+                "{host}"
+            );
+            assert!(answer.json()["detail"].as_str().unwrap().contains("http.public_url"));
+        }
+    }
+    for start in ["POST /payments", "POST /admin/dead-letters/discard"] {
+        for origin in ["https://evil.example", "null", "http://127.0.0.1:8080"] {
+            let answer = ask_with(&mut client, start, &format!("Origin: {origin}\r\n"), &payment(1, 0));
+            assert_eq!(answer.status, 403, "{start} from {origin}");
+        }
+    }
+    assert_eq!(client.get("/payments/1").status, 404, "nothing was stored");
+    for (reservation, host) in (1..).zip(["pay.local:8080", "localhost", "x.localhost:1", "192.0.2.1", "[::1]:8080"]) {
+        let body = payment(reservation, 0);
+        assert_eq!(ask_with(&mut client, "POST /payments", &format!("Host: {host}\r\n"), &body).status, 201, "{host}");
+    }
+}
+
+#[test]
+fn with_tokens_neither_host_nor_origin_matter() {
+    let dir = tempfile::tempdir().unwrap();
+    let payrelay = start(dir.path(), &three_tokens(), &[]);
+    let headers = "Host: shop.example\r\nOrigin: https://shop.example\r\nAuthorization: Bearer pay\r\n";
+    assert_eq!(ask_with(&mut Client::connect(payrelay.addr()), "POST /payments", headers, &payment(1, 0)).status, 201);
+}
+
+#[test]
+fn sighup_puts_other_tokens_in_force_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.toml");
+    let mut payrelay = start(dir.path(), &three_tokens(), &[]);
+    let mut client = Client::connect(payrelay.addr());
+    assert_eq!(ask(&mut client, "POST /payments", Some("pay"), &payment(1, 0)).status, 201);
+
+    let changed = "[http]\nbody_timeout = '11s'\n[slack]\nwebhook_url = 'https://hooks.example/hush'\n".to_owned()
+        + &token("till", "full", "new")
+        + &token("boss", "read-only", "rule")
+        + &token("shop", "full", "pay-too");
+    fs::write(&config, changed).unwrap();
+    hang_up(&payrelay);
+    payrelay.wait_for_log("SIGHUP: tokens: added shop; removed monitoring; changed till, boss", LIMIT);
+    payrelay.wait_for_log("restart it for: http.body_timeout, slack.webhook_url", LIMIT);
+    // On the connection that was open all the time.
+    for (token, expected) in [("pay", 401), ("look", 401), ("rule", 403), ("new", 201), ("pay-too", 201)] {
+        assert_eq!(ask(&mut client, "POST /payments", Some(token), &payment(2, 0)).status, expected, "{token}");
+    }
+
+    for wrong in ["[[http.token]]\nname = 'x'\n", "hush = ", "[http]\nbody_timeout = 'x'\n"] {
+        let before = payrelay.log().matches("SIGHUP: nothing is changed").count();
+        fs::write(&config, wrong).unwrap();
+        hang_up(&payrelay);
+        wait_until("the refusal", LIMIT, || payrelay.log().matches("SIGHUP: nothing is changed").count() > before);
+        assert_eq!(ask(&mut client, "POST /payments", Some("new"), &payment(3, 0)).status, 201, "{wrong}");
+    }
+    fs::write(&config, "").unwrap();
+    hang_up(&payrelay);
+    payrelay.wait_for_log("SIGHUP: tokens: removed till, boss, shop", LIMIT);
+    assert_eq!(client.get("/payments/1").status, 200, "on loopback it works without");
+    assert!(!payrelay.log().contains("hush"), "{}", payrelay.log());
+    assert_eq!(payrelay.terminate().code(), Some(0));
+}
+
+#[test]
+fn a_stop_does_not_wait_behind_reloads() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut payrelay = start(dir.path(), &three_tokens(), &[]);
+    for _ in 0..50 {
+        hang_up(&payrelay);
+    }
+    assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
+}
+
+#[test]
+fn no_token_and_no_hash_is_shown_anywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let (secret, wrong) = ("s3cret-of-the-till", "n0-such-t0ken");
+    let hash = format!("{:x}", Sha256::digest(secret));
+    let env = [("PAYRELAY_LOG", "trace")];
+    let mut payrelay = start(dir.path(), &token("till", "read-only", secret), &env);
+    let mut shown = String::new();
+    for (start, token) in [
+        ("GET /payments/1", secret),
+        ("POST /payments", secret),
+        ("GET /health/ready", secret),
+        ("GET /admin/channels", secret),
+        ("GET /payments/1", wrong),
+        ("POST /payments", wrong),
+    ] {
+        let mut client = Client::connect(payrelay.addr());
+        let answer = ask(&mut client, start, Some(token), &payment(1, 0));
+        writeln!(shown, "{:?}\n{}", answer.headers, String::from_utf8_lossy(&answer.body)).unwrap();
+    }
+    // One that broke the head, and one that sent it as the path.
+    for broken in
+        [format!("GET / HTTP/1.1\r\nAuthorization: Bearer {secret}\r\nbroken\r\n\r\n"), format!("{secret}\r\n\r\n")]
+    {
+        let mut client = Client::connect(payrelay.addr());
+        client.send_raw(broken.as_bytes()).unwrap();
+        assert_eq!(client.read_response().status, 400);
+    }
+    hang_up(&payrelay);
+    payrelay.wait_for_log("SIGHUP: tokens: none changed", LIMIT);
+    for args in [&["check-config"][..], &["--help"], &["help", "token"]] {
+        let (code, out, error) = run(dir.path(), &env, args);
+        assert_eq!(code, Some(0), "{error}");
+        shown += &(out + &error);
+    }
+    assert!(shown.contains("hash = \"***\""), "{shown}");
+    // The hash where the token belongs, the token where its hash belongs: told, and not shown.
+    let misplaced = token("till", "full", "x").replace(&format!("sha256:{:x}", Sha256::digest("x")), secret);
+    fs::write(dir.path().join("config.toml"), misplaced).unwrap();
+    let (code, out, error) = run(dir.path(), &[], &["check-config"]);
+    assert_eq!(code, Some(78));
+    shown += &(out + &error);
+    hang_up(&payrelay);
+    payrelay.wait_for_log("SIGHUP: nothing is changed", LIMIT);
+    assert_eq!(payrelay.terminate().code(), Some(0));
+    shown += &payrelay.log();
+    for hidden in [secret, wrong, &hash, &hash.to_uppercase()] {
+        assert!(!shown.contains(hidden), "{hidden} is shown:\n{shown}");
+    }
+}
+
+#[test]
+fn every_answer_tells_browsers_that_it_is_no_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let payrelay = start(dir.path(), &three_tokens(), &[]);
+    let mut client = Client::connect(payrelay.addr());
+    let body = payment(1, 0);
+    for (start, token, body, status) in [
+        ("POST /payments", Some("pay"), body.as_str(), 201),
+        ("GET /payments/1", Some("look"), "", 200),
+        ("GET /health/live", None, "", 200),
+        ("GET /health/ready", None, "", 200),
+        ("GET /payments/1", None, "", 401),
+        ("POST /payments", Some("look"), "", 403),
+        ("GET /nothing", Some("look"), "", 404),
+        ("PUT /payments", Some("look"), "", 405),
+        ("POST /payments", Some("pay"), "{", 400),
+    ] {
+        let answer = ask(&mut client, start, token, body);
+        assert_eq!(answer.status, status, "{start}");
+        for (name, value) in [
+            ("x-content-type-options", "nosniff"),
+            ("content-security-policy", "default-src 'none'; frame-ancestors 'none'"),
+            ("cache-control", "no-store"),
+        ] {
+            assert_eq!(answer.header(name), Some(value), "{start}");
+        }
+    }
+}
+
+#[test]
+fn each_client_has_a_pace_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = "[http]\nclient_requests_per_second = 5\n".to_owned() + &three_tokens();
+    let payrelay = start(dir.path(), &config, &[]);
+    let mut client = Client::connect(payrelay.addr());
+    let mut statuses = Vec::new();
+    for _ in 0..100 {
+        let answer = ask(&mut client, "GET /payments/1", Some("look"), "");
+        if answer.status == 429 {
+            assert_eq!(answer.header("retry-after"), Some("1"));
+            assert!(answer.json()["detail"].as_str().unwrap().contains("http.client_requests_per_second"));
+        }
+        statuses.push(answer.status);
+    }
+    let taken = statuses.iter().filter(|status| **status == 404).count();
+    assert!(statuses[..5].iter().all(|status| *status == 404), "{statuses:?}");
+    assert!(statuses.contains(&429) && taken < 100, "{taken} of 100");
+    // Another token on the same connection; and no supervisor takes it for dead.
+    assert_eq!(ask(&mut client, "POST /payments", Some("pay"), &payment(1, 0)).status, 201);
+    for _ in 0..50 {
+        assert_eq!(ask(&mut client, "GET /health/live", None, "").status, 200);
+    }
+    // Guesses count against the address.
+    let guesses: Vec<_> = (0..100).map(|_| ask(&mut client, "GET /payments/1", Some("guess"), "").status).collect();
+    assert!(guesses.contains(&401) && guesses.contains(&429), "{guesses:?}");
+    wait_until("the pace to recover", LIMIT, || ask(&mut client, "GET /payments/1", Some("look"), "").status == 200);
+}
+
+#[test]
+fn without_tokens_an_address_has_a_pace() {
+    let dir = tempfile::tempdir().unwrap();
+    let payrelay = start(dir.path(), "[http]\nclient_requests_per_second = 3\n", &[]);
+    let statuses: Vec<_> = (0..100).map(|_| Client::connect(payrelay.addr()).get("/payments/1").status).collect();
+    assert!(statuses.contains(&404) && statuses.contains(&429), "a new connection is no new client: {statuses:?}");
+}
+
+#[test]
+fn bodies_under_way_have_a_room_for_each_client_and_one_for_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = "[http]\nbody_timeout = '6s'\nbody_bytes_max = 65536\nclient_body_bytes_max = 65536\nbodies_bytes_max = 120000\n";
+    let config =
+        limits.to_owned() + &token("one", "full", "1") + &token("two", "full", "2") + &token("three", "full", "3");
+    let payrelay = start(dir.path(), &config, &[]);
+    let whole =
+        |token: &str| ask(&mut Client::connect(payrelay.addr()), "POST /payments", Some(token), &payment(1, 60_000));
+    let half = |token: &str| {
+        let mut client = Client::connect(payrelay.addr());
+        let text = request("POST /payments", &format!("Authorization: Bearer {token}\r\n"), &payment(1, 60_000));
+        let (sent, rest) = text.split_at(text.len() - 5000);
+        client.send_raw(sent.as_bytes()).unwrap();
+        (client, rest.to_owned())
+    };
+    // Tried until the half body was there before the whole one: that one finds no room then.
+    let ((mut first, rest), refused) = wait_for("the room of one client to be full", LIMIT, || {
+        let (begun, answer) = (half("1"), whole("1"));
+        (answer.status != 201).then_some((begun, answer))
+    });
+    assert_eq!((refused.status, refused.header("retry-after")), (429, Some("1")));
+    assert!(refused.json()["detail"].as_str().unwrap().contains("http.client_body_bytes_max"));
+    assert_eq!(whole("2").status, 201, "another has a room of its own");
+    let small = ask(&mut Client::connect(payrelay.addr()), "POST /payments", Some("1"), &payment(2, 0));
+    assert_eq!(small.status, 201, "a body that is there at once takes no room");
+
+    let ((mut second, _), refused) = wait_for("the room of all to be full", LIMIT, || {
+        let (begun, answer) = (half("2"), whole("3"));
+        (answer.status != 201).then_some((begun, answer))
+    });
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
+    assert!(refused.json()["detail"].as_str().unwrap().contains("http.bodies_bytes_max"));
+
+    first.send_raw(rest.as_bytes()).unwrap();
+    assert_eq!(first.read_response().status, 201);
+    assert_eq!([whole("1").status, whole("3").status], [201, 201], "the room comes back with the answer");
+    assert_eq!(second.read_response().status, 408);
+    assert_eq!(whole("2").status, 201, "and with the time-out");
+}
+
+#[test]
+fn connections_of_one_address_are_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let payrelay = start(dir.path(), "[http]\nclient_connections_max = 4\n", &[]);
+    let mut kept: Vec<_> = (0..4).map(|_| Client::connect(payrelay.addr())).collect();
+    assert!(kept.iter_mut().all(|client| client.get("/health/live").status == 200));
+    for _ in 0..20 {
+        assert!(Client::connect(payrelay.addr()).closed_by_server());
+    }
+    assert!(kept.iter_mut().all(|client| client.get("/health/live").status == 200), "those that are there stay");
+    let line = "127.0.0.1 has 4 connections (http.client_connections_max): more are closed at once";
+    kept.truncate(1);
+    payrelay.wait_for_log("127.0.0.1 has 2 connections again: 20 more were closed", LIMIT);
+    assert_eq!(payrelay.log().matches(line).count(), 1, "{}", payrelay.log());
+    assert_eq!(Client::connect(payrelay.addr()).get("/health/live").status, 200);
+}
+
+/// As many send half a head, and as many half a body.
+const SLOW: usize = 200;
+
+/// As many ask and never read. Fewer: until their buffers are full, each costs the database eight pages of 500 payments.
+const UNREAD: usize = 30;
+
+/// While all of them are there, others are answered within this, also by an unoptimized build on a busy machine.
+const PROMPT: Duration = Duration::from_secs(10);
+
+/// A peak of resident memory (`VmHWM` of `proc_pid_status(5)`) above this is a leak, not a client's share.
+const RESIDENT_KIB_MAX: u64 = 128 * 1024;
+
+#[test]
+fn clients_that_are_slow_on_purpose_hinder_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let connections = (2 * SLOW + UNREAD + 1).to_string();
+    let env = [
+        ("PAYRELAY_HTTP_HEADER_TIMEOUT", "6s"),
+        ("PAYRELAY_HTTP_BODY_TIMEOUT", "6s"),
+        ("PAYRELAY_HTTP_WRITE_TIMEOUT", "6s"),
+        ("PAYRELAY_HTTP_CONNECTIONS_MAX", &connections),
+    ];
+    let payrelay = start(dir.path(), "", &env);
+    let address = payrelay.addr();
+    let mut good = Client::connect(address);
+    let reservations: Vec<_> = (1..=500).map(|id| json!({"reservation_id": id, "seat_price": 5})).collect();
+    let many = json!({"user_id": 1, "reservations": reservations});
+    assert_eq!(good.post_json("/payments", &many).status, 201);
+
+    assert_eq!(good.get("/payments/1").status, 200);
+    let before = descriptors(&payrelay);
+    let over = AtomicBool::new(false);
+    let (served, slowest) = thread::scope(|scope| {
+        let good = scope.spawn(|| serve_all_along(&mut good, &over));
+        // Also when something here fails: the scope waits for the thread.
+        let over = Over(&over);
+        let opened = Instant::now();
+        let mut slow = half_heads(address);
+        slow.extend(half_bodies(address));
+        let unread = never_reading(address);
+        println!("{} slow clients after {:.1?}", slow.len() + unread.len(), opened.elapsed());
+        for stream in &mut slow {
+            // Whatever it says, it closes.
+            stream.set_read_timeout(Some(LIMIT)).unwrap();
+            let ended = stream.read_to_end(&mut Vec::new());
+            let reset = |error: &std::io::Error| error.kind() == std::io::ErrorKind::ConnectionReset;
+            assert!(ended.as_ref().map_or_else(reset, |_| true), "{ended:?}");
+        }
+        // Those that never read stay open on their side: only the server's time-out ends them.
+        wait_until("the last of them to be given up", LIMIT, || descriptors(&payrelay) <= before);
+        let mut fresh: Vec<_> = (0..2 * SLOW + UNREAD).map(|_| Client::connect(address)).collect();
+        for client in &mut fresh {
+            client.send_raw(request("GET /health/live", "", "").as_bytes()).unwrap();
+        }
+        assert!(fresh.iter_mut().all(|client| client.read_response().status == 200), "all slots are free again");
+        drop(unread);
+        drop(over);
+        good.join().unwrap()
+    });
+    println!("served {served} meanwhile, the slowest in {slowest:.1?}, at most {} KiB resident", resident(&payrelay));
+    assert!(served > 100 && slowest < PROMPT, "{served} served, the slowest in {slowest:?}");
+    assert!(resident(&payrelay) < RESIDENT_KIB_MAX, "{} KiB", resident(&payrelay));
+}
+
+/// Pays and looks until it is over; how often, and how long the slowest answer took.
+fn serve_all_along(good: &mut Client, over: &AtomicBool) -> (i64, Duration) {
+    let (mut served, mut slowest) = (0, Duration::ZERO);
+    while !over.load(Relaxed) {
+        let asked = Instant::now();
+        let body = json!({"user_id": 2, "reservations": [{"reservation_id": 1000 + served, "seat_price": 5}]});
+        assert_eq!(good.post_json("/payments", &body).status, 201);
+        assert_eq!(good.get("/payments/1").status, 200);
+        slowest = slowest.max(asked.elapsed());
+        served += 1;
+    }
+    (served, slowest)
+}
+
+fn half_heads(address: SocketAddr) -> Vec<TcpStream> {
+    let begin = |_| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(b"POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Ty").unwrap();
+        stream
+    };
+    (0..SLOW).map(begin).collect()
+}
+
+/// More of them than the room for bodies has: those that find none are answered 429.
+fn half_bodies(address: SocketAddr) -> Vec<TcpStream> {
+    let text = request("POST /payments", "", &payment(1, 262_144));
+    let half = &text.as_bytes()[..200_000];
+    let begin = |_| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(half).unwrap();
+        stream
+    };
+    (0..SLOW).map(begin).collect()
+}
+
+/// Each answer is a page of 500 payments, more than any buffer on the way takes together.
+fn never_reading(address: SocketAddr) -> Vec<TcpStream> {
+    let requests = request("GET /users/1/payment-history?limit=500", "", "").repeat(100);
+    let begin = |_| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(requests.as_bytes()).unwrap();
+        stream
+    };
+    (0..UNREAD).map(begin).collect()
+}
+
+fn descriptors(payrelay: &Payrelay) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", payrelay.pid())).unwrap().count()
+}
+
+/// The peak so far, in KiB.
+fn resident(payrelay: &Payrelay) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", payrelay.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn a_large_answer_to_a_slow_reader_arrives_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let payrelay = start(dir.path(), "[http]\nwrite_timeout = '2s'\n", &[]);
+    let mut client = Client::connect(payrelay.addr());
+    let reservations: Vec<_> = (1..=500).map(|id| json!({"reservation_id": id, "seat_price": 5})).collect();
+    assert_eq!(client.post_json("/payments", &json!({"user_id": 1, "reservations": reservations})).status, 201);
+    // Forty answers are some megabytes; the reader takes its time, but never two seconds for a bufferful.
+    let requests = request("GET /users/1/payment-history?limit=500", "", "").repeat(40);
+    client.send_raw(requests.as_bytes()).unwrap();
+    let begun = Instant::now();
+    for round in 1..=40_u32 {
+        wait_until("the reader to go on", LIMIT, || begun.elapsed() > round * Duration::from_millis(100));
+        let page: Value = client.read_response().json();
+        assert_eq!(page["payments"].as_array().unwrap().len(), 500);
+    }
+}
