@@ -150,6 +150,7 @@ fn run() -> u8 {
             Ok(database) => backup(&database, &file),
             Err(problem) => refuse(&problem),
         },
+        // A token was printed before the configuration was looked at.
         Some(Command::Serve | Command::Token) | None => {
             start_logger(level);
             serve(loaded, arguments.config.as_deref())
