@@ -118,6 +118,20 @@ mod tests {
     }
 
     #[test]
+    fn the_corpus_of_http_dates() {
+        let words = ["Sun, ", " GMT", " +0000", " -2359", "Feb", "29", "9999", ":60", "(", ")"];
+        crate::fuzz::corpus("http-date", 10_000, &words, |bytes| {
+            let Some(time) = parse_http_date(&String::from_utf8_lossy(bytes)) else { return false };
+            // It can be shown, and is the same when it is written as HTTP writes it.
+            assert!(!time.to_string().is_empty());
+            let written =
+                jiff::Timestamp::from_microsecond(time.0).unwrap().strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+            assert_eq!(parse_http_date(&written), Some(time), "{written}");
+            true
+        });
+    }
+
+    #[test]
     fn a_clock_that_jumped_back_is_no_time_ago() {
         let earlier = Timestamp::from_micros(10);
         assert_eq!(Timestamp::from_micros(3).since(earlier), Duration::ZERO);

@@ -1228,6 +1228,83 @@ mod tests {
         assert!(new.differing(&old).contains("slack.route[0].name"));
     }
 
+    /// Files as they are; `#env NAME=value` in a line of its own is a variable.
+    #[test]
+    fn the_corpus_of_configurations() {
+        let words = [
+            "[http]\n",
+            "[kafka]\n",
+            "[slack]\n",
+            "[[slack.route]]\n",
+            "listen = ",
+            "webhook_url = ",
+            "sasl_password = ",
+            "name = ",
+            "\"https://hooks.example/s3cr3t-99\"",
+            "\"\"\"",
+            "\n",
+            " = ",
+            "\n#env PAYRELAY_KAFKA_TOPIC=",
+            "\n#env PAYRELAY_KAFKA_SASL_PASSWORD=s3cr3t-98\n",
+        ];
+        crate::fuzz::corpus("config", 1500, &words, |bytes| {
+            let file = String::from_utf8_lossy(bytes);
+            let variables = file.lines().filter_map(|line| line.strip_prefix("#env ")?.split_once('='));
+            // A variable that names a file has it read.
+            let environment: BTreeMap<_, _> = variables
+                .filter(|(name, _)| name.starts_with("PAYRELAY_") && !name.ends_with("_FILE"))
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect();
+            let outcome = Config::load(&file, &environment);
+            let shown = match &outcome {
+                Ok(loaded) => format!("{}{:?}", loaded.effective, loaded.config),
+                Err(problems) => problems.to_string(),
+            };
+            if !tells_a_secret(&file, &environment) {
+                assert!(!shown.contains("s3cr3t"), "{shown}");
+            }
+            match outcome {
+                Ok(loaded) => {
+                    // What is shown is a configuration, and the same one.
+                    let text = loaded.effective.replace("\"***\"", "\"https://masked.example\"");
+                    let again = load(&text, &[]).unwrap_or_else(|problems| panic!("{problems}\n{text}"));
+                    assert_eq!(format!("{:?}", again.config), format!("{:?}", loaded.config));
+                    true
+                }
+                Err(Problems(problems)) => {
+                    assert!(
+                        !problems.is_empty() && problems.iter().all(|problem| problem.contains([':', ' '])),
+                        "{shown}"
+                    );
+                    false
+                }
+            }
+        });
+    }
+
+    /// Whether a secret stands where none belongs: as a key, or as the value of a key that is not secret.
+    fn tells_a_secret(file: &str, environment: &BTreeMap<String, String>) -> bool {
+        const SECRET: [&str; 3] = ["webhook_url", "proxy", "sasl_password"];
+        fn elsewhere(table: &toml::Table) -> bool {
+            table.iter().any(|(key, value)| {
+                key.contains("s3cr3t")
+                    || match value {
+                        _ if SECRET.contains(&key.as_str()) => false,
+                        Value::Table(table) => elsewhere(table),
+                        Value::Array(items) => items.iter().any(|item| match item {
+                            Value::Table(table) => elsewhere(table),
+                            item => item.to_string().contains("s3cr3t"),
+                        }),
+                        value => value.to_string().contains("s3cr3t"),
+                    }
+            })
+        }
+        let secret = |name: &str| SECRET.iter().any(|key| name.ends_with(&key.to_uppercase()));
+        let variable =
+            |(name, value): (&String, &String)| name.contains("s3cr3t") || (!secret(name) && value.contains("s3cr3t"));
+        file.parse::<toml::Table>().is_ok_and(|table| elsewhere(&table)) || environment.iter().any(variable)
+    }
+
     #[test]
     fn durations_have_a_unit() {
         let ms = |text| parse_duration(text).map(|span| span.as_millis());

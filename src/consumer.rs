@@ -337,3 +337,58 @@ fn letter(record: &ConsumerRecord, reason: String) -> DeadRecord {
         headers: record.headers.iter().map(|(name, value)| (name.clone(), value.as_deref().map(text))).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Headers, one a line, then an empty line, then the value; `key` is the key. A header without a value has none.
+    fn raw(bytes: &[u8]) -> ConsumerRecord {
+        let (head, value) = match bytes.windows(2).position(|pair| pair == b"\n\n") {
+            _ if bytes.starts_with(b"\n") => (&bytes[..0], Some(&bytes[1..])),
+            Some(end) => (&bytes[..end], Some(&bytes[end + 2..])),
+            None => (bytes, None),
+        };
+        let mut record = ConsumerRecord::new("payment-event", 0, 0, None, value.map(<[u8]>::to_vec).map(Into::into));
+        for line in head.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            let end = line.windows(2).position(|pair| pair == b": ").unwrap_or(line.len());
+            let value = line.get(end + 2..).map(<[u8]>::to_vec);
+            if &line[..end] == b"key" {
+                record.key = value.map(Into::into);
+            } else {
+                record.headers.push((String::from_utf8_lossy(&line[..end]).into_owned(), value.map(Into::into)));
+            }
+        }
+        record
+    }
+
+    #[test]
+    fn the_corpus_of_records() {
+        let node = NodeId::parse("shop-7").unwrap();
+        let words = ["ce_id: ", "shop-7-", "shop-7-12", "\n", "\n\n", ": ", "key: ", "traceparent: "];
+        crate::fuzz::corpus("record", 10_000, &words, |bytes| {
+            let record = raw(bytes);
+            match Notice::parse(&node, record.header_str(ID_HEADER), record.value.as_deref()) {
+                Ok(notice) => {
+                    assert!(notice.outbox_id > 0 && notice.payment_id > 0);
+                    // It is written as it was read.
+                    assert_eq!(record.header_str(ID_HEADER), Some(node.event_id(notice.outbox_id).as_str()));
+                    assert_eq!(record.value.as_deref(), Some(notice.payment_id.to_string().as_bytes()));
+                    true
+                }
+                Err(foreign) => {
+                    let kept = letter(&record, foreign.to_string());
+                    // Of whatever length and bytes it is, its reason is a line, and the rest is kept.
+                    assert!(kept.reason.len() < 2000 && !kept.reason.contains(char::is_control), "{}", kept.reason);
+                    assert_eq!(
+                        (kept.key.as_deref(), kept.value.as_deref()),
+                        (record.key.as_deref(), record.value.as_deref())
+                    );
+                    let json = serde_json::to_string(&kept.headers).unwrap();
+                    assert_eq!(serde_json::from_str::<Vec<(String, Option<String>)>>(&json).unwrap(), kept.headers);
+                    false
+                }
+            }
+        });
+    }
+}

@@ -33,11 +33,14 @@ impl NodeId {
 
     /// The outbox id in an event id of this node.
     fn outbox_id(&self, event_id: &str) -> Option<i64> {
-        let digits = event_id.strip_prefix(self.as_str())?.strip_prefix('-')?;
-        let id: i64 = digits.parse().ok()?;
-        // Only the form that `event_id` writes: no sign, no leading zero.
-        (id > 0 && id.to_string() == digits).then_some(id)
+        id(event_id.strip_prefix(self.as_str())?.strip_prefix('-')?)
     }
+}
+
+/// Only the form in which ids are written: no sign, no leading zero.
+fn id(digits: &str) -> Option<i64> {
+    let id: i64 = digits.parse().ok()?;
+    (id > 0 && id.to_string() == digits).then_some(id)
 }
 
 impl fmt::Display for NodeId {
@@ -162,13 +165,17 @@ impl Notice {
     /// Reads a record's id header and value.
     pub fn parse(node: &NodeId, event_id: Option<&str>, value: Option<&[u8]>) -> Result<Self, Foreign> {
         let event_id = event_id.ok_or(Foreign::NoId)?;
-        let outbox_id = node.outbox_id(event_id).ok_or_else(|| Foreign::NotOurs(event_id.to_owned()))?;
-        let payment_id = value
-            .and_then(|bytes| std::str::from_utf8(bytes).ok())
-            .and_then(|text| text.parse().ok())
-            .ok_or(Foreign::BadValue)?;
+        let outbox_id = node.outbox_id(event_id).ok_or_else(|| Foreign::NotOurs(shown(event_id)))?;
+        let payment_id =
+            value.and_then(|bytes| std::str::from_utf8(bytes).ok()).and_then(id).ok_or(Foreign::BadValue)?;
         Ok(Self { outbox_id, payment_id })
     }
+}
+
+/// Somebody else's id, which may be of any length.
+fn shown(event_id: &str) -> String {
+    const CHARS_MAX: usize = 150;
+    event_id.chars().take(CHARS_MAX).collect()
 }
 
 /// A W3C trace context that may be passed on, version 00 (<https://www.w3.org/TR/trace-context/>). A receiver
@@ -266,6 +273,16 @@ mod tests {
         for text in bad {
             assert_eq!(parse_traceparent(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn the_corpus_of_trace_contexts() {
+        crate::fuzz::corpus("traceparent", 10_000, &["00-", "-01", "ff"], |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let Some(taken) = parse_traceparent(&text) else { return false };
+            assert!(taken == text && taken.len() == 55 && taken.is_ascii(), "{taken}");
+            true
+        });
     }
 
     #[test]

@@ -41,3 +41,6 @@ pub mod counters;
 pub mod outage;
 
 pub mod service;
+
+#[cfg(test)]
+mod fuzz;

@@ -3,7 +3,9 @@
 //! Whoever holds a [`NewPayment`] checks nothing any more.
 
 use std::collections::HashSet;
+use std::marker::PhantomData;
 
+use serde::de::value::MapAccessDeserializer;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::clock::Timestamp;
@@ -34,7 +36,7 @@ pub struct Reservation {
 #[serde(deny_unknown_fields)]
 struct RawPayment {
     user_id: Option<Natural>,
-    reservations: Option<Vec<RawReservation>>,
+    reservations: Option<Vec<Object<RawReservation>>>,
 }
 
 #[derive(Deserialize)]
@@ -62,14 +64,25 @@ pub enum Invalid {
 
 impl Invalid {
     fn field(field: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self::Field { field: field.into(), detail: detail.into() }
+        Self::Field { field: shown(field.into()), detail: shown(detail.into()) }
     }
+}
+
+/// How much a refusal repeats of a body, which may be large.
+const SHOWN_MAX: usize = 300;
+
+fn shown(mut text: String) -> String {
+    if text.len() > SHOWN_MAX {
+        text.truncate(text.floor_char_boundary(SHOWN_MAX));
+        text.push_str("...");
+    }
+    text
 }
 
 impl NewPayment {
     /// Reads a request body.
     pub fn parse(body: &[u8]) -> Result<Self, Invalid> {
-        let raw: RawPayment = from_json(body)?;
+        let Object(raw): Object<RawPayment> = from_json(body)?;
         let user_id = present(raw.user_id, || "user_id".to_owned())?.0;
         let entries = present(raw.reservations, || "reservations".to_owned())?;
         if !(1..=RESERVATIONS_MAX).contains(&entries.len()) {
@@ -77,7 +90,7 @@ impl NewPayment {
             return Err(Invalid::field("reservations", detail));
         }
         let mut seen = HashSet::with_capacity(entries.len());
-        let check = |(index, entry): (usize, RawReservation)| {
+        let check = |(index, Object(entry)): (usize, Object<RawReservation>)| {
             let field = |name| move || format!("reservations[{index}].{name}");
             let reservation_id = present(entry.reservation_id, field("reservation_id"))?.0;
             let seat_price = present(entry.seat_price, field("seat_price"))?.0;
@@ -103,7 +116,8 @@ fn from_json<'de, T: Deserialize<'de>>(body: &'de [u8]) -> Result<T, Invalid> {
         let source = error.into_inner();
         match source.classify() {
             serde_json::error::Category::Data => {
-                Invalid::field(if path == "." { "body" } else { &path }, describe(&source))
+                let whole = path == "." || path.is_empty();
+                Invalid::field(if whole { "body" } else { &path }, describe(&source))
             }
             _ => Invalid::NotJson(source.to_string()),
         }
@@ -118,6 +132,29 @@ fn describe(error: &serde_json::Error) -> String {
     match text.rfind(" at line ") {
         Some(end) => text[..end].to_owned(),
         None => text,
+    }
+}
+
+/// A JSON object. What serde derives takes an array of the values as well, in the order of the fields.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> de::Visitor<'de> for Visitor<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+
+        deserializer.deserialize_map(Visitor(PhantomData))
     }
 }
 
@@ -254,6 +291,88 @@ mod tests {
         let body =
             r#"{"user_id":1,"reservations":[{"reservation_id":7,"seat_price":1},{"reservation_id":7,"seat_price":2}]}"#;
         assert_eq!(refusal(body), ("reservations[1].reservation_id".into(), "7 is named twice in this request".into()));
+    }
+
+    /// Twice is refused even where both say the same: which one was meant is not for us to guess.
+    #[test]
+    fn refuses_a_field_named_twice() {
+        let cases = [
+            (r#"{"user_id":1,"user_id":2,"reservations":[]}"#, "body", "user_id"),
+            (r#"{"user_id":1,"\u0075ser_id":1,"reservations":[]}"#, "body", "user_id"),
+            (r#"{"user_id":1,"reservations":[],"reservations":[]}"#, "body", "reservations"),
+            (
+                r#"{"user_id":1,"reservations":[{"reservation_id":1,"seat_price":1,"seat_price":1}]}"#,
+                "reservations[0]",
+                "seat_price",
+            ),
+        ];
+        for (body, field, name) in cases {
+            assert_eq!(refusal(body), (field.to_owned(), format!("duplicate field `{name}`")), "{body}");
+        }
+    }
+
+    #[test]
+    fn refuses_an_array_where_an_object_has_to_be() {
+        for (body, field) in
+            [("[42,[[1001,150000]]]", "body"), (r#"{"user_id":1,"reservations":[[1001,150000]]}"#, "reservations[0]")]
+        {
+            let (found, detail) = refusal(body);
+            assert!(found == field && detail.contains("expected an object"), "{body}: {found}: {detail}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_repeats_little_of_the_body() {
+        let long = "é".repeat(5000);
+        for body in [format!(r#"{{"{long}":1}}"#), format!(r#"{{"user_id":"{long}"}}"#)] {
+            let (field, detail) = refusal(&body);
+            assert!(field.len() <= SHOWN_MAX + 3 && detail.len() <= SHOWN_MAX + 3, "{field}: {detail}");
+        }
+    }
+
+    fn as_json(new: &NewPayment) -> serde_json::Value {
+        let one = |r: &Reservation| serde_json::json!({"reservation_id": r.reservation_id, "seat_price": r.seat_price});
+        serde_json::json!({"user_id": new.user_id, "reservations": new.reservations.iter().map(one).collect::<Vec<_>>()})
+    }
+
+    #[test]
+    fn the_corpus_of_bodies() {
+        let words = [
+            "\"user_id\":",
+            "\"reservations\":",
+            "\"reservation_id\":",
+            "\"seat_price\":",
+            "null",
+            "[",
+            "{",
+            "]",
+            "}",
+            ",",
+            "\\u0075",
+        ];
+        crate::fuzz::corpus("body", 5000, &words, |body| match NewPayment::parse(body) {
+            Ok(new) => {
+                assert!((1..=RESERVATIONS_MAX).contains(&new.reservations.len()) && new.user_id >= 0);
+                assert!(new.reservations.iter().all(|r| r.reservation_id >= 0 && r.seat_price >= 0));
+                let ids: HashSet<_> = new.reservations.iter().map(|r| r.reservation_id).collect();
+                assert_eq!(ids.len(), new.reservations.len());
+                // What was read is all that the body says, and is read again from what is written of it.
+                let whole: serde_json::Value = serde_json::from_slice(body).unwrap();
+                assert_eq!(as_json(&new), whole);
+                assert_eq!(NewPayment::parse(whole.to_string().as_bytes()), Ok(new));
+                true
+            }
+            Err(Invalid::NotJson(detail)) => {
+                let whole = serde_json::from_slice::<serde_json::Value>(body);
+                assert!(whole.is_err() && !detail.is_empty(), "{detail}");
+                false
+            }
+            Err(Invalid::Field { field, detail }) => {
+                let bound = 1..=SHOWN_MAX + 3;
+                assert!(bound.contains(&field.len()) && bound.contains(&detail.len()), "{field}: {detail}");
+                false
+            }
+        });
     }
 
     proptest! {

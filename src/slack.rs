@@ -102,18 +102,15 @@ impl Slack {
             Ok(answer) => answer,
             Err(error) => return self.no_answer(&error),
         };
-        let status = answer.status().as_u16();
-        let retry_after = answer.headers().get("retry-after").and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let mut word = Vec::new();
         if answer.status().is_success() {
             // Reading the answer to its end frees the connection for the next message. Slack has said it already.
             let _ = answer.body_mut().read_to_vec();
-            return Answer::Taken;
+        } else {
+            let _ = answer.body_mut().as_reader().take(ANSWER_MAX).read_to_end(&mut word);
         }
-        let mut word = Vec::new();
-        let _ = answer.body_mut().as_reader().take(ANSWER_MAX).read_to_end(&mut word);
-        let word = String::from_utf8_lossy(&word);
-        let retry_after = retry_after.and_then(|text| parse_retry_after(&text, Timestamp::now()));
-        classify(status, word.trim(), retry_after)
+        let retry_after = answer.headers().get("retry-after").map(ureq::http::HeaderValue::as_bytes);
+        read(answer.status().as_u16(), retry_after, &word, Timestamp::now())
     }
 
     /// Before anything was sent nothing can have been told; afterwards nobody knows.
@@ -167,6 +164,16 @@ fn is_unsent(error: &io::Error) -> bool {
             text.starts_with("failed to lookup address") || text.starts_with("invalid peer certificate")
         }
     }
+}
+
+/// What an answer means: its status, the header that says when to come again, the beginning of its body.
+fn read(status: u16, retry_after: Option<&[u8]>, body: &[u8], now: Timestamp) -> Answer {
+    if (200..300).contains(&status) {
+        return Answer::Taken;
+    }
+    let retry_after = retry_after.and_then(|bytes| std::str::from_utf8(bytes).ok());
+    let retry_after = retry_after.and_then(|text| parse_retry_after(text, now));
+    classify(status, String::from_utf8_lossy(body).trim(), retry_after)
 }
 
 /// What an answer that is no success means
@@ -249,6 +256,45 @@ mod tests {
         for page in ["Cannot POST /services/T0/B0/token", "<html>", "", &"x".repeat(65)] {
             assert_eq!(text(page), "Slack answered 404");
         }
+    }
+
+    /// A status, a line with `Retry-After`, the body.
+    #[test]
+    fn the_corpus_of_answers() {
+        let words = [
+            "429\n",
+            "200\n",
+            "500\n",
+            "\n",
+            "no_service",
+            "invalid_payload",
+            "Sun, 22 Nov 2026 10:01:00 GMT",
+            "s3cr3t",
+        ];
+        crate::fuzz::corpus("slack-answer", 10_000, &words, |bytes| {
+            let mut parts = bytes.splitn(3, |byte| *byte == b'\n');
+            let mut next = || parts.next().unwrap_or_default();
+            let (status, retry_after, body) = (next(), next(), next());
+            let status = std::str::from_utf8(status).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+            let retry_after = Some(retry_after).filter(|bytes| !bytes.is_empty());
+            let now = Timestamp::from_micros(1_795_341_600_000_000);
+            let answer = read(status, retry_after, body, now);
+            match &answer {
+                Answer::Taken => assert!((200..300).contains(&status)),
+                Answer::Limited(_) => assert_eq!(status, 429),
+                Answer::Failed(text) | Answer::Rejected(text) | Answer::Closed(text) => {
+                    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b' ' || b == b'_');
+                    assert!(
+                        text.starts_with(&format!("Slack answered {status}")) && text.len() < 90 && plain,
+                        "{text}"
+                    );
+                    // A page may repeat the webhook, which has slashes.
+                    assert!(!(body.contains(&b'/') && text.contains("s3cr3t")), "{text}");
+                }
+                Answer::Unknown(_) => unreachable!("an answer came"),
+            }
+            answer == Answer::Taken
+        });
     }
 
     proptest! {

@@ -1,6 +1,6 @@
 //! Which request is which, and what is answered. What can be decided without the store is decided in pure functions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use http_body_util::Full;
@@ -106,12 +106,12 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Prob
         ["users", id, "payment-history"] => {
             reading()?;
             let user_id = number("user_id", id)?;
-            let (before, limit) = page(query.unwrap_or(""))?;
+            let (before, limit) = page(each_once(query)?)?;
             Ok(Route::History { user_id, before, limit })
         }
         ["health", "live"] => reading().map(|()| Route::Live),
         ["health", "ready"] => reading().map(|()| Route::Ready),
-        ["admin", ref rest @ ..] => admin::route(method, path, rest, query.unwrap_or("")).map(Route::Admin),
+        ["admin", ref rest @ ..] => admin::route(method, path, rest, each_once(query)?).map(Route::Admin),
         _ => Err(Problem::not_found(format!("there is nothing at {path}"))),
     }
 }
@@ -125,6 +125,16 @@ pub(super) fn number(field: &str, text: &str) -> Result<i64, Problem> {
 /// The names and values of a query; nothing here needs decoding.
 pub(super) fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
     query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+}
+
+/// A parameter that is named twice is refused: which one was meant is not for us to guess.
+fn each_once(query: Option<&str>) -> Result<&str, Problem> {
+    let query = query.unwrap_or("");
+    let mut seen = HashSet::new();
+    match pairs(query).find(|(name, _)| !seen.insert(*name)) {
+        Some((name, _)) => Err(Problem::invalid_field(name, "is named twice")),
+        None => Ok(query),
+    }
 }
 
 pub(super) fn page_size(text: &str) -> Result<usize, Problem> {
@@ -517,6 +527,51 @@ mod tests {
         for query in ["limit=0", "limit=501", "limit=", "before=x", "page=1", "limit"] {
             assert!(get("/users/1/payment-history", Some(query)).is_err(), "{query}");
         }
+    }
+
+    /// A method, a path, a query, as in the first line of a request.
+    #[test]
+    fn the_corpus_of_targets() {
+        let words = [
+            "GET ",
+            "POST ",
+            "/payments/",
+            "/users/",
+            "/payment-history",
+            "?",
+            "&",
+            "=",
+            "limit=",
+            "before=",
+            "/admin/",
+            "dead-letters",
+            "dry_run=",
+            "all=",
+            "true",
+        ];
+        crate::fuzz::corpus("target", 10_000, &words, |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let (method, target) = text.split_once(' ').unwrap_or(("GET", &text));
+            let Ok(method) = Method::from_bytes(method.as_bytes()) else { return false };
+            let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+            match route(&method, path, query) {
+                Ok(Route::Payment { id }) => assert!(id >= 0),
+                Ok(Route::History { user_id, before, limit }) => {
+                    assert!(user_id >= 0 && before.is_none_or(|id| id >= 0) && (1..=PAGE_MAX).contains(&limit));
+                }
+                Ok(Route::Pay) => assert!(method == Method::POST && path.ends_with("payments")),
+                Ok(Route::Admin(admin::Route::Act { .. } | admin::Route::Resume { .. })) => {
+                    assert_eq!(method, Method::POST);
+                }
+                Ok(_) => assert!(method == Method::GET || method == Method::HEAD),
+                Err(problem) => {
+                    let status = problem.into_response().status().as_u16();
+                    assert!([404, 405, 422].contains(&status), "{status}");
+                    return false;
+                }
+            }
+            true
+        });
     }
 
     #[test]
