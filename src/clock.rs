@@ -24,6 +24,11 @@ impl Timestamp {
         Self(micros)
     }
 
+    /// Reads RFC 3339, as it is shown.
+    pub fn parse(text: &str) -> Option<Self> {
+        text.parse().ok().map(|time: jiff::Timestamp| Self(time.as_microsecond()))
+    }
+
     /// The stored form.
     pub const fn as_micros(self) -> i64 {
         self.0

@@ -19,7 +19,7 @@ use krafka::error::KrafkaError;
 
 use crate::clock::Timestamp;
 use crate::config;
-use crate::event::{ID_HEADER, NodeId, Notice};
+use crate::event::{ID_HEADER, NodeId, Notice, TIME_HEADER};
 use crate::kafka::{Driver, Failure, Link, identify, within};
 use crate::outage::{Backoff, Outage, Part};
 use crate::store::dead_letter::{self, DeadRecord};
@@ -314,7 +314,7 @@ fn keep(
     now: Timestamp,
 ) -> SqlResult<Result<(i64, Arrival), DeadRecord>> {
     let reason = match Notice::parse(node, record.header_str(ID_HEADER), record.value.as_deref()) {
-        Ok(notice) => match delivery::accept(tx, notice, now)? {
+        Ok(notice) => match delivery::accept(tx, notice.created_at(record.header_str(TIME_HEADER)), now)? {
             Arrival::Unknown => "no event of this database has its id and payment".to_owned(),
             arrival => return Ok(Ok((notice.outbox_id, arrival))),
         },

@@ -115,6 +115,9 @@ pub struct Record {
 /// The header that holds the event's id.
 pub const ID_HEADER: &str = "ce_id";
 
+/// The header that holds when it was committed.
+pub const TIME_HEADER: &str = "ce_time";
+
 impl Event {
     /// The record that tells of this event. Its timestamp is when the event was committed, but never later than
     /// `now`: a broker refuses a record from the future (`message.timestamp.after.max.ms`, KIP-937), and a clock may
@@ -125,7 +128,7 @@ impl Event {
             (ID_HEADER, node.event_id(self.outbox_id)),
             ("ce_source", format!("/payrelay/{node}")),
             ("ce_type", self.kind.as_str().to_owned()),
-            ("ce_time", self.created_at.to_string()),
+            (TIME_HEADER, self.created_at.to_string()),
             ("content-type", "text/plain".to_owned()),
         ];
         headers.extend(self.traceparent.clone().map(|trace| ("traceparent", trace)));
@@ -145,6 +148,9 @@ pub struct Notice {
     pub outbox_id: i64,
     /// Which payment it says it tells of.
     pub payment_id: i64,
+    /// When that was committed, if it says so: an id that was given twice, by a database and by an older copy of it, is two
+    /// events.
+    pub created_at: Option<Timestamp>,
 }
 
 /// Why a record of the topic is no event of this node.
@@ -168,7 +174,13 @@ impl Notice {
         let outbox_id = node.outbox_id(event_id).ok_or_else(|| Foreign::NotOurs(shown(event_id)))?;
         let payment_id =
             value.and_then(|bytes| std::str::from_utf8(bytes).ok()).and_then(id).ok_or(Foreign::BadValue)?;
-        Ok(Self { outbox_id, payment_id })
+        Ok(Self { outbox_id, payment_id, created_at: None })
+    }
+
+    /// With what its time header says.
+    #[must_use]
+    pub fn created_at(self, text: Option<&str>) -> Self {
+        Self { created_at: text.and_then(Timestamp::parse), ..self }
     }
 }
 
@@ -246,7 +258,7 @@ mod tests {
     #[test]
     fn what_is_not_ours_is_told_apart() {
         let parse = |id, value: &'static str| Notice::parse(&node(), id, Some(value.as_bytes()));
-        assert_eq!(parse(Some("shop-7-12"), "34"), Ok(Notice { outbox_id: 12, payment_id: 34 }));
+        assert_eq!(parse(Some("shop-7-12"), "34"), Ok(Notice { outbox_id: 12, payment_id: 34, created_at: None }));
         assert_eq!(parse(None, "34"), Err(Foreign::NoId));
         for id in ["shop-8-12", "shop-7-", "shop-7", "shop-7-012", "shop-7-+1", "shop-7--1", "shop-7-0", ""] {
             assert_eq!(parse(Some(id), "34"), Err(Foreign::NotOurs(id.into())), "{id}");
@@ -298,7 +310,9 @@ mod tests {
             let node = NodeId::parse(&id).unwrap();
             let record = Event { outbox_id, payment_id, ..event() }.to_record(&node, Timestamp::now());
             let event_id = record.headers.iter().find(|(name, _)| *name == ID_HEADER).map(|(_, value)| value.as_str());
-            prop_assert_eq!(Notice::parse(&node, event_id, Some(record.value.as_bytes())), Ok(Notice { outbox_id, payment_id }));
+            let time = record.headers.iter().find(|(name, _)| *name == TIME_HEADER).map(|(_, value)| value.as_str());
+            let notice = Notice::parse(&node, event_id, Some(record.value.as_bytes())).map(|notice| notice.created_at(time));
+            prop_assert_eq!(notice, Ok(Notice { outbox_id, payment_id, created_at: Some(event().created_at) }));
         }
 
         #[test]

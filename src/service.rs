@@ -158,6 +158,7 @@ impl Service {
             settings: config.http.clone(),
             gate: Arc::clone(&gate),
             parts,
+            topic: config.kafka.topic.clone(),
             channels: resumes,
         });
         let http = http::spawn(listener, app, &exited)?;

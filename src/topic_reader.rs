@@ -11,7 +11,7 @@ use krafka::Kafka;
 use krafka::consumer::{AutoOffsetReset, Consumer, ConsumerRecord, IsolationLevel};
 use krafka::error::KrafkaError;
 
-use crate::event::ID_HEADER;
+use crate::event::{ID_HEADER, TIME_HEADER};
 use crate::kafka::{Failure, within};
 
 /// How long one poll waits for records: the end may be a marker, after which none come.
@@ -32,6 +32,8 @@ pub(crate) struct TopicRecord {
     pub(crate) value: Option<Vec<u8>>,
     /// The header `ce_id`, if it has one that is text.
     pub(crate) event_id: Option<String>,
+    /// The header `ce_time`, likewise.
+    pub(crate) time: Option<String>,
 }
 
 /// What there is of a partition.
@@ -144,6 +146,7 @@ impl From<ConsumerRecord> for TopicRecord {
             partition: record.partition,
             offset: record.offset,
             event_id: record.header_str(ID_HEADER).map(str::to_owned),
+            time: record.header_str(TIME_HEADER).map(str::to_owned),
             key: record.key.map(Vec::from),
             value: record.value.map(Vec::from),
         }

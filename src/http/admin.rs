@@ -9,7 +9,7 @@ use crate::clock::Timestamp;
 use crate::notifier::Resume;
 use crate::outage::{Part, PartState};
 use crate::store::dead_letter::{self, Action, Order, Outcome, Shown, Which};
-use crate::store::{Connection, Transaction, delivery};
+use crate::store::{Connection, Transaction, delivery, topic};
 
 /// A channel, as the operator sees it.
 pub struct Channel {
@@ -25,6 +25,7 @@ pub struct Channel {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Route {
     Channels,
+    Topic,
     Resume { name: String },
     DeadLetters { all: bool, after: i64, limit: usize },
     DeadLetter { id: i64 },
@@ -35,6 +36,7 @@ pub(super) enum Route {
 pub(super) fn route(method: &Method, path: &str, rest: &[&str], query: &str) -> Result<Route, Problem> {
     let found = match *rest {
         ["channels"] => Route::Channels,
+        ["topic"] => Route::Topic,
         ["channels", name, "resume"] => Route::Resume { name: name.to_owned() },
         ["dead-letters"] => page(query)?,
         ["dead-letters", "replay"] => act(ALL, Action::Replay, query)?,
@@ -106,6 +108,12 @@ struct ShownChannel<'a> {
 }
 
 #[derive(Serialize)]
+struct Topic<'a> {
+    topic: &'a str,
+    partitions: Vec<topic::Partition>,
+}
+
+#[derive(Serialize)]
 struct DeadLetters<'a> {
     dead_letters: &'a [Shown],
     /// Where later ones are.
@@ -124,6 +132,7 @@ impl App {
     pub(super) async fn administer(&self, route: Route) -> Result<Response<Body>, Problem> {
         match route {
             Route::Channels => self.channels().await,
+            Route::Topic => self.topic().await,
             Route::Resume { name } => self.resume(&name),
             Route::DeadLetters { all, after, limit } => self.dead_letters(all, after, limit).await,
             Route::DeadLetter { id } => {
@@ -149,6 +158,12 @@ impl App {
         });
         let channels = shown.collect();
         Ok(json(StatusCode::OK, &Channels { channels }))
+    }
+
+    async fn topic(&self) -> Result<Response<Body>, Problem> {
+        let name = self.context.topic.clone();
+        let partitions = self.query(move |connection| topic::of_name(connection, &name)).await?;
+        Ok(json(StatusCode::OK, &Topic { topic: &self.context.topic, partitions }))
     }
 
     fn resume(&self, name: &str) -> Result<Response<Body>, Problem> {
@@ -186,7 +201,9 @@ impl App {
             for Outcome { id, outcome, .. } in &outcomes {
                 log::info!("dead letter {id}, {} by the operator: {outcome}", action.as_str());
             }
+            // Whoever has to tell it, or to publish it, again.
             self.context.notifiers.wake();
+            self.context.relay.wake();
         }
         let next = match (which, outcomes.last()) {
             (Which::Open { limit, .. }, Some(last)) if outcomes.len() == limit => {
@@ -215,6 +232,7 @@ mod tests {
     fn knows_its_routes() {
         let (get, post) = (&Method::GET, &Method::POST);
         assert_eq!(find(get, "/admin/channels", ""), Ok(Route::Channels));
+        assert_eq!(find(get, "/admin/topic", ""), Ok(Route::Topic));
         assert_eq!(find(post, "/admin/channels/till-3/resume", ""), Ok(Route::Resume { name: "till-3".into() }));
         let letters = Ok(Route::DeadLetters { all: true, after: 7, limit: 2 });
         assert_eq!(find(get, "/admin/dead-letters", "all=true&after=7&limit=2"), letters);

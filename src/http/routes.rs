@@ -57,6 +57,8 @@ pub struct Context {
     pub gate: Arc<Gate>,
     /// The remote parts, by name.
     pub parts: Vec<(String, Part)>,
+    /// Where events go by way of, if they do.
+    pub topic: String,
     /// Who is told.
     pub channels: Vec<Channel>,
 }
@@ -398,6 +400,9 @@ struct Event<'a> {
     published_at: Option<Timestamp>,
     partition: Option<i32>,
     offset: Option<i64>,
+    /// Why the broker does not take it, while it is set aside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rejection: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -419,6 +424,7 @@ impl<'a> PaymentWay<'a> {
             published_at: event.published_at,
             partition: event.partition,
             offset: event.offset,
+            rejection: event.rejection.as_deref(),
         });
         let notification = match (&way.notification, &way.event) {
             (Some(told), _) => Some(Notification {

@@ -210,6 +210,7 @@ impl Line {
 
     fn ours(&self, record: &TopicRecord) -> Option<Found> {
         let notice = Notice::parse(&self.context.node, record.event_id.as_deref(), record.value.as_deref()).ok()?;
+        let notice = notice.created_at(record.time.as_deref());
         Some(Found { notice, partition: record.partition, offset: record.offset })
     }
 

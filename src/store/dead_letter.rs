@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::delivery::{self, Arrival};
 use super::{outbox, sql_limit};
 use crate::clock::Timestamp;
-use crate::event::{ID_HEADER, NodeId, Notice};
+use crate::event::{ID_HEADER, NodeId, Notice, TIME_HEADER};
 
 /// A record of the topic that is kept aside.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -312,10 +312,10 @@ fn replay_record(tx: &Transaction<'_>, id: i64, order: Order<'_>) -> rusqlite::R
     let (value, found): (Option<Vec<u8>>, _) = tx
         .prepare_cached("SELECT value, headers FROM dead_letter WHERE id = ?1")?
         .query_row([id], |row| Ok((row.get(0)?, headers(row.get(1)?))))?;
-    let event_id = found.iter().find(|(name, _)| name == ID_HEADER).and_then(|(_, value)| value.as_deref());
-    Ok(match Notice::parse(order.node, event_id, value.as_deref()) {
+    let header = |name| found.iter().find(|(other, _)| other == name).and_then(|(_, value)| value.as_deref());
+    Ok(match Notice::parse(order.node, header(ID_HEADER), value.as_deref()) {
         Err(foreign) => Err(format!("still: {foreign}")),
-        Ok(notice) => match delivery::accept(tx, notice, order.now)? {
+        Ok(notice) => match delivery::accept(tx, notice.created_at(header(TIME_HEADER)), order.now)? {
             Arrival::Accepted | Arrival::Duplicate => {
                 let status: String = tx
                     .prepare_cached("SELECT status FROM delivery WHERE outbox_id = ?1")?

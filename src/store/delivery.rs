@@ -44,22 +44,23 @@ pub enum Arrival {
 
 /// Takes a notice of one of our events from the topic.
 pub fn accept(tx: &Transaction<'_>, notice: Notice, now: Timestamp) -> rusqlite::Result<Arrival> {
-    Ok(match outbox::payment_of(tx, notice.outbox_id)? {
-        Some(payment) if payment == notice.payment_id => match insert(tx, notice.outbox_id, now)? {
+    Ok(match outbox::is_of(tx, notice)? {
+        Some(true) => match insert(tx, notice.outbox_id, now)? {
             true => Arrival::Accepted,
             false => Arrival::Duplicate,
         },
         None if is_purged(tx, notice)? => Arrival::Purged,
-        Some(_) | None => Arrival::Unknown,
+        Some(false) | None => Arrival::Unknown,
     })
 }
 
 /// Whether an event that is not in the outbox once was: its id was given, and its payment is there.
 pub(super) fn is_purged(tx: &Transaction<'_>, notice: Notice) -> rusqlite::Result<bool> {
     tx.prepare_cached(
-        "SELECT 1 FROM payment WHERE id = ?2 AND ?1 <= (SELECT seq FROM sqlite_sequence WHERE name = 'outbox')",
+        "SELECT 1 FROM payment WHERE id = ?2 AND ?1 <= (SELECT seq FROM sqlite_sequence WHERE name = 'outbox') \
+         AND (?3 IS NULL OR executed_at = ?3)",
     )?
-    .exists((notice.outbox_id, notice.payment_id))
+    .exists((notice.outbox_id, notice.payment_id, notice.created_at.map(Timestamp::as_micros)))
 }
 
 /// Queues the published events among these that have no delivery; only those of a partition before an offset, or of

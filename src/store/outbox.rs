@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction};
 use super::payment::unknown;
 use super::{dead_letter, delivery, sql_limit};
 use crate::clock::Timestamp;
-use crate::event::{Event, Kind};
+use crate::event::{Event, Kind, Notice};
 
 pub(super) fn insert(
     tx: &Transaction<'_>,
@@ -47,12 +47,16 @@ pub fn unpublished(connection: &Connection, after: i64, limit: usize) -> rusqlit
         .collect()
 }
 
-/// The payment that an event tells of, unless there is no such event.
-pub(super) fn payment_of(connection: &Connection, outbox_id: i64) -> rusqlite::Result<Option<i64>> {
-    connection
-        .prepare_cached("SELECT payment_id FROM outbox WHERE id = ?1")?
-        .query_row([outbox_id], |row| row.get(0))
-        .optional()
+/// Whether a notice is of the event that has its id here; `None` if none has.
+pub(super) fn is_of(connection: &Connection, notice: Notice) -> rusqlite::Result<Option<bool>> {
+    let found: Option<(i64, i64)> = connection
+        .prepare_cached("SELECT payment_id, created_at FROM outbox WHERE id = ?1")?
+        .query_row([notice.outbox_id], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let same = |(payment_id, created_at)| {
+        payment_id == notice.payment_id && notice.created_at.is_none_or(|time| time.as_micros() == created_at)
+    };
+    Ok(found.map(same))
 }
 
 /// Where a publisher has put an event.

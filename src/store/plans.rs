@@ -68,10 +68,11 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     let place = Place::Topic { partition: 0, offset: Some(0) };
     let receipts = [Receipt { outbox_id: 1, place }, Receipt { outbox_id: 2, place: Place::Delivery }];
     outbox::mark_published(&tx, &receipts, now)?;
-    delivery::accept(&tx, Notice { outbox_id: 1, payment_id: 1 }, now)?;
-    delivery::accept(&tx, Notice { outbox_id: 9, payment_id: 9 }, now)?;
+    delivery::accept(&tx, Notice { outbox_id: 1, payment_id: 1, created_at: Some(now) }, now)?;
+    delivery::accept(&tx, Notice { outbox_id: 9, payment_id: 9, created_at: Some(now) }, now)?;
     let topic = Topic { name: "t".into(), id: [0; 16] };
-    let found = Found { notice: Notice { outbox_id: 1, payment_id: 1 }, partition: 0, offset: 0 };
+    let found =
+        Found { notice: Notice { outbox_id: 1, payment_id: 1, created_at: Some(now) }, partition: 0, offset: 0 };
     let reached = Reached { topic: topic.clone(), offsets: [(0, 1)].into() };
     assert_eq!(topic::reconcile(&tx, &[found], &reached, now)?, Reconciled::default());
     let mut intake = Intake::begin(&tx, &topic)?.unwrap();

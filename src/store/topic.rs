@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use rusqlite::{Connection, Transaction};
+use rusqlite::{Connection, Row, Transaction};
+use serde::Serialize;
 
 use super::delivery::{self, Arrival};
 use super::outbox;
@@ -24,7 +25,7 @@ pub struct Topic {
 }
 
 /// What is known of a partition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Partition {
     /// Which.
     pub partition: i32,
@@ -45,22 +46,32 @@ pub struct Partition {
 /// What is known of a topic. What was known of an earlier life of it does not count.
 pub fn partitions(connection: &Connection, topic: &Topic) -> rusqlite::Result<Vec<Partition>> {
     connection
-        .prepare_cached(
-            "SELECT \"partition\", published_to, consumed_to, last_outbox_id, duplicates, gaps, inversions \
-             FROM topic_partition WHERE topic = ?1 AND topic_id = ?2 ORDER BY \"partition\"",
-        )?
-        .query_map((&topic.name, topic.id), |row| {
-            Ok(Partition {
-                partition: row.get(0)?,
-                published_to: row.get(1)?,
-                consumed_to: row.get(2)?,
-                last_outbox_id: row.get(3)?,
-                duplicates: row.get(4)?,
-                gaps: row.get(5)?,
-                inversions: row.get(6)?,
-            })
-        })?
+        .prepare_cached(&format!("{PARTITION} WHERE topic = ?1 AND topic_id = ?2 ORDER BY \"partition\""))?
+        .query_map((&topic.name, topic.id), read)?
         .collect()
+}
+
+/// What is known of whatever topic has this name, for people to look at.
+pub fn of_name(connection: &Connection, name: &str) -> rusqlite::Result<Vec<Partition>> {
+    connection
+        .prepare_cached(&format!("{PARTITION} WHERE topic = ?1 ORDER BY \"partition\""))?
+        .query_map([name], read)?
+        .collect()
+}
+
+const PARTITION: &str = "SELECT \"partition\", published_to, consumed_to, last_outbox_id, duplicates, gaps, inversions \
+     FROM topic_partition";
+
+fn read(row: &Row<'_>) -> rusqlite::Result<Partition> {
+    Ok(Partition {
+        partition: row.get(0)?,
+        published_to: row.get(1)?,
+        consumed_to: row.get(2)?,
+        last_outbox_id: row.get(3)?,
+        duplicates: row.get(4)?,
+        gaps: row.get(5)?,
+        inversions: row.get(6)?,
+    })
 }
 
 /// Behind which offset of each partition every event of ours has its mark.
@@ -118,12 +129,12 @@ pub fn reconcile(
     let mut result = Reconciled::default();
     let mut newest = 0;
     for Found { notice, partition, offset } in found {
-        match outbox::payment_of(tx, notice.outbox_id)? {
-            Some(payment_id) if payment_id == notice.payment_id => {
+        match outbox::is_of(tx, *notice)? {
+            Some(true) => {
                 let place = outbox::Place::Topic { partition: *partition, offset: Some(*offset) };
                 result.marked += outbox::mark(tx, &outbox::Receipt { outbox_id: notice.outbox_id, place }, now)?;
             }
-            Some(_) => {
+            Some(false) => {
                 let reason =
                     "the topic has another payment under this event's id: this database is older than the topic";
                 let place = outbox::Place::Rejected(reason.into());

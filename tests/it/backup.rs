@@ -11,8 +11,10 @@ use rusqlite::{Connection, OpenFlags};
 use serde_json::json;
 
 use super::harness::http::Client;
+use super::harness::kafka::Broker;
 use super::harness::process::{Options, Payrelay, run_to_exit};
 use super::harness::slack::FakeSlack;
+use super::harness::topic;
 use super::harness::wait_until;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -155,4 +157,76 @@ fn a_restored_node_goes_on_with_new_ids_and_tells_what_was_pending() {
     let payrelay = start();
     assert!(!payrelay.log().contains("is a backup"), "it says so once");
     assert_eq!(pay(&mut Client::connect(payrelay.addr()), 1, [6]), [JUMP + 3]);
+}
+
+/// What was published after the backup is on the topic already; what was taken after it is not in the database any more.
+/// `is_backup`: restored from a backup, or, what nobody should do, from a plain copy of the files.
+fn a_restored_node_sends_nothing_again(is_backup: bool) {
+    let (broker, mut proxy) = Broker::start_behind_proxy("4.4.0");
+    let dir = tempfile::tempdir().unwrap();
+    let (database, copy) = (dir.path().join("payrelay.db"), dir.path().join("copy.db"));
+    let env = [("PAYRELAY_PUBLISHER_KIND", "kafka"), ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", &broker.bootstrap())];
+    let start = || Payrelay::start(Options::new(dir.path(), &env));
+    let delivered = |count| {
+        let sql = "SELECT count(*) FROM delivery WHERE status = 'DELIVERED'";
+        wait_until("the deliveries", 3 * LIMIT, || read::<i64>(&database, sql) == count);
+    };
+    let mut payrelay = start();
+    let mut client = Client::connect(payrelay.addr());
+    pay(&mut client, 1, 1..=10);
+    delivered(10);
+    proxy.cut();
+    pay(&mut client, 1, 11..=20);
+    if is_backup {
+        assert_eq!(backup(dir.path(), &copy).status.code(), Some(0));
+    } else {
+        assert_eq!(payrelay.terminate().code(), Some(0));
+        fs::copy(&database, &copy).unwrap();
+        payrelay = start();
+        client = Client::connect(payrelay.addr());
+    }
+    proxy.heal();
+    pay(&mut client, 1, 21..=25);
+    delivered(25);
+    payrelay.kill9();
+
+    for suffix in ["", "-wal", "-shm"] {
+        fs::remove_file(dir.path().join(format!("payrelay.db{suffix}"))).unwrap();
+    }
+    fs::copy(&copy, &database).unwrap();
+    proxy.cut();
+    let mut payrelay = start();
+    let mut client = Client::connect(payrelay.addr());
+    let given = pay(&mut client, 2, [100]);
+    assert_eq!(given, [if is_backup { JUMP + 1 } else { 21 }]);
+    proxy.heal();
+    let letters = "SELECT count(*) FROM dead_letter WHERE state = 'OPEN'";
+    let found = if is_backup {
+        // Each of the five payments that are lost is a dead letter, for a person to see.
+        delivered(21);
+        wait_until("what was lost to be told", LIMIT, || read::<i64>(&database, letters) == 5);
+        topic::read(&broker.bootstrap(), "payment-event", LIMIT)
+    } else {
+        // The id was given twice: the event is set aside instead of being taken for the other one.
+        delivered(20);
+        wait_until("the conflict to be told", LIMIT, || read::<i64>(&database, letters) == 6);
+        assert_eq!(pay(&mut client, 2, [101]), [JUMP + 1]);
+        delivered(21);
+        assert!(payrelay.log().contains("it is an older state of the database"), "{}", payrelay.log());
+        topic::read(&broker.bootstrap(), "payment-event", LIMIT)
+    };
+    let ids: Vec<i64> = found.iter().map(|record| record.value.parse().unwrap()).collect();
+    assert_eq!(ids, (1..=25).chain([JUMP + 1]).collect::<Vec<_>>());
+    assert_eq!(read::<i64>(&database, "SELECT count(*) FROM outbox WHERE status = 'INIT'"), 0);
+    assert_eq!(payrelay.terminate().code(), Some(0));
+}
+
+#[test]
+fn a_node_restored_from_a_backup_sends_nothing_again() {
+    a_restored_node_sends_nothing_again(true);
+}
+
+#[test]
+fn a_node_put_back_by_a_plain_copy_sends_nothing_again_either() {
+    a_restored_node_sends_nothing_again(false);
 }

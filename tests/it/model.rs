@@ -415,7 +415,7 @@ impl Pair {
             let outbox_id = event(pick);
             // A purged event's payment is not known any more.
             let payment_id = model.payment_of(outbox_id).unwrap_or(outbox_id) + i64::from(of_another);
-            Notice { outbox_id, payment_id }
+            Notice { outbox_id, payment_id, created_at: None }
         };
         let one = |(id, price): (i64, i64)| Reservation { reservation_id: id, seat_price: price };
         match wish {
@@ -453,7 +453,7 @@ impl Pair {
             Wish::Keep { offset, what } => {
                 let (event_id, value) = match what {
                     Kept::Ours { pick, of_another } => {
-                        let Notice { outbox_id, payment_id } = notice(pick, of_another);
+                        let Notice { outbox_id, payment_id, .. } = notice(pick, of_another);
                         (Some(model.node().event_id(outbox_id)), Some(payment_id.to_string().into_bytes()))
                     }
                     Kept::Foreign => (Some("elsewhere-1".to_owned()), Some(b"1".to_vec())),

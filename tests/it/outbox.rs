@@ -190,7 +190,7 @@ fn a_copy_of_an_event_changes_nothing_even_after_the_purge() {
     let long_ago = Timestamp::now().minus(8 * DAY);
     database.pay_at(long_ago, 1, [1, 2]);
     let accept = |outbox_id, payment_id| {
-        let notice = Notice { outbox_id, payment_id };
+        let notice = Notice { outbox_id, payment_id, created_at: None };
         database.store().write(move |tx| delivery::accept(tx, notice, long_ago)).unwrap()
     };
     assert_eq!(
