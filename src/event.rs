@@ -32,7 +32,7 @@ impl NodeId {
     }
 
     /// The outbox id in an event id of this node.
-    fn outbox_id(&self, event_id: &str) -> Option<i64> {
+    pub(crate) fn outbox_id(&self, event_id: &str) -> Option<i64> {
         id(event_id.strip_prefix(self.as_str())?.strip_prefix('-')?)
     }
 }

@@ -113,7 +113,8 @@ impl Link {
     }
 }
 
-async fn connect(settings: &config::Kafka, client_id: &str) -> Result<Kafka, KrafkaError> {
+/// Connects. [`Link::get`] also makes the topic; who only looks does not.
+pub(crate) async fn connect(settings: &config::Kafka, client_id: &str) -> Result<Kafka, KrafkaError> {
     Kafka::builder(settings.bootstrap_servers.join(","))
         .client_id(client_id)
         .connect_timeout(CONNECT_TIMEOUT)

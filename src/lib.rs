@@ -27,6 +27,8 @@ mod kafka;
 
 mod topic_reader;
 
+pub mod audit;
+
 pub mod consumer;
 
 pub mod slack;

@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use crossbeam_channel::{Receiver, bounded, select};
 use env_logger::{Builder, Target};
 use log::LevelFilter;
+use payrelay::audit::{self, AuditError, Scope};
 use payrelay::clock::Timestamp;
 use payrelay::config::{Config, Loaded, Problems};
 use payrelay::http::{self, TokenHash};
@@ -30,7 +31,7 @@ const USAGE: u8 = 64;
 const DIED: u8 = 70;
 /// The stop took too long.
 const OVERDUE: u8 = 71;
-/// `dead-letters`: something is as it was before.
+/// `dead-letters`: something is as it was before; `audit`: something is as it must not be.
 const LEFT: u8 = 1;
 /// A command beside a payrelay: somebody did not answer (`EX_TEMPFAIL`).
 const BUSY: u8 = 75;
@@ -49,6 +50,7 @@ Signals:
 Exit codes:
   0 stopped when asked, 64 wrong arguments, 70 a thread died, 71 the stop took too long, 78 configuration
   dead-letters: 0 all done, 1 some could not be replayed, 64 there is no such letter, 75 the database is busy
+  audit: 0 nothing found, 1 findings, 75 the database or Kafka does not answer
   backup: 0 the copy is on the disk, 75 the database is busy, 78 the copy cannot be written there";
 
 /// A payment outbox for one small machine: HTTP in, SQLite, Kafka, Slack; nothing lost, nothing told twice.
@@ -76,11 +78,26 @@ enum Command {
     },
     /// Prints a new token, and its hash for the configuration
     Token,
+    /// Holds payments, outbox, topic and deliveries against each other, and changes nothing; also while payrelay runs
+    Audit(Audit),
     /// Lists, replays or discards what was set aside; also while payrelay runs
     DeadLetters {
         #[command(subcommand)]
         order: DeadLetters,
     },
+}
+
+#[derive(Args)]
+struct Audit {
+    /// Looks at the database alone: nothing is asked of Kafka
+    #[arg(long)]
+    file_only: bool,
+    /// How many examples of each finding are shown
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    limit: usize,
+    /// Prints one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Subcommand)]
@@ -150,6 +167,7 @@ fn run() -> u8 {
             Ok(database) => backup(&database, &file),
             Err(problem) => refuse(&problem),
         },
+        Some(Command::Audit(order)) => audit(&loaded.config, &order),
         // A token was printed before the configuration was looked at.
         Some(Command::Serve | Command::Token) | None => {
             start_logger(level);
@@ -274,6 +292,26 @@ fn backup(database: &Beside, file: &Path) -> u8 {
             BUSY
         }
         Err(error) => refuse(&error),
+    }
+}
+
+fn audit(config: &Config, order: &Audit) -> u8 {
+    let scope = Scope { file_only: order.file_only, limit: order.limit };
+    match audit::audit(config, scope) {
+        Ok(report) => {
+            if order.json {
+                // Our own types in memory cannot fail to be shown.
+                println!("{}", serde_json::to_string(&report).unwrap_or_default());
+            } else {
+                println!("{report}");
+            }
+            if report.is_clean() { OK } else { LEFT }
+        }
+        Err(AuditError::Open(problem)) => refuse(&problem),
+        Err(error) => {
+            eprintln!("payrelay: {error}");
+            BUSY
+        }
     }
 }
 

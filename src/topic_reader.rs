@@ -5,17 +5,21 @@
 //! offset of the last record.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use krafka::Kafka;
 use krafka::consumer::{AutoOffsetReset, Consumer, ConsumerRecord, IsolationLevel};
 use krafka::error::KrafkaError;
+use tokio::time::sleep;
 
 use crate::event::{ID_HEADER, TIME_HEADER};
 use crate::kafka::{Failure, within};
 
 /// How long one poll waits for records: the end may be a marker, after which none come.
 const POLL: Duration = Duration::from_millis(100);
+
+/// Between two tries.
+const RETRY: Duration = Duration::from_millis(200);
 
 /// How many records one batch has at most; as many may lie in memory besides.
 const RECORDS_MAX: i32 = 1000;
@@ -96,6 +100,17 @@ impl TopicReader {
         Ok(Some(Self { consumer, topic: topic.to_owned(), topic_id: info.topic_id, extents, unread }))
     }
 
+    /// As [`TopicReader::open`], and again until the limit: what a topic that was just made, or has another leader, answers
+    /// at first passes.
+    pub(crate) async fn open_within(
+        limit: Duration,
+        kafka: &Kafka,
+        topic: &str,
+        from: impl Fn(i32) -> Option<i64>,
+    ) -> Result<Option<Self>, Failure> {
+        patiently(limit, async || Self::open(kafka, topic, &from).await).await
+    }
+
     /// The topic's id: one that was deleted and made anew has another.
     pub(crate) fn topic_id(&self) -> [u8; 16] {
         self.topic_id
@@ -131,12 +146,43 @@ impl TopicReader {
         Ok(records)
     }
 
-    /// Asks once more for the oldest offsets: what the broker deleted meanwhile need not have been read.
-    pub(crate) async fn refresh_low(&mut self) -> Result<(), KrafkaError> {
-        for extent in &mut self.extents {
-            extent.low = self.consumer.fetch_watermarks(&self.topic, extent.partition).await?.0;
+    /// The next records; none come only at the end. Goes on past what passes, until nothing has come for so long.
+    pub(crate) async fn next_within(&mut self, limit: Duration) -> Result<Vec<TopicRecord>, Failure> {
+        let started = Instant::now();
+        while !self.done() {
+            let left = limit.saturating_sub(started.elapsed());
+            match self.next_batch(left).await {
+                Ok(records) if records.is_empty() && left.is_zero() => return Err(Failure::Silent(limit)),
+                Ok(records) if records.is_empty() => {}
+                Err(failure) if left <= RETRY => return Err(failure),
+                Err(_) => sleep(RETRY).await,
+                records => return records,
+            }
         }
-        Ok(())
+        Ok(Vec::new())
+    }
+
+    /// Asks once more for the oldest offsets: what the broker deleted meanwhile need not have been read.
+    pub(crate) async fn refresh_low(&mut self, limit: Duration) -> Result<(), Failure> {
+        patiently(limit, async || {
+            for extent in &mut self.extents {
+                extent.low = self.consumer.fetch_watermarks(&self.topic, extent.partition).await?.0;
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Tries until the limit, and tells the last failure.
+async fn patiently<T>(limit: Duration, mut attempt: impl AsyncFnMut() -> Result<T, KrafkaError>) -> Result<T, Failure> {
+    let started = Instant::now();
+    loop {
+        let tried = within(limit.saturating_sub(started.elapsed()), attempt()).await;
+        if tried.is_ok() || started.elapsed() + RETRY >= limit {
+            return tried;
+        }
+        sleep(RETRY).await;
     }
 }
 

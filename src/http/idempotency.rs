@@ -106,8 +106,8 @@ mod tests {
     #[test]
     fn a_hash_is_sha_256() {
         let expected = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-        let hex: String = hash(b"").iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, expected);
+        assert_eq!(format!("{:x}", Sha256::digest(b"")), expected);
+        assert_eq!(hash(b"").as_slice(), Sha256::digest(b"").as_slice());
     }
 
     proptest! {

@@ -3,6 +3,7 @@
 //! [`Store::write`] is the one way to write. Functions that take a [`Transaction`] never commit; the writer does,
 //! for many jobs at a time. Readers never write: their connections are opened read-only.
 
+pub mod audit;
 pub mod backup;
 mod checkpoint;
 mod damage;

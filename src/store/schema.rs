@@ -257,8 +257,23 @@ fn leave_backup(connection: &mut Connection) -> rusqlite::Result<()> {
 /// Opens a database that some payrelay has made, which may be running: nothing is made, and nothing is migrated.
 pub(super) fn open_beside(path: &Path) -> Result<(Connection, NodeId), OpenError> {
     let failed = |source| refusal(path, source);
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+    let (connection, node) = open_made(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
+    connection.pragma_update(None, "foreign_keys", true).map_err(failed)?;
+    // The log is for a payrelay that runs to copy back, or for the close of the last connection.
+    connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(failed)?;
+    Ok((connection, node))
+}
+
+/// As [`open_beside`], and the file stays as it is.
+pub(super) fn open_to_read(path: &Path) -> Result<(Connection, NodeId), OpenError> {
+    open_made(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+}
+
+fn open_made(path: &Path, flags: OpenFlags) -> Result<(Connection, NodeId), OpenError> {
+    let failed = |source| refusal(path, source);
+    refuse_stray_log(path)?;
+    let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(failed)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
     let (found, known) = (inspect(&connection).map_err(failed)?, MIGRATIONS.len());
     match found {
@@ -271,10 +286,6 @@ pub(super) fn open_beside(path: &Path) -> Result<(Connection, NodeId), OpenError
         }
         Found::Version(_) | Found::Foreign => return Err(OpenError::Foreign(path.into())),
     }
-    connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
-    connection.pragma_update(None, "foreign_keys", true).map_err(failed)?;
-    // The log is for a payrelay that runs to copy back, or for the close of the last connection.
-    connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(failed)?;
     let node: String = connection.query_row("SELECT id FROM node", [], |row| row.get(0)).map_err(failed)?;
     let node = NodeId::parse(&node).ok_or_else(|| OpenError::Foreign(path.into()))?;
     Ok((connection, node))

@@ -42,7 +42,7 @@ impl Fixture {
 
 fn post(address: SocketAddr, headers: &[&str], body: &str) -> Response {
     let mut client = Client::connect(address);
-    let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+    let headers: String = headers.iter().flat_map(|header| [*header, "\r\n"]).collect();
     let head = format!("POST /payments HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n{headers}");
     let request = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
     client.send_raw(request.as_bytes()).unwrap();

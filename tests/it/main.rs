@@ -8,6 +8,7 @@
 #![expect(unreachable_pub, reason = "the harness is the API of the tests, and nobody else's")]
 
 mod access;
+mod audit;
 mod backup;
 mod contract;
 mod end_to_end;

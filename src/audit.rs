@@ -1,0 +1,214 @@
+//! The audit: payments, outbox, deliveries and the topic held against each other, once. It reads, and changes nothing.
+//!
+//! The topic is read first, to where it ends then; the database afterwards, in one snapshot. So whatever was on the topic is
+//! in the snapshot, and what the snapshot says is on the topic before that end was read: it may be asked of a system
+//! that works.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::config::{self, Config, PublisherKind};
+use crate::event::NodeId;
+use crate::kafka::{Driver, Failure, connect, within};
+use crate::store::audit::{Audited, Extent, Reading, Recorded, Seen, Totals};
+use crate::store::{OpenError, StoreError};
+use crate::topic_reader::{TopicReader, TopicRecord};
+
+/// How long Kafka may take for a step: to answer at all, to tell the topic's ends, to send the next records.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// What is looked at, and how much of it is shown.
+#[derive(Debug, Clone, Copy)]
+pub struct Scope {
+    /// Leave the topic out.
+    pub file_only: bool,
+    /// How many examples of each finding are shown.
+    pub limit: usize,
+}
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// The database cannot be used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The database does not answer.
+    #[error("{0}; try again")]
+    Store(#[from] StoreError),
+    /// Kafka does not answer.
+    #[error("Kafka does not answer: {0}; try again, or look at the database alone: payrelay audit --file-only")]
+    Kafka(String),
+    /// No runtime.
+    #[error("the machine has no room: {0}; try again")]
+    Machine(#[from] io::Error),
+}
+
+/// What was found.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Whose database it is.
+    pub node: String,
+    /// How much there is in it.
+    #[serde(flatten)]
+    pub totals: Totals,
+    /// What was read of the topic.
+    pub topic: TopicPart,
+    /// What is as it should be, and worth knowing.
+    pub notes: Vec<Seen>,
+    /// What must not be.
+    pub findings: Vec<Seen>,
+}
+
+/// The topic's part of an audit.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum TopicPart {
+    /// It was read.
+    Read(TopicTotals),
+    /// There is no such topic.
+    Absent {
+        /// Its name.
+        name: String,
+    },
+    /// It was left out: `--file-only`.
+    LeftOut,
+    /// Events do not go by way of a topic: `publisher.kind` is `"application"`.
+    None,
+}
+
+/// How much there is on the topic.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct TopicTotals {
+    /// Its name.
+    pub name: String,
+    #[serde(skip)]
+    id: [u8; 16],
+    /// Records of this node.
+    pub records: u64,
+    /// Records of others.
+    pub foreign_records: u64,
+    /// What was read.
+    pub partitions: Vec<Extent>,
+}
+
+impl Report {
+    /// Whether anything is as it must not be.
+    pub fn is_clean(&self) -> bool {
+        self.findings.is_empty()
+    }
+}
+
+/// Looks at everything.
+pub fn audit(config: &Config, scope: Scope) -> Result<Report, AuditError> {
+    let mut database = Audited::open(&config.database.path)?;
+    let topic = match config.publisher.kind {
+        PublisherKind::Application => TopicPart::None,
+        PublisherKind::Kafka if scope.file_only => TopicPart::LeftOut,
+        PublisherKind::Kafka => {
+            database.begin()?;
+            let driver = Driver::new()?;
+            driver.runtime().block_on(read_topic(&config.kafka, &mut database))?
+        }
+    };
+    let node = database.node().to_string();
+    let reading = match &topic {
+        TopicPart::Read(totals) => Some(Reading { id: Some(totals.id), extents: &totals.partitions }),
+        TopicPart::Absent { .. } => Some(Reading { id: None, extents: &[] }),
+        TopicPart::LeftOut | TopicPart::None => None,
+    };
+    let checked = database.check(&config.kafka.topic, reading, scope.limit)?;
+    Ok(Report { node, totals: checked.totals, topic, notes: checked.notes, findings: checked.findings })
+}
+
+async fn read_topic(settings: &config::Kafka, database: &mut Audited) -> Result<TopicPart, AuditError> {
+    let silent = |failure: Failure| AuditError::Kafka(failure.to_string());
+    let kafka = within(PATIENCE, connect(settings, "payrelay-audit")).await.map_err(silent)?;
+    let name = settings.topic.clone();
+    let Some(mut reader) = TopicReader::open_within(PATIENCE, &kafka, &name, |_| None).await.map_err(silent)? else {
+        return Ok(TopicPart::Absent { name });
+    };
+    let node = database.node().clone();
+    let mut totals = TopicTotals { name, id: reader.topic_id(), ..TopicTotals::default() };
+    while !reader.done() {
+        let batch = reader.next_within(PATIENCE).await.map_err(silent)?;
+        let ours: Vec<_> = batch.iter().filter_map(|record| recorded(&node, record)).collect();
+        totals.records += ours.len() as u64;
+        totals.foreign_records += (batch.len() - ours.len()) as u64;
+        database.record(&ours)?;
+    }
+    reader.refresh_low(PATIENCE).await.map_err(silent)?;
+    let extent =
+        |extent: &crate::topic_reader::Extent| Extent { partition: extent.partition, low: extent.low, end: extent.end };
+    totals.partitions = reader.extents().iter().map(extent).collect();
+    Ok(TopicPart::Read(totals))
+}
+
+/// `None`: it is not one of this node's events.
+fn recorded(node: &NodeId, record: &TopicRecord) -> Option<Recorded> {
+    let outbox_id = node.outbox_id(record.event_id.as_deref()?)?;
+    let number = |bytes: &Option<Vec<u8>>| {
+        let text = std::str::from_utf8(bytes.as_deref()?).ok()?;
+        // Only as it is written: no sign, no leading zero.
+        text.parse().ok().filter(|number: &i64| number.to_string() == text)
+    };
+    let (user_id, payment_id) = (number(&record.key), number(&record.value));
+    Some(Recorded { partition: record.partition, offset: record.offset, outbox_id, user_id, payment_id })
+}
+
+/// For people: a line of totals for each part, the notes, the findings, the verdict.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Totals { payments, events, events_purged, deliveries } = &self.totals;
+        writeln!(f, "node: {}", self.node)?;
+        writeln!(f, "payments: {}", counts(payments, &["COMPLETED", "FAILED"]))?;
+        writeln!(f, "outbox: {}, {events_purged} purged", counts(events, &["INIT", "PUBLISHED", "REJECTED"]))?;
+        writeln!(f, "topic: {}", self.topic)?;
+        let statuses = ["PENDING", "SENDING", "DELIVERED", "DEAD", "DISCARDED"];
+        writeln!(f, "deliveries: {}", counts(deliveries, &statuses))?;
+        for note in &self.notes {
+            show(f, "note", note)?;
+        }
+        for finding in &self.findings {
+            show(f, "FOUND", finding)?;
+        }
+        match self.findings.len() {
+            0 => write!(f, "verdict: nothing found"),
+            1 => write!(f, "verdict: 1 kind of finding"),
+            kinds => write!(f, "verdict: {kinds} kinds of findings"),
+        }
+    }
+}
+
+impl fmt::Display for TopicPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => write!(f, "none (publisher.kind is \"application\"): there is none to check"),
+            Self::LeftOut => write!(f, "not read (--file-only)"),
+            Self::Absent { name } => write!(f, "{name} is not there"),
+            Self::Read(TopicTotals { name, records, foreign_records, partitions, .. }) => {
+                write!(f, "{name}, {records} records of this node, {foreign_records} of others")?;
+                for Extent { partition, low, end } in partitions {
+                    write!(f, "; partition {partition} from offset {low} to {end}")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn counts(by_status: &std::collections::BTreeMap<String, i64>, statuses: &[&str]) -> String {
+    let count = |status: &&str| format!("{} {status}", by_status.get(*status).unwrap_or(&0));
+    statuses.iter().map(count).collect::<Vec<_>>().join(", ")
+}
+
+fn show(f: &mut fmt::Formatter<'_>, rank: &str, seen: &Seen) -> fmt::Result {
+    writeln!(f, "{rank} {}: {} {}", seen.kind, seen.count, seen.what)?;
+    for example in &seen.examples {
+        writeln!(f, "  {example}")?;
+    }
+    let more = seen.count - i64::try_from(seen.examples.len()).unwrap_or(seen.count);
+    if more > 0 { writeln!(f, "  and {more} more") } else { Ok(()) }
+}
