@@ -32,6 +32,9 @@ use crate::topic_reader::{TopicReader, TopicRecord};
 /// How long one call waits before it says that the other side is away. What is under way goes on at the next call.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// How long opening the topic may take: what was just made, or has another leader, is refused at first.
+const OPENING: Duration = Duration::from_secs(20);
+
 /// Without transactions krafka repeats a batch for this long, without ever doubling it.
 const DELIVERY_TIMEOUT: Duration = Duration::from_mins(5);
 
@@ -151,6 +154,10 @@ impl Line {
                     }
                 },
                 Stage::Looking(session, mut reader) => match self.look(&session.topic, &mut reader).await {
+                    Err(silent @ Failure::Silent(_)) => {
+                        self.stage = Stage::Looking(session, reader);
+                        return away(&silent);
+                    }
                     Ok(found) => {
                         self.stage =
                             if reader.done() { Stage::Ready(session) } else { Stage::Looking(session, reader) };
@@ -183,7 +190,7 @@ impl Line {
 
     /// Marks what is on the topic; true if that concerned anything that was to be published.
     async fn look(&self, topic: &Topic, reader: &mut TopicReader) -> Result<bool, Failure> {
-        let records = reader.next_batch(PATIENCE).await?;
+        let records = reader.next_within(PATIENCE).await?;
         let mut offsets: BTreeMap<i32, i64> =
             records.iter().map(|record| (record.partition, record.offset + 1)).collect();
         if reader.done() {
@@ -277,7 +284,7 @@ async fn open(context: Arc<Context>, delivery: Delivery) -> Result<(Session, Top
     let topic = identify(&kafka, &settings.topic).await?;
     let known = store.read(|connection| topic::partitions(connection, &topic))?;
     let from = |number| known.iter().find(|known| known.partition == number).map(|known| known.published_to);
-    let reader = TopicReader::open(&kafka, &topic.name, from).await?;
+    let reader = TopicReader::open_within(OPENING, &kafka, &topic.name, from).await?;
     // Gone, or made anew, since it was identified: the next try starts with what there is then.
     let reader = reader.filter(|reader| reader.topic_id() == topic.id);
     let reader = reader.ok_or_else(|| KrafkaError::UnknownTopic { topic: settings.topic.clone() })?;

@@ -99,8 +99,7 @@ impl Node {
 
     #[track_caller]
     fn assert_found(&self, findings: &[&str], notes: &[&str]) {
-        let (found, noted) = self.found(&[]);
-        assert_eq!((found.as_slice(), noted.as_slice()), (&own(findings)[..], &own(notes)[..]));
+        assert_eq!(self.found(&[]), (own(findings), own(notes)));
     }
 }
 
