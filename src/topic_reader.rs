@@ -108,7 +108,14 @@ impl TopicReader {
         topic: &str,
         from: impl Fn(i32) -> Option<i64>,
     ) -> Result<Option<Self>, Failure> {
-        patiently(limit, async || Self::open(kafka, topic, &from).await).await
+        let started = Instant::now();
+        loop {
+            let opened = within(limit.saturating_sub(started.elapsed()), Self::open(kafka, topic, &from)).await;
+            if opened.is_ok() || is_over(started, limit) {
+                return opened;
+            }
+            sleep(RETRY).await;
+        }
     }
 
     /// The topic's id: one that was deleted and made anew has another.
@@ -164,26 +171,27 @@ impl TopicReader {
 
     /// Asks once more for the oldest offsets: what the broker deleted meanwhile need not have been read.
     pub(crate) async fn refresh_low(&mut self, limit: Duration) -> Result<(), Failure> {
-        patiently(limit, async || {
-            for extent in &mut self.extents {
-                extent.low = self.consumer.fetch_watermarks(&self.topic, extent.partition).await?.0;
+        let started = Instant::now();
+        loop {
+            let asked = within(limit.saturating_sub(started.elapsed()), self.ask_for_low()).await;
+            if asked.is_ok() || is_over(started, limit) {
+                return asked;
             }
-            Ok(())
-        })
-        .await
+            sleep(RETRY).await;
+        }
+    }
+
+    async fn ask_for_low(&mut self) -> Result<(), KrafkaError> {
+        for extent in &mut self.extents {
+            extent.low = self.consumer.fetch_watermarks(&self.topic, extent.partition).await?.0;
+        }
+        Ok(())
     }
 }
 
-/// Tries until the limit, and tells the last failure.
-async fn patiently<T>(limit: Duration, mut attempt: impl AsyncFnMut() -> Result<T, KrafkaError>) -> Result<T, Failure> {
-    let started = Instant::now();
-    loop {
-        let tried = within(limit.saturating_sub(started.elapsed()), attempt()).await;
-        if tried.is_ok() || started.elapsed() + RETRY >= limit {
-            return tried;
-        }
-        sleep(RETRY).await;
-    }
+/// Whether there is no time for another try.
+fn is_over(started: Instant, limit: Duration) -> bool {
+    started.elapsed() + RETRY >= limit
 }
 
 impl From<ConsumerRecord> for TopicRecord {
