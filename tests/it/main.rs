@@ -21,5 +21,6 @@ mod machine;
 mod model;
 mod outbox;
 mod process;
+mod requests;
 mod slack;
 mod tidy;

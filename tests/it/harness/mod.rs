@@ -9,6 +9,7 @@ pub mod http;
 pub mod kafka;
 mod leash;
 pub mod listen;
+pub mod mutations;
 pub mod process;
 pub mod proxy;
 pub mod secure;
