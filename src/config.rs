@@ -1289,6 +1289,10 @@ mod tests {
             table.iter().any(|(key, value)| {
                 key.contains("s3cr3t")
                     || match value {
+                        Value::Array(items) if SECRET.contains(&key.as_str()) => {
+                            let tables = items.iter().filter_map(Value::as_table);
+                            tables.flat_map(toml::Table::keys).any(|key| key.contains("s3cr3t"))
+                        }
                         _ if SECRET.contains(&key.as_str()) => false,
                         Value::Table(table) => elsewhere(table),
                         Value::Array(items) => items.iter().any(|item| match item {
