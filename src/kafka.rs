@@ -10,6 +10,7 @@ use std::time::Duration;
 use krafka::admin::{CreateTopicsOptions, DescribeTopicsOptions, NewTopic};
 use krafka::error::ErrorCode;
 use krafka::{Kafka, KrafkaError};
+use tokio::net::lookup_host;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::{sleep, timeout};
 
@@ -27,6 +28,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long one request may wait for its answer. It bounds how late krafka notices a silent broker.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+const FOREVER: Duration = Duration::from_hours(24 * 3650);
 
 /// Why work with Kafka did not get on.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +61,15 @@ pub(crate) struct Driver(Option<Runtime>);
 
 impl Driver {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self(Some(Builder::new_current_thread().enable_all().build()?)))
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            // Names are resolved on a thread that is there from the start: tokio panics where there is no room for one later.
+            .max_blocking_threads(1)
+            .thread_keep_alive(FOREVER)
+            .build()?;
+        // What it finds does not matter.
+        let _ = runtime.block_on(async { timeout(CONNECT_TIMEOUT, lookup_host("localhost:0")).await });
+        Ok(Self(Some(runtime)))
     }
 
     /// `None` only while the driver is being dropped, when nobody can call any more.

@@ -16,7 +16,7 @@ use payrelay::audit::{self, AuditError, Scope};
 use payrelay::clock::Timestamp;
 use payrelay::config::{Config, Loaded, Problems};
 use payrelay::http::{self, TokenHash};
-use payrelay::service::{self, Service};
+use payrelay::service::{self, Service, StartError};
 use payrelay::store::dead_letter::{self, Action, Order, Outcome, Which};
 use payrelay::store::{Beside, StoreError};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -345,10 +345,7 @@ fn serve(mut loaded: Loaded, file: Option<&Path>) -> u8 {
     fit_connections(&mut loaded.config.http);
     let signals = match signals() {
         Ok(signals) => signals,
-        Err(error) => {
-            log::error!("signals cannot be handled: {error}");
-            return DIED;
-        }
+        Err(error) => return refuse(&format!("signals cannot be handled: {}", StartError::Spawn(error))),
     };
     let service = match Service::start(&loaded.config) {
         Ok(service) => service,

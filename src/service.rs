@@ -23,10 +23,14 @@ use crate::relay::Relay;
 use crate::scheduler::Scheduler;
 use crate::slack::{Slack, Unusable};
 use crate::store::{OpenError, Store, StoreError, delivery, route};
-use crate::worker::{Overdue, Waker, Worker};
+use crate::worker::{Overdue, Waker, Worker, room_for};
 
 /// How long the whole stop may take.
 pub const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// Besides the readers, and two for each channel: http, writer, checkpointer, disk, relay, consumer, scheduler, three of r2d2,
+/// and those that resolve names for Kafka.
+const OTHER_THREADS: usize = 12;
 
 /// Why the service did not start. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +76,7 @@ impl Service {
         let (exited, exits) = unbounded();
         let (wake_relay, relay_woken) = Waker::new();
         let counters = Counters::default();
+        room_for(OTHER_THREADS + config.database.readers.get() + 2 * (1 + config.slack.routes.len()))?;
         let channels = channels(config)?;
         check_kafka(config)?;
         if config.slack.webhook_url.is_none() {

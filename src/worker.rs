@@ -120,6 +120,22 @@ impl Worker {
     }
 }
 
+/// Whether the machine has room for so many more threads at once. Libraries that start some of their own panic where it has not.
+pub fn room_for(threads: usize) -> io::Result<()> {
+    let (release, held) = bounded::<Never>(0);
+    let start = |_| {
+        let held = held.clone();
+        thread::Builder::new().spawn(move || drop(held.recv()))
+    };
+    let started: io::Result<Vec<_>> = (0..threads).map(start).collect();
+    drop(release);
+    // Those that were started before one could not be end by themselves.
+    for thread in started? {
+        let _ = thread.join();
+    }
+    Ok(())
+}
+
 /// Dropped when the thread ends, however it ends.
 struct Report {
     name: &'static str,
@@ -176,6 +192,11 @@ mod tests {
         .unwrap();
         assert_eq!(worker.stop(Instant::now()).unwrap_err().to_string(), "thread deaf did not stop in time");
         drop(release);
+    }
+
+    #[test]
+    fn there_is_room_for_some_threads() {
+        room_for(8).unwrap();
     }
 
     #[test]

@@ -61,3 +61,25 @@ impl Damage {
 pub(super) fn tells_of_damage(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rusqlite::Error;
+    use rusqlite::ffi::{self, SQLITE_BUSY, SQLITE_CORRUPT, SQLITE_FULL, SQLITE_IOERR, SQLITE_NOTADB};
+
+    #[test]
+    fn only_damage_is_damage_and_it_stays() {
+        let error = |code| Error::SqliteFailure(ffi::Error::new(code), None);
+        for code in [SQLITE_BUSY, SQLITE_FULL, SQLITE_IOERR] {
+            let damage = Damage::none();
+            damage.heed(&error(code));
+            damage.ask().unwrap();
+        }
+        for code in [SQLITE_CORRUPT, SQLITE_NOTADB] {
+            let damage = Damage::none();
+            damage.clone().heed(&error(code));
+            assert!(matches!(damage.ask(), Err(StoreError::Damaged)) && damage.state().is_away());
+        }
+    }
+}

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, MAIN_DB, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, ffi};
 
 use super::{BUSY_TIMEOUT, STATEMENTS};
 use crate::clock::Timestamp;
@@ -174,7 +174,12 @@ pub(super) fn open(path: &Path, configured: Option<&NodeId>) -> Result<(Connecti
     let failed = |source| refusal(path, source);
     refuse_without_head(path)?;
     refuse_stray_log(path)?;
+    let before_log = node_before_log(path);
     let mut connection = Connection::open(path).map_err(failed)?;
+    if connection.is_readonly(MAIN_DB).map_err(failed)? {
+        // SQLite falls back to reading, and even begins a transaction.
+        return Err(failed(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_READONLY), None)));
+    }
     // A file that is refused stays as it is, and so does its log.
     keep_log(&connection, KeepLog::Yes).map_err(failed)?;
     let found = inspect(&connection).map_err(failed)?;
@@ -194,6 +199,9 @@ pub(super) fn open(path: &Path, configured: Option<&NodeId>) -> Result<(Connecti
         return Err(OpenError::Inconsistent { path: path.into(), what });
     }
     let stored = node_id(&mut connection, configured).map_err(failed)?;
+    if before_log.is_some_and(|node| node != stored.as_str()) {
+        return Err(OpenError::Inconsistent { path: path.into(), what: "its log belongs to another node's database" });
+    }
     keep_log(&connection, KeepLog::No).map_err(failed)?;
     match configured {
         Some(configured) if *configured != stored => {
@@ -325,6 +333,17 @@ fn refuse_without_head(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
+/// Whose the file is without its log, where that can be told: SQLite takes any log that is beside it for its own.
+fn node_before_log(path: &Path) -> Option<String> {
+    let whole = fs::canonicalize(path).ok()?;
+    let name = whole.to_str().filter(|_| beside(&whole, "-wal").exists())?;
+    let escaped = name.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+    let connection = Connection::open_with_flags(format!("file:{escaped}?immutable=1"), flags).ok()?;
+    connection.query_row("SELECT id FROM node", [], |row| row.get(0)).ok()
+}
+
+#[derive(Clone, Copy)]
 enum KeepLog {
     Yes,
     No,
@@ -555,6 +574,41 @@ mod tests {
         drop(open(&newer, None).unwrap());
         Connection::open(&newer).unwrap().pragma_update(None, "user_version", 99).unwrap();
         assert!(matches!(open(&newer, None), Err(OpenError::Newer { found: 99, .. })));
+    }
+
+    #[test]
+    fn a_log_without_its_file_and_the_log_of_another_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ours, theirs) = (dir.path().join("ours.db"), dir.path().join("theirs.db"));
+        drop(open(&ours, None).unwrap());
+        let (open_still, _) = open(&theirs, None).unwrap();
+        let before = fs::read(&ours).unwrap();
+        fs::copy(beside(&theirs, "-wal"), beside(&ours, "-wal")).unwrap();
+        assert!(matches!(open(&ours, None), Err(OpenError::Inconsistent { .. })));
+        assert_eq!(fs::read(&ours).unwrap(), before);
+        fs::write(&ours, "").unwrap();
+        assert!(matches!(open(&ours, None), Err(OpenError::Headless { .. })));
+        fs::remove_file(beside(&ours, "-wal")).unwrap();
+        open(&ours, None).unwrap();
+        drop(open_still);
+    }
+
+    #[test]
+    fn tables_whose_ends_do_not_agree_are_refused() {
+        let wrong = [
+            "INSERT INTO payment_history (payment_id, user_id, recorded_at) VALUES (1, 1, 1)",
+            "INSERT INTO outbox (payment_id, user_id, type, created_at) VALUES (1, 1, 'payment.completed', 1)",
+            "INSERT INTO payment (user_id, reservation_id, amount, currency, status, executed_at) \
+             VALUES (1, 1, 1, 'KRW', 'COMPLETED', 1); UPDATE sqlite_sequence SET seq = 0 WHERE name = 'payment'",
+        ];
+        for sql in wrong {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("a.db");
+            let (connection, _) = open(&path, None).unwrap();
+            connection.execute_batch(&format!("PRAGMA foreign_keys = 0; {sql}")).unwrap();
+            drop(connection);
+            assert!(matches!(open(&path, None), Err(OpenError::Inconsistent { .. })), "{sql}");
+        }
     }
 
     #[test]

@@ -96,11 +96,12 @@ impl Health {
     }
 
     fn failed(&mut self, error: &rusqlite::Error, jobs: usize) {
+        // It says so itself, and once.
         self.damage.heed(error);
         self.part.fail(error.to_string());
         self.transactions += 1;
         self.jobs += jobs as u64;
-        if self.failing_since.is_none() {
+        if self.failing_since.is_none() && !self.damage.is_known() {
             self.failing_since = Some(Instant::now());
             log::error!(
                 "the database refuses: {error}; {jobs} jobs were not stored, and those that come are tried until it is back"

@@ -1,6 +1,10 @@
 //! The machine fails: the power, the disk, the file, the clock, threads and memory. What is promised then is in
 //! docs/machine.md.
 
+mod clock;
+mod damage;
+mod full;
+mod memory;
 mod power;
 mod sync;
 
@@ -37,7 +41,8 @@ struct Acknowledged {
 #[derive(Debug, Default)]
 struct Answers {
     acknowledged: Vec<Acknowledged>,
-    refused: Vec<(u16, Value)>,
+    /// With the first reservation that was asked for.
+    refused: Vec<(u16, i64, Value)>,
     lost: usize,
 }
 
@@ -50,13 +55,13 @@ fn load(machine: &Machine, address: SocketAddr, connections: usize, enough: impl
     let client = || {
         let mut connection = Connecting::new(address);
         loop {
-            let count = 1 + NEXT_RESERVATION.fetch_add(20, Ordering::Relaxed);
-            let body = request(count, usize::try_from(count / 20 % 12 + 1).unwrap());
+            let first = NEXT_RESERVATION.fetch_add(20, Ordering::Relaxed);
+            let body = request(first, usize::try_from(first / 20 % 12 + 1).unwrap());
             let answer = connection.post(&body);
             let mut answers = answers.lock().unwrap();
             match answer {
                 Ok((201, body)) => answers.acknowledged.extend(acknowledged(&body, machine.recorded_length())),
-                Ok((status, body)) => answers.refused.push((status, body)),
+                Ok((status, body)) => answers.refused.push((status, first, body)),
                 Err(_) => {
                     answers.lost += 1;
                     return;

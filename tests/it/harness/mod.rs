@@ -7,7 +7,7 @@ pub mod cluster;
 pub mod hostile;
 pub mod http;
 pub mod kafka;
-mod leash;
+pub mod leash;
 pub mod listen;
 pub mod mutations;
 pub mod process;

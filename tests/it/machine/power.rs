@@ -39,7 +39,7 @@ fn open_and_verify(folder: &Path, acknowledged: &[Acknowledged]) {
 const POINTS: u64 = 100;
 
 /// Fails the power at random points of what was taken down; `HOSTILE_SEED` takes others.
-pub(super) fn fail_everywhere(machine: &Machine, acknowledged: &[Acknowledged]) {
+pub(super) fn fail_everywhere(machine: &Machine, acknowledged: &[Acknowledged]) -> Disk {
     let set = |name, default| env::var(name).map_or(default, |text| text.parse().unwrap());
     let (points, seed) = (set("HOSTILE_POINTS", POINTS), set("HOSTILE_SEED", 1));
     let journal = machine.journal();
@@ -66,6 +66,7 @@ pub(super) fn fail_everywhere(machine: &Machine, acknowledged: &[Acknowledged]) 
         let verified = std::panic::catch_unwind(|| open_and_verify(folder.path(), &promised));
         assert!(verified.is_ok(), "the power failed at {point} of {length} (seed {seed}), {survival:?} survived");
     }
+    disk
 }
 
 #[test]
@@ -85,5 +86,6 @@ fn what_was_acknowledged_survives_a_power_failure_at_any_moment() {
     }
     eprintln!("{} payments, {} bytes", acknowledged.len(), machine.journal_length());
     assert!(acknowledged.len() > 100, "{}", acknowledged.len());
-    fail_everywhere(&machine, &acknowledged);
+    let disk = fail_everywhere(&machine, &acknowledged);
+    assert!(disk.synced("payrelay.db") >= 2, "the log was copied back on the way: {}", disk.synced("payrelay.db"));
 }

@@ -1,0 +1,161 @@
+//! The disk is full: refused at once, nothing half stored, and back by itself.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use serde_json::json;
+
+use super::power::fail_everywhere;
+use super::{Connecting, LIMIT, for_at_least, kill, load, request, verify};
+use crate::harness::hostile::Machine;
+use crate::harness::process::Payrelay;
+use crate::harness::slack::{Answer, FakeSlack};
+use crate::harness::wait_until;
+
+/// Payments are taken until the disk itself refuses.
+const NO_RESERVE: (&str, &str) = ("PAYRELAY_DATABASE_MIN_FREE_BYTES", "0");
+
+fn count(log: &str, needle: &str) -> usize {
+    log.lines().filter(|line| line.contains(needle)).count()
+}
+
+#[test]
+fn a_full_disk_is_507_at_once_and_nothing_needs_a_person_when_it_has_room() {
+    let machine = Machine::new();
+    let mut payrelay = Payrelay::start(machine.options(&[NO_RESERVE]));
+    let mut client = Connecting::new(payrelay.addr());
+    assert_eq!(client.post(&request(1, 1)).unwrap().0, 201);
+    machine.set("full", "0");
+    for n in 0..200 {
+        let asked = Instant::now();
+        let (status, problem) = client.post(&request(101 + n, 1)).unwrap();
+        assert_eq!((status, &problem["type"]), (507, &json!("urn:payrelay:problem:insufficient-storage")), "{problem}");
+        assert!(asked.elapsed() < Duration::from_secs(5));
+    }
+    let (status, ready) = client.get("/health/ready").unwrap();
+    assert_eq!((status, &ready["status"]), (503, &json!("unavailable")), "{ready}");
+    assert!(ready["parts"]["database"]["error"].as_str().unwrap().contains("full"), "{ready}");
+    assert_eq!(client.get("/payments/1").unwrap().0, 200, "what is there can be read");
+    machine.clear("full");
+    assert_eq!(client.post(&request(1001, 1)).unwrap().0, 201);
+    wait_until("the health page to say so", LIMIT, || client.get("/health/ready").unwrap().0 == 200);
+    let log = payrelay.log();
+    assert_eq!((count(&log, "the database refuses"), count(&log, "the database is back")), (1, 1), "{log}");
+    assert!(log.lines().count() < 30, "{log}");
+    assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
+    let connection = Connection::open(machine.database()).unwrap();
+    verify(&connection, &[]);
+    assert_eq!(super::number(&connection, "SELECT count(*) FROM payment"), 2);
+}
+
+#[test]
+fn a_disk_that_fills_and_empties_under_load_loses_nothing_and_keeps_nothing_that_it_refused() {
+    let machine = Machine::recorded();
+    let payrelay = Payrelay::start(machine.options(&[NO_RESERVE]));
+    let done = AtomicBool::new(false);
+    let answers = thread::scope(|scope| {
+        scope.spawn(|| {
+            // Sometimes there is room for a part of what is to be written.
+            for free in ["0", "1000", "5000", "20000"].iter().cycle() {
+                machine.set("full", free);
+                thread::park_timeout(Duration::from_millis(30));
+                machine.clear("full");
+                thread::park_timeout(Duration::from_millis(60));
+                if done.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+        });
+        let answers = load(&machine, payrelay.addr(), 16, for_at_least(Duration::from_secs(3)));
+        done.store(true, Ordering::Relaxed);
+        answers
+    });
+    assert_eq!(answers.lost, 0, "{}", payrelay.log());
+    let statuses: HashSet<_> = answers.refused.iter().map(|(status, ..)| *status).collect();
+    assert_eq!(statuses, HashSet::from([507]), "{}", payrelay.log());
+    kill(&machine, payrelay);
+    fail_everywhere(&machine, &answers.acknowledged);
+    let connection = Connection::open(machine.database()).unwrap();
+    verify(&connection, &answers.acknowledged);
+    let refused: HashSet<i64> = answers.refused.iter().map(|(_, first, _)| *first).collect();
+    let told: HashSet<i64> = answers.acknowledged.iter().map(|payment| payment.id).collect();
+    let mut stored = connection.prepare("SELECT id, reservation_id FROM payment").unwrap();
+    for row in stored.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))).unwrap() {
+        let (id, reservation) = row.unwrap();
+        assert!(told.contains(&id) || !refused.contains(&reservation), "payment {id} was refused, and is there");
+    }
+}
+
+#[test]
+fn payments_stop_before_the_disk_is_full_and_what_was_taken_goes_on() {
+    let machine = Machine::new();
+    let slack = FakeSlack::start();
+    slack.answer_with(|_, _| Answer::Status(500));
+    machine.set("full", "1000000000");
+    let env = [("PAYRELAY_SLACK_WEBHOOK_URL", slack.url()), ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "100".to_owned())];
+    let env = env.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let mut payrelay = Payrelay::start(machine.options(&env));
+    let mut client = Connecting::new(payrelay.addr());
+    for n in 0..20 {
+        assert_eq!(client.post(&request(101 + n, 1)).unwrap().0, 201);
+    }
+    machine.set("full", "100000000");
+    payrelay.wait_for_log("the disk has 95.3 MiB left: below 64.0 no payment will be taken", LIMIT);
+    assert_eq!(client.post(&request(201, 1)).unwrap().0, 201, "a warning refuses nothing");
+    machine.set("full", "10000000");
+    payrelay.wait_for_log("no payment is taken below 64.0", LIMIT);
+    for n in 0..100 {
+        assert_eq!(client.post(&request(301 + n, 1)).unwrap().0, 507);
+    }
+    let (status, ready) = client.get("/health/ready").unwrap();
+    assert_eq!(status, 503);
+    assert!(ready["parts"]["database"]["error"].as_str().unwrap().contains("database.min_free_bytes"), "{ready}");
+    slack.answer_with(|_, _| Answer::Ok);
+    wait_until("every payment that was taken to be told", LIMIT, || slack.lines().len() == 21);
+    wait_until("that to be recorded", LIMIT, || {
+        client.get("/payments/21").unwrap().1["notification"]["status"] == "DELIVERED"
+    });
+    machine.clear("full");
+    payrelay.wait_for_log("payments are taken again; 100 requests were refused", LIMIT);
+    assert_eq!(client.post(&request(501, 1)).unwrap().1["payments"][0]["id"], 22);
+    let log = payrelay.log();
+    for line in ["no payment will be taken", "no payment is taken below", "payments are taken again"] {
+        assert_eq!(count(&log, line), 1, "{line}: {log}");
+    }
+    assert_eq!(payrelay.terminate().code(), Some(0));
+}
+
+/// Another error than that of a full disk, and one that could be anything.
+#[test]
+fn a_quota_that_is_used_up_is_503_and_ends_nothing() {
+    let machine = Machine::new();
+    let mut payrelay = Payrelay::start(machine.options(&[NO_RESERVE]));
+    let mut client = Connecting::new(payrelay.addr());
+    machine.set("quota", "0");
+    for n in 0..20 {
+        assert_eq!(client.post(&request(101 + n, 1)).unwrap().0, 503);
+    }
+    machine.clear("quota");
+    assert_eq!(client.post(&request(1001, 1)).unwrap().1["payments"][0]["id"], 1);
+    assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
+}
+
+/// The log is long enough to be copied back, and the file has no room for it.
+#[test]
+fn a_disk_that_is_full_when_the_log_is_copied_back_costs_nothing() {
+    let machine = Machine::new();
+    let mut payrelay = Payrelay::start(machine.options(&[NO_RESERVE]));
+    let before = load(&machine, payrelay.addr(), 8, |count| count > 1500);
+    machine.set("full", "0");
+    let full = load(&machine, payrelay.addr(), 8, |count| count > 200);
+    assert!(full.acknowledged.is_empty() && full.lost == 0);
+    // Its last connection copies the log back, or leaves it to the next start.
+    assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
+    machine.clear("full");
+    let mut payrelay = Payrelay::start(machine.options(&[NO_RESERVE]));
+    assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
+    verify(&Connection::open(machine.database()).unwrap(), &before.acknowledged);
+}

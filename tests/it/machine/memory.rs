@@ -1,0 +1,134 @@
+//! No more threads, little memory: a refusal at the start, and no half-dead process later.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::ExitStatusExt as _;
+use std::thread;
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use super::{Connecting, LIMIT, acknowledged, for_at_least, load, request, verify};
+use crate::harness::hostile::Machine;
+use crate::harness::leash::Leashed;
+use crate::harness::process::{BINARY, Options, Payrelay, run_to_exit};
+use crate::harness::slack::{Answer, FakeSlack};
+use crate::harness::{wait_for, wait_until};
+
+const SIGABRT: i32 = 6;
+
+#[test]
+fn a_machine_without_room_for_the_threads_is_told_so_at_the_start() {
+    let machine = Machine::new();
+    for threads in [1, 2, 3, 8, 12, 14] {
+        machine.set("threads", &threads.to_string());
+        let output = run_to_exit(machine.options(&[]));
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(error.contains("the machine has no room for another thread"), "{threads}: {error}");
+        assert!(!error.contains("panic"), "{threads}: {error}");
+        assert_eq!(output.status.code(), Some(78), "{threads}: {error}");
+    }
+    machine.set("threads", "40");
+    let mut payrelay = Payrelay::start(machine.options(&[]));
+    assert_eq!(Connecting::new(payrelay.addr()).post(&request(1, 1)).unwrap().0, 201);
+    assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
+}
+
+#[test]
+fn once_it_runs_no_thread_is_started_any_more() {
+    let machine = Machine::new();
+    let mut slack = FakeSlack::start();
+    let env = [
+        ("PAYRELAY_SLACK_WEBHOOK_URL", slack.url()),
+        ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "1000".to_owned()),
+        ("PAYRELAY_SCHEDULER_INTERVAL", "20ms".to_owned()),
+        ("PAYRELAY_SCHEDULER_RETENTION", "1ms".to_owned()),
+    ];
+    let env = env.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let mut payrelay = Payrelay::start(machine.options(&env));
+    machine.set("threads", "0");
+    let answers = load(&machine, payrelay.addr(), 32, for_at_least(Duration::from_secs(2)));
+    assert!(answers.refused.is_empty() && answers.lost == 0, "{}", payrelay.log());
+    // Slack away and back: connections are made anew.
+    slack.stop();
+    let more = load(&machine, payrelay.addr(), 4, for_at_least(Duration::from_millis(300)));
+    payrelay.wait_for_log("Slack is away", LIMIT);
+    slack.answer_with(|_, _| Answer::Ok);
+    slack.start_again();
+    let told = answers.acknowledged.len() + more.acknowledged.len();
+    wait_until("every payment to be told", LIMIT * 2, || slack.lines().len() >= told);
+    assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
+    assert!(!payrelay.log().contains("panic"), "{}", payrelay.log());
+}
+
+/// Bodies that are never finished, each as large as may be, on so many connections at once.
+fn flood(address: SocketAddr, connections: usize) -> Vec<TcpStream> {
+    let head = "POST /payments HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 262144\r\n\r\n";
+    let bytes = [head.as_bytes(), &b" ".repeat(262_000)].concat();
+    let open = |_| -> Option<TcpStream> {
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
+        stream.set_write_timeout(Some(Duration::from_secs(2))).ok()?;
+        stream.write_all(&bytes).ok()?;
+        Some(stream)
+    };
+    (0..connections).filter_map(open).collect()
+}
+
+/// Either it has lived through it, and answers within 5 s; or it has ended in a way that every supervisor takes for a failure,
+/// and what was acknowledged is there at the next start.
+#[test]
+fn out_of_memory_it_answers_again_soon_or_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut survived, mut ended, mut refused, mut payments) = (0, 0, 0, Vec::new());
+    // In KiB; some 75,000 is what it takes to start.
+    for room in [90_000, 130_000, 200_000] {
+        let log = || fs::read_to_string(dir.path().join(format!("log-{room}"))).unwrap_or_default();
+        let mut command = Leashed::command("sh");
+        command.args(["-c", &format!("ulimit -v {room}; exec \"$0\" 2>log-{room}"), BINARY]);
+        command.current_dir(dir.path()).env("PAYRELAY_HTTP_LISTEN", "127.0.0.1:0");
+        let mut process = Leashed::spawn(command);
+        let listening = || log().split_once("listening on http://").map(|(_, rest)| rest.to_owned());
+        let start = wait_for("a payrelay that serves, or refuses", LIMIT, || {
+            let address = listening().and_then(|rest| rest.lines().next()?.parse().ok());
+            address.map(Ok).or_else(|| process.try_exit().map(Err))
+        });
+        let address = match start {
+            Ok(address) => address,
+            // How much the allocator reserves for each thread is a matter of timing.
+            Err(status) => {
+                assert!(status.code() == Some(78) || status.signal() == Some(SIGABRT), "{status:?}: {}", log());
+                refused += 1;
+                continue;
+            }
+        };
+        let first = 1000 * i64::from(room);
+        let paid = Connecting::new(address).post(&request(first, 5)).unwrap();
+        assert_eq!(paid.0, 201, "{}", log());
+        payments.extend(acknowledged(&paid.1, 0));
+        let floods: Vec<_> = (0..4).map(|_| thread::spawn(move || flood(address, 100))).collect();
+        drop(floods.into_iter().map(|flood| flood.join().unwrap()).collect::<Vec<_>>());
+        let mut next = (first + 100..).step_by(20);
+        let exit = wait_for("an answer, or the end", Duration::from_secs(5), || {
+            if let Some(status) = process.try_exit() {
+                return Some(Some(status));
+            }
+            let (status, body) = Connecting::new(address).post(&request(next.next()?, 1)).ok()?;
+            payments.extend((status == 201).then(|| acknowledged(&body, 0)).into_iter().flatten());
+            (status == 201).then_some(None)
+        });
+        match exit {
+            None => survived += 1,
+            Some(status) => {
+                assert!(status.signal() == Some(SIGABRT) || status.code() == Some(70), "{status:?}: {}", log());
+                ended += 1;
+            }
+        }
+        drop(process);
+    }
+    eprintln!("survived {survived}, ended {ended}, refused at the start {refused}");
+    assert!(survived + ended > 0, "it started with none of these");
+    let mut payrelay = Payrelay::start(Options::new(dir.path(), &[]));
+    assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
+    verify(&Connection::open(dir.path().join("payrelay.db")).unwrap(), &payments);
+}
