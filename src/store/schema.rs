@@ -493,8 +493,11 @@ mod tests {
         let (connection, node) = open(&path, None).unwrap();
         let pay = "INSERT INTO payment (user_id, reservation_id, amount, currency, status, executed_at) \
                    VALUES (1, ?1, 1, 'KRW', 'COMPLETED', 1) RETURNING id";
+        let history = "INSERT INTO payment_history (payment_id, user_id, recorded_at) VALUES (?1, 1, 1)";
         let id = |connection: &Connection, reservation: i64| -> i64 {
-            connection.query_row(pay, [reservation], |row| row.get(0)).unwrap()
+            let id = connection.query_row(pay, [reservation], |row| row.get(0)).unwrap();
+            connection.execute(history, [id]).unwrap();
+            id
         };
         assert_eq!(id(&connection, 1), 1);
         connection.execute("UPDATE node SET backed_up_at = 5", []).unwrap();

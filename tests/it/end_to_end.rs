@@ -241,7 +241,7 @@ fn the_same_record_twice_is_told_once() {
     topic::put(&fixture.bootstrap, TOPIC, Some("1"), Some(b"not ours"), &[]);
     pay(&mut client, 1, [4]);
     fixture.wait_for_messages(4);
-    payrelay.wait_for_log("kept a record of payment-event aside (partition 0, offset 6)", LIMIT);
+    payrelay.wait_for_log("kept a record of payment-event aside (partition 0, offset", LIMIT);
     fixture.assert_told_once(4);
 }
 

@@ -47,7 +47,7 @@ struct Shop {
 /// A request that was answered 201, with the answer.
 struct Receipt {
     user: u64,
-    reservations: Vec<u64>,
+    reservations: BTreeSet<u64>,
     payments: Vec<i64>,
 }
 
@@ -71,8 +71,8 @@ impl Till {
     fn pay(&mut self, turn: usize) -> Receipt {
         let user = self.random.u64(0..USERS);
         let count = self.random.u64(1..=3);
-        // Some are paid already, perhaps by the same request.
-        let reservations: Vec<u64> = (0..count).map(|_| self.random.u64(0..200_000)).collect();
+        // Some are paid already.
+        let reservations: BTreeSet<u64> = (0..count).map(|_| self.random.u64(0..200_000)).collect();
         let list: Vec<Value> = reservations.iter().map(|id| json!({"reservation_id": id, "seat_price": 100})).collect();
         let body = json!({"user_id": user, "reservations": list}).to_string();
         let request = format!(
@@ -186,7 +186,7 @@ impl Scene {
     }
 
     /// A life of payrelay, from its start to its end, with whatever else happens meanwhile.
-    fn round(&mut self, kafka_is_there: bool, stalls: bool) {
+    fn round(&mut self, kafka_is_there: bool) {
         if self.random.u8(0..6) == 0 {
             let after = Duration::from_micros(self.random.u64(0..60_000));
             Payrelay::kill_while_it_starts(self.options(&[]), after);
@@ -201,7 +201,7 @@ impl Scene {
                 self.done.cuts += 1;
                 false
             }
-            1 if stalls => {
+            1 => {
                 self.proxy.stall();
                 self.done.stalls += 1;
                 false
@@ -247,7 +247,7 @@ impl Scene {
         }
     }
 
-    fn run(mut self, kills: u64, stalls: bool) {
+    fn run(mut self, kills: u64) {
         let started = Instant::now();
         self.let_slack_fail();
         let tills: Vec<_> = (0..TILLS)
@@ -268,7 +268,7 @@ impl Scene {
                 self.done.kafka_kills += 1;
                 back_at = Some(self.done.kills + 8);
             }
-            self.round(back_at.is_none(), stalls);
+            self.round(back_at.is_none());
         }
         if back_at.is_some() {
             self.broker.restart();
@@ -281,7 +281,7 @@ impl Scene {
         self.wait_until_all_is_told(payrelay.addr());
         let unknown = payrelay.log().matches("may show twice").count();
         assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
-        self.check(&receipts, stalls);
+        self.check(&receipts);
         println!(
             "{}: {:?}; {} requests answered; {unknown} warnings in the last life; {:.0?} in all",
             self.delivery,
@@ -304,7 +304,7 @@ impl Scene {
         connection.read(|connection| connection.query_row(sql, [], |row| row.get(0))).unwrap()
     }
 
-    fn check(&self, receipts: &[Receipt], strictly: bool) {
+    fn check(&self, receipts: &[Receipt]) {
         // Every request was executed exactly once, and every payment belongs to one that was answered.
         let ids: BTreeSet<i64> = receipts.iter().flat_map(|receipt| receipt.payments.iter().copied()).collect();
         let expected: usize = receipts.iter().map(|receipt| receipt.reservations.len()).sum();
@@ -340,7 +340,9 @@ impl Scene {
             found.len(),
             lines.len()
         );
-        if strictly {
+        // Without transactions a record that the network held back may arrive after its sender's end, and after the next one
+        // has looked.
+        if twice == 0 || self.delivery == "exactly-once" {
             assert_eq!(twice, 0, "records are on the topic twice");
             let audit = run_to_exit(self.options(&["audit"]));
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -371,11 +373,10 @@ fn scene(delivery: &'static str) -> Scene {
 
 #[test]
 fn two_hundred_kills_lose_nothing_and_double_nothing() {
-    scene("exactly-once").run(setting("PAYRELAY_FORCE_KILLS").unwrap_or(200), true);
+    scene("exactly-once").run(setting("PAYRELAY_FORCE_KILLS").unwrap_or(200));
 }
 
 #[test]
 fn without_transactions_kills_lose_nothing_and_keep_the_order() {
-    let kills = setting("PAYRELAY_FORCE_KILLS").unwrap_or(250) / 5;
-    scene("at-least-once").run(kills, false);
+    scene("at-least-once").run(setting("PAYRELAY_FORCE_KILLS").unwrap_or(250) / 5);
 }

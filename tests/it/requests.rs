@@ -25,7 +25,7 @@ const CONNECTIONS: usize = 16;
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// All that payrelay and hyper answer.
-const KNOWN: [u16; 14] = [100, 200, 201, 202, 400, 403, 404, 405, 408, 413, 415, 422, 431, 503];
+const KNOWN: [u16; 15] = [100, 200, 201, 202, 400, 403, 404, 405, 408, 413, 415, 421, 422, 431, 503];
 
 /// Sends bytes and reads until the server has closed the connection.
 fn converse(address: SocketAddr, name: &str, bytes: &[u8]) -> Vec<u8> {
