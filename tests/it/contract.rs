@@ -322,6 +322,39 @@ fn a_second_process_of_the_same_node_stops_the_first() {
     assert_eq!(on_topic(&broker, 3), [1, 2, 3]);
 }
 
+/// A batch that the network holds back, and delivers when its sender is dead and the next process is through: what is on
+/// the topic then.
+fn with_a_batch_that_comes_too_late(delivery: Delivery) -> Vec<i64> {
+    let (broker, mut proxy) = Broker::start_behind_proxy("4.4.0");
+    let database = Database::open();
+    let mut dead = publisher(&broker, &database, 1, delivery);
+    database.pay(1, 1..=5);
+    publish(&mut dead, &database);
+    proxy.hold();
+    database.pay(1, 6..=10);
+    assert!(dead.publish(&unpublished(&database)).trouble.is_some(), "its batch is under way");
+    drop(dead);
+    publish(&mut publisher(&broker, &database, 1, delivery), &database);
+    proxy.heal();
+    // So many, once the held bytes are with the broker.
+    on_topic(&broker, if delivery == AtLeastOnce { 15 } else { 10 });
+    database.pay(1, 11..=12);
+    publish(&mut publisher(&broker, &database, 1, delivery), &database);
+    on_topic(&broker, 12)
+}
+
+#[test]
+fn a_batch_that_comes_too_late_is_refused() {
+    assert_eq!(with_a_batch_that_comes_too_late(ExactlyOnce), (1..=12).collect::<Vec<_>>());
+}
+
+/// The one hole that the look before publishing leaves without transactions: this is what they are for.
+#[test]
+fn without_transactions_a_batch_that_comes_too_late_is_there_twice() {
+    let found = with_a_batch_that_comes_too_late(AtLeastOnce);
+    assert_eq!(found, (1..=10).chain(6..=10).chain(11..=12).collect::<Vec<_>>());
+}
+
 struct Fenced;
 
 impl Publisher for Fenced {

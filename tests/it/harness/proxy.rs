@@ -4,6 +4,7 @@ use super::listen::{Server, free_port};
 use super::lock;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -21,6 +22,7 @@ pub struct Proxy {
 struct Gate {
     state: Mutex<State>,
     changed: Condvar,
+    connections: AtomicU64,
 }
 
 #[derive(Default, Clone, Copy, PartialEq)]
@@ -30,7 +32,19 @@ enum State {
     /// Each piece is held back for so long.
     Slow(Duration),
     Stalled,
+    /// Connections before this one are stalled, later ones are not.
+    Held(u64),
     Cut,
+}
+
+impl State {
+    fn holds(self, connection: u64) -> bool {
+        match self {
+            State::Stalled => true,
+            State::Held(first) => connection < first,
+            State::Flowing | State::Slow(_) | State::Cut => false,
+        }
+    }
 }
 
 impl Proxy {
@@ -57,6 +71,13 @@ impl Proxy {
     pub fn stall(&mut self) {
         assert!(self.server.is_some(), "a cut proxy has nothing to stall");
         self.gate.set(State::Stalled);
+    }
+
+    /// Holds back all bytes of the connections that there are, as when their packets were lost and are sent again later. New
+    /// connections are not concerned.
+    pub fn hold(&mut self) {
+        assert!(self.server.is_some(), "a cut proxy has nothing to hold");
+        self.gate.set(State::Held(self.gate.connections.load(Ordering::SeqCst)));
     }
 
     /// Holds back each piece for so long, in both directions.
@@ -99,19 +120,20 @@ impl Gate {
         let Ok(upstream) = TcpStream::connect(upstream) else {
             return;
         };
+        let number = self.connections.fetch_add(1, Ordering::SeqCst);
         thread::scope(|scope| {
-            scope.spawn(|| self.pump(client, &upstream));
-            self.pump(&upstream, client);
+            scope.spawn(|| self.pump(number, client, &upstream));
+            self.pump(number, &upstream, client);
         });
     }
 
     /// Moves bytes one way. Its end is the end of both directions: a connection never hangs on by half.
-    fn pump(&self, mut from: &TcpStream, mut to: &TcpStream) {
+    fn pump(&self, connection: u64, mut from: &TcpStream, mut to: &TcpStream) {
         // Small messages must not wait for each other (Nagle) because a proxy is in between.
         let _ = to.set_nodelay(true);
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(length @ 1..) = from.read(&mut buffer) {
-            if !self.pass() || to.write_all(&buffer[..length]).is_err() {
+            if !self.pass(connection) || to.write_all(&buffer[..length]).is_err() {
                 break;
             }
         }
@@ -120,9 +142,9 @@ impl Gate {
     }
 
     /// Waits while the proxy stalls; false when it has been cut.
-    fn pass(&self) -> bool {
+    fn pass(&self, connection: u64) -> bool {
         let state = lock(&self.state);
-        let state = self.changed.wait_while(state, |state| *state == State::Stalled);
+        let state = self.changed.wait_while(state, |state| state.holds(connection));
         let state = *state.unwrap_or_else(PoisonError::into_inner);
         if let State::Slow(delay) = state {
             thread::park_timeout(delay);
