@@ -441,7 +441,7 @@ impl Config {
             connections_max: s.count("http.connections_max", 4096, 1..=100_000),
             client_connections_max: s.count("http.client_connections_max", 2048, 1..=100_000),
             client_requests_per_second: NonZeroU32::new(s.integer("http.client_requests_per_second", 0, 0..=1_000_000)),
-            client_body_bytes_max: s.integer("http.client_body_bytes_max", 16_777_216, BODIES),
+            client_body_bytes_max: s.integer("http.client_body_bytes_max", 33_554_432, BODIES),
             bodies_bytes_max: s.integer("http.bodies_bytes_max", 67_108_864, BODIES),
             public_url: some(s.text(
                 "http.public_url",
@@ -752,6 +752,14 @@ impl<'a> Source<'a> {
                 None => (default.clone(), "default"),
             },
         };
+        // Variables know a table by its number: if one before it goes, they would speak of another.
+        if secret
+            && key.contains('[')
+            && origin == "environment"
+            && self.file.get(key).is_some_and(|v| v.as_str() != Some(""))
+        {
+            self.problems.push(format!("{key} is set in the file and in the environment: set it in one of them"));
+        }
         let shown = if secret && value.as_str() != Some("") { "\"***\"".to_owned() } else { value.to_string() };
         let parsed = parse(&value).unwrap_or_else(|| {
             self.problems.push(format!("{key} = {shown} ({origin}): allowed is {allowed}"));
@@ -1053,6 +1061,17 @@ mod tests {
         assert_eq!(loaded.effective.matches("[[slack.route]]").count(), 2, "{}", loaded.effective);
         assert!(!loaded.effective.contains("hush"), "{}", loaded.effective);
         assert!(!format!("{:?}", loaded.config).contains("hush"));
+    }
+
+    #[test]
+    fn a_secret_of_a_table_is_set_in_one_place() {
+        let variables = [("PAYRELAY_SLACK_ROUTE_0_WEBHOOK_URL", "https://hooks.example/token-2")];
+        let problems = load(ROUTES, &variables).unwrap_err().to_string();
+        assert!(
+            problems.contains("slack.route[0].webhook_url is set in the file and in the environment"),
+            "{problems}"
+        );
+        assert!(!problems.contains("token"), "{problems}");
     }
 
     #[test]

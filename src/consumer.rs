@@ -6,9 +6,11 @@
 //! copy of an event changes nothing. What the topic lost is taken from the outbox. A record that is not ours, or cannot
 //! be read, is kept as a dead letter and the rest goes on.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{after, select_biased};
 use krafka::consumer::{
@@ -16,11 +18,12 @@ use krafka::consumer::{
     TopicPartition,
 };
 use krafka::error::KrafkaError;
+use krafka::{CloseOptions, GroupMembershipOperation, Kafka};
 
 use crate::clock::Timestamp;
 use crate::config;
 use crate::event::{ID_HEADER, NodeId, Notice, TIME_HEADER};
-use crate::kafka::{Driver, Failure, Link, identify, within};
+use crate::kafka::{Driver, Failure, Identified, Link, identify, within};
 use crate::outage::{Backoff, Outage, Part};
 use crate::store::dead_letter::{self, DeadRecord};
 use crate::store::delivery::{self, Arrival};
@@ -37,6 +40,9 @@ const POLL: Duration = Duration::from_millis(500);
 /// How long one call of krafka may take where nothing answers; a poll that is dropped takes nothing.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// How often the topic is looked at: for new partitions, new leaders, another life.
+const LOOK_INTERVAL: Duration = Duration::from_secs(30);
+
 /// How many records are written in one transaction.
 const RECORDS_MAX: i32 = 1000;
 
@@ -49,6 +55,8 @@ pub struct Consumer {
     store: Store,
     notifier: Waker,
     outage: Outage,
+    /// For how many partitions it has left the group, to be given those that it was not.
+    missed: Option<usize>,
     /// Taken from the topic, but not stored yet: kept while the database refuses.
     unstored: Arc<Vec<ConsumerRecord>>,
 }
@@ -72,6 +80,7 @@ impl Consumer {
             store,
             notifier,
             outage: Outage::new("Kafka (consumer)", BACKOFF, part),
+            missed: None,
             unstored: Arc::default(),
         })
     }
@@ -91,7 +100,7 @@ impl Consumer {
     /// One poll: take, store, commit the offset.
     pub fn step(&mut self) -> Step {
         if self.unstored.is_empty() {
-            let poll = within(PATIENCE, poll(&mut self.joined, &mut self.link, &self.store));
+            let poll = within(PATIENCE, poll(&mut self.joined, &mut self.link, &self.store, &mut self.missed));
             match self.driver.runtime().block_on(poll) {
                 Ok(records) => {
                     self.outage.recovered();
@@ -101,6 +110,11 @@ impl Consumer {
                 Err(failure) => {
                     if matches!(&failure, Failure::Client(error) if error.is_fatal()) {
                         self.leave();
+                    }
+                    if matches!(failure, Failure::Stale) {
+                        log::info!("the topic is not as it was: the consumer joins the group again");
+                        self.leave_group();
+                        return Step::Stored(0);
                     }
                     return Step::Away(self.outage.failed(&failure));
                 }
@@ -122,6 +136,18 @@ impl Consumer {
         Step::Away(store::PAUSE)
     }
 
+    /// A static member that comes back is given what it had (KIP-345): what is to be assigned anew is left first.
+    fn leave_group(&mut self) {
+        if let Some(joined) = self.joined.take() {
+            let leave =
+                CloseOptions::new().timeout(PATIENCE).group_membership_operation(GroupMembershipOperation::LeaveGroup);
+            if let Err(error) = self.driver.runtime().block_on(joined.client.close_with(leave)) {
+                log::debug!("the group could not be left: {error}");
+            }
+        }
+        self.leave();
+    }
+
     /// Joins anew at the next poll.
     fn leave(&mut self) {
         self.joined = None;
@@ -137,7 +163,7 @@ impl Consumer {
         let keep_all = move |tx: &Transaction<'_>| keep_all(tx, &node, &topic, &records, Timestamp::now());
         let Some(Kept { dead, taken }) = self.store.write(keep_all)? else {
             log::warn!("the topic was deleted and made anew: the consumer joins again");
-            self.leave();
+            self.leave_group();
             self.unstored = Arc::default();
             return Ok(0);
         };
@@ -166,37 +192,51 @@ impl Consumer {
 
 /// A member of the group.
 struct Joined {
+    kafka: Kafka,
     client: Client,
     topic: Topic,
+    partitions: usize,
+    looked_at: Instant,
     assigned: Assigned,
+    /// Which assignment was put in position, or is being, and what of it already.
+    positions: Positions,
 }
 
-/// Whether partitions were assigned since they were last put in position.
+#[derive(Default)]
+struct Positions {
+    of: u64,
+    whole: bool,
+    done: BTreeSet<i32>,
+}
+
+/// How many times partitions were assigned.
 #[derive(Clone, Default)]
-struct Assigned(Arc<Mutex<bool>>);
-
-impl Assigned {
-    fn lock(&self) -> MutexGuard<'_, bool> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+struct Assigned(Arc<AtomicU64>);
 
 impl ConsumerRebalanceListener for Assigned {
     async fn on_partitions_assigned(&self, _: &[TopicPartition]) {
-        *self.lock() = true;
+        self.0.fetch_add(1, Ordering::SeqCst);
     }
 
     async fn on_partitions_revoked(&self, _: &[TopicPartition]) {}
 }
 
 /// The next records, each behind what is in the database.
-async fn poll(joined: &mut Option<Joined>, link: &mut Link, store: &Store) -> Result<Vec<ConsumerRecord>, Failure> {
+async fn poll(
+    joined: &mut Option<Joined>,
+    link: &mut Link,
+    store: &Store,
+    missed: &mut Option<usize>,
+) -> Result<Vec<ConsumerRecord>, Failure> {
     let joined = match joined {
         Some(joined) => joined,
         None => joined.insert(join(link, store.node()).await?),
     };
+    if joined.looked_at.elapsed() > LOOK_INTERVAL {
+        joined.look(missed).await?;
+    }
     let records = joined.client.poll(POLL).await?;
-    if !*joined.assigned.lock() {
+    if joined.is_in_position() {
         return Ok(records);
     }
     // What came is from where the group's offset was, or from before: it comes again, from where it should.
@@ -207,7 +247,7 @@ async fn poll(joined: &mut Option<Joined>, link: &mut Link, store: &Store) -> Re
 async fn join(link: &mut Link, node: &NodeId) -> Result<Joined, KrafkaError> {
     let kafka = link.get().await?;
     let settings = link.settings();
-    let topic = identify(&kafka, &settings.topic).await?;
+    let Identified { topic, partitions } = identify(&kafka, &settings.topic).await?;
     let assigned = Assigned::default();
     let client = kafka
         .consumer(&settings.group)
@@ -225,12 +265,39 @@ async fn join(link: &mut Link, node: &NodeId) -> Result<Joined, KrafkaError> {
         .build()
         .await?;
     client.subscribe([&settings.topic]).await?;
-    Ok(Joined { client, topic, assigned })
+    let looked_at = Instant::now();
+    Ok(Joined { kafka, client, topic, partitions, looked_at, assigned, positions: Positions::default() })
 }
 
 impl Joined {
+    /// krafka asks for metadata when an answer tells it to. A consumer that is told nothing would never learn of partitions that
+    /// were added, of a leader that is gone for good, or of a topic that was made anew: then it joins again.
+    async fn look(&mut self, missed: &mut Option<usize>) -> Result<(), Failure> {
+        let _ = self.client.fetch_metadata(Some(&self.topic.name)).await?;
+        let found = identify(&self.kafka, &self.topic.name).await?;
+        let changed = (&found.topic, found.partitions) != (&self.topic, self.partitions);
+        // They were added while nobody looked: a static member that comes back is given what it had. Where others share the
+        // group there are fewer for good.
+        let assigned = self.client.assignment().await.remove(&*self.topic.name).unwrap_or_default().len();
+        let fewer = assigned < found.partitions && *missed != Some(found.partitions);
+        if changed || fewer {
+            *missed = Some(found.partitions);
+            return Err(Failure::Stale);
+        }
+        self.looked_at = Instant::now();
+        Ok(())
+    }
+
+    fn is_in_position(&mut self) -> bool {
+        let assigned = self.assigned.0.load(Ordering::SeqCst);
+        if self.positions.of != assigned {
+            self.positions = Positions { of: assigned, ..Positions::default() };
+        }
+        self.positions.whole || assigned == 0
+    }
+
     /// Puts every partition where the database says. Everything that was taken is in it by now.
-    async fn go_to_positions(&self, store: &Store) -> Result<(), Failure> {
+    async fn go_to_positions(&mut self, store: &Store) -> Result<(), Failure> {
         let (topic, now) = (self.topic.clone(), Timestamp::now());
         let name = &*self.topic.name;
         if let Some(gaps) = store.write(move |tx| topic::begin_anew(tx, &topic, now))? {
@@ -238,6 +305,9 @@ impl Joined {
         }
         let known = store.read(|connection| topic::partitions(connection, &self.topic))?;
         for partition in self.client.assignment().await.remove(name).unwrap_or_default() {
+            if self.positions.done.contains(&partition) {
+                continue;
+            }
             let (low, end) = self.client.fetch_watermarks(name, partition).await?;
             let consumed_to = known.iter().find(|known| known.partition == partition).and_then(|k| k.consumed_to);
             let position = match consumed_to {
@@ -253,8 +323,10 @@ impl Joined {
                 None => self.committed(partition).await?.map_or(low, |offset| offset.clamp(low, end)),
             };
             self.client.seek(name, partition, position).await?;
+            // Should this take too long, the next call goes on from here.
+            self.positions.done.insert(partition);
         }
-        *self.assigned.lock() = false;
+        self.positions.whole = true;
         Ok(())
     }
 

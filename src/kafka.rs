@@ -31,6 +31,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 const FOREVER: Duration = Duration::from_hours(24 * 3650);
 
+/// How old may be what is known of the cluster.
+const METADATA_AGE: Duration = Duration::from_secs(30);
+
 /// Why work with Kafka did not get on.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
@@ -40,6 +43,9 @@ pub(crate) enum Failure {
     /// It was the database.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The topic is not as it was when the work began.
+    #[error("the topic was changed")]
+    Stale,
     /// Nothing came in the time that one call may take.
     #[error("no answer within {} s", .0.as_secs())]
     Silent(Duration),
@@ -130,6 +136,8 @@ pub(crate) async fn connect(settings: &config::Kafka, client_id: &str) -> Result
         .client_id(client_id)
         .connect_timeout(CONNECT_TIMEOUT)
         .request_timeout(REQUEST_TIMEOUT)
+        // For the consumer, which is not told when a leader has gone for good.
+        .metadata_max_age(METADATA_AGE)
         // A payment may come after a quiet night: the topic's metadata is kept.
         .metadata_topic_cache_ttl(None)
         .security(security::auth(&settings.security))
@@ -158,13 +166,22 @@ async fn ensure_topic(kafka: &Kafka, settings: &config::Kafka) -> Result<(), Kra
     }
 }
 
+/// A topic, as it is now.
+pub(crate) struct Identified {
+    pub(crate) topic: Topic,
+    pub(crate) partitions: usize,
+}
+
 /// Which of its lives the topic is in. One that was just made is not known to every broker at once.
-pub(crate) async fn identify(kafka: &Kafka, name: &str) -> Result<Topic, KrafkaError> {
+pub(crate) async fn identify(kafka: &Kafka, name: &str) -> Result<Identified, KrafkaError> {
     const TRIES: u32 = 20;
     for attempt in 1.. {
         let mut described = kafka.admin().describe_topics([name], DescribeTopicsOptions::default()).await?;
         match described.remove(name) {
-            Some(Ok(found)) => return Ok(Topic { name: name.into(), id: found.topic_id }),
+            Some(Ok(found)) => {
+                let topic = Topic { name: name.into(), id: found.topic_id };
+                return Ok(Identified { topic, partitions: found.partitions.len() });
+            }
             Some(Err(KrafkaError::Broker { code: ErrorCode::UnknownTopicOrPartition, .. })) | None
                 if attempt < TRIES =>
             {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
+use crate::clock::Timestamp;
 use crate::config::{self, Config, Problems, PublisherKind};
 use crate::consumer::Consumer;
 use crate::counters::Counters;
@@ -22,7 +23,7 @@ use crate::publisher::kafka::KafkaPublisher;
 use crate::relay::Relay;
 use crate::scheduler::Scheduler;
 use crate::slack::{Slack, Unusable};
-use crate::store::{OpenError, Store, StoreError, delivery, route};
+use crate::store::{OpenError, Store, StoreError, delivery, route, topic};
 use crate::worker::{Overdue, Waker, Worker, room_for};
 
 /// How long the whole stop may take.
@@ -120,7 +121,15 @@ impl Service {
         let wake_notifiers = Waker::all(&wakers);
 
         let publisher: Box<dyn Publisher> = match config.publisher.kind {
-            PublisherKind::Application => Box::new(Application),
+            PublisherKind::Application => {
+                let untaken = store.write(|tx| topic::leave(tx, Timestamp::now()))?;
+                if untaken > 0 {
+                    log::warn!(
+                        "{untaken} events were published to a topic and not taken from it: they are told from here"
+                    );
+                }
+                Box::new(Application)
+            }
             PublisherKind::Kafka => Box::new(KafkaPublisher::new(config.kafka.clone(), store.clone())?),
         };
         let relay = Relay::new(

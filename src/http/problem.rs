@@ -157,15 +157,15 @@ impl From<Invalid> for Problem {
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Busy => Self::unavailable("too much work waits; nothing of this request was stored"),
+            StoreError::Busy => Self::unavailable("too much work waits; this attempt stored nothing"),
             StoreError::Closed => Self::unavailable("payrelay is stopping"),
             StoreError::Full => {
-                let detail = "the disk has no room; nothing of this request was stored";
+                let detail = "the disk has no room; this attempt stored nothing";
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "insufficient-storage", detail)
             }
-            StoreError::Damaged => Self::unavailable("the database is damaged; nothing of this request was stored"),
+            StoreError::Damaged => Self::unavailable("the database is damaged; this attempt stored nothing"),
             // What SQLite says is for the operator's log.
-            StoreError::Failed(_) => Self::unavailable("the database refused; nothing of this request was stored"),
+            StoreError::Failed(_) => Self::unavailable("the database refused; this attempt stored nothing"),
         }
     }
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use krafka::CloseOptions;
 use krafka::error::{ErrorCode, KrafkaError};
 use krafka::producer::{Acks, DeliveryConfirmation, DeliveryHandle, Producer, RecordMetadata, TransactionalProducer};
-use tokio::time::timeout;
+use tokio::time::timeout_at;
 
 use super::{Published, Publisher, Trouble};
 use crate::clock::Timestamp;
@@ -29,7 +29,7 @@ use crate::store::outbox::{Place, Receipt};
 use crate::store::topic::{self, Found, Reached, Reconciled, Topic};
 use crate::topic_reader::{TopicReader, TopicRecord};
 
-/// How long one call waits before it says that the other side is away. What is under way goes on at the next call.
+/// How long one call takes at most before it says that the other side is away. What is under way goes on at the next call.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long opening the topic may take: what was just made, or has another leader, is refused at first.
@@ -45,6 +45,9 @@ const TRANSACTION_TIMEOUT: Duration = Duration::from_mins(1);
 /// A transaction that was open for so long may have been ended by the broker itself, which then fences its producer: no
 /// sign of another one.
 const GIVEN_UP: Duration = Duration::from_secs(55);
+
+/// Fenced twice within this time: there is another one.
+const RIVALRY: Duration = Duration::from_mins(5);
 
 /// In a transaction a batch is given up before the broker gives the transaction up.
 const DELIVERY_TIMEOUT_IN_TRANSACTION: Duration = Duration::from_secs(45);
@@ -67,9 +70,13 @@ pub struct KafkaPublisher {
 struct Line {
     stage: Stage,
     context: Arc<Context>,
-    /// A batch with an event up to this one was refused for the sake of one record: they go one by one, and outside of
-    /// transactions, where the client tells which code the broker gave.
+    /// A batch with an event up to this one was refused for the sake of one record: they go one by one.
     alone_until: i64,
+    /// This one was refused alone: it goes once more outside of a transaction, where the client tells which code the broker
+    /// gave.
+    suspect: Option<i64>,
+    /// When another producer has taken the transactional id over.
+    fenced_at: Option<Instant>,
 }
 
 struct Context {
@@ -94,6 +101,8 @@ enum Stage {
 struct Session {
     producer: Sender,
     topic: Topic,
+    /// By partition, behind the last record that was looked at or sent: everything new comes after it.
+    ends: BTreeMap<i32, i64>,
 }
 
 impl Session {
@@ -102,6 +111,23 @@ impl Session {
             Sender::Plain(_) => Delivery::AtLeastOnce,
             Sender::Transactional(_) => Delivery::ExactlyOnce,
         }
+    }
+
+    /// Behind the last event of each partition that has a receipt. Everything before it has one, because a partition takes
+    /// batches in their order. `None` if an offset is one that the topic has had before: then it is another topic by now.
+    fn reached(&mut self, receipts: &[Receipt]) -> Option<Reached> {
+        let mut offsets = BTreeMap::new();
+        for receipt in receipts {
+            if let Place::Topic { partition, offset: Some(offset) } = receipt.place {
+                if self.ends.get(&partition).is_some_and(|end| offset < *end) {
+                    return None;
+                }
+                let end = offsets.entry(partition).or_insert(0);
+                *end = offset.max(*end - 1) + 1;
+            }
+        }
+        self.ends.extend(&offsets);
+        (!offsets.is_empty()).then(|| Reached { topic: self.topic.clone(), offsets })
     }
 }
 
@@ -123,7 +149,8 @@ impl KafkaPublisher {
     /// Connects when it first publishes.
     pub fn new(settings: config::Kafka, store: Store) -> io::Result<Self> {
         let context = Context { settings, node: store.node().clone(), store };
-        let line = Line { stage: Stage::Closed, context: Arc::new(context), alone_until: 0 };
+        let context = Arc::new(context);
+        let line = Line { stage: Stage::Closed, context, alone_until: 0, suspect: None, fenced_at: None };
         Ok(Self { line, driver: Driver::new()? })
     }
 }
@@ -140,12 +167,18 @@ impl Publisher for KafkaPublisher {
 
 impl Line {
     async fn publish(&mut self, batch: &[Event]) -> Published {
-        let alone = batch.first().is_some_and(|event| event.outbox_id <= self.alone_until);
-        let delivery = if alone { Delivery::AtLeastOnce } else { self.context.settings.delivery };
+        let deadline = Instant::now() + PATIENCE;
+        let first = batch.first().map(|event| event.outbox_id);
+        let alone = first.is_some_and(|id| id <= self.alone_until);
+        let delivery = if first.is_some() && first == self.suspect {
+            Delivery::AtLeastOnce
+        } else {
+            self.context.settings.delivery
+        };
         loop {
             match std::mem::replace(&mut self.stage, Stage::Closed) {
                 Stage::Closed => self.stage = Stage::Opening(Box::pin(open(Arc::clone(&self.context), delivery))),
-                Stage::Opening(mut work) => match timeout(PATIENCE, &mut work).await {
+                Stage::Opening(mut work) => match timeout_at(deadline.into(), &mut work).await {
                     Ok(Ok((session, reader))) => self.stage = Stage::Looking(session, reader),
                     Ok(Err(failed)) => return away(&failed),
                     Err(_) => {
@@ -153,11 +186,17 @@ impl Line {
                         return away(&Failure::Silent(PATIENCE));
                     }
                 },
-                Stage::Looking(session, mut reader) => match self.look(&session.topic, &mut reader).await {
+                Stage::Looking(session, reader) if !reader.done() && Instant::now() >= deadline => {
+                    // There is much to read: the caller sees in between whether it is to stop.
+                    self.stage = Stage::Looking(session, reader);
+                    return Published::default();
+                }
+                Stage::Looking(mut session, mut reader) => match self.look(&mut session, &mut reader, deadline).await {
                     Err(silent @ Failure::Silent(_)) => {
                         self.stage = Stage::Looking(session, reader);
                         return away(&silent);
                     }
+                    Err(failed) => return away(&failed),
                     Ok(found) => {
                         self.stage =
                             if reader.done() { Stage::Ready(session) } else { Stage::Looking(session, reader) };
@@ -166,7 +205,6 @@ impl Line {
                             return Published::default();
                         }
                     }
-                    Err(failed) => return away(&failed),
                 },
                 // Nothing is under way on it.
                 Stage::Ready(session) if session.delivery() != delivery => {}
@@ -176,7 +214,7 @@ impl Line {
                     self.stage = Stage::Sending(Box::pin(send(session, batch)));
                 }
                 Stage::Sending(mut work) => {
-                    return match timeout(PATIENCE, &mut work).await {
+                    return match timeout_at(deadline.into(), &mut work).await {
                         Ok((session, sent)) => self.sent(session, sent),
                         Err(_) => {
                             self.stage = Stage::Sending(work);
@@ -189,14 +227,17 @@ impl Line {
     }
 
     /// Marks what is on the topic; true if that concerned anything that was to be published.
-    async fn look(&self, topic: &Topic, reader: &mut TopicReader) -> Result<bool, Failure> {
-        let records = reader.next_within(PATIENCE).await?;
+    async fn look(&self, session: &mut Session, reader: &mut TopicReader, deadline: Instant) -> Result<bool, Failure> {
+        let patience = deadline.saturating_duration_since(Instant::now()).max(PATIENCE / 10);
+        let records = reader.next_within(patience).await?;
         let mut offsets: BTreeMap<i32, i64> =
             records.iter().map(|record| (record.partition, record.offset + 1)).collect();
         if reader.done() {
             offsets.extend(reader.extents().iter().map(|extent| (extent.partition, extent.end)));
         }
         let found: Vec<Found> = records.iter().filter_map(|record| self.ours(record)).collect();
+        session.ends.extend(&offsets);
+        let topic = &session.topic;
         let reached = Reached { topic: topic.clone(), offsets };
         let now = Timestamp::now();
         let Reconciled { marked, conflicts, unknown } =
@@ -221,32 +262,50 @@ impl Line {
         Some(Found { notice, partition: record.partition, offset: record.offset })
     }
 
-    fn sent(&mut self, session: Session, sent: Sent) -> Published {
+    fn sent(&mut self, mut session: Session, sent: Sent) -> Published {
         let Sent { events, mut receipts, error, began } = sent;
-        let reached = reached(&session.topic, &receipts);
+        let reached = session.reached(&receipts);
+        if events.first().is_some_and(|(first, _)| *first > self.alone_until) {
+            self.alone_until = 0;
+        }
         let Some(error) = error else {
-            self.stage = Stage::Ready(session);
+            self.suspect = None;
+            // Otherwise the topic was made anew, and what is known of it has to be asked again.
+            if reached.is_some() || receipts.is_empty() {
+                self.stage = Stage::Ready(session);
+            }
             return Published { receipts, reached, trouble: None };
         };
         // The next try starts afresh, and looks first: another leader, a batch whose answer was lost.
         let mut trouble = None;
         let in_transaction = session.delivery() == Delivery::ExactlyOnce;
         if in_transaction && is_fenced(&error) && began.elapsed() < GIVEN_UP {
-            trouble = Some(Trouble::Fenced(error.to_string()));
+            trouble = Some(self.fenced(&error));
         } else if !is_perhaps_a_records_fault(&error) {
             trouble = Some(Trouble::Away(error.to_string()));
-        } else if let ([(outbox_id, payment_id)], false) = (events.as_slice(), in_transaction) {
-            let (id, outbox_id) = (self.context.node.event_id(*outbox_id), *outbox_id);
-            log::error!(
-                "event {id} (payment {payment_id}) is refused by the broker and set aside as a dead letter: {error}"
-            );
-            let place = Place::Rejected(error.to_string().into());
-            receipts.push(Receipt { outbox_id, place });
+        } else if let [(outbox_id, payment_id)] = *events.as_slice() {
+            if in_transaction {
+                self.suspect = Some(outbox_id);
+            } else {
+                self.suspect = None;
+                let id = self.context.node.event_id(outbox_id);
+                log::error!(
+                    "event {id} (payment {payment_id}) is refused by the broker and set aside as a dead letter: {error}"
+                );
+                receipts.push(Receipt { outbox_id, place: Place::Rejected(error.to_string().into()) });
+            }
         } else if let Some((last, _)) = events.last() {
             log::warn!("the broker refused a batch for the sake of a record in it, so they go one by one: {error}");
             self.alone_until = *last;
         }
         Published { receipts, reached, trouble }
+    }
+
+    /// Once may be an echo: an attempt of ours to take the id over that the network brought late. Taking it back is safe,
+    /// because the topic is looked at first. A rival would do the same, and then one of the two stops.
+    fn fenced(&mut self, error: &KrafkaError) -> Trouble {
+        let lately = self.fenced_at.replace(Instant::now()).is_some_and(|before| before.elapsed() < RIVALRY);
+        if lately { Trouble::Fenced(error.to_string()) } else { Trouble::Away(error.to_string()) }
     }
 }
 
@@ -281,14 +340,14 @@ async fn open(context: Arc<Context>, delivery: Delivery) -> Result<(Session, Top
                 .await?,
         ),
     };
-    let topic = identify(&kafka, &settings.topic).await?;
+    let topic = identify(&kafka, &settings.topic).await?.topic;
     let known = store.read(|connection| topic::partitions(connection, &topic))?;
     let from = |number| known.iter().find(|known| known.partition == number).map(|known| known.published_to);
     let reader = TopicReader::open_within(OPENING, &kafka, &topic.name, from).await?;
     // Gone, or made anew, since it was identified: the next try starts with what there is then.
     let reader = reader.filter(|reader| reader.topic_id() == topic.id);
     let reader = reader.ok_or_else(|| KrafkaError::UnknownTopic { topic: settings.topic.clone() })?;
-    Ok((Session { producer, topic }, reader))
+    Ok((Session { producer, topic, ends: BTreeMap::new() }, reader))
 }
 
 fn builder(kafka: &krafka::Kafka) -> krafka::producer::ProducerBuilder {
@@ -361,10 +420,12 @@ async fn send_in_transaction(
     producer.begin()?;
     match fill(producer, records).await {
         Ok(taken) => producer.commit().await.map(|()| taken),
+        Err(error) if is_fenced(&error) => Err(error),
         Err(error) => match producer.abort().await {
-            Ok(()) => Err(error),
-            // It says more: a producer that was fenced learns it here. The next one has the transaction aborted.
-            Err(failed) => Err(failed),
+            // With the later protocol a producer that was fenced learns it here.
+            Err(failed) if is_fenced(&failed) => Err(failed),
+            // If it could not be aborted, the next producer has it done.
+            Ok(()) | Err(_) => Err(error),
         },
     }
 }
@@ -383,19 +444,6 @@ async fn fill(
         taken.push((index, handle.await?));
     }
     Ok(taken)
-}
-
-/// Behind the last event of each partition that has a receipt. Everything before it has one, because a partition takes
-/// batches in their order.
-fn reached(topic: &Topic, receipts: &[Receipt]) -> Option<Reached> {
-    let mut offsets = BTreeMap::new();
-    for receipt in receipts {
-        if let Place::Topic { partition, offset: Some(offset) } = receipt.place {
-            let end = offsets.entry(partition).or_insert(0);
-            *end = offset.max(*end - 1) + 1;
-        }
-    }
-    (!offsets.is_empty()).then(|| Reached { topic: topic.clone(), offsets })
 }
 
 fn is_fenced(error: &KrafkaError) -> bool {

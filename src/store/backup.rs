@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, ErrorCode};
 
-use super::{BUSY_TIMEOUT, Beside};
+use super::{BUSY_TIMEOUT, Beside, schema};
 use crate::clock::Timestamp;
 
 /// Why there is no copy. Nothing is left behind.
@@ -82,7 +82,7 @@ impl Part {
         self.file.sync_all().map_err(failed)?;
         let bytes = self.file.metadata().map_err(failed)?.len();
         fs::rename(&self.path, to).map_err(failed)?;
-        File::open(folder(to)).and_then(|folder| folder.sync_all()).map_err(|source| {
+        schema::sync_folder(folder(to)).map_err(|source| {
             // Nobody may take it for a copy that will be there after the next power cut.
             let _ = fs::remove_file(to);
             failed(source)
@@ -100,13 +100,7 @@ impl Drop for Part {
 }
 
 fn remove_journal(path: &Path) {
-    let _ = fs::remove_file(with_suffix(path, "-journal"));
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
+    let _ = fs::remove_file(schema::beside(path, "-journal"));
 }
 
 fn folder(path: &Path) -> &Path {
@@ -120,7 +114,7 @@ impl Beside {
             return Err(BackupError::Exists(to.into()));
         }
         let not_text = || io::Error::other("the file's name is not UTF-8");
-        let part = Part::create(with_suffix(to, ".part"))?;
+        let part = Part::create(schema::beside(to, ".part"))?;
         let name = part.path.to_str().ok_or_else(|| BackupError::Io { path: to.into(), source: not_text() })?;
         self.connection.execute("VACUUM INTO ?1", [name]).map_err(BackupError::Sqlite)?;
         mark(&part.path, now).map_err(BackupError::Sqlite)?;

@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select_biased};
 use rusqlite::Connection;
-use rusqlite::ffi::{SQLITE_IOERR_DIR_FSYNC, SQLITE_IOERR_FSYNC};
+use rusqlite::ffi::{
+    SQLITE_IOERR_DIR_FSYNC, SQLITE_IOERR_FSYNC, SQLITE_IOERR_SHMMAP, SQLITE_IOERR_SHMOPEN, SQLITE_IOERR_SHMSIZE,
+};
 
 use super::BUSY_TIMEOUT;
 use super::schema::{OpenError, refusal};
@@ -149,6 +151,20 @@ pub(super) fn heed<T>(result: rusqlite::Result<T>) -> rusqlite::Result<T> {
     let code = |error: &rusqlite::Error| error.sqlite_error().map(|error| error.extended_code);
     if let Err(error) = &result
         && matches!(code(error), Some(SQLITE_IOERR_FSYNC | SQLITE_IOERR_DIR_FSYNC))
+    {
+        give_up(error);
+    }
+    result
+}
+
+/// As [`heed`], for a COMMIT: SQLite grows the index of the log after it has synced the log. If it cannot, it tells of a failure
+/// although the payments are on the disk, and the next start finds them: nobody may be told that they are not stored.
+pub(super) fn heed_commit(result: rusqlite::Result<()>) -> rusqlite::Result<()> {
+    if let Err(error) = &result
+        && matches!(
+            error.sqlite_error().map(|error| error.extended_code),
+            Some(SQLITE_IOERR_SHMSIZE | SQLITE_IOERR_SHMMAP | SQLITE_IOERR_SHMOPEN)
+        )
     {
         give_up(error);
     }

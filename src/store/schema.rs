@@ -164,9 +164,7 @@ fn lock_path(database: &Path) -> io::Result<PathBuf> {
         let folder = database.parent().filter(|folder| !folder.as_os_str().is_empty());
         fs::canonicalize(folder.unwrap_or(Path::new(".")))?.join(name)
     };
-    let mut lock = whole.into_os_string();
-    lock.push(".lock");
-    Ok(lock.into())
+    Ok(beside(&whole, ".lock"))
 }
 
 /// Opens the file for writing, brings its schema up to date, and tells whose it is.
@@ -219,25 +217,28 @@ pub(super) fn open(path: &Path, configured: Option<&NodeId>) -> Result<(Connecti
 fn refuse_stray_log(path: &Path) -> Result<(), OpenError> {
     const WITHOUT_LOG: [u8; 2] = [1, 1];
     let mut header = [0; 20];
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
-    let mut log = path.as_os_str().to_owned();
-    log.push("-wal");
-    let log = PathBuf::from(log);
+    let whole = fs::canonicalize(path).unwrap_or(path.into());
+    let read = File::open(&whole).and_then(|mut file| file.read_exact(&mut header));
+    let log = beside(&whole, "-wal");
     let stray = read.is_ok() && header[18..] == WITHOUT_LOG && log.metadata().is_ok_and(|log| log.len() > 0);
     if stray { Err(OpenError::StrayLog { path: path.into(), log }) } else { Ok(()) }
 }
 
-/// Ids are given in ranges of this size: one for each time that a database was put back to an earlier state.
+/// Ids jump to microseconds since 1970: so a database that is put back twice, from the same backup, does not give what the
+/// first one gave, unless it gave a million a second. And at least to the next multiple of this, should the clock be wrong.
 const ID_RANGE: i64 = 1_000_000_000_000;
+
+/// Ids beyond what a double holds exactly (RFC 8259, 6) are nobody's.
+const ID_MAX: i64 = (1 << 53) - 1;
 
 /// Those whose ids are seen outside. Idempotency keys are not, and have ids without gaps, so that they can be counted.
 const OUTSIDE: [&str; 4] = ["payment", "outbox", "dead_letter", "dead_letter_action"];
 
-/// No id up to the end of the range of `newest`, or of the newest that was given, is given any more. Tells the first
-/// that will be. The range is so large that no database, however fast, has ever come to its end.
-pub(super) fn skip_ids(tx: &Transaction<'_>, newest: i64) -> rusqlite::Result<i64> {
+/// No id up to `newest`, nor any that may have been given until now, is given any more. Tells the first that will be.
+pub(super) fn skip_ids(tx: &Transaction<'_>, newest: i64, now: Timestamp) -> rusqlite::Result<i64> {
     let given: i64 = tx.query_row("SELECT ifnull(max(seq), 0) FROM sqlite_sequence", [], |row| row.get(0))?;
-    let last = (newest.max(given) / ID_RANGE + 1) * ID_RANGE;
+    let newest = if newest > ID_MAX { 0 } else { newest };
+    let last = ((newest.max(given) / ID_RANGE + 1) * ID_RANGE).max(now.as_micros());
     for table in OUTSIDE {
         tx.execute("DELETE FROM sqlite_sequence WHERE name = ?1", [table])?;
         tx.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?1, ?2)", (table, last))?;
@@ -251,7 +252,7 @@ fn leave_backup(connection: &mut Connection) -> rusqlite::Result<()> {
     let tx = Transaction::new(connection, TransactionBehavior::Immediate)?;
     let backed_up_at: Option<i64> = tx.query_row("SELECT backed_up_at FROM node", [], |row| row.get(0))?;
     let Some(backed_up_at) = backed_up_at else { return Ok(()) };
-    let first = skip_ids(&tx, 0)?;
+    let first = skip_ids(&tx, 0, Timestamp::now())?;
     tx.execute("UPDATE node SET backed_up_at = NULL", [])?;
     tx.commit()?;
     log::warn!(
@@ -268,7 +269,7 @@ pub(super) fn open_beside(path: &Path) -> Result<(Connection, NodeId), OpenError
     let (connection, node) = open_made(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
     connection.pragma_update(None, "foreign_keys", true).map_err(failed)?;
-    // The log is for a payrelay that runs to copy back, or for the close of the last connection.
+    // The log is for a payrelay to copy back: one that runs, or the next one.
     connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(failed)?;
     Ok((connection, node))
 }
@@ -280,9 +281,13 @@ pub(super) fn open_to_read(path: &Path) -> Result<(Connection, NodeId), OpenErro
 
 fn open_made(path: &Path, flags: OpenFlags) -> Result<(Connection, NodeId), OpenError> {
     let failed = |source| refusal(path, source);
+    // As the payrelay that serves it: these would cost the log, too.
+    refuse_without_head(path)?;
     refuse_stray_log(path)?;
+    let before_log = node_before_log(path);
     let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(failed)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
+    keep_log(&connection, KeepLog::Yes).map_err(failed)?;
     let (found, known) = (inspect(&connection).map_err(failed)?, MIGRATIONS.len());
     match found {
         Found::Version(version) if version == known => {}
@@ -296,6 +301,9 @@ fn open_made(path: &Path, flags: OpenFlags) -> Result<(Connection, NodeId), Open
     }
     let node: String = connection.query_row("SELECT id FROM node", [], |row| row.get(0)).map_err(failed)?;
     let node = NodeId::parse(&node).ok_or_else(|| OpenError::Foreign(path.into()))?;
+    if before_log.is_some_and(|before| before != node.as_str()) {
+        return Err(OpenError::Inconsistent { path: path.into(), what: "its log belongs to another node's database" });
+    }
     Ok((connection, node))
 }
 
@@ -316,7 +324,8 @@ pub(super) fn refusal(path: &Path, source: rusqlite::Error) -> OpenError {
     OpenError::Sqlite { path: path.into(), source, advice }
 }
 
-fn beside(database: &Path, suffix: &str) -> PathBuf {
+/// What stands beside a database.
+pub(super) fn beside(database: &Path, suffix: &str) -> PathBuf {
     let mut name = database.as_os_str().to_owned();
     name.push(suffix);
     name.into()
@@ -376,11 +385,19 @@ fn settle(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
             at += length as u64;
         }
         log.sync_all()?;
-        File::open(whole.parent().unwrap_or(Path::new("/")))?.sync_all()
+        sync_folder(whole.parent().unwrap_or(Path::new("/")))
     };
     rewrite().map_err(|source| OpenError::Unsynced { path: path.into(), source })?;
     drop(tx);
     Ok(())
+}
+
+/// Some file systems know no such thing; then there is nothing to wait for.
+pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
+    match File::open(folder).and_then(|folder| folder.sync_all()) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
+        synced => synced,
+    }
 }
 
 /// What the ends of the tables say of each other. It costs nothing, and finds most logs of other databases; that the file as a
@@ -503,16 +520,18 @@ mod tests {
         connection.execute("UPDATE node SET backed_up_at = 5", []).unwrap();
         drop(connection);
         let (connection, again) = open(&path, None).unwrap();
-        assert_eq!((id(&connection, 2), again), (ID_RANGE + 1, node));
+        let jumped = id(&connection, 2);
+        assert!(jumped > ID_RANGE && jumped <= ID_MAX && again == node, "{jumped}");
         drop(connection);
         let (connection, _) = open(&path, None).unwrap();
-        assert_eq!(id(&connection, 3), ID_RANGE + 2, "only once");
+        assert_eq!(id(&connection, 3), jumped + 1, "only once");
         connection.execute("UPDATE node SET backed_up_at = 5", []).unwrap();
         drop(connection);
-        assert_eq!(id(&open(&path, None).unwrap().0, 4), 2 * ID_RANGE + 1);
+        let farther = id(&open(&path, None).unwrap().0, 4);
+        assert!(farther > jumped + 1, "{farther}");
         let sequences: i64 = Connection::open(&path)
             .unwrap()
-            .query_row("SELECT count(*) FROM sqlite_sequence WHERE seq >= ?1", [2 * ID_RANGE], |row| row.get(0))
+            .query_row("SELECT count(*) FROM sqlite_sequence WHERE seq >= ?1", [farther - 1], |row| row.get(0))
             .unwrap();
         assert_eq!(sequences, 4, "also of tables that were empty");
     }

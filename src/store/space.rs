@@ -4,6 +4,7 @@
 //! It is asked on a thread of its own: a disk that hangs must not hang who wants to know.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -103,7 +104,7 @@ impl Watch {
     }
 
     fn look(&mut self) {
-        if identity(&self.database) != self.identity {
+        if is_another(&self.database, self.identity) {
             // SQLite would go on with a file that nobody finds again.
             self.damage.found(&format!(
                 "{} is not the file that was opened: it was moved or removed",
@@ -113,8 +114,7 @@ impl Watch {
         if self.min == 0 {
             return;
         }
-        let folder = self.database.parent().filter(|folder| !folder.as_os_str().is_empty());
-        match statvfs(folder.unwrap_or(Path::new("."))) {
+        match statvfs(&self.database) {
             Ok(told) => {
                 self.blind = false;
                 self.found(told.f_bavail.saturating_mul(told.f_frsize));
@@ -161,6 +161,14 @@ impl Watch {
 
 fn identity(file: &Path) -> Option<(u64, u64)> {
     fs::metadata(file).ok().map(|file| (file.dev(), file.ino()))
+}
+
+/// A look that fails says nothing of the file.
+fn is_another(file: &Path, opened: Option<(u64, u64)>) -> bool {
+    match fs::metadata(file) {
+        Ok(file) => Some((file.dev(), file.ino())) != opened,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
 }
 
 /// For people.

@@ -83,11 +83,13 @@ pub struct Reached {
     pub offsets: BTreeMap<i32, i64>,
 }
 
-/// Records how far everything is marked, in the transaction that marks it.
+/// Records how far everything is marked, in the transaction that marks it. A topic that was made anew is left as one that
+/// something was taken from, at no place: [`begin_anew`] finds it so.
 pub fn reach(tx: &Transaction<'_>, reached: &Reached) -> rusqlite::Result<()> {
     let mut reach = tx.prepare_cached(
         "INSERT INTO topic_partition (topic, \"partition\", topic_id, published_to) VALUES (?1, ?2, ?3, ?4) \
          ON CONFLICT (topic, \"partition\") DO UPDATE SET published_to = excluded.published_to, \
+         last_outbox_id = CASE WHEN topic_id = excluded.topic_id THEN last_outbox_id ELSE max(last_outbox_id, 1) END, \
          consumed_to = CASE WHEN topic_id = excluded.topic_id THEN consumed_to END, topic_id = excluded.topic_id",
     )?;
     for (partition, offset) in &reached.offsets {
@@ -149,7 +151,7 @@ pub fn reconcile(
         }
     }
     if newest > 0 {
-        super::schema::skip_ids(tx, newest)?;
+        super::schema::skip_ids(tx, newest, now)?;
     }
     reach(tx, reached)?;
     Ok(result)
@@ -203,7 +205,7 @@ impl<'a> Intake<'a> {
         moving.consumed_to = offset + 1;
         match event {
             Some((id, Arrival::Accepted)) => {
-                moving.new += 1;
+                moving.new += i64::from(id > moving.last_outbox_id);
                 moving.taken.inversions += i64::from(id < moving.last_outbox_id);
                 moving.last_outbox_id = moving.last_outbox_id.max(id);
             }
@@ -235,28 +237,42 @@ impl<'a> Intake<'a> {
 /// events are taken from the outbox instead; tells how many.
 pub fn skip(tx: &Transaction<'_>, topic: &Topic, partition: i32, offset: i64, now: Timestamp) -> rusqlite::Result<i64> {
     let last = partitions(tx, topic)?.iter().find(|known| known.partition == partition).map_or(0, |p| p.last_outbox_id);
-    let gaps = delivery::fill_gaps(tx, Some((partition, offset)), last + 1..=i64::MAX, now)?;
+    let gaps = delivery::fill_gaps(tx, Some((partition, offset)), 1..=i64::MAX, now)?;
     advance(tx, topic, partition, offset, last, Taken { gaps, ..Taken::default() })?;
     Ok(gaps)
 }
 
-/// Whether events were taken from an earlier life of the topic. What of them never came, will not come any more: it is
-/// taken from the outbox instead; tells how many.
+/// Whether there was an earlier life of the topic. What of it never came, will not come any more: it is taken from the
+/// outbox instead; tells how many. What is on the new one by now may be among it: then it comes as a second copy.
 pub fn begin_anew(tx: &Transaction<'_>, topic: &Topic, now: Timestamp) -> rusqlite::Result<Option<i64>> {
-    let last: Option<i64> = tx
+    let earlier = tx
         .prepare_cached(
-            "SELECT min(last_outbox_id) FROM topic_partition \
-             WHERE topic = ?1 AND last_outbox_id > 0 AND (topic_id <> ?2 OR consumed_to IS NULL)",
+            "SELECT 1 FROM topic_partition \
+             WHERE topic = ?1 AND (topic_id <> ?2 OR (consumed_to IS NULL AND last_outbox_id > 0))",
         )?
-        .query_row((&topic.name, topic.id), |row| row.get(0))?;
-    let Some(last) = last else { return Ok(None) };
-    let gaps = delivery::fill_gaps(tx, None, last + 1..=i64::MAX, now)?;
-    tx.prepare_cached(
-        "UPDATE topic_partition SET published_to = CASE WHEN topic_id = ?2 THEN published_to ELSE 0 END, \
-         topic_id = ?2, consumed_to = 0, gaps = gaps + CASE \"partition\" WHEN 0 THEN ?3 ELSE 0 END WHERE topic = ?1",
-    )?
-    .execute((&topic.name, topic.id, gaps))?;
+        .exists((&topic.name, topic.id))?;
+    if !earlier {
+        return Ok(None);
+    }
+    let gaps = delivery::fill_gaps(tx, None, 1..=i64::MAX, now)?;
+    // Partitions that it does not have any more go; the others are read from their beginning.
+    tx.prepare_cached("DELETE FROM topic_partition WHERE topic = ?1 AND topic_id <> ?2")?
+        .execute((&topic.name, topic.id))?;
+    tx.prepare_cached("UPDATE topic_partition SET consumed_to = 0 WHERE topic = ?1 AND consumed_to IS NULL")?
+        .execute([&topic.name])?;
+    advance(tx, topic, 0, 0, 0, Taken { gaps, ..Taken::default() })?;
     Ok(Some(gaps))
+}
+
+/// Events do not go by way of a topic any more: what was published to one and did not come from it is taken from the outbox,
+/// and how far topics are known is forgotten. Tells how many.
+pub fn leave(tx: &Transaction<'_>, now: Timestamp) -> rusqlite::Result<i64> {
+    if !tx.prepare_cached("SELECT 1 FROM topic_partition LIMIT 1")?.exists(())? {
+        return Ok(0);
+    }
+    let gaps = delivery::fill_gaps(tx, None, 1..=i64::MAX, now)?;
+    tx.execute("DELETE FROM topic_partition", ())?;
+    Ok(gaps)
 }
 
 fn advance(

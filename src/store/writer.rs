@@ -26,6 +26,9 @@ const BATCH_MIN: usize = 32;
 /// At most so many jobs share a commit.
 const BATCH_MAX: usize = 512;
 
+/// However much there is to do, background work has a turn so often.
+const BACKGROUND_INTERVAL: Duration = Duration::from_secs(1);
+
 /// A transaction that has run for so long takes no more jobs, so that the first of it does not wait for the last:
 /// jobs are of very different size.
 const BATCH_TIME: Duration = Duration::from_millis(4);
@@ -76,6 +79,7 @@ pub(super) struct Writer {
     checkpoints: Checkpoints,
     jobs: Receiver<Job>,
     background: Receiver<Job>,
+    background_at: Instant,
     health: Health,
     _lock: Lock,
 }
@@ -130,7 +134,8 @@ impl Writer {
         health: Health,
         lock: Lock,
     ) -> Self {
-        Self { connection, checkpoints, jobs, background, health, _lock: lock }
+        let background_at = Instant::now();
+        Self { connection, checkpoints, jobs, background, background_at, health, _lock: lock }
     }
 
     /// Works until the stop, then works off what still waits, then closes the database.
@@ -150,8 +155,14 @@ impl Writer {
         }
     }
 
-    /// Background jobs are taken only when no other waits. `None`: stop.
-    fn next(&self, stop: &Stop) -> Option<Job> {
+    /// Background jobs are taken when no other waits, and one a second in any case. `None`: stop.
+    fn next(&mut self, stop: &Stop) -> Option<Job> {
+        if self.background_at.elapsed() > BACKGROUND_INTERVAL {
+            self.background_at = Instant::now();
+            if let Ok(job) = self.background.try_recv() {
+                return Some(job);
+            }
+        }
         let job = select_biased! {
             recv(stop.signal()) -> _ => None,
             recv(self.jobs) -> job => job.ok(),
@@ -201,7 +212,7 @@ impl Writer {
     fn commit(&mut self, jobs: &mut Vec<Job>) -> rusqlite::Result<Vec<Result<(), StoreError>>> {
         let tx = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
         if fill(&tx, jobs, &self.jobs).is_ok() {
-            tx.commit()?;
+            checkpoint::heed_commit(tx.commit())?;
             return Ok(jobs.iter().map(|_| Ok(())).collect());
         }
         // Rolls back.
@@ -213,7 +224,7 @@ impl Writer {
         let tx = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
         let outcomes: rusqlite::Result<Vec<_>> = jobs.iter_mut().map(|job| in_savepoint(&tx, job)).collect();
         let outcomes = outcomes?;
-        tx.commit()?;
+        checkpoint::heed_commit(tx.commit())?;
         let refused = |error: rusqlite::Error| {
             log::warn!("a job was refused by the database, and nothing of it was stored: {error}");
             StoreError::from(error)
@@ -349,7 +360,7 @@ mod tests {
 
     #[test]
     fn background_work_gives_way() {
-        let f = fixture();
+        let mut f = fixture();
         let (stopper, stop) = Stop::new();
         let (answers, answered) = unbounded();
         f.background.send(insert(9, &answers)).unwrap();

@@ -130,6 +130,11 @@ fn each_thing_that_is_wrong_in_the_database_is_found_as_what_it_is() {
                    VALUES (9, 9, 9, 'KRW', 'COMPLETED', 9); \
                    INSERT INTO outbox (payment_id, user_id, type, created_at) VALUES (6, 9, 'payment.completed', 9);";
     let cases = [
+        (
+            "paid-twice",
+            "DROP INDEX payment_paid; UPDATE payment SET reservation_id = (SELECT reservation_id FROM payment WHERE id = 1) \
+             WHERE id = 2",
+        ),
         ("no-history", payment),
         ("no-payment", "INSERT INTO payment_history VALUES (99, 9, NULL, 9); INSERT INTO user_history VALUES (9, 99)"),
         ("broken-chain", "UPDATE payment_history SET previous_id = NULL WHERE payment_id = 3"),

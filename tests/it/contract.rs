@@ -298,15 +298,37 @@ fn what_a_dead_process_left_open_never_shows() {
 
 #[test]
 fn a_second_process_of_the_same_node_stops_the_first() {
-    let broker = Broker::start("4.4.0");
+    two_of_the_same_node("4.4.0");
+}
+
+/// With the transactions of before KIP-890.
+#[test]
+fn a_second_process_of_the_same_node_stops_the_first_on_kafka_3_9_2() {
+    two_of_the_same_node("3.9.2");
+}
+
+fn two_of_the_same_node(version: &str) {
+    let broker = Broker::start(version);
     let database = Database::open();
     database.pay(1, [1]);
     let mut first = publisher(&broker, &database, 1, ExactlyOnce);
+    let mut second = publisher(&broker, &database, 1, ExactlyOnce);
     publish(&mut first, &database);
-    database.pay(1, [2]);
-    publish(&mut publisher(&broker, &database, 1, ExactlyOnce), &database);
-    database.pay(1, [3]);
-    let trouble = wait_for("the first to be fenced", LIMIT, || first.publish(&unpublished(&database)).trouble);
+    // Each takes the id over from the other, once; fenced again, one of them stops.
+    let mut reservation = 1;
+    let trouble = wait_for("one of them to stop", LIMIT, || {
+        reservation += 1;
+        database.pay(1, [reservation]);
+        [&mut second, &mut first].into_iter().find_map(|publisher| {
+            let published = publisher.publish(&unpublished(&database));
+            let trouble = published.trouble.clone();
+            mark(&database, published);
+            trouble.filter(|trouble| matches!(trouble, Trouble::Fenced(_)))
+        })
+    });
+    drop((first, second));
+    reservation += 1;
+    database.pay(1, [reservation]);
     assert!(matches!(trouble, Trouble::Fenced(_)), "{trouble:?}");
     let mut relay = Relay::new(
         database.store().clone(),
@@ -319,7 +341,8 @@ fn a_second_process_of_the_same_node_stops_the_first() {
     );
     assert_eq!(relay.step(), payrelay::relay::Step::Fenced);
     publish(&mut publisher(&broker, &database, 1, ExactlyOnce), &database);
-    assert_eq!(on_topic(&broker, 3), [1, 2, 3]);
+    let all: Vec<i64> = (1..=reservation).collect();
+    assert_eq!(on_topic(&broker, all.len()), all);
 }
 
 /// A batch that the network holds back, and delivers when its sender is dead and the next process is through: what is on
@@ -353,6 +376,32 @@ fn a_batch_that_comes_too_late_is_refused() {
 fn without_transactions_a_batch_that_comes_too_late_is_there_twice() {
     let found = with_a_batch_that_comes_too_late(AtLeastOnce);
     assert_eq!(found, (1..=10).chain(6..=10).chain(11..=12).collect::<Vec<_>>());
+}
+
+/// Half a minute: nobody tells a consumer, it has to look.
+#[test]
+fn partitions_that_are_added_and_a_topic_that_is_made_anew_are_noticed_while_it_runs() {
+    let broker = Broker::start("4.4.0");
+    let database = Database::open();
+    let deliveries = "SELECT count(*) FROM delivery";
+    let mut consumer = consumer(&broker, &database);
+    let mut reservation = 0;
+    let mut go_on = |publisher: &mut KafkaPublisher, users: i64| {
+        for user in 0..users {
+            reservation += 1;
+            database.pay(user, [reservation]);
+        }
+        publish(publisher, &database);
+        consume(&mut consumer, &database, deliveries, reservation);
+    };
+    go_on(&mut publisher(&broker, &database, 1, ExactlyOnce), 3);
+    topic::add_partitions(&broker.bootstrap(), TOPIC, 3);
+    // A new one sees them at once.
+    let mut publisher = publisher(&broker, &database, 1, ExactlyOnce);
+    go_on(&mut publisher, 30);
+    assert!(database.number("SELECT count(*) FROM topic_partition WHERE consumed_to > 0") > 1, "others were used");
+    topic::delete(&broker.bootstrap(), TOPIC, LIMIT);
+    go_on(&mut publisher, 3);
 }
 
 struct Fenced;

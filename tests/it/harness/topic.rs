@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use krafka::admin::{
-    AlterConsumerGroupOffsetsOptions, CreateTopicsOptions, DeleteRecordsOptions, DeleteTopicsOptions,
-    ListTopicsOptions, NewTopic,
+    AlterConsumerGroupOffsetsOptions, CreatePartitionsOptions, CreateTopicsOptions, DeleteRecordsOptions,
+    DeleteTopicsOptions, ListTopicsOptions, NewTopic,
 };
 use krafka::consumer::{AutoOffsetReset, IsolationLevel, TopicPartition};
 use krafka::producer::TransactionalProducer;
@@ -126,6 +126,16 @@ pub fn delete(bootstrap: &str, topic: &str, limit: Duration) {
         {
             assert!(Instant::now() < deadline, "{topic} is still there after {limit:?}");
         }
+    });
+}
+
+/// Has a topic have so many partitions from now on.
+pub fn add_partitions(bootstrap: &str, topic: &str, total: i32) {
+    block_on(async {
+        let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
+        let options = CreatePartitionsOptions::default();
+        let done = kafka.admin().create_partitions([(topic, total)], options).await;
+        assert!(done.as_ref().is_ok_and(|done| done.values().all(Result::is_ok)), "{done:?}");
     });
 }
 
