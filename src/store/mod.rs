@@ -364,6 +364,11 @@ fn pool(path: PathBuf, size: u32) -> Result<Pool, OpenError> {
         .map_err(|error| OpenError::Pool(error.to_string()))
 }
 
+/// Whether the database answers at all.
+pub fn answer(connection: &Connection) -> SqlResult<()> {
+    connection.query_row("SELECT 1", [], |_| Ok(()))
+}
+
 /// Prepared statements kept by each connection: more than there are.
 const STATEMENTS: usize = 64;
 
