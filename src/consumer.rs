@@ -106,7 +106,7 @@ impl Consumer {
                     self.outage.recovered();
                     self.unstored = Arc::new(records);
                 }
-                Err(Failure::Store(error)) => return self.wait_for_database(&error),
+                Err(Failure::Store(error)) => return wait_for_database(&error),
                 Err(failure) => {
                     if matches!(&failure, Failure::Client(error) if error.is_fatal()) {
                         self.leave();
@@ -127,13 +127,8 @@ impl Consumer {
                 self.commit_offsets();
                 Step::Stored(count)
             }
-            Err(error) => self.wait_for_database(&error),
+            Err(error) => wait_for_database(&error),
         }
-    }
-
-    fn wait_for_database(&self, error: &StoreError) -> Step {
-        log::error!("the consumer waits for the database: {error}");
-        Step::Away(store::PAUSE)
     }
 
     /// A static member that comes back is given what it had (KIP-345): what is to be assigned anew is left first.
@@ -188,6 +183,11 @@ impl Consumer {
             log::debug!("the group's offset could not be committed, the next commit will: {error}");
         }
     }
+}
+
+fn wait_for_database(error: &StoreError) -> Step {
+    log::error!("the consumer waits for the database: {error}");
+    Step::Away(store::PAUSE)
 }
 
 /// A member of the group.

@@ -90,9 +90,9 @@ type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// What is under way. It outlives the call that began it: a call waits for a bounded time, and the next one goes on.
 enum Stage {
     Closed,
-    Opening(Work<Result<(Session, TopicReader), Failure>>),
+    Opening(Work<Result<(Session, Box<TopicReader>), Failure>>),
     /// Reading what is on the topic already.
-    Looking(Session, TopicReader),
+    Looking(Session, Box<TopicReader>),
     Ready(Session),
     Sending(Work<(Session, Sent)>),
 }
@@ -132,8 +132,8 @@ impl Session {
 }
 
 enum Sender {
-    Plain(Producer),
-    Transactional(TransactionalProducer),
+    Plain(Box<Producer>),
+    Transactional(Box<TransactionalProducer>),
 }
 
 /// What came of handing a batch over.
@@ -214,13 +214,11 @@ impl Line {
                     self.stage = Stage::Sending(Box::pin(send(session, batch)));
                 }
                 Stage::Sending(mut work) => {
-                    return match timeout_at(deadline.into(), &mut work).await {
-                        Ok((session, sent)) => self.sent(session, sent),
-                        Err(_) => {
-                            self.stage = Stage::Sending(work);
-                            away(&Failure::Silent(PATIENCE))
-                        }
-                    };
+                    if let Ok((session, sent)) = timeout_at(deadline.into(), &mut work).await {
+                        return self.sent(session, sent);
+                    }
+                    self.stage = Stage::Sending(work);
+                    return away(&Failure::Silent(PATIENCE));
                 }
             }
         }
@@ -326,19 +324,20 @@ impl Batch {
     }
 }
 
-async fn open(context: Arc<Context>, delivery: Delivery) -> Result<(Session, TopicReader), Failure> {
+async fn open(context: Arc<Context>, delivery: Delivery) -> Result<(Session, Box<TopicReader>), Failure> {
     let Context { settings, node, store } = &*context;
     let kafka = Link::new(settings.clone(), format!("payrelay-publisher-{node}")).get().await?;
     // First the producer: once it is there, nothing of the one before it comes any more.
     let producer = match delivery {
-        Delivery::AtLeastOnce => Sender::Plain(builder(&kafka).delivery_timeout(DELIVERY_TIMEOUT).build().await?),
-        Delivery::ExactlyOnce => Sender::Transactional(
-            builder(&kafka)
+        Delivery::AtLeastOnce => {
+            Sender::Plain(Box::new(builder(&kafka).delivery_timeout(DELIVERY_TIMEOUT).build().await?))
+        }
+        Delivery::ExactlyOnce => {
+            let builder = builder(&kafka)
                 .delivery_timeout(DELIVERY_TIMEOUT_IN_TRANSACTION)
-                .transaction_timeout(TRANSACTION_TIMEOUT)
-                .build_transactional(format!("payrelay-{node}"))
-                .await?,
-        ),
+                .transaction_timeout(TRANSACTION_TIMEOUT);
+            Sender::Transactional(Box::new(builder.build_transactional(format!("payrelay-{node}")).await?))
+        }
     };
     let topic = identify(&kafka, &settings.topic).await?.topic;
     let known = store.read(|connection| topic::partitions(connection, &topic))?;
@@ -347,7 +346,7 @@ async fn open(context: Arc<Context>, delivery: Delivery) -> Result<(Session, Top
     // Gone, or made anew, since it was identified: the next try starts with what there is then.
     let reader = reader.filter(|reader| reader.topic_id() == topic.id);
     let reader = reader.ok_or_else(|| KrafkaError::UnknownTopic { topic: settings.topic.clone() })?;
-    Ok((Session { producer, topic, ends: BTreeMap::new() }, reader))
+    Ok((Session { producer, topic, ends: BTreeMap::new() }, Box::new(reader)))
 }
 
 fn builder(kafka: &krafka::Kafka) -> krafka::producer::ProducerBuilder {

@@ -45,10 +45,8 @@ pub enum Arrival {
 /// Takes a notice of one of our events from the topic.
 pub fn accept(tx: &Transaction<'_>, notice: Notice, now: Timestamp) -> rusqlite::Result<Arrival> {
     Ok(match outbox::is_of(tx, notice)? {
-        Some(true) => match insert(tx, notice.outbox_id, now)? {
-            true => Arrival::Accepted,
-            false => Arrival::Duplicate,
-        },
+        Some(true) if insert(tx, notice.outbox_id, now)? => Arrival::Accepted,
+        Some(true) => Arrival::Duplicate,
         None if is_purged(tx, notice)? => Arrival::Purged,
         Some(false) | None => Arrival::Unknown,
     })

@@ -106,16 +106,14 @@ impl Till {
     }
 
     fn ask(&mut self, request: &str) -> io::Result<(u16, Vec<u8>)> {
-        let connection = match &mut self.connection {
-            Some(connection) => connection,
-            None => {
-                let door = self.shop.door.lock().unwrap().ok_or(io::ErrorKind::NotConnected)?;
-                let stream = TcpStream::connect(door)?;
-                stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-                self.connection.insert(BufReader::new(stream))
-            }
-        };
+        if self.connection.is_none() {
+            let door = self.shop.door.lock().unwrap().ok_or(io::ErrorKind::NotConnected)?;
+            let stream = TcpStream::connect(door)?;
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+            self.connection = Some(BufReader::new(stream));
+        }
+        let connection = self.connection.as_mut().ok_or(io::ErrorKind::NotConnected)?;
         connection.get_mut().write_all(request.as_bytes())?;
         let (line, headers) = read_head(connection)?.ok_or(io::ErrorKind::UnexpectedEof)?;
         let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());
