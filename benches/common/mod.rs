@@ -47,6 +47,11 @@ pub fn delivery() -> &'static str {
     if at_least_once { "at-least-once" } else { "exactly-once" }
 }
 
+/// A goal that transactions, which wait for the broker's coordinator, are not measured by.
+pub fn unless_transactions(goal: Goal) -> Goal {
+    if delivery() == "exactly-once" { Goal::None } else { goal }
+}
+
 /// The values of one figure, a run each.
 #[derive(Debug, Clone, Default)]
 pub struct Figure(pub Vec<f64>);
