@@ -24,15 +24,13 @@ use crate::clock::Timestamp;
 use crate::config;
 use crate::event::{ID_HEADER, NodeId, Notice, TIME_HEADER};
 use crate::kafka::{Driver, Failure, Identified, Link, identify, within};
-use crate::outage::{Backoff, Outage, Part};
+use crate::outage::{Outage, Part};
+use crate::relay::BACKOFF;
 use crate::store::dead_letter::{self, DeadRecord};
 use crate::store::delivery::{self, Arrival};
 use crate::store::topic::{self, Intake, Taken, Topic};
 use crate::store::{self, SqlResult, Store, StoreError, Transaction};
 use crate::worker::{Stop, Waker};
-
-/// How long it waits when the broker is away.
-const BACKOFF: Backoff = Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(5) };
 
 /// How long one poll waits for records: also how late a stop is noticed.
 const POLL: Duration = Duration::from_millis(500);

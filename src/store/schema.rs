@@ -180,19 +180,10 @@ pub(super) fn open(path: &Path, configured: Option<&NodeId>) -> Result<(Connecti
     }
     // A file that is refused stays as it is, and so does its log.
     keep_log(&connection, KeepLog::Yes).map_err(failed)?;
-    let found = inspect(&connection).map_err(failed)?;
-    let known = MIGRATIONS.len();
-    match found {
-        Found::Foreign => return Err(OpenError::Foreign(path.into())),
-        Found::Version(version) if version > known => {
-            return Err(OpenError::Newer { path: path.into(), found: version, known });
-        }
-        Found::Version(version) => {
-            set_pragmas(&connection).map_err(failed)?;
-            settle(&mut connection, path)?;
-            migrate(&mut connection, version).map_err(failed)?;
-        }
-    }
+    let version = version(&connection, path)?;
+    set_pragmas(&connection).map_err(failed)?;
+    settle(&mut connection, path)?;
+    migrate(&mut connection, version).map_err(failed)?;
     if let Some(what) = disagreement(&connection).map_err(failed)? {
         return Err(OpenError::Inconsistent { path: path.into(), what });
     }
@@ -288,16 +279,10 @@ fn open_made(path: &Path, flags: OpenFlags) -> Result<(Connection, NodeId), Open
     let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(failed)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
     keep_log(&connection, KeepLog::Yes).map_err(failed)?;
-    let (found, known) = (inspect(&connection).map_err(failed)?, MIGRATIONS.len());
-    match found {
-        Found::Version(version) if version == known => {}
-        Found::Version(version) if version > known => {
-            return Err(OpenError::Newer { path: path.into(), found: version, known });
-        }
-        Found::Version(version) if version > 0 => {
-            return Err(OpenError::Older { path: path.into(), found: version, known });
-        }
-        Found::Version(_) | Found::Foreign => return Err(OpenError::Foreign(path.into())),
+    match (version(&connection, path)?, MIGRATIONS.len()) {
+        (found, known) if found == known => {}
+        (0, _) => return Err(OpenError::Foreign(path.into())),
+        (found, known) => return Err(OpenError::Older { path: path.into(), found, known }),
     }
     let node: String = connection.query_row("SELECT id FROM node", [], |row| row.get(0)).map_err(failed)?;
     let node = NodeId::parse(&node).ok_or_else(|| OpenError::Foreign(path.into()))?;
@@ -305,6 +290,16 @@ fn open_made(path: &Path, flags: OpenFlags) -> Result<(Connection, NodeId), Open
         return Err(OpenError::Inconsistent { path: path.into(), what: "its log belongs to another node's database" });
     }
     Ok((connection, node))
+}
+
+/// One that is known here; 0 is an empty file.
+fn version(connection: &Connection, path: &Path) -> Result<usize, OpenError> {
+    let known = MIGRATIONS.len();
+    match inspect(connection).map_err(|source| refusal(path, source))? {
+        Found::Foreign => Err(OpenError::Foreign(path.into())),
+        Found::Version(found) if found > known => Err(OpenError::Newer { path: path.into(), found, known }),
+        Found::Version(found) => Ok(found),
+    }
 }
 
 /// What SQLite says, with what to do about it.
