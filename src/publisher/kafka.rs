@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use krafka::CloseOptions;
 use krafka::error::{ErrorCode, KrafkaError};
 use krafka::producer::{Acks, DeliveryConfirmation, DeliveryHandle, Producer, RecordMetadata, TransactionalProducer};
+use tokio::sync::Mutex;
 use tokio::time::timeout_at;
 
 use super::{Published, Publisher, Trouble};
@@ -83,6 +84,8 @@ struct Context {
     settings: config::Kafka,
     node: NodeId,
     store: Store,
+    /// Of one opening after the other: it knows that a broker has refused us, and when it is to be asked again.
+    link: Mutex<Link>,
 }
 
 type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -148,10 +151,14 @@ struct Sent {
 impl KafkaPublisher {
     /// Connects when it first publishes.
     pub fn new(settings: config::Kafka, store: Store) -> io::Result<Self> {
-        let context = Context { settings, node: store.node().clone(), store };
-        let context = Arc::new(context);
-        let line = Line { stage: Stage::Closed, context, alone_until: 0, suspect: None, fenced_at: None };
-        Ok(Self { line, driver: Driver::new()? })
+        let node = store.node().clone();
+        let link = Mutex::new(Link::new(settings.clone(), format!("payrelay-publisher-{node}")));
+        let context = Arc::new(Context { settings, node, store, link });
+        let driver = Driver::new()?;
+        Ok(Self {
+            line: Line { stage: Stage::Closed, context, alone_until: 0, suspect: None, fenced_at: None },
+            driver,
+        })
     }
 }
 
@@ -325,8 +332,12 @@ impl Batch {
 }
 
 async fn open(context: Arc<Context>, delivery: Delivery) -> Result<(Session, Box<TopicReader>), Failure> {
-    let Context { settings, node, store } = &*context;
-    let kafka = Link::new(settings.clone(), format!("payrelay-publisher-{node}")).get().await?;
+    let Context { settings, node, store, link } = &*context;
+    let kafka = {
+        let mut link = link.lock().await;
+        link.forget();
+        link.get().await?
+    };
     // First the producer: once it is there, nothing of the one before it comes any more.
     let producer = match delivery {
         Delivery::AtLeastOnce => {

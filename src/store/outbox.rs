@@ -59,6 +59,11 @@ pub(super) fn is_of(connection: &Connection, notice: Notice) -> rusqlite::Result
     Ok(found.map(same))
 }
 
+/// Whether an event has had this id, or may not have it any more.
+pub(super) fn is_given(connection: &Connection, outbox_id: i64) -> rusqlite::Result<bool> {
+    connection.prepare_cached("SELECT 1 FROM sqlite_sequence WHERE name = 'outbox' AND seq >= ?1")?.exists([outbox_id])
+}
+
 /// Where a publisher has put an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {

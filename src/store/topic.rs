@@ -146,7 +146,10 @@ pub fn reconcile(
             None if delivery::is_purged(tx, *notice)? => {}
             None => {
                 result.unknown += 1;
-                newest = newest.max(notice.outbox_id.max(notice.payment_id));
+                // A backup that was put back has left its ids behind already.
+                if !outbox::is_given(tx, notice.outbox_id)? {
+                    newest = newest.max(notice.outbox_id.max(notice.payment_id));
+                }
             }
         }
     }
@@ -236,9 +239,8 @@ impl<'a> Intake<'a> {
 /// Goes on at `offset` although nothing was taken up to there: the records before it are gone from the topic. Their
 /// events are taken from the outbox instead; tells how many.
 pub fn skip(tx: &Transaction<'_>, topic: &Topic, partition: i32, offset: i64, now: Timestamp) -> rusqlite::Result<i64> {
-    let last = partitions(tx, topic)?.iter().find(|known| known.partition == partition).map_or(0, |p| p.last_outbox_id);
     let gaps = delivery::fill_gaps(tx, Some((partition, offset)), 1..=i64::MAX, now)?;
-    advance(tx, topic, partition, offset, last, Taken { gaps, ..Taken::default() })?;
+    advance(tx, topic, partition, offset, 0, Taken { gaps, ..Taken::default() })?;
     Ok(gaps)
 }
 
@@ -288,8 +290,8 @@ fn advance(
              (topic, \"partition\", topic_id, consumed_to, last_outbox_id, duplicates, gaps, inversions) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (topic, \"partition\") DO UPDATE SET \
          published_to = CASE WHEN topic_id = excluded.topic_id THEN published_to ELSE 0 END, \
-         topic_id = excluded.topic_id, consumed_to = excluded.consumed_to, last_outbox_id = excluded.last_outbox_id, \
-         duplicates = duplicates + excluded.duplicates, gaps = gaps + excluded.gaps, \
+         topic_id = excluded.topic_id, consumed_to = excluded.consumed_to, \
+         last_outbox_id = max(last_outbox_id, excluded.last_outbox_id), duplicates = duplicates + excluded.duplicates, gaps = gaps + excluded.gaps, \
          inversions = inversions + excluded.inversions",
     )?
     .execute((
