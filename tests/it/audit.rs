@@ -19,8 +19,8 @@ use super::harness::http::Client;
 use super::harness::kafka::Broker;
 use super::harness::process::{Options, Payrelay, run_to_exit};
 use super::harness::slack::FakeSlack;
-use super::harness::topic;
-use super::harness::wait_until;
+use super::harness::store::wait_until_all_is_told;
+use super::harness::{topic, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(1);
 
@@ -504,11 +504,7 @@ fn a_system_that_works_is_clean_at_every_moment() {
             clean(&format!("under load {turn}"));
         }
     });
-    let mut client = Client::connect(payrelay.addr());
-    wait_until("all to be told", LIMIT, || {
-        let pending = &client.get("/health/ready").json()["pending"];
-        pending["unpublished"] == 0 && pending["undelivered"] == 0
-    });
+    wait_until_all_is_told(&dir.path().join("payrelay.db"), LIMIT);
     wait_until("the purge", LIMIT, || clean("being purged")["events_purged"].as_i64() > Some(0));
     let report = clean("idle");
     let payments = count(&report, "payments");

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::io::{self, BufReader, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -15,12 +16,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::harness::http::{Client, read_body, read_head};
+use super::harness::http::{read_body, read_head};
 use super::harness::kafka::Broker;
 use super::harness::process::{Options, Payrelay, run_to_exit};
 use super::harness::proxy::Proxy;
 use super::harness::slack::{Answer, FakeSlack};
-use super::harness::{pass, topic, wait_until};
+use super::harness::store::wait_until_all_is_told;
+use super::harness::{pass, topic};
 
 const LIMIT: Duration = Duration::from_mins(3);
 const TOPIC: &str = "payment-event";
@@ -273,7 +275,7 @@ impl Scene {
         let mut payrelay = self.start();
         self.shop.closing.store(true, Ordering::Relaxed);
         let receipts: Vec<Receipt> = tills.into_iter().flat_map(|till| till.join().unwrap()).collect();
-        self.wait_until_all_is_told(payrelay.addr());
+        wait_until_all_is_told(&self.database(), LIMIT);
         let unknown = payrelay.log().matches("may show twice").count();
         assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
         self.check(&receipts);
@@ -286,16 +288,12 @@ impl Scene {
         );
     }
 
-    fn wait_until_all_is_told(&self, address: SocketAddr) {
-        wait_until("everything to be published and told", LIMIT, || {
-            let ready = Client::connect(address).get("/health/ready").json();
-            let pending = &ready["pending"];
-            pending["unpublished"] == 0 && pending["undelivered"] == 0 && self.number(IN_BETWEEN) == 0
-        });
+    fn database(&self) -> PathBuf {
+        self.dir.path().join("payrelay.db")
     }
 
     fn number(&self, sql: &str) -> i64 {
-        let connection = payrelay::store::Beside::open(&self.dir.path().join("payrelay.db")).unwrap();
+        let connection = payrelay::store::Beside::open(&self.database()).unwrap();
         connection.read(|connection| connection.query_row(sql, [], |row| row.get(0))).unwrap()
     }
 
@@ -346,9 +344,6 @@ impl Scene {
         }
     }
 }
-
-/// Published, and not yet taken from the topic.
-const IN_BETWEEN: &str = "SELECT count(*) FROM outbox WHERE id NOT IN (SELECT outbox_id FROM delivery)";
 
 fn scene(delivery: &'static str) -> Scene {
     let seed = setting("PAYRELAY_FORCE_SEED").unwrap_or_else(|| fastrand::u64(..));

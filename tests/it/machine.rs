@@ -170,7 +170,9 @@ fn verify(connection: &Connection, acknowledged: &[Acknowledged]) {
 /// Has the process killed in the midst of its work, with the journal and the files in exact agreement.
 fn kill(machine: &Machine, mut payrelay: Payrelay) {
     machine.set("die", "");
-    let _ = Connecting::new(payrelay.addr()).post(&request(0, 1));
+    // Where everything is told already, nothing but this is written any more.
+    let answer = Connecting::new(payrelay.addr()).post(&request(1, 1));
+    assert!(answer.is_err(), "it was to be killed before it wrote this: {answer:?}");
     exit(&mut payrelay);
     machine.clear("die");
 }

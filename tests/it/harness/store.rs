@@ -1,7 +1,7 @@
 //! A real database in a folder of its own, with its threads, for tests of what stands on it.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::unbounded;
@@ -9,9 +9,26 @@ use payrelay::clock::Timestamp;
 use payrelay::config;
 use payrelay::payment::{NewPayment, Payment, Reservation};
 use payrelay::store::outbox::{self, Place, Receipt};
-use payrelay::store::{Store, payment};
+use payrelay::store::{Beside, OpenError, Store, payment};
 use payrelay::worker::Worker;
 use tempfile::TempDir;
+
+use super::{wait_for, wait_until};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Waits until the payrelay that works on this database has published and told everything. One look at all tables: an event
+/// that is published and not yet taken from the topic is in no backlog.
+#[track_caller]
+pub fn wait_until_all_is_told(database: &Path, limit: Duration) {
+    let untold = "SELECT count(*) FROM outbox o LEFT JOIN delivery d ON d.outbox_id = o.id \
+                  WHERE o.status <> 'PUBLISHED' OR d.status IS NOT 'DELIVERED'";
+    let beside = Beside::open(database).expect("the database is there");
+    wait_until("everything to be published and told", limit, || {
+        beside.read(|connection| connection.query_row(untold, [], |row| row.get::<_, i64>(0))).expect("it can be read")
+            == 0
+    });
+}
 
 /// An open store; dropping it stops its threads, and fails the test if they do not end.
 pub struct Database {
@@ -30,7 +47,12 @@ impl Database {
         let size = |number| NonZeroUsize::new(number).expect("is not zero");
         let path = dir.path().join("payrelay.db");
         let settings = config::Database { path, queue_max: size(1024), readers: size(2), min_free_bytes: 0 };
-        let opened = Store::open(&settings, None).expect("a new database opens");
+        // A test beside this one may be starting a process: until its exec that has a copy of every descriptor, also of the
+        // lock file that was just closed.
+        let opened = wait_for("the lock of the one before", LIMIT, || match Store::open(&settings, None) {
+            Err(OpenError::Locked { .. }) => None,
+            opened => Some(opened.expect("the database opens")),
+        });
         let (store, workers) = opened.start(&unbounded().0).expect("threads start");
         Self { store: Some(store), workers, dir }
     }
@@ -81,7 +103,7 @@ impl Database {
 impl Drop for Database {
     fn drop(&mut self) {
         drop(self.store.take());
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + LIMIT;
         for worker in self.workers.drain(..) {
             let late = worker.stop(deadline).err();
             assert!(late.is_none() || std::thread::panicking(), "{late:?}");

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{Connecting, LIMIT, load, number, request, verify};
 use crate::harness::hostile::Machine;
 use crate::harness::process::{Payrelay, run_to_exit};
-use crate::harness::wait_until;
+use crate::harness::store::wait_until_all_is_told;
 
 /// As large as it takes for the tables to have pages of their own.
 const PAYMENTS: usize = 2000;
@@ -21,9 +21,7 @@ fn with_payments() -> Machine {
     let machine = Machine::new();
     let mut payrelay = Payrelay::start(machine.options(&[]));
     load(&machine, payrelay.addr(), 8, |count| count > PAYMENTS);
-    wait_until("all to be told", LIMIT, || {
-        Connecting::new(payrelay.addr()).get("/health/ready").unwrap().1["pending"]["undelivered"] == 0
-    });
+    wait_until_all_is_told(&machine.database(), LIMIT);
     assert_eq!(payrelay.terminate().code(), Some(0));
     machine
 }

@@ -15,7 +15,7 @@ fn load_until_a_sync_fails(machine: &Machine, file: &str) -> Vec<Acknowledged> {
     let mut payrelay = Payrelay::start(machine.options(&[]));
     let mut acknowledged = load(machine, payrelay.addr(), 16, for_at_least(Duration::from_millis(500))).acknowledged;
     machine.set("eio", file);
-    let answers = load(machine, payrelay.addr(), 16, for_at_least(LIMIT));
+    let answers = load(machine, payrelay.addr(), 16, for_at_least(LIMIT * 4));
     assert_eq!(exit(&mut payrelay).signal(), Some(SIGABRT), "{}", payrelay.log());
     assert!(payrelay.log().contains("the disk could not sync the database"), "{}", payrelay.log());
     assert!(answers.refused.is_empty(), "nobody can say that nothing was stored: {:?}", answers.refused);
