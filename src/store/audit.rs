@@ -100,7 +100,7 @@ struct Check {
 }
 
 /// What must hold in the database by itself.
-const FILE: [Check; 10] = [
+const FILE: [Check; 11] = [
     Check {
         kind: "paid-twice",
         what: "reservations with more than one COMPLETED payment",
@@ -155,6 +155,14 @@ const FILE: [Check; 10] = [
         what: "deliveries without event",
         sql: "SELECT 'delivery of event ' || d.outbox_id FROM delivery d LEFT JOIN outbox o ON o.id = d.outbox_id \
               WHERE o.id IS NULL ORDER BY d.outbox_id",
+    },
+    Check {
+        kind: "lost-answer",
+        what: "idempotency keys whose answer cannot be given again: its payments are not there, or are not of one user",
+        sql: "SELECT 'key ' || k.id || ': ' || count(p.id) || ' of ' || k.payment_count || ' payments from ' \
+              || k.first_payment_id || ', of ' || count(DISTINCT p.user_id) || ' users' FROM idempotency_key k \
+              LEFT JOIN payment p ON p.id >= k.first_payment_id AND p.id < k.first_payment_id + k.payment_count \
+              GROUP BY k.id HAVING count(p.id) <> k.payment_count OR count(DISTINCT p.user_id) <> 1 ORDER BY k.id",
     },
     Check {
         kind: "rejected",
@@ -393,7 +401,7 @@ impl Findings<'_> {
     /// What has a check of its own is told by that.
     fn foreign_keys(&mut self) -> Result<(), StoreError> {
         let sql = "SELECT \"table\", rowid, parent FROM pragma_foreign_key_check \
-                   WHERE \"table\" NOT IN ('delivery', 'payment_history')";
+                   WHERE \"table\" NOT IN ('delivery', 'payment_history', 'idempotency_key')";
         self.collect("no-parent", "rows that name one that is not there", sql, [], |row| {
             let (table, rowid, parent): (String, Option<i64>, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
             Ok(Some(format!("{table} {}, {parent}", rowid.unwrap_or_default())))

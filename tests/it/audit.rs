@@ -129,6 +129,12 @@ fn each_thing_that_is_wrong_in_the_database_is_found_as_what_it_is() {
     let payment = "INSERT INTO payment (user_id, reservation_id, amount, currency, status, executed_at) \
                    VALUES (9, 9, 9, 'KRW', 'COMPLETED', 9); \
                    INSERT INTO outbox (payment_id, user_id, type, created_at) VALUES (6, 9, 'payment.completed', 9);";
+    let key = |first: i64, count: i64| {
+        format!(
+            "INSERT INTO idempotency_key (client, key, body_hash, first_payment_id, payment_count, created_at) \
+             VALUES ('', 'k', x'00', {first}, {count}, 1)"
+        )
+    };
     let cases = [
         (
             "paid-twice",
@@ -154,11 +160,10 @@ fn each_thing_that_is_wrong_in_the_database_is_found_as_what_it_is() {
         ("spent-id", "UPDATE sqlite_sequence SET seq = 2 WHERE name = 'payment'"),
         ("spent-id", "DELETE FROM sqlite_sequence WHERE name = 'outbox'"),
         ("dangling", "DELETE FROM delivery WHERE outbox_id = 4"),
-        (
-            "no-parent",
-            "INSERT INTO idempotency_key (client, key, body_hash, first_payment_id, payment_count, created_at) \
-             VALUES ('', 'k', x'00', 77, 1, 1)",
-        ),
+        ("no-parent", "INSERT INTO dead_letter_action VALUES (1, 77, 'discard', 'http', 'done', 1)"),
+        ("lost-answer", &key(77, 1)),
+        ("lost-answer", &key(5, 2)),
+        ("lost-answer", &key(3, 2)),
     ];
     let clean = Node::new();
     for (kind, sql) in cases {
