@@ -71,7 +71,8 @@ impl Scheduler {
         let (cutoff, keys_max) = (now.minus(self.keys.retention), self.keys.keys_max.get());
         let keys = self.purge(stop, move |tx| idempotency::purge(tx, cutoff, keys_max, SLICE))?;
         log::debug!("purged {keys} idempotency keys");
-        self.summary(&backlog, purged, now);
+        // The purge may have taken as long as the interval.
+        self.summary(&self.store.read(outbox::backlog)?, purged, Timestamp::now());
         Ok(())
     }
 
