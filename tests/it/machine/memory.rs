@@ -11,6 +11,7 @@ use rusqlite::Connection;
 
 use super::{Connecting, LIMIT, acknowledged, for_at_least, load, request, verify};
 use crate::harness::hostile::Machine;
+use crate::harness::kafka::Broker;
 use crate::harness::leash::Leashed;
 use crate::harness::process::{BINARY, Options, Payrelay, run_to_exit};
 use crate::harness::slack::{Answer, FakeSlack};
@@ -39,24 +40,31 @@ fn a_machine_without_room_for_the_threads_is_told_so_at_the_start() {
 fn once_it_runs_no_thread_is_started_any_more() {
     let machine = Machine::new();
     let mut slack = FakeSlack::start();
+    let (broker, mut proxy) = Broker::start_behind_proxy("4.4.0");
     let env = [
-        ("PAYRELAY_SLACK_WEBHOOK_URL", slack.url()),
-        ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "1000".to_owned()),
-        ("PAYRELAY_SCHEDULER_INTERVAL", "20ms".to_owned()),
-        ("PAYRELAY_SCHEDULER_RETENTION", "1ms".to_owned()),
+        ("PAYRELAY_PUBLISHER_KIND", "kafka"),
+        // A name, so that it has to be resolved.
+        ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", &broker.bootstrap().replace("127.0.0.1", "localhost")),
+        ("PAYRELAY_SLACK_WEBHOOK_URL", &slack.url().replace("127.0.0.1", "localhost")),
+        ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "1000"),
+        ("PAYRELAY_SCHEDULER_INTERVAL", "20ms"),
+        ("PAYRELAY_SCHEDULER_RETENTION", "1ms"),
     ];
-    let env = env.each_ref().map(|(name, value)| (*name, value.as_str()));
     let mut payrelay = Payrelay::start(machine.options(&env));
     machine.set("threads", "0");
     let answers = load(&machine, payrelay.addr(), 32, for_at_least(Duration::from_secs(2)));
     assert!(answers.refused.is_empty() && answers.lost == 0, "{}", payrelay.log());
-    // Slack away and back: connections are made anew.
+    // Slack and Kafka away and back: connections are made anew.
     slack.stop();
     let more = load(&machine, payrelay.addr(), 4, for_at_least(Duration::from_millis(300)));
     payrelay.wait_for_log("Slack is away", LIMIT);
+    proxy.cut();
+    let more_yet = load(&machine, payrelay.addr(), 4, for_at_least(Duration::from_millis(300)));
+    payrelay.wait_for_log("Kafka (publisher) is away", LIMIT);
+    proxy.heal();
     slack.answer_with(|_, _| Answer::Ok);
     slack.start_again();
-    let told = answers.acknowledged.len() + more.acknowledged.len();
+    let told = [&answers, &more, &more_yet].iter().map(|answers| answers.acknowledged.len()).sum();
     wait_until("every payment to be told", LIMIT * 2, || slack.lines().len() >= told);
     assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
     assert!(!payrelay.log().contains("panic"), "{}", payrelay.log());
