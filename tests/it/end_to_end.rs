@@ -50,8 +50,13 @@ impl Fixture {
         topic::read(&self.bootstrap, TOPIC, LIMIT)
     }
 
+    /// For as long as more of them come: each takes two syncs, and the disk may be slow.
     fn wait_for_messages(&self, count: usize) {
-        wait_until(&format!("{count} messages at Slack"), 2 * LIMIT, || self.slack.count() >= count);
+        let mut come = 0;
+        while come < count {
+            wait_until(&format!("message {} of {count} at Slack", come + 1), LIMIT, || self.slack.count() > come);
+            come = self.slack.count();
+        }
     }
 
     /// At Slack: payments 1 to `count`, each once.
