@@ -120,16 +120,15 @@ impl Service {
         }
         let wake_notifiers = Waker::all(&wakers);
 
+        let topic = (config.publisher.kind == PublisherKind::Kafka).then(|| config.kafka.topic.clone());
+        let untaken = store.write(move |tx| topic::leave_others(tx, topic.as_deref(), Timestamp::now()))?;
+        if untaken > 0 {
+            log::warn!(
+                "{untaken} events were published to another topic and not taken from it: they are told from here"
+            );
+        }
         let publisher: Box<dyn Publisher> = match config.publisher.kind {
-            PublisherKind::Application => {
-                let untaken = store.write(|tx| topic::leave(tx, Timestamp::now()))?;
-                if untaken > 0 {
-                    log::warn!(
-                        "{untaken} events were published to a topic and not taken from it: they are told from here"
-                    );
-                }
-                Box::new(Application)
-            }
+            PublisherKind::Application => Box::new(Application),
             PublisherKind::Kafka => Box::new(KafkaPublisher::new(config.kafka.clone(), store.clone())?),
         };
         let relay = Relay::new(

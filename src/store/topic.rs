@@ -266,14 +266,14 @@ pub fn begin_anew(tx: &Transaction<'_>, topic: &Topic, now: Timestamp) -> rusqli
     Ok(Some(gaps))
 }
 
-/// Events do not go by way of a topic any more: what was published to one and did not come from it is taken from the outbox,
-/// and how far topics are known is forgotten. Tells how many.
-pub fn leave(tx: &Transaction<'_>, now: Timestamp) -> rusqlite::Result<i64> {
-    if !tx.prepare_cached("SELECT 1 FROM topic_partition LIMIT 1")?.exists(())? {
+/// Events go by way of this topic, or of none, and not of another one any more: what was published to another one and did not
+/// come from it is taken from the outbox, and how far that one is known is forgotten. Tells how many.
+pub fn leave_others(tx: &Transaction<'_>, topic: Option<&str>, now: Timestamp) -> rusqlite::Result<i64> {
+    if !tx.prepare_cached("SELECT 1 FROM topic_partition WHERE topic IS NOT ?1 LIMIT 1")?.exists([topic])? {
         return Ok(0);
     }
     let gaps = delivery::fill_gaps(tx, None, 1..=i64::MAX, now)?;
-    tx.execute("DELETE FROM topic_partition", ())?;
+    tx.execute("DELETE FROM topic_partition WHERE topic IS NOT ?1", [topic])?;
     Ok(gaps)
 }
 

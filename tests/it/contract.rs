@@ -1,6 +1,7 @@
 //! The contract of the Kafka publisher and consumer, on a real Kafka and on the client's fake broker.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::time::Duration;
 
 use payrelay::clock::Timestamp;
@@ -22,7 +23,8 @@ use payrelay::worker::Waker;
 
 use super::harness::cluster::{Cluster, Fake};
 use super::harness::kafka::Broker;
-use super::harness::store::Database;
+use super::harness::process::{Options, Payrelay};
+use super::harness::store::{Database, wait_until_all_is_told};
 use super::harness::{topic, wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(1);
@@ -517,4 +519,29 @@ fn the_consumer_goes_on_from_the_database_whatever_happened_to_the_topic() {
         let _ = last.step();
         counted().3 == 32
     });
+}
+
+#[test]
+fn what_was_not_taken_from_a_topic_that_is_left_is_told_from_the_outbox() {
+    let broker = Broker::start("4.4.0");
+    let database = Database::open();
+    database.pay(1, 1..=5);
+    publish(&mut publisher(&broker, &database, 1, ExactlyOnce), &database);
+    assert_eq!(database.number("SELECT count(*) FROM delivery"), 0);
+    let left = database.close();
+    let bootstrap = broker.bootstrap();
+    let elsewhere = [
+        ("PAYRELAY_PUBLISHER_KIND", "kafka"),
+        ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", bootstrap.as_str()),
+        ("PAYRELAY_KAFKA_TOPIC", "another-topic"),
+    ];
+    for env in [&elsewhere[..], &[("PAYRELAY_PUBLISHER_KIND", "application")]] {
+        let dir = tempfile::tempdir().unwrap();
+        let database = dir.path().join("payrelay.db");
+        fs::copy(left.path().join("payrelay.db"), &database).unwrap();
+        let payrelay = Payrelay::start(Options::new(dir.path(), env));
+        wait_until_all_is_told(&database, LIMIT);
+        let line = "5 events were published to another topic and not taken from it: they are told from here";
+        assert!(payrelay.log().contains(line), "{}", payrelay.log());
+    }
 }
