@@ -12,7 +12,7 @@ use crate::clock::Timestamp;
 use crate::config::{self, Config, Problems, PublisherKind};
 use crate::consumer::Consumer;
 use crate::counters::Counters;
-use crate::http::{self, App, Change, Exposed, Gate};
+use crate::http::{self, App, Change, Gate, NoToken};
 use crate::kafka;
 use crate::message::Style;
 use crate::notifier::{Channel, Notifier, Resume, Voice};
@@ -182,7 +182,7 @@ impl Service {
     }
 
     /// Puts the tokens of another configuration in force, and nothing else of it.
-    pub fn replace_tokens(&self, config: &Config) -> Result<Change, Exposed> {
+    pub fn replace_tokens(&self, config: &Config) -> Result<Change, NoToken> {
         self.gate.replace(&config.http.tokens)
     }
 

@@ -167,13 +167,14 @@ impl fmt::Display for Change {
 
 /// The tokens cannot be put in force.
 #[derive(Debug, thiserror::Error)]
-#[error("http.token: others than this machine reach {0}, so that the last token cannot go while payrelay runs")]
-pub struct Exposed(SocketAddr);
+#[error(
+    "http.token: there is none any more, and without tokens everybody is let in: set one, or restart payrelay if that is meant"
+)]
+pub struct NoToken;
 
 /// Decides who is let in. Shared between the http thread and whoever reads the configuration again.
 #[derive(Debug)]
 pub struct Gate {
-    listen: SocketAddr,
     /// The one host besides those of this machine that a request may be meant for.
     public_host: Option<String>,
     /// The name of all clients where there are no tokens.
@@ -185,7 +186,6 @@ impl Gate {
     /// With the tokens of the configuration.
     pub fn new(settings: &config::Http) -> Self {
         let gate = Self {
-            listen: settings.listen,
             public_host: settings.public_url.as_deref().map(|url| host_of_url(url).to_owned()),
             nobody: Arc::default(),
             tokens: Mutex::default(),
@@ -194,10 +194,11 @@ impl Gate {
         gate
     }
 
-    /// Puts other tokens in force, from the next request on.
-    pub fn replace(&self, tokens: &[config::Token]) -> Result<Change, Exposed> {
-        if tokens.is_empty() && !is_loopback(self.listen) {
-            return Err(Exposed(self.listen));
+    /// Puts other tokens in force, from the next request on. A configuration that has lost its tokens, or is not there, opens
+    /// nothing, wherever payrelay listens: a proxy may stand before it.
+    pub fn replace(&self, tokens: &[config::Token]) -> Result<Change, NoToken> {
+        if tokens.is_empty() && !self.tokens().0.is_empty() {
+            return Err(NoToken);
         }
         Ok(self.install(tokens))
     }
@@ -314,9 +315,8 @@ mod tests {
     use hyper::Request;
     use proptest::prelude::*;
 
-    fn settings(listen: &str, tokens: &[(&str, Access, &str)]) -> config::Http {
+    fn settings(tokens: &[(&str, Access, &str)]) -> config::Http {
         let mut http = config::Config::load("", &std::collections::BTreeMap::new()).unwrap().config.http;
-        http.listen = listen.parse().unwrap();
         http.tokens = configured(tokens);
         http
     }
@@ -368,7 +368,7 @@ mod tests {
 
     #[test]
     fn a_token_is_known_by_its_hash() {
-        let gate = Gate::new(&settings("0.0.0.0:1", &[("till", Access::Full, "abc"), ("boss", Access::Admin, "xyz")]));
+        let gate = Gate::new(&settings(&[("till", Access::Full, "abc"), ("boss", Access::Admin, "xyz")]));
         assert_eq!(who(&gate, &[("authorization", "Bearer abc")]), Ok(Some("till".into())));
         assert_eq!(who(&gate, &[("authorization", "bearer  xyz")]), Ok(Some("boss".into())));
         assert_eq!(who(&gate, &[("host", "evil.example"), ("origin", "https://evil.example")]), Ok(None));
@@ -395,7 +395,7 @@ mod tests {
 
     #[test]
     fn other_tokens_come_into_force_and_keep_what_they_hold() {
-        let gate = Gate::new(&settings("127.0.0.1:1", &[("a", Access::Full, "1"), ("b", Access::Full, "2")]));
+        let gate = Gate::new(&settings(&[("a", Access::Full, "1"), ("b", Access::Full, "2")]));
         let account = |gate: &Gate, name: &str| Arc::clone(&gate.tokens().named(name).unwrap().client.account);
         let before = account(&gate, "b");
         let tokens = [("b", Access::Full, "3"), ("c", Access::ReadOnly, "4")];
@@ -405,20 +405,21 @@ mod tests {
         assert!(who(&gate, &[("authorization", "Bearer 1")]).is_err());
         assert_eq!(who(&gate, &[("authorization", "Bearer 3")]), Ok(Some("b".into())));
         assert_eq!(gate.replace(&configured(&tokens)).unwrap().to_string(), "none changed");
-        assert_eq!(gate.replace(&[]).unwrap().to_string(), "removed b, c");
-        assert_eq!(who(&gate, &[]), Ok(Some(String::new())), "loopback needs none");
     }
 
     #[test]
-    fn the_last_token_stays_where_others_listen() {
-        let gate = Gate::new(&settings("0.0.0.0:1", &[("a", Access::Full, "1")]));
-        assert!(gate.replace(&[]).unwrap_err().to_string().contains("0.0.0.0:1"));
+    fn the_last_token_stays() {
+        let gate = Gate::new(&settings(&[]));
+        assert_eq!(gate.replace(&[]).unwrap().to_string(), "none changed");
+        gate.replace(&configured(&[("a", Access::Full, "1")])).unwrap();
+        assert!(gate.replace(&[]).is_err());
+        assert_eq!(who(&gate, &[]), Ok(None));
         assert!(who(&gate, &[("authorization", "Bearer 1")]).is_ok());
     }
 
     #[test]
     fn without_tokens_the_host_is_this_machine() {
-        let mut http = settings("127.0.0.1:1", &[]);
+        let mut http = settings(&[]);
         http.public_url = Some("https://x@pay.local:8080/path".into());
         let gate = Gate::new(&http);
         let ours = "127.0.0.1 127.0.0.1:8080 192.0.2.7:1 [::1]:8080 [::1] localhost LocalHost:1 localhost.:1 till.localhost:1 \
@@ -449,7 +450,7 @@ mod tests {
     proptest! {
         #[test]
         fn nothing_that_is_sent_breaks_it(host in "\\PC*", authorization in "\\PC*") {
-            let (open, closed) = (settings("127.0.0.1:1", &[]), settings("127.0.0.1:1", &[("a", Access::Full, "1")]));
+            let (open, closed) = (settings(&[]), settings(&[("a", Access::Full, "1")]));
             for (http, name, value) in [(open, "host", &host), (closed, "authorization", &authorization)] {
                 let mut parts = head("GET", &[]);
                 if let Ok(value) = hyper::header::HeaderValue::from_bytes(value.as_bytes()) {

@@ -13,7 +13,7 @@ mod problem;
 mod routes;
 mod server;
 
-pub use access::{Access, Change, Exposed, Gate, TokenHash, is_loopback, new_token};
+pub use access::{Access, Change, Gate, NoToken, TokenHash, is_loopback, new_token};
 pub use admin::Channel;
 pub use routes::{App, Context};
 pub use server::spawn;

@@ -219,10 +219,16 @@ fn sighup_puts_other_tokens_in_force_and_nothing_else() {
         wait_until("the refusal", LIMIT, || payrelay.log().matches("SIGHUP: nothing is changed").count() > before);
         assert_eq!(ask(&mut client, "POST /payments", Some("new"), &payment(3, 0)).status, 201, "{wrong}");
     }
-    fs::write(&config, "").unwrap();
-    hang_up(&payrelay);
-    payrelay.wait_for_log("SIGHUP: tokens: removed till, boss, shop", LIMIT);
-    assert_eq!(client.get("/payments/1").status, 200, "on loopback it works without");
+    // Nor does a file that has lost its tokens, or is lost itself, open the door.
+    for lost in [|config: &Path| fs::write(config, "").unwrap(), |config: &Path| fs::remove_file(config).unwrap()] {
+        let before = payrelay.log().matches("http.token: there is none any more").count();
+        lost(&config);
+        hang_up(&payrelay);
+        wait_until("the refusal", LIMIT, || {
+            payrelay.log().matches("http.token: there is none any more").count() > before
+        });
+        assert_eq!(client.get("/payments/1").status, 401);
+    }
     assert!(!payrelay.log().contains("hush"), "{}", payrelay.log());
     assert_eq!(payrelay.terminate().code(), Some(0));
 }
