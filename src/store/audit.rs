@@ -167,8 +167,9 @@ const FILE: [Check; 11] = [
     Check {
         kind: "rejected",
         what: "events that Kafka does not take: they wait for a person",
-        sql: "SELECT 'event ' || id || ' of payment ' || payment_id || ': ' || rejection FROM outbox \
-              WHERE status = 'REJECTED' ORDER BY id",
+        sql: "SELECT 'event ' || o.id || ' of payment ' || o.payment_id || ': ' || o.rejection FROM outbox o \
+              WHERE o.status = 'REJECTED' AND NOT EXISTS \
+              (SELECT 1 FROM delivery d WHERE d.outbox_id = o.id AND d.status = 'DISCARDED') ORDER BY o.id",
     },
     Check {
         kind: "spent-id",
@@ -253,11 +254,17 @@ const MISSING: Check = Check {
 };
 
 /// What a person may want to know, and is as it should be.
-const NOTES: [Check; 4] = [
+const NOTES: [Check; 5] = [
     Check {
         kind: "dead-letters",
         what: "dead letters are open: they wait for a person",
         sql: "SELECT id || ': ' || reason FROM dead_letter WHERE state = 'OPEN' ORDER BY id",
+    },
+    Check {
+        kind: "discarded",
+        what: "events were not taken by Kafka and discarded by a person: they are on no topic, and nobody was told",
+        sql: "SELECT 'event ' || o.id || ' of payment ' || o.payment_id || ': ' || o.rejection FROM outbox o \
+              JOIN delivery d ON d.outbox_id = o.id WHERE o.status = 'REJECTED' AND d.status = 'DISCARDED' ORDER BY o.id",
     },
     Check {
         kind: "not-marked",
@@ -298,8 +305,8 @@ const TEMPORARY: &str = "
         PRIMARY KEY (\"partition\", \"offset\")
     ) WITHOUT ROWID;
     CREATE TEMP TABLE extent (\"partition\" INTEGER PRIMARY KEY, low INTEGER NOT NULL, \"end\" INTEGER NOT NULL);
-    CREATE TEMP VIEW late AS SELECT r.*, EXISTS (SELECT 1 FROM main.dead_letter l WHERE l.outbox_id = r.outbox_id \
-        AND l.state = 'REPLAYED') AS sent_again \
+    CREATE TEMP VIEW late AS SELECT r.*, EXISTS (SELECT 1 FROM main.dead_letter l \
+        JOIN main.dead_letter_action a ON a.dead_letter_id = l.id WHERE l.outbox_id = r.outbox_id AND a.action = 'replay') AS sent_again \
         FROM (SELECT \"partition\", \"offset\", outbox_id, max(outbox_id) OVER (PARTITION BY \"partition\" \
         ORDER BY \"offset\" ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before FROM topic_record) r \
         WHERE r.outbox_id < r.before AND NOT EXISTS (SELECT 1 FROM topic_record e WHERE e.outbox_id = r.outbox_id \

@@ -271,8 +271,9 @@ fn act_on(tx: &Transaction<'_>, id: i64, order: Order<'_>) -> rusqlite::Result<O
         (Action::Replay, Some(outbox_id)) => replay_event(tx, outbox_id)?,
         (Action::Replay, None) => replay_record(tx, id, order)?,
         (Action::Discard, outbox_id) => {
-            tx.prepare_cached("UPDATE delivery SET status = 'DISCARDED' WHERE outbox_id = ?1 AND status = 'DEAD'")?
-                .execute([outbox_id])?;
+            if let Some(outbox_id) = outbox_id {
+                delivery::discard(tx, outbox_id, order.now)?;
+            }
             Ok("discarded".to_owned())
         }
     };

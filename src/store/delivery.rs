@@ -231,6 +231,18 @@ pub fn mark_failed(tx: &Transaction<'_>, outbox_ids: &[i64], error: &str, unknow
     Ok(())
 }
 
+/// Nobody wants to be told: of what could not be told, or of what could not be published and therefore never came to be told.
+pub(super) fn discard(tx: &Transaction<'_>, outbox_id: i64, now: Timestamp) -> rusqlite::Result<()> {
+    tx.prepare_cached("UPDATE delivery SET status = 'DISCARDED' WHERE outbox_id = ?1 AND status = 'DEAD'")?
+        .execute([outbox_id])?;
+    tx.prepare_cached(&format!(
+        "INSERT INTO delivery (outbox_id, channel, status, created_at) SELECT ?1, {CHANNEL}, 'DISCARDED', ?2 \
+         WHERE EXISTS (SELECT 1 FROM outbox WHERE id = ?1 AND status = 'REJECTED') ON CONFLICT (outbox_id) DO NOTHING"
+    ))?
+    .execute((outbox_id, now.as_micros()))?;
+    Ok(())
+}
+
 /// Sets a message aside that cannot be told as it is; without a reason for that of its last failure.
 pub fn bury(tx: &Transaction<'_>, outbox_id: i64, reason: Option<&str>, now: Timestamp) -> rusqlite::Result<()> {
     let reason: Option<Option<String>> = tx

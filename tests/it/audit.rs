@@ -180,6 +180,16 @@ fn what_waits_for_a_person_or_is_only_worth_knowing_is_a_note() {
     let node = Node::new();
     let letter = "INSERT INTO dead_letter (outbox_id, payment_id, reason, received_at) VALUES (1, 1, 'no', 1)";
     node.doctor(letter).assert_found(&[], &["dead-letters"]);
+    // What Kafka did not take, a person did not want.
+    node.doctor("UPDATE outbox SET status = 'REJECTED', rejection = 'no', published_at = NULL WHERE id = 1");
+    node.assert_found(&["rejected"], &["dead-letters"]);
+    node.doctor("DELETE FROM delivery WHERE outbox_id = 1");
+    let args = ["dead-letters", "discard", "1"].map(str::to_owned).to_vec();
+    let discard = run_to_exit(Options { args, ..Options::new(node.dir.path(), &[]) });
+    assert_eq!(discard.status.code(), Some(0));
+    node.assert_found(&[], &["discarded"]);
+    node.doctor("UPDATE outbox SET status = 'PUBLISHED', rejection = NULL, published_at = 1 WHERE id = 1");
+    node.doctor("DELETE FROM dead_letter_action");
     // Purged, and counted.
     node.doctor("DELETE FROM dead_letter").doctor("DELETE FROM delivery WHERE outbox_id < 3");
     node.doctor("DELETE FROM outbox WHERE id < 3; UPDATE node SET events_purged = 2").assert_found(&[], &[]);
@@ -355,8 +365,11 @@ fn each_thing_that_is_wrong_with_the_topic_is_found_as_what_it_is() {
     case.assert_found(&["out-of-order"], &[]);
     assert!(case.report().contains("  event 2 behind 3: partition 0, offset 2\n"), "{}", case.report());
     let letter = "INSERT INTO dead_letter (outbox_id, payment_id, reason, state, received_at) \
-                  VALUES (2, 2, 'too large', 'REPLAYED', 1)";
+                  VALUES (2, 2, 'too large', 'REPLAYED', 1); \
+                  INSERT INTO dead_letter_action VALUES (1, 1, 'replay', 'http', 'waits to be published again', 1)";
     case.doctor(letter).assert_found(&[], &["sent-again"]);
+    // It then could not be told.
+    case.doctor("UPDATE dead_letter SET state = 'OPEN'").assert_found(&[], &["dead-letters", "sent-again"]);
 
     let case = on("missing", &[1, 2, 4, 5]);
     case.doctor("UPDATE outbox SET \"partition\" = 0, \"offset\" = 2 WHERE id = 3").assert_found(&["missing"], &[]);

@@ -346,10 +346,12 @@ impl Model {
         }
         let attempt = match (action, &letter.of) {
             (Action::Discard, of) => {
-                if let Of::Event { id, .. } = of
-                    && let Some(row) = self.deliveries.get_mut(id).filter(|row| row.status == "DEAD")
-                {
-                    row.status = "DISCARDED";
+                if let Of::Event { id, .. } = *of {
+                    let rejected = self.events.get(&id).is_some_and(|row| row.status() == "REJECTED");
+                    let unheard_of = rejected && self.insert_delivery(id, now) == Arrival::Accepted;
+                    if let Some(row) = self.deliveries.get_mut(&id).filter(|row| unheard_of || row.status == "DEAD") {
+                        row.status = "DISCARDED";
+                    }
                 }
                 Ok("discarded".to_owned())
             }
