@@ -100,7 +100,7 @@ struct Check {
 }
 
 /// What must hold in the database by itself.
-const FILE: [Check; 11] = [
+const FILE: [Check; 12] = [
     Check {
         kind: "paid-twice",
         what: "reservations with more than one COMPLETED payment",
@@ -155,6 +155,14 @@ const FILE: [Check; 11] = [
         what: "deliveries without event",
         sql: "SELECT 'delivery of event ' || d.outbox_id FROM delivery d LEFT JOIN outbox o ON o.id = d.outbox_id \
               WHERE o.id IS NULL ORDER BY d.outbox_id",
+    },
+    Check {
+        kind: "never-told",
+        what: "deliveries that nobody tells: of a channel that is not there, or set aside without an open dead letter",
+        sql: "SELECT 'delivery of event ' || d.outbox_id || ': ' || d.status || ', channel ' || d.channel FROM delivery d \
+              WHERE (d.status IN ('PENDING', 'SENDING') AND d.channel <> 'default' \
+              AND d.channel NOT IN (SELECT channel FROM route)) OR (d.status = 'DEAD' AND NOT EXISTS \
+              (SELECT 1 FROM dead_letter l WHERE l.outbox_id = d.outbox_id AND l.state = 'OPEN')) ORDER BY d.outbox_id",
     },
     Check {
         kind: "lost-answer",
@@ -398,9 +406,10 @@ impl Findings<'_> {
         self.collect(check.kind, check.what, check.sql, params, |row| row.get(0).map(Some))
     }
 
-    /// <https://sqlite.org/pragma.html#pragma_quick_check>
+    /// Also what an index does not have: what it waits for would never be published, or told
+    /// (<https://sqlite.org/pragma.html#pragma_integrity_check>).
     fn damage(&mut self) -> Result<(), StoreError> {
-        self.collect(DAMAGED, DAMAGED_FILE, "PRAGMA main.quick_check", [], |row| {
+        self.collect(DAMAGED, DAMAGED_FILE, "PRAGMA main.integrity_check", [], |row| {
             Ok(Some(row.get(0)?).filter(|line: &String| line != "ok"))
         })
     }
@@ -413,6 +422,16 @@ impl Findings<'_> {
             let (table, rowid, parent): (String, Option<i64>, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
             Ok(Some(format!("{table} {}, {parent}", rowid.unwrap_or_default())))
         })
+    }
+
+    /// Told once, whichever check has met it.
+    fn damaged(&mut self) -> &mut Seen {
+        let known = self.found.iter().position(|seen| seen.kind == DAMAGED);
+        let at = known.unwrap_or_else(|| {
+            self.found.push(Seen { kind: DAMAGED, what: DAMAGED_FILE, count: 0, examples: Vec::new() });
+            self.found.len() - 1
+        });
+        &mut self.found[at]
     }
 
     /// Counts the rows of which there is something to show, and keeps the first.
@@ -442,8 +461,12 @@ impl Findings<'_> {
         match walked {
             // That is an answer as well: the file is not what it was.
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt) => {
-                let examples = vec![format!("looking for {what}: {error}")];
-                self.found.push(Seen { kind: DAMAGED, what: DAMAGED_FILE, count: 1, examples });
+                let limit = self.limit;
+                let damaged = self.damaged();
+                damaged.count += 1;
+                if damaged.examples.len() < limit {
+                    damaged.examples.push(format!("looking for {what}: {error}"));
+                }
                 Ok(())
             }
             walked => Ok(walked?),
