@@ -107,6 +107,13 @@ impl Service {
                 "payrelay ended while {unknown} payments were being told: they are told again and may show twice"
             );
         }
+        let topic = (config.publisher.kind == PublisherKind::Kafka).then(|| config.kafka.topic.clone());
+        let untaken = store.write(move |tx| topic::leave_others(tx, topic.as_deref(), Timestamp::now()))?;
+        if untaken > 0 {
+            log::warn!(
+                "{untaken} events were published to another topic and not taken from it: they are told from here"
+            );
+        }
         let (mut notifiers, mut wakers, mut resumes) = (Vec::new(), Vec::new(), Vec::new());
         for channel in channels {
             let (waker, woken) = Waker::new();
@@ -120,13 +127,6 @@ impl Service {
         }
         let wake_notifiers = Waker::all(&wakers);
 
-        let topic = (config.publisher.kind == PublisherKind::Kafka).then(|| config.kafka.topic.clone());
-        let untaken = store.write(move |tx| topic::leave_others(tx, topic.as_deref(), Timestamp::now()))?;
-        if untaken > 0 {
-            log::warn!(
-                "{untaken} events were published to another topic and not taken from it: they are told from here"
-            );
-        }
         let publisher: Box<dyn Publisher> = match config.publisher.kind {
             PublisherKind::Application => Box::new(Application),
             PublisherKind::Kafka => Box::new(KafkaPublisher::new(config.kafka.clone(), store.clone())?),
