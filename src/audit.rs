@@ -15,7 +15,7 @@ use crate::event::NodeId;
 use crate::kafka::{Driver, Failure, connect, within};
 use crate::store::audit::{Audited, Extent, Reading, Recorded, Seen, Totals};
 use crate::store::{OpenError, StoreError};
-use crate::topic_reader::{TopicReader, TopicRecord};
+use crate::topic_reader::{End, TopicReader, TopicRecord};
 
 /// How long Kafka may take for a step: to answer at all, to tell the topic's ends, to send the next records.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -127,7 +127,9 @@ async fn read_topic(settings: &config::Kafka, database: &mut Audited) -> Result<
     let silent = |failure: Failure| AuditError::Kafka(failure.to_string());
     let kafka = within(PATIENCE, connect(settings, "payrelay-audit")).await.map_err(silent)?;
     let name = settings.topic.clone();
-    let Some(mut reader) = TopicReader::open_within(PATIENCE, &kafka, &name, |_| None).await.map_err(silent)? else {
+    let Some(mut reader) =
+        TopicReader::open_within(PATIENCE, &kafka, &name, End::Committed, |_| None).await.map_err(silent)?
+    else {
         return Ok(TopicPart::Absent { name });
     };
     let node = database.node().clone();

@@ -23,7 +23,7 @@ use krafka::{CloseOptions, GroupMembershipOperation, Kafka};
 use crate::clock::Timestamp;
 use crate::config;
 use crate::event::{ID_HEADER, NodeId, Notice, TIME_HEADER};
-use crate::kafka::{Driver, Failure, Identified, Link, identify, within};
+use crate::kafka::{ANSWER_BYTES_MAX, Driver, Failure, Identified, Link, identify, within};
 use crate::outage::{Outage, Part};
 use crate::relay::BACKOFF;
 use crate::store::dead_letter::{self, DeadRecord};
@@ -101,7 +101,7 @@ impl Consumer {
             let poll = within(PATIENCE, poll(&mut self.joined, &mut self.link, &self.store, &mut self.missed));
             match self.driver.runtime().block_on(poll) {
                 Ok(records) => {
-                    self.outage.recovered();
+                    self.tell_whether_it_takes(!records.is_empty());
                     self.unstored = Arc::new(records);
                 }
                 Err(Failure::Store(error)) => return wait_for_database(&error),
@@ -126,6 +126,15 @@ impl Consumer {
                 Step::Stored(count)
             }
             Err(error) => wait_for_database(&error),
+        }
+    }
+
+    /// krafka answers that there is nothing also while it waits for the group, or cannot reach a leader.
+    fn tell_whether_it_takes(&mut self, some: bool) {
+        match &self.joined {
+            Some(Joined { lack: Some(lack), .. }) => drop(self.outage.failed(lack)),
+            Some(joined) if some || joined.positions.whole => self.outage.recovered(),
+            Some(_) | None => {}
         }
     }
 
@@ -195,6 +204,10 @@ struct Joined {
     topic: Topic,
     partitions: usize,
     looked_at: Instant,
+    /// The oldest event that was published and not taken when it was last looked at.
+    untaken: Option<i64>,
+    /// What keeps it from taking everything.
+    lack: Option<String>,
     assigned: Assigned,
     /// Which assignment was put in position, or is being, and what of it already.
     positions: Positions,
@@ -231,13 +244,17 @@ async fn poll(
         None => joined.insert(join(link, store.node()).await?),
     };
     if joined.looked_at.elapsed() > LOOK_INTERVAL {
-        joined.look(missed).await?;
+        joined.look(store, missed).await?;
     }
     let records = joined.client.poll(POLL).await?;
     if joined.is_in_position() {
         return Ok(records);
     }
-    // What came is from where the group's offset was, or from before: it comes again, from where it should.
+    // What came is from where the group's offset was, or from a partition that is in position while another one is not yet: it
+    // comes again, from where it should.
+    for record in &records {
+        joined.positions.done.remove(&record.partition);
+    }
     joined.go_to_positions(store).await?;
     Ok(Vec::new())
 }
@@ -259,29 +276,42 @@ async fn join(link: &mut Link, node: &NodeId) -> Result<Joined, KrafkaError> {
         // Never skip: what was seen before is known by its id.
         .auto_offset_reset(AutoOffsetReset::Earliest)
         .max_poll_records(RECORDS_MAX)
+        .fetch_max_bytes(ANSWER_BYTES_MAX)
         .metrics_push(false)
         .build()
         .await?;
     client.subscribe([&settings.topic]).await?;
     let looked_at = Instant::now();
-    Ok(Joined { kafka, client, topic, partitions, looked_at, assigned, positions: Positions::default() })
+    let positions = Positions::default();
+    Ok(Joined { kafka, client, topic, partitions, looked_at, untaken: None, lack: None, assigned, positions })
 }
 
 impl Joined {
     /// krafka asks for metadata when an answer tells it to. A consumer that is told nothing would never learn of partitions that
     /// were added, of a leader that is gone for good, or of a topic that was made anew: then it joins again.
-    async fn look(&mut self, missed: &mut Option<usize>) -> Result<(), Failure> {
+    async fn look(&mut self, store: &Store, missed: &mut Option<usize>) -> Result<(), Failure> {
         let _ = self.client.fetch_metadata(Some(&self.topic.name)).await?;
         let found = identify(&self.kafka, &self.topic.name).await?;
         let changed = (&found.topic, found.partitions) != (&self.topic, self.partitions);
-        // They were added while nobody looked: a static member that comes back is given what it had. Where others share the
-        // group there are fewer for good.
+        // They were added while nobody looked: a static member that comes back is given what it had.
         let assigned = self.client.assignment().await.remove(&*self.topic.name).unwrap_or_default().len();
         let fewer = assigned < found.partitions && *missed != Some(found.partitions);
         if changed || fewer {
             *missed = Some(found.partitions);
             return Err(Failure::Stale);
         }
+        let untaken = store.read(|connection| topic::oldest_untaken(connection, &self.topic))?;
+        self.lack = if assigned < found.partitions {
+            Some(format!(
+                "kafka.group gives it {assigned} of {} partitions: others are in it, or its coordinator is away",
+                found.partitions
+            ))
+        } else {
+            untaken.filter(|event| self.untaken == Some(*event)).map(|event| {
+                format!("event {event} was published and does not come: is a transaction open on {}?", self.topic.name)
+            })
+        };
+        self.untaken = untaken;
         self.looked_at = Instant::now();
         Ok(())
     }
@@ -331,11 +361,14 @@ impl Joined {
     fn skip(&self, store: &Store, partition: i32, offset: i64) -> Result<(), StoreError> {
         let (topic, now) = (self.topic.clone(), Timestamp::now());
         let gaps = store.write(move |tx| topic::skip(tx, &topic, partition, offset, now))?;
-        log::warn!(
-            "the topic {} has deleted records of partition {partition} before they were taken; {gaps} events are taken \
-             from the outbox instead",
-            self.topic.name
-        );
+        // Otherwise it was a marker of a transaction.
+        if gaps > 0 {
+            log::warn!(
+                "the topic {} has deleted records of partition {partition} before they were taken; {gaps} events are taken \
+                 from the outbox instead",
+                self.topic.name
+            );
+        }
         Ok(())
     }
 

@@ -31,6 +31,10 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 const FOREVER: Duration = Duration::from_hours(24 * 3650);
 
+/// What one answer with records may hold: on a slow link it has to come within the few seconds that a call has, and memory stays
+/// small however many partitions there are. A batch that is larger comes all the same (KIP-74).
+pub(crate) const ANSWER_BYTES_MAX: i32 = 512 * 1024;
+
 /// How old may be what is known of the cluster.
 const METADATA_AGE: Duration = Duration::from_secs(30);
 

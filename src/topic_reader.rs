@@ -1,19 +1,20 @@
 //! Reads a topic once, without a group: from given offsets, or from the beginning, to where it ended when the reading
-//! began. Only what is committed is read (`read_committed`): an open transaction ends a partition before it.
+//! began. Only what is committed is read (`read_committed`): an open transaction ends a partition before it, or is waited for.
 //!
 //! Markers of transactions take offsets and are no records: where a partition is read to tells its position, never the
 //! offset of the last record.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use krafka::Kafka;
+use krafka::admin::{ListOffsetsOptions, OffsetSpec, TopicPartition};
 use krafka::consumer::{AutoOffsetReset, Consumer, ConsumerRecord, IsolationLevel};
 use krafka::error::KrafkaError;
 use tokio::time::sleep;
 
 use crate::event::{ID_HEADER, TIME_HEADER};
-use crate::kafka::{Failure, within};
+use crate::kafka::{ANSWER_BYTES_MAX, Failure, within};
 
 /// How long one poll waits for records: the end may be a marker, after which none come.
 const POLL: Duration = Duration::from_millis(100);
@@ -23,9 +24,6 @@ const RETRY: Duration = Duration::from_millis(200);
 
 /// How many records one batch has at most; as many may lie in memory besides.
 const RECORDS_MAX: i32 = 1000;
-
-/// What one answer of the broker may hold: memory stays small however many partitions there are.
-const ANSWER_BYTES_MAX: i32 = 4 * 1024 * 1024;
 
 /// A record as it lies on the topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +56,17 @@ pub(crate) struct TopicReader {
     extents: Vec<Extent>,
     /// The ends of the partitions that are not read to their end yet.
     unread: BTreeMap<i32, i64>,
+    /// Of these, the ones that had an open transaction before their end.
+    held: BTreeSet<i32>,
+}
+
+/// Where a partition ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Before the first transaction that is open.
+    Committed,
+    /// Behind everything that the broker has. What is behind an open transaction shows when that has ended, and is waited for.
+    Whole,
 }
 
 impl TopicReader {
@@ -66,6 +75,7 @@ impl TopicReader {
     pub(crate) async fn open(
         kafka: &Kafka,
         topic: &str,
+        end: End,
         from: impl Fn(i32) -> Option<i64>,
     ) -> Result<Option<Self>, KrafkaError> {
         let consumer = kafka
@@ -85,9 +95,16 @@ impl TopicReader {
         let mut partitions: Vec<i32> = info.partitions.keys().copied().collect();
         partitions.sort_unstable();
         consumer.assign(topic, partitions.clone()).await?;
-        let (mut extents, mut unread) = (Vec::new(), BTreeMap::new());
+        let (mut extents, mut unread, mut held) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
         for partition in partitions {
-            let (low, end) = consumer.fetch_watermarks(topic, partition).await?;
+            let (low, committed) = consumer.fetch_watermarks(topic, partition).await?;
+            let end = match end {
+                End::Committed => committed,
+                End::Whole => high_watermark(kafka, topic, partition).await?.max(committed),
+            };
+            if committed < end {
+                held.insert(partition);
+            }
             extents.push(Extent { partition, low, end });
             let first = from(partition).filter(|offset| (low..=end).contains(offset)).unwrap_or(low);
             consumer.seek(topic, partition, first).await?;
@@ -97,7 +114,7 @@ impl TopicReader {
                 consumer.pause(topic, &[partition]).await;
             }
         }
-        Ok(Some(Self { consumer, topic: topic.to_owned(), topic_id: info.topic_id, extents, unread }))
+        Ok(Some(Self { consumer, topic: topic.to_owned(), topic_id: info.topic_id, extents, unread, held }))
     }
 
     /// As [`TopicReader::open`], and again until the limit: what a topic that was just made, or has another leader, answers
@@ -106,11 +123,12 @@ impl TopicReader {
         limit: Duration,
         kafka: &Kafka,
         topic: &str,
+        end: End,
         from: impl Fn(i32) -> Option<i64>,
     ) -> Result<Option<Self>, Failure> {
         let started = Instant::now();
         loop {
-            let opened = within(limit.saturating_sub(started.elapsed()), Self::open(kafka, topic, &from)).await;
+            let opened = within(limit.saturating_sub(started.elapsed()), Self::open(kafka, topic, end, &from)).await;
             if opened.is_ok() || is_over(started, limit) {
                 return opened;
             }
@@ -126,6 +144,11 @@ impl TopicReader {
     /// The partitions, by number.
     pub(crate) fn extents(&self) -> &[Extent] {
         &self.extents
+    }
+
+    /// A partition that may be waiting for a transaction to end.
+    pub(crate) fn held_back(&self) -> Option<i32> {
+        self.unread.keys().find(|partition| self.held.contains(partition)).copied()
     }
 
     /// Whether every partition is read to its end.
@@ -189,6 +212,14 @@ impl TopicReader {
     }
 }
 
+async fn high_watermark(kafka: &Kafka, topic: &str, partition: i32) -> Result<i64, KrafkaError> {
+    let asked = TopicPartition::new(topic, partition);
+    let options = ListOffsetsOptions::default();
+    let mut told = kafka.admin().list_offsets([(asked.clone(), OffsetSpec::Latest)], options).await?;
+    let unknown = || KrafkaError::UnknownTopic { topic: topic.to_owned() };
+    Ok(told.remove(&asked).ok_or_else(unknown)??.offset)
+}
+
 /// Whether there is no time for another try.
 fn is_over(started: Instant, limit: Duration) -> bool {
     started.elapsed() + RETRY >= limit
@@ -243,7 +274,7 @@ mod tests {
     }
 
     async fn open(kafka: &Kafka, from: impl Fn(i32) -> Option<i64>) -> TopicReader {
-        TopicReader::open(kafka, TOPIC, from).await.unwrap().unwrap()
+        TopicReader::open(kafka, TOPIC, End::Committed, from).await.unwrap().unwrap()
     }
 
     #[tokio::test]
@@ -298,7 +329,7 @@ mod tests {
     async fn a_topic_that_is_not_there_is_no_error_and_is_not_made() {
         let broker = FakeBroker::start().await.unwrap();
         let kafka = broker.kafka().connect().await.unwrap();
-        assert!(TopicReader::open(&kafka, TOPIC, |_| None).await.unwrap().is_none());
+        assert!(TopicReader::open(&kafka, TOPIC, End::Committed, |_| None).await.unwrap().is_none());
         assert_eq!(broker.topic_id(TOPIC), None);
     }
 }

@@ -28,7 +28,7 @@ use crate::kafka::{Driver, Failure, Link, identify};
 use crate::store::Store;
 use crate::store::outbox::{Place, Receipt};
 use crate::store::topic::{self, Found, Reached, Reconciled, Topic};
-use crate::topic_reader::{TopicReader, TopicRecord};
+use crate::topic_reader::{End, TopicReader, TopicRecord};
 
 /// How long one call takes at most before it says that the other side is away. What is under way goes on at the next call.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -73,8 +73,9 @@ struct Line {
     context: Arc<Context>,
     /// A batch with an event up to this one was refused for the sake of one record: they go one by one.
     alone_until: i64,
-    /// This one was refused alone: it goes once more outside of a transaction, where the client tells which code the broker
-    /// gave.
+    /// This one was refused alone, in a transaction, which says little: it may be the transaction's fault.
+    refused: Option<i64>,
+    /// This one was so twice: it goes once more outside of a transaction, where the client tells which code the broker gave.
     suspect: Option<i64>,
     /// When another producer has taken the transactional id over.
     fenced_at: Option<Instant>,
@@ -94,8 +95,8 @@ type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 enum Stage {
     Closed,
     Opening(Work<Result<(Session, Box<TopicReader>), Failure>>),
-    /// Reading what is on the topic already.
-    Looking(Session, Box<TopicReader>),
+    /// Reading what is on the topic already; since when nothing has come.
+    Looking(Session, Box<TopicReader>, Instant),
     Ready(Session),
     Sending(Work<(Session, Sent)>),
 }
@@ -156,7 +157,7 @@ impl KafkaPublisher {
         let context = Arc::new(Context { settings, node, store, link });
         let driver = Driver::new()?;
         Ok(Self {
-            line: Line { stage: Stage::Closed, context, alone_until: 0, suspect: None, fenced_at: None },
+            line: Line { stage: Stage::Closed, context, alone_until: 0, refused: None, suspect: None, fenced_at: None },
             driver,
         })
     }
@@ -186,33 +187,44 @@ impl Line {
             match std::mem::replace(&mut self.stage, Stage::Closed) {
                 Stage::Closed => self.stage = Stage::Opening(Box::pin(open(Arc::clone(&self.context), delivery))),
                 Stage::Opening(mut work) => match timeout_at(deadline.into(), &mut work).await {
-                    Ok(Ok((session, reader))) => self.stage = Stage::Looking(session, reader),
+                    Ok(Ok((session, reader))) => self.stage = Stage::Looking(session, reader, Instant::now()),
                     Ok(Err(failed)) => return away(&failed),
                     Err(_) => {
                         self.stage = Stage::Opening(work);
                         return away(&Failure::Silent(PATIENCE));
                     }
                 },
-                Stage::Looking(session, reader) if !reader.done() && Instant::now() >= deadline => {
+                Stage::Looking(session, reader, since) if !reader.done() && Instant::now() >= deadline => {
                     // There is much to read: the caller sees in between whether it is to stop.
-                    self.stage = Stage::Looking(session, reader);
+                    self.stage = Stage::Looking(session, reader, since);
                     return Published::default();
                 }
-                Stage::Looking(mut session, mut reader) => match self.look(&mut session, &mut reader, deadline).await {
-                    Err(silent @ Failure::Silent(_)) => {
-                        self.stage = Stage::Looking(session, reader);
-                        return away(&silent);
-                    }
-                    Err(failed) => return away(&failed),
-                    Ok(found) => {
-                        self.stage =
-                            if reader.done() { Stage::Ready(session) } else { Stage::Looking(session, reader) };
-                        if found {
-                            // What was to be published may have been there already: the caller has to look again.
-                            return Published::default();
+                Stage::Looking(mut session, mut reader, since) => {
+                    match self.look(&mut session, &mut reader, deadline).await {
+                        Err(silent @ Failure::Silent(_)) => {
+                            let held = reader
+                                .held_back()
+                                .map(|partition| Held { partition, topic: session.topic.name.clone() });
+                            // The reader is told of no other leader, and of no other life of the topic: the next try asks.
+                            if since.elapsed() < OPENING {
+                                self.stage = Stage::Looking(session, reader, since);
+                            }
+                            return held.map_or_else(|| away(&silent), |held| away(&held));
+                        }
+                        Err(failed) => return away(&failed),
+                        Ok(found) => {
+                            self.stage = if reader.done() {
+                                Stage::Ready(session)
+                            } else {
+                                Stage::Looking(session, reader, Instant::now())
+                            };
+                            if found {
+                                // What was to be published may have been there already: the caller has to look again.
+                                return Published::default();
+                            }
                         }
                     }
-                },
+                }
                 // Nothing is under way on it.
                 Stage::Ready(session) if session.delivery() != delivery => {}
                 Stage::Ready(session) => {
@@ -290,7 +302,8 @@ impl Line {
             trouble = Some(Trouble::Away(error.to_string()));
         } else if let [(outbox_id, payment_id)] = *events.as_slice() {
             if in_transaction {
-                self.suspect = Some(outbox_id);
+                let again = self.refused.replace(outbox_id) == Some(outbox_id);
+                self.suspect = again.then_some(outbox_id);
             } else {
                 self.suspect = None;
                 let id = self.context.node.event_id(outbox_id);
@@ -312,6 +325,14 @@ impl Line {
         let lately = self.fenced_at.replace(Instant::now()).is_some_and(|before| before.elapsed() < RIVALRY);
         if lately { Trouble::Fenced(error.to_string()) } else { Trouble::Away(error.to_string()) }
     }
+}
+
+/// Our events may be behind somebody's open transaction, where nobody sees them.
+#[derive(Debug, thiserror::Error)]
+#[error("a transaction is open on partition {partition} of {topic}, and hides whether our events are behind it")]
+struct Held {
+    partition: i32,
+    topic: Arc<str>,
 }
 
 /// A batch, as it is handed over.
@@ -353,7 +374,7 @@ async fn open(context: Arc<Context>, delivery: Delivery) -> Result<(Session, Box
     let topic = identify(&kafka, &settings.topic).await?.topic;
     let known = store.read(|connection| topic::partitions(connection, &topic))?;
     let from = |number| known.iter().find(|known| known.partition == number).map(|known| known.published_to);
-    let reader = TopicReader::open_within(OPENING, &kafka, &topic.name, from).await?;
+    let reader = TopicReader::open_within(OPENING, &kafka, &topic.name, End::Whole, from).await?;
     // Gone, or made anew, since it was identified: the next try starts with what there is then.
     let reader = reader.filter(|reader| reader.topic_id() == topic.id);
     let reader = reader.ok_or_else(|| KrafkaError::UnknownTopic { topic: settings.topic.clone() })?;

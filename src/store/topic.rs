@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use rusqlite::{Connection, Row, Transaction};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 use serde::Serialize;
 
 use super::delivery::{self, Arrival};
@@ -223,7 +223,11 @@ impl<'a> Intake<'a> {
         for (partition, moving) in self.now {
             let last = self.before.get(&partition).map_or(0, |before| before.last_outbox_id);
             let mut taken = moving.taken;
-            if moving.last_outbox_id - last > moving.new {
+            // Its end was cut off, as by an unclean election: what was there, and was not taken, may be gone.
+            let cut = self.before.get(&partition).and_then(|before| before.consumed_to) > Some(moving.consumed_to);
+            if cut {
+                taken.gaps = delivery::fill_gaps(self.tx, Some((partition, i64::MAX)), 1..=i64::MAX, now)?;
+            } else if moving.last_outbox_id - last > moving.new {
                 let ids = last + 1..=moving.last_outbox_id;
                 taken.gaps = delivery::fill_gaps(self.tx, Some((partition, moving.consumed_to)), ids, now)?;
             }
@@ -264,6 +268,18 @@ pub fn begin_anew(tx: &Transaction<'_>, topic: &Topic, now: Timestamp) -> rusqli
         .execute([&topic.name])?;
     advance(tx, topic, 0, 0, 0, Taken { gaps, ..Taken::default() })?;
     Ok(Some(gaps))
+}
+
+/// The oldest event that was published after everything that was taken.
+pub fn oldest_untaken(connection: &Connection, topic: &Topic) -> rusqlite::Result<Option<i64>> {
+    connection
+        .prepare_cached(
+            "SELECT id FROM outbox WHERE id > (SELECT ifnull(max(last_outbox_id), 0) FROM topic_partition \
+             WHERE topic = ?1 AND topic_id = ?2) AND id < ifnull((SELECT id FROM outbox WHERE status = 'INIT' ORDER BY id LIMIT 1), \
+             9223372036854775807) AND status = 'PUBLISHED' ORDER BY id LIMIT 1",
+        )?
+        .query_row((&topic.name, topic.id), |row| row.get(0))
+        .optional()
 }
 
 /// Events go by way of this topic, or of none, and not of another one any more: what was published to another one and did not

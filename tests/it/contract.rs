@@ -545,3 +545,111 @@ fn what_was_not_taken_from_a_topic_that_is_left_is_told_from_the_outbox() {
         assert!(payrelay.log().contains(line), "{}", payrelay.log());
     }
 }
+
+#[test]
+fn a_partition_that_cannot_be_found_costs_the_others_nothing() {
+    let fake = Fake::start();
+    let database = Database::open();
+    let pay_and_publish = |first: i64| {
+        (first..first + 40).for_each(|id| drop(database.pay(id, [id])));
+        publish(&mut publisher(&fake, &database, 2, ExactlyOnce), &database);
+    };
+    pay_and_publish(1);
+    let deliveries = "SELECT count(*) FROM delivery";
+    let mut first = consumer(&fake, &database);
+    consume(&mut first, &database, deliveries, 40);
+    drop(first);
+    pay_and_publish(41);
+    // Both ends of the first partition, and then not those of the second.
+    let asked = fake.ends_asked();
+    fake.refuse_ends(2, 6);
+    consume(&mut consumer(&fake, &database), &database, deliveries, 80);
+    assert!(fake.ends_asked() >= asked + 8, "{} times", fake.ends_asked() - asked);
+    assert_eq!(database.number("SELECT sum(gaps) FROM topic_partition"), 0, "the topic has brought all of them");
+}
+
+#[test]
+fn what_a_topic_lost_from_its_end_is_told_all_the_same() {
+    let fake = Fake::start();
+    let database = Database::open();
+    let published = |ids: std::ops::RangeInclusive<i64>| {
+        let mut publisher = publisher(&fake, &database, 1, AtLeastOnce);
+        for id in ids {
+            database.pay(1, [id]);
+            publish(&mut publisher, &database);
+        }
+    };
+    published(1..=6);
+    let deliveries = "SELECT count(*) FROM delivery";
+    let mut first = consumer(&fake, &database);
+    consume(&mut first, &database, deliveries, 6);
+    drop(first);
+    published(7..=9);
+    // Three that were taken, and three that were not, are gone; another one is where the first of them was.
+    fake.cut_off(TOPIC, 0, 3, 3);
+    published(10..=10);
+    consume(&mut consumer(&fake, &database), &database, deliveries, 10);
+    assert_eq!(database.number("SELECT gaps FROM topic_partition"), 3);
+}
+
+#[test]
+fn a_consumer_that_its_group_does_not_take_says_so() {
+    let fake = Fake::start();
+    let database = Database::open();
+    database.pay(1, 1..=3);
+    publish(&mut publisher(&fake, &database, 1, ExactlyOnce), &database);
+    fake.refuse_members();
+    let part = Part::up();
+    let (settings, store) = (settings(&fake, 1, ExactlyOnce), database.store().clone());
+    let mut consumer = Consumer::new(settings, store, Waker::new().0, part.clone()).unwrap();
+    // It looks every 30 s, and joins once more before it gives up hope.
+    wait_until("the consumer to be away", 2 * LIMIT, || {
+        let _ = consumer.step();
+        part.get().is_away()
+    });
+    let error = part.get().error.unwrap();
+    assert!(error.contains("gives it 0 of 1 partitions"), "{error}");
+    fake.heal();
+    consume(&mut consumer, &database, "SELECT count(*) FROM delivery", 3);
+    wait_until("the consumer to be back", LIMIT, || {
+        let _ = consumer.step();
+        !part.get().is_away()
+    });
+}
+
+#[test]
+fn what_is_held_back_by_a_strangers_transaction_is_told_to_be() {
+    let broker = Broker::start("4.4.0");
+    let database = Database::open();
+    let part = Part::up();
+    let (settings, store) = (settings(&broker, 1, ExactlyOnce), database.store().clone());
+    let mut consumer = Consumer::new(settings, store, Waker::new().0, part.clone()).unwrap();
+    database.pay(1, 1..=3);
+    let mut publisher = publisher(&broker, &database, 1, ExactlyOnce);
+    publish(&mut publisher, &database);
+    consume(&mut consumer, &database, "SELECT count(*) FROM delivery", 3);
+    let stranger = topic::OpenTransaction::begin(&broker.bootstrap(), "stranger", TOPIC, "77", "stranger-1");
+    database.pay(1, 4..=5);
+    publish(&mut publisher, &database);
+    wait_until("the consumer to be away", 2 * LIMIT, || {
+        let _ = consumer.step();
+        part.get().is_away()
+    });
+    let error = part.get().error.unwrap();
+    assert!(error.contains("event 4 was published and does not come"), "{error}");
+    // Nor is anything published by who cannot see what is there.
+    drop(publisher);
+    database.pay(1, 6..=6);
+    let mut next = self::publisher(&broker, &database, 1, ExactlyOnce);
+    let reason = wait_for("the publisher to say why it waits", LIMIT, || match next.publish(&unpublished(&database)) {
+        Published { trouble: Some(Trouble::Away(reason)), .. } if reason.contains("transaction") => Some(reason),
+        Published { receipts, .. } => {
+            assert_eq!(receipts, []);
+            None
+        }
+    });
+    assert!(reason.contains("partition 0"), "{reason}");
+    assert!(stranger.commit());
+    publish(&mut next, &database);
+    consume(&mut consumer, &database, "SELECT count(*) FROM delivery WHERE outbox_id <= 6", 6);
+}

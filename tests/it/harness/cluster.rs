@@ -3,7 +3,8 @@
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use krafka::testing::FakeBroker;
+use krafka::error::ErrorCode;
+use krafka::testing::{ApiKey, Control, FakeBroker};
 use tokio::sync::oneshot;
 
 use super::kafka::Broker;
@@ -50,6 +51,37 @@ impl Fake {
             });
         });
         Self { broker: told.recv().expect("the fake broker starts"), _stop: stop }
+    }
+}
+
+impl Fake {
+    /// Tells the ends of partitions so many times more, and then so many times not.
+    pub fn refuse_ends(&self, after: u32, times: u32) {
+        self.broker.on_times(ApiKey::ListOffsets, after, |_| Control::Pass);
+        self.broker.on_times(ApiKey::ListOffsets, times, |_| Control::Error(ErrorCode::OffsetNotAvailable));
+    }
+
+    /// How often an end that it was asked for was refused, or told.
+    pub fn ends_asked(&self) -> usize {
+        self.broker.request_count(ApiKey::ListOffsets)
+    }
+
+    /// Takes nobody into a group, until it is healed.
+    pub fn refuse_members(&self) {
+        self.broker.on(ApiKey::JoinGroup, |_| Control::Error(ErrorCode::CoordinatorNotAvailable));
+    }
+
+    pub fn heal(&self) {
+        self.broker.clear_hooks();
+    }
+
+    /// A partition loses its end, as by an unclean election: everything but so many batches.
+    pub fn cut_off(&self, topic: &str, partition: i32, batches: usize, end: i64) {
+        self.broker.with_state(|state| {
+            let partition = state.partition_mut(topic, partition).expect("the partition is there");
+            partition.log.truncate(batches);
+            partition.next_offset = end;
+        });
     }
 }
 

@@ -173,7 +173,13 @@ impl OpenTransaction {
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
         let producer = runtime.block_on(async {
             let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
-            let producer = kafka.producer().metrics_push(false).build_transactional(id).await.expect("nobody minds");
+            let producer = kafka
+                .producer()
+                .metrics_push(false)
+                .transaction_timeout(Duration::from_mins(5))
+                .build_transactional(id)
+                .await
+                .expect("nobody minds");
             producer.begin().expect("it is new");
             let record = Record::new(topic, value.to_owned()).key("1").header("ce_id", event_id.to_owned());
             let _ = producer.send(record).await.expect("the broker takes it");
