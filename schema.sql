@@ -132,6 +132,7 @@ CREATE TABLE dead_letter (
     topic       TEXT,           -- a record: where it was read, and what it was
     "partition" INTEGER,
     "offset"    INTEGER,
+    written_at  INTEGER,        -- milliseconds since 1970, as the record says: another one may come to its place
     "key"       BLOB,
     value       BLOB,
     headers     TEXT,           -- JSON array of [name, value]
@@ -139,7 +140,7 @@ CREATE TABLE dead_letter (
     count       INTEGER NOT NULL DEFAULT 1, -- how often it came to this
     state       TEXT    NOT NULL DEFAULT 'OPEN' CHECK (state IN ('OPEN', 'REPLAYED', 'DISCARDED')),
     received_at INTEGER NOT NULL,
-    UNIQUE (topic, "partition", "offset"),
+    UNIQUE (topic, "partition", "offset", written_at),
     CHECK ((outbox_id IS NULL) = (topic IS NOT NULL))
 ) STRICT;
 

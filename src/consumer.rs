@@ -434,6 +434,7 @@ fn letter(record: &ConsumerRecord, reason: String) -> DeadRecord {
         topic: record.topic.to_string(),
         partition: record.partition,
         offset: record.offset,
+        written_at_ms: record.timestamp,
         reason,
         key: record.key.as_deref().map(<[u8]>::to_vec),
         value: record.value.as_deref().map(<[u8]>::to_vec),

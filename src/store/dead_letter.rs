@@ -17,6 +17,9 @@ pub struct DeadRecord {
     pub partition: i32,
     /// Where in the partition.
     pub offset: i64,
+    /// When it was written, in milliseconds since 1970, as it says. Where a topic is made anew, or loses its end, another
+    /// record comes to its place.
+    pub written_at_ms: i64,
     /// Why it was kept aside.
     pub reason: String,
     /// As it came.
@@ -32,13 +35,15 @@ pub fn insert_record(tx: &Transaction<'_>, record: &DeadRecord, now: Timestamp) 
     let headers = serde_json::to_string(&record.headers)
         .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
     tx.prepare_cached(
-        "INSERT INTO dead_letter (topic, \"partition\", \"offset\", reason, \"key\", value, headers, received_at) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO NOTHING",
+        "INSERT INTO dead_letter \
+             (topic, \"partition\", \"offset\", written_at, reason, \"key\", value, headers, received_at) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT DO NOTHING",
     )?
     .execute((
         &record.topic,
         record.partition,
         record.offset,
+        record.written_at_ms,
         &record.reason,
         &record.key,
         &record.value,

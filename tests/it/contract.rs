@@ -590,6 +590,19 @@ fn what_a_topic_lost_from_its_end_is_told_all_the_same() {
     published(10..=10);
     consume(&mut consumer(&fake, &database), &database, deliveries, 10);
     assert_eq!(database.number("SELECT gaps FROM topic_partition"), 3);
+
+    // A record that is kept aside does not stand for another one that comes to its place.
+    for kept in 1..=2 {
+        fake.cut_off(TOPIC, 0, 4, 4);
+        let mut next = consumer(&fake, &database);
+        wait_until("what is left of the topic to be read", LIMIT, || {
+            let _ = next.step();
+            database.number("SELECT consumed_to FROM topic_partition") == 4
+        });
+        drop(next);
+        topic::put(&fake.bootstrap(), TOPIC, None, Some(b"not ours"), &[]);
+        consume(&mut consumer(&fake, &database), &database, "SELECT count(*) FROM dead_letter", kept);
+    }
 }
 
 #[test]

@@ -128,6 +128,7 @@ fn run(job: &Job, tx: &Transaction<'_>, node: &NodeId, now: Timestamp) -> SqlRes
                 topic: TOPIC.to_owned(),
                 partition: 0,
                 offset: *offset,
+                written_at_ms: 1,
                 reason: "kept".to_owned(),
                 key: None,
                 value: value.clone(),

@@ -732,6 +732,7 @@ fn a_dead_record_is_taken_when_it_is_known_and_stays_when_it_is_not() {
         topic: "t".into(),
         partition: 0,
         offset,
+        written_at_ms: 1,
         reason: "unknown then".into(),
         key: None,
         value: Some(b"1".to_vec()),
