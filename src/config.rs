@@ -110,7 +110,7 @@ pub struct Token {
 pub struct Database {
     /// The file; `-wal`, `-shm` and `.lock` stand beside it.
     pub path: PathBuf,
-    /// While as many payments wait for the writer, requests are refused with 503.
+    /// While as many payments wait for the writer, requests are refused with 503; and reads, while as many wait for the readers.
     pub queue_max: NonZeroUsize,
     /// How many threads answer reads.
     pub readers: NonZeroUsize,

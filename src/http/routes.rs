@@ -303,15 +303,15 @@ impl App {
     /// What a load balancer needs, and no more.
     async fn bare_ready(&self) -> Response<Body> {
         // Whoever asks has no token: it costs nothing, however much waits.
-        let answers = self.query(store::answer).await.is_ok();
-        let (status, word, _) = self.state(answers);
+        let look = self.look(store::answer).await;
+        let (status, word, _) = self.state(answers(&look));
         json(status, &serde_json::json!({ "status": word }))
     }
 
     async fn readiness(&self) -> (StatusCode, Ready<'_>) {
-        let backlog = self.query(outbox::backlog).await.ok();
-        let (status, word, parts) = self.state(backlog.is_some());
-        let pending = backlog.map(|backlog| Pending::new(&backlog, Timestamp::now()));
+        let look = self.look(outbox::backlog).await;
+        let (status, word, parts) = self.state(answers(&look));
+        let pending = look.ok().map(|backlog| Pending::new(&backlog, Timestamp::now()));
         (status, Ready { status: word, node: self.context.store.node().as_str(), parts, pending })
     }
 
@@ -342,13 +342,21 @@ impl App {
         let (answer, answered) = oneshot::channel();
         let mailbox = Arc::clone(&self.mailbox);
         self.context.store.submit(1, work, move |result| mailbox.post(answer, result))?;
-        received(answered.await)
+        Ok(received(answered.await)?)
     }
 
     pub(super) async fn query<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Connection) -> SqlResult<T> + Send + 'static,
     ) -> Result<T, Problem> {
+        // The store's own threads say why, once for as many as are refused.
+        Ok(self.look(query).await?)
+    }
+
+    async fn look<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> SqlResult<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
         let mailbox = Arc::clone(&self.mailbox);
         self.context.store.query(query, move |result| mailbox.post(answer, result))?;
@@ -357,9 +365,13 @@ impl App {
 }
 
 /// The answer of the store's thread; none comes if the store was closed with the work undone.
-fn received<T>(answer: Result<Result<T, StoreError>, oneshot::error::RecvError>) -> Result<T, Problem> {
-    // The store's own threads say why, once for as many as are refused.
-    Ok(answer.unwrap_or(Err(StoreError::Closed))?)
+fn received<T>(answer: Result<Result<T, StoreError>, oneshot::error::RecvError>) -> Result<T, StoreError> {
+    answer.unwrap_or(Err(StoreError::Closed))
+}
+
+/// Whether the database answers. That too many reads wait is not its refusal: payments have a queue of their own.
+fn answers<T>(look: &Result<T, StoreError>) -> bool {
+    matches!(look, Ok(_) | Err(StoreError::Busy))
 }
 
 /// A response with a JSON body.

@@ -343,3 +343,28 @@ fn too_much_waiting_work_is_refused_at_once_with_retry_after() {
         assert_eq!(answer.header("retry-after"), Some("1"));
     }
 }
+
+#[test]
+fn a_crowd_of_readers_does_not_make_it_unready() {
+    let fixture = start(&[("PAYRELAY_DATABASE_QUEUE_MAX", "1"), ("PAYRELAY_DATABASE_READERS", "1")]);
+    assert_eq!(fixture.post(&payment(1, 1..=500).to_string()).status, 201);
+    let mut clients: Vec<_> = (0..40).map(|_| fixture.client()).collect();
+    let (mut refused, mut uncounted) = (0, 0);
+    wait_until("a full queue that a read and a look at the health have met", LIMIT, || {
+        for (index, client) in clients.iter_mut().enumerate() {
+            let path = if index % 2 == 0 { "/users/1/payment-history?limit=500" } else { "/health/ready" };
+            send(client, &format!("GET {path}"), "", "");
+        }
+        for (index, client) in clients.iter_mut().enumerate() {
+            let answer = client.read_response();
+            if index % 2 == 0 {
+                refused += usize::from(answer.status == 503);
+            } else {
+                let ready = answer.json();
+                assert_eq!((answer.status, &ready["status"]), (200, &json!("ready")), "{ready}");
+                uncounted += usize::from(ready["pending"].is_null());
+            }
+        }
+        refused > 0 && uncounted > 0
+    });
+}
