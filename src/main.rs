@@ -342,7 +342,7 @@ fn serve(mut loaded: Loaded, file: Option<&Path>) -> u8 {
     for name in &loaded.ignored_variables {
         log::warn!("the environment variable {name} names no key of the configuration: ignored");
     }
-    fit_connections(&mut loaded.config.http);
+    fit_connections(&mut loaded.config);
     let signals = match signals() {
         Ok(signals) => signals,
         Err(error) => return refuse(&format!("signals cannot be handled: {}", StartError::Spawn(error))),
@@ -396,9 +396,13 @@ fn reload(running: &Loaded, file: Option<&Path>, service: &Service) {
 
 /// Each connection takes a descriptor, and the usual limit is 1,024: raises it as far as is allowed, and serves fewer
 /// connections where that is not enough, so that the database, Kafka and Slack always find one.
-fn fit_connections(http: &mut payrelay::config::Http) {
-    const RESERVED: usize = 100;
-    let wanted = http.connections_max.get() + RESERVED;
+fn fit_connections(config: &mut Config) {
+    /// For what does not grow with the configuration: 28 are open from the start, the rest is for Kafka's brokers.
+    const RESERVED: usize = 94;
+    // A reader has the file and its log open; a channel a connection, and one to ask for a name.
+    let reserved = RESERVED + 2 * (config.database.readers.get() + 1 + config.slack.routes.len());
+    let http = &mut config.http;
+    let wanted = http.connections_max.get() + reserved;
     let limit = getrlimit(Resource::Nofile);
     let fits = |limit: Option<u64>| limit.is_none_or(|limit| limit >= wanted as u64);
     if fits(limit.current) {
@@ -410,7 +414,7 @@ fn fit_connections(http: &mut payrelay::config::Http) {
     if fits(current) {
         return;
     }
-    let room = usize::try_from(current.unwrap_or(u64::MAX)).unwrap_or(usize::MAX).saturating_sub(RESERVED);
+    let room = usize::try_from(current.unwrap_or(u64::MAX)).unwrap_or(usize::MAX).saturating_sub(reserved);
     http.connections_max = NonZeroUsize::new(room).unwrap_or(NonZeroUsize::MIN);
     log::warn!(
         "only {} connections are served at a time: {wanted} descriptors are needed for more (ulimit -n)",

@@ -300,3 +300,35 @@ fn the_log_says_what_a_new_user_needs_to_see() {
         payrelay.wait_for_log(line, LIMIT);
     }
 }
+
+/// Starts it with so many descriptors, and tells what its log says once it serves.
+fn log_with_descriptors(descriptors: u32, env: &[(&str, &str)]) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let script = format!("ulimit -n {descriptors}; exec \"$0\" 2>log");
+    let mut child = std::process::Command::new("sh")
+        .args(["-c", &script, env!("CARGO_BIN_EXE_payrelay")])
+        .current_dir(dir.path())
+        .env("PAYRELAY_HTTP_LISTEN", "127.0.0.1:0")
+        .envs(env.iter().copied())
+        .spawn()
+        .unwrap();
+    let log = || fs::read_to_string(dir.path().join("log")).unwrap_or_default();
+    let serves = || log().contains("listening on http://") && log().ends_with('\n');
+    wait_until("a payrelay that serves, or its end", LIMIT, || serves() || child.try_wait().unwrap().is_some());
+    let (log, ended) = (log(), child.try_wait().unwrap());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(ended, None, "{log}");
+    log
+}
+
+#[test]
+fn each_reader_and_each_channel_has_its_descriptors() {
+    let routes = "[[slack.route]]\nname = 'a'\nwebhook_url = 'http://x'\n";
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("routes.toml");
+    fs::write(&file, routes).unwrap();
+    let env = [("PAYRELAY_DATABASE_READERS", "64"), ("PAYRELAY_CONFIG", file.to_str().unwrap())];
+    let log = log_with_descriptors(300, &env);
+    assert!(log.contains("only 74 connections are served at a time"), "{log}");
+}
