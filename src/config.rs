@@ -80,7 +80,7 @@ pub struct Http {
     pub write_timeout: Duration,
     /// More connections wait unaccepted.
     pub connections_max: NonZeroUsize,
-    /// More connections of one address are closed at once.
+    /// More connections of one address are closed at once. Never more than `connections_max`.
     pub client_connections_max: NonZeroUsize,
     /// `None`: as many as it likes.
     pub client_requests_per_second: Option<NonZeroU32>,
@@ -92,6 +92,16 @@ pub struct Http {
     pub public_url: Option<String>,
     /// Who may call; none: whoever is on this machine.
     pub tokens: Vec<Token>,
+}
+
+impl Http {
+    /// There is room for no more connections. One address keeps its share of them, and what it may have up to half of them.
+    pub fn serve_fewer(&mut self, room: NonZeroUsize) {
+        let share = room.get() * self.client_connections_max.get() / self.connections_max.get();
+        let of_one = self.client_connections_max.get().min(share.max(room.get() / 2));
+        self.connections_max = room;
+        self.client_connections_max = NonZeroUsize::new(of_one).unwrap_or(NonZeroUsize::MIN);
+    }
 }
 
 /// `[[http.token]]`: somebody who may call.
@@ -432,14 +442,16 @@ impl Config {
     }
 
     fn read_http(s: &mut Source<'_>) -> Http {
+        let connections_max = s.count("http.connections_max", 4096, 1..=100_000);
+        let half = i64::try_from(connections_max.get() / 2).unwrap_or(i64::MAX).max(1);
         let http = Http {
             listen: s.socket_address("http.listen", "127.0.0.1:8080"),
             body_bytes_max: s.integer("http.body_bytes_max", 262_144, 1024..=67_108_864),
             body_timeout: s.duration("http.body_timeout", "10s", MS..=FOREVER),
             header_timeout: s.duration("http.header_timeout", "30s", MS..=FOREVER),
             write_timeout: s.duration("http.write_timeout", "30s", MS..=FOREVER),
-            connections_max: s.count("http.connections_max", 4096, 1..=100_000),
-            client_connections_max: s.count("http.client_connections_max", 2048, 1..=100_000),
+            connections_max,
+            client_connections_max: s.count("http.client_connections_max", half, 1..=100_000),
             client_requests_per_second: NonZeroU32::new(s.integer("http.client_requests_per_second", 0, 0..=1_000_000)),
             client_body_bytes_max: s.integer("http.client_body_bytes_max", 33_554_432, BODIES),
             bodies_bytes_max: s.integer("http.bodies_bytes_max", 67_108_864, BODIES),
@@ -459,6 +471,13 @@ impl Config {
                     "http.{key} is smaller than http.body_bytes_max: a body of that size would never be taken"
                 ));
             }
+        }
+        if http.client_connections_max > http.connections_max {
+            s.problem(
+                "http.client_connections_max is larger than http.connections_max: set it to as many where one address, such \
+                 as a proxy's, may have them all"
+                    .to_owned(),
+            );
         }
         if s.tables("http.token") == 0 && !http::is_loopback(http.listen) {
             s.problem(format!(
@@ -1228,6 +1247,32 @@ mod tests {
         for key in ["http.client_body_bytes_max is smaller", "http.bodies_bytes_max is smaller"] {
             assert!(problems.contains(key), "{problems}");
         }
+    }
+
+    #[test]
+    fn one_address_has_half_of_the_connections_unless_more_are_given_to_it() {
+        let of_one = |file| load(file, &[]).map(|loaded| loaded.config.http.client_connections_max.get());
+        assert_eq!(of_one("").unwrap(), 2048);
+        assert_eq!(of_one("[http]\nconnections_max = 1001\n").unwrap(), 500);
+        assert_eq!(of_one("[http]\nconnections_max = 1\n").unwrap(), 1);
+        assert_eq!(of_one("[http]\nconnections_max = 9\nclient_connections_max = 9\n").unwrap(), 9);
+        let problems = of_one("[http]\nconnections_max = 9\nclient_connections_max = 10\n").unwrap_err().to_string();
+        assert!(problems.contains("http.client_connections_max is larger than http.connections_max"), "{problems}");
+    }
+
+    #[test]
+    fn fewer_connections_are_fewer_for_each_address() {
+        let after = |connections: i64, of_one: i64, room| {
+            let file = format!("[http]\nconnections_max = {connections}\nclient_connections_max = {of_one}\n");
+            let mut http = load(&file, &[]).unwrap().config.http;
+            http.serve_fewer(NonZeroUsize::new(room).unwrap());
+            (http.connections_max.get(), http.client_connections_max.get())
+        };
+        assert_eq!(after(4096, 2048, 924), (924, 462), "half stays half");
+        assert_eq!(after(4096, 4096, 924), (924, 924), "a proxy's address keeps them all");
+        assert_eq!(after(4096, 1000, 924), (924, 462), "never more than its share, or half");
+        assert_eq!(after(4096, 10, 924), (924, 10));
+        assert_eq!(after(4096, 2048, 1), (1, 1));
     }
 
     #[test]

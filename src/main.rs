@@ -415,10 +415,12 @@ fn fit_connections(config: &mut Config) {
         return;
     }
     let room = usize::try_from(current.unwrap_or(u64::MAX)).unwrap_or(usize::MAX).saturating_sub(reserved);
-    http.connections_max = NonZeroUsize::new(room).unwrap_or(NonZeroUsize::MIN);
+    http.serve_fewer(NonZeroUsize::new(room).unwrap_or(NonZeroUsize::MIN));
     log::warn!(
-        "only {} connections are served at a time: {wanted} descriptors are needed for more (ulimit -n)",
-        http.connections_max
+        "only {} connections are served at a time, at most {} of one address: {wanted} descriptors are needed for more \
+         (ulimit -n)",
+        http.connections_max,
+        http.client_connections_max
     );
 }
 

@@ -439,6 +439,7 @@ fn clients_that_are_slow_on_purpose_hinder_nobody() {
         ("PAYRELAY_HTTP_BODY_TIMEOUT", "6s"),
         ("PAYRELAY_HTTP_WRITE_TIMEOUT", "6s"),
         ("PAYRELAY_HTTP_CONNECTIONS_MAX", &connections),
+        ("PAYRELAY_HTTP_CLIENT_CONNECTIONS_MAX", &connections),
     ];
     let payrelay = start(dir.path(), "", &env);
     let address = payrelay.addr();

@@ -312,7 +312,7 @@ fn a_thousand_connections_in_a_burst_are_all_answered_and_kept() {
 
 #[test]
 fn more_connections_than_allowed_wait_and_are_served_later() {
-    let fixture = start(&[("PAYRELAY_HTTP_CONNECTIONS_MAX", "2")]);
+    let fixture = start(&[("PAYRELAY_HTTP_CONNECTIONS_MAX", "2"), ("PAYRELAY_HTTP_CLIENT_CONNECTIONS_MAX", "2")]);
     let mut first = fixture.client();
     let mut second = fixture.client();
     assert_eq!(first.get("/health/live").status, 200);

@@ -78,6 +78,8 @@ fn few_descriptors_mean_fewer_connections_not_a_dead_process() {
         .args(["-c", script, env!("CARGO_BIN_EXE_payrelay")])
         .current_dir(dir.path())
         .env("PAYRELAY_HTTP_LISTEN", "127.0.0.1:0")
+        // The flood comes from the address of those who are to be served.
+        .env("PAYRELAY_HTTP_CLIENT_CONNECTIONS_MAX", "4096")
         .spawn()
         .unwrap();
     let log = || fs::read_to_string(dir.path().join("log")).unwrap_or_default();
@@ -331,4 +333,12 @@ fn each_reader_and_each_channel_has_its_descriptors() {
     let env = [("PAYRELAY_DATABASE_READERS", "64"), ("PAYRELAY_CONFIG", file.to_str().unwrap())];
     let log = log_with_descriptors(300, &env);
     assert!(log.contains("only 74 connections are served at a time"), "{log}");
+}
+
+#[test]
+fn few_descriptors_leave_half_of_the_connections_to_others() {
+    for env in [&[][..], &[("PAYRELAY_HTTP_CLIENT_CONNECTIONS_MAX", "2048")]] {
+        let log = log_with_descriptors(300, env);
+        assert!(log.contains("only 200 connections are served at a time, at most 100 of one address"), "{log}");
+    }
 }
