@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, MAIN_DB, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, ffi};
 
-use super::{BUSY_TIMEOUT, STATEMENTS};
+use super::{BUSY_TIMEOUT, STATEMENTS, is_full};
 use crate::clock::Timestamp;
 use crate::event::NodeId;
 
@@ -33,7 +33,7 @@ pub enum OpenError {
         holder: String,
     },
     /// The folder or a file cannot be used.
-    #[error("database.path {path}: {source}; the folder must exist and be writable")]
+    #[error("database.path {path}: {source}; {}", io_advice(source, "the folder must exist and be writable"))]
     Io {
         /// The file that failed.
         path: PathBuf,
@@ -41,9 +41,7 @@ pub enum OpenError {
         source: io::Error,
     },
     /// The disk does not keep what it is given.
-    #[error(
-        "database.path {path}: its log cannot be written to the disk: {source}; the disk or its file system fails: see the kernel's log"
-    )]
+    #[error("database.path {path}: its log cannot be written to the disk: {source}; {}", io_advice(source, FAILS))]
     Unsynced {
         /// The database.
         path: PathBuf,
@@ -302,17 +300,26 @@ fn version(connection: &Connection, path: &Path) -> Result<usize, OpenError> {
     }
 }
 
+const MAKE_ROOM: &str = "make room on the disk";
+
+const FAILS: &str = "the disk or its file system fails: see the kernel's log";
+
+/// What to do about what the system says: make room, if it is that.
+fn io_advice(error: &io::Error, otherwise: &'static str) -> &'static str {
+    if error.kind() == io::ErrorKind::StorageFull { MAKE_ROOM } else { otherwise }
+}
+
 /// What SQLite says, with what to do about it.
 pub(super) fn refusal(path: &Path, source: rusqlite::Error) -> OpenError {
     let advice = match source.sqlite_error_code() {
+        _ if is_full(&source) => MAKE_ROOM,
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
             "the file is damaged, or no database: restore a backup or set another path (docs/machine.md)"
         }
         Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
             "it must be a file, and it and its folder must exist and be writable"
         }
-        Some(ErrorCode::DiskFull) => "make room on the disk",
-        Some(ErrorCode::SystemIoFailure) => "the disk or its file system fails: see the kernel's log",
+        Some(ErrorCode::SystemIoFailure) => FAILS,
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "another program has it: stop that",
         _ => "restore a backup or set another path (docs/machine.md)",
     };
@@ -608,6 +615,23 @@ mod tests {
         fs::remove_file(beside(&ours, "-wal")).unwrap();
         open(&ours, None).unwrap();
         drop(open_still);
+    }
+
+    #[test]
+    fn a_full_disk_is_told_as_one_whatever_it_is_met_by() {
+        let path = Path::new("a.db");
+        let sqlite = |code| refusal(path, rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)).to_string();
+        let io = |code| OpenError::Io { path: path.into(), source: io::Error::from_raw_os_error(code) }.to_string();
+        let sync =
+            |code| OpenError::Unsynced { path: path.into(), source: io::Error::from_raw_os_error(code) }.to_string();
+        let (enospc, eio) = (28, 5);
+        for full in [sqlite(ffi::SQLITE_FULL), sqlite(ffi::SQLITE_IOERR_SHMSIZE), io(enospc), sync(enospc)] {
+            assert!(full.ends_with("; make room on the disk"), "{full}");
+        }
+        for broken in [sqlite(ffi::SQLITE_IOERR_WRITE), sync(eio)] {
+            assert!(broken.ends_with("see the kernel's log"), "{broken}");
+        }
+        assert!(io(eio).ends_with("the folder must exist and be writable"));
     }
 
     #[test]

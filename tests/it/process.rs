@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::harness::hostile::Machine;
 use super::harness::http::Client;
 use super::harness::process::{Options, Payrelay, run_to_exit};
 use super::harness::slack::{Answer, FakeSlack};
@@ -340,5 +341,21 @@ fn few_descriptors_leave_half_of_the_connections_to_others() {
     for env in [&[][..], &[("PAYRELAY_HTTP_CLIENT_CONNECTIONS_MAX", "2048")]] {
         let log = log_with_descriptors(300, env);
         assert!(log.contains("only 200 connections are served at a time, at most 100 of one address"), "{log}");
+    }
+}
+
+#[test]
+fn a_start_on_a_full_disk_is_refused_with_what_to_do() {
+    let machine = Machine::new();
+    for made in [false, true] {
+        machine.set("full", "0");
+        let output = run_to_exit(machine.options(&[]));
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(78), "{error}");
+        assert!(error.contains("room") && !error.contains("kernel"), "{made}: {error}");
+        machine.clear("full");
+        let mut payrelay = Payrelay::start(machine.options(&[]));
+        pay(&mut Client::connect(payrelay.addr()), i64::from(made) + 1);
+        payrelay.kill9();
     }
 }
