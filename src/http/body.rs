@@ -13,15 +13,32 @@ use super::problem::Problem;
 /// before it reads gets to see the refusal instead of a broken connection.
 const DISCARD_TIMES: usize = 16;
 
+/// The body of a request, and whether anybody has begun to read it: a client that expects 100 Continue sends it only then.
+pub(super) struct Arriving {
+    body: Incoming,
+    begun: bool,
+}
+
+impl Arriving {
+    pub(super) fn new(body: Incoming) -> Self {
+        Self { body, begun: false }
+    }
+
+    /// Whether some of it may be on its way, or wait to be read.
+    pub(super) fn is_coming(&self, expects_continue: bool) -> bool {
+        !self.body.is_end_stream() && (self.begun || !expects_continue)
+    }
+}
+
 /// Reads a body to its end. One that is there at once, as small ones are, waits for nothing and takes no room.
 pub(super) async fn read(
-    body: &mut Incoming,
+    body: &mut Arriving,
     limit: usize,
     patience: Duration,
     held: &mut Held<'_>,
 ) -> Result<Bytes, Problem> {
     let deadline = Instant::now() + patience;
-    if body.size_hint().lower() > limit as u64 {
+    if body.body.size_hint().lower() > limit as u64 {
         return Err(Problem::too_large(limit));
     }
     let mut whole = Vec::new();
@@ -29,7 +46,7 @@ pub(super) async fn read(
         if whole.len() + data.len() > limit {
             return Err(Problem::too_large(limit));
         }
-        if whole.is_empty() && body.is_end_stream() {
+        if whole.is_empty() && body.body.is_end_stream() {
             return Ok(data);
         }
         held.more(data.len())?;
@@ -39,7 +56,7 @@ pub(super) async fn read(
 }
 
 /// Reads and throws away what is left of a body, up to a limit of size and of time.
-pub(super) async fn discard(body: &mut Incoming, limit: usize, patience: Duration) {
+pub(super) async fn discard(body: &mut Arriving, limit: usize, patience: Duration) {
     let deadline = Instant::now() + patience;
     let mut left = limit.saturating_mul(DISCARD_TIMES);
     while let Ok(Some(data)) = next(body, deadline).await {
@@ -50,9 +67,10 @@ pub(super) async fn discard(body: &mut Incoming, limit: usize, patience: Duratio
     }
 }
 
-async fn next(body: &mut Incoming, deadline: Instant) -> Result<Option<Bytes>, Problem> {
+async fn next(body: &mut Arriving, deadline: Instant) -> Result<Option<Bytes>, Problem> {
+    body.begun = true;
     loop {
-        match timeout_at(deadline, body.frame()).await {
+        match timeout_at(deadline, body.body.frame()).await {
             Err(_) => return Err(Problem::body_timeout()),
             Ok(None) => return Ok(None),
             Ok(Some(Err(error))) => return Err(Problem::broken_body(error.to_string())),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use http_body_util::Full;
-use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::body::{Bytes, Incoming};
 use hyper::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue, X_CONTENT_TYPE_OPTIONS,
 };
@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use super::access::{Access, Client, Gate};
 use super::admin::{self, Channel};
-use super::body;
+use super::body::{self, Arriving};
 use super::idempotency;
 use super::limits::{Account, Limits};
 use super::mailbox::Mailbox;
@@ -189,12 +189,13 @@ impl App {
 
     /// Answers a request that came from `peer`.
     pub(super) async fn answer(&self, peer: &Arc<Account>, request: Request<Incoming>) -> Response<Body> {
-        let (head, mut body) = request.into_parts();
+        let (head, body) = request.into_parts();
+        let mut body = Arriving::new(body);
         match self.try_answer(peer, &head, &mut body).await {
             Ok(response) => response,
             Err(problem) => {
-                // A client that waits for 100 Continue has sent nothing, and will not.
-                if !body.is_end_stream() && !head.headers.contains_key(EXPECT) && !problem.is_timeout() {
+                // A client that still waits for 100 Continue has sent nothing, and will not.
+                if body.is_coming(head.headers.contains_key(EXPECT)) && !problem.is_timeout() {
                     body::discard(&mut body, self.context.settings.body_bytes_max, self.context.settings.body_timeout)
                         .await;
                 }
@@ -207,7 +208,7 @@ impl App {
         &self,
         peer: &Arc<Account>,
         head: &Parts,
-        body: &mut Incoming,
+        body: &mut Arriving,
     ) -> Result<Response<Body>, Problem> {
         let found = route(&head.method, head.uri.path(), head.uri.query());
         if found == Ok(Route::Live) {
@@ -232,7 +233,7 @@ impl App {
         }
     }
 
-    async fn pay(&self, client: &Client, headers: &HeaderMap, body: &mut Incoming) -> Result<Response<Body>, Problem> {
+    async fn pay(&self, client: &Client, headers: &HeaderMap, body: &mut Arriving) -> Result<Response<Body>, Problem> {
         if !is_json(headers) {
             return Err(Problem::unsupported_media_type());
         }

@@ -368,3 +368,17 @@ fn a_crowd_of_readers_does_not_make_it_unready() {
         refused > 0 && uncounted > 0
     });
 }
+
+#[test]
+fn a_refusal_after_100_continue_is_read_by_who_goes_on_writing() {
+    let fixture = start(&[]);
+    let head = "POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let body = [b"180000\r\n".as_slice(), &b" ".repeat(0x18_0000), b"\r\n0\r\n\r\n"].concat();
+    for _ in 0..10 {
+        let mut client = fixture.client();
+        client.send_raw(head.as_bytes()).unwrap();
+        assert_eq!(client.read_interim().status, 100);
+        client.send_raw(&body).unwrap();
+        assert_problem(&client.read_response(), 413, None);
+    }
+}
