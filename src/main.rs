@@ -1,7 +1,8 @@
 //! The program: arguments, configuration, logger, signals, service, exit code. The only file that prints or exits.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program speaks")]
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -33,6 +34,8 @@ const DIED: u8 = 70;
 const OVERDUE: u8 = 71;
 /// `dead-letters`: something is as it was before; `audit`: something is as it must not be.
 const LEFT: u8 = 1;
+/// What a command had to say could not be written (`EX_IOERR`).
+const UNWRITTEN: u8 = 74;
 /// A command beside a payrelay: somebody did not answer (`EX_TEMPFAIL`).
 const BUSY: u8 = 75;
 /// The configuration cannot be used.
@@ -51,7 +54,9 @@ Exit codes:
   0 stopped when asked, 64 wrong arguments, 70 a thread died, 71 the stop took too long, 78 configuration
   dead-letters: 0 all done, 1 some could not be replayed, 64 there is no such letter, 75 the database is busy
   audit: 0 nothing found, 1 findings, 75 the database or Kafka does not answer
-  backup: 0 the copy is on the disk, 75 the database is busy, 78 the copy cannot be written there";
+  backup: 0 the copy is on the disk, 75 the database is busy, 78 the copy cannot be written there
+  All commands: 74 the output could not be written. A pipe that is closed early, as head does, is no error: what a command
+  does, it does to the end";
 
 /// A payment outbox for one small machine: HTTP in, SQLite, Kafka, Slack; nothing lost, nothing told twice.
 #[derive(Parser)]
@@ -153,12 +158,13 @@ fn run() -> u8 {
     };
     match arguments.command {
         Some(Command::CheckConfig) => {
-            print!("{}", loaded.effective);
-            service::check(&loaded.config).map_or_else(|problem| refuse(&problem), |()| OK)
+            let mut output = Output::default();
+            output.say(loaded.effective.trim_end());
+            output.code(service::check(&loaded.config).map_or_else(|problem| refuse(&problem), |()| OK))
         }
         Some(Command::DeadLetters { order }) => match Beside::open(&loaded.config.database.path) {
             Ok(database) => dead_letters(database, &order).unwrap_or_else(|error| {
-                eprintln!("payrelay: {error}; try again");
+                complain(format_args!("{error}; try again"));
                 BUSY
             }),
             Err(problem) => refuse(&problem),
@@ -176,21 +182,57 @@ fn run() -> u8 {
     }
 }
 
-fn refuse(reason: &dyn std::fmt::Display) -> u8 {
-    eprintln!("payrelay: {reason}");
+fn refuse(reason: &dyn Display) -> u8 {
+    complain(reason);
     CONFIG
+}
+
+/// Says what is wrong, if anybody listens.
+fn complain(what: impl Display) {
+    let _ = writeln!(io::stderr(), "payrelay: {what}");
+}
+
+/// Standard output. It may end before all is said, and that stops nobody: not a panic, and not work half done.
+#[derive(Default)]
+struct Output {
+    ended: Option<io::Error>,
+}
+
+impl Output {
+    /// Says a line; tells whether anybody listens still.
+    fn say(&mut self, line: impl Display) -> bool {
+        if self.ended.is_none() {
+            self.ended = writeln!(io::stdout().lock(), "{line}").err();
+        }
+        self.ended.is_none()
+    }
+
+    /// The exit code. Who closes a pipe has read enough; on a full disk something is missing.
+    fn code(self, code: u8) -> u8 {
+        match self.ended {
+            Some(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                complain(format_args!("the output could not be written: {error}"));
+                if code == OK { UNWRITTEN } else { code }
+            }
+            _ => code,
+        }
+    }
 }
 
 /// The token goes to the client and nowhere else; payrelay keeps the hash.
 fn print_token() -> u8 {
     match http::new_token() {
         Ok(token) => {
-            println!("{token}\nhash = \"{}\"", TokenHash::of(&token).expose());
-            eprintln!("The first line is the token, for the client; the second belongs into an [[http.token]].");
-            OK
+            let mut output = Output::default();
+            output.say(format_args!("{token}\nhash = \"{}\"", TokenHash::of(&token).expose()));
+            let _ = writeln!(
+                io::stderr(),
+                "The first line is the token, for the client; the second belongs into an [[http.token]]."
+            );
+            output.code(OK)
         }
         Err(error) => {
-            eprintln!("payrelay: the operating system has no randomness: {error}");
+            complain(format_args!("the operating system has no randomness: {error}"));
             DIED
         }
     }
@@ -233,10 +275,10 @@ fn dead_letters(mut database: Beside, order: &DeadLetters) -> Result<u8, StoreEr
             dead_letter::act(tx, Order { action, which, dry_run, node: &node, origin: "command line", now })
         })
     };
-    let mut code = OK;
+    let (mut code, mut output) = (OK, Output::default());
     let mut show = |outcomes: &[Outcome]| {
         for Outcome { id, outcome, resolved } in outcomes {
-            println!("{}{id}: {outcome}", if chosen.dry_run { "would be: " } else { "" });
+            output.say(format_args!("{}{id}: {outcome}", if chosen.dry_run { "would be: " } else { "" }));
             if !resolved {
                 code = LEFT;
             }
@@ -246,7 +288,7 @@ fn dead_letters(mut database: Beside, order: &DeadLetters) -> Result<u8, StoreEr
     for id in &chosen.ids {
         let outcomes = act(Which::Id(*id))?;
         if outcomes.is_empty() {
-            eprintln!("payrelay: there is no dead letter {id}");
+            complain(format_args!("there is no dead letter {id}"));
             missing = true;
         }
         show(&outcomes);
@@ -259,7 +301,7 @@ fn dead_letters(mut database: Beside, order: &DeadLetters) -> Result<u8, StoreEr
         // The writer of a payrelay that runs has its turn between two slices.
         let _ = crossbeam_channel::after(BETWEEN_SLICES).recv();
     }
-    Ok(if missing { USAGE } else { code })
+    Ok(output.code(if missing { USAGE } else { code }))
 }
 
 /// How many dead letters are read, or worked on in one transaction, at a time.
@@ -269,26 +311,25 @@ const SLICE: usize = 100;
 const BETWEEN_SLICES: Duration = Duration::from_millis(30);
 
 fn list_dead_letters(database: &Beside, open: bool) -> Result<u8, StoreError> {
-    let mut after = Some(0);
+    let (mut after, mut output) = (Some(0), Output::default());
     while let Some(id) = after {
         let letters = database.read(|connection| dead_letter::list(connection, open, id, SLICE))?;
-        for letter in &letters {
-            // Our own types in memory cannot fail to be shown.
-            println!("{}", serde_json::to_string(letter).unwrap_or_default());
-        }
-        after = letters.last().map(|last| last.id);
+        // Our own types in memory cannot fail to be shown.
+        let heard = letters.iter().all(|letter| output.say(serde_json::to_string(letter).unwrap_or_default()));
+        after = letters.last().map(|last| last.id).filter(|_| heard);
     }
-    Ok(OK)
+    Ok(output.code(OK))
 }
 
 fn backup(database: &Beside, file: &Path) -> u8 {
     match database.backup(file, Timestamp::now()) {
         Ok(bytes) => {
-            println!("{}: {bytes} bytes", file.display());
-            OK
+            let mut output = Output::default();
+            output.say(format_args!("{}: {bytes} bytes", file.display()));
+            output.code(OK)
         }
         Err(error) if error.is_temporary() => {
-            eprintln!("payrelay: {error}; try again");
+            complain(format_args!("{error}; try again"));
             BUSY
         }
         Err(error) => refuse(&error),
@@ -299,17 +340,18 @@ fn audit(config: &Config, order: &Audit) -> u8 {
     let scope = Scope { file_only: order.file_only, limit: order.limit };
     match audit::audit(config, scope) {
         Ok(report) => {
+            let mut output = Output::default();
             if order.json {
                 // Our own types in memory cannot fail to be shown.
-                println!("{}", serde_json::to_string(&report).unwrap_or_default());
+                output.say(serde_json::to_string(&report).unwrap_or_default());
             } else {
-                println!("{report}");
+                output.say(&report);
             }
-            if report.is_clean() { OK } else { LEFT }
+            output.code(if report.is_clean() { OK } else { LEFT })
         }
         Err(AuditError::Open(problem)) => refuse(&problem),
         Err(error) => {
-            eprintln!("payrelay: {error}");
+            complain(error);
             BUSY
         }
     }

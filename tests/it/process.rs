@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rusqlite::Connection;
 use serde_json::json;
 
 use super::harness::hostile::Machine;
 use super::harness::http::Client;
-use super::harness::process::{Options, Payrelay, run_to_exit};
+use super::harness::process::{BINARY, Options, Payrelay, run_to_exit};
 use super::harness::slack::{Answer, FakeSlack};
-use super::harness::{Over, wait_until};
+use super::harness::{Over, wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -358,4 +359,48 @@ fn a_start_on_a_full_disk_is_refused_with_what_to_do() {
         pay(&mut Client::connect(payrelay.addr()), i64::from(made) + 1);
         payrelay.kill9();
     }
+}
+
+#[test]
+fn a_command_whose_output_nobody_reads_does_its_work_to_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Payrelay::start(options(dir.path(), &[], &[])));
+    let database = Connection::open(dir.path().join("payrelay.db")).unwrap();
+    let letters = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 250) \
+                   INSERT INTO dead_letter (topic, \"partition\", \"offset\", reason, received_at) SELECT 'a', 0, n, 'no', 1 FROM n";
+    database.execute_batch(letters).unwrap();
+    let unread = |args: &[&str]| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = std::process::Command::new(BINARY);
+        command.args(args).current_dir(dir.path()).stdout(writer.try_clone().unwrap()).stderr(writer);
+        let mut child = command.spawn().unwrap();
+        wait_for("the end of the command", LIMIT, || child.try_wait().unwrap()).code()
+    };
+    let commands: [&[&str]; 5] =
+        [&["check-config"], &["token"], &["dead-letters", "list"], &["audit"], &["backup", "copy.db"]];
+    for args in commands {
+        assert_eq!(unread(args), Some(0), "{args:?}");
+    }
+    assert_eq!(unread(&["fly"]), Some(64));
+    let open = |count: i64| {
+        let found = database.query_row("SELECT count(*) FROM dead_letter WHERE state = 'OPEN'", [], |row| row.get(0));
+        assert_eq!(found, Ok(count));
+    };
+    assert_eq!(unread(&["dead-letters", "replay", "--all"]), Some(1), "none of them can be replayed");
+    let tried = database.query_row("SELECT count(*) FROM dead_letter_action", [], |row| row.get(0));
+    assert_eq!(tried, Ok(250));
+    open(250);
+    assert_eq!(unread(&["dead-letters", "discard", "--all"]), Some(0));
+    open(0);
+}
+
+#[test]
+fn output_that_cannot_be_written_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let full = || fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = std::process::Command::new(BINARY);
+    let output = command.arg("token").current_dir(dir.path()).stdout(full()).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(74) && error.contains("the output could not be written"), "{error}");
 }
