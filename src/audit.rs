@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::config::{self, Config, PublisherKind};
+use crate::config::{self, Config, Problems, PublisherKind};
 use crate::event::NodeId;
-use crate::kafka::{Driver, Failure, connect, within};
+use crate::kafka::{self, Driver, Failure, connect, within};
 use crate::store::audit::{Audited, Extent, Reading, Recorded, Seen, Totals};
 use crate::store::{OpenError, StoreError};
 use crate::topic_reader::{End, TopicReader, TopicRecord};
@@ -35,6 +35,9 @@ pub enum AuditError {
     /// The database cannot be used.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// Kafka cannot be reached as it is configured.
+    #[error(transparent)]
+    Config(#[from] Problems),
     /// The database does not answer.
     #[error("{0}; try again")]
     Store(#[from] StoreError),
@@ -108,6 +111,8 @@ pub fn audit(config: &Config, scope: Scope) -> Result<Report, AuditError> {
         PublisherKind::Application => TopicPart::None,
         PublisherKind::Kafka if scope.file_only => TopicPart::LeftOut,
         PublisherKind::Kafka => {
+            // Asking again would not help.
+            kafka::check(&config.kafka.security)?;
             database.begin()?;
             let driver = Driver::new()?;
             driver.runtime().block_on(read_topic(&config.kafka, &mut database))?

@@ -350,6 +350,7 @@ fn audit(config: &Config, order: &Audit) -> u8 {
             output.code(if report.is_clean() { OK } else { LEFT })
         }
         Err(AuditError::Open(problem)) => refuse(&problem),
+        Err(AuditError::Config(problems)) => refuse(&problems),
         Err(error) => {
             complain(error);
             BUSY

@@ -404,3 +404,18 @@ fn output_that_cannot_be_written_is_told() {
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(74) && error.contains("the output could not be written"), "{error}");
 }
+
+#[test]
+fn an_audit_with_a_certificate_that_cannot_be_used_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Payrelay::start(options(dir.path(), &[], &[])));
+    let env = [
+        ("PAYRELAY_PUBLISHER_KIND", "kafka"),
+        ("PAYRELAY_KAFKA_SECURITY", "tls"),
+        ("PAYRELAY_KAFKA_CA_FILE", "nowhere.pem"),
+    ];
+    let (code, _, error) = run(dir.path(), &env, &["audit"]);
+    assert!(code == Some(78) && error.contains("kafka.ca_file nowhere.pem: cannot be read"), "{error}");
+    let (code, _, error) = run(dir.path(), &env, &["audit", "--file-only"]);
+    assert_eq!((code, error.as_str()), (Some(0), ""));
+}
