@@ -68,10 +68,10 @@ impl Invalid {
     }
 }
 
-/// How much a refusal repeats of a body, which may be large.
+/// How much a refusal repeats of a request, which may be large.
 const SHOWN_MAX: usize = 300;
 
-fn shown(mut text: String) -> String {
+pub(crate) fn shown(mut text: String) -> String {
     if text.len() > SHOWN_MAX {
         text.truncate(text.floor_char_boundary(SHOWN_MAX));
         text.push_str("...");

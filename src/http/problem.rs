@@ -5,7 +5,7 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use super::routes::Body;
-use crate::payment::Invalid;
+use crate::payment::{Invalid, shown};
 use crate::store::StoreError;
 
 /// What went wrong, as the client is told.
@@ -25,7 +25,7 @@ const RETRY_AFTER_S: &str = "1";
 
 impl Problem {
     fn new(status: StatusCode, slug: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, slug, detail: detail.into(), field: None, allow: None, challenge: None }
+        Self { status, slug, detail: shown(detail.into()), field: None, allow: None, challenge: None }
     }
 
     pub(super) fn not_json(detail: impl Into<String>) -> Self {
@@ -92,7 +92,7 @@ impl Problem {
     }
 
     pub(super) fn invalid_field(field: impl Into<String>, detail: impl Into<String>) -> Self {
-        let field = Some(field.into());
+        let field = Some(shown(field.into()));
         Self { field, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-field", detail) }
     }
 

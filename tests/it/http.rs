@@ -382,3 +382,28 @@ fn a_refusal_after_100_continue_is_read_by_who_goes_on_writing() {
         assert_problem(&client.read_response(), 413, None);
     }
 }
+
+#[test]
+fn a_refusal_repeats_little_of_what_was_sent() {
+    let fixture = start(&[]);
+    let long = "x".repeat(5000);
+    let paths = [
+        format!("/{long}"),
+        format!("/admin/{long}"),
+        format!("/admin/channels/{long}/resume"),
+        format!("/users/1/payment-history?{long}=1"),
+        format!("/admin/dead-letters?{long}=1&{long}=2"),
+    ];
+    for path in paths {
+        let mut client = fixture.client();
+        send(&mut client, &format!("{} {path}", if path.ends_with("resume") { "POST" } else { "GET" }), "", "");
+        let refused = client.read_response();
+        assert!([404, 422].contains(&refused.status), "{}: {path:.30}", refused.status);
+        assert!(refused.body.len() < 1000, "{} bytes: {path:.30}", refused.body.len());
+        let problem = refused.json();
+        assert!(
+            [&problem["detail"], &problem["field"]].iter().any(|text| text.to_string().contains("xxx...")),
+            "{problem}"
+        );
+    }
+}
