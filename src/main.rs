@@ -261,7 +261,8 @@ fn load(argument: Option<&Path>) -> Result<Loaded, Problems> {
 }
 
 /// Works on the database itself, so that it also helps where payrelay does not run. One that runs sees what was replayed
-/// at its next round (`scheduler.interval`).
+/// at the next payment, or when its scheduler wakes those who tell (at each round) and the relay (when that has tried nothing
+/// for `scheduler.retry_after`).
 fn dead_letters(mut database: Beside, order: &DeadLetters) -> Result<u8, StoreError> {
     let (action, chosen) = match order {
         DeadLetters::List { all } => return list_dead_letters(&database, !all),
