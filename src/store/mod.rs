@@ -180,7 +180,7 @@ impl Store {
         let (checkpoints, checkpointer) = checkpoint::take_over(&connection, &settings.path)?;
         let health = writer::Health::new(part.clone(), damage.clone());
         let writer = writer::Writer::new(connection, checkpoints, queue, background_queue, health, lock);
-        let readers = reader::Readers::new(settings.readers, query_queue, pool.clone(), damage.clone());
+        let readers = reader::Readers::new(settings.readers, query_queue, pool.clone());
         let (watch, admission) = space::Watch::new(&settings.path, settings.min_free_bytes, damage.clone());
         let waiting = Queue { waiting: Arc::default(), max: settings.queue_max.get() };
         let store = Self { jobs, background, queries, pool, node, part, damage, admission, queue: waiting };
@@ -270,10 +270,15 @@ impl Store {
         query: impl FnOnce(&Connection) -> SqlResult<T> + Send + 'static,
         done: impl FnOnce(Result<T, StoreError>) + Send + 'static,
     ) -> Result<(), StoreError> {
+        let damage = self.damage.clone();
         let job: reader::Query = Box::new(move |connection| {
             let (answer, failure) = match connection.map(query) {
                 Ok(Ok(value)) => (Ok(value), None),
-                Ok(Err(error)) => (Err(StoreError::from(&error)), Some(error)),
+                Ok(Err(error)) => {
+                    // Before the answer: who has read it must not find payments taken after that.
+                    damage.heed(&error);
+                    (Err(StoreError::from(&error)), Some(error))
+                }
                 Err(error) => (Err(error), None),
             };
             done(answer);
@@ -381,6 +386,7 @@ fn sql_limit(limit: usize) -> i64 {
 mod tests {
     use super::*;
     use crossbeam_channel::unbounded;
+    use rusqlite::ffi::{Error as Failure, SQLITE_CORRUPT};
     use std::num::NonZeroUsize;
     use std::time::Instant;
 
@@ -408,6 +414,23 @@ mod tests {
         submit(1).unwrap();
         answered.recv().unwrap().unwrap();
         drop((store, started));
+        for worker in workers {
+            worker.stop(Instant::now() + Duration::from_secs(10)).unwrap();
+        }
+    }
+
+    #[test]
+    fn damage_that_a_read_meets_is_known_before_the_read_is_answered() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, workers) =
+            Store::open(&settings(dir.path().join("a.db"), 4), None).unwrap().start(&unbounded().0).unwrap();
+        let (answer, answered) = unbounded();
+        let beside = store.clone();
+        let damaged = |_: &Connection| Err::<(), _>(rusqlite::Error::SqliteFailure(Failure::new(SQLITE_CORRUPT), None));
+        store.query(damaged, move |read| answer.send((read, beside.admit())).unwrap()).unwrap();
+        let answer = answered.recv().unwrap();
+        assert!(matches!(answer, (Err(StoreError::Damaged), Err(StoreError::Damaged))), "{answer:?}");
+        drop(store);
         for worker in workers {
             worker.stop(Instant::now() + Duration::from_secs(10)).unwrap();
         }

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, select_biased};
 use rusqlite::Connection;
 
-use super::damage::Damage;
 use super::{Pool, StoreError};
 use crate::worker::{Stop, Worker};
 
@@ -22,24 +21,23 @@ pub(super) struct Readers {
     count: NonZeroUsize,
     queries: Receiver<Query>,
     pool: Pool,
-    damage: Damage,
 }
 
 impl Readers {
-    pub(super) fn new(count: NonZeroUsize, queries: Receiver<Query>, pool: Pool, damage: Damage) -> Self {
-        Self { count, queries, pool, damage }
+    pub(super) fn new(count: NonZeroUsize, queries: Receiver<Query>, pool: Pool) -> Self {
+        Self { count, queries, pool }
     }
 
     pub(super) fn spawn(self, exits: &Sender<&'static str>) -> io::Result<Vec<Worker>> {
         let spawn = |_| {
-            let (queries, pool, damage) = (self.queries.clone(), self.pool.clone(), self.damage.clone());
-            Worker::spawn("reader", exits, move |stop| run(&queries, &pool, &damage, &stop))
+            let (queries, pool) = (self.queries.clone(), self.pool.clone());
+            Worker::spawn("reader", exits, move |stop| run(&queries, &pool, &stop))
         };
         (0..self.count.get()).map(spawn).collect()
     }
 }
 
-fn run(queries: &Receiver<Query>, pool: &Pool, damage: &Damage, stop: &Stop) {
+fn run(queries: &Receiver<Query>, pool: &Pool, stop: &Stop) {
     let (mut failures, mut told_at) = (0_u64, None::<Instant>);
     loop {
         let query = select_biased! {
@@ -52,7 +50,6 @@ fn run(queries: &Receiver<Query>, pool: &Pool, damage: &Damage, stop: &Stop) {
             Err(error) => query(Err(error.into())),
         };
         let Some(error) = failure else { continue };
-        damage.heed(&error);
         failures += 1;
         if told_at.is_none_or(|at| at.elapsed() > QUIET) {
             log::warn!("{failures} reads failed since the last such line, the last one because: {error}");
