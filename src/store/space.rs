@@ -132,23 +132,24 @@ impl Watch {
         let (before, min) = (self.room, self.min);
         self.room = before.next(free, min);
         let free = mib(free);
+        // A line is written last: who reads it finds what it tells.
         match (before, self.room) {
             (before, now) if before == now => {}
             (_, Room::Short) => {
+                let error = format!("the disk has less than {} MiB left (database.min_free_bytes)", mib(min));
+                self.admission.part.fail(error);
+                self.admission.short.store(true, Ordering::Relaxed);
                 log::error!(
                     "the disk has {free} MiB left: no payment is taken below {} (database.min_free_bytes); make room, what was \
                      taken goes on meanwhile",
                     mib(min)
                 );
-                let error = format!("the disk has less than {} MiB left (database.min_free_bytes)", mib(min));
-                self.admission.part.fail(error);
-                self.admission.short.store(true, Ordering::Relaxed);
             }
             (Room::Short, _) => {
                 self.admission.short.store(false, Ordering::Relaxed);
+                self.admission.part.recover();
                 let refused = self.admission.refused.swap(0, Ordering::Relaxed);
                 log::info!("the disk has {free} MiB left: payments are taken again; {refused} requests were refused");
-                self.admission.part.recover();
             }
             (_, Room::Low) => log::warn!(
                 "the disk has {free} MiB left: below {} no payment will be taken (database.min_free_bytes); make room",
