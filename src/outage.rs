@@ -123,13 +123,13 @@ impl Outage {
     pub fn failed(&mut self, error: &dyn Display) -> Duration {
         self.failures = self.failures.saturating_add(1);
         let error = error.to_string();
+        self.show(AWAY, Some(error.clone()));
         if self.since.is_none() {
             self.since = Some(Instant::now());
             log::warn!("{} is away: {error}; trying again until it is back, nothing is lost", self.what);
         } else {
             log::debug!("{} is still away after {} tries: {error}", self.what, self.failures);
         }
-        self.show(AWAY, Some(error));
         self.backoff.delay(self.failures, fastrand::f64())
     }
 
@@ -138,16 +138,17 @@ impl Outage {
         self.failures = self.failures.saturating_add(1);
         self.since.get_or_insert_with(Instant::now);
         let error = error.to_string();
+        self.show(PAUSED, Some(error.clone()));
         log::error!("{} is paused: {error}; set it right and resume it, nothing is lost meanwhile", self.what);
-        self.show(PAUSED, Some(error));
     }
 
     /// It asks for a pause: no failure.
     pub fn limited(&mut self, reason: &str) {
-        log::info!("{} is limited: {reason}", self.what);
         self.show(LIMITED, Some(reason.to_owned()));
+        log::info!("{} is limited: {reason}", self.what);
     }
 
+    /// Before the line in the log: who reads that line finds the health page agree with it.
     fn show(&mut self, state: &'static str, error: Option<String>) {
         self.shown = state;
         self.part.set(state, error);
@@ -155,6 +156,9 @@ impl Outage {
 
     /// Takes note of a success; says so in the log if it ends an outage.
     pub fn recovered(&mut self) {
+        if self.shown != UP {
+            self.show(UP, None);
+        }
         if let Some(since) = self.since.take() {
             log::info!(
                 "{} is back after {:.1} s and {} failed tries",
@@ -162,9 +166,6 @@ impl Outage {
                 since.elapsed().as_secs_f64(),
                 self.failures
             );
-        }
-        if self.shown != UP {
-            self.show(UP, None);
         }
         self.failures = 0;
     }
