@@ -32,6 +32,14 @@ const PATIENCE: Backoff = Backoff { base: Duration::from_millis(10), cap: Durati
 thread_local! {
     /// The length of the log after this thread's last commit.
     static LOG_PAGES: Cell<i32> = const { Cell::new(0) };
+    /// Whether this thread has committed something since it was last asked.
+    static HAS_WRITTEN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread has committed something since it last asked: a transaction that changed nothing succeeds also where
+/// nothing can be stored.
+pub(super) fn has_written() -> bool {
+    HAS_WRITTEN.take()
 }
 
 /// The writer's side.
@@ -60,6 +68,7 @@ pub(super) fn take_over(connection: &Connection, path: &Path) -> Result<(Checkpo
     // Also replaces the automatic checkpoint, which is such a hook.
     connection.wal_hook(Some(|_, pages| {
         LOG_PAGES.set(pages);
+        HAS_WRITTEN.set(true);
         Ok(())
     }));
     let other = Connection::open(path).map_err(failed)?;

@@ -204,7 +204,7 @@ impl Store {
         if !self.part.get().is_away() {
             return;
         }
-        let _ = self.submit(1, |tx| tx.execute("UPDATE node SET created_at = created_at", []), drop);
+        let _ = self.submit(1, touch, drop);
     }
 
     /// Runs `work` in a transaction and waits until it is on the disk. If `work` fails, nothing of it is kept. It may be
@@ -318,6 +318,11 @@ impl Beside {
         tx.commit()?;
         Ok(value)
     }
+}
+
+/// Writes a page, and changes nothing. There and back: SQLite does not write what is there already.
+fn touch(tx: &Transaction<'_>) -> SqlResult<()> {
+    tx.execute_batch("UPDATE node SET created_at = created_at + 1; UPDATE node SET created_at = created_at - 1")
 }
 
 fn enqueue<T: Send + 'static>(

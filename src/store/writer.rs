@@ -116,11 +116,11 @@ impl Health {
     fn recovered(&mut self) {
         if let Some(since) = self.failing_since.take() {
             let (seconds, transactions, jobs) = (since.elapsed().as_secs_f64(), self.transactions, self.jobs);
+            (self.transactions, self.jobs) = (0, 0);
+            self.part.recover();
             log::info!(
                 "the database is back after {seconds:.1} s; {transactions} transactions with {jobs} jobs were not stored"
             );
-            self.part.recover();
-            (self.transactions, self.jobs) = (0, 0);
         }
     }
 }
@@ -185,7 +185,9 @@ impl Writer {
         jobs.push(first);
         match checkpoint::heed(self.commit(&mut jobs)) {
             Ok(outcomes) => {
-                self.health.recovered();
+                if checkpoint::has_written() {
+                    self.health.recovered();
+                }
                 for (job, outcome) in jobs.into_iter().zip(outcomes) {
                     job.finish(outcome);
                 }
@@ -281,7 +283,7 @@ fn blames_the_machine(error: &rusqlite::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{checkpoint, schema};
+    use crate::store::{checkpoint, schema, touch};
     use crossbeam_channel::{Sender, bounded, unbounded};
 
     struct Fixture {
@@ -356,6 +358,25 @@ mod tests {
         f.writer.step(second);
         assert_eq!(answered.try_recv().unwrap(), (2, Ok(1)));
         assert!(!f.part.get().is_away());
+    }
+
+    #[test]
+    fn only_what_has_written_ends_an_outage() {
+        let mut f = fixture();
+        f.writer.step(job(|tx| tx.execute_batch("ROLLBACK; SELECT no_such_function()"), |_: Result<(), _>| {}));
+        assert!(f.part.get().is_away());
+        let (answer, answered) = unbounded();
+        let nothing = |tx: &Transaction<'_>| tx.execute("DELETE FROM t WHERE x = 1", []);
+        f.writer.step(job(nothing, move |result| answer.send(result.unwrap()).unwrap()));
+        assert_eq!(answered.try_recv(), Ok(0));
+        assert!(f.part.get().is_away(), "a transaction that changed nothing tells nothing of the disk");
+        let made = |writer: &Writer| -> i64 {
+            writer.connection.query_row("SELECT created_at FROM node", [], |row| row.get(0)).unwrap()
+        };
+        let before = made(&f.writer);
+        f.writer.step(job(touch, |result| result.unwrap()));
+        assert!(!f.part.get().is_away(), "the probe writes");
+        assert_eq!(made(&f.writer), before, "and changes nothing");
     }
 
     #[test]

@@ -27,7 +27,11 @@ fn a_full_disk_is_507_at_once_and_nothing_needs_a_person_when_it_has_room() {
     let machine = Machine::new();
     let mut payrelay = Payrelay::start(machine.options(&[NO_RESERVE]));
     let mut client = Connecting::new(payrelay.addr());
-    assert_eq!(client.post(&request(1, 1)).unwrap().0, 201);
+    let body = request(1, 1).to_string();
+    let head =
+        "POST /payments HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nIdempotency-Key: once\r\n";
+    let keyed = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
+    assert_eq!(client.send(&keyed).unwrap().0, 201);
     machine.set("full", "0");
     for n in 0..200 {
         let asked = Instant::now();
@@ -39,13 +43,19 @@ fn a_full_disk_is_507_at_once_and_nothing_needs_a_person_when_it_has_room() {
     assert_eq!((status, &ready["status"]), (503, &json!("unavailable")), "{ready}");
     assert!(ready["parts"]["database"]["error"].as_str().unwrap().contains("full"), "{ready}");
     assert_eq!(client.get("/payments/1").unwrap().0, 200, "what is there can be read");
+    // Nor is it ready because of a transaction that has nothing to write; each look has one tried that has.
+    for _ in 0..20 {
+        assert_eq!(client.send(&keyed).unwrap().0, 201, "the answer of before is told again");
+        assert_eq!(client.get("/health/ready").unwrap().0, 503, "{}", payrelay.log());
+    }
     machine.clear("full");
     assert_eq!(client.post(&request(1001, 1)).unwrap().0, 201);
     wait_until("the health page to say so", LIMIT, || client.get("/health/ready").unwrap().0 == 200);
+    assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
+    // Complete only now.
     let log = payrelay.log();
     assert_eq!((count(&log, "the database refuses"), count(&log, "the database is back")), (1, 1), "{log}");
     assert!(log.lines().count() < 30, "{log}");
-    assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
     let connection = Connection::open(machine.database()).unwrap();
     verify(&connection, &[]);
     assert_eq!(super::number(&connection, "SELECT count(*) FROM payment"), 2);
