@@ -30,8 +30,8 @@ const BATCH_MAX: usize = 512;
 const BACKGROUND_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A transaction that has run for so long takes no more jobs, so that the first of it does not wait for the last:
-/// jobs are of very different size.
-const BATCH_TIME: Duration = Duration::from_millis(4);
+/// jobs are of very different size. The tests below say themselves what shares a transaction.
+const BATCH_TIME: Duration = if cfg!(test) { Duration::from_mins(1) } else { Duration::from_millis(4) };
 
 /// Work for the writer, and who is to be told.
 pub(super) trait Work: Send {
