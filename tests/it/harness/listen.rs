@@ -1,7 +1,8 @@
 //! The listening half of the stand-ins: a port that stays theirs, a thread a connection, a bounded end.
 
 use super::lock;
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use socket2::SockRef;
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::process;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
@@ -31,7 +32,7 @@ pub fn free_port() -> TcpListener {
 
 /// Accepts connections and serves each on a thread of its own, until it is dropped.
 pub struct Server {
-    address: SocketAddr,
+    listener: Arc<TcpListener>,
     connections: Arc<Mutex<Connections>>,
     accepting: Option<JoinHandle<()>>,
 }
@@ -44,13 +45,12 @@ struct Connections {
 
 impl Server {
     pub fn start(listener: TcpListener, serve: impl Fn(&TcpStream) + Send + Sync + 'static) -> Server {
-        let address = listener.local_addr().expect("a bound listener has an address");
-        let connections = Arc::new(Mutex::new(Connections::default()));
+        let (listener, connections) = (Arc::new(listener), Arc::new(Mutex::new(Connections::default())));
         let accepting = thread::spawn({
-            let connections = Arc::clone(&connections);
+            let (listener, connections) = (Arc::clone(&listener), Arc::clone(&connections));
             move || accept(&listener, &connections, &Arc::new(serve))
         });
-        Server { address, connections, accepting: Some(accepting) }
+        Server { listener, connections, accepting: Some(accepting) }
     }
 }
 
@@ -82,8 +82,10 @@ impl Drop for Server {
     /// Refuses new connections, closes the open ones, and waits for their threads.
     fn drop(&mut self) {
         lock(&self.connections).stopping = true;
-        // Only a connection ends a blocking accept.
-        let _ = TcpStream::connect(self.address);
+        // Ends the accept, and the listening of every copy: a test beside this one may be starting a process, which has a
+        // copy of each descriptor until its exec. Closing ours alone would leave the port taken, and a peer in a queue that
+        // nobody works off.
+        let _ = SockRef::from(&*self.listener).shutdown(Shutdown::Both);
         if let Some(accepting) = self.accepting.take() {
             let _ = accepting.join();
         }
@@ -95,4 +97,14 @@ impl Drop for Server {
             let _ = thread.join();
         }
     }
+}
+
+#[test]
+fn a_server_that_is_dropped_listens_no_more_whoever_has_a_copy() {
+    let listener = free_port();
+    let address = listener.local_addr().unwrap();
+    let _copy = listener.try_clone().unwrap();
+    drop(Server::start(listener, |_| {}));
+    assert!(TcpStream::connect(address).is_err());
+    drop(TcpListener::bind(address).unwrap());
 }
