@@ -283,11 +283,13 @@ fn a_body_that_does_not_come_is_given_up() {
 
 #[test]
 fn a_thousand_half_heads_leave_the_others_served() {
-    let fixture = start(&[("PAYRELAY_HTTP_HEADER_TIMEOUT", "3s")]);
-    let mut half: Vec<_> = (0..1000).map(|_| fixture.client()).collect();
-    for client in &mut half {
+    let fixture = start(&[("PAYRELAY_HTTP_HEADER_TIMEOUT", "8s")]);
+    let begin = |_| {
+        let mut client = fixture.client();
         client.send_raw(b"POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Ty").unwrap();
-    }
+        client
+    };
+    let mut half: Vec<_> = (0..1000).map(begin).collect();
     let mut client = fixture.client();
     for id in 1..=20 {
         assert_eq!(client.post_json("/payments", &payment(1, [id])).status, 201);

@@ -125,7 +125,7 @@ fn few_descriptors_mean_fewer_connections_not_a_dead_process() {
 }
 
 /// How soon after a flood everybody is served again.
-const AGAIN: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// Opens connections as fast as it can and keeps the last hundred; tells how many there were.
 fn flood_until(address: SocketAddr, over: &AtomicBool) -> usize {
@@ -208,7 +208,7 @@ fn a_slack_that_hangs_does_not_delay_the_stop_beyond_its_limit() {
     slack.answer_with(|_, _| Answer::Hang);
     let mut payrelay = Payrelay::start(options(dir.path(), &[("PAYRELAY_SLACK_WEBHOOK_URL", &slack.url())], &[]));
     pay(&mut Client::connect(payrelay.addr()), 1);
-    wait_until("the POST that hangs", LIMIT, || slack.attempts() == 1);
+    wait_until("the POST that hangs", LIMIT, || slack.attempts() >= 1);
     let asked = Instant::now();
     assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
     assert!(asked.elapsed() < Duration::from_secs(10));

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 /// The program itself.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_payrelay");
-const START_LIMIT: Duration = Duration::from_secs(20);
+const START_LIMIT: Duration = Duration::from_mins(1);
 const EXIT_LIMIT: Duration = Duration::from_secs(15);
 
 /// The line on stderr that says that the binary serves ends with this and its address.
