@@ -69,8 +69,17 @@ fn pay(client: &mut Client, reservation: i64) {
     assert_eq!(client.post_json("/payments", &body).status, 201);
 }
 
-/// Payments go out over a listener, lie on the topic, and come back.
+/// Payments go out over a listener, lie on the topic, and come back, and Kafka is never away. That is asked of a broker which
+/// has done all of it before: the first handshake, transaction and group take a new one seconds on a busy machine.
 fn assert_goes_round(broker: &Broker, secure: &Secure, bootstrap: &str, name: &str, more: &Env<'_>) {
+    go_round(broker, secure, bootstrap, &format!("{name}-before"), more);
+    let log = go_round(broker, secure, bootstrap, name, more);
+    assert!(!log.contains("is away"), "{name}:\n{log}");
+    assert_eq!(log.contains("anybody on the way can read the password"), name == "plain-in-clear", "{name}");
+}
+
+/// Tells the log.
+fn go_round(broker: &Broker, secure: &Secure, bootstrap: &str, name: &str, more: &Env<'_>) -> String {
     let site = Site::new(secure);
     let mut payrelay = Payrelay::start(site.options(bootstrap, name, more));
     let mut client = Client::connect(payrelay.addr());
@@ -86,8 +95,7 @@ fn assert_goes_round(broker: &Broker, secure: &Secure, bootstrap: &str, name: &s
     let ready = client.get("/health/ready").json().to_string();
     assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
     assert!(!payrelay.log().contains(PASSWORD) && !ready.contains(PASSWORD), "{name} shows the password");
-    assert!(!payrelay.log().contains("is away"), "{name}:\n{}", payrelay.log());
-    assert_eq!(payrelay.log().contains("anybody on the way can read the password"), name == "plain-in-clear", "{name}");
+    payrelay.log()
 }
 
 #[test]
@@ -190,7 +198,7 @@ fn tls_to_a_listener_without_it_is_away() {
     let site = Site::new(&secure);
     let payrelay = Payrelay::start(site.options(&secure.sasl(), "wrong", &TLS.to_vec()));
     payrelay.wait_for_log("Kafka (consumer) is away", LIMIT);
-    assert!(payrelay.log().contains("tls handshake eof"), "{}", payrelay.log());
+    payrelay.wait_for_log("tls handshake eof", LIMIT);
 }
 
 /// What is wrong with the files is known before the start.

@@ -98,6 +98,17 @@ impl Payrelay {
         wait_until(&format!("{needle:?} in the log"), limit, || self.log().contains(needle));
     }
 
+    /// How often it stands there.
+    pub fn count_in_log(&self, needle: &str) -> usize {
+        self.log().matches(needle).count()
+    }
+
+    /// Waits until it stands there once more than `before` the fault that it is to tell of.
+    #[track_caller]
+    pub fn wait_for_another(&self, needle: &str, before: usize, limit: Duration) {
+        wait_until(&format!("another {needle:?} in the log"), limit, || self.count_in_log(needle) > before);
+    }
+
     /// SIGTERM, as systemd does it, and the status of the exit.
     #[track_caller]
     pub fn terminate(&mut self) -> ExitStatus {
