@@ -49,8 +49,19 @@ struct Answers {
 /// Reservations that nobody has paid for yet.
 static NEXT_RESERVATION: AtomicI64 = AtomicI64::new(1);
 
+impl Answers {
+    fn count(&self) -> usize {
+        self.acknowledged.len() + self.refused.len()
+    }
+}
+
 /// Has so many connections pay, each as soon as it is answered, until `enough` says so or the process is gone.
-fn load(machine: &Machine, address: SocketAddr, connections: usize, enough: impl Fn(usize) -> bool + Sync) -> Answers {
+fn load(
+    machine: &Machine,
+    address: SocketAddr,
+    connections: usize,
+    enough: impl Fn(&Answers) -> bool + Sync,
+) -> Answers {
     let answers = Mutex::new(Answers::default());
     let client = || {
         let mut connection = Connecting::new(address);
@@ -67,7 +78,7 @@ fn load(machine: &Machine, address: SocketAddr, connections: usize, enough: impl
                     return;
                 }
             }
-            if enough(answers.acknowledged.len() + answers.refused.len()) {
+            if enough(&answers) {
                 return;
             }
         }
@@ -108,6 +119,13 @@ impl Connecting {
         let body = body.to_string();
         let head = "POST /payments HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n";
         self.send(&format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()))
+    }
+
+    /// Slack is well again: what waits for it is not to wait for up to a minute longer.
+    fn resume_slack(&mut self) {
+        let resume = "POST /admin/channels/default/resume HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n\r\n";
+        let answer = self.send(resume).unwrap();
+        assert_eq!(answer.0, 202, "{answer:?}");
     }
 
     fn get(&mut self, path: &str) -> io::Result<(u16, Value)> {
@@ -182,7 +200,7 @@ fn exit(payrelay: &mut Payrelay) -> ExitStatus {
     wait_for("the end of the process", LIMIT, || payrelay.try_exit())
 }
 
-fn for_at_least(span: Duration) -> impl Fn(usize) -> bool + Sync {
+fn for_at_least(span: Duration) -> impl Fn(&Answers) -> bool + Sync {
     let started = Instant::now();
     move |_| started.elapsed() > span
 }

@@ -96,6 +96,7 @@ fn a_clock_that_is_years_ahead_purges_nothing_that_is_unfinished() {
     }
     machine.set("clock", "0");
     slack.answer_with(|_, _| Answer::Ok);
+    client.resume_slack();
     wait_until("all to be told, in order", LIMIT * 2, || {
         slack.lines().iter().map(|line| id_of(line)).collect::<Vec<_>>() == [1, 2, 3, 4, 5]
     });

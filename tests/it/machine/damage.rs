@@ -20,7 +20,7 @@ const PAGE: usize = 4096;
 fn with_payments() -> Machine {
     let machine = Machine::new();
     let mut payrelay = Payrelay::start(machine.options(&[]));
-    load(&machine, payrelay.addr(), 8, |count| count > PAYMENTS);
+    load(&machine, payrelay.addr(), 8, |answers| answers.count() > PAYMENTS);
     wait_until_all_is_told(&machine.database(), LIMIT);
     assert_eq!(payrelay.terminate().code(), Some(0));
     machine
@@ -30,7 +30,7 @@ fn with_payments() -> Machine {
 fn killed_with_payments() -> Machine {
     let machine = Machine::new();
     let mut payrelay = Payrelay::start(machine.options(&[]));
-    load(&machine, payrelay.addr(), 8, |count| count > 300);
+    load(&machine, payrelay.addr(), 8, |answers| answers.count() > 300);
     payrelay.kill9();
     machine
 }
