@@ -1,14 +1,15 @@
 //! What is on a topic, read by a client without a group; and records put there by somebody else.
 
-use super::wait_for;
+use super::{POLL, wait_for};
 use std::collections::BTreeMap;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use krafka::admin::{
     AlterConsumerGroupOffsetsOptions, CreatePartitionsOptions, CreateTopicsOptions, DeleteRecordsOptions,
-    DeleteTopicsOptions, ListTopicsOptions, NewTopic,
+    DeleteTopicsOptions, DescribeTopicsOptions, ListTopicsOptions, NewTopic,
 };
-use krafka::consumer::{AutoOffsetReset, IsolationLevel, TopicPartition};
+use krafka::consumer::{AutoOffsetReset, Consumer, IsolationLevel, TopicPartition};
 use krafka::producer::TransactionalProducer;
 use krafka::{ConsumerRecord, Kafka, Record};
 use tokio::runtime::{Builder, Runtime};
@@ -53,18 +54,14 @@ pub fn read(bootstrap: &str, topic: &str, limit: Duration) -> Vec<Found> {
             .build()
             .await
             .expect("the settings are right");
-        let known = consumer.fetch_metadata(Some(topic)).await.expect("the broker answers").topics;
-        let Some(info) = known.first() else { return Vec::new() };
-        let partitions: Vec<i32> = info.partitions.keys().copied().collect();
-        consumer.assign(topic, partitions.clone()).await.expect("the partitions are there");
-        // Markers of transactions take offsets: the position tells the end, not the number of records.
-        let mut ends = BTreeMap::new();
-        for partition in partitions {
-            let (low, end) = consumer.fetch_watermarks(topic, partition).await.expect("the leader answers");
-            if low < end {
-                ends.insert(partition, end);
+        let mut ends = loop {
+            match assign(&consumer, topic).await {
+                Ok(ends) => break ends,
+                // What was just made, or whose broker has just come back, may have no leader yet.
+                Err(error) => assert!(Instant::now() < deadline, "{topic}: {error}"),
             }
-        }
+            thread::park_timeout(POLL);
+        };
         let mut found = Vec::new();
         while !ends.is_empty() {
             assert!(Instant::now() < deadline, "{topic} could not be read to {ends:?} within {limit:?}");
@@ -79,6 +76,23 @@ pub fn read(bootstrap: &str, topic: &str, limit: Duration) -> Vec<Found> {
         found.sort_by_key(|record| (record.partition, record.offset));
         found
     })
+}
+
+/// Has the consumer begin all partitions of a topic, if it is there; tells the end of each that has anything.
+async fn assign(consumer: &Consumer, topic: &str) -> krafka::Result<BTreeMap<i32, i64>> {
+    let mut ends = BTreeMap::new();
+    let known = consumer.fetch_metadata(Some(topic)).await?.topics;
+    let Some(info) = known.first() else { return Ok(ends) };
+    let partitions: Vec<i32> = info.partitions.keys().copied().collect();
+    consumer.assign(topic, partitions.clone()).await?;
+    // Markers of transactions take offsets: the position tells the end, not the number of records.
+    for partition in partitions {
+        let (low, end) = consumer.fetch_watermarks(topic, partition).await?;
+        if low < end {
+            ends.insert(partition, end);
+        }
+    }
+    Ok(ends)
 }
 
 impl From<&ConsumerRecord> for Found {
@@ -129,13 +143,24 @@ pub fn delete(bootstrap: &str, topic: &str, limit: Duration) {
     });
 }
 
-/// Has a topic have so many partitions from now on.
-pub fn add_partitions(bootstrap: &str, topic: &str, total: i32) {
+/// Has a topic have so many partitions from now on, and waits until all of them show.
+pub fn add_partitions(bootstrap: &str, topic: &str, total: i32, limit: Duration) {
     block_on(async {
         let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
         let options = CreatePartitionsOptions::default();
         let done = kafka.admin().create_partitions([(topic, total)], options).await;
         assert!(done.as_ref().is_ok_and(|done| done.values().all(Result::is_ok)), "{done:?}");
+        let deadline = Instant::now() + limit;
+        loop {
+            let told = kafka.admin().describe_topics([topic], DescribeTopicsOptions::default()).await;
+            let shown =
+                told.as_ref().ok().and_then(|told| told.get(topic)?.as_ref().ok()).map(|now| now.partitions.len());
+            if shown == usize::try_from(total).ok() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{topic} has not {total} partitions after {limit:?}: {told:?}");
+            thread::park_timeout(POLL);
+        }
     });
 }
 
