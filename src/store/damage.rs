@@ -35,11 +35,11 @@ impl Damage {
     /// Says so once.
     pub(super) fn found(&self, what: &str) {
         if !self.known.swap(true, Ordering::Relaxed) {
+            self.part.fail(format!("the database is damaged: {what}"));
             log::error!(
                 "the database is damaged: {what}; no more payments are taken, and nothing is published or told: stop payrelay, \
                  put the file right or restore a backup (docs/machine.md), and start it again"
             );
-            self.part.fail(format!("the database is damaged: {what}"));
         }
     }
 
