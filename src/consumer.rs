@@ -131,10 +131,14 @@ impl Consumer {
 
     /// krafka answers that there is nothing also while it waits for the group, or cannot reach a leader.
     fn tell_whether_it_takes(&mut self, some: bool) {
-        match &self.joined {
-            Some(Joined { lack: Some(lack), .. }) => drop(self.outage.failed(lack)),
-            Some(joined) if some || joined.positions.whole => self.outage.recovered(),
-            Some(_) | None => {}
+        let Some(joined) = &mut self.joined else { return };
+        if some && matches!(joined.lack, Some(Lack::Event(_))) {
+            joined.lack = None;
+        }
+        match &joined.lack {
+            Some(lack) => drop(self.outage.failed(lack)),
+            None if some || joined.positions.whole => self.outage.recovered(),
+            None => {}
         }
     }
 
@@ -207,10 +211,19 @@ struct Joined {
     /// The oldest event that was published and not taken when it was last looked at.
     untaken: Option<i64>,
     /// What keeps it from taking everything.
-    lack: Option<String>,
+    lack: Option<Lack>,
     assigned: Assigned,
     /// Which assignment was put in position, or is being, and what of it already.
     positions: Positions,
+}
+
+/// What is there, and does not come.
+#[derive(Debug, thiserror::Error)]
+enum Lack {
+    #[error("kafka.group gives it {0} of {1} partitions: others are in it, or its coordinator is away")]
+    Partitions(usize, usize),
+    #[error("event {0} was published and does not come: is a transaction open on the topic?")]
+    Event(i64),
 }
 
 #[derive(Default)]
@@ -300,16 +313,11 @@ impl Joined {
             *missed = Some(found.partitions);
             return Err(Failure::Stale);
         }
-        let untaken = store.read(|connection| topic::oldest_untaken(connection, &self.topic))?;
+        let untaken = store.read(delivery::oldest_untaken)?;
         self.lack = if assigned < found.partitions {
-            Some(format!(
-                "kafka.group gives it {assigned} of {} partitions: others are in it, or its coordinator is away",
-                found.partitions
-            ))
+            Some(Lack::Partitions(assigned, found.partitions))
         } else {
-            untaken.filter(|event| self.untaken == Some(*event)).map(|event| {
-                format!("event {event} was published and does not come: is a transaction open on {}?", self.topic.name)
-            })
+            untaken.filter(|event| self.untaken == Some(*event)).map(Lack::Event)
         };
         self.untaken = untaken;
         self.looked_at = Instant::now();

@@ -85,6 +85,18 @@ pub(super) fn fill_gaps(
     Ok(filled)
 }
 
+/// The oldest event that was published and is newer than everything that came.
+pub fn oldest_untaken(connection: &Connection) -> rusqlite::Result<Option<i64>> {
+    connection
+        .prepare_cached(
+            "SELECT id FROM outbox WHERE id > ifnull((SELECT max(outbox_id) FROM delivery), 0) \
+             AND id < ifnull((SELECT id FROM outbox WHERE status = 'INIT' ORDER BY id LIMIT 1), 9223372036854775807) \
+             AND status = 'PUBLISHED' ORDER BY id LIMIT 1",
+        )?
+        .query_row([], |row| row.get(0))
+        .optional()
+}
+
 /// What became of telling a payment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notification {

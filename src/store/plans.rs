@@ -29,9 +29,9 @@ fn take_down(event: TraceEvent<'_>) {
     }
 }
 
-/// What may be walked: indexes that hold only what waits, of which a page is asked for; the routes and the channels, which
-/// are a handful; the node, which is one row; and SQLite's own table with a row for each AUTOINCREMENT.
-const SMALL: [&str; 10] = [
+/// What may be walked: indexes that hold only what waits, of which a page is asked for; the routes, the channels and the
+/// partitions, which are a handful; the node, which is one row; and SQLite's own table with a row for each AUTOINCREMENT.
+const SMALL: [&str; 11] = [
     "outbox_init",
     "delivery_waiting",
     "dead_letter_open",
@@ -41,6 +41,7 @@ const SMALL: [&str; 10] = [
     "SCAN route",
     "SCAN c",
     "SCAN node",
+    "SCAN topic_partition",
     "SCAN CONSTANT ROW",
 ];
 
@@ -84,6 +85,7 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     assert_eq!(delivery::waiting(&tx, "default", 10)?.len(), 2);
     assert_eq!(delivery::backlog(&tx, "default")?.0, 2);
     assert_eq!(outbox::backlog(&tx)?.undelivered, 2);
+    assert_eq!(delivery::oldest_untaken(&tx)?, None);
     delivery::mark_sending(&tx, &[1, 2])?;
     delivery::release(&tx, &[1])?;
     delivery::mark_failed(&tx, &[1], "no", true)?;
@@ -107,6 +109,7 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     // Each start does this, with millions of rows that are finished.
     delivery::recover(&tx)?;
     route::replace(&tx, &[])?;
+    assert_eq!(topic::leave_others(&tx, Some("t"), now)?, 0);
     tx.commit()
 }
 

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use rusqlite::{Connection, OptionalExtension, Row, Transaction};
+use rusqlite::{Connection, Row, Transaction};
 use serde::Serialize;
 
 use super::delivery::{self, Arrival};
@@ -268,18 +268,6 @@ pub fn begin_anew(tx: &Transaction<'_>, topic: &Topic, now: Timestamp) -> rusqli
         .execute([&topic.name])?;
     advance(tx, topic, 0, 0, 0, Taken { gaps, ..Taken::default() })?;
     Ok(Some(gaps))
-}
-
-/// The oldest event that was published after everything that was taken.
-pub fn oldest_untaken(connection: &Connection, topic: &Topic) -> rusqlite::Result<Option<i64>> {
-    connection
-        .prepare_cached(
-            "SELECT id FROM outbox WHERE id > (SELECT ifnull(max(last_outbox_id), 0) FROM topic_partition \
-             WHERE topic = ?1 AND topic_id = ?2) AND id < ifnull((SELECT id FROM outbox WHERE status = 'INIT' ORDER BY id LIMIT 1), \
-             9223372036854775807) AND status = 'PUBLISHED' ORDER BY id LIMIT 1",
-        )?
-        .query_row((&topic.name, topic.id), |row| row.get(0))
-        .optional()
 }
 
 /// Events go by way of this topic, or of none, and not of another one any more: what was published to another one and did not
