@@ -2,7 +2,7 @@
 //! closed, and nothing is answered with 201 that is not stored.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::harness::http::Client;
+use super::harness::http::{Client, read_on};
 use super::harness::mutations::{mutations, seeds};
 use super::harness::process::{Options, Payrelay};
 
@@ -36,7 +36,7 @@ fn converse(address: SocketAddr, name: &str, bytes: &[u8]) -> Vec<u8> {
     let mut answer = Vec::new();
     let mut buffer = [0; 4096];
     loop {
-        match stream.read(&mut buffer) {
+        match read_on(&mut stream, &mut buffer) {
             Ok(0) => return answer,
             Ok(count) => answer.extend_from_slice(&buffer[..count]),
             // Closed with bytes unread: of the answer a part may be lost on the way.

@@ -52,9 +52,7 @@ impl Fake {
         });
         Self { broker: told.recv().expect("the fake broker starts"), _stop: stop }
     }
-}
 
-impl Fake {
     /// Tells the ends of partitions so many times more, and then so many times not.
     pub fn refuse_ends(&self, after: u32, times: u32) {
         self.broker.on_times(ApiKey::ListOffsets, after, |_| Control::Pass);

@@ -92,9 +92,12 @@ impl Client {
 
     /// Whether the server has closed the connection: waits for that, or for a byte, or for the time-out.
     pub fn closed_by_server(&mut self) -> bool {
-        match self.reader.fill_buf() {
-            Ok(bytes) => bytes.is_empty(),
-            Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+        loop {
+            match self.reader.fill_buf() {
+                Ok(bytes) => return bytes.is_empty(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return error.kind() == io::ErrorKind::ConnectionReset,
+            }
         }
     }
 
@@ -124,10 +127,10 @@ impl Client {
 
 /// The first line and the headers (names in lower case) of a message; none when the peer has closed.
 pub fn read_head(reader: &mut impl BufRead) -> io::Result<Option<(String, Headers)>> {
-    if reader.fill_buf()?.is_empty() {
-        return Ok(None);
-    }
-    let first = read_line(reader)?;
+    let first = match read_line(reader) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        first => first?,
+    };
     let mut headers = Vec::new();
     loop {
         let line = read_line(reader)?;
@@ -165,6 +168,17 @@ fn read_chunks(reader: &mut impl BufRead) -> io::Result<Vec<u8>> {
         body.resize(start + size, 0);
         reader.read_exact(&mut body[start..])?;
         read_line(reader)?;
+    }
+}
+
+/// Reads what comes next. A socket with a time-out is also interrupted where a process is stopped and goes on, or frozen
+/// (<https://man7.org/linux/man-pages/man7/signal.7.html>): that is no answer.
+pub fn read_on(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match reader.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => return read,
+        }
     }
 }
 

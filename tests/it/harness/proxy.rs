@@ -1,8 +1,9 @@
 //! A network that fails on command: a TCP proxy that passes bytes on, holds them back, or hangs up.
 
+use super::http::read_on;
 use super::listen::{Server, free_port};
 use super::lock;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -132,7 +133,7 @@ impl Gate {
         // Small messages must not wait for each other (Nagle) because a proxy is in between.
         let _ = to.set_nodelay(true);
         let mut buffer = vec![0; 64 * 1024];
-        while let Ok(length @ 1..) = from.read(&mut buffer) {
+        while let Ok(length @ 1..) = read_on(&mut from, &mut buffer) {
             if !self.pass(connection) || to.write_all(&buffer[..length]).is_err() {
                 break;
             }
