@@ -1,5 +1,5 @@
--- payrelay's database, version 1. Applied as one transaction to an empty file; src/store/schema.rs sets
--- PRAGMA user_version and holds the migrations that come after.
+-- payrelay's database, version 2. Applied as one transaction to an empty file; src/store/schema.rs sets
+-- PRAGMA user_version. Until 0.2.0 a change raises the version, and a file of an earlier one is refused.
 --
 -- Times are microseconds since 1970-01-01 UTC. Ids are AUTOINCREMENT: an id is never used again, even
 -- after a purge (https://sqlite.org/autoinc.html). There is one writer, so id order is commit order.

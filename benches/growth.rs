@@ -31,10 +31,10 @@ use harness::process::{Options, Payrelay};
 use harness::store::Database;
 use harness::wait_until;
 use payrelay::clock::Timestamp;
-use payrelay::counters::Counters;
 use payrelay::outage::Part;
 use payrelay::publisher::application::Application;
 use payrelay::relay::{Relay, Step};
+use payrelay::runtime::metrics::Metrics;
 use payrelay::store::outbox::{Place, Receipt};
 use payrelay::store::{Transaction, delivery, outbox};
 use payrelay::worker::Waker;
@@ -127,7 +127,7 @@ fn drain(dir: tempfile::TempDir, count: i64) -> f64 {
     }
     let (waker, woken) = Waker::new();
     let store = database.store().clone();
-    let mut relay = Relay::new(store, Box::new(Application), 1000, woken, waker, Part::up(), Counters::default());
+    let mut relay = Relay::new(store, Box::new(Application), 1000, woken, waker, Part::up(), Metrics::default());
     let started = Instant::now();
     let last = std::iter::repeat_with(|| relay.step()).find(|step| *step != Step::Progress);
     let elapsed = started.elapsed();

@@ -35,13 +35,13 @@ use harness::store::Database;
 use harness::wait_until;
 use payrelay::clock::Timestamp;
 use payrelay::config::{self, Delivery};
-use payrelay::counters::Counters;
 use payrelay::event::Event;
 use payrelay::outage::Part;
 use payrelay::payment::{NewPayment, Reservation};
 use payrelay::publisher::kafka::KafkaPublisher;
 use payrelay::publisher::{Published, Publisher};
 use payrelay::relay::Relay;
+use payrelay::runtime::metrics::Metrics;
 use payrelay::store::payment::execute;
 use payrelay::worker::{Waker, Worker};
 
@@ -85,7 +85,7 @@ fn commit_to_ack(broker: &Broker, topic: &str, rate: f64, span: Duration) -> Vec
     let (waker, woken) = Waker::new();
     let (notifier, _) = Waker::new();
     let store = database.store().clone();
-    let relay = Relay::new(store, Box::new(publisher), 1000, woken, notifier, Part::up(), Counters::default());
+    let relay = Relay::new(store, Box::new(publisher), 1000, woken, notifier, Part::up(), Metrics::default());
     let worker = Worker::spawn("relay", &unbounded().0, |stop| relay.run(&stop)).unwrap();
 
     let committed = Arc::new(Mutex::new(HashMap::new()));

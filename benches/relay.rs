@@ -27,12 +27,12 @@ use harness::kafka::Broker;
 use harness::store::Database;
 use payrelay::clock::Timestamp;
 use payrelay::config::{self, Delivery};
-use payrelay::counters::Counters;
 use payrelay::event::{Event, Kind};
 use payrelay::outage::Part;
 use payrelay::publisher::Publisher;
 use payrelay::publisher::kafka::KafkaPublisher;
 use payrelay::relay::{Relay, Step};
+use payrelay::runtime::metrics::Metrics;
 use payrelay::worker::Waker;
 
 fn publisher(broker: &Broker, topic: &str, database: &Database) -> KafkaPublisher {
@@ -75,7 +75,7 @@ fn without_a_database(publisher: &mut KafkaPublisher, count: i64) -> f64 {
 fn drain(database: &Database, publisher: impl Publisher + 'static, count: i64) -> f64 {
     let store = database.store().clone();
     let (waker, woken) = Waker::new();
-    let mut relay = Relay::new(store, Box::new(publisher), 1000, woken, waker, Part::up(), Counters::default());
+    let mut relay = Relay::new(store, Box::new(publisher), 1000, woken, waker, Part::up(), Metrics::default());
     let started = Instant::now();
     while relay.step() == Step::Progress {}
     let elapsed = started.elapsed();

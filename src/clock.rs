@@ -34,6 +34,18 @@ impl Timestamp {
         self.0
     }
 
+    /// Seconds since 1970, as Prometheus has them: exact to a microsecond.
+    #[expect(clippy::cast_precision_loss, reason = "2^53 microseconds are 285 years")]
+    pub fn as_seconds(self) -> f64 {
+        self.0 as f64 / 1e6
+    }
+
+    /// The reverse of [`Timestamp::as_seconds`].
+    #[expect(clippy::cast_possible_truncation, reason = "saturates at both ends of time")]
+    pub fn from_seconds(seconds: f64) -> Self {
+        Self((seconds * 1e6).round() as i64)
+    }
+
     /// The form that Kafka's record timestamp takes.
     pub const fn as_millis(self) -> i64 {
         self.0.div_euclid(1000)

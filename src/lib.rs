@@ -39,8 +39,10 @@ pub mod notifier;
 
 pub mod scheduler;
 
-pub mod counters;
+pub mod sampler;
+
 pub mod outage;
+pub mod runtime;
 
 pub mod service;
 

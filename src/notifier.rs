@@ -16,11 +16,11 @@ use crossbeam_channel::{Receiver, after, never, select_biased};
 
 use crate::clock::Timestamp;
 use crate::config::DEFAULT_CHANNEL;
-use crate::counters::Counters;
 use crate::message::Style;
 use crate::outage::{Backoff, Outage, Part};
 use crate::pace::Gate;
 use crate::payment::Payment;
+use crate::runtime::metrics::{ChannelMetrics, Metrics};
 use crate::slack::{Answer, Slack};
 use crate::store::delivery::{self, Waiting};
 use crate::store::{self, SqlResult, Store, StoreError, Transaction};
@@ -102,7 +102,7 @@ pub struct Notifier {
     wake: Receiver<()>,
     resume: Resume,
     outage: Outage,
-    counters: Counters,
+    metrics: ChannelMetrics,
     /// How many payments a message may tell: fewer while one that was rejected is being looked for.
     fit: usize,
     /// Refused once, alone: it is tried again before it is a suspect.
@@ -156,10 +156,11 @@ impl Notifier {
         wake: Receiver<()>,
         resume: Resume,
         part: Part,
-        counters: Counters,
+        metrics: &Metrics,
     ) -> Self {
         let gate = Gate::new(channel.messages_per_second, channel.burst, BACKOFF, channel.probe_interval);
         let outage = Outage::new(whom(&channel), BACKOFF, part);
+        let metrics = metrics.channel(&channel.name);
         let (fit, started) = (channel.digest_max, Instant::now());
         Self {
             store,
@@ -169,7 +170,7 @@ impl Notifier {
             wake,
             resume,
             outage,
-            counters,
+            metrics,
             fit,
             slip: None,
             suspects: Vec::new(),
@@ -321,7 +322,7 @@ impl Notifier {
                     "no answer to a message with payments {}: it may show twice: {error}",
                     span(&telling).unwrap_or_default()
                 );
-                self.counters.unknown_outcome();
+                self.metrics.unknown_outcome();
                 self.put_back(ids, Some(error), true)?;
                 Ok(Step::Later(wait))
             }
@@ -443,10 +444,12 @@ impl Notifier {
             let reason = reason.as_deref().unwrap_or("it was refused on its own");
             log::error!("event {outbox_id} cannot be told and is a dead letter now: {reason}");
         }
-        let now = Timestamp::now();
+        let (now, count) = (Timestamp::now(), dead.len());
         self.store.write(move |tx: &Transaction<'_>| -> SqlResult<()> {
             dead.iter().try_for_each(|(outbox_id, reason)| delivery::bury(tx, *outbox_id, reason.as_deref(), now))
-        })
+        })?;
+        self.metrics.dead(count);
+        Ok(())
     }
 
     fn taken(&mut self, told: Vec<Telling>) -> Result<Step, StoreError> {
@@ -475,7 +478,7 @@ impl Notifier {
         }
         let (ids, now) = (ids(&self.unrecorded), Timestamp::now());
         self.store.write(move |tx| delivery::mark_delivered(tx, &ids, now))?;
-        self.counters.delivered(self.unrecorded.len());
+        self.metrics.delivered(self.unrecorded.len());
         self.log_told(now);
         self.unrecorded.clear();
         Ok(())

@@ -38,29 +38,40 @@ impl Backoff {
     }
 }
 
-/// What the health page shows of one part.
+/// How a component is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HealthState {
+    /// It works.
+    Up,
+    /// It fails.
+    Unavailable,
+    /// It asks for a pause: no failure.
+    RateLimited,
+    /// A channel: it refuses until an operator acts.
+    Paused,
+    /// The publisher: another process publishes as this node.
+    Fenced,
+}
+
+/// What the health page shows of one component.
 #[derive(Debug, Clone, Serialize)]
 pub struct PartState {
-    /// `up`; `away`: it fails; `limited`: it asks for a pause; `paused`: it refuses until somebody acts.
-    pub state: &'static str,
+    /// How it is.
+    pub state: HealthState,
     /// Since when it is as it is.
     pub since: Timestamp,
-    /// Why it is away.
+    /// Why it does not work.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
 impl PartState {
-    /// Whether it has failed since it last worked.
-    pub fn is_away(&self) -> bool {
-        self.state == AWAY || self.state == PAUSED
+    /// Whether it does not do its work: a component that is rate limited does.
+    pub fn is_failing(&self) -> bool {
+        !matches!(self.state, HealthState::Up | HealthState::RateLimited)
     }
 }
-
-const UP: &str = "up";
-const AWAY: &str = "away";
-const LIMITED: &str = "limited";
-const PAUSED: &str = "paused";
 
 /// One part's state, shared between the thread that knows it and those that show it.
 #[derive(Debug, Clone)]
@@ -69,7 +80,7 @@ pub struct Part(Arc<Mutex<PartState>>);
 impl Part {
     /// A part is up until it has failed.
     pub fn up() -> Self {
-        Self(Arc::new(Mutex::new(PartState { state: UP, since: Timestamp::now(), error: None })))
+        Self(Arc::new(Mutex::new(PartState { state: HealthState::Up, since: Timestamp::now(), error: None })))
     }
 
     /// The state now.
@@ -79,15 +90,20 @@ impl Part {
 
     /// It has failed.
     pub fn fail(&self, error: impl Into<String>) {
-        self.set(AWAY, Some(error.into()));
+        self.set(HealthState::Unavailable, Some(error.into()));
     }
 
     /// It works.
     pub fn recover(&self) {
-        self.set(UP, None);
+        self.set(HealthState::Up, None);
     }
 
-    fn set(&self, state: &'static str, error: Option<String>) {
+    /// Another process publishes as this node.
+    pub fn fence(&self, error: impl Into<String>) {
+        self.set(HealthState::Fenced, Some(error.into()));
+    }
+
+    fn set(&self, state: HealthState, error: Option<String>) {
         let mut part = self.lock();
         if part.state != state {
             part.since = Timestamp::now();
@@ -110,25 +126,25 @@ pub struct Outage {
     part: Part,
     failures: u32,
     since: Option<Instant>,
-    shown: &'static str,
+    shown: HealthState,
 }
 
 impl Outage {
     /// Nothing has failed yet.
     pub fn new(what: impl Into<String>, backoff: Backoff, part: Part) -> Self {
-        Self { what: what.into(), backoff, part, failures: 0, since: None, shown: UP }
+        Self { what: what.into(), backoff, part, failures: 0, since: None, shown: HealthState::Up }
     }
 
     /// Takes note of a failure; says so in the log if it is the first; tells how long to wait.
     pub fn failed(&mut self, error: &dyn Display) -> Duration {
         self.failures = self.failures.saturating_add(1);
         let error = error.to_string();
-        self.show(AWAY, Some(error.clone()));
+        self.show(HealthState::Unavailable, Some(error.clone()));
         if self.since.is_none() {
             self.since = Some(Instant::now());
-            log::warn!("{} is away: {error}; trying again until it is back, nothing is lost", self.what);
+            log::warn!("{} unavailable: {error}; retrying with backoff, nothing is lost", self.what);
         } else {
-            log::debug!("{} is still away after {} tries: {error}", self.what, self.failures);
+            log::debug!("{} still unavailable after {} tries: {error}", self.what, self.failures);
         }
         self.backoff.delay(self.failures, fastrand::f64())
     }
@@ -138,30 +154,30 @@ impl Outage {
         self.failures = self.failures.saturating_add(1);
         self.since.get_or_insert_with(Instant::now);
         let error = error.to_string();
-        self.show(PAUSED, Some(error.clone()));
+        self.show(HealthState::Paused, Some(error.clone()));
         log::error!("{} is paused: {error}; set it right and resume it, nothing is lost meanwhile", self.what);
     }
 
     /// It asks for a pause: no failure.
     pub fn limited(&mut self, reason: &str) {
-        self.show(LIMITED, Some(reason.to_owned()));
+        self.show(HealthState::RateLimited, Some(reason.to_owned()));
         log::info!("{} is limited: {reason}", self.what);
     }
 
     /// Before the line in the log: who reads that line finds the health page agree with it.
-    fn show(&mut self, state: &'static str, error: Option<String>) {
+    fn show(&mut self, state: HealthState, error: Option<String>) {
         self.shown = state;
         self.part.set(state, error);
     }
 
     /// Takes note of a success; says so in the log if it ends an outage.
     pub fn recovered(&mut self) {
-        if self.shown != UP {
-            self.show(UP, None);
+        if self.shown != HealthState::Up {
+            self.show(HealthState::Up, None);
         }
         if let Some(since) = self.since.take() {
             log::info!(
-                "{} is back after {:.1} s and {} failed tries",
+                "{} available again after {:.1} s and {} failed tries",
                 self.what,
                 since.elapsed().as_secs_f64(),
                 self.failures
@@ -196,9 +212,9 @@ mod tests {
         let mut outage = Outage::new("a test part", BACKOFF, part.clone());
         outage.failed(&"first reason");
         outage.failed(&"second reason");
-        assert_eq!(part.get().state, "away");
+        assert_eq!(part.get().state, HealthState::Unavailable);
         assert_eq!(part.get().error.as_deref(), Some("second reason"));
         outage.recovered();
-        assert_eq!((part.get().state, part.get().error), ("up", None));
+        assert_eq!((part.get().state, part.get().error), (HealthState::Up, None));
     }
 }

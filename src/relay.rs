@@ -8,9 +8,9 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, after, never, select_biased};
 
 use crate::clock::Timestamp;
-use crate::counters::Counters;
 use crate::outage::{Backoff, Outage, Part};
 use crate::publisher::{Publisher, Trouble};
+use crate::runtime::metrics::Metrics;
 use crate::store::outbox::{self, Place, Receipt};
 use crate::store::topic::{self, Reached};
 use crate::store::{Store, StoreError, Transaction, Writing};
@@ -28,7 +28,7 @@ pub struct Relay {
     wake: Receiver<()>,
     notifier: Waker,
     outage: Outage,
-    counters: Counters,
+    metrics: Metrics,
     /// Published, and not known to be recorded: never to be published again.
     unrecorded: Vec<Receipt>,
     /// How far the topic has everything that is recorded with those.
@@ -61,7 +61,7 @@ impl Relay {
         wake: Receiver<()>,
         notifier: Waker,
         part: Part,
-        counters: Counters,
+        metrics: Metrics,
     ) -> Self {
         let outage = Outage::new(publisher.name(), BACKOFF, part);
         Self {
@@ -71,7 +71,7 @@ impl Relay {
             wake,
             notifier,
             outage,
-            counters,
+            metrics,
             unrecorded: Vec::new(),
             reached: None,
             recording: None,
@@ -128,7 +128,7 @@ impl Relay {
             self.published_to = 0;
             return Ok(Step::Idle);
         };
-        self.counters.relay_attempted(Timestamp::now());
+        self.metrics.relay_attempted(Timestamp::now());
         let published = self.publisher.publish(&batch);
         let whole = published.receipts.iter().map(|receipt| receipt.outbox_id).eq(batch.iter().map(|e| e.outbox_id));
         let step = match published.trouble {
@@ -172,7 +172,7 @@ impl Relay {
         if let Some(recording) = self.recording.take() {
             recording.wait()?;
         }
-        self.counters.published(self.unrecorded.len());
+        self.metrics.published(self.unrecorded.len());
         if self.unrecorded.iter().any(|receipt| receipt.place == Place::Delivery) {
             self.notifier.wake();
         }

@@ -7,9 +7,11 @@ use crossbeam_channel::{after, select_biased};
 
 use crate::clock::Timestamp;
 use crate::config;
-use crate::counters::{Counters, Totals};
+use crate::runtime::metrics::{Metrics, Totals};
+use crate::sampler::{Snapshot, Snapshots};
+use crate::store::backlog::Waiting;
 use crate::store::idempotency;
-use crate::store::outbox::{self, Backlog};
+use crate::store::outbox;
 use crate::store::{SqlResult, Store, StoreError, Transaction};
 use crate::worker::{Stop, Waker};
 
@@ -30,8 +32,9 @@ pub struct Scheduler {
     keys: config::Idempotency,
     relay: Waker,
     notifiers: Waker,
-    counters: Counters,
-    told: Totals,
+    metrics: Metrics,
+    snapshots: Snapshots,
+    summarized: Totals,
 }
 
 impl Scheduler {
@@ -42,9 +45,10 @@ impl Scheduler {
         keys: config::Idempotency,
         relay: Waker,
         notifiers: Waker,
-        counters: Counters,
+        metrics: Metrics,
+        snapshots: Snapshots,
     ) -> Self {
-        Self { store, settings, keys, relay, notifiers, counters, told: Totals::default() }
+        Self { store, settings, keys, relay, notifiers, metrics, snapshots, summarized: Totals::default() }
     }
 
     /// Works until the stop.
@@ -62,8 +66,9 @@ impl Scheduler {
 
     /// One round.
     pub fn step(&mut self, now: Timestamp, stop: &Stop) -> Result<(), StoreError> {
-        let backlog = self.store.read(outbox::backlog)?;
-        self.wake_for_stuck(&backlog, now);
+        if let Some(snapshot) = self.snapshots.latest() {
+            self.wake_for_stuck(snapshot.backlog.unpublished, now);
+        }
         // A command beside this process may have given them work.
         self.notifiers.wake();
         let cutoff = now.minus(self.settings.retention);
@@ -72,19 +77,21 @@ impl Scheduler {
         let keys = self.purge(stop, move |tx| idempotency::purge(tx, cutoff, keys_max, SLICE))?;
         log::debug!("purged {keys} idempotency keys");
         // The purge may have taken as long as the interval.
-        self.summary(&self.store.read(outbox::backlog)?, purged, Timestamp::now());
+        if let Some(snapshot) = self.snapshots.latest() {
+            self.summary(&snapshot, purged, Timestamp::now());
+        }
         Ok(())
     }
 
     /// What counts is the time since the relay last tried, not the time since the event was made: during an outage
     /// the relay tries all the time.
-    fn wake_for_stuck(&self, backlog: &Backlog, now: Timestamp) {
-        let Some(oldest) = backlog.oldest_unpublished else { return };
-        let idle = now.since(oldest.max(self.counters.last_relay_attempt()));
+    fn wake_for_stuck(&self, unpublished: Waiting, now: Timestamp) {
+        let Some(oldest) = unpublished.oldest_at else { return };
+        let idle = now.since(oldest.max(self.metrics.last_relay_attempt()));
         if idle > self.settings.retry_after {
             log::warn!(
                 "{} events are unpublished and nothing was tried for {} s: waking the relay",
-                backlog.unpublished,
+                unpublished.count,
                 idle.as_secs()
             );
             self.relay.wake();
@@ -114,21 +121,21 @@ impl Scheduler {
         }
     }
 
-    fn summary(&mut self, backlog: &Backlog, purged: usize, now: Timestamp) {
-        let totals = self.counters.totals();
-        let age_s = |oldest: Option<Timestamp>| oldest.map_or(Duration::ZERO, |oldest| now.since(oldest)).as_secs();
+    fn summary(&mut self, snapshot: &Snapshot, purged: usize, now: Timestamp) {
+        let totals = self.metrics.totals();
+        let backlog = &snapshot.backlog;
+        let show = |waiting: Waiting| format!("{} (oldest {} s)", waiting.count, waiting.age(now).as_secs());
         log::info!(
-            "summary: published {}, delivered {}, unknown outcomes {}, purged {purged}; pending: {} to publish (oldest \
-             {} s), {} to deliver (oldest {} s); dead letters: {}",
-            totals.published - self.told.published,
-            totals.delivered - self.told.delivered,
-            totals.unknown_outcomes - self.told.unknown_outcomes,
-            backlog.unpublished,
-            age_s(backlog.oldest_unpublished),
-            backlog.undelivered,
-            age_s(backlog.oldest_undelivered),
-            backlog.dead_letters,
+            "summary: published {}, delivered {}, unknown outcomes {}, purged {purged}; waiting: {} to publish, {} to consume, {} to \
+             deliver; dead letters: {}",
+            totals.published - self.summarized.published,
+            totals.delivered - self.summarized.delivered,
+            totals.unknown_outcomes - self.summarized.unknown_outcomes,
+            show(backlog.unpublished),
+            show(backlog.unconsumed),
+            show(backlog.undelivered()),
+            show(backlog.dead_letters),
         );
-        self.told = totals;
+        self.summarized = totals;
     }
 }

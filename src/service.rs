@@ -11,7 +11,6 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use crate::clock::Timestamp;
 use crate::config::{self, Config, Problems, PublisherKind};
 use crate::consumer::Consumer;
-use crate::counters::Counters;
 use crate::http::{self, App, Change, Gate, NoToken};
 use crate::kafka;
 use crate::message::Style;
@@ -21,6 +20,8 @@ use crate::publisher::Publisher;
 use crate::publisher::application::Application;
 use crate::publisher::kafka::KafkaPublisher;
 use crate::relay::Relay;
+use crate::runtime::metrics::Metrics;
+use crate::sampler::Sampler;
 use crate::scheduler::Scheduler;
 use crate::slack::{Slack, Unusable};
 use crate::store::{OpenError, Store, StoreError, delivery, route, topic};
@@ -29,9 +30,9 @@ use crate::worker::{Overdue, Waker, Worker, room_for};
 /// How long the whole stop may take.
 pub const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// Besides the readers, and two for each channel: http, writer, checkpointer, disk, relay, consumer, scheduler, three of r2d2,
-/// and those that resolve names for Kafka.
-const OTHER_THREADS: usize = 12;
+/// Besides the readers, and two for each channel: http, writer, checkpointer, disk, relay, consumer, scheduler, sampler, three of
+/// r2d2, and those that resolve names for Kafka.
+const OTHER_THREADS: usize = 13;
 
 /// Why the service did not start. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +77,7 @@ impl Service {
     pub fn start(config: &Config) -> Result<Self, StartError> {
         let (exited, exits) = unbounded();
         let (wake_relay, relay_woken) = Waker::new();
-        let counters = Counters::default();
+        let metrics = Metrics::default();
         room_for(OTHER_THREADS + config.database.readers.get() + 2 * (1 + config.slack.routes.len()))?;
         let channels = channels(config)?;
         check_kafka(config)?;
@@ -100,20 +101,7 @@ impl Service {
         let (store, store_workers) = opened.start(&exited)?;
         log::info!("node {}, database {}", store.node(), config.database.path.display());
 
-        let routes = config.slack.routes.clone();
-        let unknown = store.write(move |tx| route::replace(tx, &routes).and_then(|()| delivery::recover(tx)))?;
-        if unknown > 0 {
-            log::warn!(
-                "payrelay ended while {unknown} payments were being told: they are told again and may show twice"
-            );
-        }
-        let topic = (config.publisher.kind == PublisherKind::Kafka).then(|| config.kafka.topic.clone());
-        let untaken = store.write(move |tx| topic::leave_others(tx, topic.as_deref(), Timestamp::now()))?;
-        if untaken > 0 {
-            log::warn!(
-                "{untaken} events were published to another topic and not taken from it: they are told from here"
-            );
-        }
+        recover(&store, config)?;
         let (mut notifiers, mut wakers, mut resumes) = (Vec::new(), Vec::new(), Vec::new());
         for channel in channels {
             let (waker, woken) = Waker::new();
@@ -122,7 +110,7 @@ impl Service {
             parts.push((part_name(&name), part.clone()));
             resumes.push(http::Channel { name, part: part.clone(), resume: resume.clone() });
             wakers.push(waker);
-            let notifier = Notifier::new(store.clone(), channel, woken, resume, part, counters.clone());
+            let notifier = Notifier::new(store.clone(), channel, woken, resume, part, &metrics);
             notifiers.push(Worker::spawn("notifier", &exited, |stop| notifier.run(&stop))?);
         }
         let wake_notifiers = Waker::all(&wakers);
@@ -138,7 +126,7 @@ impl Service {
             relay_woken,
             wake_notifiers.clone(),
             parts[0].1.clone(),
-            counters.clone(),
+            metrics.clone(),
         );
         let relay = Worker::spawn("relay", &exited, |stop| relay.run(&stop))?;
 
@@ -151,13 +139,18 @@ impl Service {
             }
         };
 
+        let names: Vec<_> = resumes.iter().map(|channel: &http::Channel| channel.name.clone()).collect();
+        let (sampler, snapshots) = Sampler::new(store.clone(), metrics.clone(), &names);
+        let sampler = Worker::spawn("sampler", &exited, |stop| sampler.run(&stop))?;
+
         let scheduler = Scheduler::new(
             store.clone(),
             config.scheduler.clone(),
             config.idempotency.clone(),
             wake_relay.clone(),
             wake_notifiers.clone(),
-            counters,
+            metrics.clone(),
+            snapshots.clone(),
         );
         let scheduler = Worker::spawn("scheduler", &exited, |stop| scheduler.run(&stop))?;
 
@@ -173,11 +166,12 @@ impl Service {
             parts,
             topic: config.kafka.topic.clone(),
             channels: resumes,
+            snapshots,
         });
         let http = http::spawn(listener, app, &exited)?;
         log::info!("listening on http://{address}");
 
-        let users = [http, scheduler, relay].into_iter().chain(notifiers).chain(consumer).collect();
+        let users = [http, sampler, scheduler, relay].into_iter().chain(notifiers).chain(consumer).collect();
         Ok(Self { users, store: store_workers, exits, gate })
     }
 
@@ -199,6 +193,21 @@ impl Service {
         let late: Vec<_> = workers.filter_map(|worker| worker.stop(deadline).err()).collect();
         if late.is_empty() { Ok(()) } else { Err(late) }
     }
+}
+
+/// What a process that ended, or another configuration, has left.
+fn recover(store: &Store, config: &Config) -> Result<(), StoreError> {
+    let routes = config.slack.routes.clone();
+    let unknown = store.write(move |tx| route::replace(tx, &routes).and_then(|()| delivery::recover(tx)))?;
+    if unknown > 0 {
+        log::warn!("payrelay ended while {unknown} payments were being told: they are told again and may show twice");
+    }
+    let topic = (config.publisher.kind == PublisherKind::Kafka).then(|| config.kafka.topic.clone());
+    let untaken = store.write(move |tx| topic::leave_others(tx, topic.as_deref(), Timestamp::now()))?;
+    if untaken > 0 {
+        log::warn!("{untaken} events were published to another topic and not taken from it: they are told from here");
+    }
+    Ok(())
 }
 
 /// What can be found out about a configuration without starting anything.

@@ -9,7 +9,7 @@ use crate::clock::Timestamp;
 use crate::notifier::Resume;
 use crate::outage::{Part, PartState};
 use crate::store::dead_letter::{self, Action, Order, Outcome, Shown, Which};
-use crate::store::{Connection, Transaction, delivery, topic};
+use crate::store::{Connection, Transaction, topic};
 
 /// A channel, as the operator sees it.
 pub struct Channel {
@@ -103,8 +103,9 @@ struct ShownChannel<'a> {
     name: &'a str,
     #[serde(flatten)]
     part: PartState,
-    waiting: i64,
-    oldest_waiting_s: u64,
+    /// `null` until the database was looked at for the first time.
+    waiting: Option<i64>,
+    oldest_waiting_s: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -131,7 +132,7 @@ struct Acted<'a> {
 impl App {
     pub(super) async fn administer(&self, route: Route) -> Result<Response<Body>, Problem> {
         match route {
-            Route::Channels => self.channels().await,
+            Route::Channels => Ok(self.channels()),
             Route::Topic => self.topic().await,
             Route::Resume { name } => self.resume(&name),
             Route::DeadLetters { all, after, limit } => self.dead_letters(all, after, limit).await,
@@ -144,20 +145,18 @@ impl App {
         }
     }
 
-    async fn channels(&self) -> Result<Response<Body>, Problem> {
-        let names: Vec<_> = self.context.channels.iter().map(|channel| channel.name.clone()).collect();
-        let backlogs = self.query(move |connection| {
-            names.iter().map(|name| delivery::backlog(connection, name)).collect::<Result<Vec<_>, _>>()
-        });
-        let (backlogs, now) = (backlogs.await?, Timestamp::now());
-        let shown = self.context.channels.iter().zip(backlogs).map(|(channel, (waiting, oldest))| ShownChannel {
+    fn channels(&self) -> Response<Body> {
+        let (snapshot, now) = (self.context.snapshots.latest(), Timestamp::now());
+        // The sampler counts the channels in this order.
+        let waiting = |index: usize| snapshot.as_ref().and_then(|snapshot| snapshot.backlog.channels.get(index));
+        let shown = self.context.channels.iter().enumerate().map(|(index, channel)| ShownChannel {
             name: &channel.name,
             part: channel.part.get(),
-            waiting,
-            oldest_waiting_s: oldest.map_or(0, |oldest| now.since(oldest).as_secs()),
+            waiting: waiting(index).map(|waiting| waiting.count),
+            oldest_waiting_s: waiting(index).map(|waiting| waiting.age(now).as_secs()),
         });
         let channels = shown.collect();
-        Ok(json(StatusCode::OK, &Channels { channels }))
+        json(StatusCode::OK, &Channels { channels })
     }
 
     async fn topic(&self) -> Result<Response<Body>, Problem> {

@@ -25,8 +25,9 @@ use crate::config;
 use crate::event::parse_traceparent;
 use crate::outage::{Part, PartState};
 use crate::payment::{NewPayment, Payment};
+use crate::sampler::{Snapshot, Snapshots};
+use crate::store::backlog::Waiting;
 use crate::store::idempotency::{self as keys, Keyed};
-use crate::store::outbox::{self, Backlog};
 use crate::store::payment::{self as payments, Way};
 use crate::store::{self, Connection, SqlResult, Store, StoreError, Transaction};
 use crate::worker::Waker;
@@ -61,6 +62,8 @@ pub struct Context {
     pub topic: String,
     /// Who is told.
     pub channels: Vec<Channel>,
+    /// What waits.
+    pub snapshots: Snapshots,
 }
 
 /// What the routes need.
@@ -303,36 +306,33 @@ impl App {
 
     /// What a load balancer needs, and no more.
     async fn bare_ready(&self) -> Response<Body> {
-        // Whoever asks has no token: it costs nothing, however much waits.
-        let look = self.look(store::answer).await;
-        let (status, word, _) = self.state(answers(&look));
-        json(status, &serde_json::json!({ "status": word }))
+        let (status, ready) = self.readiness().await;
+        json(status, &serde_json::json!({ "status": ready.status }))
     }
 
     async fn readiness(&self) -> (StatusCode, Ready<'_>) {
-        let look = self.look(outbox::backlog).await;
-        let (status, word, parts) = self.state(answers(&look));
-        let pending = look.ok().map(|backlog| Pending::new(&backlog, Timestamp::now()));
-        (status, Ready { status: word, node: self.context.store.node().as_str(), parts, pending })
-    }
-
-    fn state(&self, answers: bool) -> (StatusCode, &'static str, BTreeMap<&str, PartState>) {
-        let database = self.context.store.state();
-        if database.is_away() {
-            // Nobody may pay any more, so that nothing else would show that it is back.
-            self.context.store.probe();
+        let look = self.look(store::answer).await;
+        let store = &self.context.store;
+        let database = store.database_state();
+        let disk = store.disk_state();
+        if database.is_failing() {
+            // No payment is accepted any more, so that nothing else would show that the database works again.
+            store.probe();
         }
-        let mut parts: BTreeMap<_, _> =
+        let works = answers(&look) && !database.is_failing() && !disk.is_failing();
+        let mut components: BTreeMap<_, _> =
             self.context.parts.iter().map(|(name, part)| (name.as_str(), part.get())).collect();
-        let (status, word) = if !answers || database.is_away() {
+        let pending = self.context.snapshots.latest().map(|snapshot| Pending::new(&snapshot, Timestamp::now()));
+        let late = pending.as_ref().is_some_and(Pending::is_late);
+        let (status, word) = if !works {
             (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
-        } else if parts.values().any(PartState::is_away) {
+        } else if late || components.values().any(PartState::is_failing) {
             (StatusCode::OK, "degraded")
         } else {
             (StatusCode::OK, "ready")
         };
-        parts.insert("database", database);
-        (status, word, parts)
+        components.extend([("database", database), ("disk", disk)]);
+        (status, Ready { status: word, node: store.node().as_str(), components, pending })
     }
 
     /// A write, and its result once it is on the disk.
@@ -474,29 +474,50 @@ impl<'a> PaymentWay<'a> {
 struct Ready<'a> {
     status: &'static str,
     node: &'a str,
-    parts: BTreeMap<&'a str, PartState>,
+    components: BTreeMap<&'a str, PartState>,
+    /// `null` until the database was looked at for the first time.
     pending: Option<Pending>,
 }
 
+/// What waits, as it was when the sampler last looked.
 #[derive(Serialize)]
 struct Pending {
-    unpublished: i64,
-    oldest_unpublished_s: u64,
-    undelivered: i64,
-    oldest_undelivered_s: u64,
-    dead_letters: i64,
+    sampled_at: Timestamp,
+    unpublished: Age,
+    unconsumed: Age,
+    undelivered: Age,
+    dead_letters: Age,
 }
 
+#[derive(Serialize)]
+struct Age {
+    count: i64,
+    oldest_at: Option<Timestamp>,
+    oldest_age_s: u64,
+}
+
+/// An event that was published is in the delivery table long before.
+const UNCONSUMED_AGE_MAX_S: u64 = 60;
+
 impl Pending {
-    fn new(backlog: &Backlog, now: Timestamp) -> Self {
-        let age = |oldest: Option<Timestamp>| oldest.map_or(0, |oldest| now.since(oldest).as_secs());
+    fn new(snapshot: &Snapshot, now: Timestamp) -> Self {
+        let age = |waiting: Waiting| Age {
+            count: waiting.count,
+            oldest_at: waiting.oldest_at,
+            oldest_age_s: waiting.age(now).as_secs(),
+        };
+        let backlog = &snapshot.backlog;
         Self {
-            unpublished: backlog.unpublished,
-            oldest_unpublished_s: age(backlog.oldest_unpublished),
-            undelivered: backlog.undelivered,
-            oldest_undelivered_s: age(backlog.oldest_undelivered),
-            dead_letters: backlog.dead_letters,
+            sampled_at: snapshot.at,
+            unpublished: age(backlog.unpublished),
+            unconsumed: age(backlog.unconsumed),
+            undelivered: age(backlog.undelivered()),
+            dead_letters: age(backlog.dead_letters),
         }
+    }
+
+    fn is_late(&self) -> bool {
+        self.unconsumed.oldest_age_s > UNCONSUMED_AGE_MAX_S
     }
 }
 

@@ -79,7 +79,7 @@ mod tests {
         for code in [SQLITE_CORRUPT, SQLITE_NOTADB] {
             let damage = Damage::none();
             damage.clone().heed(&error(code));
-            assert!(matches!(damage.ask(), Err(StoreError::Damaged)) && damage.state().is_away());
+            assert!(matches!(damage.ask(), Err(StoreError::Damaged)) && damage.state().is_failing());
         }
     }
 }

@@ -3,6 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 use serde::Serialize;
 
+use super::backlog::Waiting;
 use super::delivery::{self, Arrival};
 use super::{outbox, sql_limit};
 use crate::clock::Timestamp;
@@ -64,9 +65,16 @@ pub(super) fn insert_event(tx: &Transaction<'_>, outbox_id: i64, reason: &str, n
     Ok(())
 }
 
-/// How many are open.
-pub(super) fn count(connection: &Connection) -> rusqlite::Result<i64> {
-    connection.prepare_cached("SELECT count(*) FROM dead_letter WHERE state = 'OPEN'")?.query_row([], |row| row.get(0))
+/// How many are open, and since when the oldest is.
+pub(super) fn open(connection: &Connection) -> rusqlite::Result<Waiting> {
+    let count = connection
+        .prepare_cached("SELECT count(*) FROM dead_letter WHERE state = 'OPEN'")?
+        .query_row([], |row| row.get(0))?;
+    let oldest: Option<i64> = connection
+        .prepare_cached("SELECT received_at FROM dead_letter WHERE state = 'OPEN' ORDER BY id LIMIT 1")?
+        .query_row([], |row| row.get(0))
+        .optional()?;
+    Ok(Waiting { count, oldest_at: oldest.map(Timestamp::from_micros) })
 }
 
 /// What may be done to a dead letter.

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
+use super::backlog;
 use super::payment::{self, COLUMNS};
 use super::{dead_letter, outbox, sql_limit};
 use crate::clock::Timestamp;
@@ -97,6 +98,17 @@ pub fn oldest_untaken(connection: &Connection) -> rusqlite::Result<Option<i64>> 
         .optional()
 }
 
+/// The events that were published and are newer than everything that came.
+pub(super) fn unconsumed(connection: &Connection) -> rusqlite::Result<backlog::Waiting> {
+    let oldest = oldest_untaken(connection)?;
+    let sql = "SELECT created_at FROM outbox WHERE id = ?1";
+    let oldest_at = oldest
+        .map(|id| connection.prepare_cached(sql)?.query_row([id], |row| row.get(0)))
+        .transpose()?
+        .map(Timestamp::from_micros);
+    Ok(backlog::Waiting { count: i64::from(oldest.is_some()), oldest_at })
+}
+
 /// What became of telling a payment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notification {
@@ -171,21 +183,6 @@ pub fn more_than(connection: &Connection, channel: &str, count: usize) -> rusqli
              ORDER BY outbox_id LIMIT 1 OFFSET ?2",
         )?
         .exists((channel, sql_limit(count)))
-}
-
-/// How much waits for a channel, and since when.
-pub fn backlog(connection: &Connection, channel: &str) -> rusqlite::Result<(i64, Option<Timestamp>)> {
-    let count = connection
-        .prepare_cached("SELECT count(*) FROM delivery WHERE channel = ?1 AND status IN ('PENDING', 'SENDING')")?
-        .query_row([channel], |row| row.get(0))?;
-    let oldest: Option<i64> = connection
-        .prepare_cached(
-            "SELECT created_at FROM delivery WHERE channel = ?1 AND status IN ('PENDING', 'SENDING') \
-             ORDER BY outbox_id LIMIT 1",
-        )?
-        .query_row([channel], |row| row.get(0))
-        .optional()?;
-    Ok((count, oldest.map(Timestamp::from_micros)))
 }
 
 /// A POST for these begins: should the process end before its answer is recorded, the outcome is not known.

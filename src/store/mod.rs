@@ -4,6 +4,7 @@
 //! for many jobs at a time. Readers never write: their connections are opened read-only.
 
 pub mod audit;
+pub mod backlog;
 pub mod backup;
 mod checkpoint;
 mod damage;
@@ -163,7 +164,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a thread waits before it asks a database again that has refused.
 pub const PAUSE: Duration = Duration::from_secs(5);
 
-/// For the threads besides the readers that read: relay, scheduler, and the notifiers, which take turns.
+/// For the threads besides the readers that read: relay, sampler, and the notifiers, which take turns.
 const OTHER_READERS: u32 = 3;
 
 impl Store {
@@ -192,16 +193,21 @@ impl Store {
         &self.node
     }
 
-    /// Whether payments can be taken: the file is sound, the disk has room, the last transaction could be committed.
-    pub fn state(&self) -> PartState {
-        let states = [self.damage.state(), self.admission.state()];
-        states.into_iter().find(PartState::is_away).unwrap_or_else(|| self.part.get())
+    /// The database: whether the file is sound, and the last transaction was committed.
+    pub fn database_state(&self) -> PartState {
+        let damage = self.damage.state();
+        if damage.is_failing() { damage } else { self.part.get() }
+    }
+
+    /// Whether the disk has enough space for payments.
+    pub fn disk_state(&self) -> PartState {
+        self.admission.state()
     }
 
     /// After a failure, has the writer commit something that changes nothing, to see whether it can. Never waits.
     pub fn probe(&self) {
         // A queue that is full of work is a probe as well; a disk without room is asked elsewhere.
-        if !self.part.get().is_away() {
+        if !self.part.get().is_failing() {
             return;
         }
         let _ = self.submit(1, touch, drop);

@@ -167,51 +167,6 @@ pub(super) fn of_payment(connection: &Connection, payment_id: i64) -> rusqlite::
         .optional()
 }
 
-/// What waits to be published or delivered.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Backlog {
-    /// Events that are INIT.
-    pub unpublished: i64,
-    /// When the oldest of them was committed.
-    pub oldest_unpublished: Option<Timestamp>,
-    /// Deliveries that wait.
-    pub undelivered: i64,
-    /// When the oldest of them was committed.
-    pub oldest_undelivered: Option<Timestamp>,
-    /// Dead letters that are open.
-    pub dead_letters: i64,
-}
-
-/// Counts what waits. Reads only the indexes of what waits, not the tables.
-pub fn backlog(connection: &Connection) -> rusqlite::Result<Backlog> {
-    let count = |sql: &str| connection.prepare_cached(sql)?.query_row([], |row| row.get::<_, i64>(0));
-    let time = |sql: &str| connection.prepare_cached(sql)?.query_row([], |row| row.get::<_, i64>(0)).optional();
-    Ok(Backlog {
-        unpublished: count("SELECT count(*) FROM outbox WHERE status = 'INIT'")?,
-        oldest_unpublished: time("SELECT created_at FROM outbox WHERE status = 'INIT' ORDER BY id LIMIT 1")?
-            .map(Timestamp::from_micros),
-        undelivered: count("SELECT count(*) FROM delivery WHERE status IN ('PENDING', 'SENDING')")?,
-        oldest_undelivered: oldest_undelivered(connection)?,
-        dead_letters: dead_letter::count(connection)?,
-    })
-}
-
-/// The oldest of the channels' oldest: the index has them channel by channel.
-fn oldest_undelivered(connection: &Connection) -> rusqlite::Result<Option<Timestamp>> {
-    let oldest: Option<i64> = connection
-        .prepare_cached(
-            "SELECT min((SELECT d.outbox_id FROM delivery d WHERE d.channel = c.channel \
-                 AND d.status IN ('PENDING', 'SENDING') ORDER BY d.outbox_id LIMIT 1)) \
-             FROM (SELECT 'default' AS channel UNION ALL SELECT channel FROM route) c",
-        )?
-        .query_row([], |row| row.get(0))?;
-    let Some(oldest) = oldest else { return Ok(None) };
-    connection
-        .prepare_cached("SELECT created_at FROM outbox WHERE id = ?1")?
-        .query_row([oldest], |row| Ok(Timestamp::from_micros(row.get(0)?)))
-        .optional()
-}
-
 /// Deletes at most `limit` events, with their deliveries, that were published and delivered before `cutoff`; tells
 /// how many, and counts them. What is unfinished stays, however old.
 pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, limit: usize) -> rusqlite::Result<usize> {

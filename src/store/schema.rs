@@ -12,8 +12,11 @@ use super::{BUSY_TIMEOUT, STATEMENTS, is_full};
 use crate::clock::Timestamp;
 use crate::event::NodeId;
 
-/// Each brings the schema from version `index` to `index + 1`. One that has been released never changes.
-const MIGRATIONS: [&str; 1] = [include_str!("../../schema.sql")];
+/// What an empty file gets.
+const SCHEMA: &str = include_str!("../../schema.sql");
+
+/// The version that [`SCHEMA`] makes. Until 0.2.0 a change raises it, and a file of an earlier version is refused.
+const VERSION: usize = 2;
 
 /// Marks the file as ours (<https://sqlite.org/pragma.html#pragma_application_id>): "prly".
 const APPLICATION_ID: i32 = 0x7072_6c79;
@@ -91,8 +94,11 @@ pub enum OpenError {
         /// The newest version known here.
         known: usize,
     },
-    /// Made by an earlier version, and not yet brought up to date.
-    #[error("database.path {path}: its schema is version {found}, not {known}: start payrelay once, which changes it")]
+    /// Made by an earlier version, before the first release.
+    #[error(
+        "database.path {path}: its schema is version {found}, this payrelay needs {known}; the format changed before the \
+         first release: set another path, or open this file with the payrelay that made it"
+    )]
     Older {
         /// The database.
         path: PathBuf,
@@ -181,7 +187,9 @@ pub(super) fn open(path: &Path, configured: Option<&NodeId>) -> Result<(Connecti
     let version = version(&connection, path)?;
     set_pragmas(&connection).map_err(failed)?;
     settle(&mut connection, path)?;
-    migrate(&mut connection, version).map_err(failed)?;
+    if version == 0 {
+        create_schema(&mut connection).map_err(failed)?;
+    }
     if let Some(what) = disagreement(&connection).map_err(failed)? {
         return Err(OpenError::Inconsistent { path: path.into(), what });
     }
@@ -252,7 +260,7 @@ fn leave_backup(connection: &mut Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Opens a database that some payrelay has made, which may be running: nothing is made, and nothing is migrated.
+/// Opens a database that some payrelay has made, which may be running. Creates nothing.
 pub(super) fn open_beside(path: &Path) -> Result<(Connection, NodeId), OpenError> {
     let failed = |source| refusal(path, source);
     let (connection, node) = open_made(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
@@ -277,10 +285,8 @@ fn open_made(path: &Path, flags: OpenFlags) -> Result<(Connection, NodeId), Open
     let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(failed)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
     keep_log(&connection, KeepLog::Yes).map_err(failed)?;
-    match (version(&connection, path)?, MIGRATIONS.len()) {
-        (found, known) if found == known => {}
-        (0, _) => return Err(OpenError::Foreign(path.into())),
-        (found, known) => return Err(OpenError::Older { path: path.into(), found, known }),
+    if version(&connection, path)? == 0 {
+        return Err(OpenError::Foreign(path.into()));
     }
     let node: String = connection.query_row("SELECT id FROM node", [], |row| row.get(0)).map_err(failed)?;
     let node = NodeId::parse(&node).ok_or_else(|| OpenError::Foreign(path.into()))?;
@@ -290,12 +296,15 @@ fn open_made(path: &Path, flags: OpenFlags) -> Result<(Connection, NodeId), Open
     Ok((connection, node))
 }
 
-/// One that is known here; 0 is an empty file.
+/// The version of a file that this payrelay can use; 0 is an empty file.
 fn version(connection: &Connection, path: &Path) -> Result<usize, OpenError> {
-    let known = MIGRATIONS.len();
+    let known = VERSION;
     match inspect(connection).map_err(|source| refusal(path, source))? {
         Found::Foreign => Err(OpenError::Foreign(path.into())),
         Found::Version(found) if found > known => Err(OpenError::Newer { path: path.into(), found, known }),
+        Found::Version(found) if found != 0 && found < known => {
+            Err(OpenError::Older { path: path.into(), found, known })
+        }
         Found::Version(found) => Ok(found),
     }
 }
@@ -452,15 +461,14 @@ fn set_pragmas(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "cache_size", -16_384)
 }
 
-fn migrate(connection: &mut Connection, from: usize) -> rusqlite::Result<()> {
-    for (index, migration) in MIGRATIONS.iter().enumerate().skip(from) {
-        let tx = Transaction::new(connection, TransactionBehavior::Immediate)?;
-        tx.execute_batch(migration)?;
-        tx.pragma_update(None, "application_id", APPLICATION_ID)?;
-        tx.execute_batch(&format!("PRAGMA user_version = {}", index + 1))?;
-        tx.commit()?;
-        log::info!("the database's schema is now version {}", index + 1);
-    }
+/// Gives an empty file the schema.
+fn create_schema(connection: &mut Connection) -> rusqlite::Result<()> {
+    let tx = Transaction::new(connection, TransactionBehavior::Immediate)?;
+    tx.execute_batch(SCHEMA)?;
+    tx.pragma_update(None, "application_id", APPLICATION_ID)?;
+    tx.execute_batch(&format!("PRAGMA user_version = {VERSION}"))?;
+    tx.commit()?;
+    log::info!("created the database's schema, version {VERSION}");
     Ok(())
 }
 
@@ -493,7 +501,7 @@ mod tests {
         let path = dir.path().join("a.db");
         let (connection, first) = open(&path, None).unwrap();
         let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap();
-        assert_eq!(pragma("user_version"), 1);
+        assert_eq!(pragma("user_version"), 2);
         assert_eq!(pragma("synchronous"), 2, "2 is FULL");
         assert_eq!(pragma("foreign_keys"), 1);
         let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
@@ -598,6 +606,11 @@ mod tests {
         drop(open(&newer, None).unwrap());
         Connection::open(&newer).unwrap().pragma_update(None, "user_version", 99).unwrap();
         assert!(matches!(open(&newer, None), Err(OpenError::Newer { found: 99, .. })));
+
+        let older = dir.path().join("older.db");
+        drop(open(&older, None).unwrap());
+        Connection::open(&older).unwrap().pragma_update(None, "user_version", 1).unwrap();
+        assert!(matches!(open(&older, None), Err(OpenError::Older { found: 1, .. })));
     }
 
     #[test]

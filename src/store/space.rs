@@ -216,10 +216,10 @@ mod tests {
         watch.found(1 << 19);
         assert!(matches!(admission.ask(), Err(StoreError::Full)));
         let state = admission.state();
-        assert!(state.is_away() && state.error.unwrap().contains("less than 1.0 MiB"));
+        assert!(state.is_failing() && state.error.unwrap().contains("less than 1.0 MiB"));
         watch.found(1 << 30);
         admission.ask().unwrap();
-        assert!(!admission.state().is_away());
+        assert!(!admission.state().is_failing());
     }
 
     #[test]

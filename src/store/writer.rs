@@ -353,29 +353,29 @@ mod tests {
         f.writer.step(insert(1, &answers));
         assert!(answered.try_recv().unwrap().1.is_err(), "job 1 was rolled back: it must not be told as stored");
         assert_eq!(rows(&f.writer), [0; 0]);
-        assert!(f.part.get().is_away());
+        assert!(f.part.get().is_failing());
         let second = f.writer.jobs.try_recv().unwrap();
         f.writer.step(second);
         assert_eq!(answered.try_recv().unwrap(), (2, Ok(1)));
-        assert!(!f.part.get().is_away());
+        assert!(!f.part.get().is_failing());
     }
 
     #[test]
     fn only_what_has_written_ends_an_outage() {
         let mut f = fixture();
         f.writer.step(job(|tx| tx.execute_batch("ROLLBACK; SELECT no_such_function()"), |_: Result<(), _>| {}));
-        assert!(f.part.get().is_away());
+        assert!(f.part.get().is_failing());
         let (answer, answered) = unbounded();
         let nothing = |tx: &Transaction<'_>| tx.execute("DELETE FROM t WHERE x = 1", []);
         f.writer.step(job(nothing, move |result| answer.send(result.unwrap()).unwrap()));
         assert_eq!(answered.try_recv(), Ok(0));
-        assert!(f.part.get().is_away(), "a transaction that changed nothing tells nothing of the disk");
+        assert!(f.part.get().is_failing(), "a transaction that changed nothing tells nothing of the disk");
         let made = |writer: &Writer| -> i64 {
             writer.connection.query_row("SELECT created_at FROM node", [], |row| row.get(0)).unwrap()
         };
         let before = made(&f.writer);
         f.writer.step(job(touch, |result| result.unwrap()));
-        assert!(!f.part.get().is_away(), "the probe writes");
+        assert!(!f.part.get().is_failing(), "the probe writes");
         assert_eq!(made(&f.writer), before, "and changes nothing");
     }
 

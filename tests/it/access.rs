@@ -134,7 +134,7 @@ fn each_token_may_do_what_its_access_says() {
     let bare = ask(&mut client, "GET /health/ready", None, "").json();
     assert_eq!(bare, json!({"status": "ready"}));
     let whole = ask(&mut client, "GET /health/ready", Some("look"), "").json();
-    assert!(whole["node"].is_string() && whole["parts"]["database"]["state"] == "up", "{whole}");
+    assert!(whole["node"].is_string() && whole["components"]["database"]["state"] == "up", "{whole}");
 }
 
 #[test]

@@ -267,7 +267,7 @@ fn a_backup_is_looked_at_and_stays_as_it_is() {
 }
 
 #[test]
-fn a_kafka_that_is_away_or_silent_is_told_within_half_a_minute() {
+fn a_kafka_that_is_failing_or_silent_is_told_within_half_a_minute() {
     let node = Node::new();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = (silent.local_addr().unwrap().to_string(), silent);

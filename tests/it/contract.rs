@@ -10,12 +10,12 @@ use payrelay::config::{
     Delivery::{AtLeastOnce, ExactlyOnce},
 };
 use payrelay::consumer::{Consumer, Step};
-use payrelay::counters::Counters;
 use payrelay::event::Event;
 use payrelay::outage::Part;
 use payrelay::publisher::kafka::KafkaPublisher;
 use payrelay::publisher::{Published, Publisher, Trouble};
 use payrelay::relay::Relay;
+use payrelay::runtime::metrics::Metrics;
 use payrelay::store::dead_letter::{self, Action, Order, Which};
 use payrelay::store::outbox::{self, Place, Receipt};
 use payrelay::store::topic as store_topic;
@@ -53,7 +53,7 @@ macro_rules! contract {
 
 contract![
     records_are_cloud_events_in_commit_order,
-    a_broker_that_is_away_at_the_start_loses_nothing,
+    a_broker_that_is_failing_at_the_start_loses_nothing,
     a_broker_that_goes_in_the_middle_loses_and_doubles_nothing,
     what_is_on_the_topic_and_not_marked_is_found_and_not_published_again,
     what_comes_is_stored_once_and_the_offset_committed,
@@ -153,7 +153,7 @@ fn number(record: &topic::Found) -> i64 {
     record.value.parse().unwrap()
 }
 
-fn a_broker_that_is_away_at_the_start_loses_nothing(cluster: &mut dyn Cluster, delivery: Delivery) {
+fn a_broker_that_is_failing_at_the_start_loses_nothing(cluster: &mut dyn Cluster, delivery: Delivery) {
     let database = Database::open();
     database.pay(1, 1..=10);
     cluster.take_away();
@@ -342,7 +342,7 @@ fn two_of_the_same_node(version: &str) {
         Waker::new().1,
         Waker::new().0,
         Part::up(),
-        Counters::default(),
+        Metrics::default(),
     );
     assert_eq!(relay.step(), payrelay::relay::Step::Fenced);
     publish(&mut publisher(&broker, &database, 1, ExactlyOnce), &database);
@@ -621,7 +621,7 @@ fn a_consumer_that_its_group_does_not_take_says_so() {
     // It looks every 30 s, and joins once more before it gives up hope.
     wait_until("the consumer to be away", 2 * LIMIT, || {
         let _ = consumer.step();
-        part.get().is_away()
+        part.get().is_failing()
     });
     let error = part.get().error.unwrap();
     assert!(error.contains("gives it 0 of 1 partitions"), "{error}");
@@ -629,7 +629,7 @@ fn a_consumer_that_its_group_does_not_take_says_so() {
     consume(&mut consumer, &database, "SELECT count(*) FROM delivery", 3);
     wait_until("the consumer to be back", LIMIT, || {
         let _ = consumer.step();
-        !part.get().is_away()
+        !part.get().is_failing()
     });
 }
 
@@ -649,7 +649,7 @@ fn what_is_held_back_by_a_strangers_transaction_is_told_to_be() {
     publish(&mut publisher, &database);
     wait_until("the consumer to be away", 2 * LIMIT, || {
         let _ = consumer.step();
-        part.get().is_away()
+        part.get().is_failing()
     });
     let error = part.get().error.unwrap();
     assert!(error.contains("event 4 was published and does not come"), "{error}");

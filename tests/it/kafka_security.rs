@@ -74,7 +74,7 @@ fn pay(client: &mut Client, reservation: i64) {
 fn assert_goes_round(broker: &Broker, secure: &Secure, bootstrap: &str, name: &str, more: &Env<'_>) {
     go_round(broker, secure, bootstrap, &format!("{name}-before"), more);
     let log = go_round(broker, secure, bootstrap, name, more);
-    assert!(!log.contains("is away"), "{name}:\n{log}");
+    assert!(!log.contains(" unavailable: "), "{name}:\n{log}");
     assert_eq!(log.contains("anybody on the way can read the password"), name == "plain-in-clear", "{name}");
 }
 
@@ -136,8 +136,8 @@ fn assert_refused(secure: &Secure, bootstrap: &str, more: &Env<'_>, reason: &str
     wait_until(&format!("both parts to be away: {reason}"), LIMIT, || {
         ready = client.get("/health/ready").json();
         ["publisher", "consumer"].iter().all(|part| {
-            let part = &ready["parts"][part];
-            part["state"] == "away" && part["error"].as_str().is_some_and(|error| error.contains(reason))
+            let part = &ready["components"][part];
+            part["state"] == "unavailable" && part["error"].as_str().is_some_and(|error| error.contains(reason))
         })
     });
     payrelay.wait_for_log(&format!("look at {keys}"), LIMIT);
@@ -181,7 +181,7 @@ fn who_is_refused_is_told_why() {
     let payrelay = Payrelay::start(site.options(&secure.tls(), "mended", &cases[3].1));
     let mut client = Client::connect(payrelay.addr());
     pay(&mut client, 1);
-    payrelay.wait_for_log("(publisher) is away", LIMIT);
+    payrelay.wait_for_log("(publisher) unavailable", LIMIT);
     fs::write(site.dir.path().join("stranger.pem"), secure.authority.pem()).unwrap();
     for (bootstrap, env, reason, keys) in &cases {
         assert_refused(&secure, bootstrap, env, reason, keys);
@@ -193,11 +193,11 @@ fn who_is_refused_is_told_why() {
 
 /// A listener without TLS ends the connection, as a broker that stops does: it is told as a line that breaks.
 #[test]
-fn tls_to_a_listener_without_it_is_away() {
+fn tls_to_a_listener_without_it_is_failing() {
     let (_broker, secure) = Broker::start_secure("4.4.0");
     let site = Site::new(&secure);
     let payrelay = Payrelay::start(site.options(&secure.sasl(), "wrong", &TLS.to_vec()));
-    payrelay.wait_for_log("Kafka (consumer) is away", LIMIT);
+    payrelay.wait_for_log("Kafka (consumer) unavailable", LIMIT);
     payrelay.wait_for_log("tls handshake eof", LIMIT);
 }
 

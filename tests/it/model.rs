@@ -18,9 +18,10 @@ use payrelay::clock::Timestamp;
 use payrelay::config::Route;
 use payrelay::event::{Event, NodeId, Notice};
 use payrelay::payment::{NewPayment, Payment, Reservation, Status};
+use payrelay::store::backlog::{self, Backlog, BacklogCounter};
 use payrelay::store::dead_letter::{self, Action, DeadRecord, Order, Outcome, Which};
 use payrelay::store::delivery::{self, Arrival, Waiting};
-use payrelay::store::outbox::{self, Backlog, Place, Receipt};
+use payrelay::store::outbox::{self, Place, Receipt};
 use payrelay::store::payment::{self, Way};
 use payrelay::store::{SqlResult, Store, Transaction, Writing, route};
 use proptest::prelude::*;
@@ -106,7 +107,6 @@ struct View {
 struct ChannelView {
     channel: String,
     waiting: Vec<Waiting>,
-    backlog: (i64, Option<Timestamp>),
     more: Vec<bool>,
 }
 
@@ -162,7 +162,6 @@ fn view(store: &Store, model: &Model) -> View {
         let channel = |channel: String| {
             Ok(ChannelView {
                 waiting: delivery::waiting(connection, &channel, usize::MAX)?,
-                backlog: delivery::backlog(connection, &channel)?,
                 more: (0..4).map(|n| delivery::more_than(connection, &channel, n)).collect::<SqlResult<_>>()?,
                 channel,
             })
@@ -177,7 +176,11 @@ fn view(store: &Store, model: &Model) -> View {
             histories: USERS.map(history).collect::<SqlResult<_>>()?,
             unpublished: outbox::unpublished(connection, 0, usize::MAX)?,
             channels: model.channels().into_iter().map(channel).collect::<SqlResult<_>>()?,
-            backlog: outbox::backlog(connection)?,
+            // Which events the consumer has to bring is not part of the model.
+            backlog: Backlog {
+                unconsumed: backlog::Waiting::default(),
+                ..BacklogCounter::new(&model.channels()).count(connection)?
+            },
             routes: connection
                 .prepare_cached("SELECT channel FROM route ORDER BY position")?
                 .query_map([], |row| row.get(0))?

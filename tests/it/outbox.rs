@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use payrelay::clock::Timestamp;
 use payrelay::config;
-use payrelay::counters::Counters;
 use payrelay::event::Event;
 use payrelay::outage::Part;
 use payrelay::publisher::application::Application;
 use payrelay::publisher::{Published, Publisher, Trouble};
 use payrelay::relay::{Relay, Step};
+use payrelay::runtime::metrics::Metrics;
+use payrelay::sampler::Sampler;
 use payrelay::scheduler::Scheduler;
 use payrelay::store::outbox::{self, Place, Receipt};
 use payrelay::store::{delivery, payment};
@@ -21,21 +22,24 @@ use super::harness::wait_until;
 
 const DAY: Duration = Duration::from_hours(24);
 
-fn relay(database: &Database, publisher: impl Publisher + 'static, counters: &Counters) -> Relay {
+fn relay(database: &Database, publisher: impl Publisher + 'static, metrics: &Metrics) -> Relay {
     let store = database.store().clone();
-    Relay::new(store, Box::new(publisher), 10, Waker::new().1, Waker::new().0, Part::up(), counters.clone())
+    Relay::new(store, Box::new(publisher), 10, Waker::new().1, Waker::new().0, Part::up(), metrics.clone())
 }
 
 fn publish_all(database: &Database) {
-    let mut relay = relay(database, Application, &Counters::default());
+    let mut relay = relay(database, Application, &Metrics::default());
     while relay.step() == Step::Progress {}
 }
 
-fn scheduler(database: &Database, relay: Waker, counters: &Counters) -> Scheduler {
+/// A scheduler, and the sampler that looks for it.
+fn scheduler(database: &Database, relay: Waker, metrics: &Metrics) -> (Scheduler, Sampler) {
     let settings =
         config::Scheduler { interval: Duration::from_mins(1), retry_after: Duration::from_mins(1), retention: 7 * DAY };
     let keys = config::Idempotency { retention: DAY, keys_max: NonZeroUsize::MIN };
-    Scheduler::new(database.store().clone(), settings, keys, relay, Waker::new().0, counters.clone())
+    let store = database.store();
+    let (sampler, snapshots) = Sampler::new(store.clone(), metrics.clone(), &["default".to_owned()]);
+    (Scheduler::new(store.clone(), settings, keys, relay, Waker::new().0, metrics.clone(), snapshots), sampler)
 }
 
 /// A publisher that takes a script's number of events at each call, and remembers what it was given.
@@ -81,7 +85,7 @@ fn the_relay_works_in_commit_order_and_retries_only_what_is_left() {
     let database = Database::open();
     database.pay(1, 1..=4);
     let (given, seen) = crossbeam_channel::unbounded();
-    let mut relay = relay(&database, Scripted { take: vec![0, 2], says_away: true, given }, &Counters::default());
+    let mut relay = relay(&database, Scripted { take: vec![0, 2], says_away: true, given }, &Metrics::default());
     assert!(matches!(relay.step(), Step::Away(_)));
     assert!(matches!(relay.step(), Step::Away(_)));
     assert_eq!(relay.step(), Step::Progress);
@@ -96,7 +100,7 @@ fn what_a_publisher_did_not_take_is_published_before_anything_later() {
     database.pay(1, 1..=15);
     let (given, seen) = crossbeam_channel::unbounded();
     // As the Kafka publisher does when the answers of an earlier call arrive: fewer, and nothing is away.
-    let mut relay = relay(&database, Scripted { take: vec![3, 10, 0], says_away: false, given }, &Counters::default());
+    let mut relay = relay(&database, Scripted { take: vec![3, 10, 0], says_away: false, given }, &Metrics::default());
     while relay.step() == Step::Progress {}
     let batches = seen.try_iter().map(|batch| (batch[0], batch.len())).collect::<Vec<_>>();
     assert_eq!(batches, [(1, 10), (4, 10), (14, 2), (14, 2)]);
@@ -110,7 +114,7 @@ fn what_was_published_but_could_not_be_recorded_is_not_published_again() {
     let execute = |sql: &'static str| database.store().write(move |tx| tx.execute_batch(sql)).unwrap();
     execute("CREATE TRIGGER refuse BEFORE UPDATE ON outbox BEGIN SELECT RAISE(ABORT, 'no room'); END");
     let (given, seen) = crossbeam_channel::unbounded();
-    let mut relay = relay(&database, Scripted { take: vec![], says_away: true, given }, &Counters::default());
+    let mut relay = relay(&database, Scripted { take: vec![], says_away: true, given }, &Metrics::default());
     assert_eq!(relay.step(), Step::Progress, "it is being recorded");
     assert!(matches!(relay.step(), Step::Away(_)), "the database refused");
     database.pay(1, [5]);
@@ -145,7 +149,7 @@ fn the_purge_deletes_what_is_finished_and_nothing_else() {
     };
     database.store().write(mark).unwrap();
     let (_held, stop) = Stop::new();
-    scheduler(&database, Waker::new().0, &Counters::default()).step(now, &stop).unwrap();
+    scheduler(&database, Waker::new().0, &Metrics::default()).0.step(now, &stop).unwrap();
     assert_eq!(database.number("SELECT count(*) FROM outbox"), 3);
     assert_eq!(database.number("SELECT sum(id) FROM outbox"), 6);
     assert_eq!(database.number("SELECT events_purged FROM node"), 1200);
@@ -161,23 +165,24 @@ fn the_purge_stops_when_asked() {
     let database = Database::open();
     let (held, stop) = Stop::new();
     drop(held);
-    scheduler(&database, Waker::new().0, &Counters::default()).step(Timestamp::now(), &stop).unwrap();
+    scheduler(&database, Waker::new().0, &Metrics::default()).0.step(Timestamp::now(), &stop).unwrap();
 }
 
 #[test]
 fn what_is_stuck_since_its_last_attempt_wakes_the_relay() {
     let database = Database::open();
     let now = Timestamp::now();
-    let counters = Counters::default();
+    let metrics = Metrics::default();
     let (waker, woken) = Waker::new();
-    let mut scheduler = scheduler(&database, waker, &counters);
+    let (mut scheduler, mut sampler) = scheduler(&database, waker, &metrics);
     let (_held, stop) = Stop::new();
     database.pay_at(now.minus(Duration::from_secs(50)), 1, [1]);
+    sampler.look();
     scheduler.step(now, &stop).unwrap();
     assert!(woken.try_recv().is_err(), "it is young");
     scheduler.step(now.plus(Duration::from_secs(20)), &stop).unwrap();
     assert!(woken.try_recv().is_ok(), "70 s old, never tried");
-    counters.relay_attempted(now.plus(Duration::from_secs(15)));
+    metrics.relay_attempted(now.plus(Duration::from_secs(15)));
     scheduler.step(now.plus(Duration::from_secs(70)), &stop).unwrap();
     assert!(woken.try_recv().is_err(), "old, but tried 55 s ago");
 }
@@ -219,7 +224,7 @@ fn a_relay_on_its_thread_is_woken_by_the_commit() {
         woken,
         Waker::new().0,
         Part::up(),
-        Counters::default(),
+        Metrics::default(),
     );
     let (exits, _exited) = crossbeam_channel::unbounded();
     let worker = payrelay::worker::Worker::spawn("relay", &exits, |stop| relay.run(&stop)).unwrap();

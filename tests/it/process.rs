@@ -299,7 +299,7 @@ fn the_log_says_what_a_new_user_needs_to_see() {
         // Perhaps not in the same line.
         "summary: published 1, ",
         ", delivered 1, ",
-        "pending: 0 to publish (oldest 0 s), 0 to deliver (oldest 0 s); dead letters: 0",
+        "waiting: 0 (oldest 0 s) to publish, 0 (oldest 0 s) to consume, 0 (oldest 0 s) to deliver; dead letters: 0",
     ] {
         payrelay.wait_for_log(line, LIMIT);
     }

@@ -11,10 +11,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use payrelay::config::{Config, DEFAULT_CHANNEL, Secret};
-use payrelay::counters::Counters;
 use payrelay::message::Style;
 use payrelay::notifier::{Channel, Notifier, Resume, Step, Voice};
-use payrelay::outage::Part;
+use payrelay::outage::{HealthState, Part};
+use payrelay::runtime::metrics::Metrics;
 use payrelay::slack::Slack;
 use payrelay::store::dead_letter::{Action, DeadRecord, Order, Which};
 use payrelay::store::{Transaction, dead_letter, delivery, payment};
@@ -40,7 +40,7 @@ struct Teller {
     clock: Arc<AtomicU64>,
     part: Part,
     resume: Resume,
-    counters: Counters,
+    metrics: Metrics,
 }
 
 impl Teller {
@@ -77,13 +77,12 @@ impl Teller {
             probe_interval: PROBE,
         };
         let (waker, woken) = Waker::new();
-        let (part, resume, counters) = (Part::up(), Resume::new(waker), Counters::default());
+        let (part, resume, metrics) = (Part::up(), Resume::new(waker), Metrics::default());
         let clock = Arc::new(AtomicU64::new(0));
         let now = Arc::clone(&clock);
-        let notifier =
-            Notifier::new(database.store().clone(), channel, woken, resume.clone(), part.clone(), counters.clone())
-                .with_clock(Box::new(move || Duration::from_micros(now.load(Ordering::Relaxed))));
-        Self { notifier, clock, part, resume, counters }
+        let notifier = Notifier::new(database.store().clone(), channel, woken, resume.clone(), part.clone(), &metrics)
+            .with_clock(Box::new(move || Duration::from_micros(now.load(Ordering::Relaxed))));
+        Self { notifier, clock, part, resume, metrics }
     }
 
     fn plain(database: &Database, slack: &FakeSlack) -> Self {
@@ -158,8 +157,8 @@ fn a_429_holds_the_channel_and_counts_no_attempt() {
     script(&slack, [after("30"), after(&date), Answer::Status(429)]);
     let mut teller = Teller::plain(&database, &slack);
     assert_eq!(teller.wait().as_secs(), 30, "seconds");
-    assert_eq!(teller.part.get().state, "limited");
-    assert!(!teller.part.get().is_away(), "to be limited is no failure");
+    assert_eq!(teller.part.get().state, HealthState::RateLimited);
+    assert!(!teller.part.get().is_failing(), "to be limited is no failure");
     assert!(matches!(teller.step(), Step::Later(_)));
     assert_eq!(slack.attempts(), 1, "nothing goes within the pause");
     teller.advance(Duration::from_secs(30));
@@ -173,7 +172,7 @@ fn a_429_holds_the_channel_and_counts_no_attempt() {
     teller.finish();
     assert_eq!(slack.messages(), completed(1..=2));
     assert_eq!(told(&database, 1).attempts, 1, "only the one that was taken");
-    assert_eq!(teller.part.get().state, "up");
+    assert_eq!(teller.part.get().state, HealthState::Up);
 }
 
 #[test]
@@ -193,7 +192,7 @@ fn what_fails_backs_off_keeps_the_order_and_loses_nothing() {
             }
         }
         assert_eq!(slack.attempts(), failures as usize, "and no other message before this one");
-        assert!(teller.part.get().is_away());
+        assert!(teller.part.get().is_failing());
     }
     // Full jitter draws each of three waits from nothing up to half a second, a second, two seconds.
     assert!(waited > Duration::from_millis(10), "{waited:?}");
@@ -202,7 +201,7 @@ fn what_fails_backs_off_keeps_the_order_and_loses_nothing() {
     let first = told(&database, 1);
     assert_eq!((first.status.as_str(), first.attempts, first.unknown_outcomes), ("DELIVERED", 5, 1));
     assert_eq!(first.last_error.as_deref(), Some("Slack answered 502"));
-    assert!(!teller.part.get().is_away());
+    assert!(!teller.part.get().is_failing());
 }
 
 #[test]
@@ -218,7 +217,7 @@ fn a_channel_that_is_closed_is_paused_probed_and_resumed() {
         script(&slack, [answer.clone(), answer.clone()]);
         let mut teller = Teller::plain(&database, &slack);
         assert_eq!(teller.wait(), PROBE, "{answer:?}");
-        assert_eq!((teller.part.get().state, slack.attempts()), ("paused", 1), "not row after row");
+        assert_eq!((teller.part.get().state, slack.attempts()), (HealthState::Paused, 1), "not row after row");
         teller.advance(PROBE);
         assert_eq!(teller.wait(), PROBE, "one slow probe");
         assert_eq!(slack.attempts(), 2);
@@ -226,7 +225,7 @@ fn a_channel_that_is_closed_is_paused_probed_and_resumed() {
         assert_eq!(teller.step(), Step::Progress, "the operator need not wait");
         teller.finish();
         assert_eq!(slack.messages(), completed(1..=50));
-        assert_eq!(teller.part.get().state, "up");
+        assert_eq!(teller.part.get().state, HealthState::Up);
         assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 0);
     }
 }
@@ -236,7 +235,7 @@ fn a_channel_that_takes_no_payload_at_all_is_paused_and_nothing_is_set_aside() {
     let (database, slack) = (waiting(200), FakeSlack::start());
     slack.answer_with(|_, _| Answer::Word(400, "invalid_payload"));
     let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
-    while teller.part.get().state != "paused" {
+    while teller.part.get().state != HealthState::Paused {
         match teller.step() {
             Step::Later(wait) => teller.advance(wait),
             step => assert_eq!(step, Step::Progress),
@@ -365,7 +364,7 @@ fn an_answer_that_is_lost_is_counted_and_the_message_told_again() {
         teller.finish();
         let notification = told(&database, 1);
         assert_eq!((notification.unknown_outcomes, notification.attempts), (1, 2), "{answer:?}");
-        assert_eq!(teller.counters.totals().unknown_outcomes, 1);
+        assert_eq!(teller.metrics.totals().unknown_outcomes, 1);
         assert_eq!(slack.count(), 1);
     }
 }
@@ -431,7 +430,7 @@ fn a_payment_that_is_refused_on_its_own_is_set_aside_and_the_others_go_on() {
     assert_eq!(told(&database, 77).status, "DEAD");
     assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 1);
     assert!(slack.attempts() < 40, "{} requests", slack.attempts());
-    assert_eq!(teller.part.get().state, "up");
+    assert_eq!(teller.part.get().state, HealthState::Up);
 }
 
 #[test]
@@ -440,7 +439,7 @@ fn two_payments_that_are_refused_do_not_stop_those_behind_them() {
     let bad = |text: &str| text.contains("Payment 1 ") || text.contains("Payment 2 ");
     slack.answer_with(move |_, text| if bad(text) { Answer::Word(400, "invalid_payload") } else { Answer::Ok });
     let mut teller = Teller::plain(&database, &slack);
-    while teller.part.get().state != "paused" {
+    while teller.part.get().state != HealthState::Paused {
         match teller.step() {
             Step::Later(wait) => teller.advance(wait),
             step => assert_eq!(step, Step::Progress),
@@ -516,7 +515,7 @@ fn a_single_payment_that_is_refused_waits_for_another_to_tell_who_is_at_fault() 
     assert!(teller.wait() <= Duration::from_millis(500), "it may have been a slip");
     teller.advance(Duration::from_millis(500));
     assert_eq!(teller.wait(), PROBE);
-    assert_eq!((teller.part.get().state, slack.attempts()), ("paused", 2));
+    assert_eq!((teller.part.get().state, slack.attempts()), (HealthState::Paused, 2));
     database.pay(1, [2]);
     database.publish();
     teller.finish();
@@ -632,7 +631,10 @@ fn a_route_that_is_down_does_not_hold_another() {
     wait_until("the pause", LIMIT, || channels()[1]["state"] == "paused" && channels()[1]["waiting"] == 2);
     assert_eq!((&channels()[0]["state"], &channels()[2]["state"]), (&json!("up"), &json!("up")));
     let ready = client.get("/health/ready").json();
-    assert_eq!((&ready["status"], &ready["parts"]["slack:failures"]["state"]), (&json!("degraded"), &json!("paused")));
+    assert_eq!(
+        (&ready["status"], &ready["components"]["slack:failures"]["state"]),
+        (&json!("degraded"), &json!("paused"))
+    );
     assert_eq!(client.get("/payments/3").json()["notification"]["channel"], "failures");
     failures.answer_with(|_, _| Answer::Ok);
     assert_eq!(client.post_json("/admin/channels/nobody/resume", &Value::Null).status, 404);
@@ -655,7 +657,7 @@ fn what_waits_for_a_route_that_is_gone_is_told_by_another() {
     fs::write(&file, away).unwrap();
     let mut payrelay = Payrelay::start(Options::new(dir.path(), &[]));
     pay(&mut Client::connect(payrelay.addr()), 1, 5, [1]);
-    payrelay.wait_for_log("Slack (old) is away", LIMIT);
+    payrelay.wait_for_log("Slack (old) unavailable", LIMIT);
     payrelay.kill9();
     fs::write(&file, "").unwrap();
     let url = slack.url();
@@ -692,7 +694,9 @@ fn dead_letters_are_listed_replayed_and_discarded() {
     let letters = open(&mut client);
     assert_eq!((&letters[0]["payment_id"], &letters[1]["payment_id"]), (&json!(1), &json!(3)), "{letters}");
     assert_eq!(letters[0]["reason"], "Slack answered 400 invalid_payload");
-    assert_eq!(client.get("/health/ready").json()["pending"]["dead_letters"], 2);
+    wait_until("the sampler to count the dead letters", LIMIT, || {
+        client.get("/health/ready").json()["pending"]["dead_letters"]["count"] == 2
+    });
 
     slack.answer_with(|_, _| Answer::Ok);
     let dry = client.post_json("/admin/dead-letters/1/replay?dry_run=true", &Value::Null).json();

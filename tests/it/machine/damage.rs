@@ -167,7 +167,7 @@ fn damage_that_is_met_while_it_runs_stops_payments_loudly_and_once() {
     }
     let (status, ready) = client.get("/health/ready").unwrap();
     assert_eq!((status, &ready["status"]), (503, &json!("unavailable")), "{ready}");
-    assert!(ready["parts"]["database"]["error"].as_str().unwrap().contains("damaged"), "{ready}");
+    assert!(ready["components"]["database"]["error"].as_str().unwrap().contains("damaged"), "{ready}");
     assert_eq!(client.get("/health/live").unwrap().0, 200);
     assert_eq!(client.get("/payments/1").unwrap().0, 200, "what can be read is shown");
     assert!(payrelay.try_exit().is_none());

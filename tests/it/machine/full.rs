@@ -41,7 +41,7 @@ fn a_full_disk_is_507_at_once_and_nothing_needs_a_person_when_it_has_room() {
     }
     let (status, ready) = client.get("/health/ready").unwrap();
     assert_eq!((status, &ready["status"]), (503, &json!("unavailable")), "{ready}");
-    assert!(ready["parts"]["database"]["error"].as_str().unwrap().contains("full"), "{ready}");
+    assert!(ready["components"]["database"]["error"].as_str().unwrap().contains("full"), "{ready}");
     assert_eq!(client.get("/payments/1").unwrap().0, 200, "what is there can be read");
     // Nor is it ready because of a transaction that has nothing to write; each look has one tried that has, and who shares that
     // one is refused with it.
@@ -130,7 +130,7 @@ fn payments_stop_before_the_disk_is_full_and_what_was_taken_goes_on() {
     }
     let (status, ready) = client.get("/health/ready").unwrap();
     assert_eq!(status, 503);
-    assert!(ready["parts"]["database"]["error"].as_str().unwrap().contains("database.min_free_bytes"), "{ready}");
+    assert!(ready["components"]["disk"]["error"].as_str().unwrap().contains("database.min_free_bytes"), "{ready}");
     slack.answer_with(|_, _| Answer::Ok);
     client.resume_slack();
     wait_until("every payment that was taken to be told", LIMIT, || slack.lines().len() == 21);

@@ -57,10 +57,10 @@ fn once_it_runs_no_thread_is_started_any_more() {
     // Slack and Kafka away and back: connections are made anew.
     slack.stop();
     let more = load(&machine, payrelay.addr(), 4, for_at_least(Duration::from_millis(300)));
-    payrelay.wait_for_log("Slack is away", LIMIT);
+    payrelay.wait_for_log("Slack unavailable", LIMIT);
     proxy.cut();
     let more_yet = load(&machine, payrelay.addr(), 4, for_at_least(Duration::from_millis(300)));
-    payrelay.wait_for_log("Kafka (publisher) is away", LIMIT);
+    payrelay.wait_for_log("Kafka (publisher) unavailable", LIMIT);
     proxy.heal();
     slack.answer_with(|_, _| Answer::Ok);
     slack.start_again();

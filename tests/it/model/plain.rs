@@ -6,9 +6,10 @@ use payrelay::clock::Timestamp;
 use payrelay::config::{DEFAULT_CHANNEL, Route};
 use payrelay::event::{Event, Kind, NodeId, Notice};
 use payrelay::payment::{NewPayment, Payment, Status};
+use payrelay::store::backlog::{Backlog, Waiting as Waits};
 use payrelay::store::dead_letter::{Action, Outcome, Which};
 use payrelay::store::delivery::{Arrival, Notification, Waiting};
-use payrelay::store::outbox::{Backlog, EventState, Place, Receipt};
+use payrelay::store::outbox::{EventState, Place, Receipt};
 use payrelay::store::payment::Way;
 use serde_json::{Value, json};
 
@@ -58,7 +59,6 @@ struct Delivery {
     channel: String,
     attempts: u32,
     unknown: u32,
-    created_at: Timestamp,
     delivered_at: Option<Timestamp>,
     last_error: Option<String>,
 }
@@ -132,7 +132,7 @@ impl Model {
                 }
                 Answer::Done
             }
-            Job::Accept(notice) => Answer::Arrival(self.accept(*notice, now)),
+            Job::Accept(notice) => Answer::Arrival(self.accept(*notice)),
             Job::Send(ids) => self.each(ids, |row| {
                 if row.status == "PENDING" {
                     row.status = "SENDING";
@@ -219,20 +219,13 @@ impl Model {
         self.routes.iter().find(fits).map_or(DEFAULT_CHANNEL, |route| &route.name).to_owned()
     }
 
-    fn insert_delivery(&mut self, event: i64, now: Timestamp) -> Arrival {
+    fn insert_delivery(&mut self, event: i64) -> Arrival {
         let channel = self.channel(event);
         if self.deliveries.contains_key(&event) {
             return Arrival::Duplicate;
         }
-        let row = Delivery {
-            status: "PENDING",
-            channel,
-            attempts: 0,
-            unknown: 0,
-            created_at: now,
-            delivered_at: None,
-            last_error: None,
-        };
+        let row =
+            Delivery { status: "PENDING", channel, attempts: 0, unknown: 0, delivered_at: None, last_error: None };
         self.deliveries.insert(event, row);
         Arrival::Accepted
     }
@@ -241,7 +234,7 @@ impl Model {
         let (partition, offset) = match &receipt.place {
             Place::Topic { partition, offset } => (Some(*partition), *offset),
             Place::Delivery => {
-                self.insert_delivery(receipt.outbox_id, now);
+                self.insert_delivery(receipt.outbox_id);
                 (None, None)
             }
             Place::Rejected(reason) => return self.reject(receipt.outbox_id, reason, now),
@@ -259,10 +252,10 @@ impl Model {
         }
     }
 
-    fn accept(&mut self, notice: Notice, now: Timestamp) -> Arrival {
+    fn accept(&mut self, notice: Notice) -> Arrival {
         let payments = i64::try_from(self.payments.len()).unwrap();
         match self.payment_of(notice.outbox_id) {
-            Some(payment) if payment == notice.payment_id => self.insert_delivery(notice.outbox_id, now),
+            Some(payment) if payment == notice.payment_id => self.insert_delivery(notice.outbox_id),
             None if notice.outbox_id <= self.last_event && (1..=payments).contains(&notice.payment_id) => {
                 Arrival::Purged
             }
@@ -348,7 +341,7 @@ impl Model {
             (Action::Discard, of) => {
                 if let Of::Event { id, .. } = *of {
                     let rejected = self.events.get(&id).is_some_and(|row| row.status() == "REJECTED");
-                    let unheard_of = rejected && self.insert_delivery(id, now) == Arrival::Accepted;
+                    let unheard_of = rejected && self.insert_delivery(id) == Arrival::Accepted;
                     if let Some(row) = self.deliveries.get_mut(&id).filter(|row| unheard_of || row.status == "DEAD") {
                         row.status = "DISCARDED";
                     }
@@ -371,7 +364,7 @@ impl Model {
             (Action::Replay, Of::Record { event_id, value, .. }) => {
                 match Notice::parse(&self.node, event_id.as_deref(), value.as_deref()) {
                     Err(foreign) => Err(format!("still: {foreign}")),
-                    Ok(notice) => match self.accept(notice, now) {
+                    Ok(notice) => match self.accept(notice) {
                         Arrival::Accepted | Arrival::Duplicate => {
                             Ok(format!("taken: its delivery is {}", self.deliveries[&notice.outbox_id].status))
                         }
@@ -490,30 +483,34 @@ impl Model {
 
     fn channel_view(&self, channel: String) -> super::ChannelView {
         let rows: Vec<_> = self.deliveries.iter().filter(|(_, row)| row.waits() && row.channel == channel).collect();
-        let backlog = (i64::try_from(rows.len()).unwrap(), rows.first().map(|(_, row)| row.created_at));
         let waiting = rows.iter().map(|(id, _)| Waiting {
             outbox_id: **id,
             created_at: self.events[*id].created_at,
             payment: Ok(self.payment(**id).unwrap().clone()),
         });
-        super::ChannelView {
-            waiting: waiting.collect(),
-            backlog,
-            more: (0..4).map(|n| rows.len() > n).collect(),
-            channel,
-        }
+        super::ChannelView { waiting: waiting.collect(), more: (0..4).map(|n| rows.len() > n).collect(), channel }
     }
 
     fn backlog(&self) -> Backlog {
         let count = |number: usize| i64::try_from(number).unwrap();
         let unpublished: Vec<_> = self.events.values().filter(|row| row.waits()).collect();
-        let waiting: Vec<_> = self.deliveries.iter().filter(|(_, row)| row.waits()).map(|(id, _)| id).collect();
+        let letters: Vec<_> = self.letters.values().filter(|letter| letter.state == "OPEN").collect();
+        let deliveries = |channel: String| {
+            let rows = self.deliveries.iter().filter(|(_, row)| row.waits() && row.channel == channel);
+            let ids: Vec<_> = rows.map(|(id, _)| id).collect();
+            Waits { count: count(ids.len()), oldest_at: ids.first().map(|id| self.events[*id].created_at) }
+        };
         Backlog {
-            unpublished: count(unpublished.len()),
-            oldest_unpublished: unpublished.first().map(|row| row.created_at),
-            undelivered: count(waiting.len()),
-            oldest_undelivered: waiting.first().map(|id| self.events[*id].created_at),
-            dead_letters: count(self.letters.values().filter(|letter| letter.state == "OPEN").count()),
+            unpublished: Waits {
+                count: count(unpublished.len()),
+                oldest_at: unpublished.first().map(|row| row.created_at),
+            },
+            unconsumed: Waits::default(),
+            channels: self.channels().into_iter().map(deliveries).collect(),
+            dead_letters: Waits {
+                count: count(letters.len()),
+                oldest_at: letters.first().map(|letter| letter.received_at),
+            },
         }
     }
 

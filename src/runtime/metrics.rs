@@ -1,0 +1,184 @@
+//! What this process has done since it started: counters that start at zero. Durable numbers are in the tables.
+//!
+//! Every series exists from the start, so that a missing one never means zero. A counter is one atomic, and nothing
+//! on a hot path looks one up by its labels.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use prometheus_client::encoding::prometheus_text;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::clock::Timestamp;
+
+/// The process's metrics. Cloning shares them.
+#[derive(Debug, Clone)]
+pub struct Metrics(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    registry: Mutex<Registry>,
+    published_sent: Counter,
+    published_reconciled: Counter,
+    relay_attempt: Gauge<f64, AtomicU64>,
+    deliveries: Family<Labels<2>, Counter>,
+    unknown_outcomes: Counter,
+    delivered: Counter,
+}
+
+/// Label names and values, in the order in which they are written.
+type Labels<const N: usize> = [(&'static str, String); N];
+
+/// The counters of one channel.
+#[derive(Debug, Clone)]
+pub struct ChannelMetrics {
+    delivered: Counter,
+    unknown: Counter,
+    dead: Counter,
+    all: Metrics,
+}
+
+/// What the process had done at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Events that were recorded as PUBLISHED.
+    pub published: u64,
+    /// Payments that were recorded as DELIVERED.
+    pub delivered: u64,
+    /// Messages without an answer: Slack may show them twice.
+    pub unknown_outcomes: u64,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("payrelay");
+        let published: Family<Labels<1>, Counter> = Family::default();
+        let deliveries: Family<Labels<2>, Counter> = Family::default();
+        let relay_attempt = Gauge::default();
+        registry.register("events_published", "Events recorded as PUBLISHED", published.clone());
+        registry.register("deliveries", "Outcomes of deliveries to a channel", deliveries.clone());
+        let help = "When the relay last handed a batch to the publisher";
+        registry.register("relay_attempt_timestamp_seconds", help, relay_attempt.clone());
+        let of = |source: &str| published.get_or_create_owned(&[("source", source.to_owned())]);
+        Self(Arc::new(Inner {
+            published_sent: of("sent"),
+            published_reconciled: of("reconciled"),
+            relay_attempt,
+            deliveries,
+            unknown_outcomes: Counter::default(),
+            delivered: Counter::default(),
+            registry: Mutex::new(registry),
+        }))
+    }
+}
+
+impl Metrics {
+    /// The relay recorded `count` events as published.
+    pub fn published(&self, count: usize) {
+        self.0.published_sent.inc_by(count as u64);
+    }
+
+    /// The publisher found `count` unrecorded events on the topic.
+    pub fn reconciled(&self, count: usize) {
+        self.0.published_reconciled.inc_by(count as u64);
+    }
+
+    /// The relay hands the oldest events to the publisher now.
+    pub fn relay_attempted(&self, now: Timestamp) {
+        self.0.relay_attempt.set(now.as_seconds());
+    }
+
+    /// When the relay last did; the beginning of 1970 if it never did.
+    pub fn last_relay_attempt(&self) -> Timestamp {
+        Timestamp::from_seconds(self.0.relay_attempt.get())
+    }
+
+    /// The counters of a channel. Called once for each channel, at the start.
+    pub fn channel(&self, name: &str) -> ChannelMetrics {
+        let of = |outcome: &str| {
+            let labels = [("channel", name.to_owned()), ("outcome", outcome.to_owned())];
+            self.0.deliveries.get_or_create_owned(&labels)
+        };
+        ChannelMetrics { delivered: of("delivered"), unknown: of("unknown"), dead: of("dead"), all: self.clone() }
+    }
+
+    /// What has been done until now.
+    pub fn totals(&self) -> Totals {
+        Totals {
+            published: self.0.published_sent.get() + self.0.published_reconciled.get(),
+            delivered: self.0.delivered.get(),
+            unknown_outcomes: self.0.unknown_outcomes.get(),
+        }
+    }
+
+    /// Every series, in Prometheus' text format (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing into memory cannot fail.
+        let _ = prometheus_text::encode(&mut text, &self.registry());
+        text
+    }
+
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.0.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ChannelMetrics {
+    /// The channel accepted `count` payments, and that is recorded.
+    pub fn delivered(&self, count: usize) {
+        self.delivered.inc_by(count as u64);
+        self.all.0.delivered.inc_by(count as u64);
+    }
+
+    /// A message got no answer.
+    pub fn unknown_outcome(&self) {
+        self.unknown.inc();
+        self.all.0.unknown_outcomes.inc();
+    }
+
+    /// `count` payments became dead letters.
+    pub fn dead(&self, count: usize) {
+        self.dead.inc_by(count as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_series_exists_from_the_start_and_counts() {
+        let metrics = Metrics::default();
+        let channel = metrics.channel("default");
+        let zero = metrics.encode();
+        for series in [
+            "payrelay_events_published_total{source=\"sent\"} 0",
+            "payrelay_events_published_total{source=\"reconciled\"} 0",
+            "payrelay_deliveries_total{channel=\"default\",outcome=\"unknown\"} 0",
+            "payrelay_deliveries_total{channel=\"default\",outcome=\"dead\"} 0",
+        ] {
+            assert!(zero.contains(series), "{series}\n{zero}");
+        }
+        metrics.published(3);
+        metrics.reconciled(1);
+        channel.delivered(2);
+        channel.unknown_outcome();
+        let totals = Totals { published: 4, delivered: 2, unknown_outcomes: 1 };
+        assert_eq!(metrics.totals(), totals);
+        assert!(metrics.encode().contains("payrelay_deliveries_total{channel=\"default\",outcome=\"delivered\"} 2"));
+    }
+
+    #[test]
+    fn the_last_attempt_of_the_relay_is_a_point_in_time() {
+        let metrics = Metrics::default();
+        assert_eq!(metrics.last_relay_attempt(), Timestamp::from_micros(0));
+        let now = Timestamp::from_micros(1_795_341_600_123_456);
+        metrics.relay_attempted(now);
+        let back = metrics.last_relay_attempt();
+        assert!(back.since(now).max(now.since(back)).as_micros() < 2, "{back:?}");
+    }
+}

@@ -1,0 +1,3 @@
+//! What every thread may use, and what names no part of the product: metrics.
+
+pub mod metrics;

@@ -1,0 +1,174 @@
+//! The sampler: looks at everything that waits, and keeps the last look and the last hour of looks in memory.
+//!
+//! `/health/ready`, the channels' list and the summary line read these, so no request counts rows. A look keeps points in time, and ages are
+//! computed when they are read: a database that hangs shows ages that grow.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, at, never, select_biased};
+
+use crate::clock::Timestamp;
+use crate::runtime::metrics::{Metrics, Totals};
+use crate::store::backlog::{Backlog, BacklogCounter};
+use crate::store::{Store, StoreError};
+use crate::worker::{Stop, Waker};
+
+/// How often it looks when no reader asks.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+/// A reader that finds an older look asks for another one, and is answered with the one that is there.
+const FRESH: Duration = Duration::from_millis(100);
+
+/// After a look it rests for at least this many times as long as the look took, whoever asks.
+const REST: u32 = 10;
+
+/// One hour.
+const HISTORY: usize = 720;
+
+/// What waited at one moment.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// When.
+    pub at: Timestamp,
+    /// What waited.
+    pub backlog: Backlog,
+    /// What the process had done.
+    pub totals: Totals,
+}
+
+/// The numbers of a snapshot that are kept for an hour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Point {
+    /// When.
+    pub at: Timestamp,
+    /// What the process had done.
+    pub totals: Totals,
+    /// How many events were INIT.
+    pub unpublished: i64,
+    /// How many were PUBLISHED without a delivery.
+    pub unconsumed: i64,
+    /// How many deliveries waited.
+    pub undelivered: i64,
+    /// How many dead letters were open.
+    pub dead_letters: i64,
+}
+
+/// What the sampler has seen. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct Snapshots {
+    seen: Arc<Mutex<Seen>>,
+    sampler: Waker,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    latest: Option<Arc<Snapshot>>,
+    looked_at: Option<Instant>,
+    history: VecDeque<Point>,
+}
+
+impl Snapshots {
+    /// The last look; `None` before the first. An old one is answered all the same, and a new look is asked for.
+    pub fn latest(&self) -> Option<Arc<Snapshot>> {
+        let seen = self.lock();
+        if seen.looked_at.is_none_or(|at| at.elapsed() > FRESH) {
+            self.sampler.wake();
+        }
+        seen.latest.clone()
+    }
+
+    /// A point for every five seconds of the last hour, oldest first.
+    pub fn history(&self) -> Vec<Point> {
+        self.lock().history.iter().copied().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        // The value is whole whenever the lock is free: a panic elsewhere does not spoil it.
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Looks at what waits.
+pub struct Sampler {
+    store: Store,
+    metrics: Metrics,
+    counter: BacklogCounter,
+    snapshots: Snapshots,
+    asked: Receiver<()>,
+    failing: bool,
+}
+
+impl Sampler {
+    /// A sampler of these channels, and what it will have seen.
+    pub fn new(store: Store, metrics: Metrics, channels: &[String]) -> (Self, Snapshots) {
+        let (sampler, asked) = Waker::new();
+        let snapshots = Snapshots { seen: Arc::default(), sampler };
+        let counter = BacklogCounter::new(channels);
+        let seen = snapshots.clone();
+        (Self { store, metrics, counter, snapshots, asked, failing: false }, seen)
+    }
+
+    /// Works until the stop.
+    pub fn run(mut self, stop: &Stop) {
+        let mut tick_at = Instant::now();
+        let mut rest_until = tick_at;
+        while !stop.requested() {
+            let resting = Instant::now() < rest_until;
+            let asked = if resting { never() } else { self.asked.clone() };
+            select_biased! {
+                recv(stop.signal()) -> _ => return,
+                recv(asked) -> _ => {}
+                recv(at(if resting { rest_until } else { tick_at })) -> _ => if resting { continue },
+            }
+            let started = Instant::now();
+            self.look();
+            if started >= tick_at {
+                self.keep();
+                tick_at = started + INTERVAL;
+            }
+            rest_until = Instant::now() + (started.elapsed() * REST).max(FRESH);
+        }
+    }
+
+    /// One look. A database that refuses leaves the last one, whose ages grow.
+    pub fn look(&mut self) {
+        match self.try_look() {
+            Ok(()) => self.failing = false,
+            Err(error) if !self.failing => {
+                self.failing = true;
+                log::error!("sampler: database error, the numbers of what waits are not updated: {error}");
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn try_look(&mut self) -> Result<(), StoreError> {
+        let at = Timestamp::now();
+        let counter = &mut self.counter;
+        let backlog = self.store.read(|connection| counter.count(connection))?;
+        let snapshot = Snapshot { at, backlog, totals: self.metrics.totals() };
+        let mut seen = self.snapshots.lock();
+        seen.latest = Some(Arc::new(snapshot));
+        seen.looked_at = Some(Instant::now());
+        Ok(())
+    }
+
+    fn keep(&self) {
+        let mut seen = self.snapshots.lock();
+        let Some(snapshot) = seen.latest.clone() else { return };
+        let Snapshot { at, ref backlog, totals } = *snapshot;
+        if seen.history.len() == HISTORY {
+            seen.history.pop_front();
+        }
+        seen.history.push_back(Point {
+            at,
+            totals,
+            unpublished: backlog.unpublished.count,
+            unconsumed: backlog.unconsumed.count,
+            undelivered: backlog.undelivered().count,
+            dead_letters: backlog.dead_letters.count,
+        });
+    }
+}

@@ -1,0 +1,264 @@
+//! What waits, counted without reading all of it at each look.
+//!
+//! Rows come at one end of an index of waiting rows and leave at the other. So the index is counted once, in segments
+//! of a bounded number of rows; later looks count the segments at both ends again, and one of those between them. A
+//! look costs the same however long the backlog is, and whatever else changed the rows shows after some looks.
+
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, Row, ToSql};
+
+use super::dead_letter;
+use crate::clock::Timestamp;
+
+/// How many rows a segment has at most when it is closed: some 8 ms to count.
+const SEGMENT_ROWS: i64 = 100_000;
+
+/// How many rows wait, and since when.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// How many.
+    pub count: i64,
+    /// When the event of the oldest was committed.
+    pub oldest_at: Option<Timestamp>,
+}
+
+impl Waiting {
+    /// How long the oldest has waited; zero if none waits.
+    pub fn age(self, now: Timestamp) -> Duration {
+        self.oldest_at.map_or(Duration::ZERO, |oldest| now.since(oldest))
+    }
+}
+
+/// Everything that waits in the database.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Events that are INIT.
+    pub unpublished: Waiting,
+    /// Events that are PUBLISHED and have no delivery.
+    pub unconsumed: Waiting,
+    /// Deliveries, by channel, in the order in which the channels were given.
+    pub channels: Vec<Waiting>,
+    /// Dead letters that are open.
+    pub dead_letters: Waiting,
+}
+
+impl Backlog {
+    /// The deliveries of all channels.
+    pub fn undelivered(&self) -> Waiting {
+        Waiting {
+            count: self.channels.iter().map(|channel| channel.count).sum(),
+            oldest_at: self.channels.iter().filter_map(|channel| channel.oldest_at).min(),
+        }
+    }
+}
+
+/// Counts what waits, look after look.
+#[derive(Debug)]
+pub struct BacklogCounter {
+    unpublished: SegmentedCount,
+    channels: Vec<SegmentedCount>,
+}
+
+impl BacklogCounter {
+    /// Counts the deliveries of these channels.
+    pub fn new(channels: &[String]) -> Self {
+        let deliveries = |name: &String| SegmentedCount::new(Rows::Deliveries(name.clone()), SEGMENT_ROWS);
+        Self {
+            unpublished: SegmentedCount::new(Rows::Unpublished, SEGMENT_ROWS),
+            channels: channels.iter().map(deliveries).collect(),
+        }
+    }
+
+    /// One look. The first one reads the whole index of what waits.
+    pub fn count(&mut self, connection: &Connection) -> rusqlite::Result<Backlog> {
+        let channels = self.channels.iter_mut().map(|channel| channel.count(connection));
+        Ok(Backlog {
+            unpublished: self.unpublished.count(connection)?,
+            unconsumed: super::delivery::unconsumed(connection)?,
+            channels: channels.collect::<rusqlite::Result<_>>()?,
+            dead_letters: dead_letter::open(connection)?,
+        })
+    }
+}
+
+/// Which rows are counted. Each kind has an index that holds nothing else, in the order of the events' ids.
+#[derive(Debug)]
+enum Rows {
+    Unpublished,
+    Deliveries(String),
+}
+
+impl Rows {
+    fn oldest(&self, connection: &Connection) -> rusqlite::Result<Option<(i64, Timestamp)>> {
+        let read = |row: &Row<'_>| Ok((row.get(0)?, Timestamp::from_micros(row.get(1)?)));
+        let (sql, parameters): (_, &[&dyn ToSql]) = match self {
+            Self::Unpublished => ("SELECT id, created_at FROM outbox WHERE status = 'INIT' ORDER BY id LIMIT 1", &[]),
+            Self::Deliveries(channel) => (
+                "SELECT d.outbox_id, ifnull(o.created_at, d.created_at) \
+                 FROM delivery d LEFT JOIN outbox o ON o.id = d.outbox_id \
+                 WHERE d.channel = ?1 AND d.status IN ('PENDING', 'SENDING') ORDER BY d.outbox_id LIMIT 1",
+                &[channel],
+            ),
+        };
+        connection.prepare_cached(sql)?.query_row(parameters, read).optional()
+    }
+
+    /// How many rows there are from one id to before another, up to a limit, and the last of them.
+    fn count(
+        &self,
+        connection: &Connection,
+        from: i64,
+        before: i64,
+        limit: i64,
+    ) -> rusqlite::Result<(i64, Option<i64>)> {
+        let (sql, parameters): (_, &[&dyn ToSql]) = match self {
+            Self::Unpublished => (
+                "SELECT count(*), max(id) FROM (SELECT id FROM outbox \
+                 WHERE status = 'INIT' AND id >= ?1 AND id < ?2 ORDER BY id LIMIT ?3)",
+                &[&from, &before, &limit],
+            ),
+            Self::Deliveries(channel) => (
+                "SELECT count(*), max(outbox_id) FROM (SELECT outbox_id FROM delivery \
+                 WHERE channel = ?4 AND status IN ('PENDING', 'SENDING') \
+                 AND outbox_id >= ?1 AND outbox_id < ?2 ORDER BY outbox_id LIMIT ?3)",
+                &[&from, &before, &limit, channel],
+            ),
+        };
+        connection.prepare_cached(sql)?.query_row(parameters, |row| Ok((row.get(0)?, row.get(1)?)))
+    }
+}
+
+/// A segment reaches from its first id to the next segment's.
+#[derive(Debug, Clone, Copy)]
+struct Segment {
+    first: i64,
+    count: i64,
+}
+
+const EVERYTHING: Segment = Segment { first: i64::MIN, count: 0 };
+
+#[derive(Debug)]
+struct SegmentedCount {
+    rows: Rows,
+    segment_rows: i64,
+    segments: Vec<Segment>,
+    /// The segment between both ends that the last look counted again.
+    rechecked: usize,
+}
+
+impl SegmentedCount {
+    fn new(rows: Rows, segment_rows: i64) -> Self {
+        Self { rows, segment_rows, segments: vec![EVERYTHING], rechecked: 0 }
+    }
+
+    fn count(&mut self, connection: &Connection) -> rusqlite::Result<Waiting> {
+        let Some((oldest, oldest_at)) = self.rows.oldest(connection)? else {
+            self.segments = vec![EVERYTHING];
+            return Ok(Waiting::default());
+        };
+        let emptied = self.segments.iter().skip(1).take_while(|next| next.first <= oldest).count();
+        self.segments.drain(..emptied);
+        // An older row may come back, as a replayed dead letter does.
+        self.segments[0].first = i64::MIN;
+        self.recount(connection, 0)?;
+        self.rechecked = if self.rechecked + 1 < self.segments.len() { self.rechecked + 1 } else { 0 };
+        self.recount(connection, self.rechecked)?;
+        self.extend(connection)?;
+        let count = self.segments.iter().map(|segment| segment.count).sum();
+        Ok(Waiting { count, oldest_at: Some(oldest_at) })
+    }
+
+    fn recount(&mut self, connection: &Connection, index: usize) -> rusqlite::Result<()> {
+        // The last segment is open: it is counted as it grows.
+        if let Some(next) = self.segments.get(index + 1).copied() {
+            let segment = &mut self.segments[index];
+            segment.count = self.rows.count(connection, segment.first, next.first, i64::MAX)?.0;
+        }
+        Ok(())
+    }
+
+    /// Counts the last segment, and closes it whenever it is full.
+    fn extend(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        let Some(mut open) = self.segments.pop() else { return Ok(()) };
+        loop {
+            let (count, last) = self.rows.count(connection, open.first, i64::MAX, self.segment_rows)?;
+            self.segments.push(Segment { count, ..open });
+            match last {
+                Some(last) if count == self.segment_rows => open = Segment { first: last + 1, count: 0 },
+                _ => return Ok(()),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const TABLE: &str = "CREATE TABLE outbox (id INTEGER PRIMARY KEY, status TEXT, created_at INTEGER);
+        CREATE INDEX outbox_init ON outbox (id) WHERE status = 'INIT';";
+
+    #[derive(Debug, Clone)]
+    enum Change {
+        Commit(usize),
+        Publish(usize),
+        Replay(i64),
+        Look,
+    }
+
+    fn any_change() -> impl Strategy<Value = Change> {
+        prop_oneof![
+            3 => (1_usize..20).prop_map(Change::Commit),
+            2 => (1_usize..20).prop_map(Change::Publish),
+            1 => (1_i64..100).prop_map(Change::Replay),
+            4 => Just(Change::Look),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn the_count_is_right_after_some_looks(changes in proptest::collection::vec(any_change(), 1..80)) {
+            let connection = Connection::open_in_memory().unwrap();
+            connection.execute_batch(TABLE).unwrap();
+            let mut counter = SegmentedCount::new(Rows::Unpublished, 5);
+            let waiting = || {
+                let sql = "SELECT count(*), min(created_at) FROM outbox WHERE status = 'INIT'";
+                let read = |row: &Row<'_>| {
+                    let oldest: Option<i64> = row.get(1)?;
+                    Ok(Waiting { count: row.get(0)?, oldest_at: oldest.map(Timestamp::from_micros) })
+                };
+                connection.query_row(sql, [], read).unwrap()
+            };
+            let mut replayed = false;
+            for change in changes {
+                match change {
+                    Change::Commit(count) => for _ in 0..count {
+                        let sql = "INSERT INTO outbox (status, created_at) \
+                            VALUES ('INIT', (SELECT ifnull(max(id), 0) + 1 FROM outbox))";
+                        connection.execute(sql, []).unwrap();
+                    },
+                    Change::Publish(count) => {
+                        let sql = "UPDATE outbox SET status = 'PUBLISHED' WHERE id IN \
+                            (SELECT id FROM outbox WHERE status = 'INIT' ORDER BY id LIMIT ?1)";
+                        connection.execute(sql, [i64::try_from(count).unwrap()]).unwrap();
+                    }
+                    Change::Replay(id) => {
+                        replayed = true;
+                        connection.execute("UPDATE outbox SET status = 'INIT' WHERE id = ?1", [id]).unwrap();
+                    }
+                    Change::Look => {
+                        let counted = counter.count(&connection).unwrap();
+                        prop_assert_eq!(counted.oldest_at, waiting().oldest_at);
+                        prop_assert!(replayed || counted == waiting(), "{:?} {:?}", counted, waiting());
+                    }
+                }
+            }
+            for _ in 0..=counter.segments.len() {
+                counter.count(&connection).unwrap();
+            }
+            prop_assert_eq!(counter.count(&connection).unwrap(), waiting());
+        }
+    }
+}
