@@ -9,7 +9,9 @@ CREATE TABLE node (
     id            TEXT    NOT NULL PRIMARY KEY,
     created_at    INTEGER NOT NULL,
     backed_up_at  INTEGER, -- set in a backup only: whoever opens it must not use ids that were given since
-    events_purged INTEGER NOT NULL DEFAULT 0 -- payments = outbox rows + these
+    events_purged INTEGER NOT NULL DEFAULT 0, -- payments = outbox rows + these
+    -- The low-water mark of the deliveries: every event up to this id has one, is REJECTED, or was purged.
+    consumed_through INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 -- One row a reservation that somebody tried to pay. Never changed, never deleted.

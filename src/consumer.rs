@@ -29,7 +29,7 @@ use crate::relay::BACKOFF;
 use crate::store::dead_letter::{self, DeadRecord};
 use crate::store::delivery::{self, Arrival};
 use crate::store::topic::{self, Intake, Taken, Topic};
-use crate::store::{self, SqlResult, Store, StoreError, Transaction};
+use crate::store::{self, SqlResult, Store, StoreError, Transaction, unconsumed};
 use crate::worker::{Stop, Waker};
 
 /// How long one poll waits for records: also how late a stop is noticed.
@@ -414,6 +414,7 @@ fn keep_all(
         intake.took(record.partition, record.offset, event);
     }
     let taken = intake.finish(now)?;
+    unconsumed::advance(tx, 2 * records.len())?;
     Ok(Some(Kept { dead, taken }))
 }
 

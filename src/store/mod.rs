@@ -20,6 +20,7 @@ pub mod route;
 mod schema;
 mod space;
 pub mod topic;
+pub mod unconsumed;
 mod writer;
 
 use std::io;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
 use super::payment::unknown;
-use super::{dead_letter, delivery, sql_limit};
+use super::{dead_letter, delivery, sql_limit, unconsumed};
 use crate::clock::Timestamp;
 use crate::event::{Event, Kind, Notice};
 
@@ -91,7 +91,11 @@ pub struct Receipt {
 
 /// Marks events PUBLISHED, or sets them aside. Marking one again changes nothing.
 pub fn mark_published(tx: &Transaction<'_>, receipts: &[Receipt], now: Timestamp) -> rusqlite::Result<()> {
-    receipts.iter().try_for_each(|receipt| mark(tx, receipt, now).map(drop))
+    receipts.iter().try_for_each(|receipt| mark(tx, receipt, now).map(drop))?;
+    if receipts.iter().any(|receipt| receipt.place == Place::Delivery) {
+        unconsumed::advance(tx, 2 * receipts.len())?;
+    }
+    Ok(())
 }
 
 /// Tells how many events it has marked: none, if this one was.
@@ -125,7 +129,11 @@ fn reject(tx: &Transaction<'_>, outbox_id: i64, reason: &str, now: Timestamp) ->
 /// Has an event published that was set aside; false if it was not.
 pub(super) fn send_again(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<bool> {
     let sql = "UPDATE outbox SET status = 'INIT', rejection = NULL WHERE id = ?1 AND status = 'REJECTED'";
-    Ok(tx.prepare_cached(sql)?.execute([outbox_id])? > 0)
+    let sent_again = tx.prepare_cached(sql)?.execute([outbox_id])? > 0;
+    if sent_again {
+        unconsumed::reopen(tx, outbox_id)?;
+    }
+    Ok(sent_again)
 }
 
 /// What is known of an event's way.

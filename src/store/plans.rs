@@ -14,7 +14,7 @@ use super::delivery::Arrival;
 use super::idempotency::Keyed;
 use super::outbox::{Place, Receipt};
 use super::topic::{self, Found, Intake, Reached, Reconciled, Topic};
-use super::{dead_letter, delivery, idempotency, outbox, payment, route, schema};
+use super::{dead_letter, delivery, idempotency, outbox, payment, route, schema, unconsumed};
 use crate::clock::Timestamp;
 use crate::event::{NodeId, Notice};
 use crate::payment::{NewPayment, Reservation};
@@ -87,6 +87,8 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     assert!(delivery::more_than(&tx, "default", 1)?);
     assert_eq!(delivery::waiting(&tx, "default", 10)?.len(), 2);
     assert_eq!(BacklogCounter::new(&["default".to_owned()]).count(&tx)?.undelivered().count, 2);
+    assert!(unconsumed::advance(&tx, 1)?);
+    assert_eq!(unconsumed::count(&tx)?, unconsumed::Unconsumed::default());
     delivery::mark_sending(&tx, &[1, 2])?;
     delivery::release(&tx, &[1])?;
     delivery::mark_failed(&tx, &[1], "no", true)?;
