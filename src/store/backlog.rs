@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 
-use super::dead_letter;
+use super::{dead_letter, unconsumed};
 use crate::clock::Timestamp;
 
 /// How many rows a segment has at most when it is closed: some 8 ms to count.
@@ -35,7 +35,7 @@ impl Waiting {
 pub struct Backlog {
     /// Events that are INIT.
     pub unpublished: Waiting,
-    /// Events that are PUBLISHED and have no delivery.
+    /// Events that are PUBLISHED and have no delivery; since when the first of them is PUBLISHED.
     pub unconsumed: Waiting,
     /// Deliveries, by channel, in the order in which the channels were given.
     pub channels: Vec<Waiting>,
@@ -75,7 +75,7 @@ impl BacklogCounter {
         let channels = self.channels.iter_mut().map(|channel| channel.count(connection));
         Ok(Backlog {
             unpublished: self.unpublished.count(connection)?,
-            unconsumed: super::delivery::unconsumed(connection)?,
+            unconsumed: unconsumed::count(connection)?,
             channels: channels.collect::<rusqlite::Result<_>>()?,
             dead_letters: dead_letter::open(connection)?,
         })

@@ -5,7 +5,6 @@ use std::ops::RangeInclusive;
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
-use super::backlog;
 use super::payment::{self, COLUMNS};
 use super::{dead_letter, outbox, sql_limit};
 use crate::clock::Timestamp;
@@ -96,17 +95,6 @@ pub fn oldest_untaken(connection: &Connection) -> rusqlite::Result<Option<i64>> 
         )?
         .query_row([], |row| row.get(0))
         .optional()
-}
-
-/// The events that were published and are newer than everything that came.
-pub(super) fn unconsumed(connection: &Connection) -> rusqlite::Result<backlog::Waiting> {
-    let oldest = oldest_untaken(connection)?;
-    let sql = "SELECT created_at FROM outbox WHERE id = ?1";
-    let oldest_at = oldest
-        .map(|id| connection.prepare_cached(sql)?.query_row([id], |row| row.get(0)))
-        .transpose()?
-        .map(Timestamp::from_micros);
-    Ok(backlog::Waiting { count: i64::from(oldest.is_some()), oldest_at })
 }
 
 /// What became of telling a payment.

@@ -6,20 +6,12 @@
 
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
+use super::backlog::Waiting;
 use super::sql_limit;
 use crate::clock::Timestamp;
 
 /// How many rows above the mark one count looks at.
 const COUNTED_ROWS: usize = 10_000;
-
-/// Events that are PUBLISHED and have no delivery.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Unconsumed {
-    /// How many. Beyond 10,000 rows above the mark this is an estimate.
-    pub count: i64,
-    /// When the first of them was published: an event may have waited for Kafka for hours before that.
-    pub oldest: Option<Timestamp>,
-}
 
 /// The rows above an id, in commit order: whether each is REJECTED, when it was published, whether it has a delivery.
 const ROWS_ABOVE: &str = "SELECT o.id, o.status = 'REJECTED', o.published_at, \
@@ -30,9 +22,10 @@ pub(super) fn mark(connection: &Connection) -> rusqlite::Result<i64> {
     connection.prepare_cached("SELECT consumed_through FROM node")?.query_row([], |row| row.get(0))
 }
 
-/// Counts the events that are published and have no delivery. Costs a few milliseconds at most.
-pub fn count(connection: &Connection) -> rusqlite::Result<Unconsumed> {
-    let mut found = Unconsumed::default();
+/// The events that are PUBLISHED and have no delivery, and when the first of them was published: it may have waited for Kafka
+/// for hours before that. Beyond 10,000 rows above the mark the count is an estimate. Costs a few milliseconds at most.
+pub fn count(connection: &Connection) -> rusqlite::Result<Waiting> {
+    let mut found = Waiting::default();
     let mut rows_seen = 0;
     let mut last: Option<i64> = None;
     let mut statement = connection.prepare_cached(ROWS_ABOVE)?;
@@ -45,7 +38,7 @@ pub fn count(connection: &Connection) -> rusqlite::Result<Unconsumed> {
         if let Some(published_at) = published_at.filter(|_| !has_delivery) {
             let published_at = Timestamp::from_micros(published_at);
             found.count += 1;
-            found.oldest = Some(found.oldest.map_or(published_at, |oldest| oldest.min(published_at)));
+            found.oldest_at = Some(found.oldest_at.map_or(published_at, |oldest| oldest.min(published_at)));
             last = Some(row.get(0)?);
         }
     }
@@ -125,8 +118,8 @@ mod tests {
     }
 
     fn counted(tx: &Transaction<'_>) -> (i64, Option<i64>) {
-        let Unconsumed { count, oldest } = count(tx).unwrap();
-        (count, oldest.map(Timestamp::as_micros))
+        let Waiting { count, oldest_at } = count(tx).unwrap();
+        (count, oldest_at.map(Timestamp::as_micros))
     }
 
     #[test]
