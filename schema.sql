@@ -93,6 +93,16 @@ CREATE TABLE topic_partition (
     PRIMARY KEY (topic, "partition")
 ) STRICT, WITHOUT ROWID;
 
+-- The incarnations of a topic that this node has published to: one that was deleted and created again has another id
+-- (KIP-516). Written before the first event is published to it.
+CREATE TABLE topic_incarnation (
+    topic            TEXT    NOT NULL,
+    topic_id         BLOB    NOT NULL,
+    published_before INTEGER NOT NULL, -- the largest id of an event that was published by then, to an earlier one
+    first_seen_at    INTEGER NOT NULL,
+    PRIMARY KEY (topic, topic_id)
+) STRICT, WITHOUT ROWID;
+
 -- Which channel tells which payment: the first that fits, by position; what fits none is the channel "default"'s. Written
 -- anew at every start, from the configuration.
 CREATE TABLE route (

@@ -253,7 +253,8 @@ const MISSING: Check = Check {
           ELSE 'not at ' END || 'partition ' || o.\"partition\" || ', offset ' || ifnull(o.\"offset\", '(unknown)') \
           FROM outbox o LEFT JOIN extent e ON e.\"partition\" = o.\"partition\" \
           LEFT JOIN topic_record r ON r.outbox_id = o.id \
-          WHERE o.status = 'PUBLISHED' AND o.\"partition\" IS NOT NULL AND CASE \
+          WHERE o.status = 'PUBLISHED' AND o.\"partition\" IS NOT NULL \
+          AND (o.id > (SELECT published_before FROM incarnation) OR r.outbox_id IS NOT NULL) AND CASE \
           WHEN e.\"partition\" IS NULL THEN o.id <= ?1 \
           WHEN o.\"offset\" IS NULL THEN o.id <= ?1 AND e.low = 0 AND r.outbox_id IS NULL \
           ELSE o.\"offset\" >= e.low AND o.\"offset\" < e.\"end\" AND NOT EXISTS (SELECT 1 FROM topic_record h \
@@ -293,12 +294,25 @@ const NOTES: [Check; 5] = [
     },
 ];
 
-/// `?1` is the topic, `?2` its id.
-const ANEW: Check = Check {
-    kind: "made-anew",
-    what: "partitions are known of a topic of this name that was deleted since: what was on it is told as missing",
-    sql: "SELECT 'partition ' || \"partition\" FROM topic_partition WHERE topic = ?1 AND topic_id <> ?2",
-};
+/// What the topic does not have any more, and need not have. The events were consumed, or taken from the outbox.
+const GONE: [Check; 2] = [
+    Check {
+        kind: "earlier-incarnation",
+        what: "events were published to an earlier incarnation of the topic, which was deleted",
+        sql: "SELECT 'event ' || o.id || ' of payment ' || o.payment_id FROM outbox o \
+              WHERE o.status = 'PUBLISHED' AND o.\"partition\" IS NOT NULL \
+              AND o.id <= (SELECT published_before FROM incarnation) \
+              AND NOT EXISTS (SELECT 1 FROM topic_record r WHERE r.outbox_id = o.id) ORDER BY o.id",
+    },
+    Check {
+        kind: "deleted-from-topic",
+        what: "events were published, and the broker has deleted their records: retention, or kafka-delete-records",
+        sql: "SELECT 'event ' || o.id || ' of payment ' || o.payment_id || ': partition ' || o.\"partition\" || ', offset ' \
+              || o.\"offset\" FROM outbox o JOIN extent e ON e.\"partition\" = o.\"partition\" \
+              WHERE o.status = 'PUBLISHED' AND o.\"offset\" < e.low AND NOT (o.id <= (SELECT published_before FROM incarnation) \
+              AND NOT EXISTS (SELECT 1 FROM topic_record r WHERE r.outbox_id = o.id)) ORDER BY o.id",
+    },
+];
 
 /// What is read from the topic, and the events that are behind a later one. A second copy is not late, but twice.
 const TEMPORARY: &str = "
@@ -313,6 +327,7 @@ const TEMPORARY: &str = "
         PRIMARY KEY (\"partition\", \"offset\")
     ) WITHOUT ROWID;
     CREATE TEMP TABLE extent (\"partition\" INTEGER PRIMARY KEY, low INTEGER NOT NULL, \"end\" INTEGER NOT NULL);
+    CREATE TEMP TABLE incarnation (published_before INTEGER NOT NULL);
     CREATE TEMP VIEW late AS SELECT r.*, EXISTS (SELECT 1 FROM main.dead_letter l \
         JOIN main.dead_letter_action a ON a.dead_letter_id = l.id WHERE l.outbox_id = r.outbox_id AND a.action = 'replay') AS sent_again \
         FROM (SELECT \"partition\", \"offset\", outbox_id, max(outbox_id) OVER (PARTITION BY \"partition\" \
@@ -361,6 +376,11 @@ impl Audited {
         for Extent { partition, low, end } in reading.map_or(&[][..], |reading| reading.extents) {
             self.connection.execute("INSERT INTO extent VALUES (?1, ?2, ?3)", (partition, low, end))?;
         }
+        self.connection.execute(
+            "INSERT INTO incarnation SELECT ifnull(max(published_before), 0) FROM topic_incarnation \
+             WHERE topic = ?1 AND topic_id = ?2",
+            (topic, reading.and_then(|reading| reading.id)),
+        )?;
         let published_before = self.published_before;
         let tx = self.connection.transaction()?;
         let mut findings = Findings { tx: &tx, limit, found: Vec::new() };
@@ -381,8 +401,10 @@ impl Audited {
         for check in &NOTES {
             notes.ask(check, [])?;
         }
-        if let Some(id) = reading.and_then(|reading| reading.id) {
-            notes.ask(&ANEW, (topic, id))?;
+        if reading.is_some() {
+            for check in &GONE {
+                notes.ask(check, [])?;
+            }
         }
         let notes = notes.found;
         // Without its pages there is nothing to count.

@@ -128,6 +128,7 @@ pub fn reconcile(
     reached: &Reached,
     now: Timestamp,
 ) -> rusqlite::Result<Reconciled> {
+    record_incarnation(tx, &reached.topic, now)?;
     let mut result = Reconciled::default();
     let mut newest = 0;
     for Found { notice, partition, offset } in found {
@@ -158,6 +159,22 @@ pub fn reconcile(
     }
     reach(tx, reached)?;
     Ok(result)
+}
+
+/// Records an incarnation of the topic when the publisher first sees it: what was published before is on an earlier one.
+/// Every event up to the newest delivery was published, and those behind it up to the next one that is INIT.
+fn record_incarnation(tx: &Transaction<'_>, topic: &Topic, now: Timestamp) -> rusqlite::Result<()> {
+    let known = "SELECT 1 FROM topic_incarnation WHERE topic = ?1 AND topic_id = ?2";
+    if tx.prepare_cached(known)?.exists((&topic.name, topic.id))? {
+        return Ok(());
+    }
+    tx.execute(
+        "INSERT INTO topic_incarnation (topic, topic_id, published_before, first_seen_at) VALUES (?1, ?2, coalesce( \
+         (SELECT id FROM outbox WHERE status = 'INIT' AND id > ifnull((SELECT max(outbox_id) FROM delivery), 0) \
+         ORDER BY id LIMIT 1) - 1, (SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0), ?3)",
+        (&topic.name, topic.id, now.as_micros()),
+    )?;
+    Ok(())
 }
 
 /// What came of taking records.

@@ -434,9 +434,9 @@ fn each_thing_that_is_wrong_with_the_topic_is_found_as_what_it_is() {
     case.doctor("DELETE FROM delivery WHERE outbox_id = 3").assert_found(&[], &[]);
     let taken =
         "INSERT OR REPLACE INTO topic_partition (topic, \"partition\", topic_id, consumed_to) SELECT 'dangling', 0";
-    case.doctor(&format!("{taken}, zeroblob(16), 2")).assert_found(&[], &["made-anew"]);
-    case.doctor(&format!("{taken}, zeroblob(16), 3")).assert_found(&["dangling"], &["made-anew"]);
-    case.doctor("UPDATE outbox SET \"offset\" = NULL WHERE id = 3").assert_found(&["dangling"], &["made-anew"]);
+    case.doctor(&format!("{taken}, zeroblob(16), 2")).assert_found(&[], &[]);
+    case.doctor(&format!("{taken}, zeroblob(16), 3")).assert_found(&["dangling"], &[]);
+    case.doctor("UPDATE outbox SET \"offset\" = NULL WHERE id = 3").assert_found(&["dangling"], &[]);
 
     let case = on("elsewhere-2", &IN_ORDER);
     let found = case.node.found(&env(&broker.bootstrap(), "nowhere"));
@@ -484,8 +484,35 @@ fn transactions_and_what_the_broker_deleted_are_no_finding() {
         let deleted = kafka.admin().delete_records(to, krafka::admin::DeleteRecordsOptions::default()).await.unwrap();
         assert!(deleted.values().all(Result::is_ok), "{deleted:?}");
     });
-    case.assert_found(&[], &[]);
+    case.assert_found(&[], &["deleted-from-topic"]);
     assert!(case.report().contains("1 records of this node, 0 of others; partition 0 from offset 5 to 7"));
+    let note = "note deleted-from-topic: 2 events were published, and the broker has deleted their records";
+    assert!(case.report().contains(note), "{}", case.report());
+}
+
+#[test]
+fn events_of_an_earlier_incarnation_of_the_topic_are_a_note_and_not_missing() {
+    let broker = Broker::start("4.4.0");
+    let case = OnTopic::new(&Node::new(), &broker, "recreated", &[1, 2, 3]);
+    case.assert_found(&[], &[]);
+    topic::delete(&broker.bootstrap(), "recreated", LIMIT);
+    make(&broker, "recreated");
+    case.put(4, "2", "4");
+    case.doctor("UPDATE outbox SET \"partition\" = 0, \"offset\" = 0 WHERE id = 4");
+    case.assert_found(&["missing"], &[]);
+    let id = block_on(async {
+        let kafka = Kafka::builder(broker.bootstrap()).connect().await.unwrap();
+        let options = krafka::admin::DescribeTopicsOptions::default();
+        kafka.admin().describe_topics(["recreated"], options).await.unwrap()["recreated"].as_ref().unwrap().topic_id
+    });
+    let hex = format!("{:032x}", u128::from_be_bytes(id));
+    case.doctor(&format!("INSERT INTO topic_incarnation VALUES ('recreated', x'{hex}', 3, 1)"));
+    case.assert_found(&[], &["earlier-incarnation"]);
+    let note = "note earlier-incarnation: 3 events were published to an earlier incarnation of the topic";
+    assert!(case.report().contains(note), "{}", case.report());
+    // A later one that is not there is missing all the same.
+    case.doctor("UPDATE outbox SET \"partition\" = 0, \"offset\" = 0 WHERE id = 5");
+    case.assert_found(&["missing"], &["earlier-incarnation"]);
 }
 
 #[test]
