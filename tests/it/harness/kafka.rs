@@ -12,6 +12,7 @@ use super::{lock, wait_for};
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::net::TcpStream;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Mutex, OnceLock};
@@ -106,6 +107,32 @@ impl Broker {
         self.wait_until_it_serves().unwrap_or_else(|failure| failure.panic());
     }
 
+    /// SIGTERM: the broker closes its files, and does not look for damage in them at the next start.
+    pub fn stop(&mut self) {
+        self.jvm.terminate(START_LIMIT);
+    }
+
+    /// Changes one byte of a data batch, on the disk of a broker that was stopped: its checksum does not fit any more.
+    /// `choose` gets the number of batches, and returns the index of one. Returns the batch's offsets, if there is a batch.
+    pub fn corrupt(
+        &self,
+        topic: &str,
+        partition: i32,
+        choose: impl FnOnce(usize) -> usize,
+    ) -> Option<RangeInclusive<i64>> {
+        let folder = self.scratch.path().join(format!("data/{topic}-{partition}"));
+        let mut segments: Vec<PathBuf> = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).collect();
+        segments.retain(|path| path.extension().is_some_and(|extension| extension == "log"));
+        let path = segments.into_iter().max()?;
+        let mut bytes = fs::read(&path).expect("a stopped broker's log can be read");
+        let batches = data_batches(&bytes);
+        let (start, offsets) = batches.get(choose(batches.len()))?.clone();
+        // Behind the header of 61 bytes (https://kafka.apache.org/documentation/#recordbatch).
+        bytes[start + 62] ^= 0xff;
+        fs::write(&path, bytes).expect("a stopped broker's log can be written");
+        Some(offsets)
+    }
+
     fn boot(home: &Path, ports: Ports, advertised: String, flag: &str) -> Result<Broker, Failure> {
         let scratch = scratch();
         let properties = ports.properties(&advertised, &scratch.path().join("data"), &Listeners::default());
@@ -140,6 +167,28 @@ impl Broker {
             }
         })
     }
+}
+
+/// Where each batch of records begins, and its offsets. Markers of transactions are left out.
+fn data_batches(bytes: &[u8]) -> Vec<(usize, RangeInclusive<i64>)> {
+    let number = |at: usize, length: usize| {
+        bytes.get(at..at + length).map(|part| part.iter().fold(0_i64, |sum, byte| sum << 8 | i64::from(*byte)))
+    };
+    let mut found = Vec::new();
+    let mut at = 0;
+    while let (Some(base), Some(length), Some(attributes), Some(last)) =
+        (number(at, 8), number(at + 8, 4), number(at + 21, 2), number(at + 23, 4))
+    {
+        const CONTROL: i64 = 0x20;
+        if length == 0 {
+            break;
+        }
+        if attributes & CONTROL == 0 {
+            found.push((at, base..=base + last));
+        }
+        at += 12 + usize::try_from(length).expect("a batch is small");
+    }
+    found
 }
 
 impl Drop for Broker {

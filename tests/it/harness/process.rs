@@ -1,12 +1,13 @@
 //! The real binary as a child process: started, watched through its log, ended with care or without.
 
 use super::leash::Leashed;
-use super::{lock, pass, wait_for, wait_until};
+use super::{POLL, lock, pass, wait_for, wait_until};
 use std::env;
 use std::io::{BufRead as _, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -40,6 +41,7 @@ pub struct Payrelay {
     process: Leashed,
     address: SocketAddr,
     log: Arc<Mutex<Vec<String>>>,
+    blocked: Arc<AtomicBool>,
     drain: Option<JoinHandle<()>>,
 }
 
@@ -50,9 +52,17 @@ impl Payrelay {
         let mut process = spawn(options, Stdio::null());
         let stderr = BufReader::new(process.take_stderr());
         let log = Arc::new(Mutex::new(Vec::new()));
+        let blocked = Arc::new(AtomicBool::new(false));
         let drain = thread::spawn({
-            let log = Arc::clone(&log);
-            move || stderr.lines().map_while(Result::ok).for_each(|line| lock(&log).push(line))
+            let (log, blocked) = (Arc::clone(&log), Arc::clone(&blocked));
+            move || {
+                for line in stderr.lines().map_while(Result::ok) {
+                    lock(&log).push(line);
+                    while blocked.load(Relaxed) {
+                        thread::park_timeout(POLL);
+                    }
+                }
+            }
         });
         let mut drain = Some(drain);
         let deadline = Instant::now() + START_LIMIT;
@@ -68,7 +78,7 @@ impl Payrelay {
             assert!(hope, "payrelay does not serve (exit: {exit:?}):\n{lines}");
             address
         });
-        Payrelay { process, address, log, drain }
+        Payrelay { process, address, log, blocked, drain }
     }
 
     /// Starts the binary and kills it so much later, wherever it is by then.
@@ -78,6 +88,11 @@ impl Payrelay {
         pass(after);
         process.kill();
         let _ = log.join();
+    }
+
+    /// Reads no more of its log, until it has ended: the pipe fills.
+    pub fn block_log(&self) {
+        self.blocked.store(true, Relaxed);
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -132,6 +147,7 @@ impl Payrelay {
 
     /// The pipe ends with the process, and then the log is complete.
     fn finish_log(&mut self) {
+        self.blocked.store(false, Relaxed);
         if let Some(drain) = self.drain.take() {
             let _ = drain.join();
         }

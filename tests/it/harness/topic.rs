@@ -175,6 +175,17 @@ pub fn truncate(bootstrap: &str, topic: &str, partition: i32, offset: i64) {
     });
 }
 
+/// Deletes everything that a partition has, if the topic is there.
+pub fn truncate_to_end(bootstrap: &str, topic: &str, partition: i32) {
+    block_on(async {
+        let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
+        // To the high watermark (https://kafka.apache.org/documentation/#deleterecords).
+        let before = [(TopicPartition::new(topic, partition), -1)];
+        // Not while the partition has no leader.
+        let _ = kafka.admin().delete_records(before, DeleteRecordsOptions::default()).await;
+    });
+}
+
 /// Sets the offset of partition 0 of a group without members, as an operator's tool does.
 pub fn commit(bootstrap: &str, group: &str, topic: &str, offset: i64) {
     block_on(async {
