@@ -93,6 +93,16 @@ CREATE TABLE topic_partition (
     PRIMARY KEY (topic, "partition")
 ) STRICT, WITHOUT ROWID;
 
+-- What was acknowledged and may not be visible to read_committed consumers yet: a row a partition, while there is any.
+CREATE TABLE topic_unseen (
+    topic       TEXT    NOT NULL,
+    topic_id    BLOB    NOT NULL,
+    "partition" INTEGER NOT NULL,
+    "offset"    INTEGER NOT NULL, -- of the first such event
+    outbox_id   INTEGER NOT NULL, -- no such event has a smaller id
+    PRIMARY KEY (topic, topic_id, "partition")
+) STRICT, WITHOUT ROWID;
+
 -- The incarnations of a topic that this node has published to: one that was deleted and created again has another id
 -- (KIP-516). Written before the first event is published to it.
 CREATE TABLE topic_incarnation (

@@ -19,7 +19,9 @@ use crate::config;
 use crate::store::StoreError;
 use crate::store::topic::Topic;
 
+pub(crate) mod hanging;
 mod security;
+pub(crate) mod watch;
 
 pub(crate) use self::security::check;
 

@@ -3,9 +3,9 @@
 //! Publish, wait for the word, then record; and while one batch is being recorded, publish the next. After a crash between
 //! the word and the record the publisher finds those events on the topic, at the next start, before it publishes anything.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, after, never, select_biased};
+use crossbeam_channel::{Receiver, after, at, never, select_biased};
 
 use crate::clock::Timestamp;
 use crate::outage::{Backoff, Outage, Part};
@@ -13,7 +13,7 @@ use crate::publisher::{Publisher, Trouble};
 use crate::runtime::metrics::Metrics;
 use crate::store::outbox::{self, Place, Receipt};
 use crate::store::topic::{self, Reached};
-use crate::store::{Store, StoreError, Transaction, Writing};
+use crate::store::{Store, StoreError, Transaction, Writing, visibility};
 use crate::worker::{Stop, Waker};
 
 /// How long the relay waits when the other side is away. The cap is short because nothing is spent by trying: no
@@ -93,7 +93,7 @@ impl Relay {
         while !stop.requested() {
             let (wake, pause) = match self.step() {
                 Step::Progress => continue,
-                Step::Idle => (self.wake.clone(), never()),
+                Step::Idle => (self.wake.clone(), self.publisher.due().map_or_else(never, at)),
                 Step::Away(delay) => (never(), after(delay)),
                 Step::Fenced => return,
             };
@@ -123,11 +123,11 @@ impl Relay {
         }
         let (after, limit) = (self.published_to, self.batch_max);
         let batch = self.store.read(|connection| outbox::unpublished(connection, after, limit))?;
-        let Some(last) = batch.last() else {
+        if batch.is_empty() && self.publisher.due().is_none_or(|at| at > Instant::now()) {
             self.record()?;
             self.published_to = 0;
             return Ok(Step::Idle);
-        };
+        }
         self.metrics.relay_attempted(Timestamp::now());
         let published = self.publisher.publish(&batch);
         let whole = published.receipts.iter().map(|receipt| receipt.outbox_id).eq(batch.iter().map(|e| e.outbox_id));
@@ -137,6 +137,10 @@ impl Relay {
                 Step::Progress
             }
             Some(Trouble::Away(away)) => Step::Away(self.outage.failed(&away)),
+            Some(Trouble::Hidden(why)) => {
+                let delay = self.outage.failed(&why);
+                if batch.is_empty() { Step::Away(delay) } else { Step::Progress }
+            }
             Some(Trouble::Fenced(reason)) => {
                 log::error!(
                     "another process publishes as node {}, so this one stops: {reason}; one database has one payrelay, and \
@@ -151,7 +155,7 @@ impl Relay {
         self.reached = published.reached;
         before?;
         self.begin_record()?;
-        if whole {
+        if let Some(last) = batch.last().filter(|_| whole) {
             self.published_to = last.outbox_id;
         } else {
             // What has no receipt is to be read again, and what has one is not: the database has to know first.
@@ -185,7 +189,9 @@ impl Relay {
             let (receipts, reached) = (self.unrecorded.clone(), self.reached.clone());
             let mark = move |tx: &Transaction<'_>| {
                 outbox::mark_published(tx, &receipts, Timestamp::now())?;
-                reached.iter().try_for_each(|reached| topic::reach(tx, reached))
+                let Some(reached) = &reached else { return Ok(()) };
+                visibility::note(tx, &reached.topic, &receipts)?;
+                topic::reach(tx, reached)
             };
             self.recording = Some(self.store.begin_write(mark)?);
         }

@@ -7,7 +7,7 @@
 //! is marked. With `exactly-once` the batch of the dead cannot arrive later either: the new producer takes the
 //! transactional id over, and the broker aborts what was open under it and refuses what still comes (KIP-98).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -24,10 +24,13 @@ use super::{Published, Publisher, Trouble};
 use crate::clock::Timestamp;
 use crate::config::{self, Delivery};
 use crate::event::{Event, NodeId, Notice, Record};
-use crate::kafka::{Driver, Failure, Link, identify};
-use crate::store::Store;
+use crate::kafka::hanging::{Owner, end_hanging, open_transactions, transactional_ids};
+use crate::kafka::watch::{Sight, Watch};
+use crate::kafka::{Driver, Failure, Identified, Link, identify, within};
 use crate::store::outbox::{Place, Receipt};
 use crate::store::topic::{self, Found, Reached, Reconciled, Topic};
+use crate::store::visibility::{self, Unseen};
+use crate::store::{Store, StoreError, Transaction};
 use crate::topic_reader::{End, TopicReader, TopicRecord};
 
 /// How long one call takes at most before it says that the other side is away. What is under way goes on at the next call.
@@ -79,6 +82,10 @@ struct Line {
     suspect: Option<i64>,
     /// When another producer has taken the transactional id over.
     fenced_at: Option<Instant>,
+    /// Whether anything that was published may not be visible yet.
+    is_unseen: bool,
+    /// Why events that were published are not visible.
+    hidden: Option<String>,
 }
 
 struct Context {
@@ -99,12 +106,22 @@ enum Stage {
     Looking(Session, Box<TopicReader>, Instant),
     Ready(Session),
     Sending(Work<(Session, Sent)>),
+    /// Looking whether what was published is visible.
+    Checking(Work<(Session, Result<Sight, Failure>)>),
 }
 
 /// A producer on a topic.
 struct Session {
+    kafka: krafka::Kafka,
     producer: Sender,
     topic: Topic,
+    /// Other producers' open transactions.
+    blocked_by: Option<String>,
+    /// What was published by earlier sessions and may be hidden, and the events of it that the topic has shown.
+    unseen: Vec<Unseen>,
+    visible: BTreeSet<i64>,
+    /// What this session has published.
+    watch: Watch,
     /// By partition, behind the last record that was looked at or sent: everything new comes after it.
     ends: BTreeMap<i32, i64>,
 }
@@ -114,6 +131,16 @@ impl Session {
         match self.producer {
             Sender::Plain(_) => Delivery::AtLeastOnce,
             Sender::Transactional(_) => Delivery::ExactlyOnce,
+        }
+    }
+
+    /// These are on the topic, where `read_committed` consumers see them.
+    fn saw(&mut self, found: &[Found]) {
+        for Found { notice, partition, offset } in found {
+            let is_noted = |first: &Unseen| first.partition == *partition && first.offset <= *offset;
+            if self.unseen.iter().any(is_noted) {
+                self.visible.insert(notice.outbox_id);
+            }
         }
     }
 
@@ -156,10 +183,19 @@ impl KafkaPublisher {
         let link = Mutex::new(Link::new(settings.clone(), format!("payrelay-publisher-{node}")));
         let context = Arc::new(Context { settings, node, store, link });
         let driver = Driver::new()?;
-        Ok(Self {
-            line: Line { stage: Stage::Closed, context, alone_until: 0, refused: None, suspect: None, fenced_at: None },
-            driver,
-        })
+        // If the database does not say, the topic does.
+        let is_unseen = context.store.read(visibility::is_any_unseen).unwrap_or(true);
+        let pipeline = Line {
+            stage: Stage::Closed,
+            context,
+            alone_until: 0,
+            refused: None,
+            suspect: None,
+            fenced_at: None,
+            is_unseen,
+            hidden: None,
+        };
+        Ok(Self { line: pipeline, driver })
     }
 }
 
@@ -168,12 +204,24 @@ impl Publisher for KafkaPublisher {
         self.driver.runtime().block_on(self.line.publish(batch))
     }
 
+    fn due(&self) -> Option<Instant> {
+        self.line.due()
+    }
+
     fn name(&self) -> &'static str {
         "Kafka (publisher)"
     }
 }
 
 impl Line {
+    /// While anything may be invisible, a session looks after it.
+    fn due(&self) -> Option<Instant> {
+        match &self.stage {
+            Stage::Ready(session) => session.watch.due(),
+            _ => self.is_unseen.then(Instant::now),
+        }
+    }
+
     async fn publish(&mut self, batch: &[Event]) -> Published {
         let deadline = Instant::now() + PATIENCE;
         let first = batch.first().map(|event| event.outbox_id);
@@ -199,34 +247,20 @@ impl Line {
                     self.stage = Stage::Looking(session, reader, since);
                     return Published::default();
                 }
-                Stage::Looking(mut session, mut reader, since) => {
-                    match self.look(&mut session, &mut reader, deadline).await {
-                        Err(silent @ Failure::Silent(_)) => {
-                            let held = reader
-                                .held_back()
-                                .map(|partition| Held { partition, topic: session.topic.name.clone() });
-                            // The reader is told of no other leader, and of no other life of the topic: the next try asks.
-                            if since.elapsed() < OPENING {
-                                self.stage = Stage::Looking(session, reader, since);
-                            }
-                            return held.map_or_else(|| away(&silent), |held| away(&held));
-                        }
-                        Err(failed) => return away(&failed),
-                        Ok(found) => {
-                            self.stage = if reader.done() {
-                                Stage::Ready(session)
-                            } else {
-                                Stage::Looking(session, reader, Instant::now())
-                            };
-                            if found {
-                                // What was to be published may have been there already: the caller has to look again.
-                                return Published::default();
-                            }
-                        }
+                Stage::Looking(session, reader, since) => {
+                    if let Some(end) = self.look_on(session, reader, since, deadline).await {
+                        return end;
                     }
                 }
-                // Nothing is under way on it.
-                Stage::Ready(session) if session.delivery() != delivery => {}
+                Stage::Ready(session) if session.watch.due().is_some_and(|at| at <= Instant::now()) => {
+                    self.stage = Stage::Checking(Box::pin(check(session, Arc::clone(&self.context))));
+                }
+                Stage::Ready(session) if batch.is_empty() => {
+                    self.stage = Stage::Ready(session);
+                    return Published { trouble: self.hidden.clone().map(Trouble::Hidden), ..Published::default() };
+                }
+                // Nothing is under way on it; what it has published is recorded before the next one looks.
+                Stage::Ready(session) if session.delivery() != delivery => return Published::default(),
                 Stage::Ready(session) => {
                     let count = if alone { 1 } else { batch.len() };
                     let batch = Batch::new(&self.context, &batch[..count.min(batch.len())]);
@@ -239,12 +273,70 @@ impl Line {
                     self.stage = Stage::Sending(work);
                     return away(&Failure::Silent(PATIENCE));
                 }
+                Stage::Checking(mut work) => {
+                    let Ok((session, sight)) = timeout_at(deadline.into(), &mut work).await else {
+                        self.stage = Stage::Checking(work);
+                        return away(&Failure::Silent(PATIENCE));
+                    };
+                    if let Some(end) = self.checked(session, sight) {
+                        return end;
+                    }
+                }
             }
         }
     }
 
+    /// Looks at the next records of the topic. Returns what the caller has to know first.
+    async fn look_on(
+        &mut self,
+        mut session: Session,
+        mut reader: Box<TopicReader>,
+        since: Instant,
+        deadline: Instant,
+    ) -> Option<Published> {
+        match self.look(&mut session, &mut reader, deadline).await {
+            Err(silent @ Failure::Silent(_)) => {
+                let held = reader.held_back().map(|partition| Held {
+                    partition,
+                    topic: session.topic.name.clone(),
+                    blocked_by: session.blocked_by.clone().unwrap_or_default(),
+                });
+                // The reader is told of no other leader, and of no other life of the topic: the next try asks.
+                if since.elapsed() < OPENING {
+                    self.stage = Stage::Looking(session, reader, since);
+                }
+                Some(held.map_or_else(|| away(&silent), |held| away(&held)))
+            }
+            Err(failed) => Some(away(&failed)),
+            Ok(found) => {
+                self.stage =
+                    if reader.done() { Stage::Ready(session) } else { Stage::Looking(session, reader, Instant::now()) };
+                // What was to be published may have been there already: the caller has to look again.
+                found.then(Published::default)
+            }
+        }
+    }
+
+    /// A session that may have hidden events, or does not answer, is given up: the next one reads the topic first.
+    fn checked(&mut self, session: Session, sight: Result<Sight, Failure>) -> Option<Published> {
+        match sight {
+            Ok(Sight::Reopen) => return Some(Published::default()),
+            Err(failed) => return Some(away(&failed)),
+            Ok(Sight::Fine) => self.hidden = None,
+            Ok(Sight::Hidden(why)) => self.hidden = Some(why),
+        }
+        self.is_unseen = session.watch.due().is_some();
+        self.stage = Stage::Ready(session);
+        None
+    }
+
     /// Marks what is on the topic; true if that concerned anything that was to be published.
-    async fn look(&self, session: &mut Session, reader: &mut TopicReader, deadline: Instant) -> Result<bool, Failure> {
+    async fn look(
+        &mut self,
+        session: &mut Session,
+        reader: &mut TopicReader,
+        deadline: Instant,
+    ) -> Result<bool, Failure> {
         let patience = deadline.saturating_duration_since(Instant::now()).max(PATIENCE / 10);
         let records = reader.next_within(patience).await?;
         let mut offsets: BTreeMap<i32, i64> =
@@ -254,11 +346,13 @@ impl Line {
         }
         let found: Vec<Found> = records.iter().filter_map(|record| self.ours(record)).collect();
         session.ends.extend(&offsets);
-        let topic = &session.topic;
+        session.saw(&found);
+        let topic = session.topic.clone();
         let reached = Reached { topic: topic.clone(), offsets };
         let now = Timestamp::now();
         let Reconciled { marked, conflicts, unknown } =
             self.context.store.write(move |tx| topic::reconcile(tx, &found, &reached, now))?;
+        let requeued = if reader.done() { self.requeue_hidden(session, reader)? } else { 0 };
         if marked > 0 {
             log::info!("{marked} events are on the topic already: marked, not published again");
         }
@@ -270,7 +364,28 @@ impl Line {
                 topic.name
             );
         }
-        Ok(marked + conflicts > 0)
+        Ok(marked + conflicts + requeued > 0)
+    }
+
+    /// The topic was read: what was published and is not there is to be published again.
+    fn requeue_hidden(&mut self, session: &mut Session, reader: &TopicReader) -> Result<usize, StoreError> {
+        let mut requeued = 0;
+        let unseen = std::mem::take(&mut session.unseen);
+        let visible = std::mem::take(&mut session.visible);
+        if self.is_unseen || !unseen.is_empty() {
+            let read = reader.extents().iter().map(|extent| (extent.partition, extent.low..extent.end)).collect();
+            let requeue = move |tx: &Transaction<'_>| visibility::requeue_hidden(tx, &unseen, &read, &visible);
+            requeued = self.context.store.write(requeue)?;
+        }
+        if requeued > 0 {
+            log::warn!(
+                "{requeued} published events are not visible on {}: their transaction was aborted; publishing them again",
+                session.topic.name
+            );
+        }
+        self.is_unseen = false;
+        self.hidden = None;
+        Ok(requeued)
     }
 
     fn ours(&self, record: &TopicRecord) -> Option<Found> {
@@ -282,6 +397,8 @@ impl Line {
     fn sent(&mut self, mut session: Session, sent: Sent) -> Published {
         let Sent { events, mut receipts, error, began } = sent;
         let reached = session.reached(&receipts);
+        session.watch.add(&receipts, Instant::now());
+        self.is_unseen |= session.watch.due().is_some();
         if events.first().is_some_and(|(first, _)| *first > self.alone_until) {
             self.alone_until = 0;
         }
@@ -291,7 +408,7 @@ impl Line {
             if reached.is_some() || receipts.is_empty() {
                 self.stage = Stage::Ready(session);
             }
-            return Published { receipts, reached, trouble: None };
+            return Published { receipts, reached, trouble: self.hidden.clone().map(Trouble::Hidden) };
         };
         // The next try starts afresh, and looks first: another leader, a batch whose answer was lost.
         let mut trouble = None;
@@ -329,10 +446,14 @@ impl Line {
 
 /// Our events may be behind somebody's open transaction, where nobody sees them.
 #[derive(Debug, thiserror::Error)]
-#[error("a transaction is open on partition {partition} of {topic}, and hides whether our events are behind it")]
+#[error(
+    "a transaction is open on partition {partition} of {topic}, and hides whether our events are behind it{blocked_by}"
+)]
 struct Held {
     partition: i32,
     topic: Arc<str>,
+    /// Which one, where the cluster says so.
+    blocked_by: String,
 }
 
 /// A batch, as it is handed over.
@@ -365,20 +486,80 @@ async fn open(context: Arc<Context>, delivery: Delivery) -> Result<(Session, Box
             Sender::Plain(Box::new(builder(&kafka).delivery_timeout(DELIVERY_TIMEOUT).build().await?))
         }
         Delivery::ExactlyOnce => {
-            let builder = builder(&kafka)
-                .delivery_timeout(DELIVERY_TIMEOUT_IN_TRANSACTION)
-                .transaction_timeout(TRANSACTION_TIMEOUT);
-            Sender::Transactional(Box::new(builder.build_transactional(format!("payrelay-{node}")).await?))
+            let [id] = transactional_ids(node);
+            Sender::Transactional(Box::new(transactional(&kafka, &id).await?))
         }
     };
-    let topic = identify(&kafka, &settings.topic).await?.topic;
+    let Identified { topic, partitions } = identify(&kafka, &settings.topic).await?;
+    let blocked_by = end_ours(&kafka, &producer, &context, &topic, partitions).await?;
     let known = store.read(|connection| topic::partitions(connection, &topic))?;
-    let from = |number| known.iter().find(|known| known.partition == number).map(|known| known.published_to);
+    // By the writer, which records what was just published before that.
+    let noted = topic.clone();
+    let unseen = store.write(move |tx| visibility::unseen(tx, &noted))?;
+    let from = |number| {
+        let published_to = known.iter().find(|known| known.partition == number).map(|known| known.published_to)?;
+        let first_unseen = unseen.iter().find(|first| first.partition == number).map(|first| first.offset);
+        Some(first_unseen.map_or(published_to, |offset| offset.min(published_to)))
+    };
     let reader = TopicReader::open_within(OPENING, &kafka, &topic.name, End::Whole, from).await?;
     // Gone, or made anew, since it was identified: the next try starts with what there is then.
     let reader = reader.filter(|reader| reader.topic_id() == topic.id);
     let reader = reader.ok_or_else(|| KrafkaError::UnknownTopic { topic: settings.topic.clone() })?;
-    Ok((Session { producer, topic, ends: BTreeMap::new() }, Box::new(reader)))
+    let (visible, watch) = Default::default();
+    let session = Session { kafka, producer, topic, blocked_by, unseen, visible, watch, ends: BTreeMap::new() };
+    Ok((session, Box::new(reader)))
+}
+
+async fn transactional(kafka: &krafka::Kafka, id: &str) -> Result<TransactionalProducer, KrafkaError> {
+    builder(kafka)
+        .delivery_timeout(DELIVERY_TIMEOUT_IN_TRANSACTION)
+        .transaction_timeout(TRANSACTION_TIMEOUT)
+        .build_transactional(id)
+        .await
+}
+
+/// Ends our own hanging transactions, before anything else is sent. Returns what other producers' transactions hold back.
+async fn end_ours(
+    kafka: &krafka::Kafka,
+    sender: &Sender,
+    context: &Context,
+    topic: &Topic,
+    partitions: usize,
+) -> Result<Option<String>, KrafkaError> {
+    let partitions = (0..).take(partitions).collect();
+    let ids = transactional_ids(&context.node);
+    let open = match within(PATIENCE, open_transactions(kafka, &topic.name, &partitions, &ids)).await {
+        Ok(open) => open,
+        Err(failed) => {
+            log::debug!("the cluster does not describe open transactions: {failed}");
+            return Ok(None);
+        }
+    };
+    let mut hanging: BTreeMap<&str, Vec<i32>> = BTreeMap::new();
+    for open in &open {
+        if let Owner::OursEnded { transactional_id } = &open.owner {
+            log::warn!("{open}, although its coordinator has ended it: ending it, and publishing its events again");
+            hanging.entry(transactional_id).or_default().push(open.partition);
+        }
+    }
+    for (id, partitions) in hanging {
+        match sender {
+            Sender::Transactional(producer) if producer.transactional_id() == id => {
+                end_hanging(producer, &topic.name, &partitions).await?;
+            }
+            _ => end_hanging(&transactional(kafka, id).await?, &topic.name, &partitions).await?,
+        }
+    }
+    let other = open.iter().find(|open| matches!(open.owner, Owner::Other { .. }));
+    Ok(other.map(|open| format!(": {}", open.describe(&context.settings.bootstrap_servers))))
+}
+
+async fn check(mut session: Session, context: Arc<Context>) -> (Session, Result<Sight, Failure>) {
+    let Context { settings, node, store, .. } = &*context;
+    let ids = transactional_ids(node);
+    let Session { kafka, topic, watch, .. } = &mut session;
+    let sight = watch.check(kafka, store, topic, &ids, &settings.bootstrap_servers).await;
+    (session, sight)
 }
 
 fn builder(kafka: &krafka::Kafka) -> krafka::producer::ProducerBuilder {

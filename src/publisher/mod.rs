@@ -3,6 +3,8 @@
 pub mod application;
 pub mod kafka;
 
+use std::time::Instant;
+
 use crate::event::Event;
 use crate::store::outbox::Receipt;
 use crate::store::topic::Reached;
@@ -24,6 +26,9 @@ pub enum Trouble {
     /// The other side does not answer: try again.
     #[error("{0}")]
     Away(String),
+    /// Events that were published are not visible to `read_committed` consumers. Publishing continues.
+    #[error("{0}")]
+    Hidden(String),
     /// Another process publishes in this one's name: stop.
     #[error("{0}")]
     Fenced(String),
@@ -37,7 +42,14 @@ pub trait Publisher: Send {
     /// What was handed over and is still without an answer is remembered: called again, it waits for those answers and
     /// hands nothing else over. So there may be fewer receipts than events although the other side is there; and what has
     /// none may have been marked by the publisher itself, and is to be read again.
+    ///
+    /// An empty batch looks after what was published before.
     fn publish(&mut self, batch: &[Event]) -> Published;
+
+    /// When [`Publisher::publish`] is to be called even if nothing waits: what was published may not be visible yet.
+    fn due(&self) -> Option<Instant> {
+        None
+    }
 
     /// What it is called in the log.
     fn name(&self) -> &'static str;

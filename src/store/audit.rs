@@ -5,11 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, Params, Row, Transaction};
 use serde::Serialize;
 
 use super::{OpenError, StoreError, schema};
+use crate::clock::Timestamp;
 use crate::event::NodeId;
 
 /// A database that is looked at. It may be in use, and stays as it is.
@@ -18,6 +20,8 @@ pub struct Audited {
     node: NodeId,
     /// The newest event that was published before the topic's ends were asked for.
     published_before: i64,
+    /// What was published before this must be visible.
+    visible_before: Timestamp,
 }
 
 /// A record of the topic that is one of this node's events.
@@ -262,6 +266,20 @@ const MISSING: Check = Check {
           GROUP BY o.id ORDER BY o.id",
 };
 
+/// `?1`: a while before the topic was looked at. A transaction of ours is visible within that time.
+const INVISIBLE: Check = Check {
+    kind: "invisible",
+    what: "events that were published and are not visible to read_committed consumers: a transaction before them is open",
+    sql: "SELECT 'event ' || o.id || ' of payment ' || o.payment_id || ': partition ' || o.\"partition\" || ', offset ' \
+          || o.\"offset\" || ', last stable offset ' || e.\"end\" FROM outbox o \
+          JOIN extent e ON e.\"partition\" = o.\"partition\" \
+          WHERE o.status = 'PUBLISHED' AND o.\"offset\" >= e.\"end\" AND o.published_at < ?1 \
+          AND o.id > (SELECT published_before FROM incarnation) ORDER BY o.id",
+};
+
+/// How long a transaction of ours may take to become visible.
+const VISIBLE_WITHIN: Duration = Duration::from_secs(5);
+
 /// What a person may want to know, and is as it should be.
 const NOTES: [Check; 5] = [
     Check {
@@ -342,7 +360,7 @@ impl Audited {
         let (connection, node) = schema::open_to_read(path)?;
         let failed = |source| schema::refusal(path, source);
         connection.execute_batch(TEMPORARY).map_err(failed)?;
-        Ok(Self { connection, node, published_before: 0 })
+        Ok(Self { connection, node, published_before: 0, visible_before: Timestamp::from_micros(0) })
     }
 
     /// Who it belongs to.
@@ -354,6 +372,7 @@ impl Audited {
     pub fn begin(&mut self) -> Result<(), StoreError> {
         let sql = "SELECT ifnull(max(id), 0) FROM outbox WHERE status = 'PUBLISHED'";
         self.published_before = self.connection.query_row(sql, [], |row| row.get(0))?;
+        self.visible_before = Timestamp::now().minus(VISIBLE_WITHIN);
         Ok(())
     }
 
@@ -382,6 +401,7 @@ impl Audited {
             (topic, reading.and_then(|reading| reading.id)),
         )?;
         let published_before = self.published_before;
+        let visible_before = self.visible_before;
         let tx = self.connection.transaction()?;
         let mut findings = Findings { tx: &tx, limit, found: Vec::new() };
         findings.damage()?;
@@ -395,6 +415,7 @@ impl Audited {
                 findings.ask(check, [])?;
             }
             findings.ask(&MISSING, [published_before])?;
+            findings.ask(&INVISIBLE, [visible_before.as_micros()])?;
         }
         let found = findings.found;
         let mut notes = Findings { tx: &tx, limit, found: Vec::new() };

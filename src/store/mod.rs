@@ -21,6 +21,7 @@ mod schema;
 mod space;
 pub mod topic;
 pub mod unconsumed;
+pub mod visibility;
 mod writer;
 
 use std::io;

@@ -322,9 +322,9 @@ fn two_of_the_same_node(version: &str) {
     // Each takes the id over from the other, once; fenced again, one of them stops.
     let mut reservation = 1;
     let trouble = wait_for("one of them to stop", LIMIT, || {
-        reservation += 1;
-        database.pay(1, [reservation]);
         [&mut second, &mut first].into_iter().find_map(|publisher| {
+            reservation += 1;
+            database.pay(1, [reservation]);
             let published = publisher.publish(&unpublished(&database));
             let trouble = published.trouble.clone();
             mark(&database, published);

@@ -13,6 +13,7 @@ mod backup;
 mod contract;
 mod end_to_end;
 mod force;
+mod hanging;
 mod harness;
 mod http;
 mod idempotency;

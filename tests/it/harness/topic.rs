@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use krafka::admin::{
     AlterConsumerGroupOffsetsOptions, CreatePartitionsOptions, CreateTopicsOptions, DeleteRecordsOptions,
-    DeleteTopicsOptions, DescribeTopicsOptions, ListTopicsOptions, NewTopic,
+    DeleteTopicsOptions, DescribeProducersOptions, DescribeTopicsOptions, ListTopicsOptions, NewTopic,
 };
 use krafka::consumer::{AutoOffsetReset, Consumer, IsolationLevel, TopicPartition};
 use krafka::producer::TransactionalProducer;
@@ -228,6 +228,23 @@ impl OpenTransaction {
     pub fn commit(self) -> bool {
         self.runtime.block_on(async { self.producer.commit().await.is_ok() })
     }
+}
+
+/// The partitions whose leader calls a transaction open, and where that begins.
+pub fn open_transactions(bootstrap: &str, topic: &str, partitions: i32) -> Vec<(i32, i64)> {
+    block_on(async {
+        let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
+        let all = (0..partitions).map(|partition| TopicPartition::new(topic, partition));
+        let described = kafka.admin().describe_producers(all, DescribeProducersOptions::default()).await;
+        let mut open = Vec::new();
+        for (partition, producers) in described.expect("the broker answers") {
+            let starts =
+                producers.expect("it leads").into_iter().filter_map(|one| one.current_transaction_start_offset);
+            open.extend(starts.map(|start| (partition.partition, start)));
+        }
+        open.sort_unstable();
+        open
+    })
 }
 
 /// Puts a record on a topic: key, value, headers.
