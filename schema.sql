@@ -65,6 +65,7 @@ CREATE TABLE outbox (
     user_id      INTEGER NOT NULL,
     type         TEXT    NOT NULL CHECK (type IN ('payment.completed', 'payment.failed')),
     traceparent  TEXT,
+    tracestate   TEXT,
     status       TEXT    NOT NULL DEFAULT 'INIT' CHECK (status IN ('INIT', 'PUBLISHED', 'REJECTED')),
     rejection    TEXT    CHECK ((rejection IS NOT NULL) = (status = 'REJECTED')),
     created_at   INTEGER NOT NULL,

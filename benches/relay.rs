@@ -58,7 +58,7 @@ fn events(ids: std::ops::Range<i64>) -> Vec<Event> {
         user_id: id % 1000,
         kind: Kind::Completed,
         created_at,
-        traceparent: None,
+        trace: None,
     };
     ids.map(event).collect()
 }

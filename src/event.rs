@@ -96,7 +96,16 @@ pub struct Event {
     /// When it was committed.
     pub created_at: Timestamp,
     /// The client's trace, if it sent one.
-    pub traceparent: Option<String>,
+    pub trace: Option<TraceContext>,
+}
+
+/// A W3C trace context (<https://www.w3.org/TR/trace-context/>), as it is passed on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceContext {
+    /// `traceparent`, in version 00.
+    pub parent: String,
+    /// `tracestate`, if there is one.
+    pub state: Option<String>,
 }
 
 /// A Kafka record without a client's types.
@@ -131,7 +140,10 @@ impl Event {
             (TIME_HEADER, self.created_at.to_string()),
             ("content-type", "text/plain".to_owned()),
         ];
-        headers.extend(self.traceparent.clone().map(|trace| ("traceparent", trace)));
+        if let Some(TraceContext { parent, state }) = self.trace.clone() {
+            headers.push(("traceparent", parent));
+            headers.extend(state.map(|state| ("tracestate", state)));
+        }
         Record {
             key: self.user_id.to_string(),
             value: self.payment_id.to_string(),
@@ -190,22 +202,53 @@ fn shown(event_id: &str) -> String {
     event_id.chars().take(CHARS_MAX).collect()
 }
 
-/// A W3C trace context that may be passed on, version 00 (<https://www.w3.org/TR/trace-context/>). A receiver
-/// that cannot read one goes on as if there were none.
-pub fn parse_traceparent(text: &str) -> Option<&str> {
+impl TraceContext {
+    /// Reads the values of the headers `traceparent` and `tracestate`. A receiver that cannot read them continues as if
+    /// there were none; so does one that finds `traceparent` twice.
+    pub fn parse<'a>(
+        parents: impl IntoIterator<Item = &'a str>,
+        states: impl IntoIterator<Item = &'a str>,
+    ) -> Option<Self> {
+        let mut parents = parents.into_iter();
+        let parent = parents.next().and_then(parse_traceparent)?;
+        if parents.next().is_some() {
+            return None;
+        }
+        let states: Vec<_> = states.into_iter().map(str::trim).filter(|state| !state.is_empty()).collect();
+        Some(Self { parent, state: parse_tracestate(&states.join(",")) })
+    }
+}
+
+/// The fields of version 00, which every later version begins with (section 3.2.2, "Versioning of traceparent").
+fn parse_traceparent(text: &str) -> Option<String> {
+    /// `00-` and 32, 16 and 2 digits with hyphens between them.
+    const LENGTH: usize = 55;
     let hex = |part: &str, len: usize| {
         part.len() == len && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     };
-    let mut parts = text.split('-');
+    let (known, rest) = text.split_at_checked(LENGTH)?;
+    let mut parts = known.split('-');
     let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let rest_fits = if version == "00" { rest.is_empty() } else { rest.is_empty() || rest.starts_with('-') };
     let whole = parts.next().is_none()
-        && version == "00"
+        && hex(version, 2)
+        && version != "ff"
+        && rest_fits
         && hex(trace, 32)
         && hex(span, 16)
         && hex(flags, 2)
         && trace.bytes().any(|b| b != b'0')
         && span.bytes().any(|b| b != b'0');
-    whole.then_some(text)
+    whole.then(|| format!("00-{trace}-{span}-{flags}"))
+}
+
+/// A list of at most 32 members with 512 characters (section 3.3), or nothing.
+fn parse_tracestate(text: &str) -> Option<String> {
+    let printable = text.bytes().all(|b| b == b'\t' || (b' '..=b'~').contains(&b));
+    let members: Vec<_> = text.split(',').map(str::trim).filter(|member| !member.is_empty()).collect();
+    let named = members.iter().all(|member| member.split_once('=').is_some_and(|(key, _)| !key.is_empty()));
+    let fits = (1..=32).contains(&members.len()) && text.len() <= 512;
+    (printable && named && fits).then(|| text.to_owned())
 }
 
 #[cfg(test)]
@@ -226,7 +269,7 @@ mod tests {
             user_id: 42,
             kind: Kind::Completed,
             created_at: Timestamp::from_micros(1_795_341_600_123_456),
-            traceparent: Some(TRACE.into()),
+            trace: Some(TraceContext { parent: TRACE.into(), state: Some("a=1,b=2".into()) }),
         }
     }
 
@@ -243,6 +286,7 @@ mod tests {
             ("ce_time", "2026-11-22T10:00:00.123456Z"),
             ("content-type", "text/plain"),
             ("traceparent", TRACE),
+            ("tracestate", "a=1,b=2"),
         ];
         assert_eq!(record.headers, expected.map(|(name, value)| (name, value.to_owned())));
     }
@@ -272,27 +316,47 @@ mod tests {
 
     #[test]
     fn only_a_whole_traceparent_is_passed_on() {
-        assert_eq!(parse_traceparent(TRACE), Some(TRACE));
+        let rest = &TRACE[2..];
+        assert_eq!(parse_traceparent(TRACE).as_deref(), Some(TRACE));
+        for later in [format!("01{rest}"), format!("fe{rest}-more-fields"), format!("cc{rest}-")] {
+            assert_eq!(parse_traceparent(&later).as_deref(), Some(TRACE), "{later}");
+        }
         let bad = [
-            "",
-            "00",
-            "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
-            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
-            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
-            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-x",
+            String::new(),
+            "00".to_owned(),
+            format!("ff{rest}"),
+            format!("0G{rest}"),
+            format!("01{rest}x"),
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01".to_owned(),
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01".to_owned(),
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01".to_owned(),
+            format!("{TRACE}-x"),
         ];
         for text in bad {
-            assert_eq!(parse_traceparent(text), None, "{text}");
+            assert_eq!(parse_traceparent(&text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn two_traceparents_are_none_and_the_state_goes_along() {
+        let state = |states: &[&str]| TraceContext::parse([TRACE], states.iter().copied()).unwrap().state;
+        assert_eq!(TraceContext::parse([TRACE, TRACE], []), None);
+        assert_eq!(TraceContext::parse(["nonsense"], ["a=1"]), None);
+        assert_eq!(state(&[]), None);
+        assert_eq!(state(&["a=1", "", " b=2 "]).as_deref(), Some("a=1,b=2"));
+        let long = format!("a={}", "x".repeat(511));
+        let many = (0..33).map(|n| format!("k{n}=1")).collect::<Vec<_>>().join(",");
+        for bad in ["=1", "a", "a=\u{1}", "a=ü", &long, &many] {
+            assert_eq!(state(&[bad]), None, "{bad}");
         }
     }
 
     #[test]
     fn the_corpus_of_trace_contexts() {
-        crate::fuzz::corpus("traceparent", 10_000, &["00-", "-01", "ff"], |bytes| {
+        crate::fuzz::corpus("traceparent", 10_000, &["00-", "-01", "ff", "fe-"], |bytes| {
             let text = String::from_utf8_lossy(bytes);
-            let Some(taken) = parse_traceparent(&text) else { return false };
-            assert!(taken == text && taken.len() == 55 && taken.is_ascii(), "{taken}");
+            let Some(parsed) = parse_traceparent(&text) else { return false };
+            assert!(parsed.len() == 55 && parsed.is_ascii() && parsed[2..] == text[2..55], "{parsed}");
             true
         });
     }

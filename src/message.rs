@@ -343,6 +343,7 @@ mod tests {
             currency: "KRW".into(),
             status: Status::Completed,
             failure: None,
+            paid_by: None,
             executed_at: Timestamp::from_micros(1_795_341_600_123_456),
         }
     }
@@ -428,6 +429,7 @@ mod tests {
         let numbers = (0..=i64::MAX, 0..=i64::MAX, 0..=i64::MAX, 0..=i64::MAX);
         (numbers, proptest::option::of(".{0,3000}"), "[A-Z]{3}").prop_map(
             |((id, user, reservation, amount), failure, c)| Payment {
+                paid_by: None,
                 id,
                 user_id: user,
                 reservation_id: reservation,

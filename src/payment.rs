@@ -211,14 +211,16 @@ pub struct Payment {
     pub reservation_id: i64,
     /// In the currency's smallest unit.
     pub amount: i64,
-    /// The currency that was configured when it was executed.
-    #[serde(skip)]
+    /// The currency that was configured when it was executed (ISO 4217).
     pub currency: String,
     /// Whether the money was taken.
     pub status: Status,
     /// Why it was not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+    /// The COMPLETED payment of the same reservation, where this one is FAILED.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paid_by: Option<i64>,
     /// When.
     pub executed_at: Timestamp,
 }

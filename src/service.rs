@@ -167,6 +167,7 @@ impl Service {
             topic: config.kafka.topic.clone(),
             channels: resumes,
             snapshots,
+            metrics,
         });
         let http = http::spawn(listener, app, &exited)?;
         log::info!("listening on http://{address}");

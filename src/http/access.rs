@@ -8,8 +8,10 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hyper::Method;
+use hyper::Version;
 use hyper::header::{AUTHORIZATION, HOST, HeaderMap, ORIGIN};
 use hyper::http::request::Parts;
+use hyper::http::uri::Authority;
 use sha2::{Digest as _, Sha256};
 use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 
@@ -236,6 +238,7 @@ impl Gate {
     pub(super) fn identify(&self, head: &Parts, peer: &Arc<Account>) -> Result<Option<Client>, Problem> {
         let tokens = self.tokens();
         if tokens.0.is_empty() {
+            refuse_forwarded(&head.headers)?;
             self.refuse_pages(head)?;
             let (name, account) = (Arc::clone(&self.nobody), Arc::clone(peer));
             return Ok(Some(Client { name, access: Access::Admin, account }));
@@ -268,6 +271,42 @@ impl Gate {
         let named = head.headers.get_all(HOST).iter().all(|value| value.to_str().is_ok_and(ours));
         named && head.uri.authority().is_none_or(|authority| ours(authority.as_str()))
     }
+}
+
+/// What proxies add to the requests that they pass on (RFC 7239, RFC 9110 7.6.3, and the older names).
+const FORWARDED: [&str; 3] = ["forwarded", "via", "x-real-ip"];
+
+/// Without tokens, who reaches this address may do everything. A request that comes through a proxy comes from elsewhere.
+fn refuse_forwarded(headers: &HeaderMap) -> Result<(), Problem> {
+    let forwarded = |name: &str| FORWARDED.contains(&name) || name.starts_with("x-forwarded-");
+    match headers.keys().find(|name| forwarded(name.as_str())) {
+        None => Ok(()),
+        Some(name) => Err(Problem::forbidden(format!(
+            "the request came through a proxy (it has the header {name}), and no token is configured: \
+             configure tokens ([[http.token]], `payrelay token`)"
+        ))),
+    }
+}
+
+/// HTTP/1.1 needs one valid Host, and none may be there twice (RFC 9112, 3.2).
+pub(super) fn check_host(head: &Parts) -> Result<(), Problem> {
+    let mut hosts = head.headers.get_all(HOST).iter();
+    let Some(host) = hosts.next() else {
+        return match head.version {
+            Version::HTTP_11 => Err(Problem::invalid_host("the request has no Host")),
+            _ => Ok(()),
+        };
+    };
+    if hosts.next().is_some() {
+        return Err(Problem::invalid_host("the request has more than one Host"));
+    }
+    let valid = host.to_str().is_ok_and(|text| {
+        let authority = text.parse::<Authority>();
+        let port = text[host_of(text).len()..].strip_prefix(':').unwrap_or_default();
+        let named = authority.is_ok_and(|authority| !text.contains('@') && !authority.host().is_empty());
+        text.is_empty() || (named && (port.is_empty() || port.parse::<u16>().is_ok()))
+    });
+    if valid { Ok(()) } else { Err(Problem::invalid_host("the Host is no host and port")) }
 }
 
 /// The token of a request, if it has one.

@@ -4,7 +4,7 @@ use hyper::{Method, Response, StatusCode};
 use serde::Serialize;
 
 use super::problem::Problem;
-use super::routes::{App, Body, PAGE, PAGE_MAX, json, number, page_size, pairs};
+use super::routes::{App, Body, PAGE, PAGE_MAX, id_in_path, json, no_parameters, number, page_size, pairs};
 use crate::clock::Timestamp;
 use crate::notifier::Resume;
 use crate::outage::{Part, PartState};
@@ -35,15 +35,17 @@ pub(super) enum Route {
 /// Tells what a method, the rest of a path and a query ask for.
 pub(super) fn route(method: &Method, path: &str, rest: &[&str], query: &str) -> Result<Route, Problem> {
     let found = match *rest {
-        ["channels"] => Route::Channels,
-        ["topic"] => Route::Topic,
-        ["channels", name, "resume"] => Route::Resume { name: name.to_owned() },
+        ["channels"] => no_parameters(query).map(|()| Route::Channels)?,
+        ["topic"] => no_parameters(query).map(|()| Route::Topic)?,
+        ["channels", name, "resume"] => no_parameters(query).map(|()| Route::Resume { name: name.to_owned() })?,
         ["dead-letters"] => page(query)?,
         ["dead-letters", "replay"] => act(ALL, Action::Replay, query)?,
         ["dead-letters", "discard"] => act(ALL, Action::Discard, query)?,
-        ["dead-letters", id] => Route::DeadLetter { id: number("id", id)? },
-        ["dead-letters", id, "replay"] => act(Which::Id(number("id", id)?), Action::Replay, query)?,
-        ["dead-letters", id, "discard"] => act(Which::Id(number("id", id)?), Action::Discard, query)?,
+        ["dead-letters", id] => {
+            no_parameters(query).and_then(|()| Ok(Route::DeadLetter { id: id_in_path(path, id)? }))?
+        }
+        ["dead-letters", id, "replay"] => act(Which::Id(id_in_path(path, id)?), Action::Replay, query)?,
+        ["dead-letters", id, "discard"] => act(Which::Id(id_in_path(path, id)?), Action::Discard, query)?,
         _ => return Err(Problem::not_found(format!("there is nothing at {path}"))),
     };
     let changes = matches!(found, Route::Resume { .. } | Route::Act { .. });
@@ -59,12 +61,20 @@ const ALL: Which = Which::Open { after: 0, limit: PAGE_MAX };
 
 fn act(mut which: Which, action: Action, query: &str) -> Result<Route, Problem> {
     let mut dry_run = false;
+    let mut all = false;
     for (name, value) in pairs(query) {
         match (name, &mut which) {
             ("dry_run", _) => dry_run = truth(name, value)?,
+            ("all", Which::Open { .. }) => all = truth(name, value)?,
             ("after", Which::Open { after, .. }) => *after = number("after", value)?,
-            _ => return Err(Problem::invalid_field(name, "there is no such parameter; there are dry_run and after")),
+            _ => {
+                let detail = "there is no such parameter; there is dry_run, and for all letters all=true and after";
+                return Err(Problem::invalid_field(name, detail));
+            }
         }
+    }
+    if matches!(which, Which::Open { .. }) && !all {
+        return Err(Problem::invalid_field("all", "is missing: this is done to all open dead letters with ?all=true"));
     }
     Ok(Route::Act { which, action, dry_run })
 }
@@ -206,7 +216,7 @@ impl App {
         }
         let next = match (which, outcomes.last()) {
             (Which::Open { limit, .. }, Some(last)) if outcomes.len() == limit => {
-                Some(format!("/admin/dead-letters/{}?after={}&dry_run={dry_run}", action.as_str(), last.id))
+                Some(format!("/admin/dead-letters/{}?all=true&after={}&dry_run={dry_run}", action.as_str(), last.id))
             }
             _ => None,
         };
@@ -239,17 +249,23 @@ mod tests {
         let act = |which, action, dry_run| Ok(Route::Act { which, action, dry_run });
         assert_eq!(find(post, "/admin/dead-letters/7/replay", ""), act(Which::Id(7), Action::Replay, false));
         let all = act(Which::Open { after: 3, limit: PAGE_MAX }, Action::Discard, true);
-        assert_eq!(find(post, "/admin/dead-letters/discard", "dry_run=true&after=3"), all);
+        assert_eq!(find(post, "/admin/dead-letters/discard", "all=true&dry_run=true&after=3"), all);
     }
 
     #[test]
     fn a_look_never_changes_anything() {
-        for path in ["/admin/dead-letters/7/replay", "/admin/dead-letters/discard", "/admin/channels/a/resume"] {
-            assert_eq!(find(&Method::GET, path, ""), Err(Problem::method_not_allowed("POST")), "{path}");
+        for (path, query) in [
+            ("/admin/dead-letters/7/replay", ""),
+            ("/admin/dead-letters/discard", "all=true"),
+            ("/admin/channels/a/resume", ""),
+        ] {
+            assert_eq!(find(&Method::GET, path, query), Err(Problem::method_not_allowed("POST")), "{path}");
         }
         assert_eq!(find(&Method::POST, "/admin/channels", ""), Err(Problem::method_not_allowed("GET, HEAD")));
-        assert!(find(&Method::POST, "/admin/dead-letters/replay", "dryrun=true").is_err());
-        assert!(find(&Method::POST, "/admin/dead-letters/replay", "dry_run=yes").is_err());
+        for query in ["", "dry_run=true", "all=false", "all=true&dryrun=true", "all=true&dry_run=yes"] {
+            assert!(find(&Method::POST, "/admin/dead-letters/replay", query).is_err(), "{query}");
+        }
+        assert!(find(&Method::POST, "/admin/dead-letters/7/replay", "all=true").is_err());
         assert!(find(&Method::POST, "/admin/dead-letters/7/replay", "after=3").is_err());
         assert!(find(&Method::GET, "/admin/nothing", "").is_err());
     }

@@ -24,6 +24,11 @@ impl Arriving {
         Self { body, begun: false }
     }
 
+    /// Whether there is nothing of it that was not read.
+    pub(super) fn is_read(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
     /// Whether some of it may be on its way, or wait to be read.
     pub(super) fn is_coming(&self, expects_continue: bool) -> bool {
         !self.body.is_end_stream() && (self.begun || !expects_continue)

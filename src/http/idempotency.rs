@@ -17,11 +17,11 @@ pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let mut values = headers.get_all(NAME).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
-        return Err(Problem::invalid_field(NAME, "is there more than once: a request has one key"));
+        return Err(Problem::malformed_key("the header is there more than once: a request has one key"));
     }
     let parsed = value.to_str().ok().and_then(parse).filter(|key| (1..=LENGTH_MAX).contains(&key.len()));
     let allowed = || format!("must be 1 to {LENGTH_MAX} printable ASCII characters, in double quotes or without any");
-    parsed.map(Some).ok_or_else(|| Problem::invalid_field(NAME, allowed()))
+    parsed.map(Some).ok_or_else(|| Problem::malformed_key(allowed()))
 }
 
 /// A string of RFC 9651 (3.3.3), or what stands there as it is.

@@ -60,7 +60,11 @@ impl Limits {
             interval: settings.client_requests_per_second.map(|rate| SECOND / rate.get()),
             client_body_bytes_max: settings.client_body_bytes_max,
             bodies_bytes_max: settings.bodies_bytes_max,
-            client_connections_max: settings.client_connections_max.get(),
+            client_connections_max: match settings.client_connections_max {
+                // All may come from one address: a new connection then takes the place of one that is not used.
+                all if all >= settings.connections_max => usize::MAX,
+                some => some.get(),
+            },
             bodies_bytes: AtomicUsize::new(0),
             peers: Mutex::new(Peers { known: HashMap::new(), sweep_at: SWEEP_MIN }),
             started: Instant::now(),
@@ -169,7 +173,7 @@ fn network(address: IpAddr) -> IpAddr {
 #[derive(Debug)]
 pub(super) struct Visit {
     limits: Arc<Limits>,
-    address: IpAddr,
+    pub(super) address: IpAddr,
     pub(super) account: Arc<Account>,
 }
 

@@ -6,10 +6,12 @@
 mod access;
 mod admin;
 mod body;
+mod connections;
 mod idempotency;
 mod limits;
 mod mailbox;
 mod problem;
+mod refusals;
 mod routes;
 mod server;
 

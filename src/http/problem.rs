@@ -1,6 +1,6 @@
 //! Errors as RFC 9457 `application/problem+json`.
 
-use hyper::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
@@ -18,14 +18,43 @@ pub(super) struct Problem {
     allow: Option<&'static str>,
     /// What RFC 6750 has a server say about tokens.
     challenge: Option<&'static str>,
+    /// Whether the connection ends with the answer: the rest of the request was not read.
+    close: bool,
 }
 
-/// How long a client that is told 429, 503 or 507 should wait.
+/// How long a client that is answered 429 or 503 should wait.
 const RETRY_AFTER_S: &str = "1";
+
+/// The same for 507: a disk does not get free space by itself.
+const RETRY_AFTER_FULL_S: &str = "30";
+
+/// What each problem type is called. The type is `urn:payrelay:problem:` and the first of each pair.
+const TITLES: [(&str, &str); 20] = [
+    ("not-json", "The body is not JSON"),
+    ("broken-body", "The body did not arrive whole"),
+    ("invalid-host", "The Host header is invalid"),
+    ("malformed-idempotency-key", "The Idempotency-Key is malformed"),
+    ("unauthorized", "A valid token is needed"),
+    ("forbidden", "The request is not allowed"),
+    ("not-found", "There is nothing here"),
+    ("method-not-allowed", "The method is not allowed here"),
+    ("body-timeout", "The body took too long to arrive"),
+    ("too-large", "The body is too large"),
+    ("unsupported-media-type", "The body's type is not supported"),
+    ("unsupported-coding", "The body's coding is not supported"),
+    ("misdirected", "The request is for another host"),
+    ("invalid-field", "A field is invalid"),
+    ("unexpected-body", "No body is expected here"),
+    ("idempotency-key-reused", "The Idempotency-Key belongs to another request"),
+    ("too-many-requests", "The client makes too many requests"),
+    ("unknown-transfer-coding", "The transfer coding is not known"),
+    ("unavailable", "payrelay cannot do this now"),
+    ("insufficient-storage", "The disk has too little space"),
+];
 
 impl Problem {
     fn new(status: StatusCode, slug: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, slug, detail: shown(detail.into()), field: None, allow: None, challenge: None }
+        Self { status, slug, detail: shown(detail.into()), field: None, allow: None, challenge: None, close: false }
     }
 
     pub(super) fn not_json(detail: impl Into<String>) -> Self {
@@ -34,6 +63,40 @@ impl Problem {
 
     pub(super) fn broken_body(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "broken-body", detail)
+    }
+
+    pub(super) fn invalid_host(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid-host", detail)
+    }
+
+    pub(super) fn malformed_key(detail: impl Into<String>) -> Self {
+        let field = Some("Idempotency-Key".to_owned());
+        Self { field, ..Self::new(StatusCode::BAD_REQUEST, "malformed-idempotency-key", detail) }
+    }
+
+    pub(super) fn unsupported_coding() -> Self {
+        let detail = "the body must come without a Content-Encoding";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-coding", detail)
+    }
+
+    pub(super) fn unknown_transfer_coding() -> Self {
+        let detail = "the only Transfer-Encoding that is known is chunked";
+        Self::new(StatusCode::NOT_IMPLEMENTED, "unknown-transfer-coding", detail)
+    }
+
+    pub(super) fn unexpected_body() -> Self {
+        let detail = "this request is made without a body";
+        let field = Some("body".to_owned());
+        Self { field, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unexpected-body", detail) }
+    }
+
+    /// Ends the connection with the answer.
+    pub(super) fn closing(self) -> Self {
+        Self { close: true, ..self }
+    }
+
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
     }
 
     pub(super) fn not_found(detail: impl Into<String>) -> Self {
@@ -50,15 +113,25 @@ impl Problem {
 
     pub(super) fn no_token() -> Self {
         let detail = "this needs a token: Authorization: Bearer TOKEN";
-        Self::challenge(StatusCode::UNAUTHORIZED, "unauthorized", "Bearer", detail)
+        Self::challenge(StatusCode::UNAUTHORIZED, "unauthorized", "Bearer realm=\"payrelay\"", detail)
     }
 
     pub(super) fn wrong_token(detail: impl Into<String>) -> Self {
-        Self::challenge(StatusCode::UNAUTHORIZED, "unauthorized", "Bearer error=\"invalid_token\"", detail)
+        Self::challenge(
+            StatusCode::UNAUTHORIZED,
+            "unauthorized",
+            "Bearer realm=\"payrelay\", error=\"invalid_token\"",
+            detail,
+        )
     }
 
     pub(super) fn insufficient_access(detail: impl Into<String>) -> Self {
-        Self::challenge(StatusCode::FORBIDDEN, "forbidden", "Bearer error=\"insufficient_scope\"", detail)
+        Self::challenge(
+            StatusCode::FORBIDDEN,
+            "forbidden",
+            "Bearer realm=\"payrelay\", error=\"insufficient_scope\"",
+            detail,
+        )
     }
 
     pub(super) fn misdirected(detail: impl Into<String>) -> Self {
@@ -106,11 +179,6 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail)
     }
 
-    /// Whether the client had its time to send the body.
-    pub(super) fn is_timeout(&self) -> bool {
-        self.status == StatusCode::REQUEST_TIMEOUT
-    }
-
     pub(super) fn into_response(self) -> Response<Body> {
         #[derive(Serialize)]
         struct Json<'a> {
@@ -123,23 +191,34 @@ impl Problem {
         }
         let json = Json {
             r#type: format!("urn:payrelay:problem:{}", self.slug),
-            title: self.status.canonical_reason().unwrap_or("Error"),
+            title: TITLES.iter().find(|(slug, _)| *slug == self.slug).map_or("Error", |(_, title)| title),
             status: self.status.as_u16(),
             detail: &self.detail,
             field: self.field.as_deref(),
         };
         let mut response = super::routes::json(self.status, &json);
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/problem+json"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(allow) = self.allow {
-            headers.insert(ALLOW, hyper::header::HeaderValue::from_static(allow));
+            headers.insert(ALLOW, HeaderValue::from_static(allow));
         }
         if let Some(challenge) = self.challenge {
-            headers.insert(WWW_AUTHENTICATE, hyper::header::HeaderValue::from_static(challenge));
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
-        let again = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE, StatusCode::INSUFFICIENT_STORAGE];
-        if again.contains(&self.status) {
-            headers.insert(RETRY_AFTER, hyper::header::HeaderValue::from_static(RETRY_AFTER_S));
+        let again = match self.status {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Some(RETRY_AFTER_S),
+            StatusCode::INSUFFICIENT_STORAGE => Some(RETRY_AFTER_FULL_S),
+            _ => None,
+        };
+        if let Some(seconds) = again {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(seconds));
+        }
+        if self.slug == "unsupported-coding" {
+            // RFC 9110, 15.5.16.
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
+        if self.close {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }
@@ -167,5 +246,38 @@ impl From<StoreError> for Problem {
             // What SQLite says is for the operator's log.
             StoreError::Failed(_) => Self::unavailable("the database refused; this attempt stored nothing"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_asked_again_after_half_a_minute() {
+        let retry_after = |error| {
+            let response = Problem::from(error).into_response();
+            response.headers().get(RETRY_AFTER).unwrap().to_str().unwrap().to_owned()
+        };
+        assert_eq!((retry_after(StoreError::Full), retry_after(StoreError::Busy)), ("30".to_owned(), "1".to_owned()));
+    }
+
+    #[test]
+    fn every_problem_type_has_a_title_of_its_own() {
+        let source = include_str!("problem.rs");
+        let (code, _) = source.split_once("#[cfg(test)]").unwrap();
+        let made = code.split("StatusCode::").skip(1).filter_map(|rest| {
+            let (_, rest) = rest.split_once(", \"")?;
+            rest.split_once('"').map(|(slug, _)| slug)
+        });
+        let made: Vec<_> = made.filter(|slug| slug.chars().all(|c| c.is_ascii_lowercase() || c == '-')).collect();
+        assert!(made.len() > 15, "{made:?}");
+        for slug in made {
+            assert!(TITLES.iter().any(|(known, _)| *known == slug), "{slug} has no title");
+        }
+        let mut titles: Vec<_> = TITLES.iter().map(|(_, title)| title).collect();
+        titles.sort_unstable();
+        titles.dedup();
+        assert_eq!(titles.len(), TITLES.len());
     }
 }

@@ -2,32 +2,36 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue, X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue, LOCATION,
+    TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use super::access::{Access, Client, Gate};
+use super::access::{Access, Client, Gate, check_host};
 use super::admin::{self, Channel};
 use super::body::{self, Arriving};
 use super::idempotency;
-use super::limits::{Account, Limits};
+use super::limits::{Account, Limits, Visit};
 use super::mailbox::Mailbox;
 use super::problem::Problem;
+use super::refusals::Refusals;
 use crate::clock::Timestamp;
 use crate::config;
-use crate::event::parse_traceparent;
+use crate::event::TraceContext;
 use crate::outage::{Part, PartState};
 use crate::payment::{NewPayment, Payment};
+use crate::runtime::metrics::Metrics;
 use crate::sampler::{Snapshot, Snapshots};
 use crate::store::backlog::Waiting;
-use crate::store::idempotency::{self as keys, Keyed};
+use crate::store::idempotency::{self as keys, Keyed, Once};
 use crate::store::payment::{self as payments, Way};
 use crate::store::{self, Connection, SqlResult, Store, StoreError, Transaction};
 use crate::worker::Waker;
@@ -39,6 +43,9 @@ pub(super) const PAGE: usize = 50;
 
 /// The largest page.
 pub(super) const PAGE_MAX: usize = 500;
+
+/// A small body comes with its head: this long a refusal waits for it, so that the connection can be kept.
+const ARRIVED: Duration = Duration::from_millis(5);
 
 /// What the edge needs of the rest.
 pub struct Context {
@@ -64,6 +71,8 @@ pub struct Context {
     pub channels: Vec<Channel>,
     /// What waits.
     pub snapshots: Snapshots,
+    /// What was refused is counted here.
+    pub metrics: Metrics,
 }
 
 /// What the routes need.
@@ -71,12 +80,15 @@ pub struct App {
     pub(super) context: Context,
     mailbox: Arc<Mailbox>,
     limits: Arc<Limits>,
+    refusals: Refusals,
 }
 
 /// A request that exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Route {
+    About,
     Pay,
+    Paid { reservation_id: i64 },
     Payment { id: i64 },
     History { user_id: i64, before: Option<i64>, limit: usize },
     Live,
@@ -88,10 +100,19 @@ impl Route {
     /// What a client must be allowed to do.
     fn needs(&self) -> Access {
         match self {
-            Self::Live | Self::Ready | Self::Payment { .. } | Self::History { .. } => Access::ReadOnly,
+            Self::About
+            | Self::Live
+            | Self::Ready
+            | Self::Paid { .. }
+            | Self::Payment { .. }
+            | Self::History { .. } => Access::ReadOnly,
             Self::Pay => Access::Full,
             Self::Admin(_) => Access::Admin,
         }
+    }
+
+    fn has_body(&self) -> bool {
+        matches!(self, Self::Pay)
     }
 }
 
@@ -102,23 +123,50 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Prob
         Method::GET | Method::HEAD => Ok(()),
         _ => Err(Problem::method_not_allowed("GET, HEAD")),
     };
+    let plain = |route| reading().and_then(|()| no_parameters(each_once(query)?)).map(|()| route);
     match *segments.as_slice() {
+        [""] if path == "/" => plain(Route::About),
         ["payments"] => match *method {
-            Method::POST => Ok(Route::Pay),
-            _ => Err(Problem::method_not_allowed("POST")),
+            Method::POST => no_parameters(each_once(query)?).map(|()| Route::Pay),
+            Method::GET | Method::HEAD => paid(each_once(query)?),
+            _ => Err(Problem::method_not_allowed("GET, HEAD, POST")),
         },
-        ["payments", id] => reading().and_then(|()| Ok(Route::Payment { id: number("id", id)? })),
+        ["payments", id] => plain(Route::Payment { id: id_in_path(path, id)? }),
         ["users", id, "payment-history"] => {
             reading()?;
-            let user_id = number("user_id", id)?;
+            let user_id = id_in_path(path, id)?;
             let (before, limit) = page(each_once(query)?)?;
             Ok(Route::History { user_id, before, limit })
         }
-        ["health", "live"] => reading().map(|()| Route::Live),
-        ["health", "ready"] => reading().map(|()| Route::Ready),
+        ["health", "live"] => plain(Route::Live),
+        ["health", "ready"] => plain(Route::Ready),
         ["admin", ref rest @ ..] => admin::route(method, path, rest, each_once(query)?).map(Route::Admin),
         _ => Err(Problem::not_found(format!("there is nothing at {path}"))),
     }
+}
+
+/// A path with something else in the place of an id leads nowhere.
+pub(super) fn id_in_path(path: &str, text: &str) -> Result<i64, Problem> {
+    number("id", text).map_err(|_| Problem::not_found(format!("there is nothing at {path}")))
+}
+
+pub(super) fn no_parameters(query: &str) -> Result<(), Problem> {
+    match pairs(query).next() {
+        None => Ok(()),
+        Some((name, _)) => Err(Problem::invalid_field(name, "there is no such parameter; there are none here")),
+    }
+}
+
+fn paid(query: &str) -> Result<Route, Problem> {
+    let mut reservation_id = None;
+    for (name, value) in pairs(query) {
+        if name != "reservation_id" {
+            return Err(Problem::invalid_field(name, "there is no such parameter; there is reservation_id"));
+        }
+        reservation_id = Some(number(name, value)?);
+    }
+    let missing = || Problem::invalid_field("reservation_id", "is missing: GET /payments?reservation_id=1001");
+    reservation_id.map(|reservation_id| Route::Paid { reservation_id }).ok_or_else(missing)
 }
 
 pub(super) fn number(field: &str, text: &str) -> Result<i64, Problem> {
@@ -177,7 +225,8 @@ impl App {
     /// An edge on the rest.
     pub fn new(context: Context) -> Self {
         let limits = Arc::new(Limits::new(&context.settings));
-        Self { context, mailbox: Arc::default(), limits }
+        let refusals = Refusals::new(context.metrics.clone());
+        Self { context, mailbox: Arc::default(), limits, refusals }
     }
 
     /// What is kept about clients.
@@ -185,24 +234,40 @@ impl App {
         &self.limits
     }
 
+    /// What was refused.
+    pub(super) fn refusals(&self) -> &Refusals {
+        &self.refusals
+    }
+
     /// Where answers of other threads arrive.
     pub(super) fn mailbox(&self) -> &Arc<Mailbox> {
         &self.mailbox
     }
 
-    /// Answers a request that came from `peer`.
-    pub(super) async fn answer(&self, peer: &Arc<Account>, request: Request<Incoming>) -> Response<Body> {
+    /// Answers a request. A refusal goes out at once, also while the body is still coming; then the connection ends.
+    pub(super) async fn answer(&self, visit: &Visit, request: Request<Incoming>) -> Response<Body> {
         let (head, body) = request.into_parts();
         let mut body = Arriving::new(body);
-        match self.try_answer(peer, &head, &mut body).await {
+        match self.try_answer(&visit.account, &head, &mut body).await {
             Ok(response) => response,
             Err(problem) => {
+                self.refusals.request(problem.status(), visit.address);
                 // A client that still waits for 100 Continue has sent nothing, and will not.
-                if body.is_coming(head.headers.contains_key(EXPECT)) && !problem.is_timeout() {
-                    body::discard(&mut body, self.context.settings.body_bytes_max, self.context.settings.body_timeout)
-                        .await;
+                let coming = body.is_coming(head.headers.contains_key(EXPECT));
+                let limit = self.context.settings.body_bytes_max;
+                if coming {
+                    body::discard(&mut body, limit, ARRIVED).await;
                 }
-                problem.into_response()
+                if body.is_read() {
+                    return problem.into_response();
+                }
+                // Another one may write before it reads: what it writes is read meanwhile, or the refusal would be lost
+                // with the connection.
+                if coming {
+                    let patience = self.context.settings.body_timeout;
+                    tokio::spawn(async move { body::discard(&mut body, limit, patience).await });
+                }
+                problem.closing().into_response()
             }
         }
     }
@@ -213,6 +278,8 @@ impl App {
         head: &Parts,
         body: &mut Arriving,
     ) -> Result<Response<Body>, Problem> {
+        check_host(head)?;
+        check_transfer_coding(&head.headers)?;
         let found = route(&head.method, head.uri.path(), head.uri.query());
         if found == Ok(Route::Live) {
             // Whoever supervises payrelay must not take a limit for its death; and it tells nothing else.
@@ -227,7 +294,12 @@ impl App {
         };
         let found = found?;
         client.require(found.needs())?;
+        if !found.has_body() && !body.is_read() {
+            return Err(Problem::unexpected_body());
+        }
         match found {
+            Route::About => Ok(about()),
+            Route::Paid { reservation_id } => self.paid(reservation_id).await,
             Route::Pay => self.pay(&client, &head.headers, body).await,
             Route::Payment { id } => self.payment(id).await,
             Route::History { user_id, before, limit } => self.history(user_id, before, limit).await,
@@ -240,6 +312,9 @@ impl App {
         if !is_json(headers) {
             return Err(Problem::unsupported_media_type());
         }
+        if headers.contains_key(CONTENT_ENCODING) {
+            return Err(Problem::unsupported_coding());
+        }
         let key = idempotency::key(headers)?;
         let settings = &self.context.settings;
         let mut held = self.limits.hold(&client.account);
@@ -250,8 +325,8 @@ impl App {
         let keyed = key.map(|key| Keyed { client: name.to_string(), key, body_hash: idempotency::hash(&bytes) });
         // While the writer works there is no body in memory.
         drop((bytes, held));
-        let trace = headers.get("traceparent").and_then(|value| value.to_str().ok());
-        let trace = trace.and_then(parse_traceparent).map(str::to_owned);
+        let texts = |name| headers.get_all(name).iter().map(|value| value.to_str().unwrap_or_default());
+        let trace = TraceContext::parse(texts("traceparent"), texts("tracestate"));
         let (answer, answered) = oneshot::channel();
         let (currency, relay) = (self.context.currency.clone(), self.context.relay.clone());
         let keys_max = self.context.keys_max;
@@ -260,10 +335,10 @@ impl App {
             new.reservations.len(),
             move |tx| {
                 let now = Timestamp::now();
-                let pay = || payments::execute(tx, &new, &currency, trace.as_deref(), now);
+                let pay = || payments::execute(tx, &new, &currency, trace.as_ref(), now);
                 match &keyed {
                     Some(keyed) => keys::once(tx, keyed, keys_max, now, pay),
-                    None => pay().map(Some),
+                    None => pay().map(Once::Executed),
                 }
             },
             move |result| {
@@ -274,8 +349,21 @@ impl App {
                 mailbox.post(answer, result);
             },
         )?;
-        let payments = received(answered.await)?.ok_or_else(Problem::key_reused)?;
-        Ok(json(StatusCode::CREATED, &Payments { payments: &payments }))
+        match received(answered.await)? {
+            Once::Executed(payments) => Ok(created(&payments)),
+            Once::Replayed(payments) => {
+                let mut response = created(&payments);
+                response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
+                Ok(response)
+            }
+            Once::KeyReused => Err(Problem::key_reused()),
+        }
+    }
+
+    /// Whether a reservation is paid, and by which payment.
+    async fn paid(&self, reservation_id: i64) -> Result<Response<Body>, Problem> {
+        let paid = self.query(move |connection| payments::of_reservation(connection, reservation_id)).await?;
+        Ok(json(StatusCode::OK, &Payments { payments: paid.as_slice() }))
     }
 
     async fn payment(&self, id: i64) -> Result<Response<Body>, Problem> {
@@ -373,6 +461,44 @@ fn received<T>(answer: Result<Result<T, StoreError>, oneshot::error::RecvError>)
 /// Whether the database answers. That too many reads wait is not its refusal: payments have a queue of their own.
 fn answers<T>(look: &Result<T, StoreError>) -> bool {
     matches!(look, Ok(_) | Err(StoreError::Busy))
+}
+
+/// The answer to a request that paid. One payment has an address of its own.
+fn created(payments: &[Payment]) -> Response<Body> {
+    let mut response = json(StatusCode::CREATED, &Payments { payments });
+    if let [payment] = payments
+        && let Ok(location) = HeaderValue::from_str(&format!("/payments/{}", payment.id))
+    {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    response
+}
+
+/// For who opens the address to see what is there.
+fn about() -> Response<Body> {
+    json(
+        StatusCode::OK,
+        &serde_json::json!({
+            "name": "payrelay",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": env!("CARGO_PKG_DESCRIPTION"),
+            "documentation": "README.md and docs/ of payrelay's source; `payrelay --help` lists the commands",
+            "routes": [
+                "POST /payments", "GET /payments/{id}", "GET /payments?reservation_id={id}",
+                "GET /users/{id}/payment-history", "GET /health/live", "GET /health/ready",
+            ],
+        }),
+    )
+}
+
+/// Only chunked is known (RFC 9112, 6.1). A body whose last coding is another one never gets here.
+fn check_transfer_coding(headers: &HeaderMap) -> Result<(), Problem> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter().flat_map(|value| {
+        let text = value.to_str().unwrap_or("?");
+        text.split(',').map(str::trim).filter(|coding| !coding.is_empty())
+    });
+    let known = codings.all(|coding| coding.eq_ignore_ascii_case("chunked"));
+    if known { Ok(()) } else { Err(Problem::unknown_transfer_coding()) }
 }
 
 /// A response with a JSON body.
@@ -533,6 +659,8 @@ mod tests {
     fn knows_its_routes() {
         assert_eq!(route(&Method::POST, "/payments", None), Ok(Route::Pay));
         assert_eq!(get("/payments/7", None), Ok(Route::Payment { id: 7 }));
+        assert_eq!(get("/payments", Some("reservation_id=7")), Ok(Route::Paid { reservation_id: 7 }));
+        assert_eq!(get("/", None), Ok(Route::About));
         assert_eq!(route(&Method::HEAD, "/health/live", None), Ok(Route::Live));
         assert_eq!(get("/health/ready", None), Ok(Route::Ready));
         let history = |before, limit| Ok(Route::History { user_id: 42, before, limit });
@@ -550,30 +678,38 @@ mod tests {
         for path in ["/admin/channels", "/admin/dead-letters", "/admin/dead-letters/7"] {
             assert_eq!(needs(&Method::GET, path), Ok(Access::Admin), "{path}");
         }
-        for path in ["/admin/channels/a/resume", "/admin/dead-letters/7/replay", "/admin/dead-letters/discard"] {
+        for path in ["/admin/channels/a/resume", "/admin/dead-letters/7/replay"] {
             assert_eq!(needs(&Method::POST, path), Ok(Access::Admin), "{path}");
         }
     }
 
     #[test]
     fn refuses_what_is_not_there() {
-        for path in ["/", "", "/payment", "/payments/", "/payments/1/x", "/users/42", "/health", "//payments"] {
-            let refusal = route(&Method::GET, path, None).err();
-            let (missing, field) = (Problem::not_found(format!("there is nothing at {path}")), number("id", "").err());
-            assert!(refusal == Some(missing) || refusal == field, "{path}: {refusal:?}");
+        for path in ["/payment", "/payments/", "/payments/abc", "/payments/1/x", "/users/42", "/health", "//payments"] {
+            let missing = Problem::not_found(format!("there is nothing at {path}"));
+            assert_eq!(route(&Method::GET, path, None), Err(missing), "{path}");
         }
-        assert_eq!(get("/payments", None), Err(Problem::method_not_allowed("POST")));
+        let missing = Problem::invalid_field("reservation_id", "is missing: GET /payments?reservation_id=1001");
+        assert_eq!(get("/payments", None), Err(missing));
+        assert_eq!(route(&Method::PUT, "/payments", None), Err(Problem::method_not_allowed("GET, HEAD, POST")));
         assert_eq!(route(&Method::DELETE, "/payments/1", None), Err(Problem::method_not_allowed("GET, HEAD")));
     }
 
     #[test]
     fn refuses_numbers_that_cannot_be() {
         for id in ["9223372036854775808", "-1", "+1", "1.0", "x", "%31"] {
-            assert_eq!(get(&format!("/payments/{id}"), None).err(), number("id", "").err(), "{id}");
+            let path = format!("/payments/{id}");
+            let missing = Problem::not_found(format!("there is nothing at {path}"));
+            assert_eq!(get(&path, None), Err(missing), "{id}");
+            assert!(get("/payments", Some(&format!("reservation_id={id}"))).is_err(), "{id}");
         }
         for query in ["limit=0", "limit=501", "limit=", "before=x", "page=1", "limit"] {
             assert!(get("/users/1/payment-history", Some(query)).is_err(), "{query}");
         }
+        for path in ["/", "/payments/1", "/health/live", "/health/ready"] {
+            assert!(get(path, Some("verbose=true")).is_err(), "{path}");
+        }
+        assert!(route(&Method::POST, "/payments", Some("dry_run=true")).is_err());
     }
 
     /// A method, a path, a query, as in the first line of a request.

@@ -17,6 +17,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutWriter;
 
 use super::App;
+use super::connections::{Connections, Place};
 use super::limits::Visit;
 use crate::worker::Worker;
 
@@ -32,6 +33,9 @@ const STOP_TIME: Duration = Duration::from_secs(4);
 
 /// How long to wait after an `accept` that failed: mostly for want of descriptors, which come back by themselves.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a new connection waits for a place that becomes free by itself, before another one is closed for it.
+const PLACE_RETRY: Duration = Duration::from_millis(50);
 
 /// Starts the server on a socket that already listens.
 pub fn spawn(listener: TcpListener, app: App, exits: &Sender<&'static str>) -> io::Result<Worker> {
@@ -69,17 +73,21 @@ fn run(listener: TcpListener, app: &Arc<App>, stop: &Notify) -> io::Result<()> {
     })
 }
 
-async fn accept(listener: &tokio::net::TcpListener, app: &Arc<App>, connections: &GracefulShutdown) {
-    let room = Arc::new(Semaphore::new(app.context.settings.connections_max.get()));
+async fn accept(listener: &tokio::net::TcpListener, app: &Arc<App>, graceful: &GracefulShutdown) {
+    let places = Arc::new(Semaphore::new(app.context.settings.connections_max.get()));
+    let connections = Connections::new();
     let mut failing = false;
     loop {
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, address)) => {
                 failing = false;
-                if let Some(visit) = app.limits().connect(address.ip()) {
-                    serve(stream, app, connections, (visit, permit));
-                }
+                let Some(visit) = app.limits().connect(address.ip()) else {
+                    app.refusals().connection(address.ip());
+                    continue;
+                };
+                let Some(permit) = acquire(&places, &connections).await else { return };
+                let held = Held { visit, place: connections.open(), _permit: permit };
+                serve(stream, app, graceful, held);
             }
             Err(error) => {
                 if !failing {
@@ -92,33 +100,62 @@ async fn accept(listener: &tokio::net::TcpListener, app: &Arc<App>, connections:
     }
 }
 
-fn serve(
-    stream: TcpStream,
-    app: &Arc<App>,
-    connections: &GracefulShutdown,
-    (visit, permit): (Visit, OwnedSemaphorePermit),
-) {
+/// A place for one more connection. While all are in use, the one that uses its place least is closed.
+async fn acquire(places: &Arc<Semaphore>, connections: &Connections) -> Option<OwnedSemaphorePermit> {
+    loop {
+        let permit = Arc::clone(places).acquire_owned();
+        match tokio::time::timeout(PLACE_RETRY, permit).await {
+            Ok(permit) => return permit.ok(),
+            Err(_) => {
+                connections.close_one();
+            }
+        }
+    }
+}
+
+/// What a connection holds until it ends.
+struct Held {
+    visit: Visit,
+    place: Place,
+    _permit: OwnedSemaphorePermit,
+}
+
+fn serve(stream: TcpStream, app: &Arc<App>, graceful: &GracefulShutdown, held: Held) {
     // An answer is one small write: it must not wait for the acknowledgement of the one before.
     let _ = stream.set_nodelay(true);
     let mut stream = TimeoutWriter::new(stream);
     stream.set_timeout(Some(app.context.settings.write_timeout));
-    let (app, peer) = (Arc::clone(app), Arc::clone(&visit.account));
+    let app = Arc::clone(app);
     let patience = app.context.settings.header_timeout;
+    let slot = Arc::clone(&held.place.slot);
+    let held = Arc::new(held);
     let service = service_fn(move |request| {
-        let (app, peer) = (Arc::clone(&app), Arc::clone(&peer));
-        async move { Ok::<_, Infallible>(app.answer(&peer, request).await) }
+        let app = Arc::clone(&app);
+        let held = Arc::clone(&held);
+        async move {
+            held.place.request_begins();
+            let response = app.answer(&held.visit, request).await;
+            held.place.request_ends();
+            Ok::<_, Infallible>(response)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
+        // A client may shut its sending side down when it has sent its request, as `nc -N` does: it is answered.
+        .half_close(true)
         // Also how long a kept connection may be idle: hyper starts it when it begins to wait for a head.
         .header_read_timeout(patience)
         .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(Box::pin(stream)), service);
-    let connection = connections.watch(connection);
+    let connection = graceful.watch(connection);
     tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            log::debug!("a connection ended early: {error}");
+        tokio::select! {
+            result = connection => {
+                if let Err(error) = result {
+                    log::debug!("a connection ended early: {error}");
+                }
+            }
+            () = slot.closed() => log::debug!("a silent connection ended for a new one"),
         }
-        drop((visit, permit));
     });
 }

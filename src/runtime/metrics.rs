@@ -27,6 +27,44 @@ struct Inner {
     deliveries: Family<Labels<2>, Counter>,
     unknown_outcomes: Counter,
     delivered: Counter,
+    refusals: [Counter; Refusal::ALL.len()],
+}
+
+/// Why a request or a connection was refused before it reached the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// 401.
+    Unauthorized,
+    /// 403.
+    Forbidden,
+    /// 408.
+    BodyTimeout,
+    /// 413.
+    TooLarge,
+    /// 421.
+    Misdirected,
+    /// 429.
+    TooManyRequests,
+    /// The address had as many connections as it may.
+    Connection,
+}
+
+impl Refusal {
+    /// All of them, in the order of their numbers, with their labels and what the log calls them.
+    pub const ALL: [(Self, &str, &str); 7] = [
+        (Self::Unauthorized, "unauthorized", "requests without a valid token: 401"),
+        (Self::Forbidden, "forbidden", "requests that are not allowed: 403"),
+        (Self::BodyTimeout, "body_timeout", "requests whose body came too slowly: 408"),
+        (Self::TooLarge, "too_large", "requests with too large a body: 413"),
+        (Self::Misdirected, "misdirected", "requests for another host: 421"),
+        (Self::TooManyRequests, "too_many_requests", "requests beyond a client's limit: 429"),
+        (Self::Connection, "connection", "connections beyond http.client_connections_max"),
+    ];
+
+    /// What the log calls it.
+    pub fn words(self) -> &'static str {
+        Self::ALL[self as usize].2
+    }
 }
 
 /// Label names and values, in the order in which they are written.
@@ -62,6 +100,11 @@ impl Default for Metrics {
         registry.register("deliveries", "Outcomes of deliveries to a channel", deliveries.clone());
         let help = "When the relay last handed a batch to the publisher";
         registry.register("relay_attempt_timestamp_seconds", help, relay_attempt.clone());
+        let refusals: Family<Labels<1>, Counter> = Family::default();
+        let help = "Requests and connections that were refused before they reached the store";
+        registry.register("http_refusals", help, refusals.clone());
+        let refused =
+            |(_, reason, _): (Refusal, &str, &str)| refusals.get_or_create_owned(&[("reason", reason.to_owned())]);
         let of = |source: &str| published.get_or_create_owned(&[("source", source.to_owned())]);
         Self(Arc::new(Inner {
             published_sent: of("sent"),
@@ -70,6 +113,7 @@ impl Default for Metrics {
             deliveries,
             unknown_outcomes: Counter::default(),
             delivered: Counter::default(),
+            refusals: Refusal::ALL.map(refused),
             registry: Mutex::new(registry),
         }))
     }
@@ -94,6 +138,11 @@ impl Metrics {
     /// When the relay last did; the beginning of 1970 if it never did.
     pub fn last_relay_attempt(&self) -> Timestamp {
         Timestamp::from_seconds(self.0.relay_attempt.get())
+    }
+
+    /// A request or a connection was refused.
+    pub fn refused(&self, refusal: Refusal) {
+        self.0.refusals[refusal as usize].inc();
     }
 
     /// The counters of a channel. Called once for each channel, at the start.
@@ -160,6 +209,8 @@ mod tests {
             "payrelay_events_published_total{source=\"reconciled\"} 0",
             "payrelay_deliveries_total{channel=\"default\",outcome=\"unknown\"} 0",
             "payrelay_deliveries_total{channel=\"default\",outcome=\"dead\"} 0",
+            "payrelay_http_refusals_total{reason=\"unauthorized\"} 0",
+            "payrelay_http_refusals_total{reason=\"connection\"} 0",
         ] {
             assert!(zero.contains(series), "{series}\n{zero}");
         }

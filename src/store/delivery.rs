@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
-use super::payment::{self, COLUMNS};
+use super::payment::{self, COLUMN_COUNT, COLUMNS};
 use super::{dead_letter, outbox, sql_limit};
 use crate::clock::Timestamp;
 use crate::event::Notice;
@@ -151,7 +151,11 @@ pub fn waiting(connection: &Connection, channel: &str, limit: usize) -> rusqlite
             rusqlite::types::ValueRef::Null => Err("its payment is not there".to_owned()),
             _ => payment::read(row).map_err(|error| format!("its payment cannot be read: {error}")),
         };
-        Ok(Waiting { payment, outbox_id: row.get(8)?, created_at: Timestamp::from_micros(row.get(9)?) })
+        Ok(Waiting {
+            payment,
+            outbox_id: row.get(COLUMN_COUNT)?,
+            created_at: Timestamp::from_micros(row.get(COLUMN_COUNT + 1)?),
+        })
     };
     connection
         .prepare_cached(&format!(

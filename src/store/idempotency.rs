@@ -19,6 +19,17 @@ pub struct Keyed {
     pub body_hash: [u8; 32],
 }
 
+/// How a request with a key ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Once {
+    /// It was executed now.
+    Executed(Vec<Payment>),
+    /// It was executed before: this is the first answer.
+    Replayed(Vec<Payment>),
+    /// The key belongs to another body.
+    KeyReused,
+}
+
 /// What is kept of the first request with a key.
 struct Kept {
     body_hash: Vec<u8>,
@@ -26,7 +37,7 @@ struct Kept {
     payment_count: i64,
 }
 
-/// Pays, unless the same request was answered before: then tells that answer. `None`: the key belongs to another body.
+/// Pays, unless the same request was answered before: then returns that answer.
 /// The key is kept with the payments or not at all, and never more than `keys_max` are.
 pub fn once(
     tx: &Transaction<'_>,
@@ -34,10 +45,10 @@ pub fn once(
     keys_max: usize,
     now: Timestamp,
     pay: impl FnOnce() -> SqlResult<Vec<Payment>>,
-) -> SqlResult<Option<Vec<Payment>>> {
+) -> SqlResult<Once> {
     match find(tx, request)? {
-        Some(kept) if kept.body_hash == request.body_hash => answer(tx, &kept).map(Some),
-        Some(_) => Ok(None),
+        Some(kept) if kept.body_hash == request.body_hash => answer(tx, &kept).map(Once::Replayed),
+        Some(_) => Ok(Once::KeyReused),
         None => {
             let payments = pay()?;
             insert(tx, request, &payments, now)?;
@@ -48,7 +59,7 @@ pub fn once(
                 )?
                 .execute([])?;
             }
-            Ok(Some(payments))
+            Ok(Once::Executed(payments))
         }
     }
 }
@@ -133,7 +144,10 @@ mod tests {
         let reservations = (1..=3).map(|id| Reservation { reservation_id: id, seat_price: 5 }).collect();
         let new = NewPayment { user_id: 7, reservations };
         let now = Timestamp::from_micros(now);
-        once(tx, request, KEYS_MAX, now, || payment::execute(tx, &new, "KRW", None, now)).unwrap()
+        match once(tx, request, KEYS_MAX, now, || payment::execute(tx, &new, "KRW", None, now)).unwrap() {
+            Once::Executed(payments) | Once::Replayed(payments) => Some(payments),
+            Once::KeyReused => None,
+        }
     }
 
     fn with_database(test: impl FnOnce(Transaction<'_>)) {

@@ -9,20 +9,28 @@ use rusqlite::{Connection, OptionalExtension, Transaction};
 use super::payment::unknown;
 use super::{dead_letter, delivery, sql_limit, unconsumed};
 use crate::clock::Timestamp;
-use crate::event::{Event, Kind, Notice};
+use crate::event::{Event, Kind, Notice, TraceContext};
 
 pub(super) fn insert(
     tx: &Transaction<'_>,
     payment_id: i64,
     user_id: i64,
     kind: Kind,
-    traceparent: Option<&str>,
+    trace: Option<&TraceContext>,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
     tx.prepare_cached(
-        "INSERT INTO outbox (payment_id, user_id, type, traceparent, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
+        "INSERT INTO outbox (payment_id, user_id, type, traceparent, tracestate, created_at) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     )?
-    .execute((payment_id, user_id, kind.as_str(), traceparent, now.as_micros()))?;
+    .execute((
+        payment_id,
+        user_id,
+        kind.as_str(),
+        trace.map(|trace| &trace.parent),
+        trace.and_then(|trace| trace.state.as_ref()),
+        now.as_micros(),
+    ))?;
     Ok(())
 }
 
@@ -30,7 +38,7 @@ pub(super) fn insert(
 pub fn unpublished(connection: &Connection, after: i64, limit: usize) -> rusqlite::Result<Vec<Event>> {
     connection
         .prepare_cached(
-            "SELECT id, payment_id, user_id, type, created_at, traceparent FROM outbox \
+            "SELECT id, payment_id, user_id, type, created_at, traceparent, tracestate FROM outbox \
              WHERE status = 'INIT' AND id > ?1 ORDER BY id LIMIT ?2",
         )?
         .query_map((after, sql_limit(limit)), |row| {
@@ -41,7 +49,10 @@ pub fn unpublished(connection: &Connection, after: i64, limit: usize) -> rusqlit
                 user_id: row.get(2)?,
                 kind: Kind::parse(&kind).ok_or_else(|| unknown(3, &kind))?,
                 created_at: Timestamp::from_micros(row.get(4)?),
-                traceparent: row.get(5)?,
+                trace: match row.get(5)? {
+                    Some(parent) => Some(TraceContext { parent, state: row.get(6)? }),
+                    None => None,
+                },
             })
         })?
         .collect()

@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Row, Transact
 use super::delivery::{self, Notification};
 use super::outbox::{self, EventState};
 use crate::clock::Timestamp;
-use crate::event::Kind;
+use crate::event::{Kind, TraceContext};
 use crate::payment::{NewPayment, Payment, Reservation, Status};
 
 /// Why a COMPLETED payment cannot be: the reservation already has one.
@@ -19,7 +19,7 @@ pub fn execute(
     tx: &Transaction<'_>,
     new: &NewPayment,
     currency: &str,
-    traceparent: Option<&str>,
+    trace: Option<&TraceContext>,
     now: Timestamp,
 ) -> SqlResult<Vec<Payment>> {
     let mut previous = last_payment(tx, new.user_id)?;
@@ -30,7 +30,7 @@ pub fn execute(
             "INSERT INTO payment_history (payment_id, user_id, previous_id, recorded_at) VALUES (?1, ?2, ?3, ?4)",
         )?
         .execute((payment.id, payment.user_id, previous, now.as_micros()))?;
-        outbox::insert(tx, payment.id, payment.user_id, Kind::from(payment.status), traceparent, now)?;
+        outbox::insert(tx, payment.id, payment.user_id, Kind::from(payment.status), trace, now)?;
         previous = Some(payment.id);
         payments.push(payment);
     }
@@ -65,15 +65,35 @@ fn pay(
         currency: currency.to_owned(),
         status: Status::Completed,
         failure: None,
+        paid_by: None,
         executed_at: now,
     };
     if !insert(tx, &payment)? {
         payment.status = Status::Failed;
         payment.failure = Some(ALREADY_PAID.to_owned());
+        payment.paid_by = paid_by(tx, payment.reservation_id)?;
         insert(tx, &payment)?;
     }
     payment.id = tx.last_insert_rowid();
     Ok(payment)
+}
+
+/// The payment that has paid a reservation.
+fn paid_by(connection: &Connection, reservation_id: i64) -> SqlResult<Option<i64>> {
+    connection
+        .prepare_cached("SELECT id FROM payment WHERE reservation_id = ?1 AND status = 'COMPLETED'")?
+        .query_row([reservation_id], |row| row.get(0))
+        .optional()
+}
+
+/// The COMPLETED payment of a reservation, if there is one.
+pub fn of_reservation(connection: &Connection, reservation_id: i64) -> SqlResult<Option<Payment>> {
+    connection
+        .prepare_cached(&format!(
+            "SELECT {COLUMNS} FROM payment p WHERE p.reservation_id = ?1 AND p.status = 'COMPLETED'"
+        ))?
+        .query_row([reservation_id], read)
+        .optional()
 }
 
 /// False if the reservation is already paid: the partial unique index says so.
@@ -137,7 +157,8 @@ pub fn history(
         "SELECT {COLUMNS}, h.previous_id FROM payment_history h JOIN payment p ON p.id = h.payment_id \
          WHERE h.payment_id = ?1 AND h.user_id = ?2"
     ))?;
-    let mut at = |id| step.query_row((id, user_id), |row| Ok((read(row)?, row.get::<_, Option<i64>>(8)?))).optional();
+    let mut at =
+        |id| step.query_row((id, user_id), |row| Ok((read(row)?, row.get::<_, Option<i64>>(COLUMN_COUNT)?))).optional();
     let mut next = match before {
         None => last_payment(connection, user_id)?,
         Some(before) => match at(before)? {
@@ -155,8 +176,13 @@ pub fn history(
 }
 
 /// What [`read`] expects, from a table called `p`.
-pub(super) const COLUMNS: &str =
-    "p.id, p.user_id, p.reservation_id, p.amount, p.currency, p.status, p.failure, p.executed_at";
+/// A FAILED payment names the one that has paid its reservation, by the index `payment_paid`.
+pub(super) const COLUMNS: &str = "p.id, p.user_id, p.reservation_id, p.amount, p.currency, p.status, p.failure, p.executed_at, \
+     CASE WHEN p.status = 'FAILED' THEN (SELECT paid.id FROM payment paid \
+     WHERE paid.reservation_id = p.reservation_id AND paid.status = 'COMPLETED') END";
+
+/// How many columns [`COLUMNS`] are.
+pub(super) const COLUMN_COUNT: usize = 9;
 
 /// A payment from the first columns of a row.
 pub(super) fn read(row: &Row<'_>) -> SqlResult<Payment> {
@@ -170,6 +196,7 @@ pub(super) fn read(row: &Row<'_>) -> SqlResult<Payment> {
         status: parse_status(&status).ok_or_else(|| unknown(5, &status))?,
         failure: row.get(6)?,
         executed_at: Timestamp::from_micros(row.get(7)?),
+        paid_by: row.get(8)?,
     })
 }
 

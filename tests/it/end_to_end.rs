@@ -132,13 +132,17 @@ fn one_payment_all_the_way() {
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let body = r#"{"user_id":42,"reservations":[{"reservation_id":1001,"seat_price":5}]}"#;
     let head = "POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
-    let request = format!("{head}traceparent: {trace}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let request = format!(
+        "{head}traceparent: {trace}\r\ntracestate: a=1\r\ntracestate: b=2\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
     client.send_raw(request.as_bytes()).unwrap();
     assert_eq!(client.read_response().status, 201);
     fixture.wait_for_messages(2);
     assert_eq!(fixture.slack.messages()[1], "Payment 2 FAILED: user 42, reservation 1001: already paid");
     let record = &fixture.topic()[1];
     assert_eq!((record.header("ce_type"), record.header("traceparent")), ("payment.failed", trace));
+    assert_eq!(record.header("tracestate"), "a=1,b=2");
     assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
     assert!(!payrelay.log().contains("secret-token"), "the webhook is in the log");
 }

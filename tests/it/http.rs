@@ -70,12 +70,14 @@ fn a_payment_is_answered_as_the_contract_shows() {
     let executed_at = executed_at.as_str().unwrap();
     assert!(executed_at.len() == 27 && executed_at.ends_with('Z'), "{executed_at}");
     payment.as_object_mut().unwrap().remove("executed_at");
-    let expected = json!({"id": 1, "user_id": 42, "reservation_id": 1001, "amount": 150_000, "status": "COMPLETED"});
+    let expected = json!({"id": 1, "user_id": 42, "reservation_id": 1001, "amount": 150_000, "currency": "KRW", "status": "COMPLETED"});
     assert_eq!(payment, expected);
 
     let again = client.post_json("/payments", &body).json();
     assert_eq!((&again["payments"][0]["status"], &again["payments"][0]["id"]), (&json!("FAILED"), &json!(2)));
     assert_eq!(again["payments"][0]["failure"], "already paid");
+    assert_eq!(again["payments"][0]["paid_by"], 1);
+    assert_eq!(client.get("/payments/2").json()["paid_by"], 1);
 
     wait_until("both payments to be delivered", LIMIT, || {
         [1, 2].iter().all(|id| client.get(&format!("/payments/{id}")).json()["notification"]["status"] == "DELIVERED")
@@ -186,9 +188,10 @@ fn numbers_that_cannot_be_are_refused() {
     let largest = i64::MAX.to_string();
     assert_eq!(post(&largest, &largest, &largest).json()["payments"][0]["amount"], i64::MAX);
     let mut client = fixture.client();
-    assert_problem(&client.get("/payments/9223372036854775808"), 422, Some("id"));
-    assert_problem(&client.get("/users/9223372036854775808/payment-history"), 422, Some("user_id"));
-    assert_problem(&client.get("/payments/x"), 422, Some("id"));
+    assert_problem(&client.get("/payments/9223372036854775808"), 404, None);
+    assert_problem(&client.get("/users/9223372036854775808/payment-history"), 404, None);
+    assert_problem(&client.get("/payments/x"), 404, None);
+    assert_problem(&client.get("/payments?reservation_id=9223372036854775808"), 422, Some("reservation_id"));
     assert_problem(&client.get("/payments/9223372036854775807"), 404, None);
 }
 
@@ -217,9 +220,10 @@ fn a_body_over_the_limit_is_refused_with_and_without_its_length() {
 fn wrong_methods_types_and_paths_are_refused() {
     let fixture = start(&[]);
     let mut client = fixture.client();
-    let refused = client.get("/payments");
+    send(&mut client, "PUT /payments", "", "");
+    let refused = client.read_response();
     assert_problem(&refused, 405, None);
-    assert_eq!(refused.header("allow"), Some("POST"));
+    assert_eq!(refused.header("allow"), Some("GET, HEAD, POST"));
     send(&mut client, "DELETE /payments/1", "", "");
     let refused = client.read_response();
     assert_problem(&refused, 405, None);
@@ -229,7 +233,7 @@ fn wrong_methods_types_and_paths_are_refused() {
         send(&mut client, "POST /payments", headers, "{}");
         assert_problem(&client.read_response(), 415, None);
     }
-    for path in ["/", "/payment", "/payments/1/2", "/users/1", "/%2e%2e/etc/passwd"] {
+    for path in ["/payment", "/payments/1/2", "/users/1", "/%2e%2e/etc/passwd"] {
         assert_problem(&client.get(path), 404, None);
     }
 }
@@ -310,6 +314,167 @@ fn a_thousand_connections_in_a_burst_are_all_answered_and_kept() {
             assert_eq!(client.read_response().status, 201);
         }
     }
+}
+
+/// Sends the bytes, shuts the sending side down, and reads to the end.
+fn half_closed(fixture: &Fixture, request: &str) -> String {
+    let mut stream = TcpStream::connect(fixture.payrelay.addr()).unwrap();
+    std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn a_client_that_shuts_its_sending_side_down_is_answered() {
+    let fixture = start(&[]);
+    for id in 1..=50 {
+        let body = payment(1, [id]).to_string();
+        let head = "POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
+        let answer = half_closed(&fixture, &format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()));
+        assert!(answer.starts_with("HTTP/1.1 201"), "{id}: {answer}");
+    }
+    let get = |path: &str| half_closed(&fixture, &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+    assert!(get("/payments/50").starts_with("HTTP/1.1 200"));
+    assert!(get("/nowhere").starts_with("HTTP/1.1 404"));
+    let two = "GET /payments/1 HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(2);
+    assert_eq!(half_closed(&fixture, &two).matches("HTTP/1.1 200").count(), 2);
+}
+
+#[test]
+fn silent_connections_give_their_place_to_new_ones() {
+    let env = [("PAYRELAY_HTTP_CONNECTIONS_MAX", "8"), ("PAYRELAY_HTTP_CLIENT_CONNECTIONS_MAX", "8")];
+    let fixture = start(&env);
+    let address = fixture.payrelay.addr();
+    let mut idle = fixture.client();
+    assert_eq!(idle.get("/health/live").status, 200);
+    // Half of them say nothing, the others stop within the head.
+    let silent: Vec<_> = (0..7).map(|_| TcpStream::connect(address).unwrap()).collect();
+    for stream in silent.iter().step_by(2) {
+        std::io::Write::write_all(&mut &*stream, b"GET /health/li").unwrap();
+    }
+    // A request that is under way keeps its place.
+    let mut busy = fixture.client();
+    let head = "POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
+    let body = payment(1, [1]).to_string();
+    busy.send_raw(format!("{head}Content-Length: {}\r\n\r\n", body.len()).as_bytes()).unwrap();
+    let started = std::time::Instant::now();
+    for _ in 0..4 {
+        let mut client = fixture.client();
+        assert_eq!(client.get("/health/live").status, 200);
+    }
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    busy.send_raw(body.as_bytes()).unwrap();
+    assert_eq!(busy.read_response().status, 201);
+}
+
+#[test]
+fn a_request_that_came_through_a_proxy_needs_tokens() {
+    let fixture = start(&[]);
+    let mut client = fixture.client();
+    let headers = [
+        "Forwarded: for=10.0.0.1",
+        "X-Forwarded-For: 10.0.0.1",
+        "x-forwarded-proto: http",
+        "Via: 1.1 p",
+        "X-Real-IP: ::1",
+    ];
+    for header in headers {
+        for path in ["GET /payments/1", "GET /admin/channels", "GET /health/ready"] {
+            send(&mut client, path, &format!("{header}\r\n"), "");
+            let refused = client.read_response();
+            assert_problem(&refused, 403, None);
+            assert!(refused.json()["detail"].as_str().unwrap().contains("configure tokens"), "{header}");
+        }
+        send(&mut client, "GET /health/live", &format!("{header}\r\n"), "");
+        assert_eq!(client.read_response().status, 200, "{header}");
+    }
+    fixture.payrelay.wait_for_log("refused requests that are not allowed: 403 (1), the last from 127.0.0.1", LIMIT);
+}
+
+#[test]
+fn the_host_has_to_be_there_once_and_valid() {
+    let fixture = start(&[]);
+    for hosts in ["", "Host: a\r\nHost: a\r\n", "Host: a b\r\n", "Host: user@localhost\r\n", "Host: localhost:x\r\n"] {
+        let mut client = fixture.client();
+        client.send_raw(format!("GET /health/live HTTP/1.1\r\n{hosts}\r\n").as_bytes()).unwrap();
+        assert_problem(&client.read_response(), 400, None);
+    }
+    let mut client = fixture.client();
+    client.send_raw(b"GET /health/live HTTP/1.0\r\n\r\n").unwrap();
+    assert_eq!(client.read_response().status, 200, "HTTP/1.0 has no Host");
+}
+
+#[test]
+fn unknown_codings_are_refused() {
+    let fixture = start(&[]);
+    let body = payment(1, [1]).to_string();
+    for coding in ["gzip", "identity", "x"] {
+        let mut client = fixture.client();
+        let headers = format!("Content-Type: application/json\r\nContent-Encoding: {coding}\r\n");
+        send(&mut client, "POST /payments", &headers, &body);
+        let refused = client.read_response();
+        assert_problem(&refused, 415, None);
+        assert_eq!(refused.header("accept-encoding"), Some("identity"));
+    }
+    let mut client = fixture.client();
+    let head = "POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
+    client.send_raw(format!("{head}Transfer-Encoding: gzip, chunked\r\n\r\n").as_bytes()).unwrap();
+    let refused = client.read_response();
+    assert_problem(&refused, 501, None);
+    assert_eq!(refused.header("connection"), Some("close"));
+}
+
+#[test]
+fn a_refusal_does_not_wait_for_the_body() {
+    let fixture = start(&[]);
+    for (line, status) in [("POST /nowhere", 404), ("PUT /payments", 405), ("POST /payments?dry_run=true", 422)] {
+        let mut client = fixture.client();
+        let started = std::time::Instant::now();
+        let head = format!("{line} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n");
+        client.send_raw(format!("{head}Content-Length: 100000\r\n\r\n").as_bytes()).unwrap();
+        let refused = client.read_response();
+        assert_eq!((refused.status, refused.header("connection")), (status, Some("close")), "{line}");
+        // http.body_timeout is 10 s.
+        assert!(started.elapsed() < Duration::from_secs(5), "{line}: {:?}", started.elapsed());
+    }
+}
+
+#[test]
+fn parameters_and_bodies_that_do_not_belong_are_refused() {
+    let fixture = start(&[]);
+    let mut client = fixture.client();
+    let typed = "Content-Type: application/json\r\n";
+    send(&mut client, "POST /payments?dry_run=true", typed, &payment(1, [1]).to_string());
+    assert_problem(&client.read_response(), 422, Some("dry_run"));
+    assert_problem(&client.get("/health/ready?verbose=1"), 422, Some("verbose"));
+    assert_problem(&client.get("/payments/1?full=1"), 422, Some("full"));
+    for line in ["GET /payments/1", "GET /health/ready", "POST /admin/channels/default/resume"] {
+        send(&mut client, line, typed, "{}");
+        assert_problem(&client.read_response(), 422, Some("body"));
+    }
+    assert_problem(&client.post_json("/admin/dead-letters/replay", &Value::Null), 422, Some("all"));
+    assert_eq!(client.post_json("/admin/dead-letters/replay?all=true", &Value::Null).status, 200);
+    assert_eq!(client.get("/payments?reservation_id=1").json(), json!({"payments": []}), "nothing was paid");
+}
+
+#[test]
+fn a_reservation_shows_the_payment_that_has_paid_it() {
+    let fixture = start(&[]);
+    let mut client = fixture.client();
+    let created = client.post_json("/payments", &payment(1, [7]));
+    assert_eq!(created.header("location"), Some("/payments/1"));
+    let failed = client.post_json("/payments", &payment(2, [7, 8]));
+    assert_eq!(failed.header("location"), None, "two payments have no address of their own");
+    assert_eq!(failed.json()["payments"][0]["paid_by"], 1);
+    assert!(failed.json()["payments"][1].get("paid_by").is_none());
+    let paid = client.get("/payments?reservation_id=7").json();
+    assert_eq!((&paid["payments"][0]["id"], paid["payments"].as_array().unwrap().len()), (&json!(1), 1));
+    assert_eq!(client.get("/payments?reservation_id=9").json(), json!({"payments": []}));
+    let about = client.get("/").json();
+    assert!(about["name"] == "payrelay" && about["documentation"].is_string(), "{about}");
 }
 
 #[test]

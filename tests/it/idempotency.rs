@@ -1,5 +1,6 @@
 //! The Idempotency-Key against the real binary: the same answer again, also after a kill; never two payments.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Barrier};
@@ -68,9 +69,11 @@ fn the_same_request_gets_the_same_bytes_also_after_kill_9() {
     fixture.post(&[], &body(1, [10, 20, 30]));
     // A thousand, some of them FAILED.
     let requests = [("one", body(2, [1])), ("many", body(3, 1..=1000)), ("failed", body(4, [10, 1]))];
+    let replayed = Cell::new(None);
     let ask = |fixture: &Fixture, (key, body): &(&str, String)| {
         let response = fixture.post(&[&format!("Idempotency-Key: {key}")], body);
         assert_eq!((response.status, response.header("content-type")), (201, Some("application/json")));
+        assert_eq!(response.header("idempotency-replayed"), replayed.get());
         response.body
     };
     let first: Vec<_> = requests.iter().map(|request| ask(&fixture, request)).collect();
@@ -79,6 +82,7 @@ fn the_same_request_gets_the_same_bytes_also_after_kill_9() {
     let many: Value = serde_json::from_slice(&first[1]).unwrap();
     let statuses: BTreeSet<_> = many["payments"].as_array().unwrap().iter().map(|p| p["status"].to_string()).collect();
     assert_eq!((many["payments"].as_array().unwrap().len(), statuses.len()), (1000, 2));
+    replayed.set(Some("true"));
     for request in &requests {
         ask(&fixture, request);
     }
@@ -121,7 +125,8 @@ fn what_is_no_key_is_refused_and_stores_nothing() {
         &[&long],
     ];
     for headers in bad {
-        assert_refused(&fixture.post(headers, &body(1, [1])), "invalid-field");
+        let refused = fixture.post(headers, &body(1, [1]));
+        assert_eq!((refused.status, &refused.json()["field"]), (400, &"Idempotency-Key".into()));
     }
     assert_eq!(fixture.number("SELECT count(*) FROM payment"), 0);
 }

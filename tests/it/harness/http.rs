@@ -108,7 +108,7 @@ impl Client {
 
     #[track_caller]
     pub fn post_json(&mut self, path: &str, body: &Value) -> Response {
-        let body = body.to_string();
+        let body = if body.is_null() { String::new() } else { body.to_string() };
         self.send(&format!(
             "POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             self.address,

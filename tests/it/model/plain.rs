@@ -186,6 +186,11 @@ impl Model {
         let from = self.payments.len();
         for reservation in &new.reservations {
             let first = self.paid.insert(reservation.reservation_id);
+            let paid = self
+                .payments
+                .iter()
+                .find(|paid| paid.reservation_id == reservation.reservation_id && paid.status == Status::Completed);
+            let paid_by = paid.map(|paid| paid.id);
             let id = i64::try_from(self.payments.len()).unwrap() + 1;
             self.payments.push(Payment {
                 id,
@@ -195,6 +200,7 @@ impl Model {
                 currency: CURRENCY.to_owned(),
                 status: if first { Status::Completed } else { Status::Failed },
                 failure: (!first).then(|| "already paid".to_owned()),
+                paid_by,
                 executed_at: now,
             });
             self.last_event += 1;
@@ -475,7 +481,7 @@ impl Model {
                 user_id: payment.user_id,
                 kind: Kind::from(payment.status),
                 created_at: row.created_at,
-                traceparent: None,
+                trace: None,
             }
         })
         .collect()

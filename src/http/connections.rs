@@ -1,0 +1,160 @@
+//! The connections that are open, and which of them gives its place to a new one when all are in use.
+//!
+//! First one whose client has not sent a whole head for [`HEAD_PATIENCE`], then the one that has been idle longest. A
+//! connection with a request under way is never closed for another.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+/// How long a connection without a complete head keeps its place while others wait for one.
+const HEAD_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A connection that was answered just now may still be receiving the answer.
+const IDLE_MIN: Duration = Duration::from_millis(100);
+
+/// The open connections.
+#[derive(Debug)]
+pub(super) struct Connections {
+    open: Mutex<Open>,
+    started: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    next: u64,
+    slots: HashMap<u64, Arc<Slot>>,
+}
+
+/// What is known of one connection.
+#[derive(Debug)]
+pub(super) struct Slot {
+    /// In milliseconds since the start: since when it waits for a head.
+    waits_since: AtomicU64,
+    /// How many requests it has had, the one under way included; 0: it has sent no head yet.
+    requests: AtomicU64,
+    close: Notify,
+}
+
+/// While a request is under way.
+const BUSY: u64 = u64::MAX;
+
+/// An open connection; dropping it ends it.
+#[derive(Debug)]
+pub(super) struct Place {
+    connections: Arc<Connections>,
+    number: u64,
+    pub(super) slot: Arc<Slot>,
+}
+
+impl Connections {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self { open: Mutex::default(), started: Instant::now() })
+    }
+
+    pub(super) fn open(self: &Arc<Self>) -> Place {
+        let slot = Arc::new(Slot {
+            waits_since: AtomicU64::new(self.now()),
+            requests: AtomicU64::new(0),
+            close: Notify::new(),
+        });
+        let mut open = self.lock();
+        let number = open.next;
+        open.next += 1;
+        open.slots.insert(number, Arc::clone(&slot));
+        Place { connections: Arc::clone(self), number, slot }
+    }
+
+    /// Asks one connection to end; false if each of them has work, or is young.
+    pub(super) fn close_one(&self) -> bool {
+        let now = self.now();
+        let open = self.lock();
+        let victim = open.slots.values().filter_map(|slot| slot.rank(now).map(|rank| (rank, slot))).max_by_key(|v| v.0);
+        let Some((_, slot)) = victim else { return false };
+        slot.waits_since.store(BUSY, Relaxed);
+        slot.close.notify_one();
+        true
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(BUSY - 1)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        // The map is whole whenever the lock is free: a panic elsewhere does not spoil it.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Slot {
+    /// Which connection is closed first; `None`: not this one.
+    fn rank(&self, now: u64) -> Option<(bool, u64)> {
+        let since = self.waits_since.load(Relaxed);
+        if since == BUSY {
+            return None;
+        }
+        let waited = now.saturating_sub(since);
+        let silent = self.requests.load(Relaxed) == 0;
+        let patience = if silent { HEAD_PATIENCE } else { IDLE_MIN };
+        (u128::from(waited) >= patience.as_millis()).then_some((silent, waited))
+    }
+
+    /// Until the connection is asked to end.
+    pub(super) async fn closed(&self) {
+        self.close.notified().await;
+    }
+}
+
+impl Place {
+    pub(super) fn request_begins(&self) {
+        self.slot.requests.fetch_add(1, Relaxed);
+        self.slot.waits_since.store(BUSY, Relaxed);
+    }
+
+    pub(super) fn request_ends(&self) {
+        self.slot.waits_since.store(self.connections.now(), Relaxed);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.connections.lock().slots.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(place: &Place, requests: u64, waits_since: u64) {
+        place.slot.requests.store(requests, Relaxed);
+        place.slot.waits_since.store(waits_since, Relaxed);
+    }
+
+    #[test]
+    fn silent_connections_end_first_then_the_one_that_is_idle_longest() {
+        let now = 10_000;
+        let connections = Connections::new();
+        let places: Vec<_> = (0..5).map(|_| connections.open()).collect();
+        set(&places[0], 0, 8_500); // silent, but young
+        set(&places[1], 0, 7_000); // silent
+        set(&places[2], 3, 1_000); // idle longest
+        set(&places[3], 3, BUSY);
+        set(&places[4], 3, 9_950); // was answered just now
+        let ranks: Vec<_> = places.iter().map(|place| place.slot.rank(now)).collect();
+        assert_eq!(ranks, [None, Some((true, 3_000)), Some((false, 9_000)), None, None]);
+    }
+
+    #[test]
+    fn a_connection_with_work_is_never_asked_to_end() {
+        let connections = Connections::new();
+        let place = connections.open();
+        place.request_begins();
+        assert!(!connections.close_one());
+        drop(place);
+        assert!(!connections.close_one(), "there is none");
+    }
+}
