@@ -180,3 +180,11 @@ CREATE TABLE dead_letter_action (
 ) STRICT;
 
 CREATE INDEX dead_letter_action_letter ON dead_letter_action (dead_letter_id);
+
+-- What operators asked of the relay, and from where.
+CREATE TABLE relay_action (
+    id       INTEGER PRIMARY KEY,
+    action   TEXT    NOT NULL CHECK (action IN ('resume')),
+    origin   TEXT    NOT NULL, -- 'http' or 'command line'
+    acted_at INTEGER NOT NULL
+) STRICT;

@@ -19,7 +19,7 @@ use payrelay::config::{Config, Loaded, Problems};
 use payrelay::http::{self, TokenHash};
 use payrelay::service::{self, Service, StartError};
 use payrelay::store::dead_letter::{self, Action, Order, Outcome, Which};
-use payrelay::store::{Beside, StoreError};
+use payrelay::store::{Beside, StoreError, relay_action};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -54,6 +54,7 @@ Exit codes:
   0 stopped when asked, 64 wrong arguments, 70 a thread died, 71 the stop took too long, 78 configuration
   dead-letters: 0 all done, 1 some could not be replayed, 64 there is no such letter, 75 the database is busy
   audit: 0 nothing found, 1 findings, 75 the database or Kafka does not answer
+  outbox: 0 the order is given, 75 the database is busy
   backup: 0 the copy is on the disk, 75 the database is busy, 78 the copy cannot be written there
   All commands: 74 the output could not be written. A pipe that is closed early, as head does, is no error: what a command
   does, it does to the end";
@@ -85,6 +86,11 @@ enum Command {
     Token,
     /// Holds payments, outbox, topic and deliveries against each other, and changes nothing; also while payrelay runs
     Audit(Audit),
+    /// Gives the relay an order; also while payrelay runs
+    Outbox {
+        #[command(subcommand)]
+        order: Outbox,
+    },
     /// Lists, replays or discards what was set aside; also while payrelay runs
     DeadLetters {
         #[command(subcommand)]
@@ -103,6 +109,12 @@ struct Audit {
     /// Prints one JSON object
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Subcommand)]
+enum Outbox {
+    /// Has a relay that is fenced take over from the other process, and publish what waits
+    Resume,
 }
 
 #[derive(Subcommand)]
@@ -167,6 +179,10 @@ fn run() -> u8 {
                 complain(format_args!("{error}; try again"));
                 BUSY
             }),
+            Err(problem) => refuse(&problem),
+        },
+        Some(Command::Outbox { order: Outbox::Resume }) => match Beside::open(&loaded.config.database.path) {
+            Ok(database) => resume_relay(database),
             Err(problem) => refuse(&problem),
         },
         Some(Command::Backup { file }) => match Beside::open(&loaded.config.database.path) {
@@ -320,6 +336,20 @@ fn list_dead_letters(database: &Beside, open: bool) -> Result<u8, StoreError> {
         after = letters.last().map(|last| last.id).filter(|_| heard);
     }
     Ok(output.code(OK))
+}
+
+fn resume_relay(mut database: Beside) -> u8 {
+    match database.write(|tx| relay_action::resume(tx, "command line", Timestamp::now())) {
+        Ok(()) => {
+            let mut output = Output::default();
+            output.say("a relay that is fenced resumes within a second");
+            output.code(OK)
+        }
+        Err(error) => {
+            complain(format_args!("{error}; try again"));
+            BUSY
+        }
+    }
 }
 
 fn backup(database: &Beside, file: &Path) -> u8 {

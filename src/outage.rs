@@ -158,6 +158,14 @@ impl Outage {
         log::error!("{} is paused: {error}; set it right and resume it, nothing is lost meanwhile", self.what);
     }
 
+    /// Another process works in its place, until an operator acts.
+    pub fn fenced(&mut self, error: &dyn Display) {
+        self.failures = self.failures.saturating_add(1);
+        self.since.get_or_insert_with(Instant::now);
+        self.show(HealthState::Fenced, Some(error.to_string()));
+        log::error!("{} fenced: {error}", self.what);
+    }
+
     /// It asks for a pause: no failure.
     pub fn limited(&mut self, reason: &str) {
         self.show(HealthState::RateLimited, Some(reason.to_owned()));

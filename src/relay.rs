@@ -13,12 +13,15 @@ use crate::publisher::{Publisher, Trouble};
 use crate::runtime::metrics::Metrics;
 use crate::store::outbox::{self, Place, Receipt};
 use crate::store::topic::{self, Reached};
-use crate::store::{Store, StoreError, Transaction, Writing, visibility};
+use crate::store::{Store, StoreError, Transaction, Writing, relay_action, visibility};
 use crate::worker::{Stop, Waker};
 
 /// How long the relay waits when the other side is away. The cap is short because nothing is spent by trying: no
 /// attempt is counted against any row.
 pub const BACKOFF: Backoff = Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(5) };
+
+/// How often a relay that is fenced asks whether an operator has resumed it.
+const RESUME_POLL: Duration = Duration::from_secs(1);
 
 /// Publishes the outbox.
 pub struct Relay {
@@ -37,6 +40,8 @@ pub struct Relay {
     recording: Option<Writing<()>>,
     /// Events up to here are published, and perhaps still being recorded: not to be read again.
     published_to: i64,
+    /// Another process publishes as this node; the last time that the relay was resumed before that.
+    fenced: Option<i64>,
 }
 
 /// What a step has found.
@@ -48,7 +53,7 @@ pub enum Step {
     Idle,
     /// Try again after this.
     Away(Duration),
-    /// Another process publishes in this one's name: nothing more may be published here.
+    /// Another process publishes as this node: nothing is published here until an operator resumes the relay.
     Fenced,
 }
 
@@ -76,6 +81,7 @@ impl Relay {
             reached: None,
             recording: None,
             published_to: 0,
+            fenced: None,
         }
     }
 
@@ -95,7 +101,7 @@ impl Relay {
                 Step::Progress => continue,
                 Step::Idle => (self.wake.clone(), self.publisher.due().map_or_else(never, at)),
                 Step::Away(delay) => (never(), after(delay)),
-                Step::Fenced => return,
+                Step::Fenced => (never(), after(RESUME_POLL)),
             };
             select_biased! {
                 recv(stop.signal()) -> _ => return,
@@ -117,6 +123,9 @@ impl Relay {
     }
 
     fn try_step(&mut self) -> Result<Step, StoreError> {
+        if self.is_paused()? {
+            return Ok(Step::Fenced);
+        }
         if self.recording.is_none() {
             // Left over where the database refused: before anything else is published, it has to know.
             self.record()?;
@@ -142,11 +151,12 @@ impl Relay {
                 if batch.is_empty() { Step::Away(delay) } else { Step::Progress }
             }
             Some(Trouble::Fenced(reason)) => {
-                log::error!(
-                    "another process publishes as node {}, so this one stops: {reason}; one database has one payrelay, and \
-                     a copy of it is a restored backup or nothing",
+                self.fenced = Some(self.store.read(relay_action::last_resume).unwrap_or_default());
+                self.outage.fenced(&format!(
+                    "another process publishes as node {}: {reason}. Payments are accepted, and their events wait. Stop the \
+                     other process, then run `payrelay outbox resume`, or restart this one",
                     self.store.node()
-                );
+                ));
                 Step::Fenced
             }
         };
@@ -163,6 +173,17 @@ impl Relay {
             self.published_to = 0;
         }
         Ok(step)
+    }
+
+    /// While it is fenced: whether no operator has resumed it yet.
+    fn is_paused(&mut self) -> Result<bool, StoreError> {
+        let Some(before) = self.fenced else { return Ok(false) };
+        if self.store.read(relay_action::last_resume)? == before {
+            return Ok(true);
+        }
+        log::info!("the relay was resumed by an operator: taking over from the other process");
+        self.fenced = None;
+        Ok(false)
     }
 
     /// Waits until all that was published is recorded; on success nothing is left to be recorded.

@@ -9,7 +9,7 @@ use crate::clock::Timestamp;
 use crate::notifier::Resume;
 use crate::outage::{Part, PartState};
 use crate::store::dead_letter::{self, Action, Order, Outcome, Shown, Which};
-use crate::store::{Connection, Transaction, topic};
+use crate::store::{Connection, Transaction, relay_action, topic};
 
 /// A channel, as the operator sees it.
 pub struct Channel {
@@ -27,6 +27,7 @@ pub(super) enum Route {
     Channels,
     Topic,
     Resume { name: String },
+    ResumeRelay,
     DeadLetters { all: bool, after: i64, limit: usize },
     DeadLetter { id: i64 },
     Act { which: Which, action: Action, dry_run: bool },
@@ -38,6 +39,7 @@ pub(super) fn route(method: &Method, path: &str, rest: &[&str], query: &str) -> 
         ["channels"] => no_parameters(query).map(|()| Route::Channels)?,
         ["topic"] => no_parameters(query).map(|()| Route::Topic)?,
         ["channels", name, "resume"] => no_parameters(query).map(|()| Route::Resume { name: name.to_owned() })?,
+        ["relay", "resume"] => no_parameters(query).map(|()| Route::ResumeRelay)?,
         ["dead-letters"] => page(query)?,
         ["dead-letters", "replay"] => act(ALL, Action::Replay, query)?,
         ["dead-letters", "discard"] => act(ALL, Action::Discard, query)?,
@@ -48,7 +50,7 @@ pub(super) fn route(method: &Method, path: &str, rest: &[&str], query: &str) -> 
         ["dead-letters", id, "discard"] => act(Which::Id(id_in_path(path, id)?), Action::Discard, query)?,
         _ => return Err(Problem::not_found(format!("there is nothing at {path}"))),
     };
-    let changes = matches!(found, Route::Resume { .. } | Route::Act { .. });
+    let changes = matches!(found, Route::Resume { .. } | Route::ResumeRelay | Route::Act { .. });
     match *method {
         Method::POST if changes => Ok(found),
         Method::GET | Method::HEAD if !changes => Ok(found),
@@ -145,6 +147,7 @@ impl App {
             Route::Channels => Ok(self.channels()),
             Route::Topic => self.topic().await,
             Route::Resume { name } => self.resume(&name),
+            Route::ResumeRelay => self.resume_relay().await,
             Route::DeadLetters { all, after, limit } => self.dead_letters(all, after, limit).await,
             Route::DeadLetter { id } => {
                 let letter = self.query(move |connection| dead_letter::find(connection, id)).await?;
@@ -181,6 +184,12 @@ impl App {
         channel.resume.now();
         log::info!("channel {name} is resumed by the operator");
         Ok(json(StatusCode::ACCEPTED, &serde_json::json!({ "resumed": name })))
+    }
+
+    async fn resume_relay(&self) -> Result<Response<Body>, Problem> {
+        self.write(|tx: &Transaction<'_>| relay_action::resume(tx, "http", Timestamp::now())).await?;
+        log::info!("an operator resumes the relay");
+        Ok(json(StatusCode::ACCEPTED, &serde_json::json!({ "resumed": "relay" })))
     }
 
     async fn dead_letters(&self, all: bool, after: i64, limit: usize) -> Result<Response<Body>, Problem> {
@@ -243,6 +252,7 @@ mod tests {
         assert_eq!(find(get, "/admin/channels", ""), Ok(Route::Channels));
         assert_eq!(find(get, "/admin/topic", ""), Ok(Route::Topic));
         assert_eq!(find(post, "/admin/channels/till-3/resume", ""), Ok(Route::Resume { name: "till-3".into() }));
+        assert_eq!(find(post, "/admin/relay/resume", ""), Ok(Route::ResumeRelay));
         let letters = Ok(Route::DeadLetters { all: true, after: 7, limit: 2 });
         assert_eq!(find(get, "/admin/dead-letters", "all=true&after=7&limit=2"), letters);
         assert_eq!(find(get, "/admin/dead-letters/7", ""), Ok(Route::DeadLetter { id: 7 }));
@@ -258,6 +268,7 @@ mod tests {
             ("/admin/dead-letters/7/replay", ""),
             ("/admin/dead-letters/discard", "all=true"),
             ("/admin/channels/a/resume", ""),
+            ("/admin/relay/resume", ""),
         ] {
             assert_eq!(find(&Method::GET, path, query), Err(Problem::method_not_allowed("POST")), "{path}");
         }

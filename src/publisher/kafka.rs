@@ -27,7 +27,7 @@ use crate::event::{Event, NodeId, Notice, Record};
 use crate::kafka::hanging::{Owner, end_hanging, open_transactions, transactional_ids};
 use crate::kafka::watch::{Sight, Watch};
 use crate::kafka::{Driver, Failure, Identified, Link, identify, within};
-use crate::store::outbox::{Place, Receipt};
+use crate::store::outbox::{self, Place, Receipt};
 use crate::store::topic::{self, Found, Reached, Reconciled, Topic};
 use crate::store::visibility::{self, Unseen};
 use crate::store::{Store, StoreError, Transaction};
@@ -120,6 +120,8 @@ struct Session {
     /// What was published by earlier sessions and may be hidden, and the events of it that the topic has shown.
     unseen: Vec<Unseen>,
     visible: BTreeSet<i64>,
+    /// The first unpublished event whose id has another payment on the topic.
+    first_conflict: Option<i64>,
     /// What this session has published.
     watch: Watch,
     /// By partition, behind the last record that was looked at or sent: everything new comes after it.
@@ -225,7 +227,9 @@ impl Line {
     async fn publish(&mut self, batch: &[Event]) -> Published {
         let deadline = Instant::now() + PATIENCE;
         let first = batch.first().map(|event| event.outbox_id);
-        let alone = first.is_some_and(|id| id <= self.alone_until);
+        // Also while one event is under suspicion: no other one goes along with it.
+        let is_suspected = first.is_some() && (first == self.refused || first == self.suspect);
+        let alone = is_suspected || first.is_some_and(|id| id <= self.alone_until);
         let delivery = if first.is_some() && first == self.suspect {
             Delivery::AtLeastOnce
         } else {
@@ -346,25 +350,45 @@ impl Line {
         }
         let found: Vec<Found> = records.iter().filter_map(|record| self.ours(record)).collect();
         session.ends.extend(&offsets);
+        if reader.done() {
+            offsets.clone_from(&session.ends);
+        }
         session.saw(&found);
         let topic = session.topic.clone();
+        if session.first_conflict.is_some() && !reader.done() {
+            // Should this process end, the next one has to find the conflict again.
+            offsets.clear();
+        }
         let reached = Reached { topic: topic.clone(), offsets };
         let now = Timestamp::now();
-        let Reconciled { marked, conflicts, unknown } =
-            self.context.store.write(move |tx| topic::reconcile(tx, &found, &reached, now))?;
-        let requeued = if reader.done() { self.requeue_hidden(session, reader)? } else { 0 };
+        let whole = reader.done();
+        let conflict = session.first_conflict;
+        let (reconciled, renumbered) = self.context.store.write(move |tx| {
+            let reconciled = topic::reconcile(tx, &found, &reached, now)?;
+            // While more is to be read, an event with this id may turn out to be on the topic.
+            let first = reconciled.first_conflict.into_iter().chain(conflict).min().filter(|_| whole);
+            let Some(first) = first else { return Ok((reconciled, 0)) };
+            let renumbered = outbox::renumber(tx, first)?;
+            topic::reach(tx, &reached)?;
+            Ok((reconciled, renumbered))
+        })?;
+        let Reconciled { marked, first_conflict, unknown } = reconciled;
+        session.first_conflict = first_conflict.into_iter().chain(conflict).min().filter(|_| !whole);
+        let requeued = if whole { self.requeue_hidden(session, reader)? } else { 0 };
         if marked > 0 {
             log::info!("{marked} events are on the topic already: marked, not published again");
         }
-        if conflicts > 0 || unknown > 0 {
+        if unknown > 0 {
             log::error!(
-                "the topic {} has {unknown} events of this node that the database does not know, and {conflicts} whose ids \
-                 it has given to other payments: it is an older state of the database. No id of that time is given again; \
-                 payrelay audit and payrelay dead-letters list say which they are",
+                "the topic {} has {unknown} events of this node that the database does not know: it is an older state of the \
+                 database. No id of that time is given again; payrelay audit lists these events",
                 topic.name
             );
         }
-        Ok(marked + conflicts + requeued > 0)
+        if renumbered > 0 {
+            log::warn!("{renumbered} unpublished events have new ids: the topic has their ids under other payments");
+        }
+        Ok(marked + renumbered + requeued > 0)
     }
 
     /// The topic was read: what was published and is not there is to be published again.
@@ -439,8 +463,12 @@ impl Line {
     /// Once may be an echo: an attempt of ours to take the id over that the network brought late. Taking it back is safe,
     /// because the topic is looked at first. A rival would do the same, and then one of the two stops.
     fn fenced(&mut self, error: &KrafkaError) -> Trouble {
-        let lately = self.fenced_at.replace(Instant::now()).is_some_and(|before| before.elapsed() < RIVALRY);
-        if lately { Trouble::Fenced(error.to_string()) } else { Trouble::Away(error.to_string()) }
+        if self.fenced_at.take().is_some_and(|before| before.elapsed() < RIVALRY) {
+            // When it is resumed, the count begins again.
+            return Trouble::Fenced(error.to_string());
+        }
+        self.fenced_at = Some(Instant::now());
+        Trouble::Away(format!("another process publishes as this node, or did: taking over from it ({error})"))
     }
 }
 
@@ -506,7 +534,9 @@ async fn open(context: Arc<Context>, delivery: Delivery) -> Result<(Session, Box
     let reader = reader.filter(|reader| reader.topic_id() == topic.id);
     let reader = reader.ok_or_else(|| KrafkaError::UnknownTopic { topic: settings.topic.clone() })?;
     let (visible, watch) = Default::default();
-    let session = Session { kafka, producer, topic, blocked_by, unseen, visible, watch, ends: BTreeMap::new() };
+    let ends = BTreeMap::new();
+    let first_conflict = None;
+    let session = Session { kafka, producer, topic, blocked_by, unseen, visible, first_conflict, watch, ends };
     Ok((session, Box::new(reader)))
 }
 

@@ -29,7 +29,7 @@ pub enum Trouble {
     /// Events that were published are not visible to `read_committed` consumers. Publishing continues.
     #[error("{0}")]
     Hidden(String),
-    /// Another process publishes in this one's name: stop.
+    /// Another process publishes as this node: nothing is published here until an operator resumes the relay.
     #[error("{0}")]
     Fenced(String),
 }

@@ -16,6 +16,7 @@ pub mod payment;
 #[cfg(test)]
 mod plans;
 mod reader;
+pub mod relay_action;
 pub mod route;
 mod schema;
 mod space;

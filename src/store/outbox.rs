@@ -75,6 +75,34 @@ pub(super) fn is_given(connection: &Connection, outbox_id: i64) -> rusqlite::Res
     connection.prepare_cached("SELECT 1 FROM sqlite_sequence WHERE name = 'outbox' AND seq >= ?1")?.exists([outbox_id])
 }
 
+/// Events that are on no topic, and have no delivery: nothing knows their ids but this database.
+const UNPUBLISHED: &str =
+    "status IN ('INIT', 'REJECTED') AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.outbox_id = outbox.id)";
+
+/// Whether an event is on no topic, and has no delivery.
+pub(super) fn is_unpublished(connection: &Connection, outbox_id: i64) -> rusqlite::Result<bool> {
+    connection.prepare_cached(&format!("SELECT 1 FROM outbox WHERE id = ?1 AND {UNPUBLISHED}"))?.exists([outbox_id])
+}
+
+/// Gives unpublished events new ids, in their order, from `first` on: the topic has their ids already, under other payments.
+/// [`reconcile`](super::topic::reconcile) has moved the sequence past every id of the topic. Returns how many.
+pub fn renumber(tx: &Transaction<'_>, first: i64) -> rusqlite::Result<usize> {
+    let ids: Vec<i64> = tx
+        .prepare_cached(&format!("SELECT id FROM outbox WHERE id >= ?1 AND {UNPUBLISHED} ORDER BY id"))?
+        .query_map([first], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    let mut last: i64 = tx.query_row("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'", [], |row| row.get(0))?;
+    let mut event = tx.prepare_cached("UPDATE outbox SET id = ?2 WHERE id = ?1")?;
+    let mut letter = tx.prepare_cached("UPDATE dead_letter SET outbox_id = ?2 WHERE outbox_id = ?1")?;
+    for id in &ids {
+        last += 1;
+        event.execute((id, last))?;
+        letter.execute((id, last))?;
+    }
+    tx.execute("UPDATE sqlite_sequence SET seq = ?1 WHERE name = 'outbox'", [last])?;
+    Ok(ids.len())
+}
+
 /// Where a publisher has put an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
@@ -208,4 +236,64 @@ pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, limit: usize) -> rusqlite:
         tx.prepare_cached("UPDATE node SET events_purged = events_purged + ?1")?.execute([sql_limit(ids.len())])?;
     }
     Ok(ids.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::schema;
+    use rusqlite::TransactionBehavior;
+
+    /// Events with these statuses and deliveries (`+`), by payment; what `renumber` from an id on makes of their ids.
+    fn renumbered(events: &[&str], first: i64) -> Vec<i64> {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut connection, _) = schema::open(&dir.path().join("a.db"), None).unwrap();
+        let tx = Transaction::new(&mut connection, TransactionBehavior::Immediate).unwrap();
+        for (id, event) in (1_i64..).zip(events) {
+            tx.execute("INSERT INTO payment VALUES (?1, 1, ?1, 1, 'KRW', 'COMPLETED', NULL, ?1)", [id]).unwrap();
+            insert(&tx, id, 1, Kind::Completed, None, Timestamp::now()).unwrap();
+            if event.starts_with("REJECTED") {
+                reject(&tx, id, "no", Timestamp::now()).unwrap();
+            }
+            if event.starts_with("PUBLISHED") {
+                let place = Place::Topic { partition: 0, offset: Some(id) };
+                mark(&tx, &Receipt { outbox_id: id, place }, Timestamp::now()).unwrap();
+            }
+            if event.ends_with('+') {
+                delivery::insert(&tx, id, Timestamp::now()).unwrap();
+            }
+        }
+        tx.execute("UPDATE sqlite_sequence SET seq = 100 WHERE name = 'outbox'", []).unwrap();
+        let count = renumber(&tx, first).unwrap();
+        let ids: Vec<i64> = (tx.prepare("SELECT id FROM outbox ORDER BY payment_id").unwrap())
+            .query_map([], |row| row.get(0))
+            .unwrap()
+            .collect::<rusqlite::Result<_>>()
+            .unwrap();
+        assert_eq!(ids.iter().filter(|id| **id > 100).count(), count);
+        let letters =
+            "SELECT count(*) FROM dead_letter l JOIN outbox o ON o.id = l.outbox_id WHERE o.status = 'REJECTED'";
+        let rejected = sql_limit(events.iter().filter(|event| event.starts_with("REJECTED")).count());
+        assert_eq!(tx.query_row(letters, [], |row| row.get::<_, i64>(0)).unwrap(), rejected, "each keeps its letter");
+        // The next payment's event comes behind them.
+        insert_next(&tx);
+        let next: i64 = tx.query_row("SELECT max(id) FROM outbox", [], |row| row.get(0)).unwrap();
+        assert_eq!(next, 101 + sql_limit(count));
+        ids
+    }
+
+    fn insert_next(tx: &Transaction<'_>) {
+        tx.execute("INSERT INTO payment VALUES (1000, 1, 1000, 1, 'KRW', 'COMPLETED', NULL, 1)", []).unwrap();
+        insert(tx, 1000, 1, Kind::Completed, None, Timestamp::now()).unwrap();
+    }
+
+    #[test]
+    fn unpublished_events_get_new_ids_in_their_order() {
+        assert_eq!(renumbered(&["INIT", "INIT", "INIT"], 1), [101, 102, 103]);
+        assert_eq!(renumbered(&["INIT", "INIT", "INIT"], 2), [1, 101, 102]);
+        assert_eq!(renumbered(&["PUBLISHED+", "INIT", "PUBLISHED", "REJECTED", "INIT"], 1), [1, 101, 3, 102, 103]);
+        // One that was discarded, or came before its mark, has a delivery under its id.
+        assert_eq!(renumbered(&["REJECTED+", "INIT+", "INIT"], 1), [1, 2, 101]);
+        assert_eq!(renumbered(&["INIT"], 2), [1]);
+    }
 }

@@ -114,8 +114,8 @@ pub struct Found {
 pub struct Reconciled {
     /// Events that were not known to be published, and are.
     pub marked: usize,
-    /// Events whose id has another payment on the topic: they were set aside.
-    pub conflicts: usize,
+    /// The first of the unpublished events whose id has another payment on the topic.
+    pub first_conflict: Option<i64>,
     /// Events of payments that this database does not have.
     pub unknown: usize,
 }
@@ -138,10 +138,11 @@ pub fn reconcile(
                 result.marked += outbox::mark(tx, &outbox::Receipt { outbox_id: notice.outbox_id, place }, now)?;
             }
             Some(false) => {
-                let reason =
-                    "the topic has another payment under this event's id: this database is older than the topic";
-                let place = outbox::Place::Rejected(reason.into());
-                result.conflicts += outbox::mark(tx, &outbox::Receipt { outbox_id: notice.outbox_id, place }, now)?;
+                result.unknown += 1;
+                if outbox::is_unpublished(tx, notice.outbox_id)? {
+                    let first = result.first_conflict.unwrap_or(notice.outbox_id);
+                    result.first_conflict = Some(first.min(notice.outbox_id));
+                }
                 newest = newest.max(notice.outbox_id);
             }
             None if delivery::is_purged(tx, *notice)? => {}
@@ -157,7 +158,10 @@ pub fn reconcile(
     if newest > 0 {
         super::schema::skip_ids(tx, newest, now)?;
     }
-    reach(tx, reached)?;
+    // A conflict that is not settled has to be found again, should the process end.
+    if result.first_conflict.is_none() {
+        reach(tx, reached)?;
+    }
     Ok(result)
 }
 

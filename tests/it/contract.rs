@@ -456,6 +456,38 @@ fn a_record_that_the_broker_refuses_is_set_aside(delivery: Delivery) {
     );
 }
 
+/// An event that is suspected goes outside of a transaction once: no other one goes along, in its batch or instead of it.
+#[test]
+fn new_events_wait_while_one_is_suspected() {
+    let broker = Broker::start("4.4.0");
+    let trace =
+        "UPDATE outbox SET traceparent = '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01' WHERE id = 1";
+    // They come after it was refused so many times.
+    for refusals in 0..=3 {
+        let database = Database::open();
+        database.pay(1, [1]);
+        database.store().write(move |tx| tx.execute_batch(trace)).unwrap();
+        topic::create(&broker.bootstrap(), TOPIC, &[("max.message.bytes", "280")]);
+        let mut publisher = publisher(&broker, &database, 1, ExactlyOnce);
+        let mut calls = 0;
+        let receipts = wait_for("the event to be rejected", LIMIT, || {
+            if calls == refusals {
+                database.pay(1, 2..=5);
+            }
+            calls += 1;
+            let receipts = publisher.publish(&unpublished(&database)).receipts;
+            (!receipts.is_empty()).then_some(receipts)
+        });
+        assert!(matches!(receipts.as_slice(), [Receipt { outbox_id: 1, place: Place::Rejected(_) }]), "{receipts:?}");
+        database.store().write(move |tx| outbox::mark_published(tx, &receipts, Timestamp::now())).unwrap();
+        publish(&mut publisher, &database);
+        let all = if calls > refusals { vec![2, 3, 4, 5] } else { Vec::new() };
+        assert_eq!(on_topic(&broker, all.len()), all);
+        drop(publisher);
+        topic::delete(&broker.bootstrap(), TOPIC, LIMIT);
+    }
+}
+
 #[test]
 fn a_record_that_the_broker_refuses_is_set_aside_exactly_once() {
     a_record_that_the_broker_refuses_is_set_aside(ExactlyOnce);

@@ -12,6 +12,7 @@ mod audit;
 mod backup;
 mod contract;
 mod end_to_end;
+mod fencing;
 mod force;
 mod hanging;
 mod harness;
