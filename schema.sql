@@ -9,9 +9,23 @@ CREATE TABLE node (
     id            TEXT    NOT NULL PRIMARY KEY,
     created_at    INTEGER NOT NULL,
     backed_up_at  INTEGER, -- set in a backup only: whoever opens it must not use ids that were given since
+    restored_by   TEXT,    -- with it: the user who restored the copy
+    given_before  INTEGER, -- with it: the largest id that the replaced file had given, where it could be read
     events_purged INTEGER NOT NULL DEFAULT 0, -- payments = outbox rows + these
     -- The low-water mark of the deliveries: every event up to this id has one, is REJECTED, or was purged.
     consumed_through INTEGER NOT NULL DEFAULT 0
+) STRICT;
+
+-- The copies that were restored: the ids between the last one in the copy and the first new one were given by the file that
+-- it replaced. The payments that they were given to are not in this database.
+CREATE TABLE restored_copy (
+    id              INTEGER PRIMARY KEY,
+    copied_at       INTEGER NOT NULL,
+    started_at      INTEGER NOT NULL,
+    restored_by     TEXT, -- NULL: the file was put in its place without `payrelay restore`
+    last_payment_id INTEGER NOT NULL,
+    last_outbox_id  INTEGER NOT NULL,
+    first_new_id    INTEGER NOT NULL
 ) STRICT;
 
 -- One row a reservation that somebody tried to pay. Never changed, never deleted.
@@ -53,7 +67,7 @@ CREATE TABLE idempotency_key (
     body_hash        BLOB    NOT NULL, -- SHA-256 of the request's body
     first_payment_id INTEGER NOT NULL REFERENCES payment (id),
     payment_count    INTEGER NOT NULL,
-    created_at       INTEGER NOT NULL,
+    arrived_at       INTEGER NOT NULL, -- microseconds for which this database had been served, by no clock that can be set
     UNIQUE (client, "key")
 ) STRICT;
 

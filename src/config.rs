@@ -792,20 +792,25 @@ impl<'a> Source<'a> {
     fn variable(&mut self, key: &str, secret: bool) -> Option<String> {
         let name = format!("PAYRELAY_{}", key.replace(['.', '['], "_").replace(']', "").to_uppercase());
         let file_name = format!("{name}_FILE");
-        let value = self.environment.get(&name).cloned();
+        let set = |name: &String| self.environment.get(name).filter(|value| !value.is_empty()).cloned();
+        let value = set(&name);
         self.variables.insert(name.clone());
         if !secret {
             return value;
         }
         self.variables.insert(file_name.clone());
-        let Some(path) = self.environment.get(&file_name) else { return value };
+        let Some(path) = set(&file_name) else { return value };
         if value.is_some() {
             self.problems.push(format!("{name} and {file_name} are both set: set one of them"));
         }
         // Neither the path nor the content is shown: either may be the secret, given by mistake.
         match std::fs::read_to_string(path) {
             Ok(text) if text.trim().is_empty() => self.problems.push(format!("{file_name}: the file is empty")),
-            Ok(text) => return Some(text.trim().to_owned()),
+            // Editors end a line, and a secret may well begin or end with a space.
+            Ok(text) => {
+                let line = text.strip_suffix('\n').unwrap_or(&text);
+                return Some(line.strip_suffix('\r').unwrap_or(line).to_owned());
+            }
             Err(error) => self.problems.push(format!("{file_name}: the file cannot be read: {error}")),
         }
         value
@@ -830,9 +835,9 @@ impl<'a> Source<'a> {
     }
 
     fn path(&mut self, key: &str, default: &str) -> PathBuf {
-        self.take(key, &Value::from(default), "a file's path", false, |value| {
-            value.as_str().filter(|text| !text.is_empty()).map(PathBuf::from)
-        })
+        let allowed = "the path of a file on the disk (:memory: and URIs are none)";
+        let is_file = |text: &&str| !text.is_empty() && *text != ":memory:" && !text.starts_with("file:");
+        self.take(key, &Value::from(default), allowed, false, |value| value.as_str().filter(is_file).map(PathBuf::from))
     }
 
     fn integer<T>(&mut self, key: &str, default: i64, range: RangeInclusive<i64>) -> T
@@ -895,8 +900,8 @@ impl<'a> Source<'a> {
         })
     }
 
-    /// What nobody asked for does not exist. A variable under one of our sections is a key that is spelt wrongly;
-    /// any other may come from elsewhere, as Kubernetes sets `PAYRELAY_SERVICE_HOST` for a service of that name.
+    /// A key that was not asked for does not exist. A variable under one of our sections is a key that is spelt wrongly,
+    /// unless it has the shape of those that container runtimes set.
     fn finish(mut self, config: Config) -> Result<Loaded, Problems> {
         for key in self.file.keys().filter(|key| !self.asked.contains(key.as_str())) {
             self.problems.push(format!("{key}: there is no such key; config.toml in the source lists them all"));
@@ -908,8 +913,12 @@ impl<'a> Source<'a> {
             else {
                 continue;
             };
+            let value = self.environment.get(name).map_or("", String::as_str);
+            if value.is_empty() {
+                continue;
+            }
             let section = rest.split('_').next().unwrap_or("").to_lowercase();
-            if sections.contains(section.as_str()) {
+            if sections.contains(section.as_str()) && !is_of_a_container_runtime(name, value) {
                 self.problems.push(format!("{name}: there is no such key; config.toml in the source lists them all"));
             } else {
                 ignored_variables.push(name.clone());
@@ -920,6 +929,25 @@ impl<'a> Source<'a> {
         }
         Ok(Loaded { config, effective: render(&self.effective), ignored_variables, values: self.values })
     }
+}
+
+/// What Kubernetes sets for a service called payrelay-kafka, and Docker for a link
+/// (<https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>).
+fn is_of_a_container_runtime(name: &str, value: &str) -> bool {
+    let address = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));
+    let numbered = |(_, rest): (&str, &str)| {
+        let mut parts = rest.split('_');
+        let number = parts.next().is_some_and(|part| part.parse::<u16>().is_ok());
+        number && parts.next().is_some_and(|part| ["TCP", "UDP", "SCTP"].contains(&part))
+    };
+    name.ends_with("_SERVICE_HOST")
+        || name.ends_with("_SERVICE_PORT")
+        || name.contains("_SERVICE_PORT_")
+        || (name.ends_with("_PORT") && address)
+        || name.rsplit_once("_PORT_").is_some_and(numbered)
+        || name.split_once("_PORT_").is_some_and(numbered)
+        || (name.ends_with("_NAME") && value.starts_with('/'))
+        || name.contains("_ENV_")
 }
 
 /// A variable's text as the type that the key has.
@@ -1154,6 +1182,72 @@ mod tests {
         let all = "[kafka]\nca_file = 'a'\ncertificate_file = 'b'\nsasl_mechanism = 'PLAIN'\n";
         let problems = load(all, &[]).unwrap_err().to_string();
         assert!(problems.contains("5 problems"), "{problems}");
+    }
+
+    #[test]
+    fn variables_of_container_runtimes_are_ignored_and_misspelt_ones_refused() {
+        let set = [
+            ("PAYRELAY_KAFKA_SERVICE_HOST", "10.0.0.1"),
+            ("PAYRELAY_KAFKA_SERVICE_PORT", "9092"),
+            ("PAYRELAY_KAFKA_SERVICE_PORT_CLIENT", "9092"),
+            ("PAYRELAY_HTTP_PORT", "tcp://10.0.0.1:80"),
+            ("PAYRELAY_HTTP_PORT_80_TCP", "tcp://10.0.0.1:80"),
+            ("PAYRELAY_HTTP_PORT_80_TCP_ADDR", "10.0.0.1"),
+            ("PAYRELAY_SLACK_NAME", "/app/payrelay-slack"),
+            ("PAYRELAY_DATABASE_ENV_POSTGRES_USER", "x"),
+        ];
+        let loaded = load("", &set).unwrap();
+        assert_eq!(loaded.ignored_variables.len(), set.len(), "{:?}", loaded.ignored_variables);
+        for (name, value) in [
+            ("PAYRELAY_HTTP_PORT", "8080"),
+            ("PAYRELAY_KAFKA_HOST", "10.0.0.1"),
+            ("PAYRELAY_SLACK_NAME", "general"),
+            ("PAYRELAY_HTTP_PORT_X_TCP", "1"),
+        ] {
+            assert!(load("", &[(name, value)]).unwrap_err().to_string().contains("there is no such key"), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_empty_variable_is_unset() {
+        let file = "[slack]\nwebhook_url = 'https://a/b'\n[http]\nlisten = '127.0.0.1:1'\n";
+        let empty = [
+            "PAYRELAY_SLACK_WEBHOOK_URL",
+            "PAYRELAY_SLACK_WEBHOOK_URL_FILE",
+            "PAYRELAY_HTTP_LISTEN",
+            "PAYRELAY_KAFKA_BOOTSTRAP_SERVERS",
+            "PAYRELAY_KAFKA_PARTITIONS",
+            "PAYRELAY_HTTP_LISTENN",
+        ];
+        let loaded = load(file, &empty.map(|name| (name, ""))).unwrap();
+        assert_eq!(loaded.config.slack.webhook_url.unwrap().expose(), "https://a/b");
+        assert_eq!(loaded.config.http.listen.port(), 1);
+        assert_eq!(loaded.config.kafka.partitions, 1);
+    }
+
+    #[test]
+    fn a_database_is_a_file() {
+        for path in ["", ":memory:", "file:payrelay.db?mode=memory"] {
+            let problem = load(&format!("[database]\npath = '{path}'"), &[]).unwrap_err().to_string();
+            assert!(problem.contains("allowed is the path of a file on the disk"), "{problem}");
+        }
+    }
+
+    #[test]
+    fn one_line_end_of_a_secret_file_is_removed_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("password");
+        for (content, secret) in [("s", "s"), ("s\n", "s"), ("s\r\n", "s"), (" s \n", " s "), ("s\n\n", "s\n")] {
+            std::fs::write(&path, content).unwrap();
+            let variables = [
+                ("PAYRELAY_KAFKA_SASL_PASSWORD_FILE", path.to_str().unwrap()),
+                ("PAYRELAY_KAFKA_SASL_MECHANISM", "SCRAM-SHA-256"),
+                ("PAYRELAY_KAFKA_SASL_USERNAME", "u"),
+            ];
+            let environment: BTreeMap<_, _> = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+            let mut source = Source::new(toml::Table::new(), &environment);
+            assert_eq!(source.variable("kafka.sasl_password", true).as_deref(), Some(secret), "{content:?}");
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The program: arguments, configuration, logger, signals, service, exit code. The only file that prints or exits.
 
+mod cli;
+
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io::Write as _;
@@ -11,18 +13,19 @@ use std::{env, fs, io, panic, thread};
 
 use clap::{Args, Parser, Subcommand};
 use crossbeam_channel::{Receiver, bounded, select};
-use env_logger::{Builder, Target};
 use log::LevelFilter;
 use payrelay::audit::{self, AuditError, Scope};
 use payrelay::clock::Timestamp;
 use payrelay::config::{Config, Loaded, Problems};
 use payrelay::http::{self, TokenHash};
-use payrelay::service::{self, Service, StartError};
+use payrelay::service::{self, Cause, Service, StartError};
 use payrelay::store::dead_letter::{self, Action, Order, Outcome, Which};
-use payrelay::store::{Beside, StoreError, relay_action};
+use payrelay::store::{Beside, OpenError, StoreError, relay_action};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+
+use self::cli::restore::Restore;
 
 /// Stopped when asked.
 const OK: u8 = 0;
@@ -32,12 +35,14 @@ const USAGE: u8 = 64;
 const DIED: u8 = 70;
 /// The stop took too long.
 const OVERDUE: u8 = 71;
-/// `dead-letters`: something is as it was before; `audit`: something is as it must not be.
+/// `dead-letters`: something is as it was before, or is not there; `audit`, `restore`: something is as it must not be.
 const LEFT: u8 = 1;
 /// What a command had to say could not be written (`EX_IOERR`).
 const UNWRITTEN: u8 = 74;
-/// A command beside a payrelay: somebody did not answer (`EX_TEMPFAIL`).
-const BUSY: u8 = 75;
+/// It may pass: the port or the database is in use, or did not answer (`EX_TEMPFAIL`).
+const TEMPORARY: u8 = 75;
+/// The operating system does not allow it (`EX_NOPERM`).
+const NOT_ALLOWED: u8 = 77;
 /// The configuration cannot be used.
 const CONFIG: u8 = 78;
 
@@ -48,11 +53,14 @@ Environment:
   PAYRELAY_LOG     error, warn, info (default), debug or trace
 
 Signals:
-  SIGTERM and SIGINT stop it; SIGHUP reads the configuration again and puts its tokens ([[http.token]]) in force
+  SIGTERM and SIGINT stop it within 10 s; a second SIGINT ends it at once. SIGHUP reads the configuration again, and
+  changes the tokens ([[http.token]])
 
 Exit codes:
-  0 stopped when asked, 64 wrong arguments, 70 a thread died, 71 the stop took too long, 78 configuration
-  dead-letters: 0 all done, 1 some could not be replayed, 64 there is no such letter, 75 the database is busy
+  0 stopped when asked, 64 wrong arguments, 70 a thread died, 71 the stop took too long or a second SIGINT, 75 the port or
+  the database is in use, 77 the port is not allowed, 78 configuration
+  dead-letters: 0 all done, 1 some could not be replayed or are not there, 75 the database is busy
+  restore: 0 restored, 1 the copy is not sound, 75 payrelay runs on the database, 78 the copy cannot be used
   audit: 0 nothing found, 1 findings, 75 the database or Kafka does not answer
   outbox: 0 the order is given, 75 the database is busy
   backup: 0 the copy is on the disk, 75 the database is busy, 78 the copy cannot be written there
@@ -63,7 +71,7 @@ Exit codes:
 #[derive(Parser)]
 #[command(version, about, after_help = EXIT_CODES)]
 struct Arguments {
-    /// The configuration file [default: config.toml if it is here, else built-in defaults]
+    /// The configuration file [default: ./config.toml, else /etc/payrelay/config.toml, else built-in defaults]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -82,6 +90,8 @@ enum Command {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    /// Puts a copy in the place of the database; payrelay must not run. The old files are moved, not deleted
+    Restore(Restore),
     /// Prints a new token, and its hash for the configuration
     Token,
     /// Holds payments, outbox, topic and deliveries against each other, and changes nothing; also while payrelay runs
@@ -172,28 +182,36 @@ fn run() -> u8 {
         Some(Command::CheckConfig) => {
             let mut output = Output::default();
             output.say(loaded.effective.trim_end());
+            for name in &loaded.ignored_variables {
+                output.say(format_args!("# ignored: the environment variable {name} names no key"));
+            }
             output.code(service::check(&loaded.config).map_or_else(|problem| refuse(&problem), |()| OK))
         }
         Some(Command::DeadLetters { order }) => match Beside::open(&loaded.config.database.path) {
             Ok(database) => dead_letters(database, &order).unwrap_or_else(|error| {
                 complain(format_args!("{error}; try again"));
-                BUSY
+                TEMPORARY
             }),
-            Err(problem) => refuse(&problem),
+            Err(problem) => cannot_open(&problem),
         },
         Some(Command::Outbox { order: Outbox::Resume }) => match Beside::open(&loaded.config.database.path) {
             Ok(database) => resume_relay(database),
-            Err(problem) => refuse(&problem),
+            Err(problem) => cannot_open(&problem),
         },
+        Some(Command::Restore(restore)) => restore.run(&loaded.config),
         Some(Command::Backup { file }) => match Beside::open(&loaded.config.database.path) {
             Ok(database) => backup(&database, &file),
-            Err(problem) => refuse(&problem),
+            Err(problem) => cannot_open(&problem),
         },
         Some(Command::Audit(order)) => audit(&loaded.config, &order),
         // A token was printed before the configuration was looked at.
         Some(Command::Serve | Command::Token) | None => {
-            start_logger(level);
-            serve(loaded, arguments.config.as_deref())
+            if let Err(error) = start_logger(level) {
+                return cannot_start(&StartError::Spawn(error));
+            }
+            let code = serve(loaded, arguments.config.as_deref());
+            log::logger().flush();
+            code
         }
     }
 }
@@ -203,7 +221,12 @@ fn refuse(reason: &dyn Display) -> u8 {
     CONFIG
 }
 
-/// Says what is wrong, if anybody listens.
+fn cannot_open(problem: &OpenError) -> u8 {
+    complain(problem);
+    if problem.is_temporary() { TEMPORARY } else { CONFIG }
+}
+
+/// Says what is wrong, if standard error is read.
 fn complain(what: impl Display) {
     let _ = writeln!(io::stderr(), "payrelay: {what}");
 }
@@ -255,15 +278,12 @@ fn print_token() -> u8 {
 }
 
 fn load(argument: Option<&Path>) -> Result<Loaded, Problems> {
-    let named = argument.map(Path::to_owned).or_else(|| env::var_os("PAYRELAY_CONFIG").map(PathBuf::from));
+    let variable = || env::var_os("PAYRELAY_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let named = argument.map(|path| ("--config", path.to_owned())).or_else(|| Some(("PAYRELAY_CONFIG", variable()?)));
     let text = match &named {
-        Some(path) => fs::read_to_string(path)
-            .map_err(|error| Problems::one(format!("--config {}: cannot be read: {error}", path.display())))?,
-        None => match fs::read_to_string("config.toml") {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(Problems::one(format!("config.toml: cannot be read: {error}"))),
-        },
+        Some((from, path)) => fs::read_to_string(path)
+            .map_err(|error| Problems::one(format!("{from} {}: cannot be read: {error}", path.display())))?,
+        None => default_file()?,
     };
     let mut environment = BTreeMap::new();
     for (name, value) in env::vars_os() {
@@ -274,6 +294,18 @@ fn load(argument: Option<&Path>) -> Result<Loaded, Problems> {
         }
     }
     Config::load(&text, &environment)
+}
+
+/// The first of the usual files that is there.
+fn default_file() -> Result<String, Problems> {
+    for path in ["config.toml", "/etc/payrelay/config.toml"] {
+        match fs::read_to_string(path) {
+            Ok(text) => return Ok(text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Problems::one(format!("{path}: cannot be read: {error}"))),
+        }
+    }
+    Ok(String::new())
 }
 
 /// Works on the database itself, so that it also helps where payrelay does not run. One that runs sees what was replayed
@@ -318,7 +350,7 @@ fn dead_letters(mut database: Beside, order: &DeadLetters) -> Result<u8, StoreEr
         // The writer of a payrelay that runs has its turn between two slices.
         let _ = crossbeam_channel::after(BETWEEN_SLICES).recv();
     }
-    Ok(output.code(if missing { USAGE } else { code }))
+    Ok(output.code(if missing { LEFT } else { code }))
 }
 
 /// How many dead letters are read, or worked on in one transaction, at a time.
@@ -347,7 +379,7 @@ fn resume_relay(mut database: Beside) -> u8 {
         }
         Err(error) => {
             complain(format_args!("{error}; try again"));
-            BUSY
+            TEMPORARY
         }
     }
 }
@@ -361,7 +393,7 @@ fn backup(database: &Beside, file: &Path) -> u8 {
         }
         Err(error) if error.is_temporary() => {
             complain(format_args!("{error}; try again"));
-            BUSY
+            TEMPORARY
         }
         Err(error) => refuse(&error),
     }
@@ -380,35 +412,29 @@ fn audit(config: &Config, order: &Audit) -> u8 {
             }
             output.code(if report.is_clean() { OK } else { LEFT })
         }
-        Err(AuditError::Open(problem)) => refuse(&problem),
+        Err(AuditError::Open(problem)) => cannot_open(&problem),
         Err(AuditError::Config(problems)) => refuse(&problems),
         Err(error) => {
             complain(error);
-            BUSY
+            TEMPORARY
         }
     }
 }
 
 fn log_level() -> Result<LevelFilter, Problems> {
-    let text = env::var("PAYRELAY_LOG").unwrap_or_else(|_| "info".to_owned());
+    let text = env::var("PAYRELAY_LOG").ok().filter(|text| !text.is_empty()).unwrap_or_else(|| "info".to_owned());
     text.parse().map_err(|_| {
         Problems::one(format!("PAYRELAY_LOG = {text:?}: allowed is error, warn, info, debug, trace or off"))
     })
 }
 
-/// Libraries may warn; below that they could say what is secret, such as the webhook's URL.
-fn start_logger(level: LevelFilter) {
-    Builder::new()
-        .filter_level(level.min(LevelFilter::Warn))
-        .filter_module("payrelay", level)
-        .target(Target::Stderr)
-        .format_timestamp_millis()
-        .format_target(false)
-        .init();
+fn start_logger(level: LevelFilter) -> io::Result<()> {
+    cli::logger::start(level)?;
     panic::set_hook(Box::new(|panic| {
         let thread = thread::current();
         log::error!("panic in thread {}: {panic}", thread.name().unwrap_or("without a name"));
     }));
+    Ok(())
 }
 
 fn serve(mut loaded: Loaded, file: Option<&Path>) -> u8 {
@@ -419,11 +445,11 @@ fn serve(mut loaded: Loaded, file: Option<&Path>) -> u8 {
     fit_connections(&mut loaded.config);
     let signals = match signals() {
         Ok(signals) => signals,
-        Err(error) => return refuse(&format!("signals cannot be handled: {}", StartError::Spawn(error))),
+        Err(error) => return cannot_start(&StartError::Spawn(error)),
     };
     let service = match Service::start(&loaded.config) {
         Ok(service) => service,
-        Err(error) => return refuse(&error),
+        Err(error) => return cannot_start(&error),
     };
     let code = loop {
         select! {
@@ -449,6 +475,17 @@ fn serve(mut loaded: Loaded, file: Option<&Path>) -> u8 {
             }
             if code == OK { OVERDUE } else { code }
         }
+    }
+}
+
+/// A supervisor may start it again for what may pass; the rest is for a person to change.
+fn cannot_start(error: &StartError) -> u8 {
+    log::logger().flush();
+    complain(error);
+    match error.cause() {
+        Cause::Temporary => TEMPORARY,
+        Cause::NotAllowed => NOT_ALLOWED,
+        Cause::Configuration => CONFIG,
     }
 }
 
@@ -504,12 +541,17 @@ struct Asked {
     reload: Receiver<i32>,
 }
 
-/// Signals as messages. The thread lives as long as the process.
+/// Signals as messages. The thread lives as long as the process. A second SIGINT is from somebody who does not want to wait.
 fn signals() -> io::Result<Asked> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let ((to_stop, stop), (to_reload, reload)) = (bounded(1), bounded(1));
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        let mut interrupted = false;
         for signal in signals.forever() {
+            if signal == SIGINT && std::mem::replace(&mut interrupted, true) {
+                log::logger().flush();
+                std::process::exit(i32::from(OVERDUE));
+            }
             let _ = if signal == SIGHUP { &to_reload } else { &to_stop }.try_send(signal);
         }
     })?;

@@ -20,6 +20,7 @@ use crate::message::Style;
 use crate::outage::{Backoff, Outage, Part};
 use crate::pace::Gate;
 use crate::payment::Payment;
+use crate::runtime::error_log::ErrorLog;
 use crate::runtime::metrics::{ChannelMetrics, Metrics};
 use crate::slack::{Answer, Slack};
 use crate::store::delivery::{self, Waiting};
@@ -103,6 +104,7 @@ pub struct Notifier {
     resume: Resume,
     outage: Outage,
     metrics: ChannelMetrics,
+    errors: ErrorLog,
     /// How many payments a message may tell: fewer while one that was rejected is being looked for.
     fit: usize,
     /// Refused once, alone: it is tried again before it is a suspect.
@@ -161,6 +163,7 @@ impl Notifier {
         let gate = Gate::new(channel.messages_per_second, channel.burst, BACKOFF, channel.probe_interval);
         let outage = Outage::new(whom(&channel), BACKOFF, part);
         let metrics = metrics.channel(&channel.name);
+        let errors = ErrorLog::new(format!("notifier {}", channel.name));
         let (fit, started) = (channel.digest_max, Instant::now());
         Self {
             store,
@@ -171,6 +174,7 @@ impl Notifier {
             resume,
             outage,
             metrics,
+            errors,
             fit,
             slip: None,
             suspects: Vec::new(),
@@ -215,10 +219,16 @@ impl Notifier {
 
     /// One message, if it may go; for the log, a batch of lines.
     pub fn step(&mut self) -> Step {
-        self.try_step().unwrap_or_else(|error| {
-            log::error!("the notifier waits for the database: {error}");
-            Step::Later(store::PAUSE)
-        })
+        match self.try_step() {
+            Ok(step) => {
+                self.errors.succeeded();
+                step
+            }
+            Err(error) => {
+                self.errors.failed(&error);
+                Step::Later(store::PAUSE)
+            }
+        }
     }
 
     fn try_step(&mut self) -> Result<Step, StoreError> {

@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, after, at, never, select_biased};
 use crate::clock::Timestamp;
 use crate::outage::{Backoff, Outage, Part};
 use crate::publisher::{Publisher, Trouble};
+use crate::runtime::error_log::ErrorLog;
 use crate::runtime::metrics::Metrics;
 use crate::store::outbox::{self, Place, Receipt};
 use crate::store::topic::{self, Reached};
@@ -32,6 +33,7 @@ pub struct Relay {
     notifier: Waker,
     outage: Outage,
     metrics: Metrics,
+    errors: ErrorLog,
     /// Published, and not known to be recorded: never to be published again.
     unrecorded: Vec<Receipt>,
     /// How far the topic has everything that is recorded with those.
@@ -77,6 +79,7 @@ impl Relay {
             notifier,
             outage,
             metrics,
+            errors: ErrorLog::new("relay"),
             unrecorded: Vec::new(),
             reached: None,
             recording: None,
@@ -114,9 +117,12 @@ impl Relay {
     /// One batch: read, publish, begin to record.
     pub fn step(&mut self) -> Step {
         match self.try_step() {
-            Ok(step) => step,
+            Ok(step) => {
+                self.errors.succeeded();
+                step
+            }
             Err(error) => {
-                log::error!("the relay waits for the database: {error}");
+                self.errors.failed(&error);
                 Step::Away(crate::store::PAUSE)
             }
         }

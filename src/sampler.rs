@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, at, never, select_biased};
 
 use crate::clock::Timestamp;
+use crate::runtime::error_log::ErrorLog;
 use crate::runtime::metrics::{Metrics, Totals};
 use crate::store::backlog::{Backlog, BacklogCounter};
 use crate::store::{Store, StoreError};
@@ -97,7 +98,7 @@ pub struct Sampler {
     counter: BacklogCounter,
     snapshots: Snapshots,
     asked: Receiver<()>,
-    failing: bool,
+    errors: ErrorLog,
 }
 
 impl Sampler {
@@ -107,7 +108,7 @@ impl Sampler {
         let snapshots = Snapshots { seen: Arc::default(), sampler };
         let counter = BacklogCounter::new(channels);
         let seen = snapshots.clone();
-        (Self { store, metrics, counter, snapshots, asked, failing: false }, seen)
+        (Self { store, metrics, counter, snapshots, asked, errors: ErrorLog::new("sampler") }, seen)
     }
 
     /// Works until the stop.
@@ -135,12 +136,8 @@ impl Sampler {
     /// One look. A database that refuses leaves the last one, whose ages grow.
     pub fn look(&mut self) {
         match self.try_look() {
-            Ok(()) => self.failing = false,
-            Err(error) if !self.failing => {
-                self.failing = true;
-                log::error!("sampler: database error, the numbers of what waits are not updated: {error}");
-            }
-            Err(_) => {}
+            Ok(()) => self.errors.succeeded(),
+            Err(error) => self.errors.failed(&error),
         }
     }
 

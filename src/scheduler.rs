@@ -7,6 +7,7 @@ use crossbeam_channel::{after, select_biased};
 
 use crate::clock::Timestamp;
 use crate::config;
+use crate::runtime::error_log::ErrorLog;
 use crate::runtime::metrics::{Metrics, Totals};
 use crate::sampler::{Snapshot, Snapshots};
 use crate::store::backlog::Waiting;
@@ -35,6 +36,7 @@ pub struct Scheduler {
     metrics: Metrics,
     snapshots: Snapshots,
     summarized: Totals,
+    errors: ErrorLog,
 }
 
 impl Scheduler {
@@ -48,7 +50,17 @@ impl Scheduler {
         metrics: Metrics,
         snapshots: Snapshots,
     ) -> Self {
-        Self { store, settings, keys, relay, notifiers, metrics, snapshots, summarized: Totals::default() }
+        Self {
+            store,
+            settings,
+            keys,
+            relay,
+            notifiers,
+            metrics,
+            snapshots,
+            summarized: Totals::default(),
+            errors: ErrorLog::new("scheduler"),
+        }
     }
 
     /// Works until the stop.
@@ -58,8 +70,9 @@ impl Scheduler {
                 recv(stop.signal()) -> _ => return,
                 recv(after(self.settings.interval)) -> _ => {}
             }
-            if let Err(error) = self.step(Timestamp::now(), stop) {
-                log::error!("the scheduler waits for the database: {error}");
+            match self.step(Timestamp::now(), stop) {
+                Ok(()) => self.errors.succeeded(),
+                Err(error) => self.errors.failed(&error),
             }
         }
     }
@@ -73,7 +86,8 @@ impl Scheduler {
         self.notifiers.wake();
         let cutoff = now.minus(self.settings.retention);
         let purged = self.purge(stop, move |tx| outbox::purge(tx, cutoff, SLICE))?;
-        let (cutoff, keys_max) = (now.minus(self.keys.retention), self.keys.keys_max.get());
+        let cutoff = self.store.service_time().saturating_sub(self.keys.retention);
+        let keys_max = self.keys.keys_max.get();
         let keys = self.purge(stop, move |tx| idempotency::purge(tx, cutoff, keys_max, SLICE))?;
         log::debug!("purged {keys} idempotency keys");
         // The purge may have taken as long as the interval.

@@ -62,6 +62,35 @@ pub enum StartError {
     Spawn(#[from] io::Error),
 }
 
+/// What kind of reason there is for a start that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// It may pass by itself: a port or a database that is in use, too many threads.
+    Temporary,
+    /// The operating system does not allow it.
+    NotAllowed,
+    /// A person has to change something.
+    Configuration,
+}
+
+impl StartError {
+    /// Whether it may pass.
+    pub fn cause(&self) -> Cause {
+        match self {
+            Self::Open(error) if error.is_temporary() => Cause::Temporary,
+            Self::Listen { source, .. } => match source.kind() {
+                io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable => Cause::Temporary,
+                io::ErrorKind::PermissionDenied => Cause::NotAllowed,
+                _ => Cause::Configuration,
+            },
+            Self::Store(StoreError::Busy | StoreError::Closed | StoreError::Failed(_)) | Self::Spawn(_) => {
+                Cause::Temporary
+            }
+            _ => Cause::Configuration,
+        }
+    }
+}
+
 /// Everything that runs.
 pub struct Service {
     /// Those who work with the database; asked to stop all at once.
@@ -99,7 +128,7 @@ impl Service {
         let address = listener.local_addr().map_err(listen_failed)?;
 
         let (store, store_workers) = opened.start(&exited)?;
-        log::info!("node {}, database {}", store.node(), config.database.path.display());
+        log::info!("node {}, database {}", store.node(), store.path().display());
 
         recover(&store, config)?;
         let (mut notifiers, mut wakers, mut resumes) = (Vec::new(), Vec::new(), Vec::new());

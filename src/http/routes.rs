@@ -330,6 +330,7 @@ impl App {
         let (answer, answered) = oneshot::channel();
         let (currency, relay) = (self.context.currency.clone(), self.context.relay.clone());
         let keys_max = self.context.keys_max;
+        let arrived_at = self.context.store.service_time();
         let mailbox = Arc::clone(&self.mailbox);
         self.context.store.submit(
             new.reservations.len(),
@@ -337,7 +338,7 @@ impl App {
                 let now = Timestamp::now();
                 let pay = || payments::execute(tx, &new, &currency, trace.as_ref(), now);
                 match &keyed {
-                    Some(keyed) => keys::once(tx, keyed, keys_max, now, pay),
+                    Some(keyed) => keys::once(tx, keyed, keys_max, arrived_at, pay),
                     None => pay().map(Once::Executed),
                 }
             },

@@ -231,6 +231,8 @@ const TOPIC: [Check; 4] = [
               LEFT JOIN outbox o ON o.id = r.outbox_id LEFT JOIN payment p ON p.id = r.payment_id \
               WHERE o.id IS NULL AND (p.id IS NULL OR \
               r.outbox_id > ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0)) \
+              AND NOT EXISTS (SELECT 1 FROM restored_copy c \
+              WHERE r.outbox_id > c.last_outbox_id AND r.outbox_id < c.first_new_id) \
               ORDER BY r.\"partition\", r.\"offset\"",
     },
     Check {
@@ -313,7 +315,7 @@ const NOTES: [Check; 5] = [
 ];
 
 /// What the topic does not have any more, and need not have. The events were consumed, or taken from the outbox.
-const GONE: [Check; 2] = [
+const GONE: [Check; 3] = [
     Check {
         kind: "earlier-incarnation",
         what: "events were published to an earlier incarnation of the topic, which was deleted",
@@ -321,6 +323,15 @@ const GONE: [Check; 2] = [
               WHERE o.status = 'PUBLISHED' AND o.\"partition\" IS NOT NULL \
               AND o.id <= (SELECT published_before FROM incarnation) \
               AND NOT EXISTS (SELECT 1 FROM topic_record r WHERE r.outbox_id = o.id) ORDER BY o.id",
+    },
+    Check {
+        kind: "lost-with-old-file",
+        what: "payments are on the topic and not here: they were stored after the copy that was restored",
+        sql: "SELECT 'event ' || r.outbox_id || ' of payment ' || ifnull(r.payment_id, '(none)') FROM topic_record r \
+              WHERE NOT EXISTS (SELECT 1 FROM outbox o WHERE o.id = r.outbox_id) \
+              AND EXISTS (SELECT 1 FROM restored_copy c \
+              WHERE r.outbox_id > c.last_outbox_id AND r.outbox_id < c.first_new_id) \
+              GROUP BY r.outbox_id ORDER BY r.outbox_id",
     },
     Check {
         kind: "deleted-from-topic",
@@ -357,7 +368,7 @@ const TEMPORARY: &str = "
 impl Audited {
     /// Opens a database that some payrelay has made, for reading only.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let (connection, node) = schema::open_to_read(path)?;
+        let (connection, node) = schema::open_to_read(&schema::resolved(path)?)?;
         let failed = |source| schema::refusal(path, source);
         connection.execute_batch(TEMPORARY).map_err(failed)?;
         Ok(Self { connection, node, published_before: 0, visible_before: Timestamp::from_micros(0) })

@@ -9,6 +9,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, ErrorCode};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 
 use super::{BUSY_TIMEOUT, Beside, schema};
 use crate::clock::Timestamp;
@@ -81,13 +83,28 @@ impl Part {
         }
         self.file.sync_all().map_err(failed)?;
         let bytes = self.file.metadata().map_err(failed)?.len();
-        fs::rename(&self.path, to).map_err(failed)?;
+        rename_new(&self.path, to).map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => BackupError::Exists(to.into()),
+            _ => failed(source),
+        })?;
         schema::sync_folder(folder(to)).map_err(|source| {
             // Nobody may take it for a copy that will be there after the next power cut.
             let _ = fs::remove_file(to);
             failed(source)
         })?;
         Ok(bytes)
+    }
+}
+
+/// Gives a file its name, unless that is in use by now: another backup may have taken it since.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // Some file systems, NFS among them, cannot do that in one step. A second name is never given twice either.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
+            fs::hard_link(from, to)?;
+            fs::remove_file(from)
+        }
+        renamed => Ok(renamed?),
     }
 }
 
@@ -167,6 +184,20 @@ mod tests {
         fs::write(&copy, "precious").unwrap();
         assert!(matches!(beside.backup(&copy, Timestamp::now()), Err(BackupError::Exists(_))));
         assert_eq!((fs::read(&copy).unwrap().as_slice(), names(target.path()).len()), (b"precious".as_slice(), 1));
+    }
+
+    #[test]
+    fn a_file_that_appears_meanwhile_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (part, to) = (dir.path().join("part"), dir.path().join("copy.db"));
+        fs::write(&part, "new").unwrap();
+        fs::write(&to, "old").unwrap();
+        let refused = rename_new(&part, &to).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!((fs::read(&part).unwrap(), fs::read(&to).unwrap()), (b"new".to_vec(), b"old".to_vec()));
+        fs::remove_file(&to).unwrap();
+        rename_new(&part, &to).unwrap();
+        assert_eq!((part.exists(), fs::read(&to).unwrap()), (false, b"new".to_vec()));
     }
 
     #[test]

@@ -14,7 +14,9 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select_biased};
 use rusqlite::Connection;
 use rusqlite::ffi::{
-    SQLITE_IOERR_DIR_FSYNC, SQLITE_IOERR_FSYNC, SQLITE_IOERR_SHMMAP, SQLITE_IOERR_SHMOPEN, SQLITE_IOERR_SHMSIZE,
+    SQLITE_BUSY, SQLITE_CONSTRAINT, SQLITE_CORRUPT, SQLITE_FULL, SQLITE_INTERRUPT, SQLITE_IOERR_DIR_FSYNC,
+    SQLITE_IOERR_FSYNC, SQLITE_IOERR_READ, SQLITE_IOERR_SHORT_READ, SQLITE_IOERR_WRITE, SQLITE_LOCKED, SQLITE_NOTADB,
+    SQLITE_READONLY,
 };
 
 use super::BUSY_TIMEOUT;
@@ -166,18 +168,34 @@ pub(super) fn heed<T>(result: rusqlite::Result<T>) -> rusqlite::Result<T> {
     result
 }
 
-/// As [`heed`], for a COMMIT: SQLite grows the index of the log after it has synced the log. If it cannot, it tells of a failure
-/// although the payments are on the disk, and the next start finds them: nobody may be told that they are not stored.
+/// As [`heed`], for a COMMIT: SQLite grows the WAL's index after it has synced the WAL. If that fails, or no memory is left
+/// for it, SQLite reports an error although the payments are on the disk, and the next start finds them: no client may be
+/// answered that they are not stored.
 pub(super) fn heed_commit(result: rusqlite::Result<()>) -> rusqlite::Result<()> {
     if let Err(error) = &result
-        && matches!(
-            error.sqlite_error().map(|error| error.extended_code),
-            Some(SQLITE_IOERR_SHMSIZE | SQLITE_IOERR_SHMMAP | SQLITE_IOERR_SHMOPEN)
-        )
+        && error.sqlite_error().is_none_or(|error| !comes_before_the_sync(error.extended_code))
     {
         give_up(error);
     }
     result
+}
+
+/// Errors that COMMIT reports before it has written the frame that makes the transaction durable: a lock, a constraint, an
+/// interruption, a page that cannot be read, a disk that does not take the frame (sqlite3PagerCommitPhaseOne and
+/// walFrames in SQLite's source). Any other may come from what follows the sync.
+fn comes_before_the_sync(extended_code: i32) -> bool {
+    let before = [
+        SQLITE_BUSY,
+        SQLITE_LOCKED,
+        SQLITE_FULL,
+        SQLITE_CONSTRAINT,
+        SQLITE_INTERRUPT,
+        SQLITE_CORRUPT,
+        SQLITE_NOTADB,
+        SQLITE_READONLY,
+    ];
+    let io = [SQLITE_IOERR_READ, SQLITE_IOERR_SHORT_READ, SQLITE_IOERR_WRITE];
+    before.contains(&(extended_code & 0xff)) || io.contains(&extended_code)
 }
 
 fn give_up(error: &dyn Display) -> ! {
@@ -185,6 +203,8 @@ fn give_up(error: &dyn Display) -> ! {
         "the disk could not sync the database, and may have lost a part of what was written: ending at once, nothing that was \
          acknowledged is lost: {error}"
     );
+    // The line is written by a thread of its own.
+    log::logger().flush();
     std::process::abort()
 }
 
@@ -197,6 +217,30 @@ mod tests {
 
     use super::*;
     use crate::config;
+    use rusqlite::ffi::{
+        SQLITE_CONSTRAINT_FOREIGNKEY, SQLITE_IOERR, SQLITE_IOERR_NOMEM, SQLITE_IOERR_SHMMAP, SQLITE_IOERR_SHMOPEN,
+        SQLITE_IOERR_SHMSIZE, SQLITE_NOMEM, SQLITE_PROTOCOL,
+    };
+
+    #[test]
+    fn an_error_of_a_commit_that_may_follow_the_sync_ends_the_process() {
+        for code in [SQLITE_BUSY, SQLITE_FULL, SQLITE_CONSTRAINT_FOREIGNKEY, SQLITE_IOERR_WRITE, SQLITE_CORRUPT] {
+            assert!(comes_before_the_sync(code), "{code}");
+        }
+        let after = [
+            SQLITE_NOMEM,
+            SQLITE_IOERR_NOMEM,
+            SQLITE_IOERR_SHMSIZE,
+            SQLITE_IOERR_SHMMAP,
+            SQLITE_IOERR_SHMOPEN,
+            SQLITE_IOERR_FSYNC,
+            SQLITE_IOERR,
+            SQLITE_PROTOCOL,
+        ];
+        for code in after {
+            assert!(!comes_before_the_sync(code), "{code}");
+        }
+    }
     use crate::store::{SqlResult, Store};
     use crossbeam_channel::unbounded;
 

@@ -1,11 +1,12 @@
 //! Requests that named an Idempotency-Key, and what they were answered: the ids of their payments. A payment never changes, so
 //! the first answer can be written again from them, byte for byte, for as long as its key is kept.
 
+use std::time::{Duration, Instant};
+
 use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Transaction};
 
 use super::payment::{self, COLUMNS};
 use super::sql_limit;
-use crate::clock::Timestamp;
 use crate::payment::Payment;
 
 /// A request's key, and what tells its body from others.
@@ -17,6 +18,33 @@ pub struct Keyed {
     pub key: String,
     /// SHA-256 of the body.
     pub body_hash: [u8; 32],
+}
+
+/// For how long this database has been served: the time since the start, behind the arrival of the newest key before it. It
+/// never jumps, and stands still while payrelay does not run.
+#[derive(Debug, Clone, Copy)]
+pub struct ServiceTime {
+    before: Duration,
+    started: Instant,
+}
+
+impl ServiceTime {
+    pub(super) fn resume(connection: &Connection) -> SqlResult<Self> {
+        let newest: Option<i64> = connection
+            .prepare("SELECT arrived_at FROM idempotency_key WHERE id > 0 ORDER BY id DESC LIMIT 1")?
+            .query_row([], |row| row.get(0))
+            .optional()?;
+        let before = Duration::from_micros(newest.and_then(|at| u64::try_from(at).ok()).unwrap_or(0));
+        Ok(Self { before, started: Instant::now() })
+    }
+
+    pub(super) fn now(&self) -> Duration {
+        self.before + self.started.elapsed()
+    }
+}
+
+fn micros(time: Duration) -> i64 {
+    i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// How a request with a key ended.
@@ -43,7 +71,7 @@ pub fn once(
     tx: &Transaction<'_>,
     request: &Keyed,
     keys_max: usize,
-    now: Timestamp,
+    arrived_at: Duration,
     pay: impl FnOnce() -> SqlResult<Vec<Payment>>,
 ) -> SqlResult<Once> {
     match find(tx, request)? {
@@ -51,7 +79,7 @@ pub fn once(
         Some(_) => Ok(Once::KeyReused),
         None => {
             let payments = pay()?;
-            insert(tx, request, &payments, now)?;
+            insert(tx, request, &payments, arrived_at)?;
             // One in, one out: between two purges there are not more either.
             if count(tx)? > sql_limit(keys_max) {
                 tx.prepare_cached(
@@ -74,10 +102,10 @@ fn find(tx: &Transaction<'_>, request: &Keyed) -> SqlResult<Option<Kept>> {
     .optional()
 }
 
-fn insert(tx: &Transaction<'_>, request: &Keyed, payments: &[Payment], now: Timestamp) -> SqlResult<()> {
+fn insert(tx: &Transaction<'_>, request: &Keyed, payments: &[Payment], arrived_at: Duration) -> SqlResult<()> {
     let Some(first) = payments.first() else { return Ok(()) };
     tx.prepare_cached(
-        "INSERT INTO idempotency_key (client, \"key\", body_hash, first_payment_id, payment_count, created_at) \
+        "INSERT INTO idempotency_key (client, \"key\", body_hash, first_payment_id, payment_count, arrived_at) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     )?
     .execute((
@@ -86,7 +114,7 @@ fn insert(tx: &Transaction<'_>, request: &Keyed, payments: &[Payment], now: Time
         request.body_hash,
         first.id,
         sql_limit(payments.len()),
-        now.as_micros(),
+        micros(arrived_at),
     ))?;
     Ok(())
 }
@@ -106,19 +134,19 @@ pub fn count(connection: &Connection) -> SqlResult<i64> {
     Ok(first.zip(last).map_or(0, |(first, last)| last - first + 1))
 }
 
-/// Deletes at most `limit` keys, oldest first: those from before `cutoff`, and those that are more than `keys_max`. Tells
-/// how many.
-pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, keys_max: usize, limit: usize) -> SqlResult<usize> {
+/// Deletes at most `limit` keys, oldest first: those that arrived before `cutoff`, and those that are more than `keys_max`.
+/// Returns how many.
+pub fn purge(tx: &Transaction<'_>, cutoff: Duration, keys_max: usize, limit: usize) -> SqlResult<usize> {
     let surplus = count(tx)?.saturating_sub(sql_limit(keys_max));
     let oldest: Vec<(i64, i64)> = tx
-        .prepare_cached("SELECT id, created_at FROM idempotency_key WHERE id > 0 ORDER BY id LIMIT ?1")?
+        .prepare_cached("SELECT id, arrived_at FROM idempotency_key WHERE id > 0 ORDER BY id LIMIT ?1")?
         .query_map([sql_limit(limit)], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect::<SqlResult<_>>()?;
     let first = oldest.first().map_or(0, |(id, _)| *id);
     let mut delete = tx.prepare_cached("DELETE FROM idempotency_key WHERE id = ?1")?;
     let mut deleted = 0;
-    for (id, created_at) in oldest {
-        if created_at >= cutoff.as_micros() && id - first >= surplus {
+    for (id, arrived_at) in oldest {
+        if arrived_at >= micros(cutoff) && id - first >= surplus {
             break;
         }
         delete.execute([id])?;
@@ -130,6 +158,7 @@ pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, keys_max: usize, limit: us
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Timestamp;
     use crate::payment::{NewPayment, Reservation};
     use crate::store::{payment, schema};
     use rusqlite::TransactionBehavior;
@@ -140,11 +169,11 @@ mod tests {
         Keyed { client: client.into(), key: key.into(), body_hash: [body; 32] }
     }
 
-    fn pay(tx: &Transaction<'_>, request: &Keyed, now: i64) -> Option<Vec<Payment>> {
+    fn pay(tx: &Transaction<'_>, request: &Keyed, now: u32) -> Option<Vec<Payment>> {
         let reservations = (1..=3).map(|id| Reservation { reservation_id: id, seat_price: 5 }).collect();
         let new = NewPayment { user_id: 7, reservations };
-        let now = Timestamp::from_micros(now);
-        match once(tx, request, KEYS_MAX, now, || payment::execute(tx, &new, "KRW", None, now)).unwrap() {
+        let (now, arrived_at) = (Timestamp::from_micros(now.into()), Duration::from_micros(now.into()));
+        match once(tx, request, KEYS_MAX, arrived_at, || payment::execute(tx, &new, "KRW", None, now)).unwrap() {
             Once::Executed(payments) | Once::Replayed(payments) => Some(payments),
             Once::KeyReused => None,
         }
@@ -206,7 +235,7 @@ mod tests {
             for number in 0..10 {
                 pay(&tx, &keyed("", &number.to_string(), 1), 100 + number).unwrap();
             }
-            let purge = |cutoff, keys_max, limit| purge(&tx, Timestamp::from_micros(cutoff), keys_max, limit).unwrap();
+            let purge = |cutoff, keys_max, limit| purge(&tx, Duration::from_micros(cutoff), keys_max, limit).unwrap();
             assert_eq!(purge(100, 10, 5), 0);
             assert_eq!(purge(103, 10, 2), 2);
             assert_eq!(purge(103, 10, 2), 1);
@@ -216,5 +245,21 @@ mod tests {
             assert_eq!(purge(1000, 4, 100), 4);
             assert_eq!(count(&tx).unwrap(), 0);
         });
+    }
+
+    #[test]
+    fn the_age_of_a_key_hangs_on_no_clock() {
+        let dir = tempfile::tempdir().unwrap();
+        let (connection, _) = schema::open(&dir.path().join("a.db"), None).unwrap();
+        let first = ServiceTime::resume(&connection).unwrap();
+        assert!(first.now() < Duration::from_mins(1), "nothing was served before");
+        let insert = "INSERT INTO idempotency_key (client, key, body_hash, first_payment_id, payment_count, arrived_at) \
+                      VALUES ('', ?1, x'', 0, 0, ?2)";
+        connection.pragma_update(None, "foreign_keys", false).unwrap();
+        // Whatever the clock says, this key arrived after seven hours of service, and the next ones arrive later.
+        connection.execute(insert, ("old", 7 * 3600 * 1_000_000_i64)).unwrap();
+        let resumed = ServiceTime::resume(&connection).unwrap();
+        assert!(resumed.now() >= Duration::from_hours(7) && resumed.now() < Duration::from_hours(8));
+        assert!(resumed.now() <= resumed.now(), "it never goes back");
     }
 }

@@ -17,6 +17,7 @@ pub mod payment;
 mod plans;
 mod reader;
 pub mod relay_action;
+pub mod restore;
 pub mod route;
 mod schema;
 mod space;
@@ -37,6 +38,7 @@ use rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
 use rusqlite::{ErrorCode, OpenFlags, TransactionBehavior};
 
 use self::damage::Damage;
+use self::idempotency::ServiceTime;
 use self::space::Admission;
 use crate::config;
 use crate::event::NodeId;
@@ -110,6 +112,8 @@ pub struct Store {
     damage: Damage,
     admission: Admission,
     queue: Queue,
+    path: Arc<Path>,
+    service_time: ServiceTime,
 }
 
 /// How many payments wait: jobs are of very different size, so their number alone bounds neither time nor memory.
@@ -173,27 +177,51 @@ const OTHER_READERS: u32 = 3;
 impl Store {
     /// Takes the lock, opens and migrates the file, makes or checks the node's id.
     pub fn open(settings: &config::Database, node: Option<&NodeId>) -> Result<Opened, OpenError> {
-        let lock = schema::lock(&settings.path)?;
-        let (connection, node) = schema::open(&settings.path, node)?;
+        let path = schema::resolved(&settings.path)?;
+        let lock = schema::lock(&path)?;
+        let (connection, node) = schema::open(&path, node)?;
         let readers = u32::try_from(settings.readers.get()).unwrap_or(u32::MAX);
-        let pool = pool(settings.path.clone(), readers.saturating_add(OTHER_READERS))?;
+        let pool = pool(path.clone(), readers.saturating_add(OTHER_READERS))?;
+        let service_time = ServiceTime::resume(&connection).map_err(|source| schema::refusal(&path, source))?;
         let (jobs, queue) = bounded(settings.queue_max.get());
         let (background, background_queue) = bounded(1);
         let (queries, query_queue) = bounded(settings.queue_max.get());
         let (part, damage) = (Part::up(), Damage::none());
-        let (checkpoints, checkpointer) = checkpoint::take_over(&connection, &settings.path)?;
+        let (checkpoints, checkpointer) = checkpoint::take_over(&connection, &path)?;
         let health = writer::Health::new(part.clone(), damage.clone());
         let writer = writer::Writer::new(connection, checkpoints, queue, background_queue, health, lock);
         let readers = reader::Readers::new(settings.readers, query_queue, pool.clone());
-        let (watch, admission) = space::Watch::new(&settings.path, settings.min_free_bytes, damage.clone());
+        let (watch, admission) = space::Watch::new(&path, settings.min_free_bytes, damage.clone());
         let waiting = Queue { waiting: Arc::default(), max: settings.queue_max.get() };
-        let store = Self { jobs, background, queries, pool, node, part, damage, admission, queue: waiting };
+        let store = Self {
+            jobs,
+            background,
+            queries,
+            pool,
+            node,
+            part,
+            damage,
+            admission,
+            queue: waiting,
+            path: path.into(),
+            service_time,
+        };
         Ok(Opened { store, writer, checkpointer, watch, readers })
     }
 
     /// Who this database belongs to.
     pub fn node(&self) -> &NodeId {
         &self.node
+    }
+
+    /// The file, absolute and behind all links.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// For how long this database has been served, by no clock that can be set.
+    pub fn service_time(&self) -> Duration {
+        self.service_time.now()
     }
 
     /// The database: whether the file is sound, and the last transaction was committed.
@@ -306,7 +334,7 @@ pub struct Beside {
 impl Beside {
     /// Opens what is there.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let (connection, node) = schema::open_beside(path)?;
+        let (connection, node) = schema::open_beside(&schema::resolved(path)?)?;
         Ok(Self { connection, node })
     }
 

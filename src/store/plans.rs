@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use rusqlite::trace::{TraceEvent, TraceEventCodes};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
@@ -65,7 +66,7 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     payment::execute(&tx, &new, "KRW", None, now)?;
     let pay = |key: &str| {
         let keyed = Keyed { client: String::new(), key: key.to_owned(), body_hash: [0; 32] };
-        idempotency::once(&tx, &keyed, 1, now, || payment::execute(&tx, &new, "KRW", None, now))
+        idempotency::once(&tx, &keyed, 1, Duration::from_millis(1), || payment::execute(&tx, &new, "KRW", None, now))
     };
     assert!(matches!((pay("first")?, pay("first")?), (Once::Executed(first), Once::Replayed(again)) if first == again));
     assert!(payment::of_reservation(&tx, 1)?.is_some());
@@ -109,7 +110,7 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     assert_eq!(payment::history(&tx, 1, Some(2), 10)?.map(|page| page.len()), Some(1));
     assert_eq!(outbox::purge(&tx, Timestamp::from_micros(2000), 10)?, 2);
     assert!(matches!(pay("second")?, Once::Executed(_)));
-    assert_eq!(idempotency::purge(&tx, Timestamp::from_micros(2000), 1, 10)?, 1);
+    assert_eq!(idempotency::purge(&tx, Duration::from_millis(2), 1, 10)?, 1);
     // Each start does this, with millions of rows that are finished.
     delivery::recover(&tx)?;
     route::replace(&tx, &[])?;

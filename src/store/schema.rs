@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rusqlite::config::DbConfig;
@@ -133,6 +133,19 @@ pub enum OpenError {
     Pool(String),
 }
 
+impl OpenError {
+    /// Whether it may pass by itself: another process has the database.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Locked { .. } => true,
+            Self::Sqlite { source, .. } => {
+                matches!(source.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Held for as long as the database is open. The lock ends with the process, however that ends.
 #[derive(Debug)]
 pub(super) struct Lock {
@@ -144,7 +157,9 @@ pub(super) struct Lock {
 pub(super) fn lock(database: &Path) -> Result<Lock, OpenError> {
     let path = lock_path(database).map_err(|source| OpenError::Io { path: database.into(), source })?;
     let failed = |source| OpenError::Io { path: path.clone(), source };
-    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false).mode(PRIVATE);
+    let mut file = options.open(&path).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -161,14 +176,45 @@ pub(super) fn lock(database: &Path) -> Result<Lock, OpenError> {
 
 /// The same lock file whichever way the database is named.
 fn lock_path(database: &Path) -> io::Result<PathBuf> {
-    let name = database.file_name().ok_or_else(|| io::Error::other("not a file's path"))?;
-    let whole = if database.exists() {
-        fs::canonicalize(database)?
-    } else {
-        let folder = database.parent().filter(|folder| !folder.as_os_str().is_empty());
-        fs::canonicalize(folder.unwrap_or(Path::new(".")))?.join(name)
-    };
-    Ok(beside(&whole, ".lock"))
+    Ok(beside(&resolve(database)?, ".lock"))
+}
+
+/// A new file is for its owner only, whatever the umask: it holds payments. SQLite gives the WAL and its index the mode of
+/// the database (<https://sqlite.org/wal.html>).
+const PRIVATE: u32 = 0o600;
+
+/// The absolute path of a database behind all symbolic links, also where the file that they lead to is not there yet.
+pub(super) fn resolve(database: &Path) -> io::Result<PathBuf> {
+    /// As many as Linux follows (<https://man7.org/linux/man-pages/man7/path_resolution.7.html>).
+    const LINKS_MAX: usize = 40;
+    let mut path = database.to_owned();
+    for _ in 0..LINKS_MAX {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = fs::canonicalize(folder)?;
+        let name = path.file_name().ok_or_else(|| io::Error::other("it must be a file"))?;
+        let whole = folder.join(name);
+        match fs::read_link(&whole) {
+            Ok(target) => path = folder.join(target),
+            Err(_) if whole.is_dir() => return Err(io::Error::other("this is a folder; it must be a file")),
+            Err(_) => return Ok(whole),
+        }
+    }
+    Err(io::Error::other("too many symbolic links"))
+}
+
+/// As [`resolve`], with what to do where that fails.
+pub(super) fn resolved(database: &Path) -> Result<PathBuf, OpenError> {
+    resolve(database).map_err(|source| OpenError::Io { path: database.into(), source })
+}
+
+/// Creates an empty file for SQLite, which would give it the mode that the umask leaves.
+fn create_private(path: &Path) -> Result<(), OpenError> {
+    match File::options().write(true).create_new(true).mode(PRIVATE).open(path) {
+        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+            Err(OpenError::Io { path: path.into(), source })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Opens the file for writing, brings its schema up to date, and tells whose it is.
@@ -177,6 +223,7 @@ pub(super) fn open(path: &Path, configured: Option<&NodeId>) -> Result<(Connecti
     refuse_without_head(path)?;
     refuse_stray_log(path)?;
     let before_log = node_before_log(path);
+    create_private(path)?;
     let mut connection = Connection::open(path).map_err(failed)?;
     if connection.is_readonly(MAIN_DB).map_err(failed)? {
         // SQLite falls back to reading, and even begins a transaction.
@@ -247,10 +294,21 @@ pub(super) fn skip_ids(tx: &Transaction<'_>, newest: i64, now: Timestamp) -> rus
 /// ids jump ahead of them, once.
 fn leave_backup(connection: &mut Connection) -> rusqlite::Result<()> {
     let tx = Transaction::new(connection, TransactionBehavior::Immediate)?;
-    let backed_up_at: Option<i64> = tx.query_row("SELECT backed_up_at FROM node", [], |row| row.get(0))?;
+    let (backed_up_at, given): (Option<i64>, Option<i64>) =
+        tx.query_row("SELECT backed_up_at, given_before FROM node", [], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let Some(backed_up_at) = backed_up_at else { return Ok(()) };
-    let first = skip_ids(&tx, 0, Timestamp::now())?;
-    tx.execute("UPDATE node SET backed_up_at = NULL", [])?;
+    let now = Timestamp::now();
+    let last = "SELECT ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'payment'), 0), \
+                ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0)";
+    let (payment, event): (i64, i64) = tx.query_row(last, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let first = skip_ids(&tx, given.unwrap_or(0), now)?;
+    tx.execute(
+        "INSERT INTO restored_copy \
+             (copied_at, started_at, restored_by, last_payment_id, last_outbox_id, first_new_id) \
+         SELECT ?1, ?2, restored_by, ?3, ?4, ?5 FROM node",
+        (backed_up_at, now.as_micros(), payment, event, first),
+    )?;
+    tx.execute("UPDATE node SET backed_up_at = NULL, restored_by = NULL, given_before = NULL", [])?;
     tx.commit()?;
     log::warn!(
         "this database is a backup of {}: what was stored since is not in it. New ids begin at {first}, so that none \

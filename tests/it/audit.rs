@@ -131,7 +131,7 @@ fn each_thing_that_is_wrong_in_the_database_is_found_as_what_it_is() {
                    INSERT INTO outbox (payment_id, user_id, type, created_at) VALUES (6, 9, 'payment.completed', 9);";
     let key = |first: i64, count: i64| {
         format!(
-            "INSERT INTO idempotency_key (client, key, body_hash, first_payment_id, payment_count, created_at) \
+            "INSERT INTO idempotency_key (client, key, body_hash, first_payment_id, payment_count, arrived_at) \
              VALUES ('', 'k', x'00', {first}, {count}, 1)"
         )
     };

@@ -24,5 +24,6 @@ mod model;
 mod outbox;
 mod process;
 mod requests;
+mod restore;
 mod slack;
 mod tidy;

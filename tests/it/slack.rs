@@ -723,7 +723,7 @@ fn dead_letters_are_listed_replayed_and_discarded() {
     wait_until("the second message", LIMIT, || slack.lines().iter().any(|line| line.starts_with("Payment 3 ")));
     assert_eq!(command(&["discard", "2"]), (Some(1), "2: nothing was done: it is REPLAYED\n".into()));
     assert_eq!(command(&["replay"]).0, Some(64), "which?");
-    assert_eq!(command(&["replay", "7"]), (Some(64), "payrelay: there is no dead letter 7\n".into()));
+    assert_eq!(command(&["replay", "7"]), (Some(1), "payrelay: there is no dead letter 7\n".into()));
     let all = client.get("/admin/dead-letters?all=true").json();
     assert_eq!(all["dead_letters"][1]["actions"][0]["origin"], "command line", "{all}");
     assert!(payrelay.terminate().success());

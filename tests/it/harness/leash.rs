@@ -66,13 +66,20 @@ impl Leashed {
         Some(status)
     }
 
+    /// Sends a signal by its name.
+    #[track_caller]
+    pub fn signal(&self, name: &str) {
+        let pid = self.id();
+        // The shell's own kill: a small image may have no other.
+        let sent = Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "SIG{name} to {pid}, which may have ended");
+    }
+
     /// SIGTERM, and the status of the exit that follows within `limit`.
     #[track_caller]
     pub fn terminate(&mut self, limit: Duration) -> ExitStatus {
         let pid = self.id();
-        // The shell's own kill: a small image may have no other.
-        let sent = Command::new("sh").args(["-c", &format!("kill -TERM {pid}")]).status();
-        assert!(sent.is_ok_and(|status| status.success()), "SIGTERM to {pid}, which may have ended");
+        self.signal("TERM");
         wait_for(&format!("the exit of {pid} after SIGTERM"), limit, || self.try_exit())
     }
 

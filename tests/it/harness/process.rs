@@ -132,6 +132,12 @@ impl Payrelay {
         status
     }
 
+    /// Sends a signal by its name, such as INT.
+    #[track_caller]
+    pub fn signal(&self, name: &str) {
+        self.process.signal(name);
+    }
+
     /// SIGKILL: it is gone on return.
     pub fn kill9(&mut self) {
         self.process.kill();

@@ -65,6 +65,32 @@ fn a_full_disk_is_507_at_once_and_nothing_needs_a_person_when_it_has_room() {
 }
 
 #[test]
+fn each_loop_reports_a_database_that_refuses_once_when_it_begins_and_once_when_it_is_over() {
+    let machine = Machine::new();
+    let env = [NO_RESERVE, ("PAYRELAY_LOG", "debug"), ("PAYRELAY_SCHEDULER_INTERVAL", "1s")];
+    let slack = FakeSlack::start();
+    slack.answer_with(|_, _| Answer::Status(500));
+    let url = slack.url();
+    let env = [env.as_slice(), &[("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str())]].concat();
+    let mut payrelay = Payrelay::start(machine.options(&env));
+    let mut client = Connecting::new(payrelay.addr());
+    assert_eq!(client.post(&request(1, 1)).unwrap().0, 201);
+    payrelay.wait_for_log("Slack unavailable", LIMIT);
+    machine.set("full", "0");
+    payrelay.wait_for_log("notifier default: database error number 3", 2 * LIMIT);
+    machine.clear("full");
+    payrelay.wait_for_log("notifier default: the database works again", LIMIT);
+    assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
+    let log = payrelay.log();
+    for name in ["relay", "notifier default", "scheduler", "sampler"] {
+        let begun = count(&log, &format!(" {name}: database error, retrying"));
+        let over = count(&log, &format!(" {name}: the database works again"));
+        assert!(begun <= 1 && over <= begun, "{name}: {log}");
+    }
+    assert_eq!(count(&log, "notifier default: database error, retrying"), 1, "{log}");
+}
+
+#[test]
 fn a_disk_that_fills_and_empties_under_load_loses_nothing_and_keeps_nothing_that_it_refused() {
     let machine = Machine::recorded();
     let payrelay = Payrelay::start(machine.options(&[NO_RESERVE]));

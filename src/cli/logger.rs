@@ -1,0 +1,198 @@
+//! The log on standard error. No thread waits for it: lines go into a bounded queue, and one thread writes them.
+//!
+//! Whoever reads standard error may stop reading, and a pipe holds 64 KiB. Then the queue fills, further lines are
+//! dropped and counted, and the log says how many once it can be written again.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd as _;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use env_logger::{Builder, Logger, Target};
+use log::{LevelFilter, Log, Metadata, Record};
+
+/// How many bytes of lines wait at most.
+const QUEUE_BYTES_MAX: usize = 1024 * 1024;
+
+/// How long the end of the process waits for lines that are still to be written.
+const FLUSH_TIME: Duration = Duration::from_millis(500);
+
+/// Lines that wait for standard error.
+#[derive(Default)]
+struct Queue {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    lines: VecDeque<Vec<u8>>,
+    bytes: usize,
+    dropped: u64,
+    /// The thread is writing what it took last.
+    writing: bool,
+}
+
+impl Queue {
+    fn push(&self, line: Vec<u8>) {
+        let mut state = self.lock();
+        if state.bytes + line.len() > QUEUE_BYTES_MAX {
+            state.dropped += 1;
+            return;
+        }
+        state.bytes += line.len();
+        state.lines.push_back(line);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn write_to(&self, mut out: impl Write) {
+        loop {
+            let mut state = self.lock();
+            state.writing = false;
+            self.changed.notify_all();
+            while state.lines.is_empty() {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            let mut text = Vec::with_capacity(state.bytes);
+            for line in state.lines.drain(..) {
+                text.extend_from_slice(&line);
+            }
+            state.bytes = 0;
+            let dropped = std::mem::take(&mut state.dropped);
+            state.writing = true;
+            drop(state);
+            // Nothing can be done about a standard error that is closed.
+            let _ = out.write_all(&text);
+            if dropped > 0 {
+                let _ = writeln!(out, "{dropped} lines of the log were dropped: standard error was not read");
+            }
+        }
+    }
+
+    fn flush(&self) {
+        let deadline = Instant::now() + FLUSH_TIME;
+        let mut state = self.lock();
+        while !state.lines.is_empty() || state.writing {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return };
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The queue is whole whenever the lock is free: a panic elsewhere does not spoil it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the logger formats goes here, a line at a time.
+struct Input(Arc<Queue>);
+
+impl Write for Input {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.push(line.to_vec());
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct QueueLogger {
+    format: Logger,
+    queue: Arc<Queue>,
+}
+
+impl Log for QueueLogger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.format.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        self.format.log(record);
+    }
+
+    /// Waits for what is queued, but not for ever.
+    fn flush(&self) {
+        self.queue.flush();
+    }
+}
+
+/// Libraries may warn; below that they could say what is secret, such as the webhook's URL.
+pub(crate) fn start(level: LevelFilter) -> io::Result<()> {
+    let queue = Arc::new(Queue::default());
+    // Not by way of std's standard error: its lock would be held for as long as the pipe is full.
+    let out = File::from(io::stderr().as_fd().try_clone_to_owned()?);
+    thread::Builder::new().name("log".to_owned()).spawn({
+        let queue = Arc::clone(&queue);
+        move || queue.write_to(out)
+    })?;
+    let format = Builder::new()
+        .filter_level(level.min(LevelFilter::Warn))
+        .filter_module("payrelay", level)
+        .target(Target::Pipe(Box::new(Input(Arc::clone(&queue)))))
+        .format_timestamp_millis()
+        .format_target(false)
+        .build();
+    log::set_max_level(format.filter());
+    log::set_boxed_logger(Box::new(QueueLogger { format, queue })).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::{Sender, channel};
+
+    /// Takes nothing until the gate is opened.
+    struct Gate {
+        opened: Arc<(Mutex<bool>, Condvar)>,
+        written: Sender<Vec<u8>>,
+    }
+
+    impl Write for Gate {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let mut opened = self.opened.0.lock().unwrap();
+            while !*opened {
+                opened = self.opened.1.wait(opened).unwrap();
+            }
+            self.written.send(bytes.to_vec()).unwrap();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_blocked_output_blocks_no_writer_and_dropped_lines_are_counted() {
+        let queue = Arc::new(Queue::default());
+        let opened = Arc::new((Mutex::new(false), Condvar::new()));
+        let (written, lines) = channel();
+        let gate = Gate { opened: Arc::clone(&opened), written };
+        thread::spawn({
+            let queue = Arc::clone(&queue);
+            move || queue.write_to(gate)
+        });
+        let mut input = Input(Arc::clone(&queue));
+        let line = [b'x'; 1000];
+        for _ in 0..5000 {
+            input.write_all(&line).unwrap();
+        }
+        let started = Instant::now();
+        queue.flush();
+        assert!(started.elapsed() < 10 * FLUSH_TIME, "{:?}", started.elapsed());
+        *opened.0.lock().unwrap() = true;
+        opened.1.notify_all();
+        let mut text = String::new();
+        while !text.contains("standard error was not read\n") {
+            text += &String::from_utf8(lines.recv_timeout(Duration::from_secs(10)).unwrap()).unwrap();
+        }
+        let dropped = text.matches(" lines of the log were dropped: standard error was not read\n").count();
+        assert_eq!(dropped, 1, "{}", &text[text.len().saturating_sub(100)..]);
+    }
+}

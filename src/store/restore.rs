@@ -1,0 +1,221 @@
+//! Puts a copy in the place of the database, or marks the database itself as one: then its next start gives no id again
+//! that the file which it replaces has given.
+//!
+//! Any copy will do: our own backup, and one by rsync, a snapshot of the machine, or litestream. It is checked as a whole
+//! before anything is changed, and the files that it replaces are moved, not deleted.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OptionalExtension as _};
+
+use super::audit::{Audited, Seen};
+use super::schema::{self, OpenError};
+use super::{BUSY_TIMEOUT, StoreError};
+use crate::clock::Timestamp;
+use crate::event::NodeId;
+
+/// Why nothing was restored. The database is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The database, or the copy, cannot be used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The copy is the database itself.
+    #[error("{0} is the database itself: to mark it as a copy in its place, use --adopt")]
+    Same(PathBuf),
+    /// Another node's payments are in the copy.
+    #[error(
+        "the copy belongs to node {copy}, and this database to node {node}: restore a copy of this node, or move the \
+         database away and set node.id to {copy}"
+    )]
+    OtherNode {
+        /// Of the copy.
+        copy: NodeId,
+        /// Of the configuration, or of the database that is there.
+        node: NodeId,
+    },
+    /// The copy is not sound.
+    #[error("the copy is not sound, so it was not restored: {}", show(.0))]
+    Unsound(Vec<Seen>),
+    /// A file cannot be read, written or moved.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// SQLite refuses.
+    #[error("the copy cannot be used: {0}")]
+    Store(#[from] StoreError),
+}
+
+impl From<rusqlite::Error> for RestoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+fn show(findings: &[Seen]) -> String {
+    findings.iter().map(|seen| format!("{} {}", seen.count, seen.what)).collect::<Vec<_>>().join("; ")
+}
+
+/// What was done.
+#[derive(Debug)]
+pub struct Restored {
+    /// Whose database it is.
+    pub node: NodeId,
+    /// How many payments it has.
+    pub payments: i64,
+    /// Where the files are that were replaced, if there were any.
+    pub before: Option<PathBuf>,
+}
+
+/// Who restores what.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// The copy; `None`: the database itself is one.
+    pub copy: Option<&'a Path>,
+    /// The database, as it is configured.
+    pub database: &'a Path,
+    /// The configured node.
+    pub node: Option<&'a NodeId>,
+    /// The user who asks.
+    pub by: &'a str,
+    /// When.
+    pub now: Timestamp,
+}
+
+/// Restores a copy. No payrelay runs on the database meanwhile.
+pub fn restore(request: &Request<'_>) -> Result<Restored, RestoreError> {
+    let database = schema::resolved(request.database)?;
+    let _lock = schema::lock(&database)?;
+    match request.copy {
+        None => adopt(&database, request),
+        Some(copy) => replace(&schema::resolved(copy)?, &database, request),
+    }
+}
+
+/// Marks the database in its place.
+fn adopt(database: &Path, request: &Request<'_>) -> Result<Restored, RestoreError> {
+    let (node, payments) = check(database, request.node)?;
+    mark(database, request, None)?;
+    Ok(Restored { node, payments, before: None })
+}
+
+fn replace(copy: &Path, database: &Path, request: &Request<'_>) -> Result<Restored, RestoreError> {
+    if copy == database {
+        return Err(RestoreError::Same(copy.to_owned()));
+    }
+    let current = current(database);
+    let part = schema::beside(database, ".restore-part");
+    let restored = prepare(copy, &part, current.as_ref(), request).and_then(|(node, payments)| {
+        let before = move_away(database, request.now)?;
+        fs::rename(&part, database).map_err(|source| RestoreError::Io { path: database.into(), source })?;
+        let folder = database.parent().unwrap_or(Path::new("/"));
+        schema::sync_folder(folder).map_err(|source| RestoreError::Io { path: folder.into(), source })?;
+        Ok(Restored { node, payments, before })
+    });
+    // After a success there is nothing left under this name.
+    for suffix in SUFFIXES {
+        let _ = fs::remove_file(schema::beside(&part, suffix));
+    }
+    restored
+}
+
+const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
+
+/// Copies the files next to the database, and makes one sound, marked file of them.
+fn prepare(
+    copy: &Path,
+    part: &Path,
+    current: Option<&Current>,
+    request: &Request<'_>,
+) -> Result<(NodeId, i64), RestoreError> {
+    for suffix in SUFFIXES {
+        let _ = fs::remove_file(schema::beside(part, suffix));
+    }
+    copy_file(copy, part)?;
+    let wal = schema::beside(copy, "-wal");
+    if wal.exists() {
+        copy_file(&wal, &schema::beside(part, "-wal"))?;
+    }
+    let node = request.node.or(current.map(|current| &current.node));
+    let checked = check(part, node)?;
+    mark(part, request, current.map(|current| current.given))?;
+    let synced = File::open(part).and_then(|file| file.sync_all());
+    synced.map_err(|source| RestoreError::Io { path: part.into(), source })?;
+    Ok(checked)
+}
+
+fn copy_file(from: &Path, to: &Path) -> Result<(), RestoreError> {
+    let mut source = File::open(from).map_err(|source| RestoreError::Io { path: from.into(), source })?;
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let copied = options.open(to).and_then(|mut target| io::copy(&mut source, &mut target));
+    copied.map(drop).map_err(|source| RestoreError::Io { path: to.into(), source })
+}
+
+/// The file as a whole, and what must hold between its tables.
+fn check(file: &Path, node: Option<&NodeId>) -> Result<(NodeId, i64), RestoreError> {
+    let checked = Audited::open(file)?;
+    let copy = checked.node().clone();
+    if let Some(node) = node.filter(|node| **node != copy) {
+        return Err(RestoreError::OtherNode { copy, node: node.clone() });
+    }
+    let checked = checked.check("", None, 3)?;
+    if !checked.findings.is_empty() {
+        return Err(RestoreError::Unsound(checked.findings));
+    }
+    Ok((copy, checked.totals.payments.values().sum()))
+}
+
+/// Says in the file that it is a copy, and who restored it. Afterwards it has no WAL.
+fn mark(file: &Path, request: &Request<'_>, given: Option<i64>) -> Result<(), RestoreError> {
+    let connection = Connection::open(file)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.execute(
+        "UPDATE node SET backed_up_at = ifnull(backed_up_at, ?1), restored_by = ?2, given_before = ?3",
+        (request.now.as_micros(), request.by, given),
+    )?;
+    // Folds the WAL into the file.
+    connection.close().map_err(|(_, error)| error)?;
+    Ok(())
+}
+
+/// The database that is there now.
+struct Current {
+    node: NodeId,
+    /// The largest id that it has given.
+    given: i64,
+}
+
+/// `None` where there is none, or it cannot be read: that may be why a copy is restored.
+fn current(database: &Path) -> Option<Current> {
+    let (connection, node) = schema::open_to_read(database).ok()?;
+    let sql = "SELECT max(seq) FROM sqlite_sequence";
+    let given: Option<i64> = connection.query_row(sql, [], |row| row.get(0)).optional().ok()??;
+    Some(Current { node, given: given.unwrap_or(0) })
+}
+
+/// Moves the files of the database into a folder of their own.
+fn move_away(database: &Path, now: Timestamp) -> Result<Option<PathBuf>, RestoreError> {
+    let files = SUFFIXES.map(|suffix| schema::beside(database, suffix));
+    if !files.iter().any(|file| file.exists()) {
+        return Ok(None);
+    }
+    let time: String = now.to_string().chars().filter(char::is_ascii_alphanumeric).collect();
+    let folder = schema::beside(database, &format!(".before-{time}"));
+    let made = DirBuilder::new().mode(0o700).create(&folder);
+    made.map_err(|source| RestoreError::Io { path: folder.clone(), source })?;
+    for file in files.iter().filter(|file| file.exists()) {
+        let to = folder.join(file.file_name().unwrap_or_default());
+        fs::rename(file, &to).map_err(|source| RestoreError::Io { path: to, source })?;
+    }
+    schema::sync_folder(&folder).map_err(|source| RestoreError::Io { path: folder.clone(), source })?;
+    Ok(Some(folder))
+}
