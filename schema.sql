@@ -97,15 +97,15 @@ CREATE INDEX outbox_init ON outbox (id) WHERE status = 'INIT';
 -- keep what was taken: so neither is ever ahead of the rows.
 CREATE TABLE topic_partition (
     topic          TEXT    NOT NULL,
+    topic_id       BLOB    NOT NULL, -- of the cluster: a topic that is recreated has another one
     "partition"    INTEGER NOT NULL,
-    topic_id       BLOB    NOT NULL, -- of the broker: another one means that the topic was made anew
     published_to   INTEGER NOT NULL DEFAULT 0, -- every record of ours before this offset is marked
-    consumed_to    INTEGER,                    -- the next offset to take; NULL: nothing was taken yet
-    last_outbox_id INTEGER NOT NULL DEFAULT 0, -- the largest id that was taken
-    duplicates     INTEGER NOT NULL DEFAULT 0, -- records of events that were there already
-    gaps           INTEGER NOT NULL DEFAULT 0, -- events that should have come before a later one, and did not
+    consumed_to    INTEGER,                    -- the next offset to consume; NULL: not known
+    last_outbox_id INTEGER NOT NULL DEFAULT 0, -- the largest id that was consumed
+    duplicates     INTEGER NOT NULL DEFAULT 0, -- records of events that had a delivery already
+    gaps           INTEGER NOT NULL DEFAULT 0, -- events that the topic did not bring: backfilled from the outbox
     inversions     INTEGER NOT NULL DEFAULT 0, -- events that came after a later one
-    PRIMARY KEY (topic, "partition")
+    PRIMARY KEY (topic, topic_id, "partition")
 ) STRICT, WITHOUT ROWID;
 
 -- What was acknowledged and may not be visible to read_committed consumers yet: a row a partition, while there is any.

@@ -1,62 +1,93 @@
-//! The consumer: takes the topic as a member of the group, writes what comes to the delivery table, then commits the
+//! The consumer: reads the topic as a member of the group, writes each event to the delivery table, then commits the
 //! offset. It never waits for Slack.
 //!
-//! Exactly once: a record and the place behind it are written in one transaction, and whenever partitions are assigned it
-//! goes on from there, whatever the group's offset says; that one is committed for those who look at the group. A second
-//! copy of an event changes nothing. What the topic lost is taken from the outbox. A record that is not ours, or cannot
-//! be read, is kept as a dead letter and the rest goes on.
+//! Exactly once: a record and the offset after it are written in one transaction, and reading resumes there, whatever the
+//! group's offset is; that one is committed for people who look at the lag. A second copy of an event changes nothing. A
+//! record that is not ours, or cannot be read, becomes a dead letter.
+//!
+//! What the topic does not bring is backfilled from the outbox: an event whose offset was passed, and an event that was
+//! published before the topic's ends were asked for, once everything before those ends was read.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{after, select_biased};
-use krafka::consumer::{
-    AutoOffsetReset, Consumer as Client, ConsumerRebalanceListener, ConsumerRecord, GroupProtocol, IsolationLevel,
-    TopicPartition,
-};
-use krafka::error::KrafkaError;
-use krafka::{CloseOptions, GroupMembershipOperation, Kafka};
+use krafka::consumer::ConsumerRecord;
 
 use crate::clock::Timestamp;
 use crate::config;
 use crate::event::{ID_HEADER, NodeId, Notice, TIME_HEADER};
-use crate::kafka::{ANSWER_BYTES_MAX, Driver, Failure, Identified, Link, identify, within};
+use crate::kafka::membership::{FetchOutcome, Membership, Polled};
+use crate::kafka::{Driver, Failure, Link, within};
 use crate::outage::{Outage, Part};
 use crate::relay::BACKOFF;
+use crate::runtime::error_log::ErrorLog;
 use crate::store::dead_letter::{self, DeadRecord};
 use crate::store::delivery::{self, Arrival};
-use crate::store::topic::{self, Intake, Taken, Topic};
-use crate::store::{self, SqlResult, Store, StoreError, Transaction, unconsumed};
+use crate::store::topic::{self, ConsumeBatch, ConsumeStats, Topic};
+use crate::store::unconsumed::{self, Page, Unconsumed};
+use crate::store::{self, SqlResult, Store, StoreError, Transaction};
 use crate::worker::{Stop, Waker};
 
-/// How long one poll waits for records: also how late a stop is noticed.
-const POLL: Duration = Duration::from_millis(500);
-
-/// How long one call of krafka may take where nothing answers; a poll that is dropped takes nothing.
+/// How long one call of krafka may take where no broker answers; a poll that is dropped loses nothing.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How often the topic is looked at: for new partitions, new leaders, another life.
-const LOOK_INTERVAL: Duration = Duration::from_secs(30);
+/// How often unconsumed events are looked for, and offsets committed.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How many records are written in one transaction.
-const RECORDS_MAX: i32 = 1000;
+/// An event that has not come after this time is looked for on the topic.
+const SWEEP_AFTER: Duration = Duration::from_secs(5);
 
-/// Takes the topic.
+/// An event that has not come after this time makes the consumer unavailable.
+const LATE_AFTER: Duration = Duration::from_mins(1);
+
+/// How many events one transaction backfills.
+const BACKFILL_MAX: usize = 1000;
+
+/// How many rows the low-water mark moves over in one transaction of its own.
+const ADVANCE_MAX: usize = 10_000;
+
+/// Consumes the topic.
 pub struct Consumer {
     // Before the runtime, which its tasks need.
-    joined: Option<Joined>,
+    membership: Option<Membership>,
     link: Link,
     driver: Driver,
     store: Store,
     notifier: Waker,
     outage: Outage,
-    /// For how many partitions it has left the group, to be given those that it was not.
-    missed: Option<usize>,
-    /// Taken from the topic, but not stored yet: kept while the database refuses.
-    unstored: Arc<Vec<ConsumerRecord>>,
+    errors: ErrorLog,
+    /// The partition count for which it has rejoined: one rejoin for a missing assignment, not a loop.
+    rejoined_for: Option<usize>,
+    /// Consumed, but not stored yet: kept while the database refuses.
+    pending: Arc<Vec<ConsumerRecord>>,
+    checked_at: Instant,
+    /// After which event the next page of unconsumed events begins.
+    page_after: i64,
+    sweep: Sweep,
+    late: Option<Late>,
+}
+
+/// The search for events that the topic will not bring.
+enum Sweep {
+    /// None is needed.
+    Idle,
+    /// One begins at the next check, without waiting for an event to be late.
+    Due,
+    /// These were published before the ends of the topic were asked for.
+    Reading { events: Vec<i64>, ends: BTreeMap<i32, i64> },
+}
+
+/// Events that are published and have not come.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error(
+    "{count} published events have not come from the topic, the oldest for {age_s} s: is a transaction open on it?"
+)]
+struct Late {
+    count: i64,
+    age_s: u64,
 }
 
 /// What a step has found.
@@ -65,28 +96,33 @@ pub enum Step {
     /// So many records were stored; perhaps none.
     Stored(usize),
     /// Try again after this.
-    Away(Duration),
+    RetryAfter(Duration),
 }
 
 impl Consumer {
     /// Joins the group when it first polls.
     pub fn new(settings: config::Kafka, store: Store, notifier: Waker, part: Part) -> io::Result<Self> {
         Ok(Self {
-            joined: None,
+            membership: None,
             link: Link::new(settings, format!("payrelay-consumer-{}", store.node())),
             driver: Driver::new()?,
             store,
             notifier,
             outage: Outage::new("Kafka (consumer)", BACKOFF, part),
-            missed: None,
-            unstored: Arc::default(),
+            errors: ErrorLog::new("consumer"),
+            rejoined_for: None,
+            pending: Arc::default(),
+            checked_at: Instant::now(),
+            page_after: 0,
+            sweep: Sweep::Due,
+            late: None,
         })
     }
 
     /// Works until the stop. The membership is kept: the next start takes it up at once.
     pub fn run(mut self, stop: &Stop) {
         while !stop.requested() {
-            if let Step::Away(delay) = self.step() {
+            if let Step::RetryAfter(delay) = self.step() {
                 select_biased! {
                     recv(stop.signal()) -> _ => return,
                     recv(after(delay)) -> _ => {}
@@ -95,331 +131,239 @@ impl Consumer {
         }
     }
 
-    /// One poll: take, store, commit the offset.
+    /// One poll: consume, store; each second: backfill, commit offsets.
     pub fn step(&mut self) -> Step {
-        if self.unstored.is_empty() {
-            let poll = within(PATIENCE, poll(&mut self.joined, &mut self.link, &self.store, &mut self.missed));
-            match self.driver.runtime().block_on(poll) {
-                Ok(records) => {
-                    self.tell_whether_it_takes(!records.is_empty());
-                    self.unstored = Arc::new(records);
-                }
-                Err(Failure::Store(error)) => return wait_for_database(&error),
-                Err(failure) => {
-                    if matches!(&failure, Failure::Client(error) if error.is_fatal()) {
-                        self.leave();
-                    }
-                    if matches!(failure, Failure::Stale) {
-                        log::info!("the topic is not as it was: the consumer joins the group again");
-                        self.leave_group();
-                        return Step::Stored(0);
-                    }
-                    return Step::Away(self.outage.failed(&failure));
-                }
+        match self.try_step() {
+            Ok(step) => {
+                self.errors.succeeded();
+                step
             }
-        }
-        match self.store_taken() {
-            Ok(0) => Step::Stored(0),
-            Ok(count) => {
-                self.notifier.wake();
-                self.commit_offsets();
-                Step::Stored(count)
+            Err(Failure::Store(error)) => {
+                self.errors.failed(&error);
+                Step::RetryAfter(store::PAUSE)
             }
-            Err(error) => wait_for_database(&error),
+            Err(Failure::Stale) => {
+                log::info!("the topic was changed: the consumer rejoins its group");
+                self.leave_group();
+                Step::Stored(0)
+            }
+            Err(failure) => {
+                if matches!(&failure, Failure::Client(error) if error.is_fatal()) {
+                    self.disconnect();
+                }
+                Step::RetryAfter(self.outage.failed(&failure))
+            }
         }
     }
 
-    /// krafka answers that there is nothing also while it waits for the group, or cannot reach a leader.
-    fn tell_whether_it_takes(&mut self, some: bool) {
-        let Some(joined) = &mut self.joined else { return };
-        if some && matches!(joined.lack, Some(Lack::Event(_))) {
-            joined.lack = None;
+    fn try_step(&mut self) -> Result<Step, Failure> {
+        if self.pending.is_empty() {
+            let poll = poll(&mut self.membership, &mut self.link, &self.store, &mut self.rejoined_for);
+            let Polled { records, fetch } = self.driver.runtime().block_on(async { within(PATIENCE, poll).await })?;
+            if self.membership.as_mut().is_some_and(Membership::take_replaced) {
+                self.sweep = Sweep::Due;
+            }
+            self.pending = Arc::new(records);
+            if let Some(delay) = self.update_health(&fetch) {
+                return Ok(Step::RetryAfter(delay));
+            }
         }
-        match &joined.lack {
-            Some(lack) => drop(self.outage.failed(lack)),
-            None if some || joined.positions.whole => self.outage.recovered(),
-            None => {}
+        let count = self.store_pending()?;
+        if count > 0 {
+            self.notifier.wake();
         }
+        if self.checked_at.elapsed() > CHECK_INTERVAL || matches!(self.sweep, Sweep::Due) {
+            if !self.check()? {
+                self.checked_at = Instant::now();
+            }
+            self.commit_offsets();
+        }
+        Ok(Step::Stored(count))
     }
 
-    /// A static member that comes back is given what it had (KIP-345): what is to be assigned anew is left first.
+    /// krafka answers that there is nothing also while it waits for the group, or where no broker answers.
+    fn update_health(&mut self, fetch: &FetchOutcome) -> Option<Duration> {
+        let stall = self.membership.as_ref().and_then(Membership::stall);
+        match (stall, fetch, &self.late) {
+            (Some(stall), ..) => drop(self.outage.failed(stall)),
+            (None, FetchOutcome::Failed(error), _) => return Some(self.outage.failed(error)),
+            (None, _, Some(late)) => drop(self.outage.failed(late)),
+            (None, FetchOutcome::Answered, None) => self.outage.recovered(),
+            (None, FetchOutcome::Unknown, None) => {}
+        }
+        None
+    }
+
     fn leave_group(&mut self) {
-        if let Some(joined) = self.joined.take() {
-            let leave =
-                CloseOptions::new().timeout(PATIENCE).group_membership_operation(GroupMembershipOperation::LeaveGroup);
-            if let Err(error) = self.driver.runtime().block_on(joined.client.close_with(leave)) {
-                log::debug!("the group could not be left: {error}");
-            }
+        if let Some(membership) = self.membership.take() {
+            self.driver.runtime().block_on(membership.leave(PATIENCE));
         }
-        self.leave();
+        self.disconnect();
     }
 
-    /// Joins anew at the next poll.
-    fn leave(&mut self) {
-        self.joined = None;
+    /// The next poll joins again.
+    fn disconnect(&mut self) {
+        self.membership = None;
         self.link.forget();
     }
 
-    fn store_taken(&mut self) -> Result<usize, StoreError> {
-        if self.unstored.is_empty() {
-            return Ok(0);
+    fn store_pending(&mut self) -> Result<usize, StoreError> {
+        let Some(membership) = self.membership.as_mut().filter(|_| !self.pending.is_empty()) else { return Ok(0) };
+        let (node, records, topic) = (self.store.node().clone(), Arc::clone(&self.pending), membership.topic().clone());
+        let StoredBatch { dead, stats } =
+            self.store.write(move |tx| store_batch(tx, &node, &topic, &records, Timestamp::now()))?;
+        let records = std::mem::take(&mut self.pending);
+        membership.stored(&records);
+        let topic = &membership.topic().name;
+        if let Some(DeadRecord { partition, offset, reason, .. }) = dead.first() {
+            log::warn!("dead-lettered {} records of {topic}, the first at {partition}@{offset}: {reason}", dead.len());
         }
-        let Some(joined) = &self.joined else { return Ok(0) };
-        let (node, records, topic) = (self.store.node().clone(), Arc::clone(&self.unstored), joined.topic.clone());
-        let keep_all = move |tx: &Transaction<'_>| keep_all(tx, &node, &topic, &records, Timestamp::now());
-        let Some(Kept { dead, taken }) = self.store.write(keep_all)? else {
-            log::warn!("the topic was deleted and made anew: the consumer joins again");
-            self.leave_group();
-            self.unstored = Arc::default();
-            return Ok(0);
+        if stats != ConsumeStats::default() {
+            let ConsumeStats { duplicates, inversions } = stats;
+            log::warn!("{topic}: consumed {duplicates} duplicates and {inversions} out-of-order events");
+        }
+        Ok(records.len())
+    }
+
+    /// Looks for unconsumed events, and backfills those that will not come. Returns whether there is more to do at once.
+    fn check(&mut self) -> Result<bool, StoreError> {
+        let waiting = self.store.read(unconsumed::count)?;
+        let age = waiting.age(Timestamp::now());
+        self.late = (age > LATE_AFTER).then_some(Late { count: waiting.count, age_s: age.as_secs() });
+        let mut more = false;
+        if waiting.count == 0 {
+            self.sweep = Sweep::Idle;
+            self.page_after = 0;
+        } else {
+            let after = self.page_after;
+            let page = self.store.read(|connection| unconsumed::page(connection, after))?;
+            self.page_after = page.next.unwrap_or(0);
+            more = self.backfill_passed(&page)? > 0 && page.next.is_some();
+            self.sweep(&page, age)?;
+        }
+        if self.store.read(unconsumed::is_behind)? {
+            more |= self.store.write_in_background(|tx| unconsumed::advance(tx, ADVANCE_MAX))?;
+        }
+        Ok(more)
+    }
+
+    /// Backfills events before the offsets from which their partitions are read.
+    fn backfill_passed(&self, page: &Page) -> Result<usize, StoreError> {
+        let Some(membership) = &self.membership else { return Ok(0) };
+        let has_passed = |event: &&Unconsumed| {
+            event
+                .partition
+                .zip(event.offset)
+                .is_some_and(|(partition, offset)| membership.has_passed(partition, offset))
         };
-        for DeadRecord { topic, partition, offset, reason, .. } in dead {
-            log::warn!("kept a record of {topic} aside (partition {partition}, offset {offset}): {reason}");
-        }
-        if taken != Taken::default() {
-            let Taken { duplicates, gaps, inversions } = taken;
-            log::warn!(
-                "the topic brought {duplicates} events again, {inversions} after a later one, and {gaps} not at all; \
-                 those were taken from the outbox"
-            );
-        }
-        Ok(std::mem::take(&mut self.unstored).len())
+        let passed: Vec<i64> = page.events.iter().filter(has_passed).map(|event| event.outbox_id).collect();
+        self.backfill(&passed)
     }
 
-    /// A commit that fails is made good by the next one: the records are in the database, and known by their ids.
-    fn commit_offsets(&self) {
-        if let Some(Joined { client, .. }) = &self.joined
-            && let Err(error) = self.driver.runtime().block_on(async { within(PATIENCE, client.commit()).await })
+    /// Backfills events whose offsets say nothing: of a topic that was recreated or has lost its end, or without offset.
+    fn sweep(&mut self, page: &Page, age: Duration) -> Result<(), StoreError> {
+        let Some(membership) = &self.membership else { return Ok(()) };
+        let runtime = self.driver.runtime();
+        match &self.sweep {
+            Sweep::Idle if age < SWEEP_AFTER => {}
+            // The events first, then the ends: so they are before the ends, if they are there.
+            Sweep::Idle | Sweep::Due => match runtime.block_on(async { within(PATIENCE, membership.ends()).await }) {
+                Ok(ends) => {
+                    let events = page.events.iter().map(|event| event.outbox_id).collect();
+                    self.sweep = Sweep::Reading { events, ends };
+                }
+                Err(failure) => log::debug!("the ends of the topic could not be asked for: {failure}"),
+            },
+            Sweep::Reading { events, ends } => {
+                if runtime.block_on(membership.has_read(ends)) {
+                    self.backfill(events)?;
+                    self.sweep = Sweep::Idle;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn backfill(&self, events: &[i64]) -> Result<usize, StoreError> {
+        let topic = self.membership.as_ref().map(|membership| membership.topic().clone());
+        let mut count = 0;
+        for events in events.chunks(BACKFILL_MAX) {
+            let (topic, events) = (topic.clone(), events.to_vec());
+            let backfill =
+                move |tx: &Transaction<'_>| unconsumed::backfill(tx, topic.as_ref(), &events, Timestamp::now());
+            count += self.store.write(backfill)?;
+            self.notifier.wake();
+        }
+        if count > 0 {
+            log::warn!("backfilled {count} published events from the outbox: the topic does not bring them any more");
+        }
+        Ok(count)
+    }
+
+    /// A commit that fails is made good by the next one: the offsets that count are in the database.
+    fn commit_offsets(&mut self) {
+        if let Some(membership) = &mut self.membership
+            && let Err(error) = self.driver.runtime().block_on(async { within(PATIENCE, membership.commit()).await })
         {
-            log::debug!("the group's offset could not be committed, the next commit will: {error}");
+            log::debug!("the group's offsets could not be committed, the next commit will: {error}");
         }
     }
 }
 
-fn wait_for_database(error: &StoreError) -> Step {
-    log::error!("the consumer waits for the database: {error}");
-    Step::Away(store::PAUSE)
-}
-
-/// A member of the group.
-struct Joined {
-    kafka: Kafka,
-    client: Client,
-    topic: Topic,
-    partitions: usize,
-    looked_at: Instant,
-    /// The oldest event that was published and not taken when it was last looked at.
-    untaken: Option<i64>,
-    /// What keeps it from taking everything.
-    lack: Option<Lack>,
-    assigned: Assigned,
-    /// Which assignment was put in position, or is being, and what of it already.
-    positions: Positions,
-}
-
-/// What is there, and does not come.
-#[derive(Debug, thiserror::Error)]
-enum Lack {
-    #[error("kafka.group gives it {0} of {1} partitions: others are in it, or its coordinator is away")]
-    Partitions(usize, usize),
-    #[error("event {0} was published and does not come: is a transaction open on the topic?")]
-    Event(i64),
-}
-
-#[derive(Default)]
-struct Positions {
-    of: u64,
-    whole: bool,
-    done: BTreeSet<i32>,
-}
-
-/// How many times partitions were assigned.
-#[derive(Clone, Default)]
-struct Assigned(Arc<AtomicU64>);
-
-impl ConsumerRebalanceListener for Assigned {
-    async fn on_partitions_assigned(&self, _: &[TopicPartition]) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-
-    async fn on_partitions_revoked(&self, _: &[TopicPartition]) {}
-}
-
-/// The next records, each behind what is in the database.
+/// The next records. Joins the group first, unless this is a member.
 async fn poll(
-    joined: &mut Option<Joined>,
+    membership: &mut Option<Membership>,
     link: &mut Link,
     store: &Store,
-    missed: &mut Option<usize>,
-) -> Result<Vec<ConsumerRecord>, Failure> {
-    let joined = match joined {
-        Some(joined) => joined,
-        None => joined.insert(join(link, store.node()).await?),
+    rejoined_for: &mut Option<usize>,
+) -> Result<Polled, Failure> {
+    let membership = match membership {
+        Some(membership) => membership,
+        None => membership.insert(join(link, store).await?),
     };
-    if joined.looked_at.elapsed() > LOOK_INTERVAL {
-        joined.look(store, missed).await?;
-    }
-    let records = joined.client.poll(POLL).await?;
-    if joined.is_in_position() {
-        return Ok(records);
-    }
-    // What came is from where the group's offset was, or from a partition that is in position while another one is not yet: it
-    // comes again, from where it should.
-    for record in &records {
-        joined.positions.done.remove(&record.partition);
-    }
-    joined.go_to_positions(store).await?;
-    Ok(Vec::new())
+    membership.poll(store, rejoined_for).await
 }
 
-async fn join(link: &mut Link, node: &NodeId) -> Result<Joined, KrafkaError> {
-    let kafka = link.get().await?;
-    let settings = link.settings();
-    let Identified { topic, partitions } = identify(&kafka, &settings.topic).await?;
-    let assigned = Assigned::default();
-    let client = kafka
-        .consumer(&settings.group)
-        // With static membership on the classic protocol a member that was killed and comes back goes on at once;
-        // with KIP-848 it waits until its own session has timed out (measured: 45 s).
-        .group_protocol(GroupProtocol::Classic)
-        .group_instance_id(node.as_str())
-        .enable_auto_commit(false)
-        .isolation_level(IsolationLevel::ReadCommitted)
-        .rebalance_listener(assigned.clone())
-        // Never skip: what was seen before is known by its id.
-        .auto_offset_reset(AutoOffsetReset::Earliest)
-        .max_poll_records(RECORDS_MAX)
-        .fetch_max_bytes(ANSWER_BYTES_MAX)
-        .metrics_push(false)
-        .build()
-        .await?;
-    client.subscribe([&settings.topic]).await?;
-    let looked_at = Instant::now();
-    let positions = Positions::default();
-    Ok(Joined { kafka, client, topic, partitions, looked_at, untaken: None, lack: None, assigned, positions })
+async fn join(link: &mut Link, store: &Store) -> Result<Membership, Failure> {
+    let membership = Membership::join(link, store.node()).await?;
+    let topic = membership.topic().clone();
+    if store.write(move |tx| topic::abandon_others(tx, Some(&topic)))? {
+        log::warn!("the topic {} is not the one that was used before", membership.topic().name);
+    }
+    Ok(membership)
 }
 
-impl Joined {
-    /// krafka asks for metadata when an answer tells it to. A consumer that is told nothing would never learn of partitions that
-    /// were added, of a leader that is gone for good, or of a topic that was made anew: then it joins again.
-    async fn look(&mut self, store: &Store, missed: &mut Option<usize>) -> Result<(), Failure> {
-        let _ = self.client.fetch_metadata(Some(&self.topic.name)).await?;
-        let found = identify(&self.kafka, &self.topic.name).await?;
-        let changed = (&found.topic, found.partitions) != (&self.topic, self.partitions);
-        // They were added while nobody looked: a static member that comes back is given what it had.
-        let assigned = self.client.assignment().await.remove(&*self.topic.name).unwrap_or_default().len();
-        let fewer = assigned < found.partitions && *missed != Some(found.partitions);
-        if changed || fewer {
-            *missed = Some(found.partitions);
-            return Err(Failure::Stale);
-        }
-        let untaken = store.read(delivery::oldest_untaken)?;
-        self.lack = if assigned < found.partitions {
-            Some(Lack::Partitions(assigned, found.partitions))
-        } else {
-            untaken.filter(|event| self.untaken == Some(*event)).map(Lack::Event)
-        };
-        self.untaken = untaken;
-        self.looked_at = Instant::now();
-        Ok(())
-    }
-
-    fn is_in_position(&mut self) -> bool {
-        let assigned = self.assigned.0.load(Ordering::SeqCst);
-        if self.positions.of != assigned {
-            self.positions = Positions { of: assigned, ..Positions::default() };
-        }
-        self.positions.whole || assigned == 0
-    }
-
-    /// Puts every partition where the database says. Everything that was taken is in it by now.
-    async fn go_to_positions(&mut self, store: &Store) -> Result<(), Failure> {
-        let (topic, now) = (self.topic.clone(), Timestamp::now());
-        let name = &*self.topic.name;
-        if let Some(gaps) = store.write(move |tx| topic::begin_anew(tx, &topic, now))? {
-            log::warn!("the topic {name} was made anew; {gaps} events that it lost are taken from the outbox");
-        }
-        let known = store.read(|connection| topic::partitions(connection, &self.topic))?;
-        for partition in self.client.assignment().await.remove(name).unwrap_or_default() {
-            if self.positions.done.contains(&partition) {
-                continue;
-            }
-            let (low, end) = self.client.fetch_watermarks(name, partition).await?;
-            let consumed_to = known.iter().find(|known| known.partition == partition).and_then(|k| k.consumed_to);
-            let position = match consumed_to {
-                Some(offset) if offset < low => {
-                    self.skip(store, partition, low)?;
-                    low
-                }
-                Some(offset) if offset > end => {
-                    log::warn!("partition {partition} of {name} ends at {end}, but was taken to {offset}: read anew");
-                    low
-                }
-                Some(offset) => offset,
-                None => self.committed(partition).await?.map_or(low, |offset| offset.clamp(low, end)),
-            };
-            self.client.seek(name, partition, position).await?;
-            // Should this take too long, the next call goes on from here.
-            self.positions.done.insert(partition);
-        }
-        self.positions.whole = true;
-        Ok(())
-    }
-
-    fn skip(&self, store: &Store, partition: i32, offset: i64) -> Result<(), StoreError> {
-        let (topic, now) = (self.topic.clone(), Timestamp::now());
-        let gaps = store.write(move |tx| topic::skip(tx, &topic, partition, offset, now))?;
-        // Otherwise it was a marker of a transaction.
-        if gaps > 0 {
-            log::warn!(
-                "the topic {} has deleted records of partition {partition} before they were taken; {gaps} events are taken \
-                 from the outbox instead",
-                self.topic.name
-            );
-        }
-        Ok(())
-    }
-
-    /// Where the group was, for a database that has taken nothing yet.
-    async fn committed(&self, partition: i32) -> Result<Option<i64>, KrafkaError> {
-        let committed = self.client.committed(&[(&*self.topic.name, partition)]).await?;
-        Ok(committed.into_values().next().map(|committed| committed.offset))
-    }
-}
-
-/// What became of a batch.
-struct Kept {
+/// What came of a batch.
+struct StoredBatch {
     dead: Vec<DeadRecord>,
-    taken: Taken,
+    stats: ConsumeStats,
 }
 
-/// The records, and how far they reach, in one transaction. `None`: they are from an earlier life of the topic.
-fn keep_all(
+/// The records, and the offsets after them, in one transaction.
+fn store_batch(
     tx: &Transaction<'_>,
     node: &NodeId,
     topic: &Topic,
     records: &[ConsumerRecord],
     now: Timestamp,
-) -> SqlResult<Option<Kept>> {
-    let Some(mut intake) = Intake::begin(tx, topic)? else { return Ok(None) };
+) -> SqlResult<StoredBatch> {
+    let mut batch = ConsumeBatch::begin(tx, topic)?;
     let mut dead = Vec::new();
     for record in records {
-        let event = match keep(tx, node, record, now)? {
+        let event = match store_record(tx, node, record, now)? {
             Ok(event) => Some(event),
             Err(letter) => {
                 dead.push(letter);
                 None
             }
         };
-        intake.took(record.partition, record.offset, event);
+        batch.add(record.partition, record.offset, event);
     }
-    let taken = intake.finish(now)?;
-    unconsumed::advance(tx, 2 * records.len())?;
-    Ok(Some(Kept { dead, taken }))
+    Ok(StoredBatch { dead, stats: batch.finish(records.len())? })
 }
 
-/// One record: to the delivery table if it is ours, else aside.
-fn keep(
+/// One record: to the delivery table if it is ours, else to the dead letters.
+fn store_record(
     tx: &Transaction<'_>,
     node: &NodeId,
     record: &ConsumerRecord,
@@ -432,12 +376,12 @@ fn keep(
         },
         Err(foreign) => foreign.to_string(),
     };
-    let letter = letter(record, reason);
+    let letter = dead_record(record, reason);
     dead_letter::insert_record(tx, &letter, now)?;
     Ok(Err(letter))
 }
 
-fn letter(record: &ConsumerRecord, reason: String) -> DeadRecord {
+fn dead_record(record: &ConsumerRecord, reason: String) -> DeadRecord {
     let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
     DeadRecord {
         topic: record.topic.to_string(),
@@ -490,7 +434,7 @@ mod tests {
                     true
                 }
                 Err(foreign) => {
-                    let kept = letter(&record, foreign.to_string());
+                    let kept = dead_record(&record, foreign.to_string());
                     // Of whatever length and bytes it is, its reason is a line, and the rest is kept.
                     assert!(kept.reason.len() < 2000 && !kept.reason.contains(char::is_control), "{}", kept.reason);
                     assert_eq!(

@@ -20,6 +20,7 @@ use crate::store::StoreError;
 use crate::store::topic::Topic;
 
 pub(crate) mod hanging;
+pub(crate) mod membership;
 mod security;
 pub(crate) mod watch;
 
@@ -36,6 +37,9 @@ const FOREVER: Duration = Duration::from_hours(24 * 3650);
 /// What one answer with records may hold: on a slow link it has to come within the few seconds that a call has, and memory stays
 /// small however many partitions there are. A batch that is larger comes all the same (KIP-74).
 pub(crate) const ANSWER_BYTES_MAX: i32 = 512 * 1024;
+
+/// What one batch of records may hold once it is inflated; gzip makes 16 MiB of 16 KiB.
+pub(crate) const INFLATED_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// How old may be what is known of the cluster.
 const METADATA_AGE: Duration = Duration::from_secs(30);
@@ -176,7 +180,12 @@ async fn ensure_topic(kafka: &Kafka, settings: &config::Kafka) -> Result<(), Kra
 pub(crate) struct Identified {
     pub(crate) topic: Topic,
     pub(crate) partitions: usize,
+    /// Whether we have the right READ on it; true where the cluster does not say.
+    pub(crate) may_read: bool,
 }
+
+/// The bit of `AclOperation.READ` in the authorized operations of a topic (KIP-430).
+const READ: i32 = 1 << 3;
 
 /// Which of its lives the topic is in. One that was just made is not known to every broker at once.
 pub(crate) async fn identify(kafka: &Kafka, name: &str) -> Result<Identified, KrafkaError> {
@@ -186,7 +195,8 @@ pub(crate) async fn identify(kafka: &Kafka, name: &str) -> Result<Identified, Kr
         match described.remove(name) {
             Some(Ok(found)) => {
                 let topic = Topic { name: name.into(), id: found.topic_id };
-                return Ok(Identified { topic, partitions: found.partitions.len() });
+                let may_read = found.authorized_operations.is_none_or(|allowed| allowed & READ != 0);
+                return Ok(Identified { topic, partitions: found.partitions.len(), may_read });
             }
             Some(Err(KrafkaError::Broker { code: ErrorCode::UnknownTopicOrPartition, .. })) | None
                 if attempt < TRIES =>

@@ -24,6 +24,7 @@ use crate::runtime::metrics::Metrics;
 use crate::sampler::Sampler;
 use crate::scheduler::Scheduler;
 use crate::slack::{Slack, Unusable};
+use crate::store::unconsumed::{self, Page};
 use crate::store::{OpenError, Store, StoreError, delivery, route, topic};
 use crate::worker::{Overdue, Waker, Worker, room_for};
 
@@ -232,12 +233,25 @@ fn recover(store: &Store, config: &Config) -> Result<(), StoreError> {
     if unknown > 0 {
         log::warn!("payrelay ended while {unknown} payments were being told: they are told again and may show twice");
     }
-    let topic = (config.publisher.kind == PublisherKind::Kafka).then(|| config.kafka.topic.clone());
-    let untaken = store.write(move |tx| topic::leave_others(tx, topic.as_deref(), Timestamp::now()))?;
-    if untaken > 0 {
-        log::warn!("{untaken} events were published to another topic and not taken from it: they are told from here");
+    if config.publisher.kind == PublisherKind::Application && store.write(|tx| topic::abandon_others(tx, None))? {
+        let count = backfill(store)?;
+        log::warn!("events do not pass through Kafka any more: backfilled {count} published ones from the outbox");
     }
     Ok(())
+}
+
+/// Gives every published event a delivery. With Kafka the consumer does that.
+fn backfill(store: &Store) -> Result<usize, StoreError> {
+    let (mut after, mut count) = (0, 0);
+    loop {
+        let Page { events, next } = store.read(|connection| unconsumed::page(connection, after))?;
+        let ids: Vec<i64> = events.iter().map(|event| event.outbox_id).collect();
+        count += store.write(move |tx| unconsumed::backfill(tx, None, &ids, Timestamp::now()))?;
+        match next {
+            Some(next) => after = next,
+            None => return Ok(count),
+        }
+    }
 }
 
 /// What can be found out about a configuration without starting anything.

@@ -518,7 +518,7 @@ async fn open(context: Arc<Context>, delivery: Delivery) -> Result<(Session, Box
             Sender::Transactional(Box::new(transactional(&kafka, &id).await?))
         }
     };
-    let Identified { topic, partitions } = identify(&kafka, &settings.topic).await?;
+    let Identified { topic, partitions, .. } = identify(&kafka, &settings.topic).await?;
     let blocked_by = end_ours(&kafka, &producer, &context, &topic, partitions).await?;
     let known = store.read(|connection| topic::partitions(connection, &topic))?;
     // By the writer, which records what was just published before that.

@@ -195,19 +195,22 @@ const FILE: [Check; 12] = [
     },
 ];
 
-/// Of a published event without delivery that came from the topic, or has to. `?1` is the topic.
-const DANGLING: Check = Check {
-    kind: "dangling",
-    what: "events that were published and taken, and will never be told",
+/// `?1` is the topic, `?2` a while ago: what was published before that should have come.
+const UNCONSUMED: Check = Check {
+    kind: "unconsumed",
+    what: "events that were published and have no delivery, for more than 60 s or although the consumer has passed them",
     sql: "SELECT 'event ' || o.id || ' of payment ' || o.payment_id \
           || ifnull(', partition ' || o.\"partition\" || ', offset ' || ifnull(o.\"offset\", r.\"offset\"), '') \
           FROM outbox o LEFT JOIN delivery d ON d.outbox_id = o.id \
           LEFT JOIN topic_partition p ON p.topic = ?1 AND p.\"partition\" = o.\"partition\" \
           LEFT JOIN topic_record r ON r.outbox_id = o.id AND r.\"partition\" = o.\"partition\" \
-          WHERE o.status = 'PUBLISHED' AND d.outbox_id IS NULL \
-          AND (o.\"partition\" IS NULL OR ifnull(o.\"offset\", r.\"offset\") < p.consumed_to) \
+          WHERE o.status = 'PUBLISHED' AND d.outbox_id IS NULL AND (o.\"partition\" IS NULL OR o.published_at < ?2 \
+          OR ifnull(o.\"offset\", r.\"offset\") < p.consumed_to) \
           GROUP BY o.id ORDER BY o.id",
 };
+
+/// How long a published event may take to come from the topic.
+const CONSUMED_WITHIN: Duration = Duration::from_mins(1);
 
 /// What must hold between database and topic.
 const TOPIC: [Check; 4] = [
@@ -420,7 +423,7 @@ impl Audited {
         for check in &FILE {
             findings.ask(check, [])?;
         }
-        findings.ask(&DANGLING, [topic])?;
+        findings.ask(&UNCONSUMED, (topic, Timestamp::now().minus(CONSUMED_WITHIN).as_micros()))?;
         if reading.is_some() {
             for check in &TOPIC {
                 findings.ask(check, [])?;

@@ -1,8 +1,6 @@
 //! What is to be told: a row an event, keyed by it, so that a second copy of an event changes nothing. Each row belongs
 //! to one channel, decided when it comes.
 
-use std::ops::RangeInclusive;
-
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
 use super::payment::{self, COLUMN_COUNT, COLUMNS};
@@ -59,42 +57,6 @@ pub(super) fn is_purged(tx: &Transaction<'_>, notice: Notice) -> rusqlite::Resul
          AND (?3 IS NULL OR executed_at = ?3)",
     )?
     .exists((notice.outbox_id, notice.payment_id, notice.created_at.map(Timestamp::as_micros)))
-}
-
-/// Queues the published events among these that have no delivery; only those of a partition before an offset, or of
-/// all. They were on the topic and did not come from it. Tells how many.
-pub(super) fn fill_gaps(
-    tx: &Transaction<'_>,
-    before: Option<(i32, i64)>,
-    ids: RangeInclusive<i64>,
-    now: Timestamp,
-) -> rusqlite::Result<i64> {
-    let (partition, offset) = before.unzip();
-    let missing: Vec<i64> = tx
-        .prepare_cached(
-            "SELECT o.id FROM outbox o WHERE o.id BETWEEN ?1 AND ?2 AND o.status = 'PUBLISHED' \
-             AND (?3 IS NULL OR (o.\"partition\" = ?3 AND (o.\"offset\" IS NULL OR o.\"offset\" < ?4))) \
-             AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.outbox_id = o.id) ORDER BY o.id",
-        )?
-        .query_map((ids.start(), ids.end(), partition, offset), |row| row.get(0))?
-        .collect::<rusqlite::Result<_>>()?;
-    let mut filled = 0;
-    for id in missing {
-        filled += i64::from(insert(tx, id, now)?);
-    }
-    Ok(filled)
-}
-
-/// The oldest event that was published and is newer than everything that came.
-pub fn oldest_untaken(connection: &Connection) -> rusqlite::Result<Option<i64>> {
-    connection
-        .prepare_cached(
-            "SELECT id FROM outbox WHERE id > ifnull((SELECT max(outbox_id) FROM delivery), 0) \
-             AND id < ifnull((SELECT id FROM outbox WHERE status = 'INIT' ORDER BY id LIMIT 1), 9223372036854775807) \
-             AND status = 'PUBLISHED' ORDER BY id LIMIT 1",
-        )?
-        .query_row([], |row| row.get(0))
-        .optional()
 }
 
 /// What became of telling a payment.

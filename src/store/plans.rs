@@ -14,7 +14,7 @@ use super::dead_letter::{Action, Order, Which};
 use super::delivery::Arrival;
 use super::idempotency::{Keyed, Once};
 use super::outbox::{Place, Receipt};
-use super::topic::{self, Found, Intake, Reached, Reconciled, Topic};
+use super::topic::{self, ConsumeBatch, Found, Reached, Reconciled, Topic};
 use super::{dead_letter, delivery, idempotency, outbox, payment, route, schema, unconsumed};
 use crate::clock::Timestamp;
 use crate::event::{NodeId, Notice};
@@ -81,16 +81,18 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
         Found { notice: Notice { outbox_id: 1, payment_id: 1, created_at: Some(now) }, partition: 0, offset: 0 };
     let reached = Reached { topic: topic.clone(), offsets: [(0, 1)].into() };
     assert_eq!(topic::reconcile(&tx, &[found], &reached, now)?, Reconciled::default());
-    let mut intake = Intake::begin(&tx, &topic)?.unwrap();
-    intake.took(0, 3, Some((2, Arrival::Accepted)));
-    intake.finish(now)?;
+    let mut batch = ConsumeBatch::begin(&tx, &topic)?;
+    batch.add(0, 3, Some((2, Arrival::Accepted)));
+    batch.finish(1)?;
     assert_eq!(topic::partitions(&tx, &topic)?[0].consumed_to, Some(4));
-    assert_eq!((topic::begin_anew(&tx, &topic, now)?, topic::skip(&tx, &topic, 0, 5, now)?), (None, 0));
+    topic::set_positions(&tx, &topic, &[(0, 5)])?;
+    assert_eq!(topic::of_name(&tx, "t")?[0].consumed_to, Some(5));
     assert!(delivery::more_than(&tx, "default", 1)?);
     assert_eq!(delivery::waiting(&tx, "default", 10)?.len(), 2);
     assert_eq!(BacklogCounter::new(&["default".to_owned()]).count(&tx)?.undelivered().count, 2);
-    assert!(unconsumed::advance(&tx, 1)?);
+    assert!(!unconsumed::is_behind(&tx)?);
     assert_eq!(unconsumed::count(&tx)?.count, 0);
+    assert_eq!(unconsumed::backfill(&tx, Some(&topic), &[1], now)?, 0);
     delivery::mark_sending(&tx, &[1, 2])?;
     delivery::release(&tx, &[1])?;
     delivery::mark_failed(&tx, &[1], "no", true)?;
@@ -114,7 +116,7 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     // Each start does this, with millions of rows that are finished.
     delivery::recover(&tx)?;
     route::replace(&tx, &[])?;
-    assert_eq!(topic::leave_others(&tx, Some("t"), now)?, 0);
+    assert!(!topic::abandon_others(&tx, Some(&topic))?);
     tx.commit()
 }
 

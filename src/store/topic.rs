@@ -11,7 +11,7 @@ use rusqlite::{Connection, Row, Transaction};
 use serde::Serialize;
 
 use super::delivery::{self, Arrival};
-use super::outbox;
+use super::{outbox, unconsumed};
 use crate::clock::Timestamp;
 use crate::event::Notice;
 
@@ -51,10 +51,14 @@ pub fn partitions(connection: &Connection, topic: &Topic) -> rusqlite::Result<Ve
         .collect()
 }
 
-/// What is known of whatever topic has this name, for people to look at.
+/// What is known of the topic that has this name, for people to look at: of the incarnation that is consumed, if one is.
 pub fn of_name(connection: &Connection, name: &str) -> rusqlite::Result<Vec<Partition>> {
     connection
-        .prepare_cached(&format!("{PARTITION} WHERE topic = ?1 ORDER BY \"partition\""))?
+        .prepare_cached(&format!(
+            "{PARTITION} WHERE topic = ?1 AND topic_id = coalesce( \
+             (SELECT topic_id FROM topic_partition WHERE topic = ?1 AND consumed_to IS NOT NULL LIMIT 1), \
+             (SELECT topic_id FROM topic_partition WHERE topic = ?1 LIMIT 1)) ORDER BY \"partition\""
+        ))?
         .query_map([name], read)?
         .collect()
 }
@@ -83,17 +87,14 @@ pub struct Reached {
     pub offsets: BTreeMap<i32, i64>,
 }
 
-/// Records how far everything is marked, in the transaction that marks it. A topic that was made anew is left as one that
-/// something was taken from, at no place: [`begin_anew`] finds it so.
+/// Records how far everything is marked, in the transaction that marks it.
 pub fn reach(tx: &Transaction<'_>, reached: &Reached) -> rusqlite::Result<()> {
     let mut reach = tx.prepare_cached(
-        "INSERT INTO topic_partition (topic, \"partition\", topic_id, published_to) VALUES (?1, ?2, ?3, ?4) \
-         ON CONFLICT (topic, \"partition\") DO UPDATE SET published_to = excluded.published_to, \
-         last_outbox_id = CASE WHEN topic_id = excluded.topic_id THEN last_outbox_id ELSE max(last_outbox_id, 1) END, \
-         consumed_to = CASE WHEN topic_id = excluded.topic_id THEN consumed_to END, topic_id = excluded.topic_id",
+        "INSERT INTO topic_partition (topic, topic_id, \"partition\", published_to) VALUES (?1, ?2, ?3, ?4) \
+         ON CONFLICT DO UPDATE SET published_to = excluded.published_to",
     )?;
     for (partition, offset) in &reached.offsets {
-        reach.execute((&reached.topic.name, partition, reached.topic.id, offset))?;
+        reach.execute((&reached.topic.name, reached.topic.id, partition, offset))?;
     }
     Ok(())
 }
@@ -181,153 +182,91 @@ fn record_incarnation(tx: &Transaction<'_>, topic: &Topic, now: Timestamp) -> ru
     Ok(())
 }
 
-/// What came of taking records.
+/// What was unusual in a batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Taken {
-    /// Records of events that were there already.
+pub struct ConsumeStats {
+    /// Records of events that had a delivery already.
     pub duplicates: i64,
-    /// Events that were missing before a later one; they were taken from the outbox instead.
-    pub gaps: i64,
     /// Events that came after a later one.
     pub inversions: i64,
 }
 
-/// Records that are being taken, in the order of each partition.
-pub struct Intake<'a> {
+/// Records that are being consumed, in the order of each partition.
+pub struct ConsumeBatch<'a> {
     tx: &'a Transaction<'a>,
     topic: &'a Topic,
-    before: BTreeMap<i32, Partition>,
-    now: BTreeMap<i32, Moving>,
+    /// The largest outbox id of each partition before this batch.
+    last_outbox_ids: BTreeMap<i32, i64>,
+    partitions: BTreeMap<i32, PartitionProgress>,
 }
 
-/// A partition on its way.
-#[derive(Default)]
-struct Moving {
+struct PartitionProgress {
     consumed_to: i64,
     last_outbox_id: i64,
-    new: i64,
-    taken: Taken,
+    stats: ConsumeStats,
 }
 
-impl<'a> Intake<'a> {
-    /// Goes on from what is known. `None`: the topic is known to have been made anew since.
-    pub fn begin(tx: &'a Transaction<'a>, topic: &'a Topic) -> rusqlite::Result<Option<Self>> {
-        let other = tx
-            .prepare_cached("SELECT 1 FROM topic_partition WHERE topic = ?1 AND topic_id <> ?2")?
-            .exists((&topic.name, topic.id))?;
-        if other {
-            return Ok(None);
-        }
-        let before = partitions(tx, topic)?.into_iter().map(|partition| (partition.partition, partition)).collect();
-        Ok(Some(Self { tx, topic, before, now: BTreeMap::new() }))
+impl<'a> ConsumeBatch<'a> {
+    /// Resumes from what is known of the topic.
+    pub fn begin(tx: &'a Transaction<'a>, topic: &'a Topic) -> rusqlite::Result<Self> {
+        let known = partitions(tx, topic)?;
+        let last_outbox_ids = known.into_iter().map(|known| (known.partition, known.last_outbox_id)).collect();
+        Ok(Self { tx, topic, last_outbox_ids, partitions: BTreeMap::new() })
     }
 
-    /// The record at this place was taken, or kept aside.
-    pub fn took(&mut self, partition: i32, offset: i64, event: Option<(i64, Arrival)>) {
-        let last = self.before.get(&partition).map_or(0, |before| before.last_outbox_id);
-        let moving = self.now.entry(partition).or_insert_with(|| Moving { last_outbox_id: last, ..Moving::default() });
-        moving.consumed_to = offset + 1;
+    /// The record at this place was stored; `event` is what it was, if it was one of ours.
+    pub fn add(&mut self, partition: i32, offset: i64, event: Option<(i64, Arrival)>) {
+        let last_outbox_id = self.last_outbox_ids.get(&partition).copied().unwrap_or(0);
+        let new = || PartitionProgress { consumed_to: 0, last_outbox_id, stats: ConsumeStats::default() };
+        let progress = self.partitions.entry(partition).or_insert_with(new);
+        progress.consumed_to = offset + 1;
         match event {
             Some((id, Arrival::Accepted)) => {
-                moving.new += i64::from(id > moving.last_outbox_id);
-                moving.taken.inversions += i64::from(id < moving.last_outbox_id);
-                moving.last_outbox_id = moving.last_outbox_id.max(id);
+                progress.stats.inversions += i64::from(id < progress.last_outbox_id);
+                progress.last_outbox_id = progress.last_outbox_id.max(id);
             }
-            Some((_, Arrival::Duplicate | Arrival::Purged)) => moving.taken.duplicates += 1,
+            Some((_, Arrival::Duplicate | Arrival::Purged)) => progress.stats.duplicates += 1,
             Some((_, Arrival::Unknown)) | None => {}
         }
     }
 
-    /// Takes from the outbox what the topic should have brought and did not, and remembers how far everything is.
-    pub fn finish(self, now: Timestamp) -> rusqlite::Result<Taken> {
-        let mut whole = Taken::default();
-        for (partition, moving) in self.now {
-            let last = self.before.get(&partition).map_or(0, |before| before.last_outbox_id);
-            let mut taken = moving.taken;
-            // Its end was cut off, as by an unclean election: what was there, and was not taken, may be gone.
-            let cut = self.before.get(&partition).and_then(|before| before.consumed_to) > Some(moving.consumed_to);
-            if cut {
-                taken.gaps = delivery::fill_gaps(self.tx, Some((partition, i64::MAX)), 1..=i64::MAX, now)?;
-            } else if moving.last_outbox_id - last > moving.new {
-                let ids = last + 1..=moving.last_outbox_id;
-                taken.gaps = delivery::fill_gaps(self.tx, Some((partition, moving.consumed_to)), ids, now)?;
-            }
-            advance(self.tx, self.topic, partition, moving.consumed_to, moving.last_outbox_id, taken)?;
-            whole.duplicates += taken.duplicates;
-            whole.gaps += taken.gaps;
-            whole.inversions += taken.inversions;
+    /// Records how far everything is consumed, and moves the low-water mark over the new deliveries.
+    pub fn finish(self, records: usize) -> rusqlite::Result<ConsumeStats> {
+        let mut all = ConsumeStats::default();
+        let mut update = self.tx.prepare_cached(
+            "INSERT INTO topic_partition \
+                 (topic, topic_id, \"partition\", consumed_to, last_outbox_id, duplicates, inversions) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO UPDATE SET \
+             consumed_to = excluded.consumed_to, last_outbox_id = excluded.last_outbox_id, \
+             duplicates = duplicates + excluded.duplicates, inversions = inversions + excluded.inversions",
+        )?;
+        for (partition, PartitionProgress { consumed_to, last_outbox_id, stats }) in self.partitions {
+            let ConsumeStats { duplicates, inversions } = stats;
+            let Topic { name, id } = self.topic;
+            update.execute((name, id, partition, consumed_to, last_outbox_id, duplicates, inversions))?;
+            all.duplicates += duplicates;
+            all.inversions += inversions;
         }
-        Ok(whole)
+        unconsumed::advance(self.tx, 2 * records)?;
+        Ok(all)
     }
 }
 
-/// Goes on at `offset` although nothing was taken up to there: the records before it are gone from the topic. Their
-/// events are taken from the outbox instead; tells how many.
-pub fn skip(tx: &Transaction<'_>, topic: &Topic, partition: i32, offset: i64, now: Timestamp) -> rusqlite::Result<i64> {
-    let gaps = delivery::fill_gaps(tx, Some((partition, offset)), 1..=i64::MAX, now)?;
-    advance(tx, topic, partition, offset, 0, Taken { gaps, ..Taken::default() })?;
-    Ok(gaps)
-}
-
-/// Whether there was an earlier life of the topic. What of it never came, will not come any more: it is taken from the
-/// outbox instead; tells how many. What is on the new one by now may be among it: then it comes as a second copy.
-pub fn begin_anew(tx: &Transaction<'_>, topic: &Topic, now: Timestamp) -> rusqlite::Result<Option<i64>> {
-    let earlier = tx
-        .prepare_cached(
-            "SELECT 1 FROM topic_partition \
-             WHERE topic = ?1 AND (topic_id <> ?2 OR (consumed_to IS NULL AND last_outbox_id > 0))",
-        )?
-        .exists((&topic.name, topic.id))?;
-    if !earlier {
-        return Ok(None);
+/// Sets the next offset of partitions where none is known, or where the topic does not have the known one any more.
+pub fn set_positions(tx: &Transaction<'_>, topic: &Topic, positions: &[(i32, i64)]) -> rusqlite::Result<()> {
+    let mut update = tx.prepare_cached(
+        "INSERT INTO topic_partition (topic, topic_id, \"partition\", consumed_to) VALUES (?1, ?2, ?3, ?4) \
+         ON CONFLICT DO UPDATE SET consumed_to = excluded.consumed_to",
+    )?;
+    for (partition, offset) in positions {
+        update.execute((&topic.name, topic.id, partition, offset))?;
     }
-    let gaps = delivery::fill_gaps(tx, None, 1..=i64::MAX, now)?;
-    // Partitions that it does not have any more go; the others are read from their beginning.
-    tx.prepare_cached("DELETE FROM topic_partition WHERE topic = ?1 AND topic_id <> ?2")?
-        .execute((&topic.name, topic.id))?;
-    tx.prepare_cached("UPDATE topic_partition SET consumed_to = 0 WHERE topic = ?1 AND consumed_to IS NULL")?
-        .execute([&topic.name])?;
-    advance(tx, topic, 0, 0, 0, Taken { gaps, ..Taken::default() })?;
-    Ok(Some(gaps))
-}
-
-/// Events go by way of this topic, or of none, and not of another one any more: what was published to another one and did not
-/// come from it is taken from the outbox, and how far that one is known is forgotten. Tells how many.
-pub fn leave_others(tx: &Transaction<'_>, topic: Option<&str>, now: Timestamp) -> rusqlite::Result<i64> {
-    if !tx.prepare_cached("SELECT 1 FROM topic_partition WHERE topic IS NOT ?1 LIMIT 1")?.exists([topic])? {
-        return Ok(0);
-    }
-    let gaps = delivery::fill_gaps(tx, None, 1..=i64::MAX, now)?;
-    tx.execute("DELETE FROM topic_partition WHERE topic IS NOT ?1", [topic])?;
-    Ok(gaps)
-}
-
-fn advance(
-    tx: &Transaction<'_>,
-    topic: &Topic,
-    partition: i32,
-    consumed_to: i64,
-    last_outbox_id: i64,
-    taken: Taken,
-) -> rusqlite::Result<()> {
-    tx.prepare_cached(
-        "INSERT INTO topic_partition \
-             (topic, \"partition\", topic_id, consumed_to, last_outbox_id, duplicates, gaps, inversions) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (topic, \"partition\") DO UPDATE SET \
-         published_to = CASE WHEN topic_id = excluded.topic_id THEN published_to ELSE 0 END, \
-         topic_id = excluded.topic_id, consumed_to = excluded.consumed_to, \
-         last_outbox_id = max(last_outbox_id, excluded.last_outbox_id), duplicates = duplicates + excluded.duplicates, gaps = gaps + excluded.gaps, \
-         inversions = inversions + excluded.inversions",
-    )?
-    .execute((
-        &topic.name,
-        partition,
-        topic.id,
-        consumed_to,
-        last_outbox_id,
-        taken.duplicates,
-        taken.gaps,
-        taken.inversions,
-    ))?;
     Ok(())
+}
+
+/// Forgets what is known of other topics, and of earlier incarnations of this one. Returns whether there were any.
+pub fn abandon_others(tx: &Transaction<'_>, topic: Option<&Topic>) -> rusqlite::Result<bool> {
+    let (name, id) = topic.map(|topic| (&topic.name, topic.id)).unzip();
+    let sql = "DELETE FROM topic_partition WHERE topic IS NOT ?1 OR topic_id IS NOT ?2";
+    Ok(tx.prepare_cached(sql)?.execute((name, id))? > 0)
 }

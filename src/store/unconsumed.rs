@@ -4,48 +4,77 @@
 //! were looked at, a bounded number in each transaction; a REJECTED event that is sent again moves it back. So nothing
 //! here scans the outbox, and what is above the mark is short unless something is wrong.
 
-use rusqlite::{Connection, OptionalExtension, Transaction};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
 use super::backlog::Waiting;
-use super::sql_limit;
+use super::topic::Topic;
+use super::{delivery, sql_limit};
 use crate::clock::Timestamp;
 
-/// How many rows above the mark one count looks at.
-const COUNTED_ROWS: usize = 10_000;
+/// How many rows one page looks at.
+const PAGE_ROWS: usize = 10_000;
 
-/// The rows above an id, in commit order: whether each is REJECTED, when it was published, whether it has a delivery.
+/// The rows above an id, in commit order: whether each is REJECTED, when it was published, whether it has a delivery, where
+/// it was published to.
 const ROWS_ABOVE: &str = "SELECT o.id, o.status = 'REJECTED', o.published_at, \
-     EXISTS (SELECT 1 FROM delivery d WHERE d.outbox_id = o.id) FROM outbox o WHERE o.id > ?1 ORDER BY o.id LIMIT ?2";
+     EXISTS (SELECT 1 FROM delivery d WHERE d.outbox_id = o.id), o.\"partition\", o.\"offset\" \
+     FROM outbox o WHERE o.id > ?1 ORDER BY o.id LIMIT ?2";
+
+/// A published event without a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unconsumed {
+    /// Its place in commit order.
+    pub outbox_id: i64,
+    /// Its partition; `None` if it was not published to a topic.
+    pub partition: Option<i32>,
+    /// Its offset, if the broker said it.
+    pub offset: Option<i64>,
+    /// When it was recorded as PUBLISHED.
+    pub published_at: Timestamp,
+}
+
+/// The published events without a delivery among the next 10,000 rows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Page {
+    /// In commit order.
+    pub events: Vec<Unconsumed>,
+    /// After which id the next page begins; `None`: this was the last one.
+    pub next: Option<i64>,
+}
 
 /// The low-water mark.
 pub(super) fn mark(connection: &Connection) -> rusqlite::Result<i64> {
     connection.prepare_cached("SELECT consumed_through FROM node")?.query_row([], |row| row.get(0))
 }
 
-/// The events that are PUBLISHED and have no delivery, and when the first of them was published: it may have waited for Kafka
-/// for hours before that. Beyond 10,000 rows above the mark the count is an estimate. Costs a few milliseconds at most.
-pub fn count(connection: &Connection) -> rusqlite::Result<Waiting> {
-    let mut found = Waiting::default();
+/// The page after an id, or after the mark where that is later. Costs a few milliseconds at most.
+pub fn page(connection: &Connection, after: i64) -> rusqlite::Result<Page> {
+    let mut page = Page::default();
     let mut rows_seen = 0;
-    let mut last: Option<i64> = None;
     let mut statement = connection.prepare_cached(ROWS_ABOVE)?;
-    let mut rows = statement.query((mark(connection)?, sql_limit(COUNTED_ROWS)))?;
+    let mut rows = statement.query((mark(connection)?.max(after), sql_limit(PAGE_ROWS)))?;
     while let Some(row) = rows.next()? {
         rows_seen += 1;
-        last = None;
+        let outbox_id = row.get(0)?;
+        page.next = Some(outbox_id).filter(|_| rows_seen == PAGE_ROWS);
         let published_at: Option<i64> = row.get(2)?;
         let has_delivery: bool = row.get(3)?;
         if let Some(published_at) = published_at.filter(|_| !has_delivery) {
             let published_at = Timestamp::from_micros(published_at);
-            found.count += 1;
-            found.oldest_at = Some(found.oldest_at.map_or(published_at, |oldest| oldest.min(published_at)));
-            last = Some(row.get(0)?);
+            page.events.push(Unconsumed { outbox_id, partition: row.get(4)?, offset: row.get(5)?, published_at });
         }
     }
-    if let Some(last) = last.filter(|_| rows_seen == COUNTED_ROWS) {
-        found.count += ids_up_to_init(connection, last)?;
-    }
-    Ok(found)
+    Ok(page)
+}
+
+/// How many events are PUBLISHED and have no delivery, and when the first of them was published: it may have waited for
+/// Kafka for hours before that. Beyond the first page the number is an estimate.
+pub fn count(connection: &Connection) -> rusqlite::Result<Waiting> {
+    let Page { events, next } = page(connection, 0)?;
+    let last = events.last().map(|event| event.outbox_id).filter(|last| Some(*last) == next);
+    let beyond = last.map_or(Ok(0), |last| ids_up_to_init(connection, last))?;
+    let oldest_at = events.iter().map(|event| event.published_at).min();
+    Ok(Waiting { count: sql_limit(events.len()) + beyond, oldest_at })
 }
 
 /// How many ids there are between an event and the first one that is not published.
@@ -80,6 +109,38 @@ pub fn advance(tx: &Transaction<'_>, limit: usize) -> rusqlite::Result<bool> {
         tx.prepare_cached("UPDATE node SET consumed_through = ?1")?.execute([reached])?;
     }
     Ok(moved == limit)
+}
+
+/// Gives published events their deliveries: no topic will bring them any more. Returns how many had none; they are gaps of
+/// their partitions of `topic`.
+pub fn backfill(tx: &Transaction<'_>, topic: Option<&Topic>, ids: &[i64], now: Timestamp) -> rusqlite::Result<usize> {
+    let mut count = 0;
+    for id in ids {
+        // Whatever happened since it was looked for.
+        let published: Option<Option<i32>> = tx
+            .prepare_cached("SELECT \"partition\" FROM outbox WHERE id = ?1 AND status = 'PUBLISHED'")?
+            .query_row([id], |row| row.get(0))
+            .optional()?;
+        let Some(partition) = published else { continue };
+        if !delivery::insert(tx, *id, now)? {
+            continue;
+        }
+        count += 1;
+        if let Some(topic) = topic {
+            let sql =
+                "UPDATE topic_partition SET gaps = gaps + 1 WHERE topic = ?1 AND topic_id = ?2 AND \"partition\" = ?3";
+            tx.prepare_cached(sql)?.execute((&topic.name, topic.id, partition))?;
+        }
+    }
+    advance(tx, 2 * ids.len())?;
+    Ok(count)
+}
+
+/// Whether the mark can be moved over the next row.
+pub fn is_behind(connection: &Connection) -> rusqlite::Result<bool> {
+    let next = |row: &Row<'_>| Ok(row.get(1)? || row.get(3)?);
+    let found = connection.prepare_cached(ROWS_ABOVE)?.query_row((mark(connection)?, 1), next).optional()?;
+    Ok(found.unwrap_or(false))
 }
 
 /// Moves the mark back before an event that is sent again.
@@ -173,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_long_backlog_is_estimated() {
-        let rows = COUNTED_ROWS + 5;
+        let rows = PAGE_ROWS + 5;
         let mut events = vec!["PUBLISHED"; rows];
         with_events(&events, |tx| assert_eq!(counted(tx), (sql_limit(rows), Some(101))));
         events.push("INIT");

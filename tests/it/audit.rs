@@ -159,7 +159,7 @@ fn each_thing_that_is_wrong_in_the_database_is_found_as_what_it_is() {
         ),
         ("spent-id", "UPDATE sqlite_sequence SET seq = 2 WHERE name = 'payment'"),
         ("spent-id", "DELETE FROM sqlite_sequence WHERE name = 'outbox'"),
-        ("dangling", "DELETE FROM delivery WHERE outbox_id = 4"),
+        ("unconsumed", "DELETE FROM delivery WHERE outbox_id = 4"),
         ("no-parent", "INSERT INTO dead_letter_action VALUES (1, 77, 'discard', 'http', 'done', 1)"),
         (
             "never-told",
@@ -241,8 +241,8 @@ fn examples_are_limited_and_counts_are_not() {
     let node = Node::new();
     node.doctor("DELETE FROM delivery");
     let (code, text, _) = audit(node.dir.path(), &[], &["--limit", "2"]);
-    let expected = "FOUND dangling: 5 events that were published and taken, and will never be told\n  \
-                    event 1 of payment 1\n  event 2 of payment 2\n  and 3 more\nverdict: 1 kind of finding\n";
+    let expected = "FOUND unconsumed: 5 events that were published and have no delivery, for more than 60 s or although \
+                    the consumer has passed them\n  event 1 of payment 1\n  event 2 of payment 2\n  and 3 more\nverdict: 1 kind of finding\n";
     assert!(code == Some(1) && text.ends_with(expected), "{text}");
 }
 
@@ -430,13 +430,24 @@ fn each_thing_that_is_wrong_with_the_topic_is_found_as_what_it_is() {
                   WHERE id = 5";
     case.doctor(unmark).assert_found(&[], &["not-marked"]);
 
-    let case = on("dangling", &IN_ORDER);
-    case.doctor("DELETE FROM delivery WHERE outbox_id = 3").assert_found(&[], &[]);
-    let taken =
-        "INSERT OR REPLACE INTO topic_partition (topic, \"partition\", topic_id, consumed_to) SELECT 'dangling', 0";
-    case.doctor(&format!("{taken}, zeroblob(16), 2")).assert_found(&[], &[]);
-    case.doctor(&format!("{taken}, zeroblob(16), 3")).assert_found(&["dangling"], &[]);
-    case.doctor("UPDATE outbox SET \"offset\" = NULL WHERE id = 3").assert_found(&["dangling"], &[]);
+    let case = on("unconsumed", &IN_ORDER);
+    let age = |age_s: i64| {
+        format!(
+            "UPDATE outbox SET published_at = CAST(unixepoch('subsec') * 1000000 AS INTEGER) - {age_s}000000 WHERE id = 3"
+        )
+    };
+    case.doctor("DELETE FROM delivery WHERE outbox_id = 3").doctor(&age(0)).assert_found(&[], &[]);
+    case.doctor(&age(61)).assert_found(&["unconsumed"], &[]);
+    case.doctor(&age(0));
+    let consumed_to = |offset: i64| {
+        format!(
+            "INSERT OR REPLACE INTO topic_partition (topic, topic_id, \"partition\", consumed_to) \
+             SELECT 'unconsumed', zeroblob(16), 0, {offset}"
+        )
+    };
+    case.doctor(&consumed_to(2)).assert_found(&[], &[]);
+    case.doctor(&consumed_to(3)).assert_found(&["unconsumed"], &[]);
+    case.doctor("UPDATE outbox SET \"offset\" = NULL WHERE id = 3").assert_found(&["unconsumed"], &[]);
 
     let case = on("elsewhere-2", &IN_ORDER);
     let found = case.node.found(&env(&broker.bootstrap(), "nowhere"));

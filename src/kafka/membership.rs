@@ -1,0 +1,364 @@
+//! The membership in the consumer group: joining, polling, and where each partition is read from.
+//!
+//! Positions come from the database alone. krafka would begin a partition at the group's committed offset, so what it
+//! brings of a partition counts only after the partition was moved to its stored offset. An offset that the partition
+//! does not have (records deleted, log truncated), or that is not known, is replaced by one that it has; what was before
+//! that is not read. The caller backfills it from the outbox.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use krafka::admin::{ListOffsetsOptions, OffsetSpec};
+use krafka::consumer::{
+    AutoOffsetReset, Consumer as Client, ConsumerRebalanceListener, ConsumerRecord, GroupProtocol, IsolationLevel,
+    TopicPartition,
+};
+use krafka::error::KrafkaError;
+use krafka::{CloseOptions, GroupMembershipOperation, Kafka};
+
+use super::{ANSWER_BYTES_MAX, Failure, INFLATED_BYTES_MAX, Identified, Link, identify};
+use crate::event::NodeId;
+use crate::store::Store;
+use crate::store::topic::{self, Topic};
+
+/// How long one poll waits for records: also how late a stop is noticed.
+const POLL: Duration = Duration::from_millis(500);
+
+/// How often the topic is looked at: for new partitions, new leaders, another incarnation, our rights.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long the group may take to give a member its partitions.
+const ASSIGNMENT_LIMIT: Duration = Duration::from_secs(8);
+
+/// How many records are written in one transaction.
+const RECORDS_MAX: i32 = 1000;
+
+/// The timestamps that stand for the ends of a partition in `ListOffsets`.
+const EARLIEST: i64 = -2;
+const LATEST: i64 = -1;
+
+/// A member of the group.
+pub(crate) struct Membership {
+    kafka: Kafka,
+    client: Client,
+    topic: Topic,
+    partitions: usize,
+    refreshed_at: Instant,
+    /// Since when it has fewer partitions than the topic.
+    fewer_since: Option<Instant>,
+    /// What keeps it from consuming everything.
+    stall: Option<Stall>,
+    assignments: AssignmentGeneration,
+    seeked_in: u64,
+    /// The next offset of each partition that is in position, as the database has it.
+    positions: BTreeMap<i32, i64>,
+    /// Whether it has just joined, or a position was replaced, since that was last asked.
+    replaced: bool,
+    /// What was committed to the group last.
+    committed: BTreeMap<i32, i64>,
+    /// Fetches, and errors of fetches, since the member joined.
+    fetches: Fetches,
+}
+
+/// What one poll brought.
+pub(crate) struct Polled {
+    pub(crate) records: Vec<ConsumerRecord>,
+    pub(crate) fetch: FetchOutcome,
+}
+
+/// What is known of the fetches of one poll. krafka does not report an error of a fetch, and counts it.
+#[derive(Debug)]
+pub(crate) enum FetchOutcome {
+    /// There was an answer.
+    Answered,
+    /// Nothing was fetched, or it failed and the broker answers again.
+    Unknown,
+    /// The broker does not answer.
+    Failed(KrafkaError),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Fetches {
+    begun: u64,
+    failed: u64,
+}
+
+/// Why nothing comes although the brokers answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum Stall {
+    #[error("kafka.group gives it {0} of {1} partitions: other members are in it, or its coordinator is unavailable")]
+    PartitionsNotAssigned(usize, usize),
+    #[error("not allowed to read the topic {0}: grant READ on it")]
+    ReadDenied(Arc<str>),
+}
+
+/// How many times partitions were assigned.
+#[derive(Clone, Default)]
+struct AssignmentGeneration(Arc<AtomicU64>);
+
+impl ConsumerRebalanceListener for AssignmentGeneration {
+    async fn on_partitions_assigned(&self, _: &[TopicPartition]) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    async fn on_partitions_revoked(&self, _: &[TopicPartition]) {}
+}
+
+impl Membership {
+    /// Connects, and joins the group at the first poll.
+    pub(crate) async fn join(link: &mut Link, node: &NodeId) -> Result<Self, KrafkaError> {
+        let kafka = link.get().await?;
+        let settings = link.settings();
+        let Identified { topic, partitions, .. } = identify(&kafka, &settings.topic).await?;
+        let assignments = AssignmentGeneration::default();
+        let client = kafka
+            .consumer(&settings.group)
+            // With static membership on the classic protocol a member that was killed and comes back resumes at once;
+            // with KIP-848 it waits until its own session has timed out (measured: 45 s).
+            .group_protocol(GroupProtocol::Classic)
+            .group_instance_id(node.as_str())
+            .enable_auto_commit(false)
+            .isolation_level(IsolationLevel::ReadCommitted)
+            .rebalance_listener(assignments.clone())
+            .auto_offset_reset(AutoOffsetReset::None)
+            .max_poll_records(RECORDS_MAX)
+            .fetch_max_bytes(ANSWER_BYTES_MAX)
+            .max_decompressed_size(INFLATED_BYTES_MAX)
+            .metrics_push(false)
+            .build()
+            .await?;
+        client.subscribe([&settings.topic]).await?;
+        Ok(Self {
+            kafka,
+            client,
+            topic,
+            partitions,
+            refreshed_at: Instant::now(),
+            fewer_since: None,
+            stall: None,
+            assignments,
+            seeked_in: 0,
+            positions: BTreeMap::new(),
+            replaced: true,
+            committed: BTreeMap::new(),
+            fetches: Fetches { begun: 0, failed: 0 },
+        })
+    }
+
+    /// The topic, in the incarnation that is consumed.
+    pub(crate) fn topic(&self) -> &Topic {
+        &self.topic
+    }
+
+    /// What keeps it from consuming everything.
+    pub(crate) fn stall(&self) -> Option<&Stall> {
+        self.stall.as_ref()
+    }
+
+    /// The next records of the partitions that are in position. Dropping the future loses none.
+    pub(crate) async fn poll(&mut self, store: &Store, rejoined_for: &mut Option<usize>) -> Result<Polled, Failure> {
+        if self.refreshed_at.elapsed() > REFRESH_INTERVAL {
+            self.refresh(rejoined_for).await?;
+        }
+        // A partition whose leader is unavailable does not keep the others waiting.
+        let misplaced = match self.reposition(store).await {
+            Err(Failure::Client(error)) => Some(error),
+            result => result.map(|()| None)?,
+        };
+        let polled = self.client.poll(POLL).await;
+        let generation = self.assignments.0.load(Ordering::SeqCst);
+        if self.seeked_in != generation {
+            self.seeked_in = generation;
+            self.positions.clear();
+        }
+        let mut records = match polled {
+            Ok(records) => records,
+            Err(KrafkaError::NoOffset { partitions }) => {
+                for (_, partition) in partitions {
+                    self.positions.remove(&partition);
+                }
+                Vec::new()
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.forget_truncated().await;
+        records.retain(|record| self.positions.get(&record.partition).is_some_and(|next| *next <= record.offset));
+        if !records.is_empty() {
+            return Ok(Polled { records, fetch: FetchOutcome::Answered });
+        }
+        let fetch = match misplaced {
+            Some(error) => FetchOutcome::Failed(error),
+            None => self.fetch_outcome().await,
+        };
+        Ok(Polled { records, fetch })
+    }
+
+    /// krafka moves back by itself where the leader's log ends before our position.
+    async fn forget_truncated(&mut self) {
+        for (partition, next) in self.positions.clone() {
+            let position = self.client.position(&self.topic.name, partition).await;
+            if position.is_some_and(|position| position < next) {
+                self.positions.remove(&partition);
+            }
+        }
+    }
+
+    async fn fetch_outcome(&mut self) -> FetchOutcome {
+        let counted = self.client.metrics().consumer;
+        let now = Fetches { begun: counted.fetches, failed: counted.errors };
+        let before = std::mem::replace(&mut self.fetches, now);
+        if now.failed == before.failed {
+            return if now.begun == before.begun { FetchOutcome::Unknown } else { FetchOutcome::Answered };
+        }
+        let partitions: Vec<i32> = self.positions.keys().copied().collect();
+        let asked = self.offsets(&partitions, LATEST).await;
+        match asked.into_values().find_map(Result::err) {
+            Some(error) => FetchOutcome::Failed(error),
+            None => FetchOutcome::Unknown,
+        }
+    }
+
+    async fn offsets(&self, partitions: &[i32], timestamp: i64) -> BTreeMap<i32, Result<i64, KrafkaError>> {
+        let name = &*self.topic.name;
+        let asked: Vec<(&str, i32)> = partitions.iter().map(|partition| (name, *partition)).collect();
+        let found = self.client.offsets_for_times(&asked, timestamp).await;
+        found.into_iter().map(|((_, partition), offset)| (partition, offset)).collect()
+    }
+
+    /// The records were stored: their partitions go on after them.
+    pub(crate) fn stored(&mut self, records: &[ConsumerRecord]) {
+        for record in records {
+            self.positions.insert(record.partition, record.offset + 1);
+        }
+    }
+
+    /// Moves the partitions that are not in position to their stored offsets, or to their ends where they have none.
+    async fn reposition(&mut self, store: &Store) -> Result<(), Failure> {
+        let name = Arc::clone(&self.topic.name);
+        let mut rest = self.client.assignment().await.remove(&*name).unwrap_or_default();
+        rest.retain(|partition| !self.positions.contains_key(partition));
+        if rest.is_empty() {
+            return Ok(());
+        }
+        let mut ends = self.offsets(&rest, LATEST).await;
+        let mut starts = self.offsets(&rest, EARLIEST).await;
+        let known = store.read(|connection| topic::partitions(connection, &self.topic))?;
+        let (mut found, mut replaced, mut failed) = (Vec::new(), Vec::new(), None);
+        for partition in rest {
+            match (starts.remove(&partition), ends.remove(&partition)) {
+                (Some(Ok(start)), Some(Ok(end))) => {
+                    let stored = known.iter().find(|known| known.partition == partition).and_then(|k| k.consumed_to);
+                    let position = match stored {
+                        Some(offset) if offset <= end => offset.max(start),
+                        _ => end,
+                    };
+                    if stored != Some(position) {
+                        log::info!("{name}/{partition}: {}", replacement(stored, start, position));
+                        replaced.push((partition, position));
+                    }
+                    found.push((partition, position));
+                }
+                (Some(Err(error)), _) | (_, Some(Err(error))) => failed = Some(error),
+                _ => {}
+            }
+        }
+        if !replaced.is_empty() {
+            let topic = self.topic.clone();
+            store.write(move |tx| topic::set_positions(tx, &topic, &replaced))?;
+            self.replaced = true;
+        }
+        for (partition, position) in found {
+            self.client.seek(&name, partition, position).await?;
+            self.positions.insert(partition, position);
+        }
+        failed.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// krafka asks for metadata when an answer says so. A consumer that gets no such answer would never learn of partitions
+    /// that were added, of a leader that is gone for good, or of a topic that was recreated: then it joins again.
+    async fn refresh(&mut self, rejoined_for: &mut Option<usize>) -> Result<(), Failure> {
+        let _ = self.client.fetch_metadata(Some(&self.topic.name)).await?;
+        let found = identify(&self.kafka, &self.topic.name).await?;
+        let changed = (&found.topic, found.partitions) != (&self.topic, self.partitions);
+        // They were added while this process was stopped: a static member that comes back is given what it had.
+        let assigned = self.client.assignment().await.remove(&*self.topic.name).unwrap_or_default().len();
+        self.fewer_since = (assigned < found.partitions).then(|| self.fewer_since.unwrap_or_else(Instant::now));
+        let fewer = self.fewer_since.is_some_and(|since| since.elapsed() > ASSIGNMENT_LIMIT);
+        if changed || (fewer && *rejoined_for != Some(found.partitions)) {
+            *rejoined_for = Some(found.partitions);
+            return Err(Failure::Stale);
+        }
+        self.stall = if !found.may_read {
+            Some(Stall::ReadDenied(Arc::clone(&self.topic.name)))
+        } else if fewer {
+            Some(Stall::PartitionsNotAssigned(assigned, found.partitions))
+        } else {
+            None
+        };
+        self.refreshed_at = Instant::now();
+        Ok(())
+    }
+
+    /// Whether a position was replaced since the last call: events before it may need to be backfilled.
+    pub(crate) fn take_replaced(&mut self) -> bool {
+        std::mem::take(&mut self.replaced)
+    }
+
+    /// Whether the records before this place will not come any more.
+    pub(crate) fn has_passed(&self, partition: i32, offset: i64) -> bool {
+        self.positions.get(&partition).is_some_and(|next| offset < *next)
+    }
+
+    /// The high watermark of every partition: records of open transactions are before it as well.
+    pub(crate) async fn ends(&self) -> Result<BTreeMap<i32, i64>, KrafkaError> {
+        let partitions = 0..i32::try_from(self.partitions).unwrap_or(i32::MAX);
+        let asked = partitions.map(|p| (TopicPartition::new(&*self.topic.name, p), OffsetSpec::Latest));
+        let found = self.kafka.admin().list_offsets(asked, ListOffsetsOptions::default()).await?;
+        found.into_iter().map(|(place, end)| Ok((place.partition, end?.offset))).collect()
+    }
+
+    /// Whether everything before these offsets was read, so far as it is there.
+    pub(crate) async fn has_read(&self, ends: &BTreeMap<i32, i64>) -> bool {
+        for (partition, end) in ends {
+            let position = self.client.position(&self.topic.name, *partition).await;
+            if !self.positions.contains_key(partition) || position.is_none_or(|position| position < *end) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Commits the positions to the group, for people who look at its lag.
+    pub(crate) async fn commit(&mut self) -> Result<(), KrafkaError> {
+        let mut reached = BTreeMap::new();
+        for partition in self.positions.keys() {
+            // It may be behind the markers of transactions after the last record.
+            let position = self.client.position(&self.topic.name, *partition).await;
+            reached.extend(position.map(|position| (*partition, position)));
+        }
+        if reached != self.committed {
+            self.client.commit().await?;
+            self.committed = reached;
+        }
+        Ok(())
+    }
+
+    /// A static member that comes back is given what it had (KIP-345): for another assignment it has to leave first.
+    pub(crate) async fn leave(self, limit: Duration) {
+        let leave = CloseOptions::new().timeout(limit).group_membership_operation(GroupMembershipOperation::LeaveGroup);
+        if let Err(error) = self.client.close_with(leave).await {
+            log::debug!("the group could not be left: {error}");
+        }
+    }
+}
+
+/// Why a position is another one than the stored one.
+fn replacement(stored: Option<i64>, start: i64, position: i64) -> String {
+    match stored {
+        None => format!("no stored offset, consuming from the end: {position}"),
+        Some(stored) if stored < start => format!("records {stored} to {start} were deleted, resuming at {position}"),
+        Some(stored) => format!("the partition ends before the stored offset {stored}, resuming at {position}"),
+    }
+}
