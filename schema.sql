@@ -140,6 +140,23 @@ CREATE TABLE route (
     user_max   INTEGER NOT NULL
 ) STRICT;
 
+-- Where each channel's messages went at the last start: to its webhook, or to the log.
+CREATE TABLE channel_sink (
+    channel TEXT PRIMARY KEY,
+    sink    TEXT NOT NULL CHECK (sink IN ('webhook', 'log'))
+) STRICT, WITHOUT ROWID;
+
+-- What operators asked of a channel, with the outcome. Its notifier looks for new rows.
+CREATE TABLE channel_action (
+    id       INTEGER PRIMARY KEY AUTOINCREMENT,
+    channel  TEXT    NOT NULL,
+    action   TEXT    NOT NULL CHECK (action IN ('resume', 'skip')),
+    origin   TEXT    NOT NULL, -- the client's token, or the local user
+    reason   TEXT,
+    outcome  TEXT, -- NULL: the notifier has not seen it yet
+    acted_at INTEGER NOT NULL
+) STRICT;
+
 -- What is to be told. Its key is the event's, so a second copy of an event changes nothing. SENDING is written before
 -- the POST: a row that still says so after a crash may have been shown.
 CREATE TABLE delivery (
@@ -151,6 +168,7 @@ CREATE TABLE delivery (
     unknown_outcomes INTEGER NOT NULL DEFAULT 0, -- POSTs whose answer was lost
     created_at       INTEGER NOT NULL,
     delivered_at     INTEGER CHECK ((delivered_at IS NOT NULL) = (status = 'DELIVERED')),
+    delivered_in     TEXT    CHECK (delivered_in IN ('single', 'digest', 'summary')), -- the message that carried it
     last_error       TEXT
 ) STRICT;
 

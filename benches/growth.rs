@@ -150,7 +150,7 @@ fn bytes_a_payment(rounds: i64) -> (f64, f64) {
                     (first + 1..=first + 1000).map(|id| Receipt { outbox_id: id, place: Place::Delivery }).collect();
                 outbox::mark_published(tx, &receipts, Timestamp::now())?;
                 let ids: Vec<_> = (first + 1..=first + 1000).collect();
-                delivery::mark_delivered(tx, &ids, Timestamp::now())
+                delivery::mark_delivered(tx, &ids, delivery::Carrier::Single, Timestamp::now())
             };
             database.store().write(publish).unwrap();
         }

@@ -132,6 +132,7 @@ fn start(broker: &Broker, slack: &FakeSlack, dir: &std::path::Path, topic: &str)
         ("PAYRELAY_KAFKA_GROUP", topic),
         ("PAYRELAY_SLACK_WEBHOOK_URL", &slack),
         ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "100000"),
+        ("PAYRELAY_SLACK_SUMMARY_OVER", "0"),
     ];
     Payrelay::start(Options::new(dir, &env))
 }

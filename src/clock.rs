@@ -94,8 +94,14 @@ impl Zone {
 
 /// A point in time as HTTP headers write it (RFC 9110, 5.6.7), such as `Sun, 22 Nov 2026 10:00:00 GMT`.
 pub fn parse_http_date(text: &str) -> Option<Timestamp> {
-    let time = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
-    Some(Timestamp(time.as_microsecond()))
+    let preferred = || jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok();
+    // Obsolete, and to be read all the same: "Sunday, 06-Nov-94 08:49:37 GMT" and "Sun Nov  6 08:49:37 1994".
+    let civil = |format| jiff::civil::DateTime::strptime(format, text).ok();
+    let obsolete = || {
+        let date = civil("%A, %d-%b-%y %H:%M:%S GMT").or_else(|| civil("%a %b %e %H:%M:%S %Y"))?;
+        date.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
+    };
+    preferred().or_else(obsolete).map(|time| Timestamp(time.as_microsecond()))
 }
 
 impl fmt::Display for Timestamp {
@@ -134,6 +140,9 @@ mod tests {
         assert_eq!(Zone::parse("UTC").unwrap().show(time), "2026-11-22 10:00:00 UTC");
         assert!(Zone::parse("Asia/Nowhere").is_none());
         assert_eq!(parse_http_date("Sun, 22 Nov 2026 10:00:00 GMT"), Some(Timestamp(1_795_341_600_000_000)));
+        assert_eq!(parse_http_date("Sunday, 22-Nov-26 10:00:00 GMT"), Some(Timestamp(1_795_341_600_000_000)));
+        assert_eq!(parse_http_date("Sun Nov 22 10:00:00 2026"), Some(Timestamp(1_795_341_600_000_000)));
+        assert_eq!(parse_http_date("Fri Nov  6 10:00:00 2026"), Some(Timestamp(1_793_959_200_000_000)));
         assert_eq!(parse_http_date("soon"), None);
     }
 

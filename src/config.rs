@@ -242,6 +242,15 @@ pub enum SaslMechanism {
     ScramSha512,
 }
 
+/// Where the messages of all channels go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sink {
+    /// To a channel's webhook if it has one, else to the log.
+    Auto,
+    /// To the log.
+    Log,
+}
+
 /// `[slack]`: the channel "default", and what all channels share.
 #[derive(Debug, Clone)]
 pub struct Slack {
@@ -257,6 +266,10 @@ pub struct Slack {
     pub digest_over: usize,
     /// How many payments one message tells at most.
     pub digest_max: NonZeroUsize,
+    /// When more payments wait, one message counts them all; 0: never.
+    pub summary_over: usize,
+    /// Where messages go.
+    pub sink: Sink,
     /// How often a paused channel is tried.
     pub probe_interval: Duration,
     /// What is said of a COMPLETED payment.
@@ -570,12 +583,14 @@ impl Config {
     fn read_slack(s: &mut Source<'_>) -> Slack {
         let webhook = "empty, or an http:// or https:// URL";
         Slack {
-            webhook_url: s.secret("slack.webhook_url", webhook, is_url),
+            webhook_url: Self::webhook(s, "slack.webhook_url", webhook),
             timeout: s.duration("slack.timeout", "5s", MS..=SLACK_TIMEOUT_MAX),
             messages_per_second: s.number("slack.messages_per_second", 1.0, PACE),
             burst: s.count("slack.burst", 3, 1..=1000),
             digest_over: s.integer("slack.digest_over", 5, 0..=1_000_000_000),
             digest_max: s.count("slack.digest_max", 200, 1..=500),
+            summary_over: s.integer("slack.summary_over", 1000, 0..=1_000_000_000),
+            sink: s.choice("slack.sink", &[("auto", Sink::Auto), ("log", Sink::Log)]),
             probe_interval: s.duration("slack.probe_interval", "5m", MS..=FOREVER),
             line_completed: s.template(
                 "slack.line_completed",
@@ -593,6 +608,17 @@ impl Config {
         }
     }
 
+    /// Two channels with one webhook would post twice as fast as Slack allows.
+    fn webhook(s: &mut Source<'_>, key: &str, allowed: &str) -> Option<Secret> {
+        let url = s.secret(key, allowed, is_url);
+        if let Some(url) = &url
+            && let Some(other) = s.names.insert(format!("webhook {}", url.expose()), key.to_owned())
+        {
+            s.problem(format!("{key} is the same as {other}: each channel needs a webhook of its own"));
+        }
+        url
+    }
+
     fn read_route(s: &mut Source<'_>, index: usize) -> Route {
         let key = |name: &str| format!("slack.route[{index}].{name}");
         let name = s.text(&key("name"), "", "1 to 32 lower-case letters, digits and '-', not \"default\"", |text| {
@@ -605,7 +631,7 @@ impl Config {
         } else if !name.is_empty() {
             s.unique(&key("name"), &name);
         }
-        let webhook_url = s.secret(&key("webhook_url"), "an http:// or https:// URL", is_url);
+        let webhook_url = Self::webhook(s, &key("webhook_url"), "an http:// or https:// URL");
         if !s.is_set(&key("webhook_url")) {
             s.problem(format!("{} is missing: a route needs a webhook of its own", key("webhook_url")));
         }
@@ -1226,6 +1252,20 @@ mod tests {
     }
 
     #[test]
+    fn two_channels_need_two_webhooks() {
+        let route = |name: &str, url: &str| format!("[[slack.route]]\nname = '{name}'\nwebhook_url = '{url}'\n");
+        let slack = "[slack]\nwebhook_url = 'https://a/1'\n";
+        for routes in [route("x", "https://a/1"), route("x", "https://a/2") + &route("y", "https://a/2")] {
+            let problem = load(&format!("{slack}{routes}"), &[]).unwrap_err().to_string();
+            assert!(
+                problem.contains("each channel needs a webhook of its own") && !problem.contains("https"),
+                "{problem}"
+            );
+        }
+        load(&format!("{slack}{}", route("x", "https://a/2")), &[]).unwrap();
+    }
+
+    #[test]
     fn a_database_is_a_file() {
         for path in ["", ":memory:", "file:payrelay.db?mode=memory"] {
             let problem = load(&format!("[database]\npath = '{path}'"), &[]).unwrap_err().to_string();
@@ -1423,7 +1463,15 @@ mod tests {
             match outcome {
                 Ok(loaded) => {
                     // What is shown is a configuration, and the same one.
-                    let text = loaded.effective.replace("\"***\"", "\"https://masked.example\"");
+                    let mut text = loaded.effective.clone();
+                    for number in 0.. {
+                        let masked = format!("\"https://masked.example/{number}\"");
+                        let next = text.replacen("\"***\"", &masked, 1);
+                        if next == text {
+                            break;
+                        }
+                        text = next;
+                    }
                     let again = load(&text, &[]).unwrap_or_else(|problems| panic!("{problems}\n{text}"));
                     assert_eq!(format!("{:?}", again.config), format!("{:?}", loaded.config));
                     true

@@ -25,6 +25,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use self::cli::channels::Channels;
 use self::cli::restore::Restore;
 
 /// Stopped when asked.
@@ -61,6 +62,7 @@ Exit codes:
   the database is in use, 77 the port is not allowed, 78 configuration
   dead-letters: 0 all done, 1 some could not be replayed or are not there, 75 the database is busy
   restore: 0 restored, 1 the copy is not sound, 75 payrelay runs on the database, 78 the copy cannot be used
+  channels: 0 done, 1 nothing was done or no such channel, 75 payrelay does not run
   audit: 0 nothing found, 1 findings, 75 the database or Kafka does not answer
   outbox: 0 the order is given, 75 the database is busy
   backup: 0 the copy is on the disk, 75 the database is busy, 78 the copy cannot be written there
@@ -92,6 +94,11 @@ enum Command {
     },
     /// Puts a copy in the place of the database; payrelay must not run. The old files are moved, not deleted
     Restore(Restore),
+    /// Resumes a channel, or skips the oldest payment of one that is paused; payrelay must run
+    Channels {
+        #[command(subcommand)]
+        order: Channels,
+    },
     /// Prints a new token, and its hash for the configuration
     Token,
     /// Holds payments, outbox, topic and deliveries against each other, and changes nothing; also while payrelay runs
@@ -198,6 +205,7 @@ fn run() -> u8 {
             Ok(database) => resume_relay(database),
             Err(problem) => cannot_open(&problem),
         },
+        Some(Command::Channels { order }) => order.run(&loaded.config),
         Some(Command::Restore(restore)) => restore.run(&loaded.config),
         Some(Command::Backup { file }) => match Beside::open(&loaded.config.database.path) {
             Ok(database) => backup(&database, &file),

@@ -1,7 +1,8 @@
 //! What is said of payments: a line each, alone or in a digest. Pure.
 //!
 //! A message is Block Kit for the eye and `text` for notifications and machines; `text` has a line for each payment,
-//! after a heading where there are several (<https://docs.slack.dev/reference/block-kit/>).
+//! after a heading where there are several (<https://docs.slack.dev/reference/block-kit/>). A summary counts payments.
+//! Amounts are in the currency's usual unit, with separators, wherever people read them.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -16,6 +17,13 @@ const SECTION_MAX: usize = 3000;
 
 /// A message may have 50 blocks (<https://docs.slack.dev/reference/block-kit/blocks/>); some are for the heading.
 const SECTIONS_MAX: usize = 40;
+
+/// The blocks of a message hold at most so many characters in all. Slack documents no limit; people report that it refuses
+/// messages from about 13,200 on.
+const BLOCKS_MAX: usize = 12_000;
+
+/// What the heading, the words and the times take of that at most, besides the sums and the ids of those that FAILED.
+const HEADING_MAX: usize = 500;
 
 /// A message's text is cut at 40,000 characters (<https://docs.slack.dev/changelog/2018-truncating-really-long-messages/>).
 const TEXT_MAX: usize = 36_000;
@@ -111,7 +119,7 @@ pub struct Message {
 /// Whom a line is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
-    /// Numbers as they are, nothing escaped.
+    /// Nothing escaped, no links.
     Plain,
     /// For a section of Block Kit.
     Mrkdwn,
@@ -121,6 +129,50 @@ impl Style {
     /// A payment in one line of plain text.
     pub fn line(&self, payment: &Payment) -> String {
         self.render(payment, Form::Plain)
+    }
+
+    /// A message without blocks, for a channel that does not take them.
+    pub fn plain(&self, payment: &Payment) -> Value {
+        json!({ "text": escape(&self.line(payment)) })
+    }
+
+    /// One message for all payments of a summary: counted, with those that FAILED by line as far as there is room.
+    pub fn summary(&self, summary: &Summary) -> Value {
+        let Summary { count, first, last, totals, failed, .. } = summary;
+        let (Some(first), Some(last)) = (first, last) else { return json!({ "text": "" }) };
+        let span = format!("{count} payments, {} to {}", first.id, last.id);
+        let sums = totals.lines();
+        let from = self.zone.show(first.executed_at);
+        let to = self.zone.show(last.executed_at);
+        let mut lines = sums.clone();
+        // Two links may be long.
+        let linked = self.public_url.as_ref().map_or(0, |url| 2 * url.chars().count() + 200);
+        let sums_length: usize = sums.iter().map(|line| line.chars().count() + 1).sum();
+        let mut room = BLOCKS_MAX.saturating_sub(HEADING_MAX + linked + sums_length);
+        let mut shown = 0;
+        for payment in failed {
+            let line = self.shown(payment);
+            let Some(left) = room.checked_sub(line.chars().count() + 1) else { break };
+            room = left;
+            shown += 1;
+            lines.push(line);
+        }
+        let more = totals.failed() - shown;
+        if more > 0 {
+            lines.push(format!(":x: {more} more FAILED"));
+        }
+        if let Some(url) = &self.public_url {
+            let url = escape(url.trim_end_matches('/'));
+            lines.push(format!(
+                "first: <{url}/payments/{}|{}>, last: <{url}/payments/{}|{}>",
+                first.id, first.id, last.id, last.id
+            ));
+        }
+        let text = format!("{span}: {}; {from} to {to}", sums.join(", "));
+        let mut blocks = vec![json!({"type": "header", "text": {"type": "plain_text", "text": span}})];
+        blocks.extend(sections(&lines));
+        blocks.push(context(&format!("{from} to {to}")));
+        json!({ "text": escape(&text), "blocks": blocks })
     }
 
     /// A message with as many of the payments as fit, at least one: several have a heading.
@@ -136,16 +188,25 @@ impl Style {
 
     /// How many of the first payments fit one message.
     fn fitting(&self, payments: &[&Payment]) -> usize {
-        let (mut text, mut sections, mut section) = (0, 1, 0);
+        let mut text = 0;
+        let mut blocks = 0;
+        let mut sections = 1;
+        let mut section = 0;
+        let mut totals = Totals::default();
         for (index, payment) in payments.iter().enumerate() {
             // Each that failed is also named in the heading.
+            let named = if payment.status == Status::Failed { payment.id.to_string().len() + 2 } else { 0 };
             text += escape(&self.line(payment)).chars().count() + 1 + payment.id.to_string().len() + 2;
             let line = self.shown(payment).chars().count() + 1;
             if section + line > SECTION_MAX {
                 (sections, section) = (sections + 1, 0);
             }
             section += line;
-            if index > 0 && (text > TEXT_MAX || sections > SECTIONS_MAX) {
+            blocks += line + named;
+            totals.add(payment);
+            let sums: usize = totals.lines().iter().map(|line| line.chars().count() + 1).sum();
+            let all = blocks + sums + HEADING_MAX;
+            if index > 0 && (text > TEXT_MAX || sections > SECTIONS_MAX || all > BLOCKS_MAX) {
                 return index;
             }
         }
@@ -164,7 +225,11 @@ impl Style {
         let (first, last) = (payments[0], payments[payments.len() - 1]);
         let span = format!("{} payments, {} to {}", payments.len(), first.id, last.id);
         let failed: Vec<_> = payments.iter().filter(|p| p.status == Status::Failed).map(|p| p.id.to_string()).collect();
-        let mut text = format!("{span}: {}", sums(payments, Form::Plain).join(", "));
+        let mut totals = Totals::default();
+        for payment in payments {
+            totals.add(payment);
+        }
+        let mut text = format!("{span}: {}", totals.lines().join(", "));
         if !failed.is_empty() {
             let _ = write!(text, "; not paid: {}", failed.join(", "));
         }
@@ -172,7 +237,7 @@ impl Style {
             let _ = write!(text, "\n{}", self.line(payment));
         }
 
-        let mut summary = sums(payments, Form::Mrkdwn);
+        let mut summary = totals.lines();
         for (index, ids) in failed.chunks(IDS_A_LINE).enumerate() {
             let what = if index == 0 { ":x: *not paid:* " } else { "" };
             summary.push(format!("{what}{}", ids.join(", ")));
@@ -232,7 +297,7 @@ impl Style {
             },
             Field::User => payment.user_id.to_string(),
             Field::Reservation => payment.reservation_id.to_string(),
-            Field::Amount => amount(i128::from(payment.amount), &payment.currency, form),
+            Field::Amount => amount(i128::from(payment.amount), &payment.currency),
             Field::Currency => payment.currency.clone(),
             Field::Failure => {
                 let failure = payment.failure.as_deref().unwrap_or_default();
@@ -244,24 +309,69 @@ impl Style {
 }
 
 /// For each status and currency: how many, and how much.
-fn sums(payments: &[&Payment], form: Form) -> Vec<String> {
-    let mut sums: BTreeMap<(bool, &str), (usize, i128)> = BTreeMap::new();
-    for payment in payments {
-        let sum = sums.entry((payment.status == Status::Failed, payment.currency.as_str())).or_default();
-        *sum = (sum.0 + 1, sum.1 + i128::from(payment.amount));
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Totals(BTreeMap<(bool, String), (usize, i128)>);
+
+impl Totals {
+    fn add(&mut self, payment: &Payment) {
+        let sum = self.0.entry((payment.status == Status::Failed, payment.currency.clone())).or_default();
+        sum.0 += 1;
+        sum.1 += i128::from(payment.amount);
     }
-    let show = |((failed, currency), (count, sum)): (&(bool, &str), &(usize, i128))| {
-        let status = if *failed { "FAILED" } else { "COMPLETED" };
-        format!("{count} {status} ({} {currency})", amount(*sum, currency, form))
-    };
-    sums.iter().map(show).collect()
+
+    fn failed(&self) -> usize {
+        self.0.iter().filter(|((failed, _), _)| *failed).map(|(_, (count, _))| count).sum()
+    }
+
+    fn lines(&self) -> Vec<String> {
+        /// A database has one currency, or a few from before it was changed.
+        const LINES_MAX: usize = 40;
+        let show = |((failed, currency), (count, sum)): (&(bool, String), &(usize, i128))| {
+            let status = if *failed { "FAILED" } else { "COMPLETED" };
+            format!("{count} {status} ({} {currency})", amount(*sum, currency))
+        };
+        let mut lines: Vec<_> = self.0.iter().take(LINES_MAX).map(show).collect();
+        if let Some(more) = self.0.len().checked_sub(LINES_MAX).filter(|more| *more > 0) {
+            lines.push(format!("and {more} more sums"));
+        }
+        lines
+    }
 }
 
-/// In the smallest unit as it is; or for the eye in the currency's usual unit, with separators.
-fn amount(amount: i128, currency: &str, form: Form) -> String {
-    if form == Form::Plain {
-        return amount.to_string();
+/// Payments that one message covers without a line for each.
+#[derive(Debug, Clone, Default)]
+pub struct Summary {
+    /// How many there are.
+    pub count: usize,
+    first: Option<Payment>,
+    last: Option<Payment>,
+    totals: Totals,
+    /// The first of those that FAILED: as many as may have a line.
+    failed: Vec<Payment>,
+}
+
+impl Summary {
+    /// One more payment, in commit order.
+    pub fn add(&mut self, payment: Payment) {
+        /// A line has some 60 characters at least.
+        const LINES_MAX: usize = BLOCKS_MAX / 50;
+        self.count += 1;
+        self.totals.add(&payment);
+        if payment.status == Status::Failed && self.failed.len() < LINES_MAX {
+            self.failed.push(payment.clone());
+        }
+        self.first.get_or_insert_with(|| payment.clone());
+        self.last = Some(payment);
     }
+
+    /// The ids of the first and the last payment.
+    pub fn span(&self) -> Option<(i64, i64)> {
+        Some((self.first.as_ref()?.id, self.last.as_ref()?.id))
+    }
+}
+
+/// In the currency's usual unit, with separators for the thousands.
+fn amount(amount: i128, currency: &str) -> String {
     let decimals = decimals(currency);
     let digits = format!("{amount:0>width$}", width = decimals + 1);
     let (whole, part) = digits.split_at(digits.len() - decimals);
@@ -355,7 +465,7 @@ mod tests {
     #[test]
     fn a_line_says_what_the_contract_shows() {
         let style = style();
-        assert_eq!(style.line(&completed()), "Payment 1 COMPLETED: user 42 paid 150000 KRW for reservation 1001");
+        assert_eq!(style.line(&completed()), "Payment 1 COMPLETED: user 42 paid 150,000 KRW for reservation 1001");
         assert_eq!(style.line(&failed()), "Payment 2 FAILED: user 42, reservation 1001: already paid");
     }
 
@@ -364,7 +474,7 @@ mod tests {
         let style =
             Style { public_url: Some("https://pay.shop/".into()), zone: Zone::parse("Asia/Seoul").unwrap(), ..style() };
         let message = style.message(&[&completed()]).json;
-        assert_eq!(message["text"], "Payment 1 COMPLETED: user 42 paid 150000 KRW for reservation 1001");
+        assert_eq!(message["text"], "Payment 1 COMPLETED: user 42 paid 150,000 KRW for reservation 1001");
         let shown = &message["blocks"][0]["text"]["text"];
         assert_eq!(
             shown,
@@ -384,7 +494,7 @@ mod tests {
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(
             lines[0],
-            "3 payments, 1 to 3: 1 COMPLETED (150000 KRW), 1 COMPLETED (5 USD), 1 FAILED (150000 KRW); not paid: 2"
+            "3 payments, 1 to 3: 1 COMPLETED (150,000 KRW), 1 COMPLETED (0.05 USD), 1 FAILED (150,000 KRW); not paid: 2"
         );
         assert_eq!(lines[2], "Payment 2 FAILED: user 42, reservation 1001: already paid");
         assert_eq!(lines.len(), 4);
@@ -399,7 +509,7 @@ mod tests {
 
     #[test]
     fn amounts_have_the_currencys_decimals() {
-        let show = |value, currency| amount(value, currency, Form::Mrkdwn);
+        let show = |value, currency| amount(value, currency);
         assert_eq!(show(1_234_567, "KRW"), "1,234,567");
         assert_eq!(show(1_234_567, "EUR"), "12,345.67");
         assert_eq!(show(7, "EUR"), "0.07");
@@ -422,7 +532,7 @@ mod tests {
             assert_eq!(Template::parse(bad), None, "{bad:?}");
         }
         let style = Style { completed: Template::parse("{time} {id}/{status} {amount}").unwrap(), ..style() };
-        assert_eq!(style.line(&completed()), "2026-11-22 10:00:00 UTC 1/COMPLETED 150000");
+        assert_eq!(style.line(&completed()), "2026-11-22 10:00:00 UTC 1/COMPLETED 150,000");
     }
 
     fn any_payment() -> impl Strategy<Value = Payment> {
@@ -446,6 +556,22 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(16))]
 
         #[test]
+        fn every_summary_is_within_slacks_limits(payments in proptest::collection::vec(any_payment(), 1..500), link in any::<bool>()) {
+            let style = Style { public_url: link.then(|| "https://pay.example/".repeat(10)), ..style() };
+            let mut summary = Summary::default();
+            for payment in &payments {
+                summary.add(payment.clone());
+            }
+            let message = style.summary(&summary);
+            let blocks = message["blocks"].as_array().unwrap();
+            let length = |block: &Value| block["text"]["text"].as_str().map_or(0, |text| text.chars().count());
+            prop_assert!(blocks.len() <= 50 && blocks.iter().all(|block| length(block) <= 3000));
+            prop_assert!(blocks.iter().map(length).sum::<usize>() <= 12_000);
+            let text = message["text"].as_str().unwrap();
+            prop_assert!(text.starts_with(&format!("{} payments, ", payments.len())), "{}", text);
+        }
+
+        #[test]
         fn every_message_is_within_slacks_limits(payments in proptest::collection::vec(any_payment(), 1..500), link in any::<bool>()) {
             let style = Style { public_url: link.then(|| "https://pay.example/".repeat(10)), ..style() };
             let all: Vec<_> = payments.iter().collect();
@@ -460,6 +586,13 @@ mod tests {
                 prop_assert_eq!(text.split('\n').skip(skip).collect::<Vec<_>>(), expected);
                 let blocks = message.json["blocks"].as_array().unwrap();
                 prop_assert!(blocks.len() <= 50);
+                let characters = |block: &Value| {
+                    let text = block["text"]["text"].as_str().unwrap_or_default();
+                    let context = block["elements"][0]["text"].as_str().unwrap_or_default();
+                    text.chars().count() + context.chars().count()
+                };
+                let all: usize = blocks.iter().map(characters).sum();
+                prop_assert!(told.len() == 1 || all <= 12_000, "{}", all);
                 prop_assert!(text.chars().count() <= 40_000);
                 let header = blocks[0]["text"]["text"].as_str().unwrap();
                 prop_assert!(told.len() == 1 || header.chars().count() <= 150);

@@ -1,30 +1,30 @@
-//! A notifier: works one channel's part of the delivery table off, oldest first, one message after the other.
+//! A notifier: delivers one channel's part of the delivery table, oldest first, one message after the other.
 //!
-//! Payments are told in their order: a message that was not taken is tried again before any later one is. One that is
-//! refused on its own, and again, is a suspect: the next one is tried and tells whether the payment is at fault, which makes
-//! it a dead letter, or the channel, which pauses. A probe of a paused channel begins with the oldest again, and goes one
-//! further than the last one: several payments at fault do not stop those behind them.
+//! Payments are delivered in their order: a message that was not accepted is tried again before any later one. What a
+//! rejection means is decided in [`isolation`]: no payment becomes a dead letter for it. A few payments have a message
+//! each, more share a digest, and when very many wait one summary counts them all.
 //!
-//! Before a POST its rows say SENDING, and after the answer they are marked before the next POST, so that a crash repeats
-//! at most the one message whose answer was not yet recorded.
+//! Before a POST its rows say SENDING, and after the answer the outcome is recorded before the next POST, so that a crash
+//! repeats at most the one message whose answer was not recorded.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, after, never, select_biased};
+use crossbeam_channel::{Receiver, after, select_biased};
 
 use crate::clock::Timestamp;
 use crate::config::DEFAULT_CHANNEL;
-use crate::message::Style;
+use crate::message::{Style, Summary};
 use crate::outage::{Backoff, Outage, Part};
 use crate::pace::Gate;
 use crate::payment::Payment;
 use crate::runtime::error_log::ErrorLog;
 use crate::runtime::metrics::{ChannelMetrics, Metrics};
+use crate::slack::isolation::{Form, Isolation, Verdict};
 use crate::slack::{Answer, Slack};
-use crate::store::delivery::{self, Waiting};
-use crate::store::{self, SqlResult, Store, StoreError, Transaction};
+use crate::store::delivery::{self, Carrier, Outcome, Waiting};
+use crate::store::{self, SqlResult, Store, StoreError, Transaction, channel};
 use crate::worker::{Stop, Waker};
 
 /// How long a channel waits after a message that failed.
@@ -33,9 +33,14 @@ pub const BACKOFF: Backoff = Backoff { base: Duration::from_millis(500), cap: Du
 /// How many lines the log takes between two marks.
 const LOG_BATCH: usize = 500;
 
-/// A digest that was rejected shrinks to a quarter, to find the payment at fault; one that was taken grows by half.
-const SHRINK: usize = 4;
-const GROW: usize = 2;
+/// How many payments one transaction of a summary marks: it holds the writer for a few milliseconds.
+const SUMMARY_SLICE: usize = 200;
+
+/// How many payments one summary covers at most, so that a stop finds it done in time.
+const SUMMARY_MAX: usize = 100_000;
+
+/// How soon a waiting notifier sees an operator's order.
+const ACTION_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Who is told.
 #[derive(Debug)]
@@ -63,6 +68,8 @@ pub struct Channel {
     pub digest_over: usize,
     /// How many payments a message tells at most.
     pub digest_max: usize,
+    /// When more payments wait, one message counts them all; 0: never.
+    pub summary_over: usize,
     /// How often it is tried while it is paused.
     pub probe_interval: Duration,
 }
@@ -86,6 +93,11 @@ impl Resume {
         self.waker.wake();
     }
 
+    /// The notifier looks for an operator's order.
+    pub fn wake(&self) {
+        self.waker.wake();
+    }
+
     fn take(&self) -> bool {
         self.asked.swap(false, Ordering::Acquire)
     }
@@ -94,7 +106,7 @@ impl Resume {
 /// The time since any beginning; it never goes back.
 pub type Clock = Box<dyn Fn() -> Duration + Send>;
 
-/// Tells the payments of one channel.
+/// Delivers the payments of one channel.
 pub struct Notifier {
     store: Store,
     channel: Channel,
@@ -105,38 +117,67 @@ pub struct Notifier {
     outage: Outage,
     metrics: ChannelMetrics,
     errors: ErrorLog,
-    /// How many payments a message may tell: fewer while one that was rejected is being looked for.
-    fit: usize,
-    /// Refused once, alone: it is tried again before it is a suspect.
-    slip: Option<i64>,
-    /// Refused on their own since a message was last taken, or since the last pause.
-    suspects: Vec<i64>,
-    /// How many were refused before the last pause.
-    refused_before: usize,
-    /// Refused after a pause, before another one was taken: each is tried once more.
-    accused: Vec<i64>,
-    /// No other payment waits, to tell why these were refused: when they are tried again.
-    alone_until: Option<Duration>,
-    /// Told, but not recorded because the database refused: never to be told again.
-    unrecorded: Vec<Telling>,
-    /// Not told, and not recorded for the same reason.
-    unsettled: Option<Unsettled>,
+    isolation: Isolation,
+    /// The last action of an operator that was carried out; `None` before the first look.
+    last_action: Option<i64>,
+    /// An answer that Slack does not send was logged.
+    odd_answer_logged: bool,
+    /// The outcome of the last message, not recorded because the database refused: it is recorded before anything else.
+    unsaved: Option<Unsaved>,
 }
 
-/// What the rows of a message that was not taken are to say.
-#[derive(Debug, Clone)]
-struct Unsettled {
-    ids: Arc<[i64]>,
-    /// `None`: as if it had not been tried.
-    error: Option<String>,
-    unknown: bool,
+/// The outcome of a message that is still to be recorded.
+struct Unsaved {
+    batch: Batch,
+    outcome: Outcome,
 }
 
-/// A payment that is being told.
-struct Telling {
+/// What one message covers.
+enum Batch {
+    Payments(Vec<OutgoingPayment>),
+    Summary { summary: Box<Summary>, oldest: Timestamp, last_event: i64 },
+}
+
+/// A payment that is being delivered.
+struct OutgoingPayment {
     outbox_id: i64,
     created_at: Timestamp,
     payment: Payment,
+}
+
+impl Batch {
+    fn len(&self) -> usize {
+        match self {
+            Self::Payments(payments) => payments.len(),
+            Self::Summary { summary, .. } => summary.count,
+        }
+    }
+
+    fn last_event(&self) -> i64 {
+        match self {
+            Self::Payments(payments) => payments.last().map_or(0, |last| last.outbox_id),
+            Self::Summary { last_event, .. } => *last_event,
+        }
+    }
+
+    fn carrier(&self) -> Carrier {
+        match self {
+            Self::Payments(payments) if payments.len() <= 1 => Carrier::Single,
+            Self::Payments(_) => Carrier::Digest,
+            Self::Summary { .. } => Carrier::Summary,
+        }
+    }
+
+    /// The first and the last payment.
+    fn span(&self) -> String {
+        let ends = match self {
+            Self::Payments(payments) => {
+                payments.first().zip(payments.last()).map(|(first, last)| (first.payment.id, last.payment.id))
+            }
+            Self::Summary { summary, .. } => summary.span(),
+        };
+        ends.map_or_else(String::new, |(first, last)| format!("{first} to {last}"))
+    }
 }
 
 /// What a step has found.
@@ -146,7 +187,7 @@ pub enum Step {
     Progress,
     /// Nothing waits.
     Idle,
-    /// Nothing may be told before this has passed.
+    /// Nothing may be delivered before this has passed.
     Later(Duration),
 }
 
@@ -164,7 +205,8 @@ impl Notifier {
         let outage = Outage::new(whom(&channel), BACKOFF, part);
         let metrics = metrics.channel(&channel.name);
         let errors = ErrorLog::new(format!("notifier {}", channel.name));
-        let (fit, started) = (channel.digest_max, Instant::now());
+        let isolation = Isolation::new(channel.digest_max);
+        let started = Instant::now();
         Self {
             store,
             channel,
@@ -175,14 +217,10 @@ impl Notifier {
             outage,
             metrics,
             errors,
-            fit,
-            slip: None,
-            suspects: Vec::new(),
-            refused_before: 0,
-            accused: Vec::new(),
-            alone_until: None,
-            unrecorded: Vec::new(),
-            unsettled: None,
+            isolation,
+            last_action: None,
+            odd_answer_logged: false,
+            unsaved: None,
         }
     }
 
@@ -196,9 +234,9 @@ impl Notifier {
     /// Works until the stop.
     pub fn run(mut self, stop: &Stop) {
         self.work(stop);
-        // What the database refused to take note of is tried once more.
-        if let Err(error) = self.record() {
-            log::error!("what was told could not be recorded, and will be told again: {error}");
+        // An outcome that the database refused is tried once more.
+        if let Err(error) = self.save_outcome() {
+            log::error!("the outcome of the last message could not be recorded, it will be sent again: {error}");
         }
     }
 
@@ -206,8 +244,9 @@ impl Notifier {
         while !stop.requested() {
             let pause = match self.step() {
                 Step::Progress => continue,
-                Step::Idle => never(),
-                Step::Later(delay) => after(delay),
+                // An operator's order comes by way of the database.
+                Step::Idle => after(ACTION_INTERVAL),
+                Step::Later(delay) => after(delay.min(ACTION_INTERVAL)),
             };
             select_biased! {
                 recv(stop.signal()) -> _ => return,
@@ -232,187 +271,159 @@ impl Notifier {
     }
 
     fn try_step(&mut self) -> Result<Step, StoreError> {
-        self.record()?;
+        self.save_outcome()?;
+        self.carry_out_actions()?;
         match self.channel.voice {
-            Voice::Log => {
-                let told = self.waiting(LOG_BATCH)?;
-                let Some(told) = self.renderable(told)? else { return Ok(Step::Progress) };
-                self.taken(told)
-            }
-            Voice::Slack(_) => self.tell(),
+            Voice::Log => self.write_to_log(),
+            Voice::Slack(_) => self.send_next(),
         }
     }
 
-    /// Posts a message, and settles what came of it.
-    fn tell(&mut self) -> Result<Step, StoreError> {
+    fn write_to_log(&mut self) -> Result<Step, StoreError> {
+        let waiting = self.waiting(LOG_BATCH)?;
+        let Some(payments) = self.split_unreadable(waiting)? else { return Ok(Step::Progress) };
+        if payments.is_empty() {
+            return Ok(Step::Idle);
+        }
+        let ids: Vec<i64> = payments.iter().map(|payment| payment.outbox_id).collect();
+        let now = Timestamp::now();
+        self.store.write(move |tx| delivery::mark_delivered(tx, &ids, Carrier::Single, now))?;
+        self.metrics.delivered(payments.len());
+        for payment in &payments {
+            self.log_delivered("this log only", payment, now);
+        }
+        Ok(Step::Progress)
+    }
+
+    /// Posts a message, and handles its outcome.
+    fn send_next(&mut self) -> Result<Step, StoreError> {
         if self.resume.take() {
             self.gate.resume(self.now());
-            self.begin_with_the_oldest();
         }
         let wait = self.gate.wait(self.now());
         if !wait.is_zero() {
             return Ok(Step::Later(wait));
         }
-        if let Some(wait) = self.still_alone()? {
-            return Ok(Step::Later(wait));
+        let Some(batch) = self.next_batch()? else { return Ok(Step::Progress) };
+        if batch.len() == 0 {
+            return Ok(Step::Idle);
         }
-        let waiting = self.next()?;
-        let Some(mut telling) = self.renderable(waiting)? else { return Ok(Step::Progress) };
-        if telling.is_empty() {
-            return Ok(self.nothing_but_suspects());
-        }
-        let payments: Vec<_> = telling.iter().map(|telling| &telling.payment).collect();
-        let message = self.channel.style.message(&payments);
-        telling.truncate(message.payments);
+        let form = self.isolation.form();
+        let message = match &batch {
+            Batch::Payments(payments) => match payments.as_slice() {
+                [only] if form == Form::Plain => self.channel.style.plain(&only.payment),
+                several => {
+                    let payments: Vec<_> = several.iter().map(|payment| &payment.payment).collect();
+                    self.channel.style.message(&payments).json
+                }
+            },
+            Batch::Summary { summary, .. } => self.channel.style.summary(summary),
+        };
         let Voice::Slack(slack) = &self.channel.voice else { return Ok(Step::Idle) };
-        let ids = ids(&telling);
-        self.store.write(move |tx| delivery::mark_sending(tx, &ids))?;
         self.gate.sent((self.clock)());
-        let answer = slack.post(&message.json);
-        self.settle(answer, telling)
+        let answer = slack.post(&message);
+        self.handle(answer, batch)
     }
 
-    /// The oldest one, or as many as fit if there is a crowd. While one is looked for that is at fault, one at a time.
-    fn next(&mut self) -> Result<Vec<Waiting>, StoreError> {
-        while let Some(accused) = self.accused.first().copied() {
-            // They are among the oldest.
-            let waiting = self.waiting(self.accused.len())?;
-            if let Some(found) = waiting.into_iter().find(|waiting| waiting.outbox_id == accused) {
-                return Ok(vec![found]);
+    /// The oldest payment, or as many as one message carries. Their rows say SENDING. `None`: some could not be read, and
+    /// are dead letters now.
+    fn next_batch(&mut self) -> Result<Option<Batch>, StoreError> {
+        let now = self.now();
+        let over = self.channel.summary_over;
+        if over > 0 && self.isolation.is_whole(now) && self.has_more_than(over)? {
+            return self.next_summary();
+        }
+        let crowd = self.has_more_than(self.channel.digest_over)?;
+        let size = if crowd { self.isolation.size(now) } else { 1 };
+        let waiting = self.waiting(size)?;
+        let Some(mut payments) = self.split_unreadable(waiting)? else { return Ok(None) };
+        let all: Vec<_> = payments.iter().map(|payment| &payment.payment).collect();
+        let fitting = self.channel.style.message(&all).payments;
+        payments.truncate(fitting);
+        let ids: Vec<i64> = payments.iter().map(|payment| payment.outbox_id).collect();
+        self.store.write(move |tx| delivery::mark_sending(tx, &ids))?;
+        Ok(Some(Batch::Payments(payments)))
+    }
+
+    /// Everything that waits, a slice at a time, so that no transaction is long.
+    fn next_summary(&mut self) -> Result<Option<Batch>, StoreError> {
+        let mut summary = Box::<Summary>::default();
+        let mut oldest = None;
+        let mut last_event = 0;
+        while summary.count < SUMMARY_MAX {
+            let name = self.channel.name.clone();
+            let slice = self.store.write(move |tx| delivery::begin_sending(tx, &name, last_event, SUMMARY_SLICE))?;
+            let Some(last) = slice.last() else { break };
+            last_event = last.outbox_id;
+            for Waiting { outbox_id, created_at, payment } in slice {
+                match payment {
+                    Ok(payment) => {
+                        oldest.get_or_insert(created_at);
+                        summary.add(payment);
+                    }
+                    Err(reason) => self.dead_letter(vec![(outbox_id, reason)])?,
+                }
             }
-            self.accused.remove(0);
         }
-        if self.slip.is_some() || self.refused_before > 0 || !self.suspects.is_empty() {
-            let mut waiting = self.waiting(self.suspects.len() + 1)?;
-            waiting.retain(|waiting| !self.suspects.contains(&waiting.outbox_id));
-            waiting.truncate(1);
-            return Ok(waiting);
-        }
-        let crowd = self.more_than(self.channel.digest_over)?;
-        self.waiting(if crowd { self.fit } else { 1 })
+        let oldest = oldest.unwrap_or_else(Timestamp::now);
+        Ok(Some(Batch::Summary { summary, oldest, last_event }))
     }
 
-    fn settle(&mut self, answer: Answer, telling: Vec<Telling>) -> Result<Step, StoreError> {
-        let (now, ids) = (self.now(), ids(&telling));
-        match answer {
-            Answer::Taken => {
+    fn handle(&mut self, answer: Answer, batch: Batch) -> Result<Step, StoreError> {
+        let now = self.now();
+        let (step, outcome) = match answer {
+            Answer::Taken(odd) => {
                 self.gate.succeeded();
                 self.outage.recovered();
-                self.fit = (self.fit + (self.fit / GROW).max(1)).min(self.channel.digest_max);
-                let guilty = std::mem::take(&mut self.suspects);
-                // Each was refused twice, just before this one was taken. After a pause it was once, and it may have been
-                // the channel until now: those are tried once more.
-                let sure = self.refused_before == 0;
-                (self.slip, self.refused_before) = (None, 0);
-                self.accused.retain(|accused| !ids.contains(accused));
-                let step = self.taken(telling)?;
-                if sure {
-                    self.bury_suspects(guilty)?;
-                } else {
-                    self.accused.extend(guilty);
+                self.isolation.accepted();
+                if let Some(odd) = odd.filter(|_| !self.odd_answer_logged) {
+                    self.odd_answer_logged = true;
+                    log::warn!("{}: {odd}; the message counts as delivered", whom(&self.channel));
                 }
-                Ok(step)
+                (Step::Progress, Outcome::Delivered(batch.carrier()))
             }
             Answer::Limited(retry_after) => {
                 let wait = self.gate.limited(now, retry_after, fastrand::f64());
                 self.outage.limited(&format!("Slack asks for a pause of {:.0} s", wait.as_secs_f64()));
-                self.put_back(ids, None, false)?;
-                Ok(Step::Later(wait))
+                (Step::Later(wait), Outcome::Requeued)
             }
-            Answer::Failed(error) => {
-                let wait = self.gate.failed(now, fastrand::f64());
+            Answer::Failed(error, retry_after) => {
+                let wait = self.gate.failed(now, retry_after, fastrand::f64());
                 let _ = self.outage.failed(&error);
-                self.put_back(ids, Some(error), false)?;
-                Ok(Step::Later(wait))
+                (Step::Later(wait), Outcome::Failed(error))
             }
-            Answer::Unknown(error) => {
-                let wait = self.gate.failed(now, fastrand::f64());
-                let _ = self.outage.failed(&error);
-                log::warn!(
-                    "no answer to a message with payments {}: it may show twice: {error}",
-                    span(&telling).unwrap_or_default()
-                );
-                self.metrics.unknown_outcome();
-                self.put_back(ids, Some(error), true)?;
-                Ok(Step::Later(wait))
-            }
-            Answer::Closed(error) => {
-                let wait = self.pause(&error);
-                // Whatever was refused before, it is the channel.
-                self.begin_with_the_oldest();
-                self.put_back(ids, Some(error), false)?;
-                Ok(Step::Later(wait))
-            }
-            Answer::Rejected(error) => self.rejected(error, ids),
-        }
-    }
-
-    /// One of several is at fault, or the only one is, or the channel: smaller and smaller messages tell.
-    fn rejected(&mut self, error: String, ids: Vec<i64>) -> Result<Step, StoreError> {
-        let [only] = ids.as_slice() else {
-            self.fit = (ids.len() / SHRINK).max(1);
-            log::warn!("a message with {} payments was rejected: {error}; trying with fewer", ids.len());
-            self.put_back(ids, None, false)?;
-            return Ok(Step::Progress);
+            Answer::Unknown(error) => (self.unanswered(&error, &batch), Outcome::Unknown(error)),
+            Answer::Closed(error) => (Step::Later(self.pause(&error)), Outcome::Failed(error)),
+            Answer::Rejected(error) => self.rejected(error, batch.len()),
         };
-        if self.accused.first() == Some(only) {
-            self.accused.remove(0);
-            self.put_back(ids.clone(), Some(error), false)?;
-            self.bury_suspects(ids)?;
-            return Ok(Step::Progress);
-        }
-        if self.refused_before == 0 && self.slip != Some(*only) {
-            self.slip = Some(*only);
-            let wait = self.gate.failed(self.now(), fastrand::f64());
-            let _ = self.outage.failed(&error);
-            self.put_back(ids, Some(error), false)?;
-            return Ok(Step::Later(wait));
-        }
-        self.slip = None;
-        self.suspects.push(*only);
-        if self.suspects.len() > self.refused_before.max(1) {
-            self.pause(&error);
-            self.refused_before = self.suspects.len();
-            self.suspects.clear();
-        }
-        self.put_back(ids, Some(error), false)?;
-        Ok(Step::Progress)
+        self.unsaved = Some(Unsaved { batch, outcome });
+        self.save_outcome()?;
+        Ok(step)
     }
 
-    fn begin_with_the_oldest(&mut self) {
-        self.suspects.clear();
-        self.accused.clear();
-        (self.slip, self.alone_until) = (None, None);
-    }
-
-    /// Until another payment comes, nobody knows whether these are at fault or the channel.
-    fn nothing_but_suspects(&mut self) -> Step {
-        if self.suspects.is_empty() {
-            return Step::Idle;
+    fn unanswered(&mut self, error: &str, batch: &Batch) -> Step {
+        log::warn!("no answer to a message with payments {}: it may show twice: {error}", batch.span());
+        self.metrics.unknown_outcome();
+        if self.isolation.unanswered() {
+            return Step::Later(self.pause(&format!("several messages in a row got no answer: {error}")));
         }
-        self.refused_before = self.suspects.len();
-        self.suspects.clear();
-        let count = self.refused_before;
-        self.outage.paused(&format!("it has refused {count} payments, and no other waits to tell why"));
-        self.alone_until = Some(self.now().saturating_add(self.channel.probe_interval));
-        Step::Progress
+        let wait = self.gate.failed(self.now(), None, fastrand::f64());
+        let _ = self.outage.failed(&error);
+        Step::Later(wait)
     }
 
-    /// For how long the refused ones, and no other, wait.
-    fn still_alone(&mut self) -> Result<Option<Duration>, StoreError> {
-        if let Some(until) = self.alone_until {
-            let wait = until.saturating_sub(self.now());
-            if !wait.is_zero() && !self.more_than(self.refused_before)? {
-                return Ok(Some(wait));
+    fn rejected(&mut self, error: String, payments: usize) -> (Step, Outcome) {
+        match self.isolation.rejected(payments, self.now()) {
+            Verdict::SendFewer => {
+                log::warn!("a message with {payments} payments was rejected: {error}; sending fewer at a time");
+                (Step::Progress, Outcome::Requeued)
             }
-            self.alone_until = None;
+            Verdict::SendPlain => {
+                log::warn!("a message with one payment was rejected: {error}; sending it as plain text");
+                (Step::Progress, Outcome::Failed(error))
+            }
+            Verdict::Pause => (Step::Later(self.pause(&error)), Outcome::Failed(error)),
         }
-        Ok(None)
-    }
-
-    fn more_than(&self, count: usize) -> Result<bool, StoreError> {
-        let name = &self.channel.name;
-        self.store.read(|connection| delivery::more_than(connection, name, count))
     }
 
     fn pause(&mut self, error: &str) -> Duration {
@@ -420,113 +431,142 @@ impl Notifier {
         self.gate.pause(self.now())
     }
 
+    /// What operators asked since the last look.
+    fn carry_out_actions(&mut self) -> Result<(), StoreError> {
+        let Some(mut last) = self.last_action else {
+            // What was asked of a process before this one is over.
+            self.last_action = Some(self.store.read(channel::last_action)?);
+            return Ok(());
+        };
+        let name = self.channel.name.clone();
+        while let Some(asked) = self.store.read(|connection| channel::next_action(connection, &name, last))? {
+            last = asked.id;
+            self.last_action = Some(last);
+            self.carry_out(asked)?;
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, asked: channel::Asked) -> Result<(), StoreError> {
+        let channel::Asked { id, action, origin } = asked;
+        let name = self.channel.name.clone();
+        let outcome = match action {
+            channel::Action::Resume => {
+                self.gate.resume(self.now());
+                self.store.write(move |tx| channel::finish(tx, id, "resumed"))?;
+                "resumed".to_owned()
+            }
+            channel::Action::Skip(_) if !self.outage.is_paused() => {
+                let outcome = "nothing was skipped: the channel is not paused";
+                self.store.write(move |tx| channel::finish(tx, id, outcome))?;
+                outcome.to_owned()
+            }
+            channel::Action::Skip(reason) => {
+                let reason = format!("skipped by {origin}: {reason}");
+                let now = Timestamp::now();
+                let skipped = self.store.write(move |tx| {
+                    let skipped = delivery::skip_oldest(tx, &name, &reason, now)?;
+                    let outcome = match skipped {
+                        Some(event) => format!("event {event} is a dead letter"),
+                        None => "nothing was skipped: no payment waits".to_owned(),
+                    };
+                    channel::finish(tx, id, &outcome)?;
+                    Ok(outcome)
+                })?;
+                self.metrics.dead(1);
+                self.gate.resume(self.now());
+                skipped
+            }
+        };
+        log::info!("channel {}: asked by {origin}: {outcome}", self.channel.name);
+        Ok(())
+    }
+
+    fn has_more_than(&self, count: usize) -> Result<bool, StoreError> {
+        let name = &self.channel.name;
+        self.store.read(|connection| delivery::more_than(connection, name, count))
+    }
+
     fn waiting(&self, limit: usize) -> Result<Vec<Waiting>, StoreError> {
         let name = &self.channel.name;
         self.store.read(|connection| delivery::waiting(connection, name, limit))
     }
 
-    /// What can be told; what cannot is set aside first, and then there is nothing yet.
-    fn renderable(&self, waiting: Vec<Waiting>) -> Result<Option<Vec<Telling>>, StoreError> {
-        let (mut telling, mut poison) = (Vec::with_capacity(waiting.len()), Vec::new());
+    /// The payments that can be delivered. Those that cannot be read become dead letters first, and then there is nothing yet.
+    fn split_unreadable(&self, waiting: Vec<Waiting>) -> Result<Option<Vec<OutgoingPayment>>, StoreError> {
+        let mut payments = Vec::with_capacity(waiting.len());
+        let mut unreadable = Vec::new();
         for Waiting { outbox_id, created_at, payment } in waiting {
             match payment {
-                Ok(payment) => telling.push(Telling { outbox_id, created_at, payment }),
-                Err(reason) => poison.push((outbox_id, Some(reason))),
+                Ok(payment) => payments.push(OutgoingPayment { outbox_id, created_at, payment }),
+                Err(reason) => unreadable.push((outbox_id, reason)),
             }
         }
-        if poison.is_empty() {
-            return Ok(Some(telling));
+        if unreadable.is_empty() {
+            return Ok(Some(payments));
         }
-        self.bury(poison)?;
+        self.dead_letter(unreadable)?;
         Ok(None)
     }
 
-    fn bury_suspects(&self, suspects: Vec<i64>) -> Result<(), StoreError> {
-        self.bury(suspects.into_iter().map(|outbox_id| (outbox_id, None)).collect())
-    }
-
-    /// Without a reason of its own it is that of the last failure.
-    fn bury(&self, dead: Vec<(i64, Option<String>)>) -> Result<(), StoreError> {
-        if dead.is_empty() {
-            return Ok(());
-        }
+    fn dead_letter(&self, dead: Vec<(i64, String)>) -> Result<(), StoreError> {
         for (outbox_id, reason) in &dead {
-            let reason = reason.as_deref().unwrap_or("it was refused on its own");
-            log::error!("event {outbox_id} cannot be told and is a dead letter now: {reason}");
+            log::error!("event {outbox_id} dead-lettered, it cannot be delivered: {reason}");
         }
         let (now, count) = (Timestamp::now(), dead.len());
         self.store.write(move |tx: &Transaction<'_>| -> SqlResult<()> {
-            dead.iter().try_for_each(|(outbox_id, reason)| delivery::bury(tx, *outbox_id, reason.as_deref(), now))
+            dead.iter().try_for_each(|(outbox_id, reason)| delivery::bury(tx, *outbox_id, Some(reason), now))
         })?;
         self.metrics.dead(count);
         Ok(())
     }
 
-    fn taken(&mut self, told: Vec<Telling>) -> Result<Step, StoreError> {
-        let step = if told.is_empty() { Step::Idle } else { Step::Progress };
-        self.unrecorded = told;
-        self.record()?;
-        Ok(step)
-    }
-
-    fn put_back(&mut self, ids: Vec<i64>, error: Option<String>, unknown: bool) -> Result<(), StoreError> {
-        self.unsettled = Some(Unsettled { ids: ids.into(), error, unknown });
-        self.record()
-    }
-
-    /// Takes note of what came of the last message; on success nothing is left to be noted.
-    fn record(&mut self) -> Result<(), StoreError> {
-        if let Some(unsettled) = self.unsettled.clone() {
-            self.store.write(move |tx| match &unsettled.error {
-                None => delivery::release(tx, &unsettled.ids),
-                Some(error) => delivery::mark_failed(tx, &unsettled.ids, error, unsettled.unknown),
-            })?;
-            self.unsettled = None;
+    /// Records the outcome of the last message, a slice at a time; on success nothing is left to be recorded.
+    fn save_outcome(&mut self) -> Result<(), StoreError> {
+        let Some(Unsaved { batch, outcome }) = &self.unsaved else { return Ok(()) };
+        let now = Timestamp::now();
+        let last = batch.last_event();
+        loop {
+            let name = self.channel.name.clone();
+            let outcome = outcome.clone();
+            let settled =
+                self.store.write(move |tx| delivery::settle(tx, &name, last, &outcome, SUMMARY_SLICE, now))?;
+            if settled < SUMMARY_SLICE {
+                break;
+            }
         }
-        if self.unrecorded.is_empty() {
-            return Ok(());
+        if matches!(outcome, Outcome::Delivered(_)) {
+            self.metrics.delivered(batch.len());
+            self.log_batch(batch, now);
         }
-        let (ids, now) = (ids(&self.unrecorded), Timestamp::now());
-        self.store.write(move |tx| delivery::mark_delivered(tx, &ids, now))?;
-        self.metrics.delivered(self.unrecorded.len());
-        self.log_told(now);
-        self.unrecorded.clear();
+        self.unsaved = None;
         Ok(())
     }
 
-    fn log_told(&self, now: Timestamp) {
-        let age_ms = |telling: &Telling| now.since(telling.created_at).as_millis();
-        match (&self.channel.voice, self.unrecorded.as_slice()) {
-            (Voice::Slack(_), several @ [first, _, ..]) => {
-                let to = whom(&self.channel);
-                let (count, span, age_ms) = (several.len(), span(several).unwrap_or_default(), age_ms(first));
-                log::info!("delivered to {to}: {count} payments, {span}; the oldest {age_ms} ms after its commit");
-            }
-            (voice, told) => {
-                let to = match voice {
-                    Voice::Slack(_) => whom(&self.channel),
-                    Voice::Log => "this log only".to_owned(),
-                };
-                for telling in told {
-                    let line = self.channel.style.line(&telling.payment);
-                    log::info!("delivered to {to}, {} ms after its commit: {line}", age_ms(telling));
-                }
-            }
-        }
+    fn log_batch(&self, batch: &Batch, now: Timestamp) {
+        let to = whom(&self.channel);
+        let oldest = match batch {
+            Batch::Payments(payments) => match payments.as_slice() {
+                [only] => return self.log_delivered(&to, only, now),
+                [first, ..] => first.created_at,
+                [] => return,
+            },
+            Batch::Summary { oldest, .. } => *oldest,
+        };
+        let kind = batch.carrier().as_str();
+        let (count, span, age_ms) = (batch.len(), batch.span(), now.since(oldest).as_millis());
+        log::info!("delivered to {to} in a {kind}: {count} payments, {span}; the oldest {age_ms} ms after its commit");
+    }
+
+    fn log_delivered(&self, to: &str, payment: &OutgoingPayment, now: Timestamp) {
+        let age_ms = now.since(payment.created_at).as_millis();
+        let line = self.channel.style.line(&payment.payment);
+        log::info!("delivered to {to}, {age_ms} ms after its commit: {line}");
     }
 
     fn now(&self) -> Duration {
         (self.clock)()
     }
-}
-
-fn ids(telling: &[Telling]) -> Vec<i64> {
-    telling.iter().map(|telling| telling.outbox_id).collect()
-}
-
-fn span(telling: &[Telling]) -> Option<String> {
-    let (first, last) = (telling.first()?, telling.last()?);
-    Some(format!("{} to {}", first.payment.id, last.payment.id))
 }
 
 fn whom(channel: &Channel) -> String {

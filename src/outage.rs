@@ -172,6 +172,11 @@ impl Outage {
         log::info!("{} is limited: {reason}", self.what);
     }
 
+    /// Whether it refuses until an operator acts.
+    pub fn is_paused(&self) -> bool {
+        self.shown == HealthState::Paused
+    }
+
     /// Before the line in the log: who reads that line finds the health page agree with it.
     fn show(&mut self, state: HealthState, error: Option<String>) {
         self.shown = state;

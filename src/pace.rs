@@ -51,6 +51,10 @@ pub struct Gate {
     probe_interval: Duration,
     failures: u32,
     held_until: Duration,
+    /// The hold is what Slack asked for.
+    limited: bool,
+    /// When an operator last ended such a hold.
+    overridden_at: Option<Duration>,
 }
 
 impl Gate {
@@ -59,7 +63,15 @@ impl Gate {
         #[expect(clippy::cast_precision_loss, reason = "a burst is small")]
         let burst = burst.max(1) as f64;
         let bucket = Bucket { per_second, burst, tokens: 1.0, filled_at: Duration::ZERO };
-        Self { bucket, backoff, probe_interval, failures: 0, held_until: Duration::ZERO }
+        Self {
+            bucket,
+            backoff,
+            probe_interval,
+            failures: 0,
+            held_until: Duration::ZERO,
+            limited: false,
+            overridden_at: None,
+        }
     }
 
     /// How long until the next message may go; zero: now.
@@ -84,13 +96,16 @@ impl Gate {
             self.failures = self.failures.saturating_add(1);
             LIMITED_MIN + self.backoff.full(self.failures, jitter)
         });
-        self.hold(now, wait.clamp(LIMITED_MIN, LIMITED_MAX))
+        let wait = self.hold(now, wait.clamp(LIMITED_MIN, LIMITED_MAX));
+        self.limited = true;
+        wait
     }
 
-    /// It failed, and may do better next time.
-    pub fn failed(&mut self, now: Duration, jitter: f64) -> Duration {
+    /// It failed, and may do better next time, or after what the answer says.
+    pub fn failed(&mut self, now: Duration, retry_after: Option<Duration>, jitter: f64) -> Duration {
         self.failures = self.failures.saturating_add(1);
-        let wait = self.backoff.full(self.failures, jitter);
+        let backoff = self.backoff.full(self.failures, jitter);
+        let wait = retry_after.map_or(backoff, |asked| asked.min(LIMITED_MAX).max(backoff));
         self.hold(now, wait)
     }
 
@@ -99,8 +114,16 @@ impl Gate {
         self.hold(now, self.probe_interval)
     }
 
-    /// The operator wants it tried now.
+    /// The operator wants it tried now. What Slack asked for is overridden once a minute at most: who posts on against a 429
+    /// may lose the webhook.
     pub fn resume(&mut self, now: Duration) {
+        if self.limited && self.held_until > now {
+            if self.overridden_at.is_some_and(|at| now.saturating_sub(at) < OVERRIDE_INTERVAL) {
+                return;
+            }
+            self.overridden_at = Some(now);
+        }
+        self.limited = false;
         self.failures = 0;
         self.held_until = now;
         self.bucket.filled_at = now;
@@ -108,6 +131,7 @@ impl Gate {
     }
 
     fn hold(&mut self, now: Duration, wait: Duration) -> Duration {
+        self.limited = false;
         self.held_until = now.saturating_add(wait);
         self.bucket.settle(self.held_until);
         wait
@@ -116,6 +140,9 @@ impl Gate {
 
 /// The least pause after a 429: a date may have passed by a clock that is ahead.
 const LIMITED_MIN: Duration = Duration::from_secs(1);
+
+/// How often an operator may end a pause that Slack asked for.
+const OVERRIDE_INTERVAL: Duration = Duration::from_mins(1);
 
 /// A longer pause is not believed.
 const LIMITED_MAX: Duration = Duration::from_hours(24);
@@ -161,11 +188,11 @@ mod tests {
     #[test]
     fn failures_back_off_with_full_jitter_up_to_the_cap() {
         let mut gate = Gate::new(1000.0, 1, BACKOFF, PROBE);
-        let waits: Vec<_> = (0..9).map(|_| gate.failed(ms(0), 1.0).as_millis()).collect();
+        let waits: Vec<_> = (0..9).map(|_| gate.failed(ms(0), None, 1.0).as_millis()).collect();
         assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000]);
-        assert_eq!(gate.failed(ms(0), 0.0), ms(0), "full jitter begins at nothing");
+        assert_eq!(gate.failed(ms(0), None, 0.0), ms(0), "full jitter begins at nothing");
         gate.succeeded();
-        assert_eq!(gate.failed(ms(0), 1.0), ms(500));
+        assert_eq!(gate.failed(ms(0), None, 1.0), ms(500));
     }
 
     #[test]
@@ -175,6 +202,27 @@ mod tests {
         assert_eq!(gate.wait(ms(1000)) + ms(1000), PROBE);
         gate.resume(ms(1000));
         assert_eq!(gate.wait(ms(1000)), ms(0));
+    }
+
+    #[test]
+    fn a_503_with_retry_after_is_tried_again_then_and_not_before() {
+        let mut gate = Gate::new(1000.0, 1, BACKOFF, PROBE);
+        assert_eq!(gate.failed(ms(0), Some(ms(30_000)), 0.0), ms(30_000));
+        assert_eq!(gate.wait(ms(10_000)), ms(20_000));
+        assert_eq!(gate.failed(ms(0), Some(ms(0)), 1.0), ms(1000), "not faster than the backoff");
+    }
+
+    #[test]
+    fn an_operator_overrides_a_429_once_a_minute_at_most() {
+        let mut gate = Gate::new(1000.0, 1, BACKOFF, PROBE);
+        gate.limited(ms(0), Some(ms(300_000)), 0.5);
+        gate.resume(ms(1000));
+        assert_eq!(gate.wait(ms(1000)), ms(0));
+        gate.limited(ms(1000), Some(ms(300_000)), 0.5);
+        gate.resume(ms(2000));
+        assert!(gate.wait(ms(2000)) > ms(200_000), "again within a minute");
+        gate.resume(ms(62_000));
+        assert_eq!(gate.wait(ms(62_000)), ms(0));
     }
 
     #[derive(Debug, Clone)]
@@ -217,7 +265,7 @@ mod tests {
                 gate.sent(now);
                 sent.push(now);
                 match step {
-                    Step::Fail(jitter) => drop(gate.failed(now, jitter)),
+                    Step::Fail(jitter) => drop(gate.failed(now, None, jitter)),
                     Step::Limit(pause) => {
                         gate.limited(now, Some(ms(pause)), 0.5);
                         not_before = now + ms(pause.max(1000));

@@ -24,6 +24,7 @@ use crate::runtime::metrics::Metrics;
 use crate::sampler::Sampler;
 use crate::scheduler::Scheduler;
 use crate::slack::{Slack, Unusable};
+use crate::store::channel::{self, Sink};
 use crate::store::unconsumed::{self, Page};
 use crate::store::{OpenError, Store, StoreError, delivery, route, topic};
 use crate::worker::{Overdue, Waker, Worker, room_for};
@@ -55,6 +56,17 @@ pub enum StartError {
     /// Kafka cannot be reached as it is configured.
     #[error(transparent)]
     Kafka(#[from] Problems),
+    /// A channel had a webhook, and has none now.
+    #[error(
+        "slack: {count} payments wait for the channel {channel}, which had a webhook and has none now: set its webhook_url \
+         again, or set slack.sink = \"log\" to have them written to the log"
+    )]
+    WebhookGone {
+        /// The channel.
+        channel: String,
+        /// How many.
+        count: i64,
+    },
     /// The database opened, and then refused.
     #[error("database.path: {0}")]
     Store(#[from] StoreError),
@@ -111,9 +123,7 @@ impl Service {
         room_for(OTHER_THREADS + config.database.readers.get() + 2 * (1 + config.slack.routes.len()))?;
         let channels = channels(config)?;
         check_kafka(config)?;
-        if config.slack.webhook_url.is_none() {
-            log::warn!("slack.webhook_url is not set: messages go to this log only");
-        }
+        warn_of_slack(&config.slack);
         if config.publisher.kind == PublisherKind::Kafka && config.kafka.security.shows_password() {
             log::warn!(
                 "kafka.sasl_mechanism is PLAIN without TLS: anybody on the way can read the password; \
@@ -227,7 +237,8 @@ impl Service {
 }
 
 /// What a process that ended, or another configuration, has left.
-fn recover(store: &Store, config: &Config) -> Result<(), StoreError> {
+fn recover(store: &Store, config: &Config) -> Result<(), StartError> {
+    remember_sinks(store, config)?;
     let routes = config.slack.routes.clone();
     let unknown = store.write(move |tx| route::replace(tx, &routes).and_then(|()| delivery::recover(tx)))?;
     if unknown > 0 {
@@ -254,6 +265,54 @@ fn backfill(store: &Store) -> Result<usize, StoreError> {
     }
 }
 
+fn warn_of_slack(slack: &config::Slack) {
+    if slack.sink == config::Sink::Log {
+        log::warn!("slack.sink is \"log\": messages go to this log only");
+    } else if slack.webhook_url.is_none() {
+        log::warn!("slack.webhook_url is not set: messages go to this log only");
+    }
+    let routes = slack.routes.iter().map(|route| (route.name.as_str(), &route.webhook_url));
+    for (name, url) in [(config::DEFAULT_CHANNEL, &slack.webhook_url)].into_iter().chain(routes) {
+        if url.as_ref().is_some_and(is_readable_on_the_way) {
+            log::warn!(
+                "channel {name}: its webhook_url is http://, so that others on the way can read it: use https://"
+            );
+        }
+    }
+}
+
+/// Refuses to let payments that wait for a webhook go to the log because the webhook was forgotten.
+fn remember_sinks(store: &Store, config: &Config) -> Result<(), StartError> {
+    let slack = &config.slack;
+    let default = (config::DEFAULT_CHANNEL, &slack.webhook_url);
+    let routes = slack.routes.iter().map(|route| (route.name.as_str(), &route.webhook_url));
+    let sink = |url: &Option<config::Secret>| match (slack.sink, url) {
+        (config::Sink::Auto, Some(_)) => Sink::Webhook,
+        _ => Sink::Log,
+    };
+    let sinks: Vec<_> = [default].into_iter().chain(routes).map(|(name, url)| (name.to_owned(), sink(url))).collect();
+    if slack.sink == config::Sink::Auto {
+        for (channel, count) in store.read(channel::waiting_for_webhooks)? {
+            // A channel that is gone is routed to the others, at last to the default one.
+            let now = sinks.iter().find(|(name, _)| *name == channel).unwrap_or(&sinks[0]).1;
+            if now == Sink::Log && count > 0 {
+                return Err(StartError::WebhookGone { channel, count });
+            }
+        }
+    }
+    store.write(move |tx| channel::replace_sinks(tx, &sinks))?;
+    Ok(())
+}
+
+/// Whether a webhook's URL is in clear and leads beyond this machine.
+fn is_readable_on_the_way(url: &config::Secret) -> bool {
+    let Some(rest) = url.expose().strip_prefix("http://") else { return false };
+    let host = rest.split(['/', '?', '#']).next().unwrap_or(rest);
+    let host = host.rsplit('@').next().unwrap_or(host);
+    let local = ["localhost", "127.", "[::1]"].iter().any(|name| host.starts_with(name));
+    !local
+}
+
 /// What can be found out about a configuration without starting anything.
 pub fn check(config: &Config) -> Result<(), StartError> {
     channels(config)?;
@@ -273,6 +332,7 @@ fn check_kafka(config: &Config) -> Result<(), Problems> {
 fn channels(config: &Config) -> Result<Vec<Channel>, Unusable> {
     let slack = &config.slack;
     let channel = |name: &str, url: &Option<config::Secret>, messages_per_second| -> Result<Channel, Unusable> {
+        let url = url.as_ref().filter(|_| slack.sink == config::Sink::Auto);
         let voice = match url {
             Some(url) => Voice::Slack(Box::new(Slack::new(url.clone(), slack)?)),
             None => Voice::Log,
@@ -291,6 +351,7 @@ fn channels(config: &Config) -> Result<Vec<Channel>, Unusable> {
             burst: slack.burst.get(),
             digest_over: slack.digest_over,
             digest_max: slack.digest_max.get(),
+            summary_over: slack.summary_over,
             probe_interval: slack.probe_interval,
         })
     };
@@ -313,4 +374,20 @@ fn spawn_consumer(
 ) -> io::Result<Worker> {
     let consumer = Consumer::new(config.kafka.clone(), store.clone(), notifier, part)?;
     Worker::spawn("consumer", exits, |stop| consumer.run(&stop))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_webhook_in_clear_beyond_this_machine_is_readable_on_the_way() {
+        let readable = |url: &str| is_readable_on_the_way(&config::Secret::new(url));
+        for url in ["http://hooks.example/x", "http://10.0.0.1:80/x", "http://u:p@hooks.example"] {
+            assert!(readable(url), "{url}");
+        }
+        for url in ["https://hooks.example/x", "http://127.0.0.1:1/x", "http://localhost/x", "http://[::1]:1/x"] {
+            assert!(!readable(url), "{url}");
+        }
+    }
 }

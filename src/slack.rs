@@ -1,6 +1,6 @@
 //! Slack's incoming webhook: one POST, and what came of it (<https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks/>).
 //!
-//! Never decides when to try again. The webhook's URL and the proxy's are secrets: no error shows them.
+//! Never decides when to try again; [`isolation`] decides what a rejection means. The webhook's URL and the proxy's are secrets: no error shows them.
 
 use std::io::{self, Read as _};
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -19,6 +19,8 @@ use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use crate::clock::{self, Timestamp};
 use crate::config::{self, Secret};
 
+pub mod isolation;
+
 /// An incoming webhook.
 pub struct Slack {
     agent: ureq::Agent,
@@ -29,12 +31,12 @@ pub struct Slack {
 /// What came of a POST.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// 2xx: it is told.
-    Taken,
+    /// 2xx, and it can be Slack's: the channel accepted it. With what is odd about the answer, if something is.
+    Taken(Option<String>),
     /// 429: nothing may be posted for so long, if it says.
     Limited(Option<Duration>),
-    /// Not taken, and the next try may do better: 5xx, no connection.
-    Failed(String),
+    /// Not accepted, and the next try may do better, after this time if it says: 5xx, no connection.
+    Failed(String, Option<Duration>),
     /// Sent, and no answer came: it may be told or not.
     Unknown(String),
     /// This message is not taken, another one might be: 400, 413.
@@ -92,6 +94,9 @@ impl Slack {
             .timeout_connect(Some(settings.timeout / 3))
             // Every answer is told apart here; by default a 429 would come without its headers.
             .http_status_as_error(false)
+            // A connection that was idle may have been closed by the other side without our knowing: a message on it would
+            // have an unknown outcome. At a message a second a new one costs little.
+            .max_idle_connections(0)
             // A webhook does not move: what redirects is not Slack.
             .max_redirects(0)
             .max_redirects_will_error(false)
@@ -112,15 +117,11 @@ impl Slack {
             Ok(answer) => answer,
             Err(error) => return self.no_answer(&error),
         };
-        let mut word = Vec::new();
-        if answer.status().is_success() {
-            // Reading the answer to its end frees the connection for the next message. Slack has said it already.
-            let _ = answer.body_mut().read_to_vec();
-        } else {
-            let _ = answer.body_mut().as_reader().take(ANSWER_MAX).read_to_end(&mut word);
-        }
-        let retry_after = answer.headers().get("retry-after").map(ureq::http::HeaderValue::as_bytes);
-        read(answer.status().as_u16(), retry_after, &word, Timestamp::now())
+        let mut body = Vec::new();
+        let _ = answer.body_mut().as_reader().take(ANSWER_MAX).read_to_end(&mut body);
+        let header = |name| answer.headers().get(name).map(ureq::http::HeaderValue::as_bytes);
+        let (retry_after, content_type) = (header("retry-after"), header("content-type"));
+        read(answer.status().as_u16(), retry_after, content_type, &body, Timestamp::now())
     }
 
     /// Before anything was sent nothing can have been told; afterwards nobody knows.
@@ -135,7 +136,7 @@ impl Slack {
             _ => false,
         };
         let text = self.hide(&error.to_string());
-        if unsent { Answer::Failed(text) } else { Answer::Unknown(text) }
+        if unsent { Answer::Failed(text, None) } else { Answer::Unknown(text) }
     }
 
     /// Without the webhook, of which the path alone is as secret as the whole, and without the proxy.
@@ -220,13 +221,63 @@ fn is_unsent(error: &io::Error) -> bool {
 }
 
 /// What an answer means: its status, the header that says when to come again, the beginning of its body.
-fn read(status: u16, retry_after: Option<&[u8]>, body: &[u8], now: Timestamp) -> Answer {
-    if (200..300).contains(&status) {
-        return Answer::Taken;
-    }
+fn read(status: u16, retry_after: Option<&[u8]>, content_type: Option<&[u8]>, body: &[u8], now: Timestamp) -> Answer {
+    let body = String::from_utf8_lossy(body);
     let retry_after = retry_after.and_then(|bytes| std::str::from_utf8(bytes).ok());
     let retry_after = retry_after.and_then(|text| parse_retry_after(text, now));
-    classify(status, String::from_utf8_lossy(body).trim(), retry_after)
+    if (200..300).contains(&status) {
+        let page = content_type.is_some_and(|text| text.to_ascii_lowercase().starts_with(b"text/html"));
+        return classify_success(status, page, body.trim(), retry_after);
+    }
+    classify(status, body.trim(), retry_after)
+}
+
+/// Slack's words for a channel that takes nothing, and for a message that it does not take
+/// (<https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks/#handling_errors>).
+const CHANNEL_ERRORS: [&str; 11] = [
+    "action_prohibited",
+    "channel_is_archived",
+    "channel_not_found",
+    "invalid_token",
+    "no_active_hooks",
+    "no_service",
+    "no_service_id",
+    "no_team",
+    "posting_to_general_channel_denied",
+    "team_disabled",
+    "user_not_found",
+];
+const PAYLOAD_ERRORS: [&str; 5] =
+    ["invalid_blocks", "invalid_payload", "msg_too_long", "no_text", "too_many_attachments"];
+const LIMIT_ERRORS: [&str; 2] = ["rate_limited", "ratelimited"];
+
+/// Not every 2xx is Slack's: a proxy may answer with a page, and some services put an error into it.
+fn classify_success(status: u16, page: bool, body: &str, retry_after: Option<Duration>) -> Answer {
+    if page || body.starts_with('<') {
+        return Answer::Failed(format!("the answer {status} is a page, not Slack's"), None);
+    }
+    let json: Option<Value> = serde_json::from_str(body).ok().filter(Value::is_object);
+    let says = |name: &str| json.as_ref().and_then(|json| json[name].as_bool());
+    let error = json.as_ref().map_or(Some(body), |json| json["error"].as_str());
+    let known = |words: &[&str]| error.is_some_and(|error| words.contains(&error));
+    if known(&CHANNEL_ERRORS) {
+        Answer::Closed(format!("Slack answered {status} {}", error.unwrap_or_default()))
+    } else if known(&PAYLOAD_ERRORS) {
+        Answer::Rejected(format!("Slack answered {status} {}", error.unwrap_or_default()))
+    } else if known(&LIMIT_ERRORS) {
+        Answer::Limited(retry_after)
+    } else if says("ok") == Some(false) || says("success") == Some(false) {
+        Answer::Failed(format!("Slack answered {status}, and that it did not accept the message"), retry_after)
+    } else if matches!(status, 202 | 204)
+        || body.is_empty()
+        || body == "ok"
+        || says("ok") == Some(true)
+        || says("success") == Some(true)
+    {
+        Answer::Taken(None)
+    } else {
+        Answer::Taken(Some(format!("the answer {status} has a body that Slack does not send")))
+    }
 }
 
 /// What an answer that is no success means
@@ -239,7 +290,7 @@ fn classify(status: u16, word: &str, retry_after: Option<Duration>) -> Answer {
     match status {
         429 => Answer::Limited(retry_after),
         400 | 413 | 422 => Answer::Rejected(text),
-        408 | 425 | 500..=599 => Answer::Failed(text),
+        408 | 425 | 500..=599 => Answer::Failed(text, retry_after),
         _ => Answer::Closed(text),
     }
 }
@@ -279,11 +330,47 @@ mod tests {
             assert!(matches!(of(status), Answer::Rejected(_)), "{status}");
         }
         for status in [500, 502, 503, 504, 599, 408] {
-            assert!(matches!(of(status), Answer::Failed(_)), "{status}");
+            assert!(matches!(of(status), Answer::Failed(_, None)), "{status}");
         }
         for status in [301, 302, 307, 308, 401, 403, 404, 405, 410] {
             assert!(matches!(of(status), Answer::Closed(_)), "{status}");
         }
+    }
+
+    #[test]
+    fn only_what_can_be_slacks_counts_as_delivered() {
+        let of = |status, content_type: &str, body: &str| {
+            read(status, None, Some(content_type.as_bytes()), body.as_bytes(), Timestamp::from_micros(0))
+        };
+        let accepted = [
+            (200, "text/plain", "ok"),
+            (200, "text/plain", ""),
+            (202, "text/plain", "queued"),
+            (204, "", ""),
+            (200, "application/json", r#"{"ok":true}"#),
+            (200, "application/json", r#"{"success":true,"id":7}"#),
+        ];
+        for (status, content_type, body) in accepted {
+            assert_eq!(of(status, content_type, body), Answer::Taken(None), "{status} {content_type} {body}");
+        }
+        for (content_type, body) in [("text/html", "ok"), ("text/plain", "<html>"), ("text/html; charset=utf-8", "")] {
+            assert!(matches!(of(200, content_type, body), Answer::Failed(..)), "{content_type} {body}");
+        }
+        for body in [r#"{"ok":false}"#, r#"{"ok":false,"error":"fatal_error"}"#, r#"{"success":false}"#] {
+            assert!(matches!(of(200, "application/json", body), Answer::Failed(..)), "{body}");
+        }
+        assert!(matches!(of(200, "text/plain", "no_service"), Answer::Closed(_)));
+        assert!(matches!(of(200, "application/json", r#"{"ok":false,"error":"invalid_blocks"}"#), Answer::Rejected(_)));
+        assert_eq!(of(200, "text/plain", "rate_limited"), Answer::Limited(None));
+        assert!(matches!(of(200, "text/plain", "thank you"), Answer::Taken(Some(_))));
+        assert!(matches!(of(200, "application/json", r#"{"id":7}"#), Answer::Taken(Some(_))));
+    }
+
+    #[test]
+    fn retry_after_counts_on_503_as_well() {
+        let now = Timestamp::from_micros(0);
+        let answer = read(503, Some(b"30"), None, b"", now);
+        assert_eq!(answer, Answer::Failed("Slack answered 503".into(), Some(Duration::from_secs(30))));
     }
 
     #[test]
@@ -331,22 +418,19 @@ mod tests {
             let status = std::str::from_utf8(status).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
             let retry_after = Some(retry_after).filter(|bytes| !bytes.is_empty());
             let now = Timestamp::from_micros(1_795_341_600_000_000);
-            let answer = read(status, retry_after, body, now);
+            let answer = read(status, retry_after, None, body, now);
             match &answer {
-                Answer::Taken => assert!((200..300).contains(&status)),
-                Answer::Limited(_) => assert_eq!(status, 429),
-                Answer::Failed(text) | Answer::Rejected(text) | Answer::Closed(text) => {
-                    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b' ' || b == b'_');
-                    assert!(
-                        text.starts_with(&format!("Slack answered {status}")) && text.len() < 90 && plain,
-                        "{text}"
-                    );
+                Answer::Taken(_) => assert!((200..300).contains(&status)),
+                Answer::Limited(_) => assert!(status == 429 || (200..300).contains(&status)),
+                Answer::Failed(text, _) | Answer::Rejected(text) | Answer::Closed(text) => {
+                    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b" _,'".contains(&b));
+                    assert!(text.contains(&status.to_string()) && text.len() < 120 && plain, "{text}");
                     // A page may repeat the webhook, which has slashes.
                     assert!(!(body.contains(&b'/') && text.contains("s3cr3t")), "{text}");
                 }
                 Answer::Unknown(_) => unreachable!("an answer came"),
             }
-            answer == Answer::Taken
+            matches!(answer, Answer::Taken(_))
         });
     }
 

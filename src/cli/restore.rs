@@ -1,6 +1,5 @@
 //! `payrelay restore`: puts a copy in the place of the database, or marks the database as a copy.
 
-use std::env;
 use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 
@@ -9,6 +8,7 @@ use payrelay::clock::Timestamp;
 use payrelay::config::Config;
 use payrelay::store::restore::{Request, RestoreError, Restored, restore};
 
+use super::user;
 use crate::{CONFIG, LEFT, OK, Output, TEMPORARY, USAGE, complain};
 
 #[derive(Args)]
@@ -67,10 +67,4 @@ fn describe(restored: &Restored) -> String {
     format!(
         "restored {payments} payments of node {node}{moved}. The next start gives new ids, beyond all that were given"
     )
-}
-
-/// The local user, for the record.
-fn user() -> String {
-    let named = env::var("SUDO_USER").or_else(|_| env::var("USER")).or_else(|_| env::var("LOGNAME"));
-    named.unwrap_or_else(|_| format!("uid {}", rustix::process::getuid().as_raw()))
 }

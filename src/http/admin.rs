@@ -1,15 +1,17 @@
 //! What an operator may ask for: the channels and the dead letters.
 
 use hyper::{Method, Response, StatusCode};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use super::access::Client;
+use super::body::{self, Arriving};
 use super::problem::Problem;
 use super::routes::{App, Body, PAGE, PAGE_MAX, id_in_path, json, no_parameters, number, page_size, pairs};
 use crate::clock::Timestamp;
 use crate::notifier::Resume;
-use crate::outage::{Part, PartState};
+use crate::outage::{HealthState, Part, PartState};
 use crate::store::dead_letter::{self, Action, Order, Outcome, Shown, Which};
-use crate::store::{Connection, Transaction, relay_action, topic};
+use crate::store::{Connection, Transaction, channel, relay_action, topic};
 
 /// A channel, as the operator sees it.
 pub struct Channel {
@@ -27,6 +29,7 @@ pub(super) enum Route {
     Channels,
     Topic,
     Resume { name: String },
+    Skip { name: String },
     ResumeRelay,
     DeadLetters { all: bool, after: i64, limit: usize },
     DeadLetter { id: i64 },
@@ -39,6 +42,7 @@ pub(super) fn route(method: &Method, path: &str, rest: &[&str], query: &str) -> 
         ["channels"] => no_parameters(query).map(|()| Route::Channels)?,
         ["topic"] => no_parameters(query).map(|()| Route::Topic)?,
         ["channels", name, "resume"] => no_parameters(query).map(|()| Route::Resume { name: name.to_owned() })?,
+        ["channels", name, "skip"] => no_parameters(query).map(|()| Route::Skip { name: name.to_owned() })?,
         ["relay", "resume"] => no_parameters(query).map(|()| Route::ResumeRelay)?,
         ["dead-letters"] => page(query)?,
         ["dead-letters", "replay"] => act(ALL, Action::Replay, query)?,
@@ -50,7 +54,7 @@ pub(super) fn route(method: &Method, path: &str, rest: &[&str], query: &str) -> 
         ["dead-letters", id, "discard"] => act(Which::Id(id_in_path(path, id)?), Action::Discard, query)?,
         _ => return Err(Problem::not_found(format!("there is nothing at {path}"))),
     };
-    let changes = matches!(found, Route::Resume { .. } | Route::ResumeRelay | Route::Act { .. });
+    let changes = matches!(found, Route::Resume { .. } | Route::Skip { .. } | Route::ResumeRelay | Route::Act { .. });
     match *method {
         Method::POST if changes => Ok(found),
         Method::GET | Method::HEAD if !changes => Ok(found),
@@ -142,11 +146,17 @@ struct Acted<'a> {
 }
 
 impl App {
-    pub(super) async fn administer(&self, route: Route) -> Result<Response<Body>, Problem> {
+    pub(super) async fn administer(
+        &self,
+        client: &Client,
+        route: Route,
+        body: &mut Arriving,
+    ) -> Result<Response<Body>, Problem> {
         match route {
             Route::Channels => Ok(self.channels()),
             Route::Topic => self.topic().await,
-            Route::Resume { name } => self.resume(&name),
+            Route::Resume { name } => self.resume(client, &name).await,
+            Route::Skip { name } => self.skip(client, &name, body).await,
             Route::ResumeRelay => self.resume_relay().await,
             Route::DeadLetters { all, after, limit } => self.dead_letters(all, after, limit).await,
             Route::DeadLetter { id } => {
@@ -178,12 +188,45 @@ impl App {
         Ok(json(StatusCode::OK, &Topic { topic: &self.context.topic, partitions }))
     }
 
-    fn resume(&self, name: &str) -> Result<Response<Body>, Problem> {
+    fn channel(&self, name: &str) -> Result<&Channel, Problem> {
         let channel = self.context.channels.iter().find(|channel| channel.name == name);
-        let channel = channel.ok_or_else(|| Problem::not_found(format!("there is no channel {name:?}")))?;
-        channel.resume.now();
-        log::info!("channel {name} is resumed by the operator");
+        channel.ok_or_else(|| Problem::not_found(format!("there is no channel {name:?}")))
+    }
+
+    /// Records the order, and wakes the notifier, which carries it out.
+    async fn ask(&self, client: &Client, name: &str, action: channel::Action) -> Result<(), Problem> {
+        let resume = self.channel(name)?.resume.clone();
+        let (name, origin) = (name.to_owned(), origin(client));
+        self.write(move |tx| channel::ask(tx, &name, &action, &origin, Timestamp::now())).await?;
+        resume.wake();
+        Ok(())
+    }
+
+    async fn resume(&self, client: &Client, name: &str) -> Result<Response<Body>, Problem> {
+        self.ask(client, name, channel::Action::Resume).await?;
         Ok(json(StatusCode::ACCEPTED, &serde_json::json!({ "resumed": name })))
+    }
+
+    /// Of a paused channel, the oldest payment becomes a dead letter.
+    async fn skip(&self, client: &Client, name: &str, body: &mut Arriving) -> Result<Response<Body>, Problem> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Skip {
+            reason: String,
+        }
+        let settings = &self.context.settings;
+        let mut held = self.limits().hold(&client.account);
+        let bytes = body::read(body, settings.body_bytes_max, settings.body_timeout, &mut held).await?;
+        let detail = "must be {\"reason\": \"...\"}";
+        let Skip { reason } = serde_json::from_slice(&bytes).map_err(|_| Problem::invalid_field("body", detail))?;
+        if reason.trim().is_empty() || reason.len() > REASON_MAX {
+            return Err(Problem::invalid_field("reason", format!("must have 1 to {REASON_MAX} bytes")));
+        }
+        if self.channel(name)?.part.get().state != HealthState::Paused {
+            return Err(Problem::conflict("the channel is not paused: nothing is skipped"));
+        }
+        self.ask(client, name, channel::Action::Skip(reason)).await?;
+        Ok(json(StatusCode::ACCEPTED, &serde_json::json!({ "skipping": name })))
     }
 
     async fn resume_relay(&self) -> Result<Response<Body>, Problem> {
@@ -231,6 +274,14 @@ impl App {
         };
         Ok(json(StatusCode::OK, &Acted { dry_run, outcomes: &outcomes, next }))
     }
+}
+
+/// How long the reason of an action may be.
+const REASON_MAX: usize = 500;
+
+/// Who asks, for the record.
+fn origin(client: &Client) -> String {
+    if client.name.is_empty() { "http".to_owned() } else { format!("http, token {}", client.name) }
 }
 
 fn no_letter(id: i64) -> Problem {

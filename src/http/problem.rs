@@ -29,7 +29,7 @@ const RETRY_AFTER_S: &str = "1";
 const RETRY_AFTER_FULL_S: &str = "30";
 
 /// What each problem type is called. The type is `urn:payrelay:problem:` and the first of each pair.
-const TITLES: [(&str, &str); 20] = [
+const TITLES: [(&str, &str); 21] = [
     ("not-json", "The body is not JSON"),
     ("broken-body", "The body did not arrive whole"),
     ("invalid-host", "The Host header is invalid"),
@@ -40,6 +40,7 @@ const TITLES: [(&str, &str); 20] = [
     ("method-not-allowed", "The method is not allowed here"),
     ("body-timeout", "The body took too long to arrive"),
     ("too-large", "The body is too large"),
+    ("conflict", "The state does not allow this"),
     ("unsupported-media-type", "The body's type is not supported"),
     ("unsupported-coding", "The body's coding is not supported"),
     ("misdirected", "The request is for another host"),
@@ -88,6 +89,10 @@ impl Problem {
         let detail = "this request is made without a body";
         let field = Some("body".to_owned());
         Self { field, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unexpected-body", detail) }
+    }
+
+    pub(super) fn conflict(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "conflict", detail)
     }
 
     /// Ends the connection with the answer.

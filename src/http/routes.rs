@@ -112,7 +112,7 @@ impl Route {
     }
 
     fn has_body(&self) -> bool {
-        matches!(self, Self::Pay)
+        matches!(self, Self::Pay | Self::Admin(admin::Route::Skip { .. }))
     }
 }
 
@@ -304,7 +304,7 @@ impl App {
             Route::Payment { id } => self.payment(id).await,
             Route::History { user_id, before, limit } => self.history(user_id, before, limit).await,
             Route::Live | Route::Ready => Ok(self.ready().await),
-            Route::Admin(route) => self.administer(route).await,
+            Route::Admin(route) => self.administer(&client, route, body).await,
         }
     }
 
@@ -559,6 +559,9 @@ struct Notification<'a> {
     attempts: u32,
     unknown_outcomes: u32,
     delivered_at: Option<Timestamp>,
+    /// `single`, `digest` or `summary`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delivered_in: Option<&'a str>,
     last_error: Option<&'a str>,
 }
 
@@ -580,6 +583,7 @@ impl<'a> PaymentWay<'a> {
                 attempts: told.attempts,
                 unknown_outcomes: told.unknown_outcomes,
                 delivered_at: told.delivered_at,
+                delivered_in: told.delivered_in.as_deref(),
                 last_error: told.last_error.as_deref(),
             }),
             // On its way to the delivery table.
@@ -589,6 +593,7 @@ impl<'a> PaymentWay<'a> {
                 attempts: 0,
                 unknown_outcomes: 0,
                 delivered_at: None,
+                delivered_in: None,
                 last_error: None,
             }),
             (None, None) => None,
@@ -744,7 +749,9 @@ mod tests {
                     assert!(user_id >= 0 && before.is_none_or(|id| id >= 0) && (1..=PAGE_MAX).contains(&limit));
                 }
                 Ok(Route::Pay) => assert!(method == Method::POST && path.ends_with("payments")),
-                Ok(Route::Admin(admin::Route::Act { .. } | admin::Route::Resume { .. })) => {
+                Ok(Route::Admin(
+                    admin::Route::Act { .. } | admin::Route::Resume { .. } | admin::Route::Skip { .. },
+                )) => {
                     assert_eq!(method, Method::POST);
                 }
                 Ok(_) => assert!(method == Method::GET || method == Method::HEAD),

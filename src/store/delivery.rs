@@ -72,6 +72,8 @@ pub struct Notification {
     pub unknown_outcomes: u32,
     /// When it was answered with success.
     pub delivered_at: Option<Timestamp>,
+    /// The kind of message that carried it.
+    pub delivered_in: Option<String>,
     /// Why the last failed attempt failed.
     pub last_error: Option<String>,
 }
@@ -79,7 +81,7 @@ pub struct Notification {
 pub(super) fn find(connection: &Connection, outbox_id: i64) -> rusqlite::Result<Option<Notification>> {
     connection
         .prepare_cached(
-            "SELECT status, channel, attempts, unknown_outcomes, delivered_at, last_error FROM delivery \
+            "SELECT status, channel, attempts, unknown_outcomes, delivered_at, last_error, delivered_in FROM delivery \
              WHERE outbox_id = ?1",
         )?
         .query_row([outbox_id], |row| {
@@ -90,6 +92,7 @@ pub(super) fn find(connection: &Connection, outbox_id: i64) -> rusqlite::Result<
                 unknown_outcomes: row.get(3)?,
                 delivered_at: row.get::<_, Option<i64>>(4)?.map(Timestamp::from_micros),
                 last_error: row.get(5)?,
+                delivered_in: row.get(6)?,
             })
         })
         .optional()
@@ -108,6 +111,16 @@ pub struct Waiting {
 
 /// The oldest messages that wait for a channel, in commit order. One that cannot be read does not hide the others.
 pub fn waiting(connection: &Connection, channel: &str, limit: usize) -> rusqlite::Result<Vec<Waiting>> {
+    read_waiting(connection, channel, "'PENDING', 'SENDING'", 0, limit)
+}
+
+fn read_waiting(
+    connection: &Connection,
+    channel: &str,
+    statuses: &str,
+    after: i64,
+    limit: usize,
+) -> rusqlite::Result<Vec<Waiting>> {
     let read = |row: &Row<'_>| {
         let payment = match row.get_ref(0)? {
             rusqlite::types::ValueRef::Null => Err("its payment is not there".to_owned()),
@@ -123,9 +136,10 @@ pub fn waiting(connection: &Connection, channel: &str, limit: usize) -> rusqlite
         .prepare_cached(&format!(
             "SELECT {COLUMNS}, d.outbox_id, ifnull(o.created_at, d.created_at) FROM delivery d \
              LEFT JOIN outbox o ON o.id = d.outbox_id LEFT JOIN payment p ON p.id = o.payment_id \
-             WHERE d.channel = ?1 AND d.status IN ('PENDING', 'SENDING') ORDER BY d.outbox_id LIMIT ?2"
+             WHERE d.channel = ?1 AND d.status IN ('PENDING', 'SENDING') AND d.status IN ({statuses}) \
+             AND d.outbox_id > ?3 ORDER BY d.outbox_id LIMIT ?2"
         ))?
-        .query_map((channel, sql_limit(limit)), read)?
+        .query_map((channel, sql_limit(limit), after), read)?
         .collect()
 }
 
@@ -141,22 +155,78 @@ pub fn more_than(connection: &Connection, channel: &str, count: usize) -> rusqli
 
 /// A POST for these begins: should the process end before its answer is recorded, the outcome is not known.
 pub fn mark_sending(tx: &Transaction<'_>, outbox_ids: &[i64]) -> rusqlite::Result<()> {
-    let sql = "UPDATE delivery SET status = 'SENDING' WHERE outbox_id = ?1 AND status = 'PENDING'";
-    each(tx, sql, outbox_ids)
-}
-
-/// Slack has said that it did not take these; no attempt is counted.
-pub fn release(tx: &Transaction<'_>, outbox_ids: &[i64]) -> rusqlite::Result<()> {
-    let sql = "UPDATE delivery SET status = 'PENDING' WHERE outbox_id = ?1 AND status = 'SENDING'";
-    each(tx, sql, outbox_ids)
-}
-
-fn each(tx: &Transaction<'_>, sql: &str, outbox_ids: &[i64]) -> rusqlite::Result<()> {
-    let mut update = tx.prepare_cached(sql)?;
+    let mut update =
+        tx.prepare_cached("UPDATE delivery SET status = 'SENDING' WHERE outbox_id = ?1 AND status = 'PENDING'")?;
     for id in outbox_ids {
         update.execute([id])?;
     }
     Ok(())
+}
+
+/// Marks the oldest PENDING deliveries of a channel behind an event as SENDING, and returns them: a part of a summary.
+pub fn begin_sending(tx: &Transaction<'_>, channel: &str, after: i64, limit: usize) -> rusqlite::Result<Vec<Waiting>> {
+    let waiting = read_waiting(tx, channel, "'PENDING'", after, limit)?;
+    let readable: Vec<i64> =
+        waiting.iter().filter(|waiting| waiting.payment.is_ok()).map(|waiting| waiting.outbox_id).collect();
+    mark_sending(tx, &readable)?;
+    Ok(waiting)
+}
+
+/// The kind of message that carries a payment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carrier {
+    /// It has a message of its own, or a line of the log.
+    Single,
+    /// One line of several.
+    Digest,
+    /// It is counted in a summary.
+    Summary,
+}
+
+impl Carrier {
+    /// As it is stored.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Single => "single",
+            Self::Digest => "digest",
+            Self::Summary => "summary",
+        }
+    }
+}
+
+/// How a message ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The channel accepted it.
+    Delivered(Carrier),
+    /// As if it had not been tried.
+    Requeued,
+    /// It was not accepted, for this reason.
+    Failed(String),
+    /// Its answer was lost: it may show twice.
+    Unknown(String),
+}
+
+/// Records the outcome for up to `limit` of a channel's SENDING deliveries up to an event. Returns how many: fewer than
+/// `limit` when all are recorded.
+pub fn settle(
+    tx: &Transaction<'_>,
+    channel: &str,
+    last: i64,
+    outcome: &Outcome,
+    limit: usize,
+    now: Timestamp,
+) -> rusqlite::Result<usize> {
+    let ids: Vec<i64> = tx
+        .prepare_cached(
+            // The first condition is the index's.
+            "SELECT outbox_id FROM delivery WHERE channel = ?1 AND status IN ('PENDING', 'SENDING') \
+             AND outbox_id <= ?2 AND status = 'SENDING' ORDER BY outbox_id LIMIT ?3",
+        )?
+        .query_map((channel, last, sql_limit(limit)), |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    record_outcome(tx, &ids, outcome, now)?;
+    Ok(ids.len())
 }
 
 /// What a process that ended has left SENDING waits again, its outcome counted as unknown. Tells how many.
@@ -170,20 +240,47 @@ pub fn recover(tx: &Transaction<'_>) -> rusqlite::Result<usize> {
     )
 }
 
-/// Records that messages were told.
-pub fn mark_delivered(tx: &Transaction<'_>, outbox_ids: &[i64], now: Timestamp) -> rusqlite::Result<()> {
+/// Records the outcome for these deliveries, as far as they wait.
+pub fn record_outcome(
+    tx: &Transaction<'_>,
+    outbox_ids: &[i64],
+    outcome: &Outcome,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
+    match outcome {
+        Outcome::Delivered(carrier) => mark_delivered(tx, outbox_ids, *carrier, now),
+        Outcome::Requeued => {
+            let sql = "UPDATE delivery SET status = 'PENDING' WHERE outbox_id = ?1 AND status = 'SENDING'";
+            let mut update = tx.prepare_cached(sql)?;
+            for id in outbox_ids {
+                update.execute([id])?;
+            }
+            Ok(())
+        }
+        Outcome::Failed(error) => mark_failed(tx, outbox_ids, error, 0),
+        Outcome::Unknown(error) => mark_failed(tx, outbox_ids, error, 1),
+    }
+}
+
+/// Records that a channel accepted messages.
+pub fn mark_delivered(
+    tx: &Transaction<'_>,
+    outbox_ids: &[i64],
+    carrier: Carrier,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
     let mut mark = tx.prepare_cached(
-        "UPDATE delivery SET status = 'DELIVERED', delivered_at = ?2, attempts = attempts + 1 \
+        "UPDATE delivery SET status = 'DELIVERED', delivered_at = ?2, delivered_in = ?3, attempts = attempts + 1 \
          WHERE outbox_id = ?1 AND status IN ('PENDING', 'SENDING')",
     )?;
     for id in outbox_ids {
-        mark.execute((id, now.as_micros()))?;
+        mark.execute((id, now.as_micros(), carrier.as_str()))?;
     }
     Ok(())
 }
 
-/// Records that messages could not be told, or that nobody knows whether they were.
-pub fn mark_failed(tx: &Transaction<'_>, outbox_ids: &[i64], error: &str, unknown: bool) -> rusqlite::Result<()> {
+/// Records that messages were not accepted; `unknown` is 1 where that is not known.
+fn mark_failed(tx: &Transaction<'_>, outbox_ids: &[i64], error: &str, unknown: i64) -> rusqlite::Result<()> {
     let mut mark = tx.prepare_cached(
         "UPDATE delivery SET status = 'PENDING', attempts = attempts + 1, unknown_outcomes = unknown_outcomes + ?3, \
          last_error = ?2 WHERE outbox_id = ?1 AND status IN ('PENDING', 'SENDING')",
@@ -204,6 +301,15 @@ pub(super) fn discard(tx: &Transaction<'_>, outbox_id: i64, now: Timestamp) -> r
     ))?
     .execute((outbox_id, now.as_micros()))?;
     Ok(())
+}
+
+/// Dead-letters the oldest delivery that waits for a channel; returns which event it is of.
+pub fn skip_oldest(tx: &Transaction<'_>, channel: &str, reason: &str, now: Timestamp) -> rusqlite::Result<Option<i64>> {
+    let oldest = waiting(tx, channel, 1)?.first().map(|waiting| waiting.outbox_id);
+    if let Some(outbox_id) = oldest {
+        bury(tx, outbox_id, Some(reason), now)?;
+    }
+    Ok(oldest)
 }
 
 /// Sets a message aside that cannot be told as it is; without a reason for that of its last failure.

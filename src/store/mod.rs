@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod backlog;
 pub mod backup;
+pub mod channel;
 mod checkpoint;
 mod damage;
 pub mod dead_letter;

@@ -11,11 +11,11 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use super::backlog::BacklogCounter;
 use super::dead_letter::{Action, Order, Which};
-use super::delivery::Arrival;
+use super::delivery::{Arrival, Carrier, Outcome};
 use super::idempotency::{Keyed, Once};
 use super::outbox::{Place, Receipt};
 use super::topic::{self, ConsumeBatch, Found, Reached, Reconciled, Topic};
-use super::{dead_letter, delivery, idempotency, outbox, payment, route, schema, unconsumed};
+use super::{channel, dead_letter, delivery, idempotency, outbox, payment, route, schema, unconsumed};
 use crate::clock::Timestamp;
 use crate::event::{NodeId, Notice};
 use crate::payment::{NewPayment, Reservation};
@@ -33,7 +33,7 @@ fn take_down(event: TraceEvent<'_>) {
 
 /// What may be walked: indexes that hold only what waits, of which a page is asked for; the routes, the channels and the
 /// partitions, which are a handful; the node, which is one row; and SQLite's own table with a row for each AUTOINCREMENT.
-const SMALL: [&str; 12] = [
+const SMALL: [&str; 13] = [
     "outbox_init",
     "delivery_waiting",
     "dead_letter_open",
@@ -45,6 +45,8 @@ const SMALL: [&str; 12] = [
     "SCAN node",
     "SCAN topic_partition",
     "SCAN CONSTANT ROW",
+    // Its last row.
+    "SCAN channel_action",
     // At most as many rows as the limit within.
     "SCAN (subquery-1)",
 ];
@@ -94,8 +96,13 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     assert_eq!(unconsumed::count(&tx)?.count, 0);
     assert_eq!(unconsumed::backfill(&tx, Some(&topic), &[1], now)?, 0);
     delivery::mark_sending(&tx, &[1, 2])?;
-    delivery::release(&tx, &[1])?;
-    delivery::mark_failed(&tx, &[1], "no", true)?;
+    let settle = |outcome| delivery::settle(&tx, "default", 9, &outcome, 10, now);
+    assert_eq!(settle(Outcome::Requeued)?, 2);
+    assert_eq!(delivery::begin_sending(&tx, "default", 0, 10)?.len(), 2);
+    assert_eq!(settle(Outcome::Unknown("no".to_owned()))?, 2);
+    let asked = channel::ask(&tx, "default", &channel::Action::Resume, "test", now)?;
+    assert_eq!((channel::last_action(&tx)?, channel::next_action(&tx, "default", asked)?), (asked, None));
+    channel::finish(&tx, asked, "resumed")?;
     delivery::bury(&tx, 2, Some("poison"), now)?;
     let order = Order {
         action: Action::Replay,
@@ -107,7 +114,7 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     };
     assert_eq!(dead_letter::act(&tx, order)?.len(), 1);
     assert_eq!((dead_letter::list(&tx, true, 0, 9)?.len(), dead_letter::list(&tx, false, 0, 9)?.len()), (0, 1));
-    delivery::mark_delivered(&tx, &[1, 2], now)?;
+    delivery::mark_delivered(&tx, &[1, 2], Carrier::Single, now)?;
     assert!(payment::find(&tx, 1)?.is_some());
     assert_eq!(payment::history(&tx, 1, Some(2), 10)?.map(|page| page.len()), Some(1));
     assert_eq!(outbox::purge(&tx, Timestamp::from_micros(2000), 10)?, 2);

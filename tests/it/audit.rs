@@ -537,6 +537,7 @@ fn a_system_that_works_is_clean_at_every_moment() {
         ("PAYRELAY_KAFKA_PARTITIONS", "3"),
         ("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str()),
         ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "100000"),
+        ("PAYRELAY_SLACK_SUMMARY_OVER", "0"),
         // The purge goes on meanwhile.
         ("PAYRELAY_SCHEDULER_INTERVAL", "200ms"),
         ("PAYRELAY_SCHEDULER_RETENTION", "1s"),

@@ -90,6 +90,7 @@ impl Scene {
             ("PAYRELAY_KAFKA_DELIVERY", self.delivery),
             ("PAYRELAY_SLACK_WEBHOOK_URL", &self.slack.url()),
             ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "100000"),
+            ("PAYRELAY_SLACK_SUMMARY_OVER", "0"),
             ("PAYRELAY_SLACK_BURST", "1000"),
             ("PAYRELAY_SLACK_TIMEOUT", "300ms"),
             ("PAYRELAY_SLACK_PROBE_INTERVAL", "100ms"),

@@ -164,6 +164,7 @@ fn a_broker_that_dies_when_an_event_is_published_hides_nothing(partitions: &str)
         ("PAYRELAY_KAFKA_PARTITIONS", partitions),
         ("PAYRELAY_SLACK_WEBHOOK_URL", &url),
         ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "100000"),
+        ("PAYRELAY_SLACK_SUMMARY_OVER", "0"),
         ("PAYRELAY_SLACK_DIGEST_OVER", "1000000"),
     ];
     let payrelay = Payrelay::start(Options::new(dir.path(), &env));

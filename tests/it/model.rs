@@ -20,7 +20,7 @@ use payrelay::event::{Event, NodeId, Notice};
 use payrelay::payment::{NewPayment, Payment, Reservation, Status};
 use payrelay::store::backlog::{self, Backlog, BacklogCounter};
 use payrelay::store::dead_letter::{self, Action, DeadRecord, Order, Outcome, Which};
-use payrelay::store::delivery::{self, Arrival, Waiting};
+use payrelay::store::delivery::{self, Arrival, Carrier, Outcome as DeliveryOutcome, Waiting};
 use payrelay::store::outbox::{self, Place, Receipt};
 use payrelay::store::payment::{self, Way};
 use payrelay::store::{SqlResult, Store, Transaction, Writing, route};
@@ -118,9 +118,12 @@ fn run(job: &Job, tx: &Transaction<'_>, node: &NodeId, now: Timestamp) -> SqlRes
         Job::Publish(receipts) => done(outbox::mark_published(tx, receipts, now)),
         Job::Accept(notice) => delivery::accept(tx, *notice, now).map(Answer::Arrival),
         Job::Send(ids) => done(delivery::mark_sending(tx, ids)),
-        Job::Release(ids) => done(delivery::release(tx, ids)),
-        Job::Deliver(ids) => done(delivery::mark_delivered(tx, ids, now)),
-        Job::Fail { ids, error, unknown } => done(delivery::mark_failed(tx, ids, error, *unknown)),
+        Job::Release(ids) => done(delivery::record_outcome(tx, ids, &DeliveryOutcome::Requeued, now)),
+        Job::Deliver(ids) => done(delivery::mark_delivered(tx, ids, Carrier::Single, now)),
+        Job::Fail { ids, error, unknown } => {
+            let failed = if *unknown { DeliveryOutcome::Unknown } else { DeliveryOutcome::Failed };
+            done(delivery::record_outcome(tx, ids, &failed(error.clone()), now))
+        }
         Job::Recover => delivery::recover(tx).map(Answer::Count),
         Job::Bury { id, reason } => done(delivery::bury(tx, *id, reason.as_deref(), now)),
         Job::Keep { offset, event_id, value } => {

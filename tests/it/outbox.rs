@@ -13,8 +13,9 @@ use payrelay::relay::{Relay, Step};
 use payrelay::runtime::metrics::Metrics;
 use payrelay::sampler::Sampler;
 use payrelay::scheduler::Scheduler;
+use payrelay::store::delivery::{self, Carrier};
 use payrelay::store::outbox::{self, Place, Receipt};
-use payrelay::store::{delivery, payment};
+use payrelay::store::payment;
 use payrelay::worker::{Stop, Waker};
 
 use super::harness::store::Database;
@@ -144,8 +145,8 @@ fn the_purge_deletes_what_is_finished_and_nothing_else() {
         // 1: INIT. 2: published, not delivered. 3: delivered yesterday. The others: finished long ago.
         let published: Vec<_> = (2..=1203).map(|outbox_id| Receipt { outbox_id, place: Place::Delivery }).collect();
         outbox::mark_published(tx, &published, long_ago)?;
-        delivery::mark_delivered(tx, &(4..=1203).collect::<Vec<_>>(), long_ago)?;
-        delivery::mark_delivered(tx, &[3], now.minus(DAY))
+        delivery::mark_delivered(tx, &(4..=1203).collect::<Vec<_>>(), Carrier::Single, long_ago)?;
+        delivery::mark_delivered(tx, &[3], Carrier::Single, now.minus(DAY))
     };
     database.store().write(mark).unwrap();
     let (_held, stop) = Stop::new();
@@ -205,7 +206,7 @@ fn a_copy_of_an_event_changes_nothing_even_after_the_purge() {
     assert_eq!(database.number("SELECT count(*) FROM delivery"), 1);
     let finish = move |tx: &payrelay::store::Transaction<'_>| {
         outbox::mark_published(tx, &[Receipt { outbox_id: 1, place: Place::Delivery }], long_ago)?;
-        delivery::mark_delivered(tx, &[1], long_ago)?;
+        delivery::mark_delivered(tx, &[1], Carrier::Single, long_ago)?;
         outbox::purge(tx, Timestamp::now(), 10)
     };
     assert_eq!(database.store().write(finish).unwrap(), 1);

@@ -54,6 +54,8 @@ impl Teller {
         config.slack.messages_per_second = 100_000.0;
         // Longer than any machine takes to answer.
         config.slack.timeout = Duration::from_secs(20);
+        // What each test asks for; a summary has no lines.
+        config.slack.summary_over = 0;
         let mut digest_over = usize::MAX >> 1;
         change(&mut config, &mut digest_over);
         let style = Style {
@@ -74,6 +76,7 @@ impl Teller {
             burst: config.slack.burst.get(),
             digest_over,
             digest_max: config.slack.digest_max.get(),
+            summary_over: config.slack.summary_over,
             probe_interval: PROBE,
         };
         let (waker, woken) = Waker::new();
@@ -255,15 +258,21 @@ fn a_crowd_is_told_in_digests_and_a_few_alone() {
     let (database, slack) = (waiting(1000), FakeSlack::start());
     let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
     teller.finish();
-    assert_eq!(slack.count(), 5, "two hundred in each");
+    let count = slack.count();
+    assert!((5..=6).contains(&count), "up to 200 in each, as far as 12,000 characters go: {count}");
     assert_eq!(slack.lines(), completed(1..=1000));
-    assert!(slack.messages()[1].starts_with("200 payments, 201 to 400: 200 COMPLETED (20000 KRW)\n"));
     database.pay(1, 1001..=1005);
     database.publish();
     teller.finish();
-    assert_eq!(slack.messages()[5..], completed(1001..=1005));
+    assert_eq!(slack.messages()[count..], completed(1001..=1005));
+    assert_eq!(told(&database, 1).delivered_in.as_deref(), Some("digest"));
+    let first = slack.messages()[0].clone();
+    let heading = first.lines().next().unwrap();
+    let number: i64 = heading.split(' ').next().unwrap().parse().unwrap();
+    let sum = if number == 200 { "20,000".to_owned() } else { format!("{},{:03}", number / 10, number % 10 * 100) };
+    assert_eq!(heading, format!("{number} payments, 1 to {number}: {number} COMPLETED ({sum} KRW)"));
     let blocks = &slack.bodies()[0]["blocks"];
-    assert_eq!(blocks[0]["text"]["text"], "200 payments, 1 to 200");
+    assert_eq!(blocks[0]["text"]["text"], format!("{number} payments, 1 to {number}"));
 }
 
 #[test]
@@ -316,7 +325,7 @@ proptest! {
         prop_assert_eq!(database.number("SELECT count(*) FROM delivery WHERE status <> 'DELIVERED'"), 0);
     }
 
-    /// Refusals that have nothing to do with the payments: whoever is suspected wrongly is told late, or set aside loudly.
+    /// Rejections that have nothing to do with the payments: none is lost, and none is a dead letter.
     #[test]
     fn whatever_slack_refuses_no_payment_is_lost_or_told_twice(
         answers in proptest::collection::vec(any_answer_or_refusal(), 0..40),
@@ -327,9 +336,9 @@ proptest! {
         script(&slack, answers);
         let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = over);
         teller.finish();
-        let dead = database.store().read(|connection| dead_letter::list(connection, true, 0, 999)).unwrap();
-        let mut known: Vec<_> = dead.iter().filter_map(|letter| letter.payment_id).collect();
-        known.extend(slack.lines().iter().map(|line| line.split(' ').nth(1).unwrap().parse::<i64>().unwrap()));
+        let mut known: Vec<_> =
+            slack.lines().iter().map(|line| line.split(' ').nth(1).unwrap().parse::<i64>().unwrap()).collect();
+        prop_assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 0);
         known.sort_unstable();
         prop_assert_eq!(known, (1..=count).collect::<Vec<_>>());
         prop_assert_eq!(database.number("SELECT count(*) FROM delivery WHERE status IN ('PENDING', 'SENDING')"), 0);
@@ -416,65 +425,164 @@ fn a_payment_that_cannot_be_told_is_set_aside_and_the_others_go_on() {
     assert_eq!((letters.len(), letters[0].reason.as_str()), (1, "its payment is not there"));
 }
 
-#[test]
-fn a_payment_that_is_refused_on_its_own_is_set_aside_and_the_others_go_on() {
-    let (database, slack) = (waiting(300), FakeSlack::start());
-    slack.answer_with(
-        |_, text| {
-            if text.contains("Payment 77 ") { Answer::Word(400, "invalid_blocks") } else { Answer::Ok }
-        },
-    );
-    let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
-    teller.finish();
-    assert_eq!(slack.lines(), completed((1..=300).filter(|id| *id != 77)));
-    assert_eq!(told(&database, 77).status, "DEAD");
-    assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 1);
-    assert!(slack.attempts() < 40, "{} requests", slack.attempts());
-    assert_eq!(teller.part.get().state, HealthState::Up);
+fn rejected() -> Answer {
+    Answer::Word(400, "invalid_payload")
 }
 
-#[test]
-fn two_payments_that_are_refused_do_not_stop_those_behind_them() {
-    let (database, slack) = (waiting(6), FakeSlack::start());
-    let bad = |text: &str| text.contains("Payment 1 ") || text.contains("Payment 2 ");
-    slack.answer_with(move |_, text| if bad(text) { Answer::Word(400, "invalid_payload") } else { Answer::Ok });
-    let mut teller = Teller::plain(&database, &slack);
+/// Steps until the channel pauses.
+fn until_paused(teller: &mut Teller) {
     while teller.part.get().state != HealthState::Paused {
         match teller.step() {
             Step::Later(wait) => teller.advance(wait),
             step => assert_eq!(step, Step::Progress),
         }
     }
-    assert_eq!((teller.wait(), slack.attempts()), (PROBE, 4), "two in a row, each twice, look like the channel");
-    teller.finish();
-    assert_eq!(slack.messages(), completed(3..=6));
-    assert_eq!((told(&database, 1).status.as_str(), told(&database, 2).status.as_str()), ("DEAD", "DEAD"));
 }
 
 #[test]
-fn a_channel_that_recovers_within_a_probe_costs_no_payment() {
-    let (database, slack) = (waiting(6), FakeSlack::start());
-    // Two payments, each twice, then three probes of two, three and four payments; the last of them is taken.
-    let refusals = 4 + 3 + 4 + 4;
-    script(&slack, vec![Answer::Word(400, "invalid_payload"); refusals]);
+fn a_short_burst_of_rejections_costs_no_payment() {
+    for rejections in 1..=6 {
+        let (database, slack) = (waiting(20), FakeSlack::start());
+        script(&slack, vec![rejected(); rejections]);
+        let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
+        teller.finish();
+        assert_eq!(slack.lines(), completed(1..=20), "{rejections}");
+        assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 0, "{rejections}");
+    }
+}
+
+#[test]
+fn a_channel_that_rejects_everything_but_one_message_costs_no_payment_and_probes_one_message_each() {
+    let (database, slack) = (waiting(100), FakeSlack::start());
+    slack.answer_with(|_, _| rejected());
+    let mut teller = Teller::plain(&database, &slack);
+    until_paused(&mut teller);
+    for probe in 0..20 {
+        let before = slack.attempts();
+        teller.advance(PROBE);
+        if probe == 3 {
+            // One message of the probe goes through, and what follows is rejected again.
+            let accepted = slack.attempts();
+            slack.answer_with(move |nth, _| if nth == accepted { Answer::Ok } else { rejected() });
+            assert_eq!(teller.step(), Step::Progress);
+            until_paused(&mut teller);
+            continue;
+        }
+        assert_eq!(teller.wait(), PROBE);
+        assert_eq!(slack.attempts(), before + 1, "a probe is one message");
+    }
+    assert_eq!((slack.lines().len(), database.number("SELECT count(*) FROM dead_letter")), (1, 0));
+    slack.answer_with(|_, _| Answer::Ok);
+    teller.finish();
+    assert_eq!(slack.lines(), completed(1..=100));
+}
+
+#[test]
+fn a_channel_that_takes_no_blocks_gets_plain_text() {
+    let (database, slack) = (waiting(3), FakeSlack::start());
+    let mut teller = Teller::plain(&database, &slack);
+    slack.answer_to_bodies(|body| if body.get("blocks").is_some() { rejected() } else { Answer::Ok });
+    teller.finish();
+    assert_eq!(slack.messages(), completed(1..=3));
+    assert!(slack.bodies().iter().all(|body| body.get("blocks").is_none()));
+}
+
+#[test]
+fn three_messages_without_an_answer_pause_the_channel() {
+    let (database, slack) = (waiting(1), FakeSlack::start());
+    slack.answer_with(|_, _| Answer::Half);
+    let mut teller = Teller::plain(&database, &slack);
+    until_paused(&mut teller);
+    assert_eq!((slack.attempts(), told(&database, 1).unknown_outcomes), (3, 3));
+}
+
+#[test]
+fn a_page_is_no_delivery() {
+    let (database, slack) = (waiting(1), FakeSlack::start());
+    let failed = Answer::Word(200, "{\"ok\":false}");
+    script(&slack, [Answer::Word(200, "<html>sign in</html>"), failed, Answer::Word(200, "no_service")]);
     let mut teller = Teller::plain(&database, &slack);
     teller.finish();
-    assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 0);
-    assert_eq!(slack.count(), 6);
+    assert_eq!((told(&database, 1).attempts, told(&database, 1).unknown_outcomes), (4, 0));
 }
 
 #[test]
-fn a_refusal_that_was_a_slip_costs_no_payment() {
-    let database = Database::open();
-    database.pay(1, [1]);
-    database.pay(2, [2]);
+fn a_server_that_closes_idle_connections_causes_no_unknown_outcome() {
+    // It answers one request of each connection, promises to keep it, and closes it.
+    let listener = free_port();
+    let address = listener.local_addr().unwrap();
+    let count = Arc::new(AtomicUsize::new(0));
+    let served = Arc::clone(&count);
+    let _server = Server::start(listener, move |stream| {
+        let mut reader = BufReader::new(stream);
+        if let Ok(Some((_, headers))) = read_head(&mut reader) {
+            super::harness::http::read_body(&mut reader, &headers).unwrap();
+            let answer = "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok";
+            reader.get_mut().write_all(answer.as_bytes()).unwrap();
+            served.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let database = waiting(10);
+    let mut teller = Teller::at(&database, Some(format!("http://{address}/x")), |_, _| {});
+    teller.finish();
+    assert_eq!((count.load(Ordering::SeqCst), teller.metrics.totals().unknown_outcomes), (10, 0));
+}
+
+#[test]
+fn when_very_many_wait_one_summary_covers_all_of_them() {
+    let (database, slack) = (waiting(1500), FakeSlack::start());
+    let mut teller = Teller::new(&database, Some(&slack), |config, digest_over| {
+        *digest_over = 5;
+        config.slack.summary_over = 1000;
+    });
+    // A summary whose answer is lost is counted for each payment, and sent again.
+    script(&slack, [Answer::Half, Answer::Status(500)]);
+    teller.finish();
+    assert_eq!(slack.count(), 1);
+    let body = &slack.bodies()[0];
+    let text = body["text"].as_str().unwrap();
+    assert!(text.starts_with("1500 payments, 1 to 1500: 1500 COMPLETED (150,000 KRW); "), "{text}");
+    assert_eq!(database.number("SELECT count(*) FROM delivery WHERE status = 'DELIVERED'"), 1500);
+    assert_eq!(database.number("SELECT count(*) FROM delivery WHERE unknown_outcomes = 1"), 1500);
+    assert_eq!(told(&database, 700).delivered_in.as_deref(), Some("summary"));
+    database.pay(2, [1, 2, 2001]);
     database.publish();
-    let slack = FakeSlack::start();
-    script(&slack, [Answer::Word(400, "invalid_payload")]);
-    let mut teller = Teller::plain(&database, &slack);
     teller.finish();
-    assert!(slack.messages()[0].starts_with("Payment 1 "), "and its place in the order is kept");
-    assert_eq!((slack.count(), database.number("SELECT count(*) FROM dead_letter")), (2, 0));
+    assert_eq!(told(&database, 1503).delivered_in.as_deref(), Some("single"));
+}
+
+#[test]
+fn a_busy_channel_is_some_seconds_late_at_most() {
+    let database = Database::open();
+    let slack = FakeSlack::start();
+    let mut teller = Teller::new(&database, Some(&slack), |config, digest_over| {
+        config.slack.messages_per_second = 1.0;
+        config.slack.summary_over = 1000;
+        *digest_over = 5;
+    });
+    // 800 payments in each of 60 seconds, by the notifier's clock.
+    let mut longest = 0;
+    for second in 0..60 {
+        database.pay(1, second * 800..(second + 1) * 800);
+        database.publish();
+        let mut left = Duration::from_secs(1);
+        loop {
+            match teller.step() {
+                Step::Later(wait) if wait <= left => {
+                    left -= wait;
+                    teller.advance(wait);
+                }
+                Step::Later(_) | Step::Idle => break,
+                Step::Progress => {}
+            }
+        }
+        teller.advance(left);
+        let waiting = database.number("SELECT count(*) FROM delivery WHERE status <> 'DELIVERED'");
+        longest = longest.max(waiting);
+    }
+    assert!(longest <= 4 * 800, "{longest} payments waited: more than four seconds of them");
+    teller.finish();
+    assert_eq!(database.number("SELECT count(*) FROM delivery WHERE status <> 'DELIVERED'"), 0);
 }
 
 #[test]
@@ -501,26 +609,6 @@ fn a_host_that_is_not_there_is_no_unknown_outcome() {
         let _ = teller.step();
     }
     assert_eq!(told(&database, 1).unknown_outcomes, 0, "{:?}", told(&database, 1));
-}
-
-#[test]
-fn a_single_payment_that_is_refused_waits_for_another_to_tell_who_is_at_fault() {
-    let (database, slack) = (waiting(1), FakeSlack::start());
-    slack.answer_with(
-        |_, text| {
-            if text.contains("Payment 1 ") { Answer::Word(400, "invalid_payload") } else { Answer::Ok }
-        },
-    );
-    let mut teller = Teller::plain(&database, &slack);
-    assert!(teller.wait() <= Duration::from_millis(500), "it may have been a slip");
-    teller.advance(Duration::from_millis(500));
-    assert_eq!(teller.wait(), PROBE);
-    assert_eq!((teller.part.get().state, slack.attempts()), (HealthState::Paused, 2));
-    database.pay(1, [2]);
-    database.publish();
-    teller.finish();
-    assert_eq!(slack.messages(), completed([2]));
-    assert_eq!(told(&database, 1).status, "DEAD");
 }
 
 #[test]
@@ -649,6 +737,74 @@ fn client_get(payrelay: &Payrelay, path: &str) -> Value {
 }
 
 #[test]
+fn an_operator_skips_one_payment_of_a_paused_channel() {
+    let slack = FakeSlack::start();
+    let dir = tempfile::tempdir().unwrap();
+    let url = slack.url();
+    let env = [("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str()), ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "1000")];
+    slack.answer_with(|_, text| if text.ends_with(" 1") || text.ends_with(" 2") { rejected() } else { Answer::Ok });
+    let payrelay = Payrelay::start(Options::new(dir.path(), &env));
+    let mut client = Client::connect(payrelay.addr());
+    let command = |args: &[&str]| {
+        let args = args.iter().map(|arg| (*arg).into()).collect();
+        let output = run_to_exit(Options { args, ..Options::new(dir.path(), &env) });
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let skip = json!({"reason": "Slack does not like it"});
+    assert_eq!(client.post_json("/admin/channels/default/skip", &skip).status, 409, "it is not paused");
+    assert_eq!(command(&["channels", "skip", "default", "--reason", "x"]).0, Some(1), "nor for the command");
+    pay(&mut client, 1, 5, [1, 2, 3]);
+    let paused = |client: &mut Client| client.get("/admin/channels").json()["channels"][0]["state"] == "paused";
+    wait_until("the pause", LIMIT, || paused(&mut client));
+    for bad in [json!({}), json!({"reason": ""}), json!({"reason": "x", "more": 1})] {
+        assert_eq!(client.post_json("/admin/channels/default/skip", &bad).status, 422, "{bad}");
+    }
+    assert_eq!(client.post_json("/admin/channels/nowhere/skip", &skip).status, 404);
+    assert_eq!(client.post_json("/admin/channels/default/skip", &skip).status, 202);
+    let letters = |client: &mut Client| client.get("/admin/dead-letters").json()["dead_letters"].clone();
+    wait_until("the first dead letter", LIMIT, || letters(&mut client).as_array().unwrap().len() == 1);
+    assert_eq!(letters(&mut client)[0]["reason"], "skipped by http: Slack does not like it");
+    let payments = |client: &mut Client| client.get("/payments/2").json()["notification"]["attempts"].as_u64();
+    wait_until("the next payment to be tried, and the pause", LIMIT, || {
+        payments(&mut client) >= Some(1) && paused(&mut client)
+    });
+    assert_eq!(command(&["channels", "skip", "nowhere", "--reason", "x"]).0, Some(1));
+    let (code, said) = command(&["channels", "skip", "default", "--reason", "as well"]);
+    assert_eq!((code, said.as_str()), (Some(0), "event 2 is a dead letter\n"));
+    wait_until("the third payment", LIMIT, || slack.lines().len() == 1);
+    drop(payrelay);
+    assert_eq!(command(&["channels", "resume", "default"]).0, Some(75), "no payrelay runs");
+}
+
+#[test]
+fn payments_that_wait_for_a_webhook_do_not_go_to_the_log_by_accident() {
+    let mut slack = FakeSlack::start();
+    slack.stop();
+    let dir = tempfile::tempdir().unwrap();
+    let url = slack.url();
+    let with = [("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str())];
+    // A database that never had a webhook starts as before.
+    let mut payrelay = Payrelay::start(Options::new(dir.path(), &[]));
+    pay(&mut Client::connect(payrelay.addr()), 1, 5, [1]);
+    payrelay.wait_for_log("delivered to this log only", LIMIT);
+    assert!(payrelay.terminate().success());
+    let mut payrelay = Payrelay::start(Options::new(dir.path(), &with));
+    pay(&mut Client::connect(payrelay.addr()), 1, 5, 2..=51);
+    payrelay.wait_for_log("Slack unavailable", LIMIT);
+    assert!(payrelay.terminate().success());
+    for env in [[].as_slice(), &[("PAYRELAY_SLACK_WEBHOOK_URL", "")]] {
+        let refused = run_to_exit(Options::new(dir.path(), env));
+        let error = String::from_utf8_lossy(&refused.stderr);
+        assert!(
+            refused.status.code() == Some(78) && error.contains("50 payments wait for the channel default"),
+            "{error}"
+        );
+    }
+    let payrelay = Payrelay::start(Options::new(dir.path(), &[("PAYRELAY_SLACK_SINK", "log")]));
+    wait_until("the log to have them", LIMIT, || payrelay.count_in_log("delivered to this log only") == 50);
+}
+
+#[test]
 fn what_waits_for_a_route_that_is_gone_is_told_by_another() {
     let slack = FakeSlack::start();
     let dir = tempfile::tempdir().unwrap();
@@ -660,6 +816,8 @@ fn what_waits_for_a_route_that_is_gone_is_told_by_another() {
     payrelay.wait_for_log("Slack (old) unavailable", LIMIT);
     payrelay.kill9();
     fs::write(&file, "").unwrap();
+    let refused = run_to_exit(Options::new(dir.path(), &[]));
+    assert_eq!(refused.status.code(), Some(78), "it would go to the log");
     let url = slack.url();
     let _payrelay = Payrelay::start(Options::new(dir.path(), &[("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str())]));
     wait_until("the message", LIMIT, || slack.count() == 1);
@@ -676,24 +834,23 @@ fn dead_letters_are_listed_replayed_and_discarded() {
         ("PAYRELAY_SLACK_DIGEST_OVER", "1000"),
         ("PAYRELAY_SCHEDULER_INTERVAL", "50ms"),
     ];
-    slack.answer_with(|_, text| match text.rsplit(' ').next() {
-        Some("1" | "2") => Answer::Word(400, "invalid_payload"),
-        _ => Answer::Ok,
-    });
+    slack.answer_with(|_, text| if text.ends_with(" 1") || text.ends_with(" 2") { rejected() } else { Answer::Ok });
     let mut payrelay = Payrelay::start(Options::new(dir.path(), &env));
     let mut client = Client::connect(payrelay.addr());
-    for (refused, taken) in [(1, 11), (2, 12)] {
-        // The second tells that the first is at fault, and not the channel.
+    for (refused, accepted) in [(1, 11), (2, 12)] {
         pay(&mut client, 1, 5, [refused]);
-        pay(&mut client, 1, 5, [taken]);
-        let told = || slack.lines().iter().any(|line| line.ends_with(&format!(" {taken}")));
-        wait_until("the other message", LIMIT, told);
+        pay(&mut client, 1, 5, [accepted]);
+        wait_until("the pause, and an operator who ends it", LIMIT, || {
+            client.post_json("/admin/channels/default/skip", &json!({"reason": "rejected"})).status == 202
+        });
+        let delivered = || slack.lines().iter().any(|line| line.ends_with(&format!(" {accepted}")));
+        wait_until("the other message", LIMIT, delivered);
     }
     let open = |client: &mut Client| client.get("/admin/dead-letters").json()["dead_letters"].clone();
     wait_until("two dead letters", LIMIT, || open(&mut client).as_array().unwrap().len() == 2);
     let letters = open(&mut client);
     assert_eq!((&letters[0]["payment_id"], &letters[1]["payment_id"]), (&json!(1), &json!(3)), "{letters}");
-    assert_eq!(letters[0]["reason"], "Slack answered 400 invalid_payload");
+    assert_eq!(letters[0]["reason"], "skipped by http: rejected");
     wait_until("the sampler to count the dead letters", LIMIT, || {
         client.get("/health/ready").json()["pending"]["dead_letters"]["count"] == 2
     });

@@ -30,7 +30,7 @@ pub enum Answer {
     Word(u16, &'static str),
 }
 
-type Script = dyn Fn(usize, &str) -> Answer + Send + Sync;
+type Script = dyn Fn(usize, &Value) -> Answer + Send + Sync;
 
 /// The webhook; dropping it closes its connections and joins its threads.
 pub struct FakeSlack {
@@ -84,7 +84,13 @@ impl FakeSlack {
 
     /// Answers from now on with `script(n, text)`, where `n` counts all requests since the start, from 0.
     pub fn answer_with(&self, script: impl Fn(usize, &str) -> Answer + Send + Sync + 'static) {
+        let script = move |nth, body: &Value| script(nth, body["text"].as_str().unwrap_or_default());
         *lock(&self.webhook.script) = Arc::new(script);
+    }
+
+    /// The same by the whole message.
+    pub fn answer_to_bodies(&self, script: impl Fn(&Value) -> Answer + Send + Sync + 'static) {
+        *lock(&self.webhook.script) = Arc::new(move |_, body: &Value| script(body));
     }
 
     /// The texts that were answered with 2xx, in order: what people in the channel see.
@@ -177,9 +183,9 @@ impl Webhook {
         let answer = match text {
             _ if line != format!("POST {PATH} HTTP/1.1") => Answer::Status(404),
             None => Answer::Status(400),
-            Some(text) => {
+            Some(_) => {
                 let script = Arc::clone(&lock(&self.script));
-                script(nth, text)
+                script(nth, body.as_ref().unwrap_or(&Value::Null))
             }
         };
         (answer, text.unwrap_or_default().to_owned())

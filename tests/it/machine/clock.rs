@@ -23,6 +23,7 @@ fn a_clock_that_jumps_loses_nothing_tells_nothing_twice_and_stops_nobody() {
     let env = [
         ("PAYRELAY_SLACK_WEBHOOK_URL", slack.url()),
         ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "1000".to_owned()),
+        ("PAYRELAY_SLACK_SUMMARY_OVER", "0".to_owned()),
         ("PAYRELAY_SCHEDULER_INTERVAL", "50ms".to_owned()),
     ];
     let env = env.each_ref().map(|(name, value)| (*name, value.as_str()));

@@ -47,6 +47,7 @@ fn once_it_runs_no_thread_is_started_any_more() {
         ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", &broker.bootstrap().replace("127.0.0.1", "localhost")),
         ("PAYRELAY_SLACK_WEBHOOK_URL", &slack.url().replace("127.0.0.1", "localhost")),
         ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "1000"),
+        ("PAYRELAY_SLACK_SUMMARY_OVER", "0"),
         ("PAYRELAY_SCHEDULER_INTERVAL", "20ms"),
         ("PAYRELAY_SCHEDULER_RETENTION", "1ms"),
     ];

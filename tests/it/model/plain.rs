@@ -453,6 +453,7 @@ impl Model {
             attempts: row.attempts,
             unknown_outcomes: row.unknown,
             delivered_at: row.delivered_at,
+            delivered_in: row.delivered_at.map(|_| "single".to_owned()),
             last_error: row.last_error.clone(),
         });
         let event = event.map(|(id, row)| EventState {
