@@ -12,6 +12,7 @@ CREATE TABLE node (
     restored_by   TEXT,    -- with it: the user who restored the copy
     given_before  INTEGER, -- with it: the largest id that the replaced file had given, where it could be read
     events_purged INTEGER NOT NULL DEFAULT 0, -- payments = outbox rows + these
+    records_dropped INTEGER NOT NULL DEFAULT 0, -- not kept as dead letters: kafka.dead_records_max were open
     -- The low-water mark of the deliveries: every event up to this id has one, is REJECTED, or was purged.
     consumed_through INTEGER NOT NULL DEFAULT 0
 ) STRICT;
@@ -195,11 +196,16 @@ CREATE TABLE dead_letter (
     count       INTEGER NOT NULL DEFAULT 1, -- how often it came to this
     state       TEXT    NOT NULL DEFAULT 'OPEN' CHECK (state IN ('OPEN', 'REPLAYED', 'DISCARDED')),
     received_at INTEGER NOT NULL,
+    closed_at   INTEGER CHECK ((closed_at IS NULL) OR state <> 'OPEN'),
     UNIQUE (topic, "partition", "offset", written_at),
     CHECK ((outbox_id IS NULL) = (topic IS NOT NULL))
 ) STRICT;
 
 CREATE INDEX dead_letter_open ON dead_letter (id) WHERE state = 'OPEN';
+
+CREATE INDEX dead_letter_open_record ON dead_letter (id) WHERE state = 'OPEN' AND outbox_id IS NULL;
+
+CREATE INDEX dead_letter_closed ON dead_letter (closed_at) WHERE closed_at IS NOT NULL;
 
 -- What was done to dead letters, and from where.
 CREATE TABLE dead_letter_action (

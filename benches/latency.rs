@@ -77,6 +77,7 @@ fn commit_to_ack(broker: &Broker, topic: &str, rate: f64, span: Duration) -> Vec
         group: "none".into(),
         partitions: 1,
         delivery: if delivery() == "exactly-once" { Delivery::ExactlyOnce } else { Delivery::AtLeastOnce },
+        dead_records_max: std::num::NonZeroUsize::MAX,
         security: config::KafkaSecurity::default(),
     };
     let acked = Arc::new(Mutex::new(HashMap::new()));

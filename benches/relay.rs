@@ -42,6 +42,7 @@ fn publisher(broker: &Broker, topic: &str, database: &Database) -> KafkaPublishe
         group: "none".into(),
         partitions: 1,
         delivery: if delivery() == "exactly-once" { Delivery::ExactlyOnce } else { Delivery::AtLeastOnce },
+        dead_records_max: std::num::NonZeroUsize::MAX,
         security: config::KafkaSecurity::default(),
     };
     let mut publisher = KafkaPublisher::new(settings, database.store().clone()).unwrap();

@@ -146,6 +146,11 @@ async fn read_topic(settings: &config::Kafka, database: &mut Audited) -> Result<
         totals.foreign_records += (batch.len() - ours.len()) as u64;
         database.record(&ours)?;
     }
+    let skipped = |skipped: &crate::topic_reader::Skipped| {
+        let crate::topic_reader::Skipped { partition, first, end } = *skipped;
+        Extent { partition, low: first, end }
+    };
+    database.skip(&reader.skipped().iter().map(skipped).collect::<Vec<_>>())?;
     reader.refresh_low(PATIENCE).await.map_err(silent)?;
     let extent =
         |extent: &crate::topic_reader::Extent| Extent { partition: extent.partition, low: extent.low, end: extent.end };

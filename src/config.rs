@@ -173,6 +173,8 @@ pub struct Kafka {
     pub partitions: i32,
     /// What holds when this process dies at the wrong moment.
     pub delivery: Delivery,
+    /// How many records that are not this node's events, or cannot be read, are kept as open dead letters.
+    pub dead_records_max: NonZeroUsize,
     /// Behind which lock, and as whom.
     pub security: KafkaSecurity,
 }
@@ -439,6 +441,7 @@ impl Config {
                     "kafka.delivery",
                     &[("exactly-once", Delivery::ExactlyOnce), ("at-least-once", Delivery::AtLeastOnce)],
                 ),
+                dead_records_max: s.count("kafka.dead_records_max", 1000, 1..=1_000_000),
                 security: Self::read_kafka_security(s),
             },
             slack: Self::read_slack(s),

@@ -20,6 +20,7 @@ use crate::clock::Timestamp;
 use crate::config;
 use crate::event::{ID_HEADER, NodeId, Notice, TIME_HEADER};
 use crate::kafka::membership::{FetchOutcome, Membership, Polled};
+use crate::kafka::undecodable::Undecodable;
 use crate::kafka::{Driver, Failure, Link, within};
 use crate::outage::{Outage, Part};
 use crate::relay::BACKOFF;
@@ -159,7 +160,11 @@ impl Consumer {
     fn try_step(&mut self) -> Result<Step, Failure> {
         if self.pending.is_empty() {
             let poll = poll(&mut self.membership, &mut self.link, &self.store, &mut self.rejoined_for);
-            let Polled { records, fetch } = self.driver.runtime().block_on(async { within(PATIENCE, poll).await })?;
+            let Polled { records, fetch, undecodable } =
+                self.driver.runtime().block_on(async { within(PATIENCE, poll).await })?;
+            if let Some(batch) = undecodable {
+                self.skip(&batch)?;
+            }
             if self.membership.as_mut().is_some_and(Membership::take_replaced) {
                 self.sweep = Sweep::Due;
             }
@@ -179,6 +184,14 @@ impl Consumer {
             self.commit_offsets();
         }
         Ok(Step::Stored(count))
+    }
+
+    fn skip(&mut self, batch: &Undecodable) -> Result<(), Failure> {
+        let Some(membership) = &mut self.membership else { return Ok(()) };
+        let skip = membership.skip(batch, &self.store);
+        let letter = self.driver.runtime().block_on(async { within(PATIENCE, skip).await })?;
+        log::error!("dead-lettered a batch of {}, partition {}: {}", letter.topic, letter.partition, letter.reason);
+        Ok(())
     }
 
     /// krafka answers that there is nothing also while it waits for the group, or where no broker answers.
@@ -210,13 +223,17 @@ impl Consumer {
     fn store_pending(&mut self) -> Result<usize, StoreError> {
         let Some(membership) = self.membership.as_mut().filter(|_| !self.pending.is_empty()) else { return Ok(0) };
         let (node, records, topic) = (self.store.node().clone(), Arc::clone(&self.pending), membership.topic().clone());
-        let StoredBatch { dead, stats } =
-            self.store.write(move |tx| store_batch(tx, &node, &topic, &records, Timestamp::now()))?;
+        let dead_records_max = self.link.settings().dead_records_max.get();
+        let StoredBatch { first_dead, dead_count, dropped_count, stats } =
+            self.store.write(move |tx| store_batch(tx, &node, &topic, &records, dead_records_max, Timestamp::now()))?;
         let records = std::mem::take(&mut self.pending);
         membership.stored(&records);
         let topic = &membership.topic().name;
-        if let Some(DeadRecord { partition, offset, reason, .. }) = dead.first() {
-            log::warn!("dead-lettered {} records of {topic}, the first at {partition}@{offset}: {reason}", dead.len());
+        if let Some(DeadRecord { partition, offset, reason, .. }) = first_dead {
+            log::warn!(
+                "dead-lettered {dead_count} records of {topic} and dropped {dropped_count}, the first at \
+                 {partition}@{offset}: {reason}"
+            );
         }
         if stats != ConsumeStats::default() {
             let ConsumeStats { duplicates, inversions } = stats;
@@ -335,7 +352,12 @@ async fn join(link: &mut Link, store: &Store) -> Result<Membership, Failure> {
 
 /// What came of a batch.
 struct StoredBatch {
-    dead: Vec<DeadRecord>,
+    /// The first record that is not ours, or cannot be read.
+    first_dead: Option<DeadRecord>,
+    /// How many of these are kept.
+    dead_count: usize,
+    /// How many are only counted.
+    dropped_count: usize,
     stats: ConsumeStats,
 }
 
@@ -345,10 +367,11 @@ fn store_batch(
     node: &NodeId,
     topic: &Topic,
     records: &[ConsumerRecord],
+    dead_records_max: usize,
     now: Timestamp,
 ) -> SqlResult<StoredBatch> {
     let mut batch = ConsumeBatch::begin(tx, topic)?;
-    let mut dead = Vec::new();
+    let mut dead: Vec<DeadRecord> = Vec::new();
     for record in records {
         let event = match store_record(tx, node, record, now)? {
             Ok(event) => Some(event),
@@ -359,10 +382,20 @@ fn store_batch(
         };
         batch.add(record.partition, record.offset, event);
     }
-    Ok(StoredBatch { dead, stats: batch.finish(records.len())? })
+    let room = if dead.is_empty() { 0 } else { dead_records_max.saturating_sub(dead_letter::open_records(tx)?) };
+    let dead_count = dead.len().min(room);
+    let dropped_count = dead.len() - dead_count;
+    for letter in dead.iter().take(dead_count) {
+        dead_letter::insert_record(tx, letter, now)?;
+    }
+    if dropped_count > 0 {
+        dead_letter::drop_records(tx, dropped_count)?;
+    }
+    let stats = batch.finish(records.len())?;
+    Ok(StoredBatch { first_dead: dead.into_iter().next(), dead_count, dropped_count, stats })
 }
 
-/// One record: to the delivery table if it is ours, else to the dead letters.
+/// One record: to the delivery table if it is ours.
 fn store_record(
     tx: &Transaction<'_>,
     node: &NodeId,
@@ -376,9 +409,7 @@ fn store_record(
         },
         Err(foreign) => foreign.to_string(),
     };
-    let letter = dead_record(record, reason);
-    dead_letter::insert_record(tx, &letter, now)?;
-    Ok(Err(letter))
+    Ok(Err(dead_record(record, reason)))
 }
 
 fn dead_record(record: &ConsumerRecord, reason: String) -> DeadRecord {

@@ -22,6 +22,7 @@ use crate::store::topic::Topic;
 pub(crate) mod hanging;
 pub(crate) mod membership;
 mod security;
+pub(crate) mod undecodable;
 pub(crate) mod watch;
 
 pub(crate) use self::security::check;

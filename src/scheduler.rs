@@ -11,6 +11,7 @@ use crate::runtime::error_log::ErrorLog;
 use crate::runtime::metrics::{Metrics, Totals};
 use crate::sampler::{Snapshot, Snapshots};
 use crate::store::backlog::Waiting;
+use crate::store::dead_letter;
 use crate::store::idempotency;
 use crate::store::outbox;
 use crate::store::{SqlResult, Store, StoreError, Transaction};
@@ -89,7 +90,9 @@ impl Scheduler {
         let cutoff = self.store.service_time().saturating_sub(self.keys.retention);
         let keys_max = self.keys.keys_max.get();
         let keys = self.purge(stop, move |tx| idempotency::purge(tx, cutoff, keys_max, SLICE))?;
-        log::debug!("purged {keys} idempotency keys");
+        let cutoff = now.minus(self.settings.retention);
+        let letters = self.purge(stop, move |tx| dead_letter::purge(tx, cutoff, SLICE))?;
+        log::debug!("purged {keys} idempotency keys and {letters} closed dead letters");
         // The purge may have taken as long as the interval.
         if let Some(snapshot) = self.snapshots.latest() {
             self.summary(&snapshot, purged, Timestamp::now());

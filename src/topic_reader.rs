@@ -14,7 +14,8 @@ use krafka::error::KrafkaError;
 use tokio::time::sleep;
 
 use crate::event::{ID_HEADER, TIME_HEADER};
-use crate::kafka::{ANSWER_BYTES_MAX, Failure, within};
+use crate::kafka::undecodable::{Attempts, Undecodable, next_readable};
+use crate::kafka::{ANSWER_BYTES_MAX, Failure, INFLATED_BYTES_MAX, within};
 
 /// How long one poll waits for records: the end may be a marker, after which none come.
 const POLL: Duration = Duration::from_millis(100);
@@ -24,6 +25,9 @@ const RETRY: Duration = Duration::from_millis(200);
 
 /// How many records one batch has at most; as many may lie in memory besides.
 const RECORDS_MAX: i32 = 1000;
+
+/// How long the search for the end of a batch that cannot be decoded may take.
+const SKIP_LIMIT: Duration = Duration::from_secs(3);
 
 /// A record as it lies on the topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,8 +52,18 @@ pub(crate) struct Extent {
     pub(crate) end: i64,
 }
 
+/// Records that were skipped because they cannot be decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Skipped {
+    pub(crate) partition: i32,
+    pub(crate) first: i64,
+    /// The offset after the last one.
+    pub(crate) end: i64,
+}
+
 /// A reading that is under way.
 pub(crate) struct TopicReader {
+    kafka: Kafka,
     consumer: Consumer,
     topic: String,
     topic_id: [u8; 16],
@@ -58,6 +72,8 @@ pub(crate) struct TopicReader {
     unread: BTreeMap<i32, i64>,
     /// Of these, the ones that had an open transaction before their end.
     held: BTreeSet<i32>,
+    attempts: Attempts,
+    skipped: Vec<Skipped>,
 }
 
 /// Where a partition ends.
@@ -81,13 +97,13 @@ impl TopicReader {
         let consumer = kafka
             .consumer_without_group()
             .isolation_level(IsolationLevel::ReadCommitted)
-            // Only if the broker deletes what is just being read: the rest is read all the same.
-            .auto_offset_reset(AutoOffsetReset::Earliest)
+            .auto_offset_reset(AutoOffsetReset::None)
             .enable_auto_commit(false)
             .max_poll_records(RECORDS_MAX)
             .max_buffered_records(RECORDS_MAX)
             .fetch_max_bytes(ANSWER_BYTES_MAX)
             .fetch_max_wait(POLL)
+            .max_decompressed_size(INFLATED_BYTES_MAX)
             .metrics_push(false)
             .build()
             .await?;
@@ -114,7 +130,17 @@ impl TopicReader {
                 consumer.pause(topic, &[partition]).await;
             }
         }
-        Ok(Some(Self { consumer, topic: topic.to_owned(), topic_id: info.topic_id, extents, unread, held }))
+        Ok(Some(Self {
+            kafka: kafka.clone(),
+            consumer,
+            topic: topic.to_owned(),
+            topic_id: info.topic_id,
+            extents,
+            unread,
+            held,
+            attempts: Attempts::default(),
+            skipped: Vec::new(),
+        }))
     }
 
     /// As [`TopicReader::open`], and again until the limit: what a topic that was just made, or has another leader, answers
@@ -162,7 +188,14 @@ impl TopicReader {
         if self.done() {
             return Ok(Vec::new());
         }
-        let polled = within(patience, self.consumer.poll(POLL.min(patience))).await?;
+        let polled = match within(patience, self.consumer.poll(POLL.min(patience))).await {
+            Ok(polled) => polled,
+            Err(Failure::Client(error)) => {
+                self.pass(error).await?;
+                Vec::new()
+            }
+            Err(failure) => return Err(failure),
+        };
         let inside =
             |record: &ConsumerRecord| self.unread.get(&record.partition).is_some_and(|end| record.offset < *end);
         let records = polled.into_iter().filter(inside).map(TopicRecord::from).collect();
@@ -174,6 +207,38 @@ impl TopicReader {
             }
         }
         Ok(records)
+    }
+
+    /// Passes what stops the reading: deleted records, and, after some tries, a batch that cannot be decoded.
+    async fn pass(&mut self, error: KrafkaError) -> Result<(), Failure> {
+        if let KrafkaError::NoOffset { partitions } = error {
+            for (_, partition) in partitions {
+                let (low, _) = self.consumer.fetch_watermarks(&self.topic, partition).await?;
+                self.consumer.seek(&self.topic, partition, low).await?;
+            }
+            return Ok(());
+        }
+        let Some(batch) = Undecodable::parse(&error, &self.topic) else { return Err(error.into()) };
+        if !self.attempts.add(&batch, Instant::now()) {
+            sleep(RETRY).await;
+            return Ok(());
+        }
+        let (partition, first) = (batch.partition, batch.offset);
+        let end = within(SKIP_LIMIT, next_readable(&self.kafka, &self.topic, &batch)).await?;
+        self.consumer.seek(&self.topic, partition, end).await?;
+        log::warn!(
+            "{}/{partition}: the records {first} to {} cannot be decoded: {}",
+            self.topic,
+            end - 1,
+            batch.reason
+        );
+        self.skipped.push(Skipped { partition, first, end });
+        Ok(())
+    }
+
+    /// What was skipped because it cannot be decoded.
+    pub(crate) fn skipped(&self) -> &[Skipped] {
+        &self.skipped
     }
 
     /// The next records; none come only at the end. Goes on past what passes, until nothing has come for so long.

@@ -18,9 +18,12 @@ use krafka::consumer::{
 use krafka::error::KrafkaError;
 use krafka::{CloseOptions, GroupMembershipOperation, Kafka};
 
+use super::undecodable::{Attempts, RETRY_INTERVAL, Undecodable, next_readable};
 use super::{ANSWER_BYTES_MAX, Failure, INFLATED_BYTES_MAX, Identified, Link, identify};
+use crate::clock::Timestamp;
 use crate::event::NodeId;
 use crate::store::Store;
+use crate::store::dead_letter::{self, DeadRecord};
 use crate::store::topic::{self, Topic};
 
 /// How long one poll waits for records: also how late a stop is noticed.
@@ -56,6 +59,10 @@ pub(crate) struct Membership {
     positions: BTreeMap<i32, i64>,
     /// Whether it has just joined, or a position was replaced, since that was last asked.
     replaced: bool,
+    /// Tries at batches that cannot be decoded.
+    attempts: Attempts,
+    /// Partitions that wait for the next try.
+    paused_until: BTreeMap<i32, Instant>,
     /// What was committed to the group last.
     committed: BTreeMap<i32, i64>,
     /// Fetches, and errors of fetches, since the member joined.
@@ -66,6 +73,14 @@ pub(crate) struct Membership {
 pub(crate) struct Polled {
     pub(crate) records: Vec<ConsumerRecord>,
     pub(crate) fetch: FetchOutcome,
+    /// A batch that was tried often enough, and has to be skipped.
+    pub(crate) undecodable: Option<Undecodable>,
+}
+
+impl Polled {
+    fn new(records: Vec<ConsumerRecord>, fetch: FetchOutcome) -> Self {
+        Self { records, fetch, undecodable: None }
+    }
 }
 
 /// What is known of the fetches of one poll. krafka does not report an error of a fetch, and counts it.
@@ -142,6 +157,8 @@ impl Membership {
             seeked_in: 0,
             positions: BTreeMap::new(),
             replaced: true,
+            attempts: Attempts::default(),
+            paused_until: BTreeMap::new(),
             committed: BTreeMap::new(),
             fetches: Fetches { begun: 0, failed: 0 },
         })
@@ -167,6 +184,7 @@ impl Membership {
             Err(Failure::Client(error)) => Some(error),
             result => result.map(|()| None)?,
         };
+        self.resume_paused().await;
         let polled = self.client.poll(POLL).await;
         let generation = self.assignments.0.load(Ordering::SeqCst);
         if self.seeked_in != generation {
@@ -181,18 +199,66 @@ impl Membership {
                 }
                 Vec::new()
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => match Undecodable::parse(&error, &self.topic.name) {
+                Some(batch) => return Ok(self.tried(batch).await),
+                None => return Err(error.into()),
+            },
         };
         self.forget_truncated().await;
         records.retain(|record| self.positions.get(&record.partition).is_some_and(|next| *next <= record.offset));
         if !records.is_empty() {
-            return Ok(Polled { records, fetch: FetchOutcome::Answered });
+            return Ok(Polled::new(records, FetchOutcome::Answered));
         }
         let fetch = match misplaced {
             Some(error) => FetchOutcome::Failed(error),
             None => self.fetch_outcome().await,
         };
-        Ok(Polled { records, fetch })
+        Ok(Polled::new(records, fetch))
+    }
+
+    /// The other partitions do not wait for the next try.
+    async fn tried(&mut self, batch: Undecodable) -> Polled {
+        let now = Instant::now();
+        self.client.pause(&self.topic.name, &[batch.partition]).await;
+        self.paused_until.insert(batch.partition, now + RETRY_INTERVAL);
+        let undecodable = self.attempts.add(&batch, now).then_some(batch);
+        Polled { records: Vec::new(), fetch: FetchOutcome::Answered, undecodable }
+    }
+
+    async fn resume_paused(&mut self) {
+        let now = Instant::now();
+        let due: Vec<i32> =
+            self.paused_until.iter().filter(|(_, until)| **until <= now).map(|(partition, _)| *partition).collect();
+        self.client.resume(&self.topic.name, &due).await;
+        self.paused_until.retain(|_, until| *until > now);
+    }
+
+    /// Skips a batch that cannot be decoded. It becomes a dead letter; our events in it are backfilled like others that were
+    /// passed.
+    pub(crate) async fn skip(&mut self, batch: &Undecodable, store: &Store) -> Result<DeadRecord, Failure> {
+        let (partition, offset) = (batch.partition, batch.offset);
+        let next = next_readable(&self.kafka, &self.topic.name, batch).await?;
+        let now = Timestamp::now();
+        let letter = DeadRecord {
+            topic: self.topic.name.to_string(),
+            partition,
+            offset,
+            written_at_ms: now.as_micros() / 1000,
+            reason: format!("the records {offset} to {} cannot be decoded: {}", next - 1, batch.reason),
+            key: None,
+            value: None,
+            headers: Vec::new(),
+        };
+        let (kept, topic) = (letter.clone(), self.topic.clone());
+        store.write(move |tx| {
+            dead_letter::insert_record(tx, &kept, now)?;
+            topic::set_positions(tx, &topic, &[(partition, next)])
+        })?;
+        self.replaced = true;
+        // It is moved to the stored position like one that was just assigned.
+        self.positions.remove(&partition);
+        self.paused_until.insert(partition, Instant::now());
+        Ok(letter)
     }
 
     /// krafka moves back by itself where the leader's log ends before our position.

@@ -266,6 +266,9 @@ const MISSING: Check = Check {
           AND (o.id > (SELECT published_before FROM incarnation) OR r.outbox_id IS NOT NULL) AND CASE \
           WHEN e.\"partition\" IS NULL THEN o.id <= ?1 \
           WHEN o.\"offset\" IS NULL THEN o.id <= ?1 AND e.low = 0 AND r.outbox_id IS NULL \
+          AND NOT EXISTS (SELECT 1 FROM undecodable u WHERE u.\"partition\" = o.\"partition\") \
+          WHEN EXISTS (SELECT 1 FROM undecodable u WHERE u.\"partition\" = o.\"partition\" \
+          AND o.\"offset\" >= u.low AND o.\"offset\" < u.\"end\") THEN 0 \
           ELSE o.\"offset\" >= e.low AND o.\"offset\" < e.\"end\" AND NOT EXISTS (SELECT 1 FROM topic_record h \
           WHERE h.\"partition\" = o.\"partition\" AND h.\"offset\" = o.\"offset\" AND h.outbox_id = o.id) END \
           GROUP BY o.id ORDER BY o.id",
@@ -286,11 +289,16 @@ const INVISIBLE: Check = Check {
 const VISIBLE_WITHIN: Duration = Duration::from_secs(5);
 
 /// What a person may want to know, and is as it should be.
-const NOTES: [Check; 5] = [
+const NOTES: [Check; 6] = [
     Check {
         kind: "dead-letters",
         what: "dead letters are open: they wait for a person",
         sql: "SELECT id || ': ' || reason FROM dead_letter WHERE state = 'OPEN' ORDER BY id",
+    },
+    Check {
+        kind: "dropped-records",
+        what: "count of records that are not events of this node and were not kept: kafka.dead_records_max were open",
+        sql: "SELECT records_dropped || ' records' FROM node WHERE records_dropped > 0",
     },
     Check {
         kind: "discarded",
@@ -318,7 +326,7 @@ const NOTES: [Check; 5] = [
 ];
 
 /// What the topic does not have any more, and need not have. The events were consumed, or taken from the outbox.
-const GONE: [Check; 3] = [
+const GONE: [Check; 4] = [
     Check {
         kind: "earlier-incarnation",
         what: "events were published to an earlier incarnation of the topic, which was deleted",
@@ -326,6 +334,14 @@ const GONE: [Check; 3] = [
               WHERE o.status = 'PUBLISHED' AND o.\"partition\" IS NOT NULL \
               AND o.id <= (SELECT published_before FROM incarnation) \
               AND NOT EXISTS (SELECT 1 FROM topic_record r WHERE r.outbox_id = o.id) ORDER BY o.id",
+    },
+    Check {
+        kind: "undecodable",
+        what: "events were published, and their records cannot be decoded: a batch is damaged, or holds too much",
+        sql: "SELECT 'event ' || o.id || ' of payment ' || o.payment_id || ': partition ' || o.\"partition\" || ', offset ' \
+              || o.\"offset\" FROM outbox o JOIN undecodable u ON u.\"partition\" = o.\"partition\" \
+              WHERE o.status = 'PUBLISHED' AND o.\"offset\" >= u.low AND o.\"offset\" < u.\"end\" \
+              AND o.id > (SELECT published_before FROM incarnation) ORDER BY o.id",
     },
     Check {
         kind: "lost-with-old-file",
@@ -359,6 +375,7 @@ const TEMPORARY: &str = "
         PRIMARY KEY (\"partition\", \"offset\")
     ) WITHOUT ROWID;
     CREATE TEMP TABLE extent (\"partition\" INTEGER PRIMARY KEY, low INTEGER NOT NULL, \"end\" INTEGER NOT NULL);
+    CREATE TEMP TABLE undecodable (\"partition\" INTEGER NOT NULL, low INTEGER NOT NULL, \"end\" INTEGER NOT NULL);
     CREATE TEMP TABLE incarnation (published_before INTEGER NOT NULL);
     CREATE TEMP VIEW late AS SELECT r.*, EXISTS (SELECT 1 FROM main.dead_letter l \
         JOIN main.dead_letter_action a ON a.dead_letter_id = l.id WHERE l.outbox_id = r.outbox_id AND a.action = 'replay') AS sent_again \
@@ -400,6 +417,14 @@ impl Audited {
             }
         }
         Ok(tx.commit()?)
+    }
+
+    /// Keeps which records of the topic cannot be decoded.
+    pub fn skip(&mut self, skipped: &[Extent]) -> Result<(), StoreError> {
+        for Extent { partition, low, end } in skipped {
+            self.connection.execute("INSERT INTO undecodable VALUES (?1, ?2, ?3)", (partition, low, end))?;
+        }
+        Ok(())
     }
 
     /// Looks at everything, in one snapshot; at the topic as well if that was read. Each finding comes with at most

@@ -31,6 +31,37 @@ pub struct DeadRecord {
     pub headers: Vec<(String, Option<String>)>,
 }
 
+/// How many records are open dead letters.
+pub fn open_records(tx: &Transaction<'_>) -> rusqlite::Result<usize> {
+    let count: i64 = tx
+        .prepare_cached("SELECT count(*) FROM dead_letter WHERE state = 'OPEN' AND outbox_id IS NULL")?
+        .query_row([], |row| row.get(0))?;
+    Ok(usize::try_from(count).unwrap_or(usize::MAX))
+}
+
+/// Counts records that are not kept.
+pub fn drop_records(tx: &Transaction<'_>, count: usize) -> rusqlite::Result<()> {
+    tx.prepare_cached("UPDATE node SET records_dropped = records_dropped + ?1")?.execute([sql_limit(count)])?;
+    Ok(())
+}
+
+/// Deletes at most `limit` of the dead letters that were closed before `cutoff`. Returns how many. Events that were sent again
+/// stay: the audit needs to know why they are out of order on the topic.
+pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, limit: usize) -> rusqlite::Result<usize> {
+    let ids: Vec<i64> = tx
+        .prepare_cached(
+            "SELECT id FROM dead_letter WHERE closed_at < ?1 AND (outbox_id IS NULL OR state = 'DISCARDED') \
+             ORDER BY closed_at LIMIT ?2",
+        )?
+        .query_map((cutoff.as_micros(), sql_limit(limit)), |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    for id in &ids {
+        tx.prepare_cached("DELETE FROM dead_letter_action WHERE dead_letter_id = ?1")?.execute([id])?;
+        tx.prepare_cached("DELETE FROM dead_letter WHERE id = ?1")?.execute([id])?;
+    }
+    Ok(ids.len())
+}
+
 /// Keeps a record. Keeping it again changes nothing.
 pub fn insert_record(tx: &Transaction<'_>, record: &DeadRecord, now: Timestamp) -> rusqlite::Result<()> {
     let headers = serde_json::to_string(&record.headers)
@@ -59,7 +90,8 @@ pub(super) fn insert_event(tx: &Transaction<'_>, outbox_id: i64, reason: &str, n
     tx.prepare_cached(
         "INSERT INTO dead_letter (outbox_id, payment_id, reason, received_at) \
          VALUES (?1, (SELECT payment_id FROM outbox WHERE id = ?1), ?2, ?3) \
-         ON CONFLICT (outbox_id) DO UPDATE SET reason = excluded.reason, count = count + 1, state = 'OPEN'",
+         ON CONFLICT (outbox_id) DO UPDATE SET reason = excluded.reason, count = count + 1, state = 'OPEN', \
+         closed_at = NULL",
     )?
     .execute((outbox_id, reason, now.as_micros()))?;
     Ok(())
@@ -297,8 +329,9 @@ fn act_on(tx: &Transaction<'_>, id: i64, order: Order<'_>) -> rusqlite::Result<O
         (Action::Replay, false) => ("OPEN", 1),
         (Action::Discard, _) => ("DISCARDED", 0),
     };
-    tx.prepare_cached("UPDATE dead_letter SET state = ?2, count = count + ?3 WHERE id = ?1")?
-        .execute((id, state, again))?;
+    let closed_at = resolved.then(|| order.now.as_micros());
+    tx.prepare_cached("UPDATE dead_letter SET state = ?2, count = count + ?3, closed_at = ?4 WHERE id = ?1")?
+        .execute((id, state, again, closed_at))?;
     tx.prepare_cached(
         "INSERT INTO dead_letter_action (dead_letter_id, action, origin, outcome, acted_at) \
          VALUES (?1, ?2, ?3, ?4, ?5)",

@@ -120,6 +120,9 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     assert_eq!(outbox::purge(&tx, Timestamp::from_micros(2000), 10)?, 2);
     assert!(matches!(pay("second")?, Once::Executed(_)));
     assert_eq!(idempotency::purge(&tx, Duration::from_millis(2), 1, 10)?, 1);
+    assert_eq!(dead_letter::open_records(&tx)?, 0);
+    dead_letter::drop_records(&tx, 1)?;
+    assert_eq!(dead_letter::purge(&tx, now, 10)?, 0);
     // Each start does this, with millions of rows that are finished.
     delivery::recover(&tx)?;
     route::replace(&tx, &[])?;

@@ -25,7 +25,7 @@ use super::harness::{Over, topic, wait_until};
 const LIMIT: Duration = Duration::from_mins(1);
 
 /// Exit code, standard output, standard error.
-fn audit(dir: &Path, env: &[(&str, &str)], args: &[&str]) -> (Option<i32>, String, String) {
+pub fn audit(dir: &Path, env: &[(&str, &str)], args: &[&str]) -> (Option<i32>, String, String) {
     let args = [&["audit"], args].concat().into_iter().map(str::to_owned).collect();
     let output = run_to_exit(Options { args, ..Options::new(dir, env) });
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();

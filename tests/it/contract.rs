@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use payrelay::clock::Timestamp;
@@ -28,7 +29,7 @@ use super::harness::store::{Database, wait_until_all_is_told};
 use super::harness::{topic, wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(1);
-const TOPIC: &str = "payment-event";
+pub const TOPIC: &str = "payment-event";
 /// A publisher whose topic was deleted repeats its batch for so long before it gives it up and looks at what there is: all
 /// that is waited for comes after that.
 const GIVEN_UP: Duration = Duration::from_secs(45);
@@ -60,27 +61,28 @@ contract![
     what_is_not_ours_is_kept_aside_and_the_rest_goes_on,
 ];
 
-fn settings(cluster: &dyn Cluster, partitions: i32, delivery: Delivery) -> config::Kafka {
+pub fn settings(cluster: &dyn Cluster, partitions: i32, delivery: Delivery) -> config::Kafka {
     config::Kafka {
         bootstrap_servers: vec![cluster.bootstrap()],
         topic: TOPIC.into(),
         group: "payment-group".into(),
         partitions,
         delivery,
+        dead_records_max: NonZeroUsize::MAX,
         security: config::KafkaSecurity::default(),
     }
 }
 
-fn publisher(cluster: &dyn Cluster, database: &Database, partitions: i32, delivery: Delivery) -> KafkaPublisher {
+pub fn publisher(cluster: &dyn Cluster, database: &Database, partitions: i32, delivery: Delivery) -> KafkaPublisher {
     KafkaPublisher::new(settings(cluster, partitions, delivery), database.store().clone()).unwrap()
 }
 
-fn unpublished(database: &Database) -> Vec<Event> {
+pub fn unpublished(database: &Database) -> Vec<Event> {
     database.store().read(|connection| outbox::unpublished(connection, 0, 100_000)).unwrap()
 }
 
 /// Publishes as the relay does: until all of it has a receipt, and marks it.
-fn publish(publisher: &mut KafkaPublisher, database: &Database) -> Vec<Receipt> {
+pub fn publish(publisher: &mut KafkaPublisher, database: &Database) -> Vec<Receipt> {
     let mut receipts = Vec::new();
     wait_until("all events to be published", GIVEN_UP + LIMIT, || {
         let events = unpublished(database);
@@ -94,7 +96,7 @@ fn publish(publisher: &mut KafkaPublisher, database: &Database) -> Vec<Receipt> 
 }
 
 /// As the relay does it.
-fn mark(database: &Database, published: Published) -> Vec<Receipt> {
+pub fn mark(database: &Database, published: Published) -> Vec<Receipt> {
     let Published { receipts, reached, .. } = published;
     let taken = receipts.clone();
     let mark = move |tx: &payrelay::store::Transaction<'_>| {
@@ -105,12 +107,12 @@ fn mark(database: &Database, published: Published) -> Vec<Receipt> {
     receipts
 }
 
-fn consumer(cluster: &dyn Cluster, database: &Database) -> Consumer {
+pub fn consumer(cluster: &dyn Cluster, database: &Database) -> Consumer {
     Consumer::new(settings(cluster, 1, ExactlyOnce), database.store().clone(), Waker::new().0, Part::up()).unwrap()
 }
 
 /// A consumer that has its position: what is published from now on comes from the topic.
-fn positioned(cluster: &dyn Cluster, database: &Database) -> Consumer {
+pub fn positioned(cluster: &dyn Cluster, database: &Database) -> Consumer {
     let mut consumer = consumer(cluster, database);
     wait_until("the consumer to have its position", LIMIT, || {
         let _ = consumer.step();
@@ -119,7 +121,7 @@ fn positioned(cluster: &dyn Cluster, database: &Database) -> Consumer {
     consumer
 }
 
-fn consume(consumer: &mut Consumer, database: &Database, sql: &str, count: i64) {
+pub fn consume(consumer: &mut Consumer, database: &Database, sql: &str, count: i64) {
     wait_until(sql, LIMIT, || {
         let _ = consumer.step();
         database.number(sql) >= count

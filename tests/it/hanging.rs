@@ -38,6 +38,7 @@ fn publisher(cluster: &dyn Cluster, database: &Database, partitions: i32) -> Kaf
         group: "payment-group".into(),
         partitions,
         delivery: config::Delivery::ExactlyOnce,
+        dead_records_max: std::num::NonZeroUsize::MAX,
         security: config::KafkaSecurity::default(),
     };
     KafkaPublisher::new(settings, database.store().clone()).unwrap()

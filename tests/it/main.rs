@@ -10,6 +10,7 @@
 mod access;
 mod audit;
 mod backup;
+mod consumer;
 mod contract;
 mod end_to_end;
 mod fencing;

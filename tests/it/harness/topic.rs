@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use krafka::admin::{
     AlterConsumerGroupOffsetsOptions, CreatePartitionsOptions, CreateTopicsOptions, DeleteRecordsOptions,
-    DeleteTopicsOptions, DescribeProducersOptions, DescribeTopicsOptions, ListTopicsOptions, NewTopic,
+    DeleteTopicsOptions, DescribeProducersOptions, DescribeTopicsOptions, ListConsumerGroupOffsetsOptions,
+    ListTopicsOptions, NewTopic,
 };
 use krafka::consumer::{AutoOffsetReset, Consumer, IsolationLevel, TopicPartition};
 use krafka::producer::TransactionalProducer;
-use krafka::{ConsumerRecord, Kafka, Record};
+use krafka::{Compression, ConsumerRecord, Kafka, Record};
 use tokio::runtime::{Builder, Runtime};
 
 /// A record as it lies on the topic.
@@ -197,6 +198,16 @@ pub fn commit(bootstrap: &str, group: &str, topic: &str, offset: i64) {
     });
 }
 
+/// The offsets of a group, by partition.
+pub fn committed(bootstrap: &str, group: &str) -> BTreeMap<i32, i64> {
+    block_on(async {
+        let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
+        let options = ListConsumerGroupOffsetsOptions::default();
+        let offsets = kafka.admin().list_consumer_group_offsets(group, options).await.expect("the broker answers");
+        offsets.into_iter().filter_map(|(place, offset)| Some((place.partition, offset.ok()?.offset?))).collect()
+    })
+}
+
 /// A transaction that somebody has begun and not ended.
 pub struct OpenTransaction {
     producer: TransactionalProducer,
@@ -263,6 +274,18 @@ pub fn put(bootstrap: &str, topic: &str, key: Option<&str>, value: Option<&[u8]>
             record = record.header(*name, (*value).to_owned());
         }
         let _ = producer.send(record).await.expect("the broker takes the record");
+        producer.close().await.expect("nothing is left to be sent");
+    });
+}
+
+/// Puts a record on a topic whose batch is small, and holds so many bytes once it is inflated.
+pub fn put_inflating(bootstrap: &str, topic: &str, bytes: usize) {
+    block_on(async {
+        let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
+        let producer = kafka.producer().metrics_push(false).compression(Compression::Gzip);
+        let producer = producer.max_request_size(2 * bytes).buffer_memory(4 * bytes).batch_size(2 * bytes);
+        let producer = producer.build().await.expect("the settings are right");
+        let _ = producer.send(Record::new(topic, vec![0; bytes])).await.expect("the broker takes the record");
         producer.close().await.expect("nothing is left to be sent");
     });
 }
