@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -683,7 +683,11 @@ fn is_topic(text: &str) -> bool {
 }
 
 fn is_host_and_port(text: &str) -> bool {
-    text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0))
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    let number = port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0);
+    let address = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let named = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+    number && address.map_or(named, |address| address.parse::<Ipv6Addr>().is_ok())
 }
 
 fn is_url(text: &str) -> bool {
@@ -1266,6 +1270,32 @@ mod tests {
             );
         }
         load(&format!("{slack}{}", route("x", "https://a/2")), &[]).unwrap();
+    }
+
+    #[test]
+    fn a_bootstrap_server_is_a_host_and_a_port() {
+        let server = |text: &str| load(&format!("[kafka]\nbootstrap_servers = ['{text}']"), &[]);
+        for good in ["kafka:9092", "10.0.0.1:9092", "[::1]:9092", "kafka-1.shop.example:1", "my_kafka:9092"] {
+            assert!(server(good).is_ok(), "{good}");
+        }
+        let bad = [
+            "http://kafka:9092",
+            "PLAINTEXT://h:9092",
+            "a:1 b:2",
+            "kafka",
+            "kafka:",
+            ":9092",
+            "kafka:0",
+            "kafka:65536",
+            "kafka:+1",
+            "::1:9092",
+            "[x]:9092",
+            "",
+        ];
+        for text in bad {
+            let problem = server(text).unwrap_err().to_string();
+            assert!(problem.contains("kafka.bootstrap_servers"), "{text}: {problem}");
+        }
     }
 
     #[test]

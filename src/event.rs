@@ -128,9 +128,9 @@ pub const ID_HEADER: &str = "ce_id";
 pub const TIME_HEADER: &str = "ce_time";
 
 impl Event {
-    /// The record that tells of this event. Its timestamp is when the event was committed, but never later than
-    /// `now`: a broker refuses a record from the future (`message.timestamp.after.max.ms`, KIP-937), and a clock may
-    /// have been ahead when the payment came. `ce_time` says what was stored.
+    /// The record of this event. Its timestamp is `now`, the time of publishing: a broker refuses a record from the future, and
+    /// may refuse or delete an old one (`message.timestamp.before.max.ms` and `after.max.ms`, KIP-937; `retention.ms`).
+    /// `ce_time` says when it was committed.
     pub fn to_record(&self, node: &NodeId, now: Timestamp) -> Record {
         let mut headers = vec![
             ("ce_specversion", "1.0".to_owned()),
@@ -147,7 +147,7 @@ impl Event {
         Record {
             key: self.user_id.to_string(),
             value: self.payment_id.to_string(),
-            timestamp_ms: self.created_at.min(now).as_millis(),
+            timestamp_ms: now.as_millis(),
             headers,
         }
     }
@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_record_is_a_cloud_event_in_binary_mode() {
-        let record = event().to_record(&node(), Timestamp::from_micros(i64::MAX));
+        let record = event().to_record(&node(), event().created_at);
         assert_eq!((record.key.as_str(), record.value.as_str()), ("42", "34"));
         assert_eq!(record.timestamp_ms, 1_795_341_600_123);
         let expected = [
@@ -292,11 +292,13 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_never_from_the_future() {
-        let now = event().created_at.minus(std::time::Duration::from_hours(24));
-        let record = event().to_record(&node(), now);
-        assert_eq!(record.timestamp_ms, now.as_millis());
-        assert!(record.headers.contains(&("ce_time", event().created_at.to_string())));
+    fn a_record_has_the_time_of_publishing_and_keeps_that_of_the_commit() {
+        let day = std::time::Duration::from_hours(24);
+        for now in [event().created_at.minus(day), event().created_at.plus(21 * day)] {
+            let record = event().to_record(&node(), now);
+            assert_eq!(record.timestamp_ms, now.as_millis());
+            assert!(record.headers.contains(&("ce_time", event().created_at.to_string())));
+        }
     }
 
     #[test]

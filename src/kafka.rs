@@ -19,9 +19,11 @@ use crate::config;
 use crate::store::StoreError;
 use crate::store::topic::Topic;
 
+pub(crate) mod errors;
 pub(crate) mod hanging;
 pub(crate) mod membership;
 mod security;
+pub(crate) mod topic_config;
 pub(crate) mod undecodable;
 pub(crate) mod watch;
 
@@ -160,7 +162,9 @@ pub(crate) async fn connect(settings: &config::Kafka, client_id: &str) -> Result
 /// not create topics is no error here: if the topic is missing there, publishing says so.
 async fn ensure_topic(kafka: &Kafka, settings: &config::Kafka) -> Result<(), KrafkaError> {
     const CLUSTER_DEFAULT: i16 = -1;
-    let topic = NewTopic::new(&settings.topic, settings.partitions, CLUSTER_DEFAULT)?;
+    let topic = NewTopic::new(&settings.topic, settings.partitions, CLUSTER_DEFAULT)?
+        // The broker's time: neither a wrong clock here nor a long outage makes it refuse or delete a record.
+        .with_config("message.timestamp.type", "LogAppendTime");
     let mut results = kafka.admin().create_topics([topic], CreateTopicsOptions::default()).await?;
     match results.remove(&settings.topic) {
         Some(Ok(())) => {

@@ -21,6 +21,7 @@ use crate::publisher::application::Application;
 use crate::publisher::kafka::KafkaPublisher;
 use crate::relay::Relay;
 use crate::runtime::metrics::Metrics;
+use crate::runtime::warnings::Warnings;
 use crate::sampler::Sampler;
 use crate::scheduler::Scheduler;
 use crate::slack::{Slack, Unusable};
@@ -120,6 +121,7 @@ impl Service {
         let (exited, exits) = unbounded();
         let (wake_relay, relay_woken) = Waker::new();
         let metrics = Metrics::default();
+        let warnings = Warnings::default();
         room_for(OTHER_THREADS + config.database.readers.get() + 2 * (1 + config.slack.routes.len()))?;
         let channels = channels(config)?;
         check_kafka(config)?;
@@ -157,7 +159,9 @@ impl Service {
 
         let publisher: Box<dyn Publisher> = match config.publisher.kind {
             PublisherKind::Application => Box::new(Application),
-            PublisherKind::Kafka => Box::new(KafkaPublisher::new(config.kafka.clone(), store.clone())?),
+            PublisherKind::Kafka => {
+                Box::new(KafkaPublisher::with_warnings(config.kafka.clone(), store.clone(), warnings.clone())?)
+            }
         };
         let relay = Relay::new(
             store.clone(),
@@ -208,6 +212,7 @@ impl Service {
             channels: resumes,
             snapshots,
             metrics,
+            warnings,
         });
         let http = http::spawn(listener, app, &exited)?;
         log::info!("listening on http://{address}");

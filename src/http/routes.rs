@@ -29,6 +29,7 @@ use crate::event::TraceContext;
 use crate::outage::{Part, PartState};
 use crate::payment::{NewPayment, Payment};
 use crate::runtime::metrics::Metrics;
+use crate::runtime::warnings::Warnings;
 use crate::sampler::{Snapshot, Snapshots};
 use crate::store::backlog::Waiting;
 use crate::store::idempotency::{self as keys, Keyed, Once};
@@ -73,6 +74,8 @@ pub struct Context {
     pub snapshots: Snapshots,
     /// What was refused is counted here.
     pub metrics: Metrics,
+    /// Risks of the configuration.
+    pub warnings: Warnings,
 }
 
 /// What the routes need.
@@ -421,7 +424,16 @@ impl App {
             (StatusCode::OK, "ready")
         };
         components.extend([("database", database), ("disk", disk)]);
-        (status, Ready { status: word, node: store.node().as_str(), components, pending })
+        (
+            status,
+            Ready {
+                status: word,
+                node: store.node().as_str(),
+                components,
+                pending,
+                warnings: self.context.warnings.get(),
+            },
+        )
     }
 
     /// A write, and its result once it is on the disk.
@@ -609,6 +621,8 @@ struct Ready<'a> {
     components: BTreeMap<&'a str, PartState>,
     /// `null` until the database was looked at for the first time.
     pending: Option<Pending>,
+    /// Risks of the configuration: they do not change the status.
+    warnings: Vec<String>,
 }
 
 /// What waits, as it was when the sampler last looked.

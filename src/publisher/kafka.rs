@@ -24,9 +24,12 @@ use super::{Published, Publisher, Trouble};
 use crate::clock::Timestamp;
 use crate::config::{self, Delivery};
 use crate::event::{Event, NodeId, Notice, Record};
+use crate::kafka::errors::{explain, is_records_fault, is_unexplained};
 use crate::kafka::hanging::{Owner, end_hanging, open_transactions, transactional_ids};
+use crate::kafka::topic_config::risks;
 use crate::kafka::watch::{Sight, Watch};
 use crate::kafka::{Driver, Failure, Identified, Link, identify, within};
+use crate::runtime::warnings::Warnings;
 use crate::store::outbox::{self, Place, Receipt};
 use crate::store::topic::{self, Found, Reached, Reconciled, Topic};
 use crate::store::visibility::{self, Unseen};
@@ -94,6 +97,8 @@ struct Context {
     store: Store,
     /// Of one opening after the other: it knows that a broker has refused us, and when it is to be asked again.
     link: Mutex<Link>,
+    /// Risks of the topic's settings go here.
+    warnings: Warnings,
 }
 
 type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -181,9 +186,14 @@ struct Sent {
 impl KafkaPublisher {
     /// Connects when it first publishes.
     pub fn new(settings: config::Kafka, store: Store) -> io::Result<Self> {
+        Self::with_warnings(settings, store, Warnings::default())
+    }
+
+    /// The same; risks of the topic's settings go to `warnings`.
+    pub fn with_warnings(settings: config::Kafka, store: Store, warnings: Warnings) -> io::Result<Self> {
         let node = store.node().clone();
         let link = Mutex::new(Link::new(settings.clone(), format!("payrelay-publisher-{node}")));
-        let context = Arc::new(Context { settings, node, store, link });
+        let context = Arc::new(Context { settings, node, store, link, warnings });
         let driver = Driver::new()?;
         // If the database does not say, the topic does.
         let is_unseen = context.store.read(visibility::is_any_unseen).unwrap_or(true);
@@ -240,7 +250,7 @@ impl Line {
                 Stage::Closed => self.stage = Stage::Opening(Box::pin(open(Arc::clone(&self.context), delivery))),
                 Stage::Opening(mut work) => match timeout_at(deadline.into(), &mut work).await {
                     Ok(Ok((session, reader))) => self.stage = Stage::Looking(session, reader, Instant::now()),
-                    Ok(Err(failed)) => return away(&failed),
+                    Ok(Err(failed)) => return self.failed(&failed),
                     Err(_) => {
                         self.stage = Stage::Opening(work);
                         return away(&Failure::Silent(PATIENCE));
@@ -311,7 +321,7 @@ impl Line {
                 }
                 Some(held.map_or_else(|| away(&silent), |held| away(&held)))
             }
-            Err(failed) => Some(away(&failed)),
+            Err(failed) => Some(self.failed(&failed)),
             Ok(found) => {
                 self.stage =
                     if reader.done() { Stage::Ready(session) } else { Stage::Looking(session, reader, Instant::now()) };
@@ -325,7 +335,7 @@ impl Line {
     fn checked(&mut self, session: Session, sight: Result<Sight, Failure>) -> Option<Published> {
         match sight {
             Ok(Sight::Reopen) => return Some(Published::default()),
-            Err(failed) => return Some(away(&failed)),
+            Err(failed) => return Some(self.failed(&failed)),
             Ok(Sight::Fine) => self.hidden = None,
             Ok(Sight::Hidden(why)) => self.hidden = Some(why),
         }
@@ -439,8 +449,9 @@ impl Line {
         let in_transaction = session.delivery() == Delivery::ExactlyOnce;
         if in_transaction && is_fenced(&error) && began.elapsed() < GIVEN_UP {
             trouble = Some(self.fenced(&error));
-        } else if !is_perhaps_a_records_fault(&error) {
-            trouble = Some(Trouble::Away(error.to_string()));
+        } else if !(is_records_fault(&error) || in_transaction && is_unexplained(&error)) {
+            let Context { settings, node, .. } = &*self.context;
+            trouble = Some(Trouble::Away(explain(&error, settings, node)));
         } else if let [(outbox_id, payment_id)] = *events.as_slice() {
             if in_transaction {
                 let again = self.refused.replace(outbox_id) == Some(outbox_id);
@@ -454,10 +465,19 @@ impl Line {
                 receipts.push(Receipt { outbox_id, place: Place::Rejected(error.to_string().into()) });
             }
         } else if let Some((last, _)) = events.last() {
-            log::warn!("the broker refused a batch for the sake of a record in it, so they go one by one: {error}");
+            log::warn!("the broker refused a batch and may mean one record, so they go one by one: {error}");
             self.alone_until = *last;
         }
         Published { receipts, reached, trouble }
+    }
+
+    /// Kafka did not do what was asked.
+    fn failed(&self, failure: &Failure) -> Published {
+        let Context { settings, node, .. } = &*self.context;
+        match failure {
+            Failure::Client(error) => away(&explain(error, settings, node)),
+            failure => away(failure),
+        }
     }
 
     /// Once may be an echo: an attempt of ours to take the id over that the network brought late. Taking it back is safe,
@@ -502,7 +522,7 @@ impl Batch {
 }
 
 async fn open(context: Arc<Context>, delivery: Delivery) -> Result<(Session, Box<TopicReader>), Failure> {
-    let Context { settings, node, store, link } = &*context;
+    let Context { settings, node, store, link, warnings } = &*context;
     let kafka = {
         let mut link = link.lock().await;
         link.forget();
@@ -519,6 +539,7 @@ async fn open(context: Arc<Context>, delivery: Delivery) -> Result<(Session, Box
         }
     };
     let Identified { topic, partitions, .. } = identify(&kafka, &settings.topic).await?;
+    warnings.set(risks(&kafka, &settings.topic, &settings.bootstrap_servers).await);
     let blocked_by = end_ours(&kafka, &producer, &context, &topic, partitions).await?;
     let known = store.read(|connection| topic::partitions(connection, &topic))?;
     // By the writer, which records what was just published before that.
@@ -680,29 +701,28 @@ async fn fill(
     for record in records {
         handles.push(producer.enqueue(record).await?);
     }
-    producer.flush().await?;
+    let flushed = producer.flush().await;
     let mut taken = Vec::with_capacity(handles.len());
+    let mut error = None;
     for (index, handle) in handles.into_iter().enumerate() {
-        taken.push((index, handle.await?));
+        match handle.await {
+            Ok(metadata) => taken.push((index, metadata)),
+            Err(failed) => {
+                error.get_or_insert(failed);
+            }
+        }
     }
-    Ok(taken)
+    // The record's own error has the broker's code, where the client gives it.
+    match (error, flushed) {
+        (Some(error), _) => Err(error),
+        (None, flushed) => flushed.map(|()| taken),
+    }
 }
 
 fn is_fenced(error: &KrafkaError) -> bool {
     let codes = [ErrorCode::ProducerFenced, ErrorCode::InvalidProducerEpoch];
     matches!(error, KrafkaError::Fenced { .. })
         || matches!(error, KrafkaError::Broker { code, .. } if codes.contains(code))
-}
-
-/// Errors that the same record would meet again, and another one may not. In a transaction the client does not tell.
-fn is_perhaps_a_records_fault(error: &KrafkaError) -> bool {
-    let codes = [
-        ErrorCode::MessageTooLarge,
-        ErrorCode::RecordListTooLarge,
-        ErrorCode::InvalidRecord,
-        ErrorCode::InvalidTimestamp,
-    ];
-    error.requires_abort() || matches!(error, KrafkaError::Broker { code, .. } if codes.contains(code))
 }
 
 fn away(failed: &dyn std::fmt::Display) -> Published {

@@ -2,3 +2,4 @@
 
 pub mod error_log;
 pub mod metrics;
+pub mod warnings;

@@ -13,6 +13,7 @@ mod backup;
 mod consumer;
 mod contract;
 mod end_to_end;
+mod environment;
 mod fencing;
 mod force;
 mod hanging;

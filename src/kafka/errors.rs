@@ -1,0 +1,115 @@
+//! What an error of the cluster means for an operator: in plain words, with the right to grant. And which errors are a
+//! record's fault: few are, and no fault of the environment is.
+
+use krafka::KrafkaError;
+use krafka::error::ErrorCode;
+
+use crate::config;
+use crate::event::NodeId;
+
+/// Errors that the same record would meet again, and another one would not. Every other code is about the cluster, a
+/// right, the network or a clock: the event waits.
+const RECORD_ERRORS: [ErrorCode; 3] =
+    [ErrorCode::MessageTooLarge, ErrorCode::RecordListTooLarge, ErrorCode::InvalidRecord];
+
+/// Whether the broker refused the record itself.
+pub(crate) fn is_records_fault(error: &KrafkaError) -> bool {
+    matches!(error, KrafkaError::Broker { code, .. } if RECORD_ERRORS.contains(code))
+}
+
+/// Whether the client knows nothing but that the transaction has to be aborted: the record may be at fault, or not.
+pub(crate) fn is_unexplained(error: &KrafkaError) -> bool {
+    error.requires_abort()
+}
+
+/// The error with what to do.
+pub(crate) fn explain(error: &KrafkaError, settings: &config::Kafka, node: &NodeId) -> String {
+    let KrafkaError::Broker { code, .. } = error else { return without_advice_for_programmers(&error.to_string()) };
+    let topic = &settings.topic;
+    let grant = |operations: &str, resource: &str| {
+        format!("kafka-acls.sh --add --allow-principal User:NAME {operations} {resource}")
+    };
+    match code {
+        ErrorCode::TopicAuthorizationFailed => format!(
+            "no right to use the topic {topic} (TOPIC_AUTHORIZATION_FAILED): grant WRITE, READ and DESCRIBE, as by {}",
+            grant("--operation Write --operation Read --operation Describe", &format!("--topic {topic}"))
+        ),
+        ErrorCode::TransactionalIdAuthorizationFailed => format!(
+            "no right to the transactional id payrelay-{node} (TRANSACTIONAL_ID_AUTHORIZATION_FAILED): grant WRITE and \
+             DESCRIBE, as by {}",
+            grant(
+                "--operation Write --operation Describe",
+                &format!("--transactional-id payrelay-{node} --resource-pattern-type prefixed")
+            )
+        ),
+        ErrorCode::GroupAuthorizationFailed => format!(
+            "no right to use the group {} (GROUP_AUTHORIZATION_FAILED): grant READ, as by {}",
+            settings.group,
+            grant("--operation Read", &format!("--group {}", settings.group))
+        ),
+        ErrorCode::ClusterAuthorizationFailed => format!(
+            "no right on the cluster (CLUSTER_AUTHORIZATION_FAILED): grant IDEMPOTENT_WRITE, as by {}",
+            grant("--operation IdempotentWrite", "--cluster")
+        ),
+        ErrorCode::InvalidTimestamp => {
+            "the topic does not accept the present time of this machine (INVALID_TIMESTAMP): \
+             this machine's clock is ahead of the broker's, or behind it; set both by NTP, or set \
+             message.timestamp.type=LogAppendTime on the topic"
+                .to_owned()
+        }
+        _ => without_advice_for_programmers(&error.to_string()),
+    }
+}
+
+/// The client's messages end with what a program could call instead.
+fn without_advice_for_programmers(text: &str) -> String {
+    let calls = [".idempotent(", "`idempotent(", ".enable_", "builder"];
+    let sentences =
+        text.split_inclusive(['.', ';']).filter(|sentence| !calls.iter().any(|call| sentence.contains(call)));
+    let kept: String = sentences.collect();
+    let kept = kept.trim_end_matches([';', ' ']).trim();
+    if kept.is_empty() { text.to_owned() } else { kept.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn only_three_codes_are_a_records_fault() {
+        let of = |code| is_records_fault(&KrafkaError::broker(code, ""));
+        assert!(of(ErrorCode::MessageTooLarge) && of(ErrorCode::RecordListTooLarge) && of(ErrorCode::InvalidRecord));
+        let environment = [
+            ErrorCode::InvalidTimestamp,
+            ErrorCode::TopicAuthorizationFailed,
+            ErrorCode::TransactionalIdAuthorizationFailed,
+            ErrorCode::ClusterAuthorizationFailed,
+            ErrorCode::NotEnoughReplicas,
+            ErrorCode::CorruptMessage,
+            ErrorCode::UnsupportedForMessageFormat,
+            ErrorCode::PolicyViolation,
+            ErrorCode::InvalidRequiredAcks,
+        ];
+        for code in environment {
+            assert!(!of(code), "{code:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_right_is_named_with_the_command_that_grants_it() {
+        let settings = config::Config::load("", &BTreeMap::new()).unwrap().config.kafka;
+        let node = NodeId::parse("shop-7").unwrap();
+        let text = |code| explain(&KrafkaError::broker(code, "use .idempotent(false)"), &settings, &node);
+        for (code, words) in [
+            (ErrorCode::TopicAuthorizationFailed, ["TOPIC_AUTHORIZATION_FAILED", "--topic payment-event"]),
+            (ErrorCode::TransactionalIdAuthorizationFailed, ["payrelay-shop-7", "--transactional-id"]),
+            (ErrorCode::GroupAuthorizationFailed, ["--group payment-group", "READ"]),
+            (ErrorCode::ClusterAuthorizationFailed, ["IDEMPOTENT_WRITE", "--cluster"]),
+            (ErrorCode::InvalidTimestamp, ["clock is ahead of the broker's", "INVALID_TIMESTAMP"]),
+        ] {
+            let text = text(code);
+            assert!(words.iter().all(|word| text.contains(word)) && !text.contains("idempotent("), "{text}");
+        }
+    }
+}

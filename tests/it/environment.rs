@@ -1,0 +1,125 @@
+//! The environment is never an event's fault: clocks, the topic's settings and missing rights make Kafka unavailable, the
+//! events wait in order, and the log says within ten seconds what to do.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::harness::hostile::Machine;
+use super::harness::http::Client;
+use super::harness::kafka::Broker;
+use super::harness::process::Payrelay;
+use super::harness::slack::FakeSlack;
+use super::harness::{topic, wait_until};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// How soon a problem is named.
+const NAMED: Duration = Duration::from_secs(10);
+
+const TOPIC: &str = "payment-event";
+
+struct Scene {
+    machine: Machine,
+    broker: Broker,
+    slack: FakeSlack,
+}
+
+impl Scene {
+    fn new(broker: Broker) -> Self {
+        Self { machine: Machine::new(), broker, slack: FakeSlack::start() }
+    }
+
+    fn start(&self) -> Payrelay {
+        let env = [
+            ("PAYRELAY_PUBLISHER_KIND", "kafka"),
+            ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", &self.broker.bootstrap()),
+            ("PAYRELAY_SLACK_WEBHOOK_URL", &self.slack.url()),
+            ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "1000"),
+        ];
+        Payrelay::start(self.machine.options(&env))
+    }
+
+    fn wait_for_payments(&self, count: usize) {
+        wait_until(&format!("{count} payments at Slack"), LIMIT, || self.slack.lines().len() == count);
+        let ids: Vec<i64> =
+            self.slack.lines().iter().map(|line| line.split(' ').nth(1).unwrap().parse().unwrap()).collect();
+        assert!(ids.is_sorted(), "{ids:?}");
+    }
+}
+
+fn pay(payrelay: &Payrelay, reservations: impl IntoIterator<Item = i64>) {
+    let list: Vec<Value> = reservations.into_iter().map(|id| json!({"reservation_id": id, "seat_price": 5})).collect();
+    let body = json!({"user_id": 1, "reservations": list});
+    assert_eq!(Client::connect(payrelay.addr()).post_json("/payments", &body).status, 201);
+}
+
+fn get(payrelay: &Payrelay, path: &str) -> Value {
+    Client::connect(payrelay.addr()).get(path).json()
+}
+
+const DAY: i64 = 86_400;
+
+#[test]
+fn a_clock_that_is_ahead_or_behind_costs_no_event_on_a_topic_of_ours() {
+    for shift in [2 * DAY, 7200, -2 * DAY] {
+        let scene = Scene::new(Broker::start("4.4.0"));
+        scene.machine.set("clock", &shift.to_string());
+        let payrelay = scene.start();
+        pay(&payrelay, 1..=5);
+        scene.wait_for_payments(5);
+        scene.machine.set("clock", "0");
+        pay(&payrelay, 6..=8);
+        scene.wait_for_payments(8);
+        assert_eq!(get(&payrelay, "/admin/dead-letters")["dead_letters"], json!([]), "{shift}");
+    }
+}
+
+#[test]
+fn a_topic_that_refuses_this_machines_clock_has_the_events_wait() {
+    let scene = Scene::new(Broker::start("4.4.0"));
+    topic::create(&scene.broker.bootstrap(), TOPIC, &[("message.timestamp.type", "CreateTime")]);
+    scene.machine.set("clock", &(2 * DAY).to_string());
+    let payrelay = scene.start();
+    pay(&payrelay, 1..=5);
+    payrelay.wait_for_log("this machine's clock is ahead of the broker's", NAMED);
+    assert_eq!(get(&payrelay, "/health/ready")["components"]["publisher"]["state"], "unavailable");
+    pay(&payrelay, 6..=7);
+    scene.machine.set("clock", "0");
+    scene.wait_for_payments(7);
+    assert_eq!(get(&payrelay, "/admin/dead-letters")["dead_letters"], json!([]));
+}
+
+#[test]
+fn an_outage_that_is_longer_than_the_topic_takes_costs_no_event() {
+    let mut scene = Scene::new(Broker::start("4.4.0"));
+    let settings = [("message.timestamp.type", "CreateTime"), ("message.timestamp.before.max.ms", "5000")];
+    topic::create(&scene.broker.bootstrap(), TOPIC, &settings);
+    let payrelay = scene.start();
+    pay(&payrelay, [1]);
+    scene.wait_for_payments(1);
+    scene.broker.kill();
+    pay(&payrelay, 2..=6);
+    // Older than the topic takes, by the clock of this machine.
+    wait_until("the events to be old", LIMIT, || {
+        get(&payrelay, "/health/ready")["pending"]["unpublished"]["oldest_age_s"].as_u64() > Some(6)
+    });
+    scene.broker.restart();
+    scene.wait_for_payments(6);
+    assert_eq!(get(&payrelay, "/admin/dead-letters")["dead_letters"], json!([]));
+}
+
+#[test]
+fn settings_of_the_topic_that_lose_records_are_named_in_the_log_and_in_health() {
+    let scene = Scene::new(Broker::start("4.4.0"));
+    let settings =
+        [("cleanup.policy", "compact"), ("message.timestamp.type", "CreateTime"), ("retention.ms", "600000")];
+    topic::create(&scene.broker.bootstrap(), TOPIC, &settings);
+    let payrelay = scene.start();
+    pay(&payrelay, [1]);
+    payrelay.wait_for_log("--add-config cleanup.policy=delete", NAMED);
+    payrelay.wait_for_log("--add-config message.timestamp.type=LogAppendTime", NAMED);
+    scene.wait_for_payments(1);
+    let ready = get(&payrelay, "/health/ready");
+    assert_eq!((&ready["status"], ready["warnings"].as_array().unwrap().len()), (&json!("ready"), 2), "{ready}");
+}
