@@ -4,6 +4,7 @@ use std::fs;
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
+use krafka::admin::AclOperation;
 use payrelay::clock::Timestamp;
 use payrelay::config;
 use payrelay::config::Delivery::{AtLeastOnce, ExactlyOnce};
@@ -18,6 +19,7 @@ use super::audit::audit;
 use super::contract::{TOPIC, consume, consumer, positioned, publish, publisher, settings, unpublished};
 use super::harness::cluster::Cluster;
 use super::harness::kafka::Broker;
+use super::harness::secure::{PASSWORD, USER};
 use super::harness::store::Database;
 use super::harness::{topic, wait_for, wait_until};
 
@@ -207,4 +209,44 @@ fn foreign_records_beyond_the_limit_are_counted_and_closed_letters_make_room() {
     consume(&mut consumer, &database, "SELECT records_dropped FROM node", 8);
     assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 5);
     assert_eq!(audited(database, &broker), (json!([]), json!([["dead-letters", 5], ["dropped-records", 1]])));
+}
+
+#[test]
+fn a_right_to_read_that_is_taken_away_is_named_within_10_s() {
+    let (broker, secure) = Broker::start_secure("4.4.0");
+    let database = Database::open();
+    let part = Part::up();
+    let sasl = config::KafkaSasl {
+        mechanism: config::SaslMechanism::Plain,
+        username: USER.to_owned(),
+        password: config::Secret::new(PASSWORD),
+    };
+    let settings = config::Kafka {
+        bootstrap_servers: vec![secure.sasl()],
+        security: config::KafkaSecurity { tls: None, sasl: Some(sasl) },
+        ..settings(&broker, 1, ExactlyOnce)
+    };
+    let mut consumer = Consumer::new(settings, database.store().clone(), Waker::new().0, part.clone()).unwrap();
+    let published = |ids: std::ops::RangeInclusive<i64>| {
+        database.pay(1, ids);
+        publish(&mut publisher(&broker, &database, 1, ExactlyOnce), &database);
+    };
+    published(1..=3);
+    consume(&mut consumer, &database, DELIVERIES, 3);
+    topic::allow(&broker.bootstrap(), USER, TOPIC, AclOperation::Write);
+    let taken_away = Instant::now();
+    wait_until("the consumer to be unavailable", LIMIT, || {
+        let _ = consumer.step();
+        part.get().is_failing()
+    });
+    assert!(taken_away.elapsed() < Duration::from_secs(10), "{:?}", taken_away.elapsed());
+    let error = part.get().error.unwrap();
+    assert!(error.contains("grant READ on it"), "{error}");
+    published(4..=6);
+    topic::allow(&broker.bootstrap(), USER, TOPIC, AclOperation::Read);
+    consume(&mut consumer, &database, DELIVERIES, 6);
+    wait_until("the consumer to be up", LIMIT, || {
+        let _ = consumer.step();
+        !part.get().is_failing()
+    });
 }

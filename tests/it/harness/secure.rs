@@ -84,10 +84,16 @@ listener.name.mutual.ssl.client.auth=required
             bound: each(&|name, _, port| format!(",{name}://127.0.0.1:{port}")),
             advertised: each(&|name, _, port| format!(",{name}://{HOST}:{port}")),
             protocols: each(&|name, protocol, _| format!(",{name}:{protocol}")),
-            settings: [tls, sasl("sasltls"), sasl("sasl")].concat(),
+            settings: [&tls, &sasl("sasltls"), &sasl("sasl"), AUTHORIZER].concat(),
         }
     }
 }
+
+/// Everything is allowed that no ACL is about, and all that comes without a name: tests, and the broker itself.
+const AUTHORIZER: &str = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+allow.everyone.if.no.acl.found=true
+super.users=User:ANONYMOUS
+";
 
 fn sasl(listener: &str) -> String {
     let module = "org.apache.kafka.common.security";

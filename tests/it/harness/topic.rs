@@ -6,9 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use krafka::admin::{
-    AlterConsumerGroupOffsetsOptions, CreatePartitionsOptions, CreateTopicsOptions, DeleteRecordsOptions,
-    DeleteTopicsOptions, DescribeProducersOptions, DescribeTopicsOptions, ListConsumerGroupOffsetsOptions,
-    ListTopicsOptions, NewTopic,
+    AclBinding, AclOperation, AclPatternType, AclPermissionType, AclResourceType, AlterConsumerGroupOffsetsOptions,
+    CreateAclsOptions, CreatePartitionsOptions, CreateTopicsOptions, DeleteRecordsOptions, DeleteTopicsOptions,
+    DescribeProducersOptions, DescribeTopicsOptions, ListConsumerGroupOffsetsOptions, ListTopicsOptions, NewTopic,
 };
 use krafka::consumer::{AutoOffsetReset, Consumer, IsolationLevel, TopicPartition};
 use krafka::producer::TransactionalProducer;
@@ -206,6 +206,20 @@ pub fn committed(bootstrap: &str, group: &str) -> BTreeMap<i32, i64> {
         let offsets = kafka.admin().list_consumer_group_offsets(group, options).await.expect("the broker answers");
         offsets.into_iter().filter_map(|(place, offset)| Some((place.partition, offset.ok()?.offset?))).collect()
     })
+}
+
+/// Allows a user operations on a topic; what is not allowed is then denied.
+pub fn allow(bootstrap: &str, user: &str, topic: &str, operation: AclOperation) {
+    block_on(async {
+        let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
+        let allowed = AclPermissionType::Allow;
+        let mut acl = AclBinding::new(AclResourceType::Topic, topic, format!("User:{user}"), "*", operation, allowed);
+        // krafka 0.28.1 writes the number of LITERAL for this one (https://kafka.apache.org/protocol#The_Messages_CreateAcls).
+        acl.pattern_type = AclPatternType::Prefixed;
+        let created =
+            kafka.admin().create_acls(vec![acl], CreateAclsOptions::default()).await.expect("the broker answers");
+        assert!(created.iter().all(|(_, result)| result.is_ok()), "{created:?}");
+    });
 }
 
 /// A transaction that somebody has begun and not ended.
