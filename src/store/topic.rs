@@ -1,5 +1,5 @@
 //! How far the topic is known, partition by partition: behind which offset everything of ours is marked, and up to
-//! where it was taken.
+//! where it was consumed.
 //!
 //! Both are written in the transaction that writes what they speak of, so that neither is ever ahead of the rows: the
 //! publisher looks for its events from the one on, the consumer goes on from the other, and a crash costs neither.
@@ -31,9 +31,9 @@ pub struct Partition {
     pub partition: i32,
     /// Every event of ours before this offset is marked.
     pub published_to: i64,
-    /// The next offset to take, once anything was taken.
+    /// The next offset to consume; `None`: not known.
     pub consumed_to: Option<i64>,
-    /// The largest outbox id that was taken.
+    /// The largest outbox id that was consumed.
     pub last_outbox_id: i64,
     /// Records of events that were there already.
     pub duplicates: i64,
