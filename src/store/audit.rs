@@ -195,9 +195,12 @@ const FILE: [Check; 12] = [
     },
 ];
 
+/// The kind of finding for events that were published and have no delivery.
+pub(super) const UNCONSUMED_KIND: &str = "unconsumed";
+
 /// `?1` is the topic, `?2` a while ago: what was published before that should have come.
 const UNCONSUMED: Check = Check {
-    kind: "unconsumed",
+    kind: UNCONSUMED_KIND,
     what: "events that were published and have no delivery, for more than 60 s or although the consumer has passed them",
     sql: "SELECT 'event ' || o.id || ' of payment ' || o.payment_id \
           || ifnull(', partition ' || o.\"partition\" || ', offset ' || ifnull(o.\"offset\", r.\"offset\"), '') \

@@ -392,8 +392,8 @@ fn scene(delivery: &'static str, mix: bool) -> Scene {
 }
 
 #[test]
-fn two_hundred_kills_lose_nothing_and_double_nothing() {
-    scene("exactly-once", false).run(setting("PAYRELAY_FORCE_KILLS").unwrap_or(200));
+fn kills_and_faults_lose_nothing_and_double_nothing() {
+    scene("exactly-once", true).run(setting("PAYRELAY_FORCE_KILLS").unwrap_or(80));
 }
 
 #[test]

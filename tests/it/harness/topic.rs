@@ -11,6 +11,7 @@ use krafka::admin::{
     DescribeProducersOptions, DescribeTopicsOptions, ListConsumerGroupOffsetsOptions, ListTopicsOptions, NewTopic,
 };
 use krafka::consumer::{AutoOffsetReset, Consumer, IsolationLevel, TopicPartition};
+use krafka::error::{ErrorCode, KrafkaError};
 use krafka::producer::TransactionalProducer;
 use krafka::{Compression, ConsumerRecord, Kafka, Record};
 use tokio::runtime::{Builder, Runtime};
@@ -66,7 +67,15 @@ pub fn read(bootstrap: &str, topic: &str, limit: Duration) -> Vec<Found> {
         let mut found = Vec::new();
         while !ends.is_empty() {
             assert!(Instant::now() < deadline, "{topic} could not be read to {ends:?} within {limit:?}");
-            let records = consumer.poll(Duration::from_millis(100)).await.expect("the topic can be read");
+            let records = match consumer.poll(Duration::from_millis(100)).await {
+                Ok(records) => records,
+                Err(error) => {
+                    // A batch that cannot be decoded: an offset further, until there is another batch.
+                    let (partition, offset) = undecodable(topic, &error.to_string()).expect("the topic can be read");
+                    consumer.seek(topic, partition, offset + 1).await.expect("the partition is assigned");
+                    Vec::new()
+                }
+            };
             found.extend(records.iter().map(Found::from));
             for (partition, end) in ends.clone() {
                 if consumer.position(topic, partition).await >= Some(end) {
@@ -77,6 +86,13 @@ pub fn read(bootstrap: &str, topic: &str, limit: Duration) -> Vec<Found> {
         found.sort_by_key(|record| (record.partition, record.offset));
         found
     })
+}
+
+/// The partition and the offset that the client cannot decode.
+fn undecodable(topic: &str, error: &str) -> Option<(i32, i64)> {
+    let (_, rest) = error.split_once(&format!("undecodable record batch at {topic}-"))?;
+    let (partition, rest) = rest.split_once(" offset ")?;
+    Some((partition.parse().ok()?, rest.split(';').next()?.parse().ok()?))
 }
 
 /// Has the consumer begin all partitions of a topic, if it is there; tells the end of each that has anything.
@@ -131,7 +147,11 @@ pub fn delete(bootstrap: &str, topic: &str, limit: Duration) {
         let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
         let options = || DeleteTopicsOptions::default();
         let gone = kafka.admin().delete_topics([topic], options()).await.expect("the broker answers");
-        assert!(gone.values().all(Result::is_ok), "{gone:?}");
+        let is_gone = |deleted: &krafka::Result<()>| match deleted {
+            Err(KrafkaError::Broker { code, .. }) => *code == ErrorCode::UnknownTopicOrPartition,
+            deleted => deleted.is_ok(),
+        };
+        assert!(gone.values().all(is_gone), "{gone:?}");
         let deadline = Instant::now() + limit;
         while !kafka
             .admin()
