@@ -25,6 +25,7 @@ use crate::kafka::{Driver, Failure, Link, within};
 use crate::outage::{Outage, Part};
 use crate::relay::BACKOFF;
 use crate::runtime::error_log::ErrorLog;
+use crate::runtime::metrics::Metrics;
 use crate::store::dead_letter::{self, DeadRecord};
 use crate::store::delivery::{self, Arrival};
 use crate::store::topic::{self, ConsumeBatch, ConsumeStats, Topic};
@@ -60,6 +61,7 @@ pub struct Consumer {
     notifier: Waker,
     outage: Outage,
     errors: ErrorLog,
+    metrics: Metrics,
     /// The partition count for which it has rejoined: one rejoin for a missing assignment, not a loop.
     rejoined_for: Option<usize>,
     /// Consumed, but not stored yet: kept while the database refuses.
@@ -111,6 +113,7 @@ impl Consumer {
             notifier,
             outage: Outage::new("Kafka (consumer)", BACKOFF, part),
             errors: ErrorLog::new("consumer"),
+            metrics: Metrics::default(),
             rejoined_for: None,
             pending: Arc::default(),
             checked_at: Instant::now(),
@@ -118,6 +121,12 @@ impl Consumer {
             sweep: Sweep::Due,
             late: None,
         })
+    }
+
+    /// Counts in these.
+    #[must_use]
+    pub fn with_metrics(self, metrics: Metrics) -> Self {
+        Self { metrics, ..self }
     }
 
     /// Works until the stop. The membership is kept: the next start takes it up at once.
@@ -224,11 +233,19 @@ impl Consumer {
         let Some(membership) = self.membership.as_mut().filter(|_| !self.pending.is_empty()) else { return Ok(0) };
         let (node, records, topic) = (self.store.node().clone(), Arc::clone(&self.pending), membership.topic().clone());
         let dead_records_max = self.link.settings().dead_records_max.get();
-        let StoredBatch { first_dead, dead_count, dropped_count, stats } =
+        let StoredBatch { first_dead, dead_count, dropped_count, unknown, stats } =
             self.store.write(move |tx| store_batch(tx, &node, &topic, &records, dead_records_max, Timestamp::now()))?;
         let records = std::mem::take(&mut self.pending);
         membership.stored(&records);
         let topic = &membership.topic().name;
+        if let Some(UnknownEvents { count, partition, offset }) = unknown {
+            self.metrics.unknown_events(count);
+            log::error!(
+                "{topic} has {count} records of node {} that this database did not write, the first at \
+                 {partition}@{offset}: another process publishes as this node, or this database is older than the topic",
+                self.store.node()
+            );
+        }
         if let Some(DeadRecord { partition, offset, reason, .. }) = first_dead {
             log::warn!(
                 "dead-lettered {dead_count} records of {topic} and dropped {dropped_count}, the first at \
@@ -358,7 +375,27 @@ struct StoredBatch {
     dead_count: usize,
     /// How many are only counted.
     dropped_count: usize,
+    /// Those with an id of this node.
+    unknown: Option<UnknownEvents>,
     stats: ConsumeStats,
+}
+
+/// Records of this node that this database did not write, and where the first of them is.
+struct UnknownEvents {
+    count: usize,
+    partition: i32,
+    offset: i64,
+}
+
+impl UnknownEvents {
+    fn among(dead: &[DeadRecord], node: &NodeId) -> Option<Self> {
+        let names_us = |(name, value): &(String, Option<String>)| {
+            name == ID_HEADER && value.as_deref().is_some_and(|id| node.outbox_id(id).is_some())
+        };
+        let unknown: Vec<_> = dead.iter().filter(|record| record.headers.iter().any(names_us)).collect();
+        let first = unknown.first()?;
+        Some(Self { count: unknown.len(), partition: first.partition, offset: first.offset })
+    }
 }
 
 /// The records, and the offsets after them, in one transaction.
@@ -392,7 +429,8 @@ fn store_batch(
         dead_letter::drop_records(tx, dropped_count)?;
     }
     let stats = batch.finish(records.len())?;
-    Ok(StoredBatch { first_dead: dead.into_iter().next(), dead_count, dropped_count, stats })
+    let unknown = UnknownEvents::among(&dead, node);
+    Ok(StoredBatch { first_dead: dead.into_iter().next(), dead_count, dropped_count, unknown, stats })
 }
 
 /// One record: to the delivery table if it is ours.

@@ -160,7 +160,9 @@ impl Service {
         let publisher: Box<dyn Publisher> = match config.publisher.kind {
             PublisherKind::Application => Box::new(Application),
             PublisherKind::Kafka => {
-                Box::new(KafkaPublisher::with_warnings(config.kafka.clone(), store.clone(), warnings.clone())?)
+                let (settings, store) = (config.kafka.clone(), store.clone());
+                let publisher = KafkaPublisher::with_warnings(settings, store, warnings.clone())?;
+                Box::new(publisher.with_metrics(metrics.clone()))
             }
         };
         let relay = Relay::new(
@@ -179,7 +181,7 @@ impl Service {
             PublisherKind::Kafka => {
                 let part = Part::up();
                 parts.push(("consumer".to_owned(), part.clone()));
-                Some(spawn_consumer(config, &store, wake_notifiers.clone(), part, &exited)?)
+                Some(spawn_consumer(config, &store, wake_notifiers.clone(), part, metrics.clone(), &exited)?)
             }
         };
 
@@ -375,9 +377,10 @@ fn spawn_consumer(
     store: &Store,
     notifier: Waker,
     part: Part,
+    metrics: Metrics,
     exits: &Sender<&'static str>,
 ) -> io::Result<Worker> {
-    let consumer = Consumer::new(config.kafka.clone(), store.clone(), notifier, part)?;
+    let consumer = Consumer::new(config.kafka.clone(), store.clone(), notifier, part)?.with_metrics(metrics);
     Worker::spawn("consumer", exits, |stop| consumer.run(&stop))
 }
 

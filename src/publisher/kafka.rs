@@ -29,6 +29,7 @@ use crate::kafka::hanging::{Owner, end_hanging, open_transactions, transactional
 use crate::kafka::topic_config::risks;
 use crate::kafka::watch::{Sight, Watch};
 use crate::kafka::{Driver, Failure, Identified, Link, identify, within};
+use crate::runtime::metrics::Metrics;
 use crate::runtime::warnings::Warnings;
 use crate::store::outbox::{self, Place, Receipt};
 use crate::store::topic::{self, Found, Reached, Reconciled, Topic};
@@ -89,6 +90,7 @@ struct Line {
     is_unseen: bool,
     /// Why events that were published are not visible.
     hidden: Option<String>,
+    metrics: Metrics,
 }
 
 struct Context {
@@ -206,8 +208,16 @@ impl KafkaPublisher {
             fenced_at: None,
             is_unseen,
             hidden: None,
+            metrics: Metrics::default(),
         };
         Ok(Self { line: pipeline, driver })
+    }
+
+    /// Counts in these.
+    #[must_use]
+    pub fn with_metrics(mut self, metrics: Metrics) -> Self {
+        self.line.metrics = metrics;
+        self
     }
 }
 
@@ -372,6 +382,10 @@ impl Line {
         let reached = Reached { topic: topic.clone(), offsets };
         let now = Timestamp::now();
         let whole = reader.done();
+        if whole && !session.unseen.is_empty() {
+            // What was deleted meanwhile need not have been seen.
+            reader.refresh_low(patience).await?;
+        }
         let conflict = session.first_conflict;
         let (reconciled, renumbered) = self.context.store.write(move |tx| {
             let reconciled = topic::reconcile(tx, &found, &reached, now)?;
@@ -385,6 +399,7 @@ impl Line {
         let Reconciled { marked, first_conflict, unknown } = reconciled;
         session.first_conflict = first_conflict.into_iter().chain(conflict).min().filter(|_| !whole);
         let requeued = if whole { self.requeue_hidden(session, reader)? } else { 0 };
+        self.metrics.reconciled(marked);
         if marked > 0 {
             log::info!("{marked} events are on the topic already: marked, not published again");
         }

@@ -28,6 +28,7 @@ struct Inner {
     unknown_outcomes: Counter,
     delivered: Counter,
     refusals: [Counter; Refusal::ALL.len()],
+    unknown_events: Counter,
 }
 
 /// Why a request or a connection was refused before it reached the store.
@@ -105,6 +106,9 @@ impl Default for Metrics {
         registry.register("http_refusals", help, refusals.clone());
         let refused =
             |(_, reason, _): (Refusal, &str, &str)| refusals.get_or_create_owned(&[("reason", reason.to_owned())]);
+        let unknown_events: Counter = Counter::default();
+        let help = "Records of this node on the topic whose event or payment this database did not write";
+        registry.register("unknown_events", help, unknown_events.clone());
         let of = |source: &str| published.get_or_create_owned(&[("source", source.to_owned())]);
         Self(Arc::new(Inner {
             published_sent: of("sent"),
@@ -114,6 +118,7 @@ impl Default for Metrics {
             unknown_outcomes: Counter::default(),
             delivered: Counter::default(),
             refusals: Refusal::ALL.map(refused),
+            unknown_events,
             registry: Mutex::new(registry),
         }))
     }
@@ -128,6 +133,11 @@ impl Metrics {
     /// The publisher found `count` unrecorded events on the topic.
     pub fn reconciled(&self, count: usize) {
         self.0.published_reconciled.inc_by(count as u64);
+    }
+
+    /// The topic has `count` records of this node whose event or payment this database did not write.
+    pub fn unknown_events(&self, count: usize) {
+        self.0.unknown_events.inc_by(count as u64);
     }
 
     /// The relay hands the oldest events to the publisher now.

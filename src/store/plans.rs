@@ -15,7 +15,9 @@ use super::delivery::{Arrival, Carrier, Outcome};
 use super::idempotency::{Keyed, Once};
 use super::outbox::{Place, Receipt};
 use super::topic::{self, ConsumeBatch, Found, Reached, Reconciled, Topic};
-use super::{channel, dead_letter, delivery, idempotency, outbox, payment, route, schema, unconsumed};
+use super::{
+    channel, dead_letter, delivery, idempotency, outbox, payment, relay_action, route, schema, unconsumed, visibility,
+};
 use crate::clock::Timestamp;
 use crate::event::{NodeId, Notice};
 use crate::payment::{NewPayment, Reservation};
@@ -33,7 +35,7 @@ fn take_down(event: TraceEvent<'_>) {
 
 /// What may be walked: indexes that hold only what waits, of which a page is asked for; the routes, the channels and the
 /// partitions, which are a handful; the node, which is one row; and SQLite's own table with a row for each AUTOINCREMENT.
-const SMALL: [&str; 13] = [
+const SMALL: [&str; 14] = [
     "outbox_init",
     "delivery_waiting",
     "dead_letter_open",
@@ -44,6 +46,7 @@ const SMALL: [&str; 13] = [
     "SCAN c",
     "SCAN node",
     "SCAN topic_partition",
+    "SCAN topic_unseen",
     "SCAN CONSTANT ROW",
     // Its last row.
     "SCAN channel_action",
@@ -83,6 +86,7 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
         Found { notice: Notice { outbox_id: 1, payment_id: 1, created_at: Some(now) }, partition: 0, offset: 0 };
     let reached = Reached { topic: topic.clone(), offsets: [(0, 1)].into() };
     assert_eq!(topic::reconcile(&tx, &[found], &reached, now)?, Reconciled::default());
+    look_at_what_is_visible(&tx, &topic, &receipts)?;
     let mut batch = ConsumeBatch::begin(&tx, &topic)?;
     batch.add(0, 3, Some((2, Arrival::Accepted)));
     batch.finish(1)?;
@@ -128,6 +132,19 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     route::replace(&tx, &[])?;
     assert!(!topic::abandon_others(&tx, Some(&topic))?);
     tx.commit()
+}
+
+fn look_at_what_is_visible(tx: &Transaction<'_>, topic: &Topic, receipts: &[Receipt]) -> rusqlite::Result<()> {
+    visibility::note(tx, topic, receipts)?;
+    assert!(visibility::is_any_unseen(tx)?);
+    let noted = visibility::unseen(tx, topic)?;
+    visibility::saw(tx, topic, &[(0, noted.first().copied())].into())?;
+    let requeued = visibility::requeue_hidden(tx, &noted, &[(0, 0..9)].into(), &[1].into())?;
+    assert_eq!(requeued, 0);
+    visibility::saw(tx, topic, &[(0, None)].into())?;
+    outbox::renumber(tx, 1 << 50)?;
+    assert_eq!(relay_action::last_resume(tx)?, 0);
+    Ok(())
 }
 
 #[test]

@@ -254,7 +254,8 @@ fn what_comes_is_stored_once_and_the_offset_committed(cluster: &mut dyn Cluster,
 
 fn what_is_not_ours_is_kept_aside_and_the_rest_goes_on(cluster: &mut dyn Cluster, delivery: Delivery) {
     let database = Database::open();
-    let mut consumer = positioned(cluster, &database);
+    let metrics = Metrics::default();
+    let mut consumer = positioned(cluster, &database).with_metrics(metrics.clone());
     database.pay(1, [1]);
     publish(&mut publisher(cluster, &database, 1, delivery), &database);
     let ours = database.store().node().event_id(1);
@@ -270,6 +271,8 @@ fn what_is_not_ours_is_kept_aside_and_the_rest_goes_on(cluster: &mut dyn Cluster
     publish(&mut publisher(cluster, &database, 1, delivery), &database);
     consume(&mut consumer, &database, "SELECT count(*) FROM delivery", 2);
     assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 6);
+    // Four of them have an id of this node.
+    assert!(metrics.encode().contains("payrelay_unknown_events_total 4\n"), "{}", metrics.encode());
     let letters: Vec<(String, String, i64, i64)> = database
         .store()
         .read(|connection| {

@@ -176,6 +176,40 @@ fn a_fenced_node_accepts_payments_and_publishes_them_when_it_is_resumed() {
     }
 }
 
+/// In every delivery mode, and whichever of id, payment and value is not this database's.
+#[test]
+fn a_record_of_this_node_that_it_did_not_write_is_reported() {
+    let broker = Broker::start("4.4.0");
+    let bootstrap = broker.bootstrap();
+    for delivery in ["exactly-once", "at-least-once"] {
+        let dir = tempfile::tempdir().unwrap();
+        let env = [
+            ("PAYRELAY_NODE_ID", delivery),
+            ("PAYRELAY_KAFKA_TOPIC", delivery),
+            ("PAYRELAY_KAFKA_GROUP", delivery),
+            ("PAYRELAY_KAFKA_DELIVERY", delivery),
+            ("PAYRELAY_PUBLISHER_KIND", "kafka"),
+            ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", &*bootstrap),
+        ];
+        let node =
+            Node { dir: dir.path(), bootstrap: &bootstrap, payrelay: Payrelay::start(Options::new(dir.path(), &env)) };
+        node.pay(1);
+        wait_until("the delivery", LIMIT, || node.count("delivery WHERE status = 'DELIVERED'") == 1);
+        for (id, value) in [(77, "1"), (1, "77"), (1, "no payment")] {
+            let letters = node.count("dead_letter WHERE state = 'OPEN'");
+            let errors = node.payrelay.count_in_log("that this database did not write");
+            let event_id = format!("{delivery}-{id}");
+            topic::put(&bootstrap, delivery, Some("1"), Some(value.as_bytes()), &[("ce_id", &event_id)]);
+            node.payrelay.wait_for_another("that this database did not write", errors, LIMIT);
+            assert_eq!(node.count("dead_letter WHERE state = 'OPEN'"), letters + 1, "{event_id} {value}");
+        }
+        // Another node's is none of its business.
+        topic::put(&bootstrap, delivery, Some("1"), Some(b"1"), &[("ce_id", "another-1")]);
+        wait_until("the dead letter", LIMIT, || node.count("dead_letter WHERE state = 'OPEN'") == 4);
+        assert_eq!(node.payrelay.count_in_log("that this database did not write"), 3);
+    }
+}
+
 /// A node with a configured id gets a new file, or an old one: payments that came before Kafka was there have ids that the topic
 /// has. They get new ones, and are published in their order.
 #[test]
