@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use krafka::admin::{
     AclBinding, AclOperation, AclPatternType, AclPermissionType, AclResourceType, AlterConsumerGroupOffsetsOptions,
     CreateAclsOptions, CreatePartitionsOptions, CreateTopicsOptions, DeleteRecordsOptions, DeleteTopicsOptions,
-    DescribeProducersOptions, DescribeTopicsOptions, ListConsumerGroupOffsetsOptions, ListTopicsOptions, NewTopic,
+    DescribeProducersOptions, DescribeTopicsOptions, DescribeTransactionsOptions, ListConsumerGroupOffsetsOptions,
+    ListTopicsOptions, NewTopic,
 };
 use krafka::consumer::{AutoOffsetReset, Consumer, IsolationLevel, TopicPartition};
 use krafka::error::{ErrorCode, KrafkaError};
@@ -289,6 +290,16 @@ pub fn open_transactions(bootstrap: &str, topic: &str, partitions: i32) -> Vec<(
         }
         open.sort_unstable();
         open
+    })
+}
+
+/// What the coordinator calls the state of a transactional id.
+pub fn transaction_state(bootstrap: &str, id: &str) -> String {
+    block_on(async {
+        let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
+        let mut described = kafka.admin().describe_transactions([id], DescribeTransactionsOptions::default()).await;
+        let description = described.as_mut().ok().and_then(|described| described.remove(id)).and_then(Result::ok);
+        description.map_or_else(String::new, |description| description.state)
     })
 }
 
