@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use payrelay::clock::Timestamp;
 use payrelay::config;
+use payrelay::event::Event;
 use payrelay::publisher::kafka::KafkaPublisher;
 use payrelay::publisher::{Published, Publisher, Trouble};
 use payrelay::store::outbox::{self, Place, Receipt};
@@ -46,8 +47,17 @@ fn publisher(cluster: &dyn Cluster, database: &Database, partitions: i32) -> Kaf
 
 /// One step of the relay. Returns what stands in the way.
 fn step(publisher: &mut KafkaPublisher, database: &Database) -> Option<Trouble> {
-    let events = database.store().read(|connection| outbox::unpublished(connection, 0, 1000)).unwrap();
-    let Published { receipts, reached, trouble } = publisher.publish(&events);
+    let answer = publisher.publish(&unpublished(database));
+    mark(database, answer)
+}
+
+fn unpublished(database: &Database) -> Vec<Event> {
+    database.store().read(|connection| outbox::unpublished(connection, 0, 1000)).unwrap()
+}
+
+/// As the relay does it.
+fn mark(database: &Database, published: Published) -> Option<Trouble> {
+    let Published { receipts, reached, trouble } = published;
     let mark = move |tx: &Transaction<'_>| {
         outbox::mark_published(tx, &receipts, Timestamp::now())?;
         let Some(reached) = &reached else { return Ok(()) };
@@ -106,12 +116,16 @@ fn hangs(broker: &Broker, database: &Database, partitions: i32) -> bool {
 /// Has the broker come back with a transaction of ours that hangs. The publisher that began it is dead by then. Returns how many
 /// payments that took.
 fn hang(broker: &mut Broker, database: &Database, partitions: i32) -> i64 {
-    const TRIES: i64 = 30;
+    const TRIES: i64 = 50;
     for payment in 1..=TRIES {
         database.pay(payment, [payment]);
         let mut publisher = publisher(&*broker, database, partitions);
-        publish(&mut publisher, database);
+        let answer = wait_for("the acknowledgement", LIMIT, || {
+            let answer = publisher.publish(&unpublished(database));
+            (!answer.receipts.is_empty()).then_some(answer)
+        });
         broker.kill();
+        mark(database, answer);
         drop(publisher);
         broker.restart();
         if hangs(broker, database, partitions) {
