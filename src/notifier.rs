@@ -1,7 +1,7 @@
 //! A notifier: delivers one channel's part of the delivery table, oldest first, one message after the other.
 //!
 //! Payments are delivered in their order: a message that was not accepted is tried again before any later one. What a
-//! rejection means is decided in [`isolation`]: no payment becomes a dead letter for it. A few payments have a message
+//! rejection means is decided in [`crate::slack::isolation`]: no payment becomes a dead letter for it. A few payments have a message
 //! each, more share a digest, and when very many wait one summary counts them all.
 //!
 //! Before a POST its rows say SENDING, and after the answer the outcome is recorded before the next POST, so that a crash
