@@ -12,7 +12,8 @@ use serde::Serialize;
 
 use crate::config::{self, Config, Problems, PublisherKind};
 use crate::event::NodeId;
-use crate::kafka::{self, Driver, Failure, connect, within};
+use crate::kafka::errors::explain_failure;
+use crate::kafka::{self, Driver, Failure, Link, within};
 use crate::store::audit::{Audited, Extent, Reading, Recorded, Seen, Totals};
 use crate::store::{OpenError, StoreError};
 use crate::topic_reader::{End, TopicReader, TopicRecord};
@@ -129,18 +130,27 @@ pub fn audit(config: &Config, scope: Scope) -> Result<Report, AuditError> {
 }
 
 async fn read_topic(settings: &config::Kafka, database: &mut Audited) -> Result<TopicPart, AuditError> {
-    let silent = |failure: Failure| AuditError::Kafka(failure.to_string());
-    let kafka = within(PATIENCE, connect(settings, "payrelay-audit")).await.map_err(silent)?;
+    let mut link = Link::new(settings.clone(), "payrelay-audit".to_owned());
+    match read_topic_through(&mut link, database).await {
+        Ok(topic) => Ok(topic),
+        Err(Failure::Store(error)) => Err(error.into()),
+        Err(failure) => {
+            Err(AuditError::Kafka(explain_failure(&failure, link.kafka(), settings, database.node()).await))
+        }
+    }
+}
+
+async fn read_topic_through(link: &mut Link, database: &mut Audited) -> Result<TopicPart, Failure> {
+    let kafka = within(PATIENCE, link.connect()).await?;
+    let settings = link.settings();
     let name = settings.topic.clone();
-    let Some(mut reader) =
-        TopicReader::open_within(PATIENCE, &kafka, &name, End::Committed, |_| None).await.map_err(silent)?
-    else {
+    let Some(mut reader) = TopicReader::open_within(PATIENCE, &kafka, &name, End::Committed, |_| None).await? else {
         return Ok(TopicPart::Absent { name });
     };
     let node = database.node().clone();
     let mut totals = TopicTotals { name, id: reader.topic_id(), ..TopicTotals::default() };
     while !reader.done() {
-        let batch = reader.next_within(PATIENCE).await.map_err(silent)?;
+        let batch = reader.next_within(PATIENCE).await?;
         let ours: Vec<_> = batch.iter().filter_map(|record| recorded(&node, record)).collect();
         totals.records += ours.len() as u64;
         totals.foreign_records += (batch.len() - ours.len()) as u64;
@@ -151,7 +161,7 @@ async fn read_topic(settings: &config::Kafka, database: &mut Audited) -> Result<
         Extent { partition, low: first, end }
     };
     database.skip(&reader.skipped().iter().map(skipped).collect::<Vec<_>>())?;
-    reader.refresh_low(PATIENCE).await.map_err(silent)?;
+    reader.refresh_low(PATIENCE).await?;
     let extent =
         |extent: &crate::topic_reader::Extent| Extent { partition: extent.partition, low: extent.low, end: extent.end };
     totals.partitions = reader.extents().iter().map(extent).collect();

@@ -19,6 +19,7 @@ use krafka::consumer::ConsumerRecord;
 use crate::clock::Timestamp;
 use crate::config;
 use crate::event::{ID_HEADER, NodeId, Notice, TIME_HEADER};
+use crate::kafka::errors::explain_failure;
 use crate::kafka::membership::{FetchOutcome, Membership, Polled};
 use crate::kafka::undecodable::Undecodable;
 use crate::kafka::{Driver, Failure, Link, within};
@@ -161,9 +162,16 @@ impl Consumer {
                 if matches!(&failure, Failure::Client(error) if error.is_fatal()) {
                     self.disconnect();
                 }
-                Step::RetryAfter(self.outage.failed(&failure))
+                Step::RetryAfter(self.failed(&failure))
             }
         }
+    }
+
+    fn failed(&mut self, failure: &Failure) -> Duration {
+        let (kafka, settings) = (self.link.kafka(), self.link.settings());
+        let explained = explain_failure(failure, kafka, settings, self.store.node());
+        let explained = self.driver.runtime().block_on(explained);
+        self.outage.failed(&explained)
     }
 
     fn try_step(&mut self) -> Result<Step, Failure> {
@@ -178,7 +186,7 @@ impl Consumer {
                 self.sweep = Sweep::Due;
             }
             self.pending = Arc::new(records);
-            if let Some(delay) = self.update_health(&fetch) {
+            if let Some(delay) = self.update_health(fetch) {
                 return Ok(Step::RetryAfter(delay));
             }
         }
@@ -204,14 +212,16 @@ impl Consumer {
     }
 
     /// krafka answers that there is nothing also while it waits for the group, or where no broker answers.
-    fn update_health(&mut self, fetch: &FetchOutcome) -> Option<Duration> {
-        let stall = self.membership.as_ref().and_then(Membership::stall);
-        match (stall, fetch, &self.late) {
-            (Some(stall), ..) => drop(self.outage.failed(stall)),
-            (None, FetchOutcome::Failed(error), _) => return Some(self.outage.failed(error)),
-            (None, _, Some(late)) => drop(self.outage.failed(late)),
-            (None, FetchOutcome::Answered, None) => self.outage.recovered(),
-            (None, FetchOutcome::Unknown, None) => {}
+    fn update_health(&mut self, fetch: FetchOutcome) -> Option<Duration> {
+        if let Some(stall) = self.membership.as_ref().and_then(Membership::stall) {
+            self.outage.failed(stall);
+            return None;
+        }
+        match (fetch, &self.late) {
+            (FetchOutcome::Failed(error), _) => return Some(self.failed(&error.into())),
+            (_, Some(late)) => drop(self.outage.failed(late)),
+            (FetchOutcome::Answered, None) => self.outage.recovered(),
+            (FetchOutcome::Unknown, None) => {}
         }
         None
     }

@@ -22,6 +22,7 @@ use crate::store::topic::Topic;
 pub(crate) mod errors;
 pub(crate) mod hanging;
 pub(crate) mod membership;
+mod reachability;
 mod security;
 pub(crate) mod topic_config;
 pub(crate) mod undecodable;
@@ -33,7 +34,7 @@ pub(crate) use self::security::check;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long one request may wait for its answer. It bounds how late krafka notices a silent broker.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(7);
 
 const FOREVER: Duration = Duration::from_hours(24 * 3650);
 
@@ -123,12 +124,22 @@ impl Link {
         &self.settings
     }
 
-    /// Connects, unless connected, and makes sure that the topic is there.
-    pub(crate) async fn get(&mut self) -> Result<Kafka, KrafkaError> {
-        let kafka = match &self.kafka {
+    /// The connection, once a bootstrap server has answered.
+    pub(crate) fn kafka(&self) -> Option<&Kafka> {
+        self.kafka.as_ref()
+    }
+
+    /// Connects, unless connected. Creates nothing.
+    pub(crate) async fn connect(&mut self) -> Result<Kafka, KrafkaError> {
+        Ok(match &self.kafka {
             Some(kafka) => kafka.clone(),
             None => self.kafka.insert(self.refusal.heed(connect(&self.settings, &self.client_id)).await?).clone(),
-        };
+        })
+    }
+
+    /// Connects, unless connected, and makes sure that the topic is there.
+    pub(crate) async fn get(&mut self) -> Result<Kafka, KrafkaError> {
+        let kafka = self.connect().await?;
         if !self.topic_is_there {
             ensure_topic(&kafka, &self.settings).await?;
             self.topic_is_there = true;
@@ -143,8 +154,7 @@ impl Link {
     }
 }
 
-/// Connects. [`Link::get`] also makes the topic; who only looks does not.
-pub(crate) async fn connect(settings: &config::Kafka, client_id: &str) -> Result<Kafka, KrafkaError> {
+async fn connect(settings: &config::Kafka, client_id: &str) -> Result<Kafka, KrafkaError> {
     Kafka::builder(settings.bootstrap_servers.join(","))
         .client_id(client_id)
         .connect_timeout(CONNECT_TIMEOUT)
@@ -160,7 +170,7 @@ pub(crate) async fn connect(settings: &config::Kafka, client_id: &str) -> Result
 
 /// Creates the topic if it is missing, replicated as the cluster's default says. A cluster that lets us publish but
 /// not create topics is no error here: if the topic is missing there, publishing says so.
-async fn ensure_topic(kafka: &Kafka, settings: &config::Kafka) -> Result<(), KrafkaError> {
+pub(crate) async fn ensure_topic(kafka: &Kafka, settings: &config::Kafka) -> Result<(), KrafkaError> {
     const CLUSTER_DEFAULT: i16 = -1;
     let topic = NewTopic::new(&settings.topic, settings.partitions, CLUSTER_DEFAULT)?
         // The broker's time: neither a wrong clock here nor a long outage makes it refuse or delete a record.

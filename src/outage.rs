@@ -1,6 +1,7 @@
 //! A remote part that comes and goes: how long to wait before the next try, one log line when it goes and
 //! one when it is back, and what the health page says meanwhile.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -127,22 +128,40 @@ pub struct Outage {
     failures: u32,
     since: Option<Instant>,
     shown: HealthState,
+    /// The reasons that this outage has given so far, without their numbers.
+    reasons: BTreeSet<String>,
 }
+
+/// How many reasons of one outage are logged.
+const REASONS_MAX: usize = 20;
 
 impl Outage {
     /// Nothing has failed yet.
     pub fn new(what: impl Into<String>, backoff: Backoff, part: Part) -> Self {
-        Self { what: what.into(), backoff, part, failures: 0, since: None, shown: HealthState::Up }
+        Self {
+            what: what.into(),
+            backoff,
+            part,
+            failures: 0,
+            since: None,
+            shown: HealthState::Up,
+            reasons: BTreeSet::new(),
+        }
     }
 
-    /// Takes note of a failure; says so in the log if it is the first; tells how long to wait.
+    /// Records a failure and returns how long to wait. The log gets the first one, and each one with a new reason.
     pub fn failed(&mut self, error: &dyn Display) -> Duration {
         self.failures = self.failures.saturating_add(1);
         let error = error.to_string();
         self.show(HealthState::Unavailable, Some(error.clone()));
+        // Waiting times and counts differ from try to try.
+        let reason = error.replace(|c: char| c.is_ascii_digit(), "");
+        let is_new = self.reasons.len() < REASONS_MAX && self.reasons.insert(reason);
         if self.since.is_none() {
             self.since = Some(Instant::now());
             log::warn!("{} unavailable: {error}; retrying with backoff, nothing is lost", self.what);
+        } else if is_new {
+            log::warn!("{} still unavailable after {} tries, now: {error}", self.what, self.failures);
         } else {
             log::debug!("{} still unavailable after {} tries: {error}", self.what, self.failures);
         }
@@ -197,6 +216,7 @@ impl Outage {
             );
         }
         self.failures = 0;
+        self.reasons.clear();
     }
 }
 

@@ -1,9 +1,11 @@
 //! What an error of the cluster means for an operator: in plain words, with the right to grant. And which errors are a
 //! record's fault: few are, and no fault of the environment is.
 
-use krafka::KrafkaError;
 use krafka::error::ErrorCode;
+use krafka::{Kafka, KrafkaError};
 
+use super::Failure;
+use super::reachability::{locate_silence, unreachable};
 use crate::config;
 use crate::event::NodeId;
 
@@ -20,6 +22,35 @@ pub(crate) fn is_records_fault(error: &KrafkaError) -> bool {
 /// Whether the client knows nothing but that the transaction has to be aborted: the record may be at fault, or not.
 pub(crate) fn is_unexplained(error: &KrafkaError) -> bool {
     error.requires_abort()
+}
+
+/// The failure with what to do; where the network may be the reason, with the addresses that do not answer. `kafka` is `None`
+/// before the first answer of a bootstrap server.
+pub(crate) async fn explain_failure(
+    failure: &Failure,
+    kafka: Option<&Kafka>,
+    settings: &config::Kafka,
+    node: &NodeId,
+) -> String {
+    let servers = &settings.bootstrap_servers;
+    match (failure, kafka) {
+        (Failure::Silent(limit), _) => {
+            format!("no answer within {} s: {}", limit.as_secs(), locate_silence(kafka, servers).await)
+        }
+        (Failure::Client(error), Some(kafka)) if may_be_the_network(error) => {
+            let text = explain(error, settings, node);
+            match unreachable(kafka, servers).await {
+                Some(unreachable) => format!("{text}; {unreachable}"),
+                None => text,
+            }
+        }
+        (Failure::Client(error), _) => explain(error, settings, node),
+        (failure, _) => failure.to_string(),
+    }
+}
+
+fn may_be_the_network(error: &KrafkaError) -> bool {
+    matches!(error, KrafkaError::Network(_) | KrafkaError::Timeout { .. } | KrafkaError::DeliveryTimeout { .. })
 }
 
 /// The error with what to do.

@@ -35,6 +35,10 @@ const REFRESH_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the group may take to give a member its partitions.
 const ASSIGNMENT_LIMIT: Duration = Duration::from_secs(8);
 
+/// How often the member reports to its group. A connection that died without a sign is found so much later, plus one request's
+/// time-out.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+
 /// How many records are written in one transaction.
 const RECORDS_MAX: i32 = 1000;
 
@@ -134,6 +138,7 @@ impl Membership {
             // with KIP-848 it waits until its own session has timed out (measured: 45 s).
             .group_protocol(GroupProtocol::Classic)
             .group_instance_id(node.as_str())
+            .heartbeat_interval(HEARTBEAT_INTERVAL)
             .enable_auto_commit(false)
             .isolation_level(IsolationLevel::ReadCommitted)
             .rebalance_listener(assignments.clone())

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use krafka::CloseOptions;
+use krafka::admin::DescribeTransactionsOptions;
 use krafka::error::{ErrorCode, KrafkaError};
 use krafka::producer::{Acks, DeliveryConfirmation, DeliveryHandle, Producer, RecordMetadata, TransactionalProducer};
 use tokio::sync::Mutex;
@@ -24,11 +25,11 @@ use super::{Published, Publisher, Trouble};
 use crate::clock::Timestamp;
 use crate::config::{self, Delivery};
 use crate::event::{Event, NodeId, Notice, Record};
-use crate::kafka::errors::{explain, is_records_fault, is_unexplained};
-use crate::kafka::hanging::{Owner, end_hanging, open_transactions, transactional_ids};
+use crate::kafka::errors::{explain, explain_failure, is_records_fault, is_unexplained};
+use crate::kafka::hanging::{Owner, end_hanging, open_transactions, stable_offsets, transactional_ids};
 use crate::kafka::topic_config::risks;
 use crate::kafka::watch::{Sight, Watch};
-use crate::kafka::{Driver, Failure, Identified, Link, identify, within};
+use crate::kafka::{Driver, Failure, Identified, Link, ensure_topic, identify, within};
 use crate::runtime::metrics::Metrics;
 use crate::runtime::warnings::Warnings;
 use crate::store::outbox::{self, Place, Receipt};
@@ -53,6 +54,10 @@ const TRANSACTION_TIMEOUT: Duration = Duration::from_mins(1);
 /// A transaction that was open for so long may have been ended by the broker itself, which then fences its producer: no
 /// sign of another one.
 const GIVEN_UP: Duration = Duration::from_secs(55);
+
+/// A session that was quiet for so long asks every broker that it uses for an answer, also while nothing is published. Firewalls and
+/// NAT forget quiet connections without a word, the earliest ones after some tens of seconds.
+const QUIET_LIMIT: Duration = Duration::from_secs(5);
 
 /// Fenced twice within this time: there is another one.
 const RIVALRY: Duration = Duration::from_mins(5);
@@ -131,6 +136,9 @@ struct Session {
     first_conflict: Option<i64>,
     /// What this session has published.
     watch: Watch,
+    partitions: i32,
+    /// When everything that it uses was known to answer.
+    answered_at: Instant,
     /// By partition, behind the last record that was looked at or sent: everything new comes after it.
     ends: BTreeMap<i32, i64>,
 }
@@ -141,6 +149,22 @@ impl Session {
             Sender::Plain(_) => Delivery::AtLeastOnce,
             Sender::Transactional(_) => Delivery::ExactlyOnce,
         }
+    }
+
+    /// When it is to be looked at.
+    fn check_due(&self) -> Instant {
+        let quiet = self.answered_at + QUIET_LIMIT;
+        self.watch.due().map_or(quiet, |at| at.min(quiet))
+    }
+
+    /// Asks the leaders and the coordinator for an answer. Any answer will do, also that something is not allowed.
+    async fn ask(&self) -> Result<(), Failure> {
+        stable_offsets(&self.kafka, &self.topic.name, 0..self.partitions).await?;
+        if let Sender::Transactional(producer) = &self.producer {
+            let ids = [producer.transactional_id()];
+            self.kafka.admin().describe_transactions(ids, DescribeTransactionsOptions::default()).await?;
+        }
+        Ok(())
     }
 
     /// These are on the topic, where `read_committed` consumers see them.
@@ -236,10 +260,10 @@ impl Publisher for KafkaPublisher {
 }
 
 impl Line {
-    /// While anything may be invisible, a session looks after it.
+    /// While anything may be invisible, a session looks after it; and one that is quiet asks for an answer.
     fn due(&self) -> Option<Instant> {
         match &self.stage {
-            Stage::Ready(session) => session.watch.due(),
+            Stage::Ready(session) => Some(session.check_due()),
             _ => self.is_unseen.then(Instant::now),
         }
     }
@@ -260,10 +284,10 @@ impl Line {
                 Stage::Closed => self.stage = Stage::Opening(Box::pin(open(Arc::clone(&self.context), delivery))),
                 Stage::Opening(mut work) => match timeout_at(deadline.into(), &mut work).await {
                     Ok(Ok((session, reader))) => self.stage = Stage::Looking(session, reader, Instant::now()),
-                    Ok(Err(failed)) => return self.failed(&failed),
+                    Ok(Err(failed)) => return self.failed(&failed).await,
                     Err(_) => {
                         self.stage = Stage::Opening(work);
-                        return away(&Failure::Silent(PATIENCE));
+                        return self.failed(&Failure::Silent(PATIENCE)).await;
                     }
                 },
                 Stage::Looking(session, reader, since) if !reader.done() && Instant::now() >= deadline => {
@@ -276,7 +300,7 @@ impl Line {
                         return end;
                     }
                 }
-                Stage::Ready(session) if session.watch.due().is_some_and(|at| at <= Instant::now()) => {
+                Stage::Ready(session) if session.check_due() <= Instant::now() => {
                     self.stage = Stage::Checking(Box::pin(check(session, Arc::clone(&self.context))));
                 }
                 Stage::Ready(session) if batch.is_empty() => {
@@ -295,14 +319,14 @@ impl Line {
                         return self.sent(session, sent);
                     }
                     self.stage = Stage::Sending(work);
-                    return away(&Failure::Silent(PATIENCE));
+                    return self.failed(&Failure::Silent(PATIENCE)).await;
                 }
                 Stage::Checking(mut work) => {
                     let Ok((session, sight)) = timeout_at(deadline.into(), &mut work).await else {
                         self.stage = Stage::Checking(work);
-                        return away(&Failure::Silent(PATIENCE));
+                        return self.failed(&Failure::Silent(PATIENCE)).await;
                     };
-                    if let Some(end) = self.checked(session, sight) {
+                    if let Some(end) = self.checked(session, sight).await {
                         return end;
                     }
                 }
@@ -329,9 +353,12 @@ impl Line {
                 if since.elapsed() < OPENING {
                     self.stage = Stage::Looking(session, reader, since);
                 }
-                Some(held.map_or_else(|| away(&silent), |held| away(&held)))
+                Some(match held {
+                    Some(held) => away(&held),
+                    None => self.failed(&silent).await,
+                })
             }
-            Err(failed) => Some(self.failed(&failed)),
+            Err(failed) => Some(self.failed(&failed).await),
             Ok(found) => {
                 self.stage =
                     if reader.done() { Stage::Ready(session) } else { Stage::Looking(session, reader, Instant::now()) };
@@ -342,10 +369,10 @@ impl Line {
     }
 
     /// A session that may have hidden events, or does not answer, is given up: the next one reads the topic first.
-    fn checked(&mut self, session: Session, sight: Result<Sight, Failure>) -> Option<Published> {
+    async fn checked(&mut self, session: Session, sight: Result<Sight, Failure>) -> Option<Published> {
         match sight {
             Ok(Sight::Reopen) => return Some(Published::default()),
-            Err(failed) => return Some(self.failed(&failed)),
+            Err(failed) => return Some(self.failed(&failed).await),
             Ok(Sight::Fine) => self.hidden = None,
             Ok(Sight::Hidden(why)) => self.hidden = Some(why),
         }
@@ -455,6 +482,7 @@ impl Line {
             self.suspect = None;
             // Otherwise the topic was made anew, and what is known of it has to be asked again.
             if reached.is_some() || receipts.is_empty() {
+                session.answered_at = Instant::now();
                 self.stage = Stage::Ready(session);
             }
             return Published { receipts, reached, trouble: self.hidden.clone().map(Trouble::Hidden) };
@@ -487,12 +515,11 @@ impl Line {
     }
 
     /// Kafka did not do what was asked.
-    fn failed(&self, failure: &Failure) -> Published {
-        let Context { settings, node, .. } = &*self.context;
-        match failure {
-            Failure::Client(error) => away(&explain(error, settings, node)),
-            failure => away(failure),
-        }
+    async fn failed(&self, failure: &Failure) -> Published {
+        let Context { settings, node, link, .. } = &*self.context;
+        // It is locked only while no bootstrap server has answered.
+        let kafka = link.try_lock().ok().and_then(|link| link.kafka().cloned());
+        away(&explain_failure(failure, kafka.as_ref(), settings, node).await)
     }
 
     /// Once may be an echo: an attempt of ours to take the id over that the network brought late. Taking it back is safe,
@@ -541,8 +568,9 @@ async fn open(context: Arc<Context>, delivery: Delivery) -> Result<(Session, Box
     let kafka = {
         let mut link = link.lock().await;
         link.forget();
-        link.get().await?
+        link.connect().await?
     };
+    ensure_topic(&kafka, settings).await?;
     // First the producer: once it is there, nothing of the one before it comes any more.
     let producer = match delivery {
         Delivery::AtLeastOnce => {
@@ -555,6 +583,7 @@ async fn open(context: Arc<Context>, delivery: Delivery) -> Result<(Session, Box
     };
     let Identified { topic, partitions, .. } = identify(&kafka, &settings.topic).await?;
     warnings.set(risks(&kafka, &settings.topic, &settings.bootstrap_servers).await);
+    let partitions = i32::try_from(partitions).unwrap_or(i32::MAX);
     let blocked_by = end_ours(&kafka, &producer, &context, &topic, partitions).await?;
     let known = store.read(|connection| topic::partitions(connection, &topic))?;
     // By the writer, which records what was just published before that.
@@ -572,7 +601,20 @@ async fn open(context: Arc<Context>, delivery: Delivery) -> Result<(Session, Box
     let (visible, watch) = Default::default();
     let ends = BTreeMap::new();
     let first_conflict = None;
-    let session = Session { kafka, producer, topic, blocked_by, unseen, visible, first_conflict, watch, ends };
+    let answered_at = Instant::now();
+    let session = Session {
+        kafka,
+        producer,
+        topic,
+        blocked_by,
+        unseen,
+        visible,
+        first_conflict,
+        watch,
+        partitions,
+        answered_at,
+        ends,
+    };
     Ok((session, Box::new(reader)))
 }
 
@@ -590,9 +632,9 @@ async fn end_ours(
     sender: &Sender,
     context: &Context,
     topic: &Topic,
-    partitions: usize,
+    partitions: i32,
 ) -> Result<Option<String>, KrafkaError> {
-    let partitions = (0..).take(partitions).collect();
+    let partitions = (0..partitions).collect();
     let ids = transactional_ids(&context.node);
     let open = match within(PATIENCE, open_transactions(kafka, &topic.name, &partitions, &ids)).await {
         Ok(open) => open,
@@ -622,6 +664,16 @@ async fn end_ours(
 
 async fn check(mut session: Session, context: Arc<Context>) -> (Session, Result<Sight, Failure>) {
     let Context { settings, node, store, .. } = &*context;
+    let now = Instant::now();
+    if now.duration_since(session.answered_at) >= QUIET_LIMIT
+        && let Err(failure) = within(PATIENCE, session.ask()).await
+    {
+        return (session, Err(failure));
+    }
+    session.answered_at = now;
+    if session.watch.due().is_none_or(|at| at > now) {
+        return (session, Ok(Sight::Fine));
+    }
     let ids = transactional_ids(node);
     let Session { kafka, topic, watch, .. } = &mut session;
     let sight = watch.check(kafka, store, topic, &ids, &settings.bootstrap_servers).await;

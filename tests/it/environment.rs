@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::harness::hostile::Machine;
 use super::harness::http::Client;
 use super::harness::kafka::Broker;
+use super::harness::listen::free_port;
 use super::harness::process::Payrelay;
 use super::harness::slack::FakeSlack;
 use super::harness::{topic, wait_until};
@@ -31,9 +32,13 @@ impl Scene {
     }
 
     fn start(&self) -> Payrelay {
+        self.start_with_bootstrap(&self.broker.bootstrap())
+    }
+
+    fn start_with_bootstrap(&self, bootstrap: &str) -> Payrelay {
         let env = [
             ("PAYRELAY_PUBLISHER_KIND", "kafka"),
-            ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", &self.broker.bootstrap()),
+            ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", bootstrap),
             ("PAYRELAY_SLACK_WEBHOOK_URL", &self.slack.url()),
             ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "1000"),
         ];
@@ -122,4 +127,50 @@ fn settings_of_the_topic_that_lose_records_are_named_in_the_log_and_in_health() 
     scene.wait_for_payments(1);
     let ready = get(&payrelay, "/health/ready");
     assert_eq!((&ready["status"], ready["warnings"].as_array().unwrap().len()), (&json!("ready"), 2), "{ready}");
+}
+
+#[test]
+fn a_wrong_advertised_address_is_named_within_10_s() {
+    // The system accepts its connections, and nobody answers.
+    let listener = free_port();
+    let silent = listener.local_addr().unwrap().to_string();
+    for advertised in ["127.0.0.1:1", "kafka.invalid:9092", &silent] {
+        let scene = Scene::new(Broker::start_advertising("4.4.0", advertised));
+        let listens = scene.broker.listens();
+        let payrelay = scene.start_with_bootstrap(&listens);
+        pay(&payrelay, [1]);
+        let named = |part: &str| {
+            let named = |line: &str| [part, advertised, "advertised.listeners"].iter().all(|word| line.contains(word));
+            payrelay.log().lines().any(named)
+        };
+        for part in ["Kafka (publisher)", "Kafka (consumer)"] {
+            wait_until(&format!("{advertised} in the log of the {part}"), NAMED, || named(part));
+        }
+        let error = get(&payrelay, "/health/ready")["components"]["publisher"]["error"].to_string();
+        assert!(error.contains(advertised), "{error}");
+    }
+}
+
+#[test]
+fn connections_that_the_network_forgets_delay_an_event_by_10_s_at_most() {
+    let (broker, mut proxy) = Broker::start_behind_proxy("4.4.0");
+    let scene = Scene::new(broker);
+    let payrelay = scene.start();
+    pay(&payrelay, [1]);
+    scene.wait_for_payments(1);
+    let unavailable = "Kafka (publisher) unavailable";
+    for id in 2..=7 {
+        let before = payrelay.count_in_log(unavailable);
+        proxy.hold();
+        if id % 2 == 0 {
+            // No payment is needed to find that nobody answers.
+            payrelay.wait_for_another(unavailable, before, NAMED);
+        }
+        pay(&payrelay, [id]);
+        wait_until(&format!("event {id} to be published"), NAMED, || {
+            get(&payrelay, &format!("/payments/{id}"))["event"]["status"] == "PUBLISHED"
+        });
+        scene.wait_for_payments(usize::try_from(id).unwrap());
+    }
+    assert_eq!(topic::read(&scene.broker.bootstrap_inside(), TOPIC, LIMIT).len(), 7, "each once");
 }

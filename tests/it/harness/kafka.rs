@@ -66,6 +66,12 @@ impl Broker {
         })
     }
 
+    /// Starts a broker that sends its clients to this address, whatever is there.
+    pub fn start_advertising(version: &str, advertised: &str) -> Broker {
+        let home = installed(version);
+        retry_taken_ports(|| Broker::boot(&home, Ports::choose(), advertised.to_owned(), USE_ARCHIVE))
+    }
+
     /// Starts a broker that also has listeners behind TLS and SASL.
     pub fn start_secure(version: &str) -> (Broker, Secure) {
         let home = installed(version);
@@ -88,6 +94,11 @@ impl Broker {
     /// The address for clients; the proxy's, where there is one.
     pub fn bootstrap(&self) -> String {
         self.advertised.clone()
+    }
+
+    /// Where it listens for clients, whatever it advertises.
+    pub fn listens(&self) -> String {
+        self.ports.client()
     }
 
     /// An address that never leads through a proxy, for a test that checks what arrived.
