@@ -4,6 +4,7 @@
 //! id is `<node>-<outbox id>`
 //! (<https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md>).
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -242,13 +243,33 @@ fn parse_traceparent(text: &str) -> Option<String> {
     whole.then(|| format!("00-{trace}-{span}-{flags}"))
 }
 
-/// A list of at most 32 members with 512 characters (section 3.3), or nothing.
+/// A list of at most 32 members and 512 characters (section 3.3), or nothing: one member that is wrong spoils the list. Keys
+/// and values are as the second level of the recommendation has them, which allows all that the first one does.
 fn parse_tracestate(text: &str) -> Option<String> {
-    let printable = text.bytes().all(|b| b == b'\t' || (b' '..=b'~').contains(&b));
-    let members: Vec<_> = text.split(',').map(str::trim).filter(|member| !member.is_empty()).collect();
-    let named = members.iter().all(|member| member.split_once('=').is_some_and(|(key, _)| !key.is_empty()));
+    let members: Vec<_> =
+        text.split(',').map(|member| member.trim_matches([' ', '\t'])).filter(|member| !member.is_empty()).collect();
+    let mut keys = HashSet::new();
+    let right = members.iter().all(|member| {
+        member
+            .split_once('=')
+            .is_some_and(|(key, value)| is_state_key(key) && is_state_value(value) && keys.insert(key))
+    });
     let fits = (1..=32).contains(&members.len()) && text.len() <= 512;
-    (printable && named && fits).then(|| text.to_owned())
+    (right && fits).then(|| text.to_owned())
+}
+
+fn is_state_key(key: &str) -> bool {
+    let is_first = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_next = |byte: u8| is_first(byte) || b"_-*/@".contains(&byte);
+    let bytes = key.as_bytes();
+    bytes.len() <= 256 && bytes.first().is_some_and(|first| is_first(*first)) && bytes.iter().all(|byte| is_next(*byte))
+}
+
+fn is_state_value(value: &str) -> bool {
+    value.len() <= 256
+        && value.bytes().all(|byte| (b' '..=b'~').contains(&byte) && !b",=".contains(&byte))
+        && !value.is_empty()
+        && !value.ends_with(' ')
 }
 
 #[cfg(test)]
@@ -348,8 +369,13 @@ mod tests {
         assert_eq!(state(&["a=1", "", " b=2 "]).as_deref(), Some("a=1,b=2"));
         let long = format!("a={}", "x".repeat(511));
         let many = (0..33).map(|n| format!("k{n}=1")).collect::<Vec<_>>().join(",");
-        for bad in ["=1", "a", "a=\u{1}", "a=ü", &long, &many] {
+        for bad in
+            ["=1", "a", "a=", "a=1=2", "A=1", "a b=1", "_a=1", "a=1,a=2", "a=1,b", "a=\u{1}", "a=ü", &long, &many]
+        {
             assert_eq!(state(&[bad]), None, "{bad}");
+        }
+        for good in ["a=1\t,\tb=2", "1@vendor=x y", "a-_*/z=!~", ",a=1,"] {
+            assert_eq!(state(&[good]).as_deref(), Some(good));
         }
     }
 

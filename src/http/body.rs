@@ -60,6 +60,15 @@ pub(super) async fn read(
     Ok(whole.into())
 }
 
+/// Whether there is no body, or an empty one that has arrived by the end of `patience`.
+pub(super) async fn is_empty(body: &mut Arriving, patience: Duration) -> bool {
+    if body.is_read() {
+        return true;
+    }
+    // Only the end of one of unknown length is still to come.
+    body.body.size_hint().lower() == 0 && matches!(next(body, Instant::now() + patience).await, Ok(None))
+}
+
 /// Reads and throws away what is left of a body, up to a limit of size and of time.
 pub(super) async fn discard(body: &mut Arriving, limit: usize, patience: Duration) {
     let deadline = Instant::now() + patience;

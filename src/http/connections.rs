@@ -1,26 +1,40 @@
 //! The connections that are open, and which of them gives its place to a new one when all are in use.
 //!
 //! First one whose client has not sent a whole head for [`HEAD_PATIENCE`], then the one that has been idle longest. A
-//! connection with a request under way is never closed for another.
+//! connection with a request under way, or with an answer that is not written yet, is never closed for another.
 
 use std::collections::HashMap;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
 /// How long a connection without a complete head keeps its place while others wait for one.
 const HEAD_PATIENCE: Duration = Duration::from_secs(2);
 
-/// A connection that was answered just now may still be receiving the answer.
+/// A connection that was answered just now may be about to send its next request.
 const IDLE_MIN: Duration = Duration::from_millis(100);
 
 /// The open connections.
 #[derive(Debug)]
 pub(super) struct Connections {
     open: Mutex<Open>,
-    started: Instant,
+    clock: Clock,
+}
+
+/// Milliseconds since the server started.
+#[derive(Debug, Clone, Copy)]
+struct Clock(Instant);
+
+impl Clock {
+    fn now(self) -> u64 {
+        u64::try_from(self.0.elapsed().as_millis()).unwrap_or(ANSWERING - 1)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -32,15 +46,19 @@ struct Open {
 /// What is known of one connection.
 #[derive(Debug)]
 pub(super) struct Slot {
-    /// In milliseconds since the start: since when it waits for a head.
+    /// Since when it waits for a head, by the clock; or [`BUSY`], or [`ANSWERING`].
     waits_since: AtomicU64,
     /// How many requests it has had, the one under way included; 0: it has sent no head yet.
     requests: AtomicU64,
     close: Notify,
+    clock: Clock,
 }
 
 /// While a request is under way.
 const BUSY: u64 = u64::MAX;
+
+/// From the end of the request until the kernel has the whole answer.
+const ANSWERING: u64 = u64::MAX - 1;
 
 /// An open connection; dropping it ends it.
 #[derive(Debug)]
@@ -52,14 +70,15 @@ pub(super) struct Place {
 
 impl Connections {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { open: Mutex::default(), started: Instant::now() })
+        Arc::new(Self { open: Mutex::default(), clock: Clock(Instant::now()) })
     }
 
     pub(super) fn open(self: &Arc<Self>) -> Place {
         let slot = Arc::new(Slot {
-            waits_since: AtomicU64::new(self.now()),
+            waits_since: AtomicU64::new(self.clock.now()),
             requests: AtomicU64::new(0),
             close: Notify::new(),
+            clock: self.clock,
         });
         let mut open = self.lock();
         let number = open.next;
@@ -70,17 +89,13 @@ impl Connections {
 
     /// Asks one connection to end; false if each of them has work, or is young.
     pub(super) fn close_one(&self) -> bool {
-        let now = self.now();
+        let now = self.clock.now();
         let open = self.lock();
         let victim = open.slots.values().filter_map(|slot| slot.rank(now).map(|rank| (rank, slot))).max_by_key(|v| v.0);
         let Some((_, slot)) = victim else { return false };
         slot.waits_since.store(BUSY, Relaxed);
         slot.close.notify_one();
         true
-    }
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(BUSY - 1)
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
@@ -93,13 +108,23 @@ impl Slot {
     /// Which connection is closed first; `None`: not this one.
     fn rank(&self, now: u64) -> Option<(bool, u64)> {
         let since = self.waits_since.load(Relaxed);
-        if since == BUSY {
+        if matches!(since, BUSY | ANSWERING) {
             return None;
         }
         let waited = now.saturating_sub(since);
-        let silent = self.requests.load(Relaxed) == 0;
+        let silent = self.is_silent();
         let patience = if silent { HEAD_PATIENCE } else { IDLE_MIN };
         (u128::from(waited) >= patience.as_millis()).then_some((silent, waited))
+    }
+
+    /// Whether no whole head has come yet.
+    pub(super) fn is_silent(&self) -> bool {
+        self.requests.load(Relaxed) == 0
+    }
+
+    /// The kernel has everything that was written so far.
+    fn flushed(&self) {
+        let _ = self.waits_since.compare_exchange(ANSWERING, self.clock.now(), Relaxed, Relaxed);
     }
 
     /// Until the connection is asked to end.
@@ -115,13 +140,65 @@ impl Place {
     }
 
     pub(super) fn request_ends(&self) {
-        self.slot.waits_since.store(self.connections.now(), Relaxed);
+        self.slot.waits_since.store(ANSWERING, Relaxed);
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.connections.lock().slots.remove(&self.number);
+    }
+}
+
+/// A stream whose flushes show that an answer is written. hyper flushes only after it has written all of an answer that is
+/// complete when it begins, as all of ours are.
+#[derive(Debug)]
+pub(super) struct Watched<S> {
+    stream: S,
+    slot: Arc<Slot>,
+}
+
+impl<S> Watched<S> {
+    pub(super) fn new(stream: S, slot: Arc<Slot>) -> Self {
+        Self { stream, slot }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.stream).poll_flush(context))?;
+        self.slot.flushed();
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -154,6 +231,10 @@ mod tests {
         let place = connections.open();
         place.request_begins();
         assert!(!connections.close_one());
+        place.request_ends();
+        assert_eq!(place.slot.rank(u64::MAX), None, "its answer is being written");
+        place.slot.flushed();
+        assert!(place.slot.rank(u64::MAX).is_some());
         drop(place);
         assert!(!connections.close_one(), "there is none");
     }

@@ -31,8 +31,6 @@ pub(super) struct Account {
 struct Peer {
     account: Arc<Account>,
     connections: usize,
-    /// Connections that were closed at once since there were too many.
-    refused: u64,
 }
 
 #[derive(Debug)]
@@ -93,13 +91,6 @@ impl Limits {
         peers.sweep(self.started.elapsed());
         let peer = peers.known.entry(address).or_default();
         if peer.connections >= self.client_connections_max {
-            if peer.refused == 0 {
-                log::warn!(
-                    "{address} has {} connections (http.client_connections_max): more are closed at once",
-                    peer.connections
-                );
-            }
-            peer.refused += 1;
             return None;
         }
         peer.connections += 1;
@@ -110,11 +101,6 @@ impl Limits {
         let mut peers = self.peers();
         let Some(peer) = peers.known.get_mut(&address) else { return };
         peer.connections -= 1;
-        // Half of them: an address that stays at its limit is told once.
-        if peer.refused > 0 && peer.connections <= self.client_connections_max / 2 {
-            log::info!("{address} has {} connections again: {} more were closed", peer.connections, peer.refused);
-            peer.refused = 0;
-        }
         if peer.is_forgettable(self.started.elapsed()) {
             peers.known.remove(&address);
         }

@@ -2,7 +2,7 @@
 //! a minute and kind in the log.
 
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
@@ -10,7 +10,7 @@ use hyper::StatusCode;
 use crate::runtime::metrics::{Metrics, Refusal};
 
 /// How often one kind has a line in the log.
-const LOG_INTERVAL: Duration = Duration::from_mins(1);
+pub(super) const LOG_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Counts refusals, and logs them.
 #[derive(Debug)]
@@ -23,6 +23,7 @@ pub(super) struct Refusals {
 struct Kind {
     logged_at: Option<Instant>,
     since: u64,
+    last: Option<IpAddr>,
 }
 
 impl Refusals {
@@ -49,14 +50,53 @@ impl Refusals {
         self.count(Refusal::Connection, address);
     }
 
+    /// Logs what has come since the last lines: the end of a burst is not followed by another refusal.
+    pub(super) fn log_rest(&self) {
+        for (kind, seen) in Refusal::ALL.iter().zip(self.lock().iter_mut()) {
+            seen.log(kind.0);
+        }
+    }
+
     fn count(&self, kind: Refusal, address: IpAddr) {
         self.metrics.refused(kind);
-        let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
-        let seen = &mut kinds[kind as usize];
+        let seen = &mut self.lock()[kind as usize];
         seen.since += 1;
-        if seen.logged_at.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
-            log::warn!("refused {} ({}), the last from {address}", kind.words(), seen.since);
-            *seen = Kind { logged_at: Some(Instant::now()), since: 0 };
+        seen.last = Some(address);
+        seen.log(kind);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, [Kind; Refusal::ALL.len()]> {
+        // Each entry is whole whenever the lock is free: a panic elsewhere does not spoil it.
+        self.kinds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kind {
+    fn log(&mut self, kind: Refusal) {
+        let Some(last) = self.last.filter(|_| self.logged_at.is_none_or(|at| at.elapsed() >= LOG_INTERVAL)) else {
+            return;
+        };
+        log::warn!("refused {} ({}), the last from {last}", kind.words(), self.since);
+        *self = Self { logged_at: Some(Instant::now()), since: 0, last: None };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_burst_is_logged_a_minute_after_its_first_line() {
+        let refusals = Refusals::new(Metrics::default());
+        let address = IpAddr::from([192, 0, 2, 1]);
+        for _ in 0..3 {
+            refusals.connection(address);
         }
+        let waiting = |refusals: &Refusals| refusals.lock()[Refusal::Connection as usize].since;
+        refusals.log_rest();
+        assert_eq!(waiting(&refusals), 2, "the first had a line");
+        refusals.lock()[Refusal::Connection as usize].logged_at = Instant::now().checked_sub(LOG_INTERVAL);
+        refusals.log_rest();
+        assert_eq!(waiting(&refusals), 0);
     }
 }

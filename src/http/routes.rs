@@ -224,6 +224,20 @@ fn is_json(headers: &HeaderMap) -> bool {
         || essence.strip_prefix("application/").is_some_and(|subtype| subtype.ends_with("+json"))
 }
 
+/// Whether a body has no coding, or only the one that changes nothing (RFC 9110, 8.4.1).
+fn is_plain(headers: &HeaderMap) -> bool {
+    headers.get_all(CONTENT_ENCODING).iter().all(|value| {
+        let mut codings = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+        codings.all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity"))
+    })
+}
+
+/// Where none is expected, a body is refused. One that was asked to wait for 100 Continue is not asked for.
+async fn refuse_body(body: &mut Arriving, headers: &HeaderMap) -> Result<(), Problem> {
+    let is_empty = if headers.contains_key(EXPECT) { body.is_read() } else { body::is_empty(body, ARRIVED).await };
+    if is_empty { Ok(()) } else { Err(Problem::unexpected_body()) }
+}
+
 impl App {
     /// An edge on the rest.
     pub fn new(context: Context) -> Self {
@@ -285,6 +299,7 @@ impl App {
         check_transfer_coding(&head.headers)?;
         let found = route(&head.method, head.uri.path(), head.uri.query());
         if found == Ok(Route::Live) {
+            refuse_body(body, &head.headers).await?;
             // Whoever supervises payrelay must not take a limit for its death; and it tells nothing else.
             return Ok(json(StatusCode::OK, &serde_json::json!({ "status": "live" })));
         }
@@ -297,8 +312,8 @@ impl App {
         };
         let found = found?;
         client.require(found.needs())?;
-        if !found.has_body() && !body.is_read() {
-            return Err(Problem::unexpected_body());
+        if !found.has_body() {
+            refuse_body(body, &head.headers).await?;
         }
         match found {
             Route::About => Ok(about()),
@@ -315,7 +330,7 @@ impl App {
         if !is_json(headers) {
             return Err(Problem::unsupported_media_type());
         }
-        if headers.contains_key(CONTENT_ENCODING) {
+        if !is_plain(headers) {
             return Err(Problem::unsupported_coding());
         }
         let key = idempotency::key(headers)?;

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::TcpListener;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,15 +11,15 @@ use crossbeam_channel::Sender;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use socket2::SockRef;
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_io_timeout::TimeoutWriter;
 
 use super::App;
-use super::connections::{Connections, Place};
+use super::connections::{Connections, Place, Watched};
 use super::limits::Visit;
+use super::refusals::LOG_INTERVAL;
 use crate::worker::Worker;
 
 /// A request's head may have so many bytes, and a connection's buffer holds no more.
@@ -58,23 +59,37 @@ fn run(listener: TcpListener, app: &Arc<App>, stop: &Notify) -> io::Result<()> {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let mailbox = Arc::clone(app.mailbox());
         tokio::spawn(async move { mailbox.deliver().await });
-        let connections = GracefulShutdown::new();
+        let refusing = Arc::clone(app);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(LOG_INTERVAL).await;
+                refusing.refusals().log_rest();
+            }
+        });
+        let connections_max = app.context.settings.connections_max.get();
+        let places = Arc::new(Semaphore::new(connections_max));
+        let (stopping, stopped) = watch::channel(());
         tokio::select! {
             biased;
             () = stop.notified() => {}
-            () = accept(&listener, app, &connections) => {}
+            () = accept(&listener, app, &places, &stopped) => {}
         }
         // No new connection; what is under way is finished, idle connections are closed.
-        drop(listener);
-        if tokio::time::timeout(STOP_TIME, connections.shutdown()).await.is_err() {
+        drop((listener, stopping));
+        let all = u32::try_from(connections_max).unwrap_or(u32::MAX);
+        if tokio::time::timeout(STOP_TIME, places.acquire_many(all)).await.is_err() {
             log::warn!("some requests were still under way after {} s: cut off", STOP_TIME.as_secs());
         }
         Ok(())
     })
 }
 
-async fn accept(listener: &tokio::net::TcpListener, app: &Arc<App>, graceful: &GracefulShutdown) {
-    let places = Arc::new(Semaphore::new(app.context.settings.connections_max.get()));
+async fn accept(
+    listener: &tokio::net::TcpListener,
+    app: &Arc<App>,
+    places: &Arc<Semaphore>,
+    stopped: &watch::Receiver<()>,
+) {
     let connections = Connections::new();
     let mut failing = false;
     loop {
@@ -85,9 +100,9 @@ async fn accept(listener: &tokio::net::TcpListener, app: &Arc<App>, graceful: &G
                     app.refusals().connection(address.ip());
                     continue;
                 };
-                let Some(permit) = acquire(&places, &connections).await else { return };
+                let Some(permit) = acquire(places, &connections).await else { return };
                 let held = Held { visit, place: connections.open(), _permit: permit };
-                serve(stream, app, graceful, held);
+                serve(stream, app, stopped.clone(), held);
             }
             Err(error) => {
                 if !failing {
@@ -120,7 +135,7 @@ struct Held {
     _permit: OwnedSemaphorePermit,
 }
 
-fn serve(stream: TcpStream, app: &Arc<App>, graceful: &GracefulShutdown, held: Held) {
+fn serve(stream: TcpStream, app: &Arc<App>, mut stopped: watch::Receiver<()>, held: Held) {
     // An answer is one small write: it must not wait for the acknowledgement of the one before.
     let _ = stream.set_nodelay(true);
     let mut stream = TimeoutWriter::new(stream);
@@ -128,6 +143,7 @@ fn serve(stream: TcpStream, app: &Arc<App>, graceful: &GracefulShutdown, held: H
     let app = Arc::clone(app);
     let patience = app.context.settings.header_timeout;
     let slot = Arc::clone(&held.place.slot);
+    let stream = Watched::new(Box::pin(stream), Arc::clone(&slot));
     let held = Arc::new(held);
     let service = service_fn(move |request| {
         let app = Arc::clone(&app);
@@ -146,16 +162,30 @@ fn serve(stream: TcpStream, app: &Arc<App>, graceful: &GracefulShutdown, held: H
         // Also how long a kept connection may be idle: hyper starts it when it begins to wait for a head.
         .header_read_timeout(patience)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(Box::pin(stream)), service);
-    let connection = graceful.watch(connection);
+        .serve_connection(TokioIo::new(stream), service);
     tokio::spawn(async move {
-        tokio::select! {
-            result = connection => {
-                if let Err(error) = result {
-                    log::debug!("a connection ended early: {error}");
-                }
+        let mut connection = pin!(connection);
+        // First what has come: a request that is there is answered, also on a connection that is asked to end.
+        let ended = tokio::select! {
+            biased;
+            result = connection.as_mut() => Some(result),
+            _ = stopped.changed() => None,
+            () = slot.closed() => {
+                log::debug!("a connection ends for a new one");
+                None
             }
-            () = slot.closed() => log::debug!("a silent connection ended for a new one"),
+        };
+        let ended = match ended {
+            Some(result) => result,
+            // hyper would wait for the first head.
+            None if slot.is_silent() => return,
+            None => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            log::debug!("a connection ended early: {error}");
         }
     });
 }

@@ -1,10 +1,11 @@
 //! The HTTP edge of the real binary: what it answers, what it refuses, and what it survives.
 
 use std::io::Read as _;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 
 use super::harness::http::{Client, Response};
 use super::harness::process::{Options, Payrelay};
@@ -343,15 +344,46 @@ fn a_client_that_shuts_its_sending_side_down_is_answered() {
     assert_eq!(half_closed(&fixture, &two).matches("HTTP/1.1 200").count(), 2);
 }
 
+/// A connection from this address of the loopback network.
+fn connect_from(source: [u8; 4], address: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+    socket.connect(&address.into()).unwrap();
+    socket.into()
+}
+
+#[test]
+fn an_answer_that_is_not_written_yet_keeps_its_connection() {
+    const ANSWERS: usize = 12;
+    let env = [("PAYRELAY_HTTP_CONNECTIONS_MAX", "2"), ("PAYRELAY_HTTP_CLIENT_CONNECTIONS_MAX", "2")];
+    let fixture = start(&env);
+    let mut slow = fixture.client();
+    assert_eq!(slow.post_json("/payments", &payment(1, 1..=500)).status, 201);
+    // Far more than the buffers of both sides hold, and nothing is read.
+    let page = "GET /users/1/payment-history?limit=500 HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    slow.send_raw(page.repeat(ANSWERS).as_bytes()).unwrap();
+    // Each takes the place of the one before it, which has been idle for a shorter time than the first.
+    for _ in 0..4 {
+        assert_eq!(fixture.client().get("/health/live").status, 200);
+        let mut kept = fixture.client();
+        assert_eq!(kept.get("/health/live").status, 200);
+        assert_eq!(fixture.client().get("/health/live").status, 200);
+    }
+    for _ in 0..ANSWERS {
+        let answer = slow.read_response();
+        assert_eq!((answer.status, answer.json()["payments"].as_array().unwrap().len()), (200, 500));
+    }
+}
+
 #[test]
 fn silent_connections_give_their_place_to_new_ones() {
-    let env = [("PAYRELAY_HTTP_CONNECTIONS_MAX", "8"), ("PAYRELAY_HTTP_CLIENT_CONNECTIONS_MAX", "8")];
+    let env = [("PAYRELAY_HTTP_CONNECTIONS_MAX", "8"), ("PAYRELAY_HTTP_CLIENT_CONNECTIONS_MAX", "4")];
     let fixture = start(&env);
     let address = fixture.payrelay.addr();
     let mut idle = fixture.client();
     assert_eq!(idle.get("/health/live").status, 200);
     // Half of them say nothing, the others stop within the head.
-    let silent: Vec<_> = (0..7).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let silent: Vec<_> = (0..7).map(|n| connect_from([127, 0, 0, 2 + n / 4], address)).collect();
     for stream in silent.iter().step_by(2) {
         std::io::Write::write_all(&mut &*stream, b"GET /health/li").unwrap();
     }
@@ -411,7 +443,7 @@ fn the_host_has_to_be_there_once_and_valid() {
 fn unknown_codings_are_refused() {
     let fixture = start(&[]);
     let body = payment(1, [1]).to_string();
-    for coding in ["gzip", "identity", "x"] {
+    for coding in ["gzip", "identity, br", "x"] {
         let mut client = fixture.client();
         let headers = format!("Content-Type: application/json\r\nContent-Encoding: {coding}\r\n");
         send(&mut client, "POST /payments", &headers, &body);
@@ -419,6 +451,9 @@ fn unknown_codings_are_refused() {
         assert_problem(&refused, 415, None);
         assert_eq!(refused.header("accept-encoding"), Some("identity"));
     }
+    let mut client = fixture.client();
+    send(&mut client, "POST /payments", "Content-Type: application/json\r\nContent-Encoding: Identity\r\n", &body);
+    assert_eq!(client.read_response().status, 201, "it changes nothing");
     let mut client = fixture.client();
     let head = "POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
     client.send_raw(format!("{head}Transfer-Encoding: gzip, chunked\r\n\r\n").as_bytes()).unwrap();
@@ -451,9 +486,19 @@ fn parameters_and_bodies_that_do_not_belong_are_refused() {
     assert_problem(&client.read_response(), 422, Some("dry_run"));
     assert_problem(&client.get("/health/ready?verbose=1"), 422, Some("verbose"));
     assert_problem(&client.get("/payments/1?full=1"), 422, Some("full"));
-    for line in ["GET /payments/1", "GET /health/ready", "POST /admin/channels/default/resume"] {
+    for line in ["GET /payments/1", "GET /health/ready", "GET /health/live", "POST /admin/channels/default/resume"] {
         send(&mut client, line, typed, "{}");
         assert_problem(&client.read_response(), 422, Some("body"));
+    }
+    for (line, chunks, status) in [
+        ("GET /health/ready", "0\r\n\r\n", 200),
+        ("GET /health/live", "0\r\n\r\n", 200),
+        ("GET /health/live", "2\r\n{}\r\n0\r\n\r\n", 422),
+    ] {
+        let mut client = fixture.client();
+        let head = format!("{line} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n");
+        client.send_raw(format!("{head}{chunks}").as_bytes()).unwrap();
+        assert_eq!(client.read_response().status, status, "{line} {chunks:?}");
     }
     assert_problem(&client.post_json("/admin/dead-letters/replay", &Value::Null), 422, Some("all"));
     assert_eq!(client.post_json("/admin/dead-letters/replay?all=true", &Value::Null).status, 200);
