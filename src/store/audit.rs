@@ -236,7 +236,8 @@ const TOPIC: [Check; 4] = [
               || r.\"partition\" || ', offset ' || r.\"offset\" FROM topic_record r \
               LEFT JOIN outbox o ON o.id = r.outbox_id LEFT JOIN payment p ON p.id = r.payment_id \
               WHERE o.id IS NULL AND (p.id IS NULL OR \
-              r.outbox_id > ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0)) \
+              r.outbox_id > ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0) \
+              OR EXISTS (SELECT 1 FROM outbox other WHERE other.payment_id = r.payment_id)) \
               AND NOT EXISTS (SELECT 1 FROM restored_copy c \
               WHERE r.outbox_id > c.last_outbox_id AND r.outbox_id < c.first_new_id) \
               ORDER BY r.\"partition\", r.\"offset\"",

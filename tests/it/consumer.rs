@@ -10,7 +10,8 @@ use payrelay::config;
 use payrelay::config::Delivery::{AtLeastOnce, ExactlyOnce};
 use payrelay::consumer::{Consumer, Step};
 use payrelay::outage::Part;
-use payrelay::publisher::Publisher;
+use payrelay::publisher::kafka::KafkaPublisher;
+use payrelay::publisher::{Publisher, Trouble};
 use payrelay::store::dead_letter::{self, Action, Order, Which};
 use payrelay::worker::Waker;
 use serde_json::{Value, json};
@@ -19,7 +20,7 @@ use super::audit::audit;
 use super::contract::{TOPIC, consume, consumer, positioned, publish, publisher, settings, unpublished};
 use super::harness::cluster::Cluster;
 use super::harness::kafka::Broker;
-use super::harness::secure::{PASSWORD, USER};
+use super::harness::secure::{PASSWORD, Secure, USER};
 use super::harness::store::Database;
 use super::harness::{topic, wait_for, wait_until};
 
@@ -211,21 +212,57 @@ fn foreign_records_beyond_the_limit_are_counted_and_closed_letters_make_room() {
     assert_eq!(audited(database, &broker), (json!([]), json!([["dead-letters", 5], ["dropped-records", 1]])));
 }
 
-#[test]
-fn a_right_to_read_that_is_taken_away_is_named_within_10_s() {
-    let (broker, secure) = Broker::start_secure("4.4.0");
-    let database = Database::open();
-    let part = Part::up();
+/// These settings, on the listener that asks for a user.
+fn as_user(secure: &Secure, settings: config::Kafka) -> config::Kafka {
     let sasl = config::KafkaSasl {
         mechanism: config::SaslMechanism::Plain,
         username: USER.to_owned(),
         password: config::Secret::new(PASSWORD),
     };
-    let settings = config::Kafka {
-        bootstrap_servers: vec![secure.sasl()],
-        security: config::KafkaSecurity { tls: None, sasl: Some(sasl) },
-        ..settings(&broker, 1, ExactlyOnce)
-    };
+    let security = config::KafkaSecurity { tls: None, sasl: Some(sasl) };
+    config::Kafka { bootstrap_servers: vec![secure.sasl()], security, ..settings }
+}
+
+/// The events wait, and are published in their order once the right is there again.
+#[test]
+fn a_right_to_write_that_is_taken_away_is_named_with_the_command_that_grants_it() {
+    let (broker, secure) = Broker::start_secure("4.4.0");
+    for delivery in [ExactlyOnce, AtLeastOnce] {
+        let database = Database::open();
+        let settings =
+            as_user(&secure, config::Kafka { topic: format!("{delivery:?}"), ..settings(&broker, 1, delivery) });
+        let topic = settings.topic.clone();
+        let mut publisher = KafkaPublisher::new(settings, database.store().clone()).unwrap();
+        database.pay(1, 1..=3);
+        publish(&mut publisher, &database);
+        // What is allowed expressly denies the rest.
+        topic::allow(&broker.bootstrap(), USER, &topic, AclOperation::Read);
+        let taken_away = Instant::now();
+        database.pay(1, 4..=6);
+        let trouble = wait_for("the publisher to say why it does not publish", LIMIT, || {
+            let published = publisher.publish(&unpublished(&database));
+            assert_eq!(published.receipts, [], "nothing is published, and nothing is rejected");
+            match published.trouble {
+                Some(Trouble::Away(why)) if why.contains("AUTHORIZATION_FAILED") => Some(why),
+                _ => None,
+            }
+        });
+        assert!(taken_away.elapsed() < Duration::from_secs(10), "{:?}", taken_away.elapsed());
+        assert!(trouble.contains("grant WRITE") && trouble.contains(&format!("--topic {topic}")), "{trouble}");
+        topic::allow(&broker.bootstrap(), USER, &topic, AclOperation::Write);
+        publish(&mut publisher, &database);
+        let values: Vec<_> =
+            topic::read(&broker.bootstrap(), &topic, LIMIT).into_iter().map(|found| found.value).collect();
+        assert_eq!(values, ["1", "2", "3", "4", "5", "6"]);
+    }
+}
+
+#[test]
+fn a_right_to_read_that_is_taken_away_is_named_within_10_s() {
+    let (broker, secure) = Broker::start_secure("4.4.0");
+    let database = Database::open();
+    let part = Part::up();
+    let settings = as_user(&secure, settings(&broker, 1, ExactlyOnce));
     let mut consumer = Consumer::new(settings, database.store().clone(), Waker::new().0, part.clone()).unwrap();
     let published = |ids: std::ops::RangeInclusive<i64>| {
         database.pay(1, ids);

@@ -176,6 +176,29 @@ fn a_fenced_node_accepts_payments_and_publishes_them_when_it_is_resumed() {
     }
 }
 
+/// Both databases then have a payment that the other one does not know.
+#[test]
+fn a_stray_copy_that_accepts_one_payment_is_reported_by_both_processes() {
+    let broker = Broker::start("4.4.0");
+    let bootstrap = broker.bootstrap();
+    let dirs = two_copies(&broker);
+    let mut nodes = [Node::start(dirs[0].path(), &bootstrap), Node::start(dirs[1].path(), &bootstrap)];
+    let [node, stray] = &nodes;
+    node.pay(2);
+    node.wait_until_all_is_published();
+    stray.pay(3);
+    stray.wait_until_all_is_published();
+    node.pay(4);
+    for node in &nodes {
+        node.payrelay.wait_for_log("that this database did not write", LIMIT);
+        wait_until("a dead letter", LIMIT, || node.count("dead_letter WHERE state = 'OPEN'") > 0);
+    }
+    for node in &mut nodes {
+        assert_eq!(node.payrelay.terminate().code(), Some(0));
+        assert_eq!(node.run(&["audit"]), Some(1), "it is not clean");
+    }
+}
+
 /// In every delivery mode, and whichever of id, payment and value is not this database's.
 #[test]
 fn a_record_of_this_node_that_it_did_not_write_is_reported() {
