@@ -1,6 +1,10 @@
-//! What a table that has grown costs: intake, drain and start with millions of finished rows, and payments while the
-//! purge deletes them; against an empty database in the same run.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark fails by panicking")]
+//! What a table that has grown costs: intake, drain and start with millions of finished rows, and
+//! payments while the purge deletes them; against an empty database in the same run.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a benchmark fails by panicking"
+)]
 #![expect(
     clippy::cast_precision_loss,
     clippy::cast_sign_loss,
@@ -49,11 +53,13 @@ fn schema() -> u64 {
     hasher.finish()
 }
 
-/// A database with so many payments, of a tenth as many users, all of them published and delivered; made once, by SQL on
-/// payrelay's own schema.
+/// A database with so many payments, of a tenth as many users, all of them published and delivered;
+/// made once, by SQL on payrelay's own schema.
 fn grown(rows: u64) -> PathBuf {
     let users = rows / 10;
-    let path = target().join("figures").join(format!("grown-{rows}-{}.db", schema()));
+    let path = target()
+        .join("figures")
+        .join(format!("grown-{rows}-{}.db", schema()));
     if path.exists() {
         return path;
     }
@@ -63,7 +69,9 @@ fn grown(rows: u64) -> PathBuf {
     let made = dir.path().join("payrelay.db");
     let connection = Connection::open(&made).unwrap();
     println!("making a database of {rows} finished payments, once");
-    let numbers = format!("WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})");
+    let numbers = format!(
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})"
+    );
     let then = "1700000000000000 + i";
     connection
         .execute_batch(&format!(
@@ -96,7 +104,10 @@ fn copy(of: Option<&Path>) -> tempfile::TempDir {
 
 /// Kafka is away, and nothing is purged, unless `env` says so: only the intake works.
 fn start(dir: &Path, env: &[(&str, &str)]) -> Payrelay {
-    let away = [("PAYRELAY_PUBLISHER_KIND", "kafka"), ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")];
+    let away = [
+        ("PAYRELAY_PUBLISHER_KIND", "kafka"),
+        ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1"),
+    ];
     Payrelay::start(Options::new(dir, &[away.as_slice(), env].concat()))
 }
 
@@ -104,9 +115,20 @@ fn start(dir: &Path, env: &[(&str, &str)]) -> Payrelay {
 fn intake(dir: &Path, plan: Plan, users: u64) -> f64 {
     let payrelay = start(dir, &[]);
     let base = users << 20;
-    let outcome = load::closed(payrelay.addr(), 64, (WARM_UP, plan.span), 201, move |out, number| {
-        payment(out, number.wrapping_mul(0x9e37_79b9) % users, base + number, 1);
-    });
+    let outcome = load::closed(
+        payrelay.addr(),
+        64,
+        (WARM_UP, plan.span),
+        201,
+        move |out, number| {
+            payment(
+                out,
+                number.wrapping_mul(0x9e37_79b9) % users,
+                base + number,
+                1,
+            );
+        },
+    );
     outcome.rate()
 }
 
@@ -127,27 +149,44 @@ fn drain(dir: tempfile::TempDir, count: i64) -> f64 {
     }
     let (waker, woken) = Waker::new();
     let store = database.store().clone();
-    let mut relay = Relay::new(store, Box::new(Application), 1000, woken, waker, Part::up(), Metrics::default());
+    let mut relay = Relay::new(
+        store,
+        Box::new(Application),
+        1000,
+        woken,
+        waker,
+        Part::up(),
+        Metrics::default(),
+    );
     let started = Instant::now();
     let last = std::iter::repeat_with(|| relay.step()).find(|step| *step != Step::Progress);
     let elapsed = started.elapsed();
     assert_eq!(last, Some(Step::Idle));
-    assert_eq!(database.number("SELECT count(*) FROM outbox WHERE status = 'INIT'"), 0);
+    assert_eq!(
+        database.number("SELECT count(*) FROM outbox WHERE status = 'INIT'"),
+        0
+    );
     count as f64 / elapsed.as_secs_f64()
 }
 
-/// Bytes of file for each payment when a hundred thousand at a time are published, delivered and purged, again and again;
-/// and those of the payments and their history alone.
+/// Bytes of file for each payment when a hundred thousand at a time are published, delivered and
+/// purged, again and again; and those of the payments and their history alone.
 fn bytes_a_payment(rounds: i64) -> (f64, f64) {
     let count = 100_000;
     let database = Database::open_in(folder());
-    let pages = || database.number("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size");
+    let pages = || {
+        database.number("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
+    };
     let round = |round: i64| {
         for first in (round * count..(round + 1) * count).step_by(1000) {
             database.pay(first % 997, first..first + 1000);
             let publish = move |tx: &Transaction<'_>| {
-                let receipts: Vec<_> =
-                    (first + 1..=first + 1000).map(|id| Receipt { outbox_id: id, place: Place::Delivery }).collect();
+                let receipts: Vec<_> = (first + 1..=first + 1000)
+                    .map(|id| Receipt {
+                        outbox_id: id,
+                        place: Place::Delivery,
+                    })
+                    .collect();
                 outbox::mark_published(tx, &receipts, Timestamp::now())?;
                 let ids: Vec<_> = (first + 1..=first + 1000).collect();
                 delivery::mark_delivered(tx, &ids, delivery::Carrier::Single, Timestamp::now())
@@ -155,34 +194,56 @@ fn bytes_a_payment(rounds: i64) -> (f64, f64) {
             database.store().write(publish).unwrap();
         }
         let later = Timestamp::now().plus(Duration::from_secs(1));
-        while database.store().write(move |tx| outbox::purge(tx, later, 1000)).unwrap() > 0 {}
+        while database
+            .store()
+            .write(move |tx| outbox::purge(tx, later, 1000))
+            .unwrap()
+            > 0
+        {}
     };
     round(0);
     let first = pages();
     (1..rounds).for_each(round);
     let all = (pages() - first) as f64 / (count * (rounds - 1)) as f64;
-    let kept = "SELECT sum(pgsize) FROM dbstat WHERE name IN ('payment', 'payment_paid', 'payment_history')";
+    let kept = "SELECT sum(pgsize) FROM dbstat \
+        WHERE name IN ('payment', 'payment_paid', 'payment_history')";
     (all, database.number(kept) as f64 / (count * rounds) as f64)
 }
 
-/// The p99 of POST at 600/s, in milliseconds, and how many rows a second the purge has deleted meanwhile.
+/// The p99 of POST at 600/s, in milliseconds, and how many rows a second the purge has deleted
+/// meanwhile.
 fn post_p99(dir: &Path, span: Duration, purge: bool) -> (f64, f64) {
     let retention = if purge { "1d" } else { "3650d" };
-    let payrelay = start(dir, &[("PAYRELAY_SCHEDULER_INTERVAL", "10ms"), ("PAYRELAY_SCHEDULER_RETENTION", retention)]);
+    let payrelay = start(
+        dir,
+        &[
+            ("PAYRELAY_SCHEDULER_INTERVAL", "10ms"),
+            ("PAYRELAY_SCHEDULER_RETENTION", retention),
+        ],
+    );
     let count = || {
         let connection = Connection::open(dir.join("payrelay.db")).unwrap();
-        connection.query_row("SELECT count(*) FROM delivery", [], |row| row.get::<_, i64>(0)).unwrap()
+        connection
+            .query_row("SELECT count(*) FROM delivery", [], |row| {
+                row.get::<_, i64>(0)
+            })
+            .unwrap()
     };
     let before = count();
     if purge {
-        wait_until("the purge to have begun", Duration::from_secs(10), || count() < before);
+        wait_until("the purge to have begun", Duration::from_secs(10), || {
+            count() < before
+        });
     }
     let (before, started) = (count(), Instant::now());
     let mut outcome = load::open(payrelay.addr(), 16, 600.0, span, |out, number| {
         payment(out, number % 1000, (1 << 42) + number, 1);
     });
     assert_eq!(outcome.other, 0);
-    (outcome.percentile(99.0), (before - count()) as f64 / started.elapsed().as_secs_f64())
+    (
+        outcome.percentile(99.0),
+        (before - count()) as f64 / started.elapsed().as_secs_f64(),
+    )
 }
 
 fn main() {
@@ -202,9 +263,15 @@ fn main() {
             figures[0][side].0.push(start_up(dir.path()));
             figures[1][side].0.push(intake(dir.path(), plan, 1000));
             figures[2][side].0.push(drain(copy(database), 100_000));
-            figures[3][side].0.push(intake(copy(database).path(), plan, rows / 10));
+            figures[3][side]
+                .0
+                .push(intake(copy(database).path(), plan, rows / 10));
         }
-        let span = if plan.quick { Duration::from_secs(5) } else { Duration::from_secs(20) };
+        let span = if plan.quick {
+            Duration::from_secs(5)
+        } else {
+            Duration::from_secs(20)
+        };
         let dir = copy(Some(&grown));
         purging[1].0.push(post_p99(dir.path(), span, false).0);
         let (p99, rate) = post_p99(dir.path(), span, true);
@@ -218,14 +285,42 @@ fn main() {
     let mut table = Table::new("growth");
     let name = |what: &str| format!("{what} with {rows} finished payments");
     let [empty, full] = intake;
-    table.against(name("64 connections: payments"), "/s", full, ("empty", empty), Goal::RatioAtLeast(0.9));
+    table.against(
+        name("64 connections: payments"),
+        "/s",
+        full,
+        ("empty", empty),
+        Goal::RatioAtLeast(0.9),
+    );
     let [empty, full] = users;
-    let of_users = format!("{}, of {} users", name("64 connections: payments"), rows / 10);
-    table.against(of_users, "/s", full, ("empty", empty), Goal::RatioAtLeast(0.9));
+    let of_users = format!(
+        "{}, of {} users",
+        name("64 connections: payments"),
+        rows / 10
+    );
+    table.against(
+        of_users,
+        "/s",
+        full,
+        ("empty", empty),
+        Goal::RatioAtLeast(0.9),
+    );
     let [empty, full] = drain;
-    table.against(name("100,000 events drained"), "/s", full, ("empty", empty), Goal::RatioAtLeast(0.9));
+    table.against(
+        name("100,000 events drained"),
+        "/s",
+        full,
+        ("empty", empty),
+        Goal::RatioAtLeast(0.9),
+    );
     let [empty, full] = start;
-    table.against(name("start to the first answer"), "ms", full.clone(), ("empty", empty), Goal::RatioAtMost(1.1));
+    table.against(
+        name("start to the first answer"),
+        "ms",
+        full.clone(),
+        ("empty", empty),
+        Goal::RatioAtMost(1.1),
+    );
     table.row("", "ms", full, Goal::AtMost(100.0));
     let [with, without] = purging;
     table.against(
@@ -236,8 +331,15 @@ fn main() {
         Goal::RatioAtMost(1.5),
     );
     let [all, kept] = bytes;
-    let name = "the file grows by, a payment, with 100,000 at a time published, delivered and purged";
-    table.against(name, "bytes", all, ("payment and history alone", kept), Goal::RatioAtMost(1.1));
+    let name =
+        "the file grows by, a payment, with 100,000 at a time published, delivered and purged";
+    table.against(
+        name,
+        "bytes",
+        all,
+        ("payment and history alone", kept),
+        Goal::RatioAtMost(1.1),
+    );
     table.row("purged meanwhile", "rows/s", purged, Goal::None);
     table.finish();
 }

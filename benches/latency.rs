@@ -1,5 +1,10 @@
-//! How long a payment takes on its way at a steady rate, open loop: to the client, to Kafka, to Slack.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark fails by panicking")]
+//! How long a payment takes on its way at a steady rate, open loop: to the client, to Kafka, to
+//! Slack.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a benchmark fails by panicking"
+)]
 #![expect(
     clippy::cast_precision_loss,
     clippy::cast_sign_loss,
@@ -67,8 +72,9 @@ impl Publisher for Timed {
     }
 }
 
-/// From the end of the commit to the broker's word, in milliseconds. The store, the relay and the publisher are
-/// payrelay's; payments come from here instead of HTTP, so that the moment of the commit is known.
+/// From the end of the commit to the broker's word, in milliseconds. The store, the relay and the
+/// publisher are payrelay's; payments come from here instead of HTTP, so that the moment of the
+/// commit is known.
 fn commit_to_ack(broker: &Broker, topic: &str, rate: f64, span: Duration) -> Vec<f64> {
     let database = Database::open_in(folder());
     let settings = config::Kafka {
@@ -76,25 +82,48 @@ fn commit_to_ack(broker: &Broker, topic: &str, rate: f64, span: Duration) -> Vec
         topic: topic.into(),
         group: "none".into(),
         partitions: 1,
-        delivery: if delivery() == "exactly-once" { Delivery::ExactlyOnce } else { Delivery::AtLeastOnce },
+        delivery: if delivery() == "exactly-once" {
+            Delivery::ExactlyOnce
+        } else {
+            Delivery::AtLeastOnce
+        },
         dead_records_max: std::num::NonZeroUsize::MAX,
         security: config::KafkaSecurity::default(),
     };
     let acked = Arc::new(Mutex::new(HashMap::new()));
     let inner = KafkaPublisher::new(settings, database.store().clone()).unwrap();
-    let publisher = Timed { inner, acked: Arc::clone(&acked) };
+    let publisher = Timed {
+        inner,
+        acked: Arc::clone(&acked),
+    };
     let (waker, woken) = Waker::new();
     let (notifier, _) = Waker::new();
     let store = database.store().clone();
-    let relay = Relay::new(store, Box::new(publisher), 1000, woken, notifier, Part::up(), Metrics::default());
+    let relay = Relay::new(
+        store,
+        Box::new(publisher),
+        1000,
+        woken,
+        notifier,
+        Part::up(),
+        Metrics::default(),
+    );
     let worker = Worker::spawn("relay", &unbounded().0, |stop| relay.run(&stop)).unwrap();
 
     let committed = Arc::new(Mutex::new(HashMap::new()));
     let pay = |number: i64| {
-        let reservations = vec![Reservation { reservation_id: number, seat_price: 1 }];
-        let new = NewPayment { user_id: number % 1000, reservations };
+        let reservations = vec![Reservation {
+            reservation_id: number,
+            seat_price: 1,
+        }];
+        let new = NewPayment {
+            user_id: number % 1000,
+            reservations,
+        };
         let (committed, waker) = (Arc::clone(&committed), waker.clone());
-        let work = move |tx: &payrelay::store::Transaction<'_>| execute(tx, &new, "KRW", None, Timestamp::now());
+        let work = move |tx: &payrelay::store::Transaction<'_>| {
+            execute(tx, &new, "KRW", None, Timestamp::now())
+        };
         let done = move |result: Result<Vec<_>, _>| {
             let now = Instant::now();
             waker.wake();
@@ -105,7 +134,9 @@ fn commit_to_ack(broker: &Broker, topic: &str, rate: f64, span: Duration) -> Vec
     };
     // One payment is one event, in order: the numbers are the outbox's ids. The first one connects.
     pay(1);
-    wait_until("the first ack", Duration::from_mins(1), || acked.lock().unwrap().contains_key(&1));
+    wait_until("the first ack", Duration::from_mins(1), || {
+        acked.lock().unwrap().contains_key(&1)
+    });
     let total = (rate * span.as_secs_f64()) as i64;
     let start = Instant::now();
     for number in 0..total {
@@ -113,10 +144,19 @@ fn commit_to_ack(broker: &Broker, topic: &str, rate: f64, span: Duration) -> Vec
         thread::sleep(due.saturating_duration_since(Instant::now()));
         pay(number + 2);
     }
-    wait_until("the last ack", Duration::from_mins(1), || acked.lock().unwrap().len() as i64 == total + 1);
-    worker.stop(Instant::now() + Duration::from_secs(10)).unwrap();
+    wait_until("the last ack", Duration::from_mins(1), || {
+        acked.lock().unwrap().len() as i64 == total + 1
+    });
+    worker
+        .stop(Instant::now() + Duration::from_secs(10))
+        .unwrap();
     let (acked, committed) = (acked.lock().unwrap(), committed.lock().unwrap());
-    let took = (2..total + 2).map(|id| acked[&id].saturating_duration_since(committed[&id]).as_secs_f64() * 1000.0);
+    let took = (2..total + 2).map(|id| {
+        acked[&id]
+            .saturating_duration_since(committed[&id])
+            .as_secs_f64()
+            * 1000.0
+    });
     took.collect()
 }
 
@@ -138,7 +178,8 @@ fn start(broker: &Broker, slack: &FakeSlack, dir: &std::path::Path, topic: &str)
     Payrelay::start(Options::new(dir, &env))
 }
 
-/// From before the request is sent to when Slack has the message: more than from the commit, never less.
+/// From before the request is sent to when Slack has the message: more than from the commit, never
+/// less.
 fn request_to_slack(broker: &Broker, topic: &str, count: u64) -> Vec<f64> {
     let (slack, dir) = (FakeSlack::start(), folder());
     let arrived = Arc::new(Mutex::new(HashMap::new()));
@@ -155,7 +196,9 @@ fn request_to_slack(broker: &Broker, topic: &str, count: u64) -> Vec<f64> {
         sent.push(Instant::now());
         let body = serde_json::json!({"user_id": id, "reservations": [{"reservation_id": id, "seat_price": 1}]});
         assert_eq!(client.post_json("/payments", &body).status, 201);
-        wait_until("the message", Duration::from_mins(1), || arrived.lock().unwrap().contains_key(&id));
+        wait_until("the message", Duration::from_mins(1), || {
+            arrived.lock().unwrap().contains_key(&id)
+        });
     }
     let arrived = arrived.lock().unwrap();
     let took = (2..=count).map(|id| (arrived[&id] - sent[id as usize - 1]).as_secs_f64() * 1000.0);
@@ -164,7 +207,11 @@ fn request_to_slack(broker: &Broker, topic: &str, count: u64) -> Vec<f64> {
 
 fn main() {
     let plan = Plan::from_args();
-    let span = if plan.quick { Duration::from_secs(3) } else { Duration::from_secs(15) };
+    let span = if plan.quick {
+        Duration::from_secs(3)
+    } else {
+        Duration::from_secs(15)
+    };
     let broker = Broker::start("4.4.0");
     // A broker that has just started compiles itself first.
     let _ = commit_to_ack(&broker, "warm-up", 2000.0, span);
@@ -177,7 +224,8 @@ fn main() {
             figures[offset + 1].0.push(percentile(values, 99.0));
         }
         let (slack, dir) = (FakeSlack::start(), folder());
-        // At ten times the rate Slack's stand-in would fall behind and take the machine with it: it hangs instead.
+        // At ten times the rate Slack's stand-in would fall behind and take the machine with it: it
+        // hangs instead.
         slack.answer_with(|_, _| Answer::Hang);
         let payrelay = start(&broker, &slack, dir.path(), &format!("post-{run}"));
         for (offset, rate) in [(4, 600.0), (6, 6000.0)] {
@@ -190,19 +238,65 @@ fn main() {
             figures[offset + 1].0.push(outcome.percentile(99.0));
         }
         drop(payrelay);
-        let mut told = request_to_slack(&broker, &format!("slack-{run}"), if plan.quick { 200 } else { 1000 });
+        let mut told = request_to_slack(
+            &broker,
+            &format!("slack-{run}"),
+            if plan.quick { 200 } else { 1000 },
+        );
         figures[8].0.push(percentile(&mut told, 50.0));
     }
-    let [slow50, slow99, fast50, fast99, post50, post99, post_fast50, post_fast99, slack] = figures;
+    let [
+        slow50,
+        slow99,
+        fast50,
+        fast99,
+        post50,
+        post99,
+        post_fast50,
+        post_fast99,
+        slack,
+    ] = figures;
     let mut table = Table::new("latency");
-    table.row("600/s: commit to Kafka's ack, p50", "ms", slow50, unless_transactions(Goal::AtMost(0.5)));
-    table.row("600/s: commit to Kafka's ack, p99", "ms", slow99.clone(), unless_transactions(Goal::AtMost(4.0)));
-    table.row("6,000/s: commit to Kafka's ack, p50", "ms", fast50, Goal::None);
-    table.against("6,000/s: commit to Kafka's ack, p99", "ms", fast99, ("at 600/s", slow99), Goal::RatioAtMost(2.0));
+    table.row(
+        "600/s: commit to Kafka's ack, p50",
+        "ms",
+        slow50,
+        unless_transactions(Goal::AtMost(0.5)),
+    );
+    table.row(
+        "600/s: commit to Kafka's ack, p99",
+        "ms",
+        slow99.clone(),
+        unless_transactions(Goal::AtMost(4.0)),
+    );
+    table.row(
+        "6,000/s: commit to Kafka's ack, p50",
+        "ms",
+        fast50,
+        Goal::None,
+    );
+    table.against(
+        "6,000/s: commit to Kafka's ack, p99",
+        "ms",
+        fast99,
+        ("at 600/s", slow99),
+        Goal::RatioAtMost(2.0),
+    );
     table.row("600/s: POST, p50", "ms", post50, Goal::None);
     table.row("600/s: POST, p99", "ms", post99.clone(), Goal::AtMost(3.0));
     table.row("6,000/s: POST, p50", "ms", post_fast50, Goal::None);
-    table.against("6,000/s: POST, p99", "ms", post_fast99, ("at 600/s", post99), Goal::RatioAtMost(2.0));
-    table.row("one at a time: from before the POST to Slack's 200, p50", "ms", slack, Goal::AtMost(5.0));
+    table.against(
+        "6,000/s: POST, p99",
+        "ms",
+        post_fast99,
+        ("at 600/s", post99),
+        Goal::RatioAtMost(2.0),
+    );
+    table.row(
+        "one at a time: from before the POST to Slack's 200, p50",
+        "ms",
+        slack,
+        Goal::AtMost(5.0),
+    );
     table.finish();
 }

@@ -1,6 +1,10 @@
-//! More than can be held: what is refused is refused at once, what is taken is answered in bounded time, and memory does not
-//! grow, for as long as it lasts.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark fails by panicking")]
+//! More than can be held: what is refused is refused at once, what is taken is answered in bounded
+//! time, and memory does not grow, for as long as it lasts.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a benchmark fails by panicking"
+)]
 #![expect(
     clippy::cast_precision_loss,
     clippy::cast_sign_loss,
@@ -36,12 +40,16 @@ const WARM_UP: Duration = Duration::from_secs(1);
 /// Open loop needs enough connections for all requests that are under way.
 const CONNECTIONS: u64 = 2000;
 
-/// Reservations of a request: with one the clients, beside it on the two cores, could not ask for twice what is held.
+/// Reservations of a request: with one the clients, beside it on the two cores, could not ask for
+/// twice what is held.
 const EACH: u64 = 10;
 
 /// Kafka is away: only the intake works.
 fn start(dir: &Path) -> Payrelay {
-    let env = [("PAYRELAY_PUBLISHER_KIND", "kafka"), ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")];
+    let env = [
+        ("PAYRELAY_PUBLISHER_KIND", "kafka"),
+        ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1"),
+    ];
     Payrelay::start(Options::new(dir, &env))
 }
 
@@ -57,7 +65,13 @@ fn held(payrelay: &Payrelay, span: Duration, run: u64) -> f64 {
 
 /// So many requests a second, whatever the answers; nobody waits as `Retry-After` asks.
 fn press(payrelay: &Payrelay, rate: f64, span: Duration, run: u64) -> Outcome {
-    load::paced(payrelay.addr(), CONNECTIONS, rate, (span, Since::Sent), request(run))
+    load::paced(
+        payrelay.addr(),
+        CONNECTIONS,
+        rate,
+        (span, Since::Sent),
+        request(run),
+    )
 }
 
 /// Memory once a second while `work` is done.
@@ -86,7 +100,14 @@ fn mean(values: &[f64]) -> f64 {
 fn main() {
     let plan = Plan::from_args();
     let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    )
+    .unwrap();
     let mut figures: [Figure; 5] = Default::default();
     for run in 0..plan.runs as u64 {
         let dir = folder();
@@ -94,7 +115,13 @@ fn main() {
         let held = held(&payrelay, plan.span, 2 * run);
         let mut over = press(&payrelay, 2.0 * held, plan.span, 2 * run + 1);
         let offered = (over.good + over.other) as f64 / over.elapsed.as_secs_f64();
-        let values = [held, offered, over.rate(), over.percentile(99.0), over.other_percentile(99.0)];
+        let values = [
+            held,
+            offered,
+            over.rate(),
+            over.percentile(99.0),
+            over.other_percentile(99.0),
+        ];
         for (figure, value) in figures.iter_mut().zip(values) {
             figure.0.push(value);
         }
@@ -113,15 +140,35 @@ fn main() {
         }
     });
     let tenth = (samples.len() / 10).max(1);
-    let (first, last) = (mean(&samples[tenth..2 * tenth]), mean(&samples[samples.len() - tenth..]));
+    let (first, last) = (
+        mean(&samples[tenth..2 * tenth]),
+        mean(&samples[samples.len() - tenth..]),
+    );
     let [held, offered, taken, p99, refused_p99] = figures;
     let mut table = Table::new("overload");
-    table.row(format!("held: requests of {EACH} reservations, 256 connections"), "/s", held.clone(), Goal::None);
-    table.against(format!("asked, from {CONNECTIONS} connections"), "/s", offered, ("held", held.clone()), Goal::None);
+    table.row(
+        format!("held: requests of {EACH} reservations, 256 connections"),
+        "/s",
+        held.clone(),
+        Goal::None,
+    );
+    table.against(
+        format!("asked, from {CONNECTIONS} connections"),
+        "/s",
+        offered,
+        ("held", held.clone()),
+        Goal::None,
+    );
     table.against("of these taken", "/s", taken, ("held", held), Goal::None);
     table.row("answer to what is taken, p99", "ms", p99, Goal::None);
     table.row("refusal (503), p99", "ms", refused_p99, Goal::None);
     let name = format!("memory in the last tenth of {} s of this", long.as_secs());
-    table.against(name, "MB", Figure(vec![last]), ("second tenth", Figure(vec![first])), Goal::RatioAtMost(1.1));
+    table.against(
+        name,
+        "MB",
+        Figure(vec![last]),
+        ("second tenth", Figure(vec![first])),
+        Goal::RatioAtMost(1.1),
+    );
     table.finish();
 }

@@ -1,6 +1,10 @@
-//! How fast the outbox goes to a real Kafka: read in order, published, each row marked durably; against what the same
-//! client sends without a database.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark fails by panicking")]
+//! How fast the outbox goes to a real Kafka: read in order, published, each row marked durably;
+//! against what the same client sends without a database.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a benchmark fails by panicking"
+)]
 #![expect(
     clippy::cast_precision_loss,
     clippy::cast_sign_loss,
@@ -41,7 +45,11 @@ fn publisher(broker: &Broker, topic: &str, database: &Database) -> KafkaPublishe
         topic: topic.into(),
         group: "none".into(),
         partitions: 1,
-        delivery: if delivery() == "exactly-once" { Delivery::ExactlyOnce } else { Delivery::AtLeastOnce },
+        delivery: if delivery() == "exactly-once" {
+            Delivery::ExactlyOnce
+        } else {
+            Delivery::AtLeastOnce
+        },
         dead_records_max: std::num::NonZeroUsize::MAX,
         security: config::KafkaSecurity::default(),
     };
@@ -68,7 +76,12 @@ fn events(ids: std::ops::Range<i64>) -> Vec<Event> {
 fn without_a_database(publisher: &mut KafkaPublisher, count: i64) -> f64 {
     let started = Instant::now();
     for first in (0..count).step_by(1000) {
-        assert!(publisher.publish(&events(first..first + 1000)).trouble.is_none());
+        assert!(
+            publisher
+                .publish(&events(first..first + 1000))
+                .trouble
+                .is_none()
+        );
     }
     count as f64 / started.elapsed().as_secs_f64()
 }
@@ -76,11 +89,22 @@ fn without_a_database(publisher: &mut KafkaPublisher, count: i64) -> f64 {
 fn drain(database: &Database, publisher: impl Publisher + 'static, count: i64) -> f64 {
     let store = database.store().clone();
     let (waker, woken) = Waker::new();
-    let mut relay = Relay::new(store, Box::new(publisher), 1000, woken, waker, Part::up(), Metrics::default());
+    let mut relay = Relay::new(
+        store,
+        Box::new(publisher),
+        1000,
+        woken,
+        waker,
+        Part::up(),
+        Metrics::default(),
+    );
     let started = Instant::now();
     while relay.step() == Step::Progress {}
     let elapsed = started.elapsed();
-    assert_eq!(database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"), count);
+    assert_eq!(
+        database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"),
+        count
+    );
     count as f64 / elapsed.as_secs_f64()
 }
 
@@ -95,15 +119,31 @@ fn main() {
             database.pay(first % 997, first..first + 1000);
         }
         let topic = format!("drain-{run}");
-        raw.0.push(without_a_database(&mut publisher(&broker, &format!("raw-{run}"), &database), count));
+        raw.0.push(without_a_database(
+            &mut publisher(&broker, &format!("raw-{run}"), &database),
+            count,
+        ));
         let publisher = publisher(&broker, &topic, &database);
         drained.0.push(drain(&database, publisher, count));
         // The broker shall not clean up while the next run is timed.
-        assert!(!harness::topic::read(&broker.bootstrap(), &topic, Duration::from_mins(1)).is_empty());
+        assert!(
+            !harness::topic::read(&broker.bootstrap(), &topic, Duration::from_mins(1)).is_empty()
+        );
     }
     let mut table = Table::new("relay");
     let name = format!("{count} events drained in order, each marked");
-    table.against(name, "/s", drained.clone(), ("the same client without a database", raw), Goal::RatioAtLeast(0.7));
-    table.row("", "/s", drained, unless_transactions(Goal::AtLeast(150_000.0)));
+    table.against(
+        name,
+        "/s",
+        drained.clone(),
+        ("the same client without a database", raw),
+        Goal::RatioAtLeast(0.7),
+    );
+    table.row(
+        "",
+        "/s",
+        drained,
+        unless_transactions(Goal::AtLeast(150_000.0)),
+    );
     table.finish();
 }

@@ -1,6 +1,10 @@
-//! What the whole system holds, with the broker beside it: HTTP in, Kafka, the delivery table, all at once; and what that
-//! costs in memory and time.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark fails by panicking")]
+//! What the whole system holds, with the broker beside it: HTTP in, Kafka, the delivery table, all
+//! at once; and what that costs in memory and time.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a benchmark fails by panicking"
+)]
 #![expect(
     clippy::cast_precision_loss,
     clippy::cast_sign_loss,
@@ -40,7 +44,8 @@ const MOMENT: Duration = Duration::from_secs(4);
 /// Events that may wait at the end: what comes in a fifth of a second.
 const WAITING_S: f64 = 0.2;
 
-/// The whole system: the real binary, a real broker, and a Slack that takes the first message and does not answer.
+/// The whole system: the real binary, a real broker, and a Slack that takes the first message and
+/// does not answer.
 struct System {
     payrelay: Payrelay,
     _slack: FakeSlack,
@@ -61,19 +66,33 @@ impl System {
             ("PAYRELAY_SLACK_WEBHOOK_URL", &url),
         ];
         let payrelay = Payrelay::start(Options::new(dir.path(), &env));
-        let system = Self { payrelay, _slack: slack, dir };
+        let system = Self {
+            payrelay,
+            _slack: slack,
+            dir,
+        };
         // Both Kafka threads are connected before anything is timed.
-        load::open(system.payrelay.addr(), 1, 10.0, Duration::from_secs(1), |out, number| {
-            payment(out, 0, number, 1);
+        load::open(
+            system.payrelay.addr(),
+            1,
+            10.0,
+            Duration::from_secs(1),
+            |out, number| {
+                payment(out, 0, number, 1);
+            },
+        );
+        wait_until("the first deliveries", Duration::from_mins(1), || {
+            system.backlog() == 0
         });
-        wait_until("the first deliveries", Duration::from_mins(1), || system.backlog() == 0);
         system
     }
 
-    /// Events that are committed and not yet in the delivery table. There is one partition: they come in order.
+    /// Events that are committed and not yet in the delivery table. There is one partition: they
+    /// come in order.
     fn backlog(&self) -> i64 {
         let connection = Connection::open(self.dir.path().join("payrelay.db")).unwrap();
-        let sql = "SELECT ifnull((SELECT max(id) FROM outbox), 0) - ifnull((SELECT max(outbox_id) FROM delivery), 0)";
+        let sql = "SELECT ifnull((SELECT max(id) FROM outbox), 0) - ifnull((SELECT max(outbox_id) \
+            FROM delivery), 0)";
         connection.query_row(sql, [], |row| row.get(0)).unwrap()
     }
 }
@@ -86,17 +105,27 @@ struct Held {
 
 fn hold(broker: &Broker, topic: &str, rate: f64, span: Duration) -> Held {
     let system = System::start(broker, topic);
-    let mut outcome = load::paced(system.payrelay.addr(), CONNECTIONS, rate, (span, Since::Due), |out, number| {
-        payment(out, number % 1000, (1 << 40) + number, 1);
-    });
+    let mut outcome = load::paced(
+        system.payrelay.addr(),
+        CONNECTIONS,
+        rate,
+        (span, Since::Due),
+        |out, number| {
+            payment(out, number % 1000, (1 << 40) + number, 1);
+        },
+    );
     let backlog = system.backlog() as f64;
     let late = outcome.elapsed.saturating_sub(span);
-    let held = outcome.other == 0 && late < Duration::from_millis(300) && backlog < rate * WAITING_S;
+    let held =
+        outcome.other == 0 && late < Duration::from_millis(300) && backlog < rate * WAITING_S;
     println!(
         "{rate:.0}/s: {} ({backlog} wait, the last answer {late:.0?} late)",
         if held { "held" } else { "not held" }
     );
-    Held { held, p99: outcome.percentile(99.0) }
+    Held {
+        held,
+        p99: outcome.percentile(99.0),
+    }
 }
 
 /// The highest rate, in steps of a tenth, that is held for `span`.
@@ -143,12 +172,28 @@ fn costs(broker: &Broker, topic: &str, span: Duration) -> Costs {
     let idle_cpu = (usage(pid).cpu_s - before.cpu_s) / started.elapsed().as_secs_f64() * 100.0;
     let idle_rss = rss_mb(pid);
     let before = usage(pid);
-    let outcome = load::closed(system.payrelay.addr(), 64, (Duration::ZERO, span), 201, |out, number| {
-        payment(out, number % 1000, (1 << 40) + number, 1);
-    });
-    let Usage { cpu_s, rss_max_mb, threads } = usage(pid);
+    let outcome = load::closed(
+        system.payrelay.addr(),
+        64,
+        (Duration::ZERO, span),
+        201,
+        |out, number| {
+            payment(out, number % 1000, (1 << 40) + number, 1);
+        },
+    );
+    let Usage {
+        cpu_s,
+        rss_max_mb,
+        threads,
+    } = usage(pid);
     let load_us = (cpu_s - before.cpu_s) * 1e6 / outcome.good as f64;
-    Costs { idle_rss, idle_cpu, load_rss: rss_max_mb, load_us, threads: threads as f64 }
+    Costs {
+        idle_rss,
+        idle_cpu,
+        load_rss: rss_max_mb,
+        load_us,
+        threads: threads as f64,
+    }
 }
 
 fn main() {
@@ -159,7 +204,13 @@ fn main() {
     let mut figures: [Figure; 7] = Default::default();
     for run in 0..3 {
         let costs = costs(&broker, &format!("cost-{run}"), calm);
-        let values = [costs.idle_rss, costs.idle_cpu, costs.load_rss, costs.load_us, costs.threads];
+        let values = [
+            costs.idle_rss,
+            costs.idle_cpu,
+            costs.load_rss,
+            costs.load_us,
+            costs.threads,
+        ];
         for (figure, value) in figures.iter_mut().zip(values) {
             figure.0.push(value);
         }
@@ -174,13 +225,36 @@ fn main() {
     let binary = Path::new(process::BINARY).metadata().unwrap().len() as f64 / 1e6;
     let [idle_rss, idle_cpu, load_rss, load_us, threads, rate, p99] = figures;
     let mut table = Table::new("steady");
-    let name = format!("the highest rate held for {} s: HTTP in, Kafka, delivery table", span.as_secs());
+    let name = format!(
+        "the highest rate held for {} s: HTTP in, Kafka, delivery table",
+        span.as_secs()
+    );
     table.row(name, "/s", rate, Goal::None);
     table.row("POST at that rate, p99", "ms", p99, Goal::None);
-    table.row("RSS, idle after the first payments", "MB", idle_rss, Goal::AtMost(15.0));
-    table.row("processor, idle", "% of a core", idle_cpu, Goal::AtMost(0.5));
-    table.row("RSS at most, 64 connections as fast as they can", "MB", load_rss, Goal::AtMost(40.0));
-    table.row("processor for a payment, with Kafka both ways", "us", load_us, Goal::None);
+    table.row(
+        "RSS, idle after the first payments",
+        "MB",
+        idle_rss,
+        Goal::AtMost(15.0),
+    );
+    table.row(
+        "processor, idle",
+        "% of a core",
+        idle_cpu,
+        Goal::AtMost(0.5),
+    );
+    table.row(
+        "RSS at most, 64 connections as fast as they can",
+        "MB",
+        load_rss,
+        Goal::AtMost(40.0),
+    );
+    table.row(
+        "processor for a payment, with Kafka both ways",
+        "us",
+        load_us,
+        Goal::None,
+    );
     table.row("threads", "", threads, Goal::None);
     table.row("the binary", "MB", Figure(vec![binary]), Goal::AtMost(12.0));
     table.finish();

@@ -1,8 +1,9 @@
-//! The audit: payments, outbox, deliveries and the topic held against each other, once. It reads, and changes nothing.
+//! The audit: payments, outbox, deliveries and the topic held against each other, once. It reads,
+//! and changes nothing.
 //!
-//! The topic is read first, to where it ends then; the database afterwards, in one snapshot. So whatever was on the topic is
-//! in the snapshot, and what the snapshot says is on the topic before that end was read: it may be asked of a system
-//! that works.
+//! The topic is read first, to where it ends then; the database afterwards, in one snapshot. So
+//! whatever was on the topic is in the snapshot, and what the snapshot says is on the topic before
+//! that end was read: it may be asked of a system that works.
 
 use std::fmt;
 use std::io;
@@ -18,7 +19,8 @@ use crate::store::audit::{Audited, Extent, Reading, Recorded, Seen, Totals};
 use crate::store::{OpenError, StoreError};
 use crate::topic_reader::{End, TopicReader, TopicRecord};
 
-/// How long Kafka may take for a step: to answer at all, to tell the topic's ends, to send the next records.
+/// How long Kafka may take for a step: to answer at all, to tell the topic's ends, to send the next
+/// records.
 const PATIENCE: Duration = Duration::from_secs(8);
 
 /// What is looked at, and how much of it is shown.
@@ -43,7 +45,10 @@ pub enum AuditError {
     #[error("{0}; try again")]
     Store(#[from] StoreError),
     /// Kafka does not answer.
-    #[error("Kafka does not answer: {0}; try again, or look at the database alone: payrelay audit --file-only")]
+    #[error(
+        "Kafka does not answer: {0}; try again, or look at the database alone: payrelay audit \
+            --file-only"
+    )]
     Kafka(String),
     /// No runtime.
     #[error("the machine has no room: {0}; try again")]
@@ -116,27 +121,44 @@ pub fn audit(config: &Config, scope: Scope) -> Result<Report, AuditError> {
             kafka::check(&config.kafka.security)?;
             database.begin()?;
             let driver = Driver::new()?;
-            driver.runtime().block_on(read_topic(&config.kafka, &mut database))?
+            driver
+                .runtime()
+                .block_on(read_topic(&config.kafka, &mut database))?
         }
     };
     let node = database.node().to_string();
     let reading = match &topic {
-        TopicPart::Read(totals) => Some(Reading { id: Some(totals.id), extents: &totals.partitions }),
-        TopicPart::Absent { .. } => Some(Reading { id: None, extents: &[] }),
+        TopicPart::Read(totals) => Some(Reading {
+            id: Some(totals.id),
+            extents: &totals.partitions,
+        }),
+        TopicPart::Absent { .. } => Some(Reading {
+            id: None,
+            extents: &[],
+        }),
         TopicPart::LeftOut | TopicPart::None => None,
     };
     let checked = database.check(&config.kafka.topic, reading, scope.limit)?;
-    Ok(Report { node, totals: checked.totals, topic, notes: checked.notes, findings: checked.findings })
+    Ok(Report {
+        node,
+        totals: checked.totals,
+        topic,
+        notes: checked.notes,
+        findings: checked.findings,
+    })
 }
 
-async fn read_topic(settings: &config::Kafka, database: &mut Audited) -> Result<TopicPart, AuditError> {
+async fn read_topic(
+    settings: &config::Kafka,
+    database: &mut Audited,
+) -> Result<TopicPart, AuditError> {
     let mut link = Link::new(settings.clone(), "payrelay-audit".to_owned());
     match read_topic_through(&mut link, database).await {
         Ok(topic) => Ok(topic),
         Err(Failure::Store(error)) => Err(error.into()),
-        Err(failure) => {
-            Err(AuditError::Kafka(explain_failure(&failure, link.kafka(), settings, database.node()).await))
-        }
+        Err(failure) => Err(AuditError::Kafka(
+            explain_failure(&failure, link.kafka(), settings, database.node()).await,
+        )),
     }
 }
 
@@ -144,26 +166,46 @@ async fn read_topic_through(link: &mut Link, database: &mut Audited) -> Result<T
     let kafka = within(PATIENCE, link.connect()).await?;
     let settings = link.settings();
     let name = settings.topic.clone();
-    let Some(mut reader) = TopicReader::open_within(PATIENCE, &kafka, &name, End::Committed, |_| None).await? else {
+    let Some(mut reader) =
+        TopicReader::open_within(PATIENCE, &kafka, &name, End::Committed, |_| None).await?
+    else {
         return Ok(TopicPart::Absent { name });
     };
     let node = database.node().clone();
-    let mut totals = TopicTotals { name, id: reader.topic_id(), ..TopicTotals::default() };
+    let mut totals = TopicTotals {
+        name,
+        id: reader.topic_id(),
+        ..TopicTotals::default()
+    };
     while !reader.done() {
         let batch = reader.next_within(PATIENCE).await?;
-        let ours: Vec<_> = batch.iter().filter_map(|record| recorded(&node, record)).collect();
+        let ours: Vec<_> = batch
+            .iter()
+            .filter_map(|record| recorded(&node, record))
+            .collect();
         totals.records += ours.len() as u64;
         totals.foreign_records += (batch.len() - ours.len()) as u64;
         database.record(&ours)?;
     }
     let skipped = |skipped: &crate::topic_reader::Skipped| {
-        let crate::topic_reader::Skipped { partition, first, end } = *skipped;
-        Extent { partition, low: first, end }
+        let crate::topic_reader::Skipped {
+            partition,
+            first,
+            end,
+        } = *skipped;
+        Extent {
+            partition,
+            low: first,
+            end,
+        }
     };
     database.skip(&reader.skipped().iter().map(skipped).collect::<Vec<_>>())?;
     reader.refresh_low(PATIENCE).await?;
-    let extent =
-        |extent: &crate::topic_reader::Extent| Extent { partition: extent.partition, low: extent.low, end: extent.end };
+    let extent = |extent: &crate::topic_reader::Extent| Extent {
+        partition: extent.partition,
+        low: extent.low,
+        end: extent.end,
+    };
     totals.partitions = reader.extents().iter().map(extent).collect();
     Ok(TopicPart::Read(totals))
 }
@@ -174,19 +216,40 @@ fn recorded(node: &NodeId, record: &TopicRecord) -> Option<Recorded> {
     let number = |bytes: &Option<Vec<u8>>| {
         let text = std::str::from_utf8(bytes.as_deref()?).ok()?;
         // Only as it is written: no sign, no leading zero.
-        text.parse().ok().filter(|number: &i64| number.to_string() == text)
+        text.parse()
+            .ok()
+            .filter(|number: &i64| number.to_string() == text)
     };
     let (user_id, payment_id) = (number(&record.key), number(&record.value));
-    Some(Recorded { partition: record.partition, offset: record.offset, outbox_id, user_id, payment_id })
+    Some(Recorded {
+        partition: record.partition,
+        offset: record.offset,
+        outbox_id,
+        user_id,
+        payment_id,
+    })
 }
 
 /// For people: a line of totals for each part, the notes, the findings, the verdict.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Totals { payments, events, events_purged, deliveries } = &self.totals;
+        let Totals {
+            payments,
+            events,
+            events_purged,
+            deliveries,
+        } = &self.totals;
         writeln!(f, "node: {}", self.node)?;
-        writeln!(f, "payments: {}", counts(payments, &["COMPLETED", "FAILED"]))?;
-        writeln!(f, "outbox: {}, {events_purged} purged", counts(events, &["INIT", "PUBLISHED", "REJECTED"]))?;
+        writeln!(
+            f,
+            "payments: {}",
+            counts(payments, &["COMPLETED", "FAILED"])
+        )?;
+        writeln!(
+            f,
+            "outbox: {}, {events_purged} purged",
+            counts(events, &["INIT", "PUBLISHED", "REJECTED"])
+        )?;
         writeln!(f, "topic: {}", self.topic)?;
         let statuses = ["PENDING", "SENDING", "DELIVERED", "DEAD", "DISCARDED"];
         writeln!(f, "deliveries: {}", counts(deliveries, &statuses))?;
@@ -207,12 +270,29 @@ impl fmt::Display for Report {
 impl fmt::Display for TopicPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::None => write!(f, "none (publisher.kind is \"application\"): there is none to check"),
+            Self::None => write!(
+                f,
+                "none (publisher.kind is \"application\"): there is none to check"
+            ),
             Self::LeftOut => write!(f, "not read (--file-only)"),
             Self::Absent { name } => write!(f, "{name} is not there"),
-            Self::Read(TopicTotals { name, records, foreign_records, partitions, .. }) => {
-                write!(f, "{name}, {records} records of this node, {foreign_records} of others")?;
-                for Extent { partition, low, end } in partitions {
+            Self::Read(TopicTotals {
+                name,
+                records,
+                foreign_records,
+                partitions,
+                ..
+            }) => {
+                write!(
+                    f,
+                    "{name}, {records} records of this node, {foreign_records} of others"
+                )?;
+                for Extent {
+                    partition,
+                    low,
+                    end,
+                } in partitions
+                {
                     write!(f, "; partition {partition} from offset {low} to {end}")?;
                 }
                 Ok(())
@@ -232,5 +312,9 @@ fn show(f: &mut fmt::Formatter<'_>, rank: &str, seen: &Seen) -> fmt::Result {
         writeln!(f, "  {example}")?;
     }
     let more = seen.count - i64::try_from(seen.examples.len()).unwrap_or(seen.count);
-    if more > 0 { writeln!(f, "  and {more} more") } else { Ok(()) }
+    if more > 0 {
+        writeln!(f, "  and {more} more")
+    } else {
+        Ok(())
+    }
 }

@@ -1,7 +1,7 @@
 //! Points in time as the database and the API know them: microseconds since 1970 UTC.
 //!
-//! Nothing below `service.rs` asks what time it is except through [`Timestamp::now`], and what is due is
-//! compared as data, so tests pass the time that they need.
+//! Nothing below `service.rs` asks what time it is except through [`Timestamp::now`], and what is
+//! due is compared as data, so tests pass the time that they need.
 
 use std::fmt;
 use std::time::Duration;
@@ -26,7 +26,9 @@ impl Timestamp {
 
     /// Reads RFC 3339, as it is shown.
     pub fn parse(text: &str) -> Option<Self> {
-        text.parse().ok().map(|time: jiff::Timestamp| Self(time.as_microsecond()))
+        text.parse()
+            .ok()
+            .map(|time: jiff::Timestamp| Self(time.as_microsecond()))
     }
 
     /// The stored form.
@@ -35,13 +37,19 @@ impl Timestamp {
     }
 
     /// Seconds since 1970, as Prometheus has them: exact to a microsecond.
-    #[expect(clippy::cast_precision_loss, reason = "2^53 microseconds are 285 years")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "2^53 microseconds are 285 years"
+    )]
     pub fn as_seconds(self) -> f64 {
         self.0 as f64 / 1e6
     }
 
     /// The reverse of [`Timestamp::as_seconds`].
-    #[expect(clippy::cast_possible_truncation, reason = "saturates at both ends of time")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "saturates at both ends of time"
+    )]
     pub fn from_seconds(seconds: f64) -> Self {
         Self((seconds * 1e6).round() as i64)
     }
@@ -86,22 +94,35 @@ impl Zone {
     /// Date, time to the second, and the zone's short name.
     pub fn show(&self, time: Timestamp) -> String {
         match jiff::Timestamp::from_microsecond(time.0) {
-            Ok(time) => time.to_zoned(self.0.clone()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string(),
+            Ok(time) => time
+                .to_zoned(self.0.clone())
+                .strftime("%Y-%m-%d %H:%M:%S %Z")
+                .to_string(),
             Err(_) => "at no time".to_owned(),
         }
     }
 }
 
-/// A point in time as HTTP headers write it (RFC 9110, 5.6.7), such as `Sun, 22 Nov 2026 10:00:00 GMT`.
+/// A point in time as HTTP headers write it (RFC 9110, 5.6.7), such as `Sun, 22 Nov 2026 10:00:00
+/// GMT`.
 pub fn parse_http_date(text: &str) -> Option<Timestamp> {
-    let preferred = || jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok();
-    // Obsolete, and to be read all the same: "Sunday, 06-Nov-94 08:49:37 GMT" and "Sun Nov  6 08:49:37 1994".
+    let preferred = || {
+        jiff::fmt::rfc2822::DateTimeParser::new()
+            .parse_timestamp(text)
+            .ok()
+    };
+    // Obsolete, and to be read all the same: "Sunday, 06-Nov-94 08:49:37 GMT" and "Sun Nov  6
+    // 08:49:37 1994".
     let civil = |format| jiff::civil::DateTime::strptime(format, text).ok();
     let obsolete = || {
         let date = civil("%A, %d-%b-%y %H:%M:%S GMT").or_else(|| civil("%a %b %e %H:%M:%S %Y"))?;
-        date.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
+        date.to_zoned(jiff::tz::TimeZone::UTC)
+            .ok()
+            .map(|zoned| zoned.timestamp())
     };
-    preferred().or_else(obsolete).map(|time| Timestamp(time.as_microsecond()))
+    preferred()
+        .or_else(obsolete)
+        .map(|time| Timestamp(time.as_microsecond()))
 }
 
 impl fmt::Display for Timestamp {
@@ -129,32 +150,59 @@ mod tests {
     fn shows_six_decimals_in_utc() {
         let time = Timestamp::from_micros(1_795_341_600_123_456);
         assert_eq!(time.to_string(), "2026-11-22T10:00:00.123456Z");
-        assert_eq!(Timestamp::from_micros(0).to_string(), "1970-01-01T00:00:00.000000Z");
+        assert_eq!(
+            Timestamp::from_micros(0).to_string(),
+            "1970-01-01T00:00:00.000000Z"
+        );
         assert_eq!(time.as_millis(), 1_795_341_600_123);
     }
 
     #[test]
     fn people_read_their_own_time() {
         let time = Timestamp::from_micros(1_795_341_600_123_456);
-        assert_eq!(Zone::parse("Asia/Seoul").unwrap().show(time), "2026-11-22 19:00:00 KST");
-        assert_eq!(Zone::parse("UTC").unwrap().show(time), "2026-11-22 10:00:00 UTC");
+        assert_eq!(
+            Zone::parse("Asia/Seoul").unwrap().show(time),
+            "2026-11-22 19:00:00 KST"
+        );
+        assert_eq!(
+            Zone::parse("UTC").unwrap().show(time),
+            "2026-11-22 10:00:00 UTC"
+        );
         assert!(Zone::parse("Asia/Nowhere").is_none());
-        assert_eq!(parse_http_date("Sun, 22 Nov 2026 10:00:00 GMT"), Some(Timestamp(1_795_341_600_000_000)));
-        assert_eq!(parse_http_date("Sunday, 22-Nov-26 10:00:00 GMT"), Some(Timestamp(1_795_341_600_000_000)));
-        assert_eq!(parse_http_date("Sun Nov 22 10:00:00 2026"), Some(Timestamp(1_795_341_600_000_000)));
-        assert_eq!(parse_http_date("Fri Nov  6 10:00:00 2026"), Some(Timestamp(1_793_959_200_000_000)));
+        assert_eq!(
+            parse_http_date("Sun, 22 Nov 2026 10:00:00 GMT"),
+            Some(Timestamp(1_795_341_600_000_000))
+        );
+        assert_eq!(
+            parse_http_date("Sunday, 22-Nov-26 10:00:00 GMT"),
+            Some(Timestamp(1_795_341_600_000_000))
+        );
+        assert_eq!(
+            parse_http_date("Sun Nov 22 10:00:00 2026"),
+            Some(Timestamp(1_795_341_600_000_000))
+        );
+        assert_eq!(
+            parse_http_date("Fri Nov  6 10:00:00 2026"),
+            Some(Timestamp(1_793_959_200_000_000))
+        );
         assert_eq!(parse_http_date("soon"), None);
     }
 
     #[test]
     fn the_corpus_of_http_dates() {
-        let words = ["Sun, ", " GMT", " +0000", " -2359", "Feb", "29", "9999", ":60", "(", ")"];
+        let words = [
+            "Sun, ", " GMT", " +0000", " -2359", "Feb", "29", "9999", ":60", "(", ")",
+        ];
         crate::fuzz::corpus("http-date", 10_000, &words, |bytes| {
-            let Some(time) = parse_http_date(&String::from_utf8_lossy(bytes)) else { return false };
+            let Some(time) = parse_http_date(&String::from_utf8_lossy(bytes)) else {
+                return false;
+            };
             // It can be shown, and is the same when it is written as HTTP writes it.
             assert!(!time.to_string().is_empty());
-            let written =
-                jiff::Timestamp::from_microsecond(time.0).unwrap().strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+            let written = jiff::Timestamp::from_microsecond(time.0)
+                .unwrap()
+                .strftime("%a, %d %b %Y %H:%M:%S GMT")
+                .to_string();
             assert_eq!(parse_http_date(&written), Some(time), "{written}");
             true
         });
@@ -164,6 +212,9 @@ mod tests {
     fn a_clock_that_jumped_back_is_no_time_ago() {
         let earlier = Timestamp::from_micros(10);
         assert_eq!(Timestamp::from_micros(3).since(earlier), Duration::ZERO);
-        assert_eq!(earlier.minus(Duration::MAX), Timestamp::from_micros(10 - i64::MAX));
+        assert_eq!(
+            earlier.minus(Duration::MAX),
+            Timestamp::from_micros(10 - i64::MAX)
+        );
     }
 }

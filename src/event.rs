@@ -1,7 +1,8 @@
-//! What crosses Kafka: an event as a record in `CloudEvents`' Kafka binary mode, and back. Pure; names no client.
+//! What crosses Kafka: an event as a record in `CloudEvents`' Kafka binary mode, and back. Pure;
+//! names no client.
 //!
-//! Key: the user id, so that a user's events keep their order. Value: the payment id as text. The event's
-//! id is `<node>-<outbox id>`
+//! Key: the user id, so that a user's events keep their order. Value: the payment id as text. The
+//! event's id is `<node>-<outbox id>`
 //! (<https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md>).
 
 use std::collections::HashSet;
@@ -70,7 +71,9 @@ impl Kind {
 
     /// The reverse of [`Kind::as_str`].
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Completed, Self::Failed].into_iter().find(|kind| kind.as_str() == text)
+        [Self::Completed, Self::Failed]
+            .into_iter()
+            .find(|kind| kind.as_str() == text)
     }
 }
 
@@ -129,9 +132,10 @@ pub const ID_HEADER: &str = "ce_id";
 pub const TIME_HEADER: &str = "ce_time";
 
 impl Event {
-    /// The record of this event. Its timestamp is `now`, the time of publishing: a broker refuses a record from the future, and
-    /// may refuse or delete an old one (`message.timestamp.before.max.ms` and `after.max.ms`, KIP-937; `retention.ms`).
-    /// `ce_time` says when it was committed.
+    /// The record of this event. Its timestamp is `now`, the time of publishing: a broker refuses a
+    /// record from the future, and may refuse or delete an old one
+    /// (`message.timestamp.before.max.ms` and `after.max.ms`, KIP-937; `retention.ms`). `ce_time`
+    /// says when it was committed.
     pub fn to_record(&self, node: &NodeId, now: Timestamp) -> Record {
         let mut headers = vec![
             ("ce_specversion", "1.0".to_owned()),
@@ -161,8 +165,8 @@ pub struct Notice {
     pub outbox_id: i64,
     /// Which payment it says it tells of.
     pub payment_id: i64,
-    /// When that was committed, if it says so: an id that was given twice, by a database and by an older copy of it, is two
-    /// events.
+    /// When that was committed, if it says so: an id that was given twice, by a database and by an
+    /// older copy of it, is two events.
     pub created_at: Option<Timestamp>,
 }
 
@@ -182,18 +186,33 @@ pub enum Foreign {
 
 impl Notice {
     /// Reads a record's id header and value.
-    pub fn parse(node: &NodeId, event_id: Option<&str>, value: Option<&[u8]>) -> Result<Self, Foreign> {
+    pub fn parse(
+        node: &NodeId,
+        event_id: Option<&str>,
+        value: Option<&[u8]>,
+    ) -> Result<Self, Foreign> {
         let event_id = event_id.ok_or(Foreign::NoId)?;
-        let outbox_id = node.outbox_id(event_id).ok_or_else(|| Foreign::NotOurs(shown(event_id)))?;
-        let payment_id =
-            value.and_then(|bytes| std::str::from_utf8(bytes).ok()).and_then(id).ok_or(Foreign::BadValue)?;
-        Ok(Self { outbox_id, payment_id, created_at: None })
+        let outbox_id = node
+            .outbox_id(event_id)
+            .ok_or_else(|| Foreign::NotOurs(shown(event_id)))?;
+        let payment_id = value
+            .and_then(|bytes| std::str::from_utf8(bytes).ok())
+            .and_then(id)
+            .ok_or(Foreign::BadValue)?;
+        Ok(Self {
+            outbox_id,
+            payment_id,
+            created_at: None,
+        })
     }
 
     /// With what its time header says.
     #[must_use]
     pub fn created_at(self, text: Option<&str>) -> Self {
-        Self { created_at: text.and_then(Timestamp::parse), ..self }
+        Self {
+            created_at: text.and_then(Timestamp::parse),
+            ..self
+        }
     }
 }
 
@@ -204,8 +223,8 @@ fn shown(event_id: &str) -> String {
 }
 
 impl TraceContext {
-    /// Reads the values of the headers `traceparent` and `tracestate`. A receiver that cannot read them continues as if
-    /// there were none; so does one that finds `traceparent` twice.
+    /// Reads the values of the headers `traceparent` and `tracestate`. A receiver that cannot read
+    /// them continues as if there were none; so does one that finds `traceparent` twice.
     pub fn parse<'a>(
         parents: impl IntoIterator<Item = &'a str>,
         states: impl IntoIterator<Item = &'a str>,
@@ -215,22 +234,38 @@ impl TraceContext {
         if parents.next().is_some() {
             return None;
         }
-        let states: Vec<_> = states.into_iter().map(str::trim).filter(|state| !state.is_empty()).collect();
-        Some(Self { parent, state: parse_tracestate(&states.join(",")) })
+        let states: Vec<_> = states
+            .into_iter()
+            .map(str::trim)
+            .filter(|state| !state.is_empty())
+            .collect();
+        Some(Self {
+            parent,
+            state: parse_tracestate(&states.join(",")),
+        })
     }
 }
 
-/// The fields of version 00, which every later version begins with (section 3.2.2, "Versioning of traceparent").
+/// The fields of version 00, which every later version begins with (section 3.2.2, "Versioning of
+/// traceparent").
 fn parse_traceparent(text: &str) -> Option<String> {
     /// `00-` and 32, 16 and 2 digits with hyphens between them.
     const LENGTH: usize = 55;
     let hex = |part: &str, len: usize| {
-        part.len() == len && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        part.len() == len
+            && part
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     };
     let (known, rest) = text.split_at_checked(LENGTH)?;
     let mut parts = known.split('-');
-    let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let rest_fits = if version == "00" { rest.is_empty() } else { rest.is_empty() || rest.starts_with('-') };
+    let (version, trace, span, flags) =
+        (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let rest_fits = if version == "00" {
+        rest.is_empty()
+    } else {
+        rest.is_empty() || rest.starts_with('-')
+    };
     let whole = parts.next().is_none()
         && hex(version, 2)
         && version != "ff"
@@ -243,16 +278,20 @@ fn parse_traceparent(text: &str) -> Option<String> {
     whole.then(|| format!("00-{trace}-{span}-{flags}"))
 }
 
-/// A list of at most 32 members and 512 characters (section 3.3), or nothing: one member that is wrong spoils the list. Keys
-/// and values are as the second level of the recommendation has them, which allows all that the first one does.
+/// A list of at most 32 members and 512 characters (section 3.3), or nothing: one member that is
+/// wrong spoils the list. Keys and values are as the second level of the recommendation has them,
+/// which allows all that the first one does.
 fn parse_tracestate(text: &str) -> Option<String> {
-    let members: Vec<_> =
-        text.split(',').map(|member| member.trim_matches([' ', '\t'])).filter(|member| !member.is_empty()).collect();
+    let members: Vec<_> = text
+        .split(',')
+        .map(|member| member.trim_matches([' ', '\t']))
+        .filter(|member| !member.is_empty())
+        .collect();
     let mut keys = HashSet::new();
     let right = members.iter().all(|member| {
-        member
-            .split_once('=')
-            .is_some_and(|(key, value)| is_state_key(key) && is_state_value(value) && keys.insert(key))
+        member.split_once('=').is_some_and(|(key, value)| {
+            is_state_key(key) && is_state_value(value) && keys.insert(key)
+        })
     });
     let fits = (1..=32).contains(&members.len()) && text.len() <= 512;
     (right && fits).then(|| text.to_owned())
@@ -262,12 +301,16 @@ fn is_state_key(key: &str) -> bool {
     let is_first = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let is_next = |byte: u8| is_first(byte) || b"_-*/@".contains(&byte);
     let bytes = key.as_bytes();
-    bytes.len() <= 256 && bytes.first().is_some_and(|first| is_first(*first)) && bytes.iter().all(|byte| is_next(*byte))
+    bytes.len() <= 256
+        && bytes.first().is_some_and(|first| is_first(*first))
+        && bytes.iter().all(|byte| is_next(*byte))
 }
 
 fn is_state_value(value: &str) -> bool {
     value.len() <= 256
-        && value.bytes().all(|byte| (b' '..=b'~').contains(&byte) && !b",=".contains(&byte))
+        && value
+            .bytes()
+            .all(|byte| (b' '..=b'~').contains(&byte) && !b",=".contains(&byte))
         && !value.is_empty()
         && !value.ends_with(' ')
 }
@@ -290,7 +333,10 @@ mod tests {
             user_id: 42,
             kind: Kind::Completed,
             created_at: Timestamp::from_micros(1_795_341_600_123_456),
-            trace: Some(TraceContext { parent: TRACE.into(), state: Some("a=1,b=2".into()) }),
+            trace: Some(TraceContext {
+                parent: TRACE.into(),
+                state: Some("a=1,b=2".into()),
+            }),
         }
     }
 
@@ -309,39 +355,83 @@ mod tests {
             ("traceparent", TRACE),
             ("tracestate", "a=1,b=2"),
         ];
-        assert_eq!(record.headers, expected.map(|(name, value)| (name, value.to_owned())));
+        assert_eq!(
+            record.headers,
+            expected.map(|(name, value)| (name, value.to_owned()))
+        );
     }
 
     #[test]
     fn a_record_has_the_time_of_publishing_and_keeps_that_of_the_commit() {
         let day = std::time::Duration::from_hours(24);
-        for now in [event().created_at.minus(day), event().created_at.plus(21 * day)] {
+        for now in [
+            event().created_at.minus(day),
+            event().created_at.plus(21 * day),
+        ] {
             let record = event().to_record(&node(), now);
             assert_eq!(record.timestamp_ms, now.as_millis());
-            assert!(record.headers.contains(&("ce_time", event().created_at.to_string())));
+            assert!(
+                record
+                    .headers
+                    .contains(&("ce_time", event().created_at.to_string()))
+            );
         }
     }
 
     #[test]
     fn what_is_not_ours_is_told_apart() {
         let parse = |id, value: &'static str| Notice::parse(&node(), id, Some(value.as_bytes()));
-        assert_eq!(parse(Some("shop-7-12"), "34"), Ok(Notice { outbox_id: 12, payment_id: 34, created_at: None }));
+        assert_eq!(
+            parse(Some("shop-7-12"), "34"),
+            Ok(Notice {
+                outbox_id: 12,
+                payment_id: 34,
+                created_at: None
+            })
+        );
         assert_eq!(parse(None, "34"), Err(Foreign::NoId));
-        for id in ["shop-8-12", "shop-7-", "shop-7", "shop-7-012", "shop-7-+1", "shop-7--1", "shop-7-0", ""] {
-            assert_eq!(parse(Some(id), "34"), Err(Foreign::NotOurs(id.into())), "{id}");
+        for id in [
+            "shop-8-12",
+            "shop-7-",
+            "shop-7",
+            "shop-7-012",
+            "shop-7-+1",
+            "shop-7--1",
+            "shop-7-0",
+            "",
+        ] {
+            assert_eq!(
+                parse(Some(id), "34"),
+                Err(Foreign::NotOurs(id.into())),
+                "{id}"
+            );
         }
         for value in ["", "x", "9223372036854775808"] {
-            assert_eq!(parse(Some("shop-7-12"), value), Err(Foreign::BadValue), "{value}");
+            assert_eq!(
+                parse(Some("shop-7-12"), value),
+                Err(Foreign::BadValue),
+                "{value}"
+            );
         }
-        assert_eq!(Notice::parse(&node(), Some("shop-7-12"), None), Err(Foreign::BadValue));
-        assert_eq!(Notice::parse(&node(), Some("shop-7-12"), Some(&[0xff])), Err(Foreign::BadValue));
+        assert_eq!(
+            Notice::parse(&node(), Some("shop-7-12"), None),
+            Err(Foreign::BadValue)
+        );
+        assert_eq!(
+            Notice::parse(&node(), Some("shop-7-12"), Some(&[0xff])),
+            Err(Foreign::BadValue)
+        );
     }
 
     #[test]
     fn only_a_whole_traceparent_is_passed_on() {
         let rest = &TRACE[2..];
         assert_eq!(parse_traceparent(TRACE).as_deref(), Some(TRACE));
-        for later in [format!("01{rest}"), format!("fe{rest}-more-fields"), format!("cc{rest}-")] {
+        for later in [
+            format!("01{rest}"),
+            format!("fe{rest}-more-fields"),
+            format!("cc{rest}-"),
+        ] {
             assert_eq!(parse_traceparent(&later).as_deref(), Some(TRACE), "{later}");
         }
         let bad = [
@@ -362,16 +452,24 @@ mod tests {
 
     #[test]
     fn two_traceparents_are_none_and_the_state_goes_along() {
-        let state = |states: &[&str]| TraceContext::parse([TRACE], states.iter().copied()).unwrap().state;
+        let state = |states: &[&str]| {
+            TraceContext::parse([TRACE], states.iter().copied())
+                .unwrap()
+                .state
+        };
         assert_eq!(TraceContext::parse([TRACE, TRACE], []), None);
         assert_eq!(TraceContext::parse(["nonsense"], ["a=1"]), None);
         assert_eq!(state(&[]), None);
         assert_eq!(state(&["a=1", "", " b=2 "]).as_deref(), Some("a=1,b=2"));
         let long = format!("a={}", "x".repeat(511));
-        let many = (0..33).map(|n| format!("k{n}=1")).collect::<Vec<_>>().join(",");
-        for bad in
-            ["=1", "a", "a=", "a=1=2", "A=1", "a b=1", "_a=1", "a=1,a=2", "a=1,b", "a=\u{1}", "a=ü", &long, &many]
-        {
+        let many = (0..33)
+            .map(|n| format!("k{n}=1"))
+            .collect::<Vec<_>>()
+            .join(",");
+        for bad in [
+            "=1", "a", "a=", "a=1=2", "A=1", "a b=1", "_a=1", "a=1,a=2", "a=1,b", "a=\u{1}", "a=ü",
+            &long, &many,
+        ] {
             assert_eq!(state(&[bad]), None, "{bad}");
         }
         for good in ["a=1\t,\tb=2", "1@vendor=x y", "a-_*/z=!~", ",a=1,"] {
@@ -381,12 +479,22 @@ mod tests {
 
     #[test]
     fn the_corpus_of_trace_contexts() {
-        crate::fuzz::corpus("traceparent", 10_000, &["00-", "-01", "ff", "fe-"], |bytes| {
-            let text = String::from_utf8_lossy(bytes);
-            let Some(parsed) = parse_traceparent(&text) else { return false };
-            assert!(parsed.len() == 55 && parsed.is_ascii() && parsed[2..] == text[2..55], "{parsed}");
-            true
-        });
+        crate::fuzz::corpus(
+            "traceparent",
+            10_000,
+            &["00-", "-01", "ff", "fe-"],
+            |bytes| {
+                let text = String::from_utf8_lossy(bytes);
+                let Some(parsed) = parse_traceparent(&text) else {
+                    return false;
+                };
+                assert!(
+                    parsed.len() == 55 && parsed.is_ascii() && parsed[2..] == text[2..55],
+                    "{parsed}"
+                );
+                true
+            },
+        );
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Bytes from outside, for tests of parsers: every file of a corpus, then mutations of them. What fails is made smaller and
-//! left in target/fuzz, to become a file of the corpus.
+//! Bytes from outside, for tests of parsers: every file of a corpus, then mutations of them. What
+//! fails is made smaller and left in target/fuzz, to become a file of the corpus.
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 
 #[path = "../tests/it/harness/mutations.rs"]
-#[expect(unreachable_pub, reason = "it is the harness's as well, whose API it is")]
+#[expect(
+    unreachable_pub,
+    reason = "it is the harness's as well, whose API it is"
+)]
 mod mutations;
 
 use self::mutations::{mutations, seeds, span};
@@ -20,22 +23,32 @@ const BOUND: Duration = Duration::from_secs(2);
 /// How often a failing input is tried to be made smaller.
 const SMALLER_TRIES: usize = 500;
 
-/// Runs a parser's check over a corpus and `cases` mutations of it. The check panics when something is not as it has to
-/// be; it tells whether the parser took its input.
+/// Runs a parser's check over a corpus and `cases` mutations of it. The check panics when something
+/// is not as it has to be; it tells whether the parser took its input.
 pub(crate) fn corpus(name: &str, cases: usize, dictionary: &[&str], check: impl Fn(&[u8]) -> bool) {
     let seeds = seeds(name);
     for (file, bytes) in &seeds {
-        let taken = attempt(&check, bytes).unwrap_or_else(|reason| panic!("{name}/{file}: {reason}"));
-        assert!(taken || !file.starts_with("ok-"), "{name}/{file} is refused");
+        let taken =
+            attempt(&check, bytes).unwrap_or_else(|reason| panic!("{name}/{file}: {reason}"));
+        assert!(
+            taken || !file.starts_with("ok-"),
+            "{name}/{file} is refused"
+        );
         assert!(!taken || !file.starts_with("no-"), "{name}/{file} is taken");
     }
     for (case, bytes) in mutations(&seeds, cases, dictionary) {
         if let Err(reason) = attempt(&check, &bytes) {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/fuzz");
-            let (smaller, path) = (smaller(&check, bytes), folder.join(format!("{name}-{case}")));
-            fs::create_dir_all(folder).and_then(|()| fs::write(&path, &smaller)).unwrap();
+            let (smaller, path) = (
+                smaller(&check, bytes),
+                folder.join(format!("{name}-{case}")),
+            );
+            fs::create_dir_all(folder)
+                .and_then(|()| fs::write(&path, &smaller))
+                .unwrap();
             panic!(
-                "{name}, {case}: {reason}\nsmallest: \"{}\"\nleft in {}: name it and move it to tests/corpus/{name}",
+                "{name}, {case}: {reason}\nsmallest: \"{}\"\nleft in {}: name it and move it to \
+                    tests/corpus/{name}",
                 smaller.escape_ascii(),
                 path.display()
             );
@@ -43,14 +56,16 @@ pub(crate) fn corpus(name: &str, cases: usize, dictionary: &[&str], check: impl 
     }
 }
 
-/// Whether it was taken; or what the check said. One that is late is asked again: the machine may have been busy.
+/// Whether it was taken; or what the check said. One that is late is asked again: the machine may
+/// have been busy.
 fn attempt(check: &impl Fn(&[u8]) -> bool, bytes: &[u8]) -> Result<bool, String> {
     let mut fastest = Duration::MAX;
     for _ in 0..3 {
         let start = Instant::now();
         let taken = catch_unwind(AssertUnwindSafe(|| check(bytes))).map_err(|panic| {
             let text = panic.downcast_ref::<String>().cloned();
-            text.or(panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or("it panicked".to_owned())
+            text.or(panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+                .unwrap_or("it panicked".to_owned())
         })?;
         fastest = fastest.min(start.elapsed());
         if fastest < BOUND {
@@ -89,8 +104,14 @@ mod tests {
             true
         };
         let mut rng = Rng::with_seed(7);
-        let seeds = vec![("a".to_owned(), b"one 22 three".to_vec()), ("b".to_owned(), b"{\"four\": 5}".to_vec())];
-        let found = (0..5000).map(|_| mutated(&seeds, &["x"], &mut rng)).find(|bytes| !check(bytes)).unwrap();
+        let seeds = vec![
+            ("a".to_owned(), b"one 22 three".to_vec()),
+            ("b".to_owned(), b"{\"four\": 5}".to_vec()),
+        ];
+        let found = (0..5000)
+            .map(|_| mutated(&seeds, &["x"], &mut rng))
+            .find(|bytes| !check(bytes))
+            .unwrap();
         assert_eq!(attempt(&panics, &found), Err("there it is".to_owned()));
         assert_eq!(smaller(&panics, found), b"\r\n");
     }
@@ -100,7 +121,9 @@ mod tests {
         let seeds = seeds("body");
         let inputs = |seed| {
             let mut rng = Rng::with_seed(seed);
-            (0..50).map(|_| mutated(&seeds, &["user_id"], &mut rng)).collect::<Vec<_>>()
+            (0..50)
+                .map(|_| mutated(&seeds, &["user_id"], &mut rng))
+                .collect::<Vec<_>>()
         };
         assert_eq!(inputs(3), inputs(3));
         assert_ne!(inputs(3), inputs(4));

@@ -1,7 +1,7 @@
 //! What the publisher and the consumer share of Kafka: the runtime, the connection, the topic.
 //!
-//! krafka is an async client. Each thread that uses it owns a current-thread runtime and drives it with `block_on`
-//! for as long as it waits; no other part of the program knows that there is one.
+//! krafka is an async client. Each thread that uses it owns a current-thread runtime and drives it
+//! with `block_on` for as long as it waits; no other part of the program knows that there is one.
 
 use std::future::Future;
 use std::io;
@@ -38,8 +38,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(7);
 
 const FOREVER: Duration = Duration::from_hours(24 * 3650);
 
-/// What one answer with records may hold: on a slow link it has to come within the few seconds that a call has, and memory stays
-/// small however many partitions there are. A batch that is larger comes all the same (KIP-74).
+/// What one answer with records may hold: on a slow link it has to come within the few seconds that
+/// a call has, and memory stays small however many partitions there are. A batch that is larger
+/// comes all the same (KIP-74).
 pub(crate) const ANSWER_BYTES_MAX: i32 = 512 * 1024;
 
 /// What one batch of records may hold once it is inflated; gzip makes 16 MiB of 16 KiB.
@@ -76,25 +77,30 @@ pub(crate) async fn within<T, E: Into<Failure>>(
     }
 }
 
-/// The runtime of one Kafka thread. Ending it waits for nobody: a name that is just being resolved would take long.
+/// The runtime of one Kafka thread. Ending it waits for nobody: a name that is just being resolved
+/// would take long.
 pub(crate) struct Driver(Option<Runtime>);
 
 impl Driver {
     pub(crate) fn new() -> io::Result<Self> {
         let runtime = Builder::new_current_thread()
             .enable_all()
-            // Names are resolved on a thread that is there from the start: tokio panics where there is no room for one later.
+            // Names are resolved on a thread that is there from the start: tokio panics where there
+            // is no room for one later.
             .max_blocking_threads(1)
             .thread_keep_alive(FOREVER)
             .build()?;
         // What it finds does not matter.
-        let _ = runtime.block_on(async { timeout(CONNECT_TIMEOUT, lookup_host("localhost:0")).await });
+        let _ =
+            runtime.block_on(async { timeout(CONNECT_TIMEOUT, lookup_host("localhost:0")).await });
         Ok(Self(Some(runtime)))
     }
 
     /// `None` only while the driver is being dropped, when nobody can call any more.
     pub(crate) fn runtime(&self) -> &Runtime {
-        self.0.as_ref().unwrap_or_else(|| unreachable!("the runtime ends with its owner"))
+        self.0
+            .as_ref()
+            .unwrap_or_else(|| unreachable!("the runtime ends with its owner"))
     }
 }
 
@@ -106,7 +112,8 @@ impl Drop for Driver {
     }
 }
 
-/// A connection to the cluster that is made step by step: what was reached stays when a later step takes too long.
+/// A connection to the cluster that is made step by step: what was reached stays when a later step
+/// takes too long.
 pub(crate) struct Link {
     settings: config::Kafka,
     client_id: String,
@@ -117,7 +124,13 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) fn new(settings: config::Kafka, client_id: String) -> Self {
-        Self { settings, client_id, kafka: None, topic_is_there: false, refusal: Refusal::default() }
+        Self {
+            settings,
+            client_id,
+            kafka: None,
+            topic_is_there: false,
+            refusal: Refusal::default(),
+        }
     }
 
     pub(crate) fn settings(&self) -> &config::Kafka {
@@ -133,7 +146,14 @@ impl Link {
     pub(crate) async fn connect(&mut self) -> Result<Kafka, KrafkaError> {
         Ok(match &self.kafka {
             Some(kafka) => kafka.clone(),
-            None => self.kafka.insert(self.refusal.heed(connect(&self.settings, &self.client_id)).await?).clone(),
+            None => self
+                .kafka
+                .insert(
+                    self.refusal
+                        .heed(connect(&self.settings, &self.client_id))
+                        .await?,
+                )
+                .clone(),
         })
     }
 
@@ -168,22 +188,36 @@ async fn connect(settings: &config::Kafka, client_id: &str) -> Result<Kafka, Kra
         .await
 }
 
-/// Creates the topic if it is missing, replicated as the cluster's default says. A cluster that lets us publish but
-/// not create topics is no error here: if the topic is missing there, publishing says so.
-pub(crate) async fn ensure_topic(kafka: &Kafka, settings: &config::Kafka) -> Result<(), KrafkaError> {
+/// Creates the topic if it is missing, replicated as the cluster's default says. A cluster that
+/// lets us publish but not create topics is no error here: if the topic is missing there,
+/// publishing says so.
+pub(crate) async fn ensure_topic(
+    kafka: &Kafka,
+    settings: &config::Kafka,
+) -> Result<(), KrafkaError> {
     const CLUSTER_DEFAULT: i16 = -1;
     let topic = NewTopic::new(&settings.topic, settings.partitions, CLUSTER_DEFAULT)?
-        // The broker's time: neither a wrong clock here nor a long outage makes it refuse or delete a record.
+        // The broker's time: neither a wrong clock here nor a long outage makes it refuse or delete
+        // a record.
         .with_config("message.timestamp.type", "LogAppendTime");
-    let mut results = kafka.admin().create_topics([topic], CreateTopicsOptions::default()).await?;
+    let mut results = kafka
+        .admin()
+        .create_topics([topic], CreateTopicsOptions::default())
+        .await?;
     match results.remove(&settings.topic) {
         Some(Ok(())) => {
-            log::info!("created the topic {} with {} partitions", settings.topic, settings.partitions);
+            log::info!(
+                "created the topic {} with {} partitions",
+                settings.topic,
+                settings.partitions
+            );
             Ok(())
         }
         Some(Err(KrafkaError::Broker {
             code:
-                ErrorCode::TopicAlreadyExists | ErrorCode::TopicAuthorizationFailed | ErrorCode::ClusterAuthorizationFailed,
+                ErrorCode::TopicAlreadyExists
+                | ErrorCode::TopicAuthorizationFailed
+                | ErrorCode::ClusterAuthorizationFailed,
             ..
         }))
         | None => Ok(()),
@@ -206,14 +240,30 @@ const READ: i32 = 1 << 3;
 pub(crate) async fn identify(kafka: &Kafka, name: &str) -> Result<Identified, KrafkaError> {
     const TRIES: u32 = 20;
     for attempt in 1.. {
-        let mut described = kafka.admin().describe_topics([name], DescribeTopicsOptions::default()).await?;
+        let mut described = kafka
+            .admin()
+            .describe_topics([name], DescribeTopicsOptions::default())
+            .await?;
         match described.remove(name) {
             Some(Ok(found)) => {
-                let topic = Topic { name: name.into(), id: found.topic_id };
-                let may_read = found.authorized_operations.is_none_or(|allowed| allowed & READ != 0);
-                return Ok(Identified { topic, partitions: found.partitions.len(), may_read });
+                let topic = Topic {
+                    name: name.into(),
+                    id: found.topic_id,
+                };
+                let may_read = found
+                    .authorized_operations
+                    .is_none_or(|allowed| allowed & READ != 0);
+                return Ok(Identified {
+                    topic,
+                    partitions: found.partitions.len(),
+                    may_read,
+                });
             }
-            Some(Err(KrafkaError::Broker { code: ErrorCode::UnknownTopicOrPartition, .. })) | None
+            Some(Err(KrafkaError::Broker {
+                code: ErrorCode::UnknownTopicOrPartition,
+                ..
+            }))
+            | None
                 if attempt < TRIES =>
             {
                 sleep(Duration::from_millis(100)).await;
@@ -222,5 +272,7 @@ pub(crate) async fn identify(kafka: &Kafka, name: &str) -> Result<Identified, Kr
             None => break,
         }
     }
-    Err(KrafkaError::UnknownTopic { topic: name.to_owned() })
+    Err(KrafkaError::UnknownTopic {
+        topic: name.to_owned(),
+    })
 }

@@ -1,7 +1,8 @@
 //! payrelay: a payment outbox for one small machine.
 //!
-//! A payment that was posted over HTTP is stored with its history and its event in one transaction; the event is
-//! published in commit order, consumed, and told to Slack. See ARCHITECTURE.md for the picture.
+//! A payment that was posted over HTTP is stored with its history and its event in one transaction;
+//! the event is published in commit order, consumed, and told to Slack. See ARCHITECTURE.md for the
+//! picture.
 //!
 //! The modules, in reading order:
 

@@ -1,4 +1,5 @@
-//! The program: arguments, configuration, logger, signals, service, exit code. The only file that prints or exits.
+//! The program: arguments, configuration, logger, signals, service, exit code. The only file that
+//! prints or exits.
 
 mod cli;
 
@@ -36,7 +37,8 @@ const USAGE: u8 = 64;
 const DIED: u8 = 70;
 /// The stop took too long.
 const OVERDUE: u8 = 71;
-/// `dead-letters`: something is as it was before, or is not there; `audit`, `restore`: something is as it must not be.
+/// `dead-letters`: something is as it was before, or is not there; `audit`, `restore`: something is
+/// as it must not be.
 const LEFT: u8 = 1;
 /// What a command had to say could not be written (`EX_IOERR`).
 const UNWRITTEN: u8 = 74;
@@ -69,11 +71,13 @@ Exit codes:
   All commands: 74 the output could not be written. A pipe that is closed early, as head does, is no error: what a command
   does, it does to the end";
 
-/// A payment outbox for one small machine: HTTP in, SQLite, Kafka, Slack; nothing lost, nothing told twice.
+/// A payment outbox for one small machine: HTTP in, SQLite, Kafka, Slack; nothing lost, nothing
+/// told twice.
 #[derive(Parser)]
 #[command(version, about, after_help = EXIT_CODES)]
 struct Arguments {
-    /// The configuration file [default: ./config.toml, else /etc/payrelay/config.toml, else built-in defaults]
+    /// The configuration file [default: ./config.toml, else /etc/payrelay/config.toml, else
+    /// built-in defaults]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -92,7 +96,8 @@ enum Command {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
-    /// Puts a copy in the place of the database; payrelay must not run. The old files are moved, not deleted
+    /// Puts a copy in the place of the database; payrelay must not run. The old files are moved,
+    /// not deleted
     Restore(Restore),
     /// Resumes a channel, or skips the oldest payment of one that is paused; payrelay must run
     Channels {
@@ -101,7 +106,8 @@ enum Command {
     },
     /// Prints a new token, and its hash for the configuration
     Token,
-    /// Holds payments, outbox, topic and deliveries against each other, and changes nothing; also while payrelay runs
+    /// Holds payments, outbox, topic and deliveries against each other, and changes nothing; also
+    /// while payrelay runs
     Audit(Audit),
     /// Gives the relay an order; also while payrelay runs
     Outbox {
@@ -151,7 +157,11 @@ enum DeadLetters {
 #[derive(Args)]
 struct Chosen {
     /// Their ids, as listed
-    #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
+    #[arg(
+        value_name = "ID",
+        required_unless_present = "all",
+        conflicts_with = "all"
+    )]
     ids: Vec<i64>,
     /// All that are open
     #[arg(long)]
@@ -190,9 +200,13 @@ fn run() -> u8 {
             let mut output = Output::default();
             output.say(loaded.effective.trim_end());
             for name in &loaded.ignored_variables {
-                output.say(format_args!("# ignored: the environment variable {name} names no key"));
+                output.say(format_args!(
+                    "# ignored: the environment variable {name} names no key"
+                ));
             }
-            output.code(service::check(&loaded.config).map_or_else(|problem| refuse(&problem), |()| OK))
+            output.code(
+                service::check(&loaded.config).map_or_else(|problem| refuse(&problem), |()| OK),
+            )
         }
         Some(Command::DeadLetters { order }) => match Beside::open(&loaded.config.database.path) {
             Ok(database) => dead_letters(database, &order).unwrap_or_else(|error| {
@@ -201,7 +215,9 @@ fn run() -> u8 {
             }),
             Err(problem) => cannot_open(&problem),
         },
-        Some(Command::Outbox { order: Outbox::Resume }) => match Beside::open(&loaded.config.database.path) {
+        Some(Command::Outbox {
+            order: Outbox::Resume,
+        }) => match Beside::open(&loaded.config.database.path) {
             Ok(database) => resume_relay(database),
             Err(problem) => cannot_open(&problem),
         },
@@ -231,7 +247,11 @@ fn refuse(reason: &dyn Display) -> u8 {
 
 fn cannot_open(problem: &OpenError) -> u8 {
     complain(problem);
-    if problem.is_temporary() { TEMPORARY } else { CONFIG }
+    if problem.is_temporary() {
+        TEMPORARY
+    } else {
+        CONFIG
+    }
 }
 
 /// Says what is wrong, if standard error is read.
@@ -239,7 +259,8 @@ fn complain(what: impl Display) {
     let _ = writeln!(io::stderr(), "payrelay: {what}");
 }
 
-/// Standard output. It may end before all is said, and that stops nobody: not a panic, and not work half done.
+/// Standard output. It may end before all is said, and that stops nobody: not a panic, and not work
+/// half done.
 #[derive(Default)]
 struct Output {
     ended: Option<io::Error>,
@@ -271,33 +292,53 @@ fn print_token() -> u8 {
     match http::new_token() {
         Ok(token) => {
             let mut output = Output::default();
-            output.say(format_args!("{token}\nhash = \"{}\"", TokenHash::of(&token).expose()));
+            output.say(format_args!(
+                "{token}\nhash = \"{}\"",
+                TokenHash::of(&token).expose()
+            ));
             let _ = writeln!(
                 io::stderr(),
-                "The first line is the token, for the client; the second belongs into an [[http.token]]."
+                "The first line is the token, for the client; the second belongs into an \
+                    [[http.token]]."
             );
             output.code(OK)
         }
         Err(error) => {
-            complain(format_args!("the operating system has no randomness: {error}"));
+            complain(format_args!(
+                "the operating system has no randomness: {error}"
+            ));
             DIED
         }
     }
 }
 
 fn load(argument: Option<&Path>) -> Result<Loaded, Problems> {
-    let variable = || env::var_os("PAYRELAY_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
-    let named = argument.map(|path| ("--config", path.to_owned())).or_else(|| Some(("PAYRELAY_CONFIG", variable()?)));
+    let variable = || {
+        env::var_os("PAYRELAY_CONFIG")
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from)
+    };
+    let named = argument
+        .map(|path| ("--config", path.to_owned()))
+        .or_else(|| Some(("PAYRELAY_CONFIG", variable()?)));
     let text = match &named {
-        Some((from, path)) => fs::read_to_string(path)
-            .map_err(|error| Problems::one(format!("{from} {}: cannot be read: {error}", path.display())))?,
+        Some((from, path)) => fs::read_to_string(path).map_err(|error| {
+            Problems::one(format!(
+                "{from} {}: cannot be read: {error}",
+                path.display()
+            ))
+        })?,
         None => default_file()?,
     };
     let mut environment = BTreeMap::new();
     for (name, value) in env::vars_os() {
-        let Ok(name) = name.into_string() else { continue };
+        let Ok(name) = name.into_string() else {
+            continue;
+        };
         if name.starts_with("PAYRELAY_") {
-            let text = value.into_string().map_err(|_| Problems::one(format!("{name}: is not UTF-8")))?;
+            let text = value
+                .into_string()
+                .map_err(|_| Problems::one(format!("{name}: is not UTF-8")))?;
             environment.insert(name, text);
         }
     }
@@ -316,9 +357,9 @@ fn default_file() -> Result<String, Problems> {
     Ok(String::new())
 }
 
-/// Works on the database itself, so that it also helps where payrelay does not run. One that runs sees what was replayed
-/// at the next payment, or when its scheduler wakes those who tell (at each round) and the relay (when that has tried nothing
-/// for `scheduler.retry_after`).
+/// Works on the database itself, so that it also helps where payrelay does not run. One that runs
+/// sees what was replayed at the next payment, or when its scheduler wakes those who tell (at each
+/// round) and the relay (when that has tried nothing for `scheduler.retry_after`).
 fn dead_letters(mut database: Beside, order: &DeadLetters) -> Result<u8, StoreError> {
     let (action, chosen) = match order {
         DeadLetters::List { all } => return list_dead_letters(&database, !all),
@@ -329,13 +370,31 @@ fn dead_letters(mut database: Beside, order: &DeadLetters) -> Result<u8, StoreEr
         let node = database.node().clone();
         database.write(|tx| {
             let (dry_run, now) = (chosen.dry_run, Timestamp::now());
-            dead_letter::act(tx, Order { action, which, dry_run, node: &node, origin: "command line", now })
+            dead_letter::act(
+                tx,
+                Order {
+                    action,
+                    which,
+                    dry_run,
+                    node: &node,
+                    origin: "command line",
+                    now,
+                },
+            )
         })
     };
     let (mut code, mut output) = (OK, Output::default());
     let mut show = |outcomes: &[Outcome]| {
-        for Outcome { id, outcome, resolved } in outcomes {
-            output.say(format_args!("{}{id}: {outcome}", if chosen.dry_run { "would be: " } else { "" }));
+        for Outcome {
+            id,
+            outcome,
+            resolved,
+        } in outcomes
+        {
+            output.say(format_args!(
+                "{}{id}: {outcome}",
+                if chosen.dry_run { "would be: " } else { "" }
+            ));
             if !resolved {
                 code = LEFT;
             }
@@ -352,7 +411,10 @@ fn dead_letters(mut database: Beside, order: &DeadLetters) -> Result<u8, StoreEr
     }
     let mut after = chosen.all.then_some(0);
     while let Some(id) = after {
-        let outcomes = act(Which::Open { after: id, limit: SLICE })?;
+        let outcomes = act(Which::Open {
+            after: id,
+            limit: SLICE,
+        })?;
         show(&outcomes);
         after = outcomes.last().map(|last| last.id);
         // The writer of a payrelay that runs has its turn between two slices.
@@ -372,7 +434,9 @@ fn list_dead_letters(database: &Beside, open: bool) -> Result<u8, StoreError> {
     while let Some(id) = after {
         let letters = database.read(|connection| dead_letter::list(connection, open, id, SLICE))?;
         // Our own types in memory cannot fail to be shown.
-        let heard = letters.iter().all(|letter| output.say(serde_json::to_string(letter).unwrap_or_default()));
+        let heard = letters
+            .iter()
+            .all(|letter| output.say(serde_json::to_string(letter).unwrap_or_default()));
         after = letters.last().map(|last| last.id).filter(|_| heard);
     }
     Ok(output.code(OK))
@@ -408,7 +472,10 @@ fn backup(database: &Beside, file: &Path) -> u8 {
 }
 
 fn audit(config: &Config, order: &Audit) -> u8 {
-    let scope = Scope { file_only: order.file_only, limit: order.limit };
+    let scope = Scope {
+        file_only: order.file_only,
+        limit: order.limit,
+    };
     match audit::audit(config, scope) {
         Ok(report) => {
             let mut output = Output::default();
@@ -430,9 +497,14 @@ fn audit(config: &Config, order: &Audit) -> u8 {
 }
 
 fn log_level() -> Result<LevelFilter, Problems> {
-    let text = env::var("PAYRELAY_LOG").ok().filter(|text| !text.is_empty()).unwrap_or_else(|| "info".to_owned());
+    let text = env::var("PAYRELAY_LOG")
+        .ok()
+        .filter(|text| !text.is_empty())
+        .unwrap_or_else(|| "info".to_owned());
     text.parse().map_err(|_| {
-        Problems::one(format!("PAYRELAY_LOG = {text:?}: allowed is error, warn, info, debug, trace or off"))
+        Problems::one(format!(
+            "PAYRELAY_LOG = {text:?}: allowed is error, warn, info, debug, trace or off"
+        ))
     })
 }
 
@@ -440,7 +512,10 @@ fn start_logger(level: LevelFilter) -> io::Result<()> {
     cli::logger::start(level)?;
     panic::set_hook(Box::new(|panic| {
         let thread = thread::current();
-        log::error!("panic in thread {}: {panic}", thread.name().unwrap_or("without a name"));
+        log::error!(
+            "panic in thread {}: {panic}",
+            thread.name().unwrap_or("without a name")
+        );
     }));
     Ok(())
 }
@@ -497,7 +572,8 @@ fn cannot_start(error: &StartError) -> u8 {
     }
 }
 
-/// Puts the tokens of the configuration as it is now in force. Whatever is wrong with it, what was in force stays.
+/// Puts the tokens of the configuration as it is now in force. Whatever is wrong with it, what was
+/// in force stays.
 fn reload(running: &Loaded, file: Option<&Path>, service: &Service) {
     let loaded = match load(file) {
         Ok(loaded) => loaded,
@@ -509,14 +585,19 @@ fn reload(running: &Loaded, file: Option<&Path>, service: &Service) {
     }
     let differing = Vec::from_iter(running.differing(&loaded));
     if !differing.is_empty() {
-        log::warn!("SIGHUP: only tokens change while payrelay runs; restart it for: {}", differing.join(", "));
+        log::warn!(
+            "SIGHUP: only tokens change while payrelay runs; restart it for: {}",
+            differing.join(", ")
+        );
     }
 }
 
-/// Each connection takes a descriptor, and the usual limit is 1,024: raises it as far as is allowed, and serves fewer
-/// connections where that is not enough, so that the database, Kafka and Slack always find one.
+/// Each connection takes a descriptor, and the usual limit is 1,024: raises it as far as is
+/// allowed, and serves fewer connections where that is not enough, so that the database, Kafka and
+/// Slack always find one.
 fn fit_connections(config: &mut Config) {
-    /// For what does not grow with the configuration: 28 are open from the start, the rest is for Kafka's brokers.
+    /// For what does not grow with the configuration: 28 are open from the start, the rest is for
+    /// Kafka's brokers.
     const RESERVED: usize = 94;
     // A reader has the file and its log open; a channel a connection, and one to ask for a name.
     let reserved = RESERVED + 2 * (config.database.readers.get() + 1 + config.slack.routes.len());
@@ -527,41 +608,66 @@ fn fit_connections(config: &mut Config) {
     if fits(limit.current) {
         return;
     }
-    let current = if fits(limit.maximum) { Some(wanted as u64) } else { limit.maximum };
-    let raised = setrlimit(Resource::Nofile, Rlimit { current, maximum: limit.maximum });
-    let current = if raised.is_ok() { current } else { limit.current };
+    let current = if fits(limit.maximum) {
+        Some(wanted as u64)
+    } else {
+        limit.maximum
+    };
+    let raised = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current,
+            maximum: limit.maximum,
+        },
+    );
+    let current = if raised.is_ok() {
+        current
+    } else {
+        limit.current
+    };
     if fits(current) {
         return;
     }
-    let room = usize::try_from(current.unwrap_or(u64::MAX)).unwrap_or(usize::MAX).saturating_sub(reserved);
+    let room = usize::try_from(current.unwrap_or(u64::MAX))
+        .unwrap_or(usize::MAX)
+        .saturating_sub(reserved);
     http.serve_fewer(NonZeroUsize::new(room).unwrap_or(NonZeroUsize::MIN));
     log::warn!(
-        "only {} connections are served at a time, at most {} of one address: {wanted} descriptors are needed for more \
-         (ulimit -n)",
+        "only {} connections are served at a time, at most {} of one address: {wanted} \
+            descriptors are needed for more (ulimit -n)",
         http.connections_max,
         http.client_connections_max
     );
 }
 
-/// What was asked for from outside. Apart, so that a stop never waits behind a reload; asking twice is asking once.
+/// What was asked for from outside. Apart, so that a stop never waits behind a reload; asking twice
+/// is asking once.
 struct Asked {
     stop: Receiver<i32>,
     reload: Receiver<i32>,
 }
 
-/// Signals as messages. The thread lives as long as the process. A second SIGINT is from somebody who does not want to wait.
+/// Signals as messages. The thread lives as long as the process. A second SIGINT is from somebody
+/// who does not want to wait.
 fn signals() -> io::Result<Asked> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let ((to_stop, stop), (to_reload, reload)) = (bounded(1), bounded(1));
-    thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        let mut interrupted = false;
-        for signal in signals.forever() {
-            if signal == SIGINT && std::mem::replace(&mut interrupted, true) {
-                log::logger().flush();
-                std::process::exit(i32::from(OVERDUE));
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            let mut interrupted = false;
+            for signal in signals.forever() {
+                if signal == SIGINT && std::mem::replace(&mut interrupted, true) {
+                    log::logger().flush();
+                    std::process::exit(i32::from(OVERDUE));
+                }
+                let _ = if signal == SIGHUP {
+                    &to_reload
+                } else {
+                    &to_stop
+                }
+                .try_send(signal);
             }
-            let _ = if signal == SIGHUP { &to_reload } else { &to_stop }.try_send(signal);
-        }
-    })?;
+        })?;
     Ok(Asked { stop, reload })
 }

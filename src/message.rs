@@ -1,8 +1,9 @@
 //! What is said of payments: a line each, alone or in a digest. Pure.
 //!
-//! A message is Block Kit for the eye and `text` for notifications and machines; `text` has a line for each payment,
-//! after a heading where there are several (<https://docs.slack.dev/reference/block-kit/>). A summary counts payments.
-//! Amounts are in the currency's usual unit, with separators, wherever people read them.
+//! A message is Block Kit for the eye and `text` for notifications and machines; `text` has a line
+//! for each payment, after a heading where there are several
+//! (<https://docs.slack.dev/reference/block-kit/>). A summary counts payments. Amounts are in the
+//! currency's usual unit, with separators, wherever people read them.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -12,20 +13,24 @@ use serde_json::{Value, json};
 use crate::clock::Zone;
 use crate::payment::{Payment, Status};
 
-/// A section's text may have 3,000 characters (<https://docs.slack.dev/reference/block-kit/blocks/section-block/>).
+/// A section's text may have 3,000 characters
+/// (<https://docs.slack.dev/reference/block-kit/blocks/section-block/>).
 const SECTION_MAX: usize = 3000;
 
-/// A message may have 50 blocks (<https://docs.slack.dev/reference/block-kit/blocks/>); some are for the heading.
+/// A message may have 50 blocks (<https://docs.slack.dev/reference/block-kit/blocks/>); some are
+/// for the heading.
 const SECTIONS_MAX: usize = 40;
 
-/// The blocks of a message hold at most so many characters in all. Slack documents no limit; people report that it refuses
-/// messages from about 13,200 on.
+/// The blocks of a message hold at most so many characters in all. Slack documents no limit; people
+/// report that it refuses messages from about 13,200 on.
 const BLOCKS_MAX: usize = 12_000;
 
-/// What the heading, the words and the times take of that at most, besides the sums and the ids of those that FAILED.
+/// What the heading, the words and the times take of that at most, besides the sums and the ids of
+/// those that FAILED.
 const HEADING_MAX: usize = 500;
 
-/// A message's text is cut at 40,000 characters (<https://docs.slack.dev/changelog/2018-truncating-really-long-messages/>).
+/// A message's text is cut at 40,000 characters
+/// (<https://docs.slack.dev/changelog/2018-truncating-really-long-messages/>).
 const TEXT_MAX: usize = 36_000;
 
 /// A longer line is cut: it has to fit a section with its link and its mark.
@@ -72,8 +77,9 @@ const FIELDS: [(&str, Field); 8] = [
 
 impl Template {
     /// What a template may be, in words.
-    pub const ALLOWED: &str = "one line of 1 to 500 characters, with {id}, {status}, {user_id}, {reservation_id}, \
-         {amount}, {currency}, {failure} and {time} for what is known of the payment";
+    pub const ALLOWED: &str = "one line of 1 to 500 characters, with {id}, {status}, {user_id}, \
+        {reservation_id}, {amount}, {currency}, {failure} and {time} for what is known of the \
+        payment";
 
     /// Reads a template.
     pub fn parse(text: &str) -> Option<Self> {
@@ -136,23 +142,38 @@ impl Style {
         json!({ "text": escape(&self.line(payment)) })
     }
 
-    /// One message for all payments of a summary: counted, with those that FAILED by line as far as there is room.
+    /// One message for all payments of a summary: counted, with those that FAILED by line as far as
+    /// there is room.
     pub fn summary(&self, summary: &Summary) -> Value {
-        let Summary { count, first, last, totals, failed, .. } = summary;
-        let (Some(first), Some(last)) = (first, last) else { return json!({ "text": "" }) };
+        let Summary {
+            count,
+            first,
+            last,
+            totals,
+            failed,
+            ..
+        } = summary;
+        let (Some(first), Some(last)) = (first, last) else {
+            return json!({ "text": "" });
+        };
         let span = format!("{count} payments, {} to {}", first.id, last.id);
         let sums = totals.lines();
         let from = self.zone.show(first.executed_at);
         let to = self.zone.show(last.executed_at);
         let mut lines = sums.clone();
         // Two links may be long.
-        let linked = self.public_url.as_ref().map_or(0, |url| 2 * url.chars().count() + 200);
+        let linked = self
+            .public_url
+            .as_ref()
+            .map_or(0, |url| 2 * url.chars().count() + 200);
         let sums_length: usize = sums.iter().map(|line| line.chars().count() + 1).sum();
         let mut room = BLOCKS_MAX.saturating_sub(HEADING_MAX + linked + sums_length);
         let mut shown = 0;
         for payment in failed {
             let line = self.shown(payment);
-            let Some(left) = room.checked_sub(line.chars().count() + 1) else { break };
+            let Some(left) = room.checked_sub(line.chars().count() + 1) else {
+                break;
+            };
             room = left;
             shown += 1;
             lines.push(line);
@@ -169,7 +190,8 @@ impl Style {
             ));
         }
         let text = format!("{span}: {}; {from} to {to}", sums.join(", "));
-        let mut blocks = vec![json!({"type": "header", "text": {"type": "plain_text", "text": span}})];
+        let mut blocks =
+            vec![json!({"type": "header", "text": {"type": "plain_text", "text": span}})];
         blocks.extend(sections(&lines));
         blocks.push(context(&format!("{from} to {to}")));
         json!({ "text": escape(&text), "blocks": blocks })
@@ -183,7 +205,10 @@ impl Style {
             [payment] => self.single(payment),
             several => self.digest(several),
         };
-        Message { json, payments: count }
+        Message {
+            json,
+            payments: count,
+        }
     }
 
     /// How many of the first payments fit one message.
@@ -195,8 +220,13 @@ impl Style {
         let mut totals = Totals::default();
         for (index, payment) in payments.iter().enumerate() {
             // Each that failed is also named in the heading.
-            let named = if payment.status == Status::Failed { payment.id.to_string().len() + 2 } else { 0 };
-            text += escape(&self.line(payment)).chars().count() + 1 + payment.id.to_string().len() + 2;
+            let named = if payment.status == Status::Failed {
+                payment.id.to_string().len() + 2
+            } else {
+                0
+            };
+            text +=
+                escape(&self.line(payment)).chars().count() + 1 + payment.id.to_string().len() + 2;
             let line = self.shown(payment).chars().count() + 1;
             if section + line > SECTION_MAX {
                 (sections, section) = (sections + 1, 0);
@@ -204,7 +234,11 @@ impl Style {
             section += line;
             blocks += line + named;
             totals.add(payment);
-            let sums: usize = totals.lines().iter().map(|line| line.chars().count() + 1).sum();
+            let sums: usize = totals
+                .lines()
+                .iter()
+                .map(|line| line.chars().count() + 1)
+                .sum();
             let all = blocks + sums + HEADING_MAX;
             if index > 0 && (text > TEXT_MAX || sections > SECTIONS_MAX || all > BLOCKS_MAX) {
                 return index;
@@ -224,7 +258,11 @@ impl Style {
     fn digest(&self, payments: &[&Payment]) -> Value {
         let (first, last) = (payments[0], payments[payments.len() - 1]);
         let span = format!("{} payments, {} to {}", payments.len(), first.id, last.id);
-        let failed: Vec<_> = payments.iter().filter(|p| p.status == Status::Failed).map(|p| p.id.to_string()).collect();
+        let failed: Vec<_> = payments
+            .iter()
+            .filter(|p| p.status == Status::Failed)
+            .map(|p| p.id.to_string())
+            .collect();
         let mut totals = Totals::default();
         for payment in payments {
             totals.add(payment);
@@ -242,11 +280,20 @@ impl Style {
             let what = if index == 0 { ":x: *not paid:* " } else { "" };
             summary.push(format!("{what}{}", ids.join(", ")));
         }
-        let mut blocks = vec![json!({"type": "header", "text": {"type": "plain_text", "text": span}})];
+        let mut blocks =
+            vec![json!({"type": "header", "text": {"type": "plain_text", "text": span}})];
         blocks.extend(sections(&summary));
         blocks.push(json!({"type": "divider"}));
-        blocks.extend(sections(&payments.iter().map(|payment| self.shown(payment)).collect::<Vec<_>>()));
-        let (from, to) = (self.zone.show(first.executed_at), self.zone.show(last.executed_at));
+        blocks.extend(sections(
+            &payments
+                .iter()
+                .map(|payment| self.shown(payment))
+                .collect::<Vec<_>>(),
+        ));
+        let (from, to) = (
+            self.zone.show(first.executed_at),
+            self.zone.show(last.executed_at),
+        );
         blocks.push(context(&format!("{from} to {to}")));
         json!({ "text": escape(&text), "blocks": blocks })
     }
@@ -272,7 +319,11 @@ impl Style {
                 Piece::Field(field) => self.field(payment, *field, form),
             };
             let linked = *piece == Piece::Field(Field::Id) && self.public_url.is_some();
-            let text = if form == Form::Mrkdwn && !linked { escape(&text) } else { text };
+            let text = if form == Form::Mrkdwn && !linked {
+                escape(&text)
+            } else {
+                text
+            };
             // Whole pieces: half a link or half an entity would be shown as such.
             if line.chars().count() + text.chars().count() > LINE_MAX {
                 line.push('…');
@@ -287,7 +338,12 @@ impl Style {
         match field {
             Field::Id => match (&self.public_url, form) {
                 (Some(url), Form::Mrkdwn) => {
-                    format!("<{}/payments/{}|{}>", escape(url.trim_end_matches('/')), payment.id, payment.id)
+                    format!(
+                        "<{}/payments/{}|{}>",
+                        escape(url.trim_end_matches('/')),
+                        payment.id,
+                        payment.id
+                    )
                 }
                 _ => payment.id.to_string(),
             },
@@ -301,7 +357,11 @@ impl Style {
             Field::Currency => payment.currency.clone(),
             Field::Failure => {
                 let failure = payment.failure.as_deref().unwrap_or_default();
-                failure.chars().take(FAILURE_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect()
+                failure
+                    .chars()
+                    .take(FAILURE_MAX)
+                    .map(|c| if c.is_control() { ' ' } else { c })
+                    .collect()
             }
             Field::Time => self.zone.show(payment.executed_at),
         }
@@ -314,13 +374,20 @@ pub struct Totals(BTreeMap<(bool, String), (usize, i128)>);
 
 impl Totals {
     fn add(&mut self, payment: &Payment) {
-        let sum = self.0.entry((payment.status == Status::Failed, payment.currency.clone())).or_default();
+        let sum = self
+            .0
+            .entry((payment.status == Status::Failed, payment.currency.clone()))
+            .or_default();
         sum.0 += 1;
         sum.1 += i128::from(payment.amount);
     }
 
     fn failed(&self) -> usize {
-        self.0.iter().filter(|((failed, _), _)| *failed).map(|(_, (count, _))| count).sum()
+        self.0
+            .iter()
+            .filter(|((failed, _), _)| *failed)
+            .map(|(_, (count, _))| count)
+            .sum()
     }
 
     fn lines(&self) -> Vec<String> {
@@ -382,23 +449,30 @@ fn amount(amount: i128, currency: &str) -> String {
         }
         grouped.push(digit);
     }
-    if part.is_empty() { grouped } else { format!("{grouped}.{part}") }
+    if part.is_empty() {
+        grouped
+    } else {
+        format!("{grouped}.{part}")
+    }
 }
 
 /// Decimals of a currency (ISO 4217, list one).
 fn decimals(currency: &str) -> usize {
     match currency {
-        "BIF" | "CLP" | "DJF" | "GNF" | "ISK" | "JPY" | "KMF" | "KRW" | "PYG" | "RWF" | "UGX" | "UYI" | "VND"
-        | "VUV" | "XAF" | "XOF" | "XPF" => 0,
+        "BIF" | "CLP" | "DJF" | "GNF" | "ISK" | "JPY" | "KMF" | "KRW" | "PYG" | "RWF" | "UGX"
+        | "UYI" | "VND" | "VUV" | "XAF" | "XOF" | "XPF" => 0,
         "BHD" | "IQD" | "JOD" | "KWD" | "LYD" | "OMR" | "TND" => 3,
         "CLF" | "UYW" => 4,
         _ => 2,
     }
 }
 
-/// The three characters that mean something to Slack (<https://docs.slack.dev/messaging/formatting-message-text/>).
+/// The three characters that mean something to Slack
+/// (<https://docs.slack.dev/messaging/formatting-message-text/>).
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
 }
 
 /// Lines in as few sections as they need.
@@ -435,7 +509,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn style() -> Style {
-        let config = crate::config::Config::load("", &BTreeMap::new()).unwrap().config;
+        let config = crate::config::Config::load("", &BTreeMap::new())
+            .unwrap()
+            .config;
         Style {
             completed: config.slack.line_completed,
             failed: config.slack.line_failed,
@@ -459,51 +535,88 @@ mod tests {
     }
 
     fn failed() -> Payment {
-        Payment { id: 2, status: Status::Failed, failure: Some("already paid".into()), ..completed() }
+        Payment {
+            id: 2,
+            status: Status::Failed,
+            failure: Some("already paid".into()),
+            ..completed()
+        }
     }
 
     #[test]
     fn a_line_says_what_the_contract_shows() {
         let style = style();
-        assert_eq!(style.line(&completed()), "Payment 1 COMPLETED: user 42 paid 150,000 KRW for reservation 1001");
-        assert_eq!(style.line(&failed()), "Payment 2 FAILED: user 42, reservation 1001: already paid");
+        assert_eq!(
+            style.line(&completed()),
+            "Payment 1 COMPLETED: user 42 paid 150,000 KRW for reservation 1001"
+        );
+        assert_eq!(
+            style.line(&failed()),
+            "Payment 2 FAILED: user 42, reservation 1001: already paid"
+        );
     }
 
     #[test]
     fn a_single_payment_is_nice_to_read() {
-        let style =
-            Style { public_url: Some("https://pay.shop/".into()), zone: Zone::parse("Asia/Seoul").unwrap(), ..style() };
+        let style = Style {
+            public_url: Some("https://pay.shop/".into()),
+            zone: Zone::parse("Asia/Seoul").unwrap(),
+            ..style()
+        };
         let message = style.message(&[&completed()]).json;
-        assert_eq!(message["text"], "Payment 1 COMPLETED: user 42 paid 150,000 KRW for reservation 1001");
+        assert_eq!(
+            message["text"],
+            "Payment 1 COMPLETED: user 42 paid 150,000 KRW for reservation 1001"
+        );
         let shown = &message["blocks"][0]["text"]["text"];
         assert_eq!(
             shown,
-            "Payment <https://pay.shop/payments/1|1> COMPLETED: user 42 paid 150,000 KRW for reservation 1001"
+            "Payment <https://pay.shop/payments/1|1> COMPLETED: user 42 paid 150,000 KRW for \
+                reservation 1001"
         );
-        assert_eq!(message["blocks"][1]["elements"][0]["text"], "2026-11-22 19:00:00 KST");
+        assert_eq!(
+            message["blocks"][1]["elements"][0]["text"],
+            "2026-11-22 19:00:00 KST"
+        );
         let failed = style.message(&[&failed()]).json;
-        assert!(failed["blocks"][0]["text"]["text"].as_str().unwrap().starts_with(":x: Payment <"), "{failed}");
+        assert!(
+            failed["blocks"][0]["text"]["text"]
+                .as_str()
+                .unwrap()
+                .starts_with(":x: Payment <"),
+            "{failed}"
+        );
     }
 
     #[test]
     fn a_digest_has_a_heading_and_lists_what_failed_apart() {
-        let dollars = Payment { id: 3, currency: "USD".into(), amount: 5, ..completed() };
+        let dollars = Payment {
+            id: 3,
+            currency: "USD".into(),
+            amount: 5,
+            ..completed()
+        };
         let message = style().message(&[&completed(), &failed(), &dollars]);
         assert_eq!(message.payments, 3);
         let text = message.json["text"].as_str().unwrap();
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(
             lines[0],
-            "3 payments, 1 to 3: 1 COMPLETED (150,000 KRW), 1 COMPLETED (0.05 USD), 1 FAILED (150,000 KRW); not paid: 2"
+            "3 payments, 1 to 3: 1 COMPLETED (150,000 KRW), 1 COMPLETED (0.05 USD), 1 FAILED \
+                (150,000 KRW); not paid: 2"
         );
-        assert_eq!(lines[2], "Payment 2 FAILED: user 42, reservation 1001: already paid");
+        assert_eq!(
+            lines[2],
+            "Payment 2 FAILED: user 42, reservation 1001: already paid"
+        );
         assert_eq!(lines.len(), 4);
         let blocks = message.json["blocks"].as_array().unwrap();
         assert_eq!(blocks[0]["text"]["text"], "3 payments, 1 to 3");
         let summary = blocks[1]["text"]["text"].as_str().unwrap();
         assert_eq!(
             summary,
-            "1 COMPLETED (150,000 KRW)\n1 COMPLETED (0.05 USD)\n1 FAILED (150,000 KRW)\n:x: *not paid:* 2"
+            "1 COMPLETED (150,000 KRW)\n1 COMPLETED (0.05 USD)\n1 FAILED (150,000 KRW)\n:x: *not \
+                paid:* 2"
         );
     }
 
@@ -519,11 +632,23 @@ mod tests {
 
     #[test]
     fn what_slack_would_read_as_markup_is_escaped() {
-        let tricky = Payment { failure: Some("a < b && <!channel>\nc".into()), ..failed() };
+        let tricky = Payment {
+            failure: Some("a < b && <!channel>\nc".into()),
+            ..failed()
+        };
         let message = style().message(&[&tricky]).json;
         let escaped = "a &lt; b &amp;&amp; &lt;!channel&gt; c";
-        assert!(message["text"].as_str().unwrap().ends_with(escaped), "{message}");
-        assert!(message["blocks"][0]["text"]["text"].as_str().unwrap().ends_with(escaped), "{message}");
+        assert!(
+            message["text"].as_str().unwrap().ends_with(escaped),
+            "{message}"
+        );
+        assert!(
+            message["blocks"][0]["text"]["text"]
+                .as_str()
+                .unwrap()
+                .ends_with(escaped),
+            "{message}"
+        );
     }
 
     #[test]
@@ -531,8 +656,14 @@ mod tests {
         for bad in ["", "{", "}", "{id", "{user}", "a\nb", &"x".repeat(501)] {
             assert_eq!(Template::parse(bad), None, "{bad:?}");
         }
-        let style = Style { completed: Template::parse("{time} {id}/{status} {amount}").unwrap(), ..style() };
-        assert_eq!(style.line(&completed()), "2026-11-22 10:00:00 UTC 1/COMPLETED 150,000");
+        let style = Style {
+            completed: Template::parse("{time} {id}/{status} {amount}").unwrap(),
+            ..style()
+        };
+        assert_eq!(
+            style.line(&completed()),
+            "2026-11-22 10:00:00 UTC 1/COMPLETED 150,000"
+        );
     }
 
     fn any_payment() -> impl Strategy<Value = Payment> {
@@ -545,7 +676,11 @@ mod tests {
                 reservation_id: reservation,
                 amount,
                 currency: c,
-                status: if failure.is_some() { Status::Failed } else { Status::Completed },
+                status: if failure.is_some() {
+                    Status::Failed
+                } else {
+                    Status::Completed
+                },
                 failure,
                 executed_at: Timestamp::from_micros(0),
             },

@@ -1,11 +1,13 @@
-//! A notifier: delivers one channel's part of the delivery table, oldest first, one message after the other.
+//! A notifier: delivers one channel's part of the delivery table, oldest first, one message after
+//! the other.
 //!
-//! Payments are delivered in their order: a message that was not accepted is tried again before any later one. What a
-//! rejection means is decided in [`crate::slack::isolation`]: no payment becomes a dead letter for it. A few payments have a message
-//! each, more share a digest, and when very many wait one summary counts them all.
+//! Payments are delivered in their order: a message that was not accepted is tried again before any
+//! later one. What a rejection means is decided in [`crate::slack::isolation`]: no payment becomes
+//! a dead letter for it. A few payments have a message each, more share a digest, and when very
+//! many wait one summary counts them all.
 //!
-//! Before a POST its rows say SENDING, and after the answer the outcome is recorded before the next POST, so that a crash
-//! repeats at most the one message whose answer was not recorded.
+//! Before a POST its rows say SENDING, and after the answer the outcome is recorded before the next
+//! POST, so that a crash repeats at most the one message whose answer was not recorded.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,12 +30,16 @@ use crate::store::{self, SqlResult, Store, StoreError, Transaction, channel};
 use crate::worker::{Stop, Waker};
 
 /// How long a channel waits after a message that failed.
-pub const BACKOFF: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_mins(1) };
+pub const BACKOFF: Backoff = Backoff {
+    base: Duration::from_millis(500),
+    cap: Duration::from_mins(1),
+};
 
 /// How many lines the log takes between two marks.
 const LOG_BATCH: usize = 500;
 
-/// How many payments one transaction of a summary marks: it holds the writer for a few milliseconds.
+/// How many payments one transaction of a summary marks: it holds the writer for a few
+/// milliseconds.
 const SUMMARY_SLICE: usize = 200;
 
 /// How many payments one summary covers at most, so that a stop finds it done in time.
@@ -84,7 +90,10 @@ pub struct Resume {
 impl Resume {
     /// For the notifier that `waker` wakes.
     pub fn new(waker: Waker) -> Self {
-        Self { asked: Arc::default(), waker }
+        Self {
+            asked: Arc::default(),
+            waker,
+        }
     }
 
     /// The channel is tried at once, whatever it waits for.
@@ -122,7 +131,8 @@ pub struct Notifier {
     last_action: Option<i64>,
     /// An answer that Slack does not send was logged.
     odd_answer_logged: bool,
-    /// The outcome of the last message, not recorded because the database refused: it is recorded before anything else.
+    /// The outcome of the last message, not recorded because the database refused: it is recorded
+    /// before anything else.
     unsaved: Option<Unsaved>,
 }
 
@@ -135,7 +145,11 @@ struct Unsaved {
 /// What one message covers.
 enum Batch {
     Payments(Vec<OutgoingPayment>),
-    Summary { summary: Box<Summary>, oldest: Timestamp, last_event: i64 },
+    Summary {
+        summary: Box<Summary>,
+        oldest: Timestamp,
+        last_event: i64,
+    },
 }
 
 /// A payment that is being delivered.
@@ -171,9 +185,10 @@ impl Batch {
     /// The first and the last payment.
     fn span(&self) -> String {
         let ends = match self {
-            Self::Payments(payments) => {
-                payments.first().zip(payments.last()).map(|(first, last)| (first.payment.id, last.payment.id))
-            }
+            Self::Payments(payments) => payments
+                .first()
+                .zip(payments.last())
+                .map(|(first, last)| (first.payment.id, last.payment.id)),
             Self::Summary { summary, .. } => summary.span(),
         };
         ends.map_or_else(String::new, |(first, last)| format!("{first} to {last}"))
@@ -201,7 +216,12 @@ impl Notifier {
         part: Part,
         metrics: &Metrics,
     ) -> Self {
-        let gate = Gate::new(channel.messages_per_second, channel.burst, BACKOFF, channel.probe_interval);
+        let gate = Gate::new(
+            channel.messages_per_second,
+            channel.burst,
+            BACKOFF,
+            channel.probe_interval,
+        );
         let outage = Outage::new(whom(&channel), BACKOFF, part);
         let metrics = metrics.channel(&channel.name);
         let errors = ErrorLog::new(format!("notifier {}", channel.name));
@@ -236,7 +256,10 @@ impl Notifier {
         self.work(stop);
         // An outcome that the database refused is tried once more.
         if let Err(error) = self.save_outcome() {
-            log::error!("the outcome of the last message could not be recorded, it will be sent again: {error}");
+            log::error!(
+                "the outcome of the last message could not be recorded, it will be sent again: \
+                    {error}"
+            );
         }
     }
 
@@ -281,13 +304,16 @@ impl Notifier {
 
     fn write_to_log(&mut self) -> Result<Step, StoreError> {
         let waiting = self.waiting(LOG_BATCH)?;
-        let Some(payments) = self.split_unreadable(waiting)? else { return Ok(Step::Progress) };
+        let Some(payments) = self.split_unreadable(waiting)? else {
+            return Ok(Step::Progress);
+        };
         if payments.is_empty() {
             return Ok(Step::Idle);
         }
         let ids: Vec<i64> = payments.iter().map(|payment| payment.outbox_id).collect();
         let now = Timestamp::now();
-        self.store.write(move |tx| delivery::mark_delivered(tx, &ids, Carrier::Single, now))?;
+        self.store
+            .write(move |tx| delivery::mark_delivered(tx, &ids, Carrier::Single, now))?;
         self.metrics.delivered(payments.len());
         for payment in &payments {
             self.log_delivered("this log only", payment, now);
@@ -304,7 +330,9 @@ impl Notifier {
         if !wait.is_zero() {
             return Ok(Step::Later(wait));
         }
-        let Some(batch) = self.next_batch()? else { return Ok(Step::Progress) };
+        let Some(batch) = self.next_batch()? else {
+            return Ok(Step::Progress);
+        };
         if batch.len() == 0 {
             return Ok(Step::Idle);
         }
@@ -319,14 +347,16 @@ impl Notifier {
             },
             Batch::Summary { summary, .. } => self.channel.style.summary(summary),
         };
-        let Voice::Slack(slack) = &self.channel.voice else { return Ok(Step::Idle) };
+        let Voice::Slack(slack) = &self.channel.voice else {
+            return Ok(Step::Idle);
+        };
         self.gate.sent((self.clock)());
         let answer = slack.post(&message);
         self.handle(answer, batch)
     }
 
-    /// The oldest payment, or as many as one message carries. Their rows say SENDING. `None`: some could not be read, and
-    /// are dead letters now.
+    /// The oldest payment, or as many as one message carries. Their rows say SENDING. `None`: some
+    /// could not be read, and are dead letters now.
     fn next_batch(&mut self) -> Result<Option<Batch>, StoreError> {
         let now = self.now();
         let over = self.channel.summary_over;
@@ -336,12 +366,15 @@ impl Notifier {
         let crowd = self.has_more_than(self.channel.digest_over)?;
         let size = if crowd { self.isolation.size(now) } else { 1 };
         let waiting = self.waiting(size)?;
-        let Some(mut payments) = self.split_unreadable(waiting)? else { return Ok(None) };
+        let Some(mut payments) = self.split_unreadable(waiting)? else {
+            return Ok(None);
+        };
         let all: Vec<_> = payments.iter().map(|payment| &payment.payment).collect();
         let fitting = self.channel.style.message(&all).payments;
         payments.truncate(fitting);
         let ids: Vec<i64> = payments.iter().map(|payment| payment.outbox_id).collect();
-        self.store.write(move |tx| delivery::mark_sending(tx, &ids))?;
+        self.store
+            .write(move |tx| delivery::mark_sending(tx, &ids))?;
         Ok(Some(Batch::Payments(payments)))
     }
 
@@ -352,10 +385,17 @@ impl Notifier {
         let mut last_event = 0;
         while summary.count < SUMMARY_MAX {
             let name = self.channel.name.clone();
-            let slice = self.store.write(move |tx| delivery::begin_sending(tx, &name, last_event, SUMMARY_SLICE))?;
+            let slice = self
+                .store
+                .write(move |tx| delivery::begin_sending(tx, &name, last_event, SUMMARY_SLICE))?;
             let Some(last) = slice.last() else { break };
             last_event = last.outbox_id;
-            for Waiting { outbox_id, created_at, payment } in slice {
+            for Waiting {
+                outbox_id,
+                created_at,
+                payment,
+            } in slice
+            {
                 match payment {
                     Ok(payment) => {
                         oldest.get_or_insert(created_at);
@@ -366,7 +406,11 @@ impl Notifier {
             }
         }
         let oldest = oldest.unwrap_or_else(Timestamp::now);
-        Ok(Some(Batch::Summary { summary, oldest, last_event }))
+        Ok(Some(Batch::Summary {
+            summary,
+            oldest,
+            last_event,
+        }))
     }
 
     fn handle(&mut self, answer: Answer, batch: Batch) -> Result<Step, StoreError> {
@@ -378,13 +422,19 @@ impl Notifier {
                 self.isolation.accepted();
                 if let Some(odd) = odd.filter(|_| !self.odd_answer_logged) {
                     self.odd_answer_logged = true;
-                    log::warn!("{}: {odd}; the message counts as delivered", whom(&self.channel));
+                    log::warn!(
+                        "{}: {odd}; the message counts as delivered",
+                        whom(&self.channel)
+                    );
                 }
                 (Step::Progress, Outcome::Delivered(batch.carrier()))
             }
             Answer::Limited(retry_after) => {
                 let wait = self.gate.limited(now, retry_after, fastrand::f64());
-                self.outage.limited(&format!("Slack asks for a pause of {:.0} s", wait.as_secs_f64()));
+                self.outage.limited(&format!(
+                    "Slack asks for a pause of {:.0} s",
+                    wait.as_secs_f64()
+                ));
                 (Step::Later(wait), Outcome::Requeued)
             }
             Answer::Failed(error, retry_after) => {
@@ -402,10 +452,15 @@ impl Notifier {
     }
 
     fn unanswered(&mut self, error: &str, batch: &Batch) -> Step {
-        log::warn!("no answer to a message with payments {}: it may show twice: {error}", batch.span());
+        log::warn!(
+            "no answer to a message with payments {}: it may show twice: {error}",
+            batch.span()
+        );
         self.metrics.unknown_outcome();
         if self.isolation.unanswered() {
-            return Step::Later(self.pause(&format!("several messages in a row got no answer: {error}")));
+            return Step::Later(
+                self.pause(&format!("several messages in a row got no answer: {error}")),
+            );
         }
         let wait = self.gate.failed(self.now(), None, fastrand::f64());
         let _ = self.outage.failed(&error);
@@ -415,11 +470,16 @@ impl Notifier {
     fn rejected(&mut self, error: String, payments: usize) -> (Step, Outcome) {
         match self.isolation.rejected(payments, self.now()) {
             Verdict::SendFewer => {
-                log::warn!("a message with {payments} payments was rejected: {error}; sending fewer at a time");
+                log::warn!(
+                    "a message with {payments} payments was rejected: {error}; sending fewer at a \
+                        time"
+                );
                 (Step::Progress, Outcome::Requeued)
             }
             Verdict::SendPlain => {
-                log::warn!("a message with one payment was rejected: {error}; sending it as plain text");
+                log::warn!(
+                    "a message with one payment was rejected: {error}; sending it as plain text"
+                );
                 (Step::Progress, Outcome::Failed(error))
             }
             Verdict::Pause => (Step::Later(self.pause(&error)), Outcome::Failed(error)),
@@ -439,7 +499,10 @@ impl Notifier {
             return Ok(());
         };
         let name = self.channel.name.clone();
-        while let Some(asked) = self.store.read(|connection| channel::next_action(connection, &name, last))? {
+        while let Some(asked) = self
+            .store
+            .read(|connection| channel::next_action(connection, &name, last))?
+        {
             last = asked.id;
             self.last_action = Some(last);
             self.carry_out(asked)?;
@@ -453,12 +516,14 @@ impl Notifier {
         let outcome = match action {
             channel::Action::Resume => {
                 self.gate.resume(self.now());
-                self.store.write(move |tx| channel::finish(tx, id, "resumed"))?;
+                self.store
+                    .write(move |tx| channel::finish(tx, id, "resumed"))?;
                 "resumed".to_owned()
             }
             channel::Action::Skip(_) if !self.outage.is_paused() => {
                 let outcome = "nothing was skipped: the channel is not paused";
-                self.store.write(move |tx| channel::finish(tx, id, outcome))?;
+                self.store
+                    .write(move |tx| channel::finish(tx, id, outcome))?;
                 outcome.to_owned()
             }
             channel::Action::Skip(reason) => {
@@ -478,27 +543,45 @@ impl Notifier {
                 skipped
             }
         };
-        log::info!("channel {}: asked by {origin}: {outcome}", self.channel.name);
+        log::info!(
+            "channel {}: asked by {origin}: {outcome}",
+            self.channel.name
+        );
         Ok(())
     }
 
     fn has_more_than(&self, count: usize) -> Result<bool, StoreError> {
         let name = &self.channel.name;
-        self.store.read(|connection| delivery::more_than(connection, name, count))
+        self.store
+            .read(|connection| delivery::more_than(connection, name, count))
     }
 
     fn waiting(&self, limit: usize) -> Result<Vec<Waiting>, StoreError> {
         let name = &self.channel.name;
-        self.store.read(|connection| delivery::waiting(connection, name, limit))
+        self.store
+            .read(|connection| delivery::waiting(connection, name, limit))
     }
 
-    /// The payments that can be delivered. Those that cannot be read become dead letters first, and then there is nothing yet.
-    fn split_unreadable(&self, waiting: Vec<Waiting>) -> Result<Option<Vec<OutgoingPayment>>, StoreError> {
+    /// The payments that can be delivered. Those that cannot be read become dead letters first, and
+    /// then there is nothing yet.
+    fn split_unreadable(
+        &self,
+        waiting: Vec<Waiting>,
+    ) -> Result<Option<Vec<OutgoingPayment>>, StoreError> {
         let mut payments = Vec::with_capacity(waiting.len());
         let mut unreadable = Vec::new();
-        for Waiting { outbox_id, created_at, payment } in waiting {
+        for Waiting {
+            outbox_id,
+            created_at,
+            payment,
+        } in waiting
+        {
             match payment {
-                Ok(payment) => payments.push(OutgoingPayment { outbox_id, created_at, payment }),
+                Ok(payment) => payments.push(OutgoingPayment {
+                    outbox_id,
+                    created_at,
+                    payment,
+                }),
                 Err(reason) => unreadable.push((outbox_id, reason)),
             }
         }
@@ -514,23 +597,30 @@ impl Notifier {
             log::error!("event {outbox_id} dead-lettered, it cannot be delivered: {reason}");
         }
         let (now, count) = (Timestamp::now(), dead.len());
-        self.store.write(move |tx: &Transaction<'_>| -> SqlResult<()> {
-            dead.iter().try_for_each(|(outbox_id, reason)| delivery::bury(tx, *outbox_id, Some(reason), now))
-        })?;
+        self.store
+            .write(move |tx: &Transaction<'_>| -> SqlResult<()> {
+                dead.iter().try_for_each(|(outbox_id, reason)| {
+                    delivery::bury(tx, *outbox_id, Some(reason), now)
+                })
+            })?;
         self.metrics.dead(count);
         Ok(())
     }
 
-    /// Records the outcome of the last message, a slice at a time; on success nothing is left to be recorded.
+    /// Records the outcome of the last message, a slice at a time; on success nothing is left to be
+    /// recorded.
     fn save_outcome(&mut self) -> Result<(), StoreError> {
-        let Some(Unsaved { batch, outcome }) = &self.unsaved else { return Ok(()) };
+        let Some(Unsaved { batch, outcome }) = &self.unsaved else {
+            return Ok(());
+        };
         let now = Timestamp::now();
         let last = batch.last_event();
         loop {
             let name = self.channel.name.clone();
             let outcome = outcome.clone();
-            let settled =
-                self.store.write(move |tx| delivery::settle(tx, &name, last, &outcome, SUMMARY_SLICE, now))?;
+            let settled = self
+                .store
+                .write(move |tx| delivery::settle(tx, &name, last, &outcome, SUMMARY_SLICE, now))?;
             if settled < SUMMARY_SLICE {
                 break;
             }
@@ -555,7 +645,10 @@ impl Notifier {
         };
         let kind = batch.carrier().as_str();
         let (count, span, age_ms) = (batch.len(), batch.span(), now.since(oldest).as_millis());
-        log::info!("delivered to {to} in a {kind}: {count} payments, {span}; the oldest {age_ms} ms after its commit");
+        log::info!(
+            "delivered to {to} in a {kind}: {count} payments, {span}; the oldest {age_ms} ms \
+                after its commit"
+        );
     }
 
     fn log_delivered(&self, to: &str, payment: &OutgoingPayment, now: Timestamp) {
@@ -570,5 +663,9 @@ impl Notifier {
 }
 
 fn whom(channel: &Channel) -> String {
-    if channel.name == DEFAULT_CHANNEL { "Slack".to_owned() } else { format!("Slack ({})", channel.name) }
+    if channel.name == DEFAULT_CHANNEL {
+        "Slack".to_owned()
+    } else {
+        format!("Slack ({})", channel.name)
+    }
 }

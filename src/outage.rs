@@ -1,5 +1,5 @@
-//! A remote part that comes and goes: how long to wait before the next try, one log line when it goes and
-//! one when it is back, and what the health page says meanwhile.
+//! A remote part that comes and goes: how long to wait before the next try, one log line when it
+//! goes and one when it is back, and what the health page says meanwhile.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use crate::clock::Timestamp;
 
-/// Capped exponential backoff with equal jitter: half of the span is fixed, half is drawn, so that it never
-/// spins and several nodes never march in step.
+/// Capped exponential backoff with equal jitter: half of the span is fixed, half is drawn, so that
+/// it never spins and several nodes never march in step.
 #[derive(Debug, Clone, Copy)]
 pub struct Backoff {
     /// The longest first wait.
@@ -81,7 +81,11 @@ pub struct Part(Arc<Mutex<PartState>>);
 impl Part {
     /// A part is up until it has failed.
     pub fn up() -> Self {
-        Self(Arc::new(Mutex::new(PartState { state: HealthState::Up, since: Timestamp::now(), error: None })))
+        Self(Arc::new(Mutex::new(PartState {
+            state: HealthState::Up,
+            since: Timestamp::now(),
+            error: None,
+        })))
     }
 
     /// The state now.
@@ -149,7 +153,8 @@ impl Outage {
         }
     }
 
-    /// Records a failure and returns how long to wait. The log gets the first one, and each one with a new reason.
+    /// Records a failure and returns how long to wait. The log gets the first one, and each one
+    /// with a new reason.
     pub fn failed(&mut self, error: &dyn Display) -> Duration {
         self.failures = self.failures.saturating_add(1);
         let error = error.to_string();
@@ -159,11 +164,22 @@ impl Outage {
         let is_new = self.reasons.len() < REASONS_MAX && self.reasons.insert(reason);
         if self.since.is_none() {
             self.since = Some(Instant::now());
-            log::warn!("{} unavailable: {error}; retrying with backoff, nothing is lost", self.what);
+            log::warn!(
+                "{} unavailable: {error}; retrying with backoff, nothing is lost",
+                self.what
+            );
         } else if is_new {
-            log::warn!("{} still unavailable after {} tries, now: {error}", self.what, self.failures);
+            log::warn!(
+                "{} still unavailable after {} tries, now: {error}",
+                self.what,
+                self.failures
+            );
         } else {
-            log::debug!("{} still unavailable after {} tries: {error}", self.what, self.failures);
+            log::debug!(
+                "{} still unavailable after {} tries: {error}",
+                self.what,
+                self.failures
+            );
         }
         self.backoff.delay(self.failures, fastrand::f64())
     }
@@ -174,7 +190,10 @@ impl Outage {
         self.since.get_or_insert_with(Instant::now);
         let error = error.to_string();
         self.show(HealthState::Paused, Some(error.clone()));
-        log::error!("{} is paused: {error}; set it right and resume it, nothing is lost meanwhile", self.what);
+        log::error!(
+            "{} is paused: {error}; set it right and resume it, nothing is lost meanwhile",
+            self.what
+        );
     }
 
     /// Another process works in its place, until an operator acts.
@@ -224,7 +243,10 @@ impl Outage {
 mod tests {
     use super::*;
 
-    const BACKOFF: Backoff = Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(5) };
+    const BACKOFF: Backoff = Backoff {
+        base: Duration::from_millis(100),
+        cap: Duration::from_secs(5),
+    };
 
     #[test]
     fn doubles_up_to_the_cap() {
@@ -248,6 +270,9 @@ mod tests {
         assert_eq!(part.get().state, HealthState::Unavailable);
         assert_eq!(part.get().error.as_deref(), Some("second reason"));
         outage.recovered();
-        assert_eq!((part.get().state, part.get().error), (HealthState::Up, None));
+        assert_eq!(
+            (part.get().state, part.get().error),
+            (HealthState::Up, None)
+        );
     }
 }

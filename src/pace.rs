@@ -1,5 +1,5 @@
-//! When a channel may be posted to: the pace, the pause that Slack asks for, the backoff, the pause after a refusal.
-//! Pure: time is a parameter, counted from any beginning.
+//! When a channel may be posted to: the pace, the pause that Slack asks for, the backoff, the pause
+//! after a refusal. Pure: time is a parameter, counted from any beginning.
 
 use std::time::Duration;
 
@@ -28,7 +28,8 @@ impl Bucket {
             return Duration::ZERO;
         }
         // Rounded up: a wait that is too short by a nanosecond would be repeated.
-        let until_filled = Duration::from_secs_f64((1.0 - self.tokens) / self.per_second) + Duration::from_nanos(1);
+        let until_filled = Duration::from_secs_f64((1.0 - self.tokens) / self.per_second)
+            + Duration::from_nanos(1);
         self.filled_at.saturating_sub(now) + until_filled
     }
 
@@ -36,7 +37,8 @@ impl Bucket {
         self.tokens = (self.tokens - 1.0).max(0.0);
     }
 
-    /// At `at` there will be one token at most: what was saved up before is not sent at once afterwards.
+    /// At `at` there will be one token at most: what was saved up before is not sent at once
+    /// afterwards.
     fn settle(&mut self, at: Duration) {
         self.fill(at);
         self.tokens = self.tokens.min(1.0);
@@ -58,11 +60,17 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Opens with one message: a process that starts again and again must not send a burst each time.
+    /// Opens with one message: a process that starts again and again must not send a burst each
+    /// time.
     pub fn new(per_second: f64, burst: usize, backoff: Backoff, probe_interval: Duration) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "a burst is small")]
         let burst = burst.max(1) as f64;
-        let bucket = Bucket { per_second, burst, tokens: 1.0, filled_at: Duration::ZERO };
+        let bucket = Bucket {
+            per_second,
+            burst,
+            tokens: 1.0,
+            filled_at: Duration::ZERO,
+        };
         Self {
             bucket,
             backoff,
@@ -76,7 +84,9 @@ impl Gate {
 
     /// How long until the next message may go; zero: now.
     pub fn wait(&mut self, now: Duration) -> Duration {
-        self.held_until.saturating_sub(now).max(self.bucket.wait(now))
+        self.held_until
+            .saturating_sub(now)
+            .max(self.bucket.wait(now))
     }
 
     /// A message goes.
@@ -91,7 +101,12 @@ impl Gate {
     }
 
     /// Slack asks for a pause, or does not say for how long.
-    pub fn limited(&mut self, now: Duration, retry_after: Option<Duration>, jitter: f64) -> Duration {
+    pub fn limited(
+        &mut self,
+        now: Duration,
+        retry_after: Option<Duration>,
+        jitter: f64,
+    ) -> Duration {
         let wait = retry_after.unwrap_or_else(|| {
             self.failures = self.failures.saturating_add(1);
             LIMITED_MIN + self.backoff.full(self.failures, jitter)
@@ -102,7 +117,12 @@ impl Gate {
     }
 
     /// It failed, and may do better next time, or after what the answer says.
-    pub fn failed(&mut self, now: Duration, retry_after: Option<Duration>, jitter: f64) -> Duration {
+    pub fn failed(
+        &mut self,
+        now: Duration,
+        retry_after: Option<Duration>,
+        jitter: f64,
+    ) -> Duration {
         self.failures = self.failures.saturating_add(1);
         let backoff = self.backoff.full(self.failures, jitter);
         let wait = retry_after.map_or(backoff, |asked| asked.min(LIMITED_MAX).max(backoff));
@@ -114,11 +134,14 @@ impl Gate {
         self.hold(now, self.probe_interval)
     }
 
-    /// The operator wants it tried now. What Slack asked for is overridden once a minute at most: who posts on against a 429
-    /// may lose the webhook.
+    /// The operator wants it tried now. What Slack asked for is overridden once a minute at most:
+    /// who posts on against a 429 may lose the webhook.
     pub fn resume(&mut self, now: Duration) {
         if self.limited && self.held_until > now {
-            if self.overridden_at.is_some_and(|at| now.saturating_sub(at) < OVERRIDE_INTERVAL) {
+            if self
+                .overridden_at
+                .is_some_and(|at| now.saturating_sub(at) < OVERRIDE_INTERVAL)
+            {
                 return;
             }
             self.overridden_at = Some(now);
@@ -152,7 +175,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const BACKOFF: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_mins(1) };
+    const BACKOFF: Backoff = Backoff {
+        base: Duration::from_millis(500),
+        cap: Duration::from_mins(1),
+    };
     const PROBE: Duration = Duration::from_mins(5);
 
     fn ms(number: u64) -> Duration {
@@ -188,9 +214,18 @@ mod tests {
     #[test]
     fn failures_back_off_with_full_jitter_up_to_the_cap() {
         let mut gate = Gate::new(1000.0, 1, BACKOFF, PROBE);
-        let waits: Vec<_> = (0..9).map(|_| gate.failed(ms(0), None, 1.0).as_millis()).collect();
-        assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000]);
-        assert_eq!(gate.failed(ms(0), None, 0.0), ms(0), "full jitter begins at nothing");
+        let waits: Vec<_> = (0..9)
+            .map(|_| gate.failed(ms(0), None, 1.0).as_millis())
+            .collect();
+        assert_eq!(
+            waits,
+            [500, 1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000]
+        );
+        assert_eq!(
+            gate.failed(ms(0), None, 0.0),
+            ms(0),
+            "full jitter begins at nothing"
+        );
         gate.succeeded();
         assert_eq!(gate.failed(ms(0), None, 1.0), ms(500));
     }
@@ -209,7 +244,11 @@ mod tests {
         let mut gate = Gate::new(1000.0, 1, BACKOFF, PROBE);
         assert_eq!(gate.failed(ms(0), Some(ms(30_000)), 0.0), ms(30_000));
         assert_eq!(gate.wait(ms(10_000)), ms(20_000));
-        assert_eq!(gate.failed(ms(0), Some(ms(0)), 1.0), ms(1000), "not faster than the backoff");
+        assert_eq!(
+            gate.failed(ms(0), Some(ms(0)), 1.0),
+            ms(1000),
+            "not faster than the backoff"
+        );
     }
 
     #[test]
@@ -283,7 +322,8 @@ mod tests {
                     let span = sent[last].saturating_sub(sent[first]);
                     // Each message of the span takes one from what it allows.
                     allowed -= 1.0;
-                    prop_assert!(allowed + span.as_secs_f64() * per_second >= -1e-6, "{} in {span:?}", last - first + 1);
+                    prop_assert!(allowed + span.as_secs_f64() * per_second >= -1e-6, "{} in \
+                        {span:?}", last - first + 1);
                 }
             }
         }

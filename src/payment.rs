@@ -64,7 +64,10 @@ pub enum Invalid {
 
 impl Invalid {
     fn field(field: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self::Field { field: shown(field.into()), detail: shown(detail.into()) }
+        Self::Field {
+            field: shown(field.into()),
+            detail: shown(detail.into()),
+        }
     }
 }
 
@@ -86,7 +89,10 @@ impl NewPayment {
         let user_id = present(raw.user_id, || "user_id".to_owned())?.0;
         let entries = present(raw.reservations, || "reservations".to_owned())?;
         if !(1..=RESERVATIONS_MAX).contains(&entries.len()) {
-            let detail = format!("has {} entries; 1 to {RESERVATIONS_MAX} are allowed", entries.len());
+            let detail = format!(
+                "has {} entries; 1 to {RESERVATIONS_MAX} are allowed",
+                entries.len()
+            );
             return Err(Invalid::field("reservations", detail));
         }
         let mut seen = HashSet::with_capacity(entries.len());
@@ -98,10 +104,20 @@ impl NewPayment {
                 let detail = format!("{reservation_id} is named twice in this request");
                 return Err(Invalid::field(field("reservation_id")(), detail));
             }
-            Ok(Reservation { reservation_id, seat_price })
+            Ok(Reservation {
+                reservation_id,
+                seat_price,
+            })
         };
-        let reservations = entries.into_iter().enumerate().map(check).collect::<Result<_, _>>()?;
-        Ok(Self { user_id, reservations })
+        let reservations = entries
+            .into_iter()
+            .enumerate()
+            .map(check)
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            user_id,
+            reservations,
+        })
     }
 }
 
@@ -122,7 +138,8 @@ fn from_json<'de, T: Deserialize<'de>>(body: &'de [u8]) -> Result<T, Invalid> {
             _ => Invalid::NotJson(source.to_string()),
         }
     })?;
-    json.end().map_err(|error| Invalid::NotJson(error.to_string()))?;
+    json.end()
+        .map_err(|error| Invalid::NotJson(error.to_string()))?;
     Ok(value)
 }
 
@@ -135,7 +152,8 @@ fn describe(error: &serde_json::Error) -> String {
     }
 }
 
-/// A JSON object. What serde derives takes an array of the values as well, in the order of the fields.
+/// A JSON object. What serde derives takes an array of the values as well, in the order of the
+/// fields.
 struct Object<T>(T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -176,7 +194,9 @@ impl<'de> Deserialize<'de> for Natural {
 
             fn visit_u64<E: de::Error>(self, value: u64) -> Result<Natural, E> {
                 let number = i64::try_from(value);
-                number.map(Natural).map_err(|_| E::invalid_value(de::Unexpected::Unsigned(value), &ALLOWED))
+                number
+                    .map(Natural)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Unsigned(value), &ALLOWED))
             }
 
             fn visit_i64<E: de::Error>(self, value: i64) -> Result<Natural, E> {
@@ -239,20 +259,37 @@ mod tests {
 
     fn with_reservations(count: usize) -> String {
         let one = |id| format!(r#"{{"reservation_id":{id},"seat_price":1}}"#);
-        format!(r#"{{"user_id":1,"reservations":[{}]}}"#, (0..count).map(one).collect::<Vec<_>>().join(","))
+        format!(
+            r#"{{"user_id":1,"reservations":[{}]}}"#,
+            (0..count).map(one).collect::<Vec<_>>().join(",")
+        )
     }
 
     #[test]
     fn takes_what_the_contract_shows() {
-        let body = br#"{"user_id": 42, "reservations": [{"reservation_id": 1001, "seat_price": 150000}]}"#;
+        let body =
+            br#"{"user_id": 42, "reservations": [{"reservation_id": 1001, "seat_price": 150000}]}"#;
         let new = NewPayment::parse(body).unwrap();
         assert_eq!(new.user_id, 42);
-        assert_eq!(new.reservations, [Reservation { reservation_id: 1001, seat_price: 150_000 }]);
+        assert_eq!(
+            new.reservations,
+            [Reservation {
+                reservation_id: 1001,
+                seat_price: 150_000
+            }]
+        );
     }
 
     #[test]
     fn refuses_what_is_not_json() {
-        for body in ["", "{", "nonsense", "{\"user_id\":1,}", "{\"user_id\":1,\"reservations\":[]} x", "\u{0}"] {
+        for body in [
+            "",
+            "{",
+            "nonsense",
+            "{\"user_id\":1,}",
+            "{\"user_id\":1,\"reservations\":[]} x",
+            "\u{0}",
+        ] {
             assert_eq!(refusal(body).0, "not JSON", "{body:?}");
         }
     }
@@ -268,13 +305,28 @@ mod tests {
             (r#"{"user_id":"42","reservations":[]}"#, "user_id"),
             (r#"{"user_id":-1,"reservations":[]}"#, "user_id"),
             (r#"{"user_id":1.5,"reservations":[]}"#, "user_id"),
-            (r#"{"user_id":9223372036854775808,"reservations":[]}"#, "user_id"),
-            (r#"{"user_id":18446744073709551616,"reservations":[]}"#, "user_id"),
+            (
+                r#"{"user_id":9223372036854775808,"reservations":[]}"#,
+                "user_id",
+            ),
+            (
+                r#"{"user_id":18446744073709551616,"reservations":[]}"#,
+                "user_id",
+            ),
             (r#"{"user_id":1,"reservations":{}}"#, "reservations"),
             (r#"{"user_id":1,"reservations":[],"coupon":1}"#, "coupon"),
-            (r#"{"user_id":1,"reservations":[{"reservation_id":1}]}"#, "reservations[0].seat_price"),
-            (r#"{"user_id":1,"reservations":[{"reservation_id":1,"seat_price":-1}]}"#, "reservations[0].seat_price"),
-            (r#"{"user_id":1,"reservations":[{"reservation_id":1,"seat_price":1,"x":1}]}"#, "reservations[0].x"),
+            (
+                r#"{"user_id":1,"reservations":[{"reservation_id":1}]}"#,
+                "reservations[0].seat_price",
+            ),
+            (
+                r#"{"user_id":1,"reservations":[{"reservation_id":1,"seat_price":-1}]}"#,
+                "reservations[0].seat_price",
+            ),
+            (
+                r#"{"user_id":1,"reservations":[{"reservation_id":1,"seat_price":1,"x":1}]}"#,
+                "reservations[0].x",
+            ),
         ];
         for (body, field) in cases {
             assert_eq!(refusal(body).0, field, "{body}: {:?}", refusal(body));
@@ -283,25 +335,56 @@ mod tests {
 
     #[test]
     fn counts_reservations() {
-        assert!(refusal(&with_reservations(0)).1.contains("has 0 entries; 1 to 1000"));
-        assert!(refusal(&with_reservations(1001)).1.contains("has 1001 entries"));
-        assert_eq!(NewPayment::parse(with_reservations(1000).as_bytes()).unwrap().reservations.len(), 1000);
+        assert!(
+            refusal(&with_reservations(0))
+                .1
+                .contains("has 0 entries; 1 to 1000")
+        );
+        assert!(
+            refusal(&with_reservations(1001))
+                .1
+                .contains("has 1001 entries")
+        );
+        assert_eq!(
+            NewPayment::parse(with_reservations(1000).as_bytes())
+                .unwrap()
+                .reservations
+                .len(),
+            1000
+        );
     }
 
     #[test]
     fn refuses_a_reservation_named_twice() {
-        let body =
-            r#"{"user_id":1,"reservations":[{"reservation_id":7,"seat_price":1},{"reservation_id":7,"seat_price":2}]}"#;
-        assert_eq!(refusal(body), ("reservations[1].reservation_id".into(), "7 is named twice in this request".into()));
+        let body = r#"{"user_id":1,"reservations":[{"reservation_id":7,"seat_price":1},{"reservation_id":7,"seat_price":2}]}"#;
+        assert_eq!(
+            refusal(body),
+            (
+                "reservations[1].reservation_id".into(),
+                "7 is named twice in this request".into()
+            )
+        );
     }
 
     /// Twice is refused even where both say the same: which one was meant is not for us to guess.
     #[test]
     fn refuses_a_field_named_twice() {
         let cases = [
-            (r#"{"user_id":1,"user_id":2,"reservations":[]}"#, "body", "user_id"),
-            (r#"{"user_id":1,"\u0075ser_id":1,"reservations":[]}"#, "body", "user_id"),
-            (r#"{"user_id":1,"reservations":[],"reservations":[]}"#, "body", "reservations"),
+            (
+                r#"{"user_id":1,"user_id":2,"reservations":[]}"#,
+                "body",
+                "user_id",
+            ),
+            (
+                r#"{"user_id":1,"\u0075ser_id":1,"reservations":[]}"#,
+                "body",
+                "user_id",
+            ),
+            (
+                r#"{"user_id":1,"reservations":[],"reservations":[]}"#,
+                "body",
+                "reservations",
+            ),
             (
                 r#"{"user_id":1,"reservations":[{"reservation_id":1,"seat_price":1,"seat_price":1}]}"#,
                 "reservations[0]",
@@ -309,26 +392,43 @@ mod tests {
             ),
         ];
         for (body, field, name) in cases {
-            assert_eq!(refusal(body), (field.to_owned(), format!("duplicate field `{name}`")), "{body}");
+            assert_eq!(
+                refusal(body),
+                (field.to_owned(), format!("duplicate field `{name}`")),
+                "{body}"
+            );
         }
     }
 
     #[test]
     fn refuses_an_array_where_an_object_has_to_be() {
-        for (body, field) in
-            [("[42,[[1001,150000]]]", "body"), (r#"{"user_id":1,"reservations":[[1001,150000]]}"#, "reservations[0]")]
-        {
+        for (body, field) in [
+            ("[42,[[1001,150000]]]", "body"),
+            (
+                r#"{"user_id":1,"reservations":[[1001,150000]]}"#,
+                "reservations[0]",
+            ),
+        ] {
             let (found, detail) = refusal(body);
-            assert!(found == field && detail.contains("expected an object"), "{body}: {found}: {detail}");
+            assert!(
+                found == field && detail.contains("expected an object"),
+                "{body}: {found}: {detail}"
+            );
         }
     }
 
     #[test]
     fn a_refusal_repeats_little_of_the_body() {
         let long = "é".repeat(5000);
-        for body in [format!(r#"{{"{long}":1}}"#), format!(r#"{{"user_id":"{long}"}}"#)] {
+        for body in [
+            format!(r#"{{"{long}":1}}"#),
+            format!(r#"{{"user_id":"{long}"}}"#),
+        ] {
             let (field, detail) = refusal(&body);
-            assert!(field.len() <= SHOWN_MAX + 3 && detail.len() <= SHOWN_MAX + 3, "{field}: {detail}");
+            assert!(
+                field.len() <= SHOWN_MAX + 3 && detail.len() <= SHOWN_MAX + 3,
+                "{field}: {detail}"
+            );
         }
     }
 
@@ -354,11 +454,18 @@ mod tests {
         ];
         crate::fuzz::corpus("body", 5000, &words, |body| match NewPayment::parse(body) {
             Ok(new) => {
-                assert!((1..=RESERVATIONS_MAX).contains(&new.reservations.len()) && new.user_id >= 0);
-                assert!(new.reservations.iter().all(|r| r.reservation_id >= 0 && r.seat_price >= 0));
+                assert!(
+                    (1..=RESERVATIONS_MAX).contains(&new.reservations.len()) && new.user_id >= 0
+                );
+                assert!(
+                    new.reservations
+                        .iter()
+                        .all(|r| r.reservation_id >= 0 && r.seat_price >= 0)
+                );
                 let ids: HashSet<_> = new.reservations.iter().map(|r| r.reservation_id).collect();
                 assert_eq!(ids.len(), new.reservations.len());
-                // What was read is all that the body says, and is read again from what is written of it.
+                // What was read is all that the body says, and is read again from what is written
+                // of it.
                 let whole: serde_json::Value = serde_json::from_slice(body).unwrap();
                 assert_eq!(as_json(&new), whole);
                 assert_eq!(NewPayment::parse(whole.to_string().as_bytes()), Ok(new));
@@ -371,7 +478,10 @@ mod tests {
             }
             Err(Invalid::Field { field, detail }) => {
                 let bound = 1..=SHOWN_MAX + 3;
-                assert!(bound.contains(&field.len()) && bound.contains(&detail.len()), "{field}: {detail}");
+                assert!(
+                    bound.contains(&field.len()) && bound.contains(&detail.len()),
+                    "{field}: {detail}"
+                );
                 false
             }
         });

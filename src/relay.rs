@@ -1,7 +1,9 @@
-//! The relay: publishes the outbox in commit order, then marks what was published. It never deletes.
+//! The relay: publishes the outbox in commit order, then marks what was published. It never
+//! deletes.
 //!
-//! Publish, wait for the word, then record; and while one batch is being recorded, publish the next. After a crash between
-//! the word and the record the publisher finds those events on the topic, at the next start, before it publishes anything.
+//! Publish, wait for the word, then record; and while one batch is being recorded, publish the
+//! next. After a crash between the word and the record the publisher finds those events on the
+//! topic, at the next start, before it publishes anything.
 
 use std::time::{Duration, Instant};
 
@@ -17,9 +19,12 @@ use crate::store::topic::{self, Reached};
 use crate::store::{Store, StoreError, Transaction, Writing, relay_action, visibility};
 use crate::worker::{Stop, Waker};
 
-/// How long the relay waits when the other side is away. The cap is short because nothing is spent by trying: no
-/// attempt is counted against any row.
-pub const BACKOFF: Backoff = Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(5) };
+/// How long the relay waits when the other side is away. The cap is short because nothing is spent
+/// by trying: no attempt is counted against any row.
+pub const BACKOFF: Backoff = Backoff {
+    base: Duration::from_millis(100),
+    cap: Duration::from_secs(5),
+};
 
 /// How often a relay that is fenced asks whether an operator has resumed it.
 const RESUME_POLL: Duration = Duration::from_secs(1);
@@ -42,7 +47,8 @@ pub struct Relay {
     recording: Option<Writing<()>>,
     /// Events up to here are published, and perhaps still being recorded: not to be read again.
     published_to: i64,
-    /// Another process publishes as this node; the last time that the relay was resumed before that.
+    /// Another process publishes as this node; the last time that the relay was resumed before
+    /// that.
     fenced: Option<i64>,
 }
 
@@ -55,12 +61,14 @@ pub enum Step {
     Idle,
     /// Try again after this.
     Away(Duration),
-    /// Another process publishes as this node: nothing is published here until an operator resumes the relay.
+    /// Another process publishes as this node: nothing is published here until an operator resumes
+    /// the relay.
     Fenced,
 }
 
 impl Relay {
-    /// A relay that is woken by `wake` and wakes the notifier when it has written deliveries itself.
+    /// A relay that is woken by `wake` and wakes the notifier when it has written deliveries
+    /// itself.
     pub fn new(
         store: Store,
         publisher: Box<dyn Publisher>,
@@ -94,7 +102,10 @@ impl Relay {
         // The recording that is under way may fail; then there is one more try.
         if let Err(error) = self.record().or_else(|_| self.record()) {
             let count = self.unrecorded.len();
-            log::error!("{count} events are published but could not be recorded; the next start finds them: {error}");
+            log::error!(
+                "{count} events are published but could not be recorded; the next start finds \
+                    them: {error}"
+            );
         }
     }
 
@@ -102,7 +113,10 @@ impl Relay {
         while !stop.requested() {
             let (wake, pause) = match self.step() {
                 Step::Progress => continue,
-                Step::Idle => (self.wake.clone(), self.publisher.due().map_or_else(never, at)),
+                Step::Idle => (
+                    self.wake.clone(),
+                    self.publisher.due().map_or_else(never, at),
+                ),
                 Step::Away(delay) => (never(), after(delay)),
                 Step::Fenced => (never(), after(RESUME_POLL)),
             };
@@ -133,11 +147,14 @@ impl Relay {
             return Ok(Step::Fenced);
         }
         if self.recording.is_none() {
-            // Left over where the database refused: before anything else is published, it has to know.
+            // Left over where the database refused: before anything else is published, it has to
+            // know.
             self.record()?;
         }
         let (after, limit) = (self.published_to, self.batch_max);
-        let batch = self.store.read(|connection| outbox::unpublished(connection, after, limit))?;
+        let batch = self
+            .store
+            .read(|connection| outbox::unpublished(connection, after, limit))?;
         if batch.is_empty() && self.publisher.due().is_none_or(|at| at > Instant::now()) {
             self.record()?;
             self.published_to = 0;
@@ -145,7 +162,11 @@ impl Relay {
         }
         self.metrics.relay_attempted(Timestamp::now());
         let published = self.publisher.publish(&batch);
-        let whole = published.receipts.iter().map(|receipt| receipt.outbox_id).eq(batch.iter().map(|e| e.outbox_id));
+        let whole = published
+            .receipts
+            .iter()
+            .map(|receipt| receipt.outbox_id)
+            .eq(batch.iter().map(|e| e.outbox_id));
         let step = match published.trouble {
             None => {
                 self.outage.recovered();
@@ -154,13 +175,22 @@ impl Relay {
             Some(Trouble::Away(away)) => Step::Away(self.outage.failed(&away)),
             Some(Trouble::Hidden(why)) => {
                 let delay = self.outage.failed(&why);
-                if batch.is_empty() { Step::Away(delay) } else { Step::Progress }
+                if batch.is_empty() {
+                    Step::Away(delay)
+                } else {
+                    Step::Progress
+                }
             }
             Some(Trouble::Fenced(reason)) => {
-                self.fenced = Some(self.store.read(relay_action::last_resume).unwrap_or_default());
+                self.fenced = Some(
+                    self.store
+                        .read(relay_action::last_resume)
+                        .unwrap_or_default(),
+                );
                 self.outage.fenced(&format!(
-                    "another process publishes as node {}: {reason}. Payments are accepted, and their events wait. Stop the \
-                     other process, then run `payrelay outbox resume`, or restart this one",
+                    "another process publishes as node {}: {reason}. Payments are accepted, and \
+                        their events wait. Stop the other process, then run `payrelay outbox \
+                        resume`, or restart this one",
                     self.store.node()
                 ));
                 Step::Fenced
@@ -174,7 +204,8 @@ impl Relay {
         if let Some(last) = batch.last().filter(|_| whole) {
             self.published_to = last.outbox_id;
         } else {
-            // What has no receipt is to be read again, and what has one is not: the database has to know first.
+            // What has no receipt is to be read again, and what has one is not: the database has to
+            // know first.
             self.record()?;
             self.published_to = 0;
         }
@@ -183,7 +214,9 @@ impl Relay {
 
     /// While it is fenced: whether no operator has resumed it yet.
     fn is_paused(&mut self) -> Result<bool, StoreError> {
-        let Some(before) = self.fenced else { return Ok(false) };
+        let Some(before) = self.fenced else {
+            return Ok(false);
+        };
         if self.store.read(relay_action::last_resume)? == before {
             return Ok(true);
         }
@@ -204,7 +237,11 @@ impl Relay {
             recording.wait()?;
         }
         self.metrics.published(self.unrecorded.len());
-        if self.unrecorded.iter().any(|receipt| receipt.place == Place::Delivery) {
+        if self
+            .unrecorded
+            .iter()
+            .any(|receipt| receipt.place == Place::Delivery)
+        {
             self.notifier.wake();
         }
         self.unrecorded.clear();
@@ -216,7 +253,9 @@ impl Relay {
             let (receipts, reached) = (self.unrecorded.clone(), self.reached.clone());
             let mark = move |tx: &Transaction<'_>| {
                 outbox::mark_published(tx, &receipts, Timestamp::now())?;
-                let Some(reached) = &reached else { return Ok(()) };
+                let Some(reached) = &reached else {
+                    return Ok(());
+                };
                 visibility::note(tx, &reached.topic, &receipts)?;
                 topic::reach(tx, reached)
             };

@@ -1,7 +1,9 @@
-//! The sampler: looks at everything that waits, and keeps the last look and the last hour of looks in memory.
+//! The sampler: looks at everything that waits, and keeps the last look and the last hour of looks
+//! in memory.
 //!
-//! `/health/ready`, the channels' list and the summary line read these, so no request counts rows. A look keeps points in time, and ages are
-//! computed when they are read: a database that hangs shows ages that grow.
+//! `/health/ready`, the channels' list and the summary line read these, so no request counts rows.
+//! A look keeps points in time, and ages are computed when they are read: a database that hangs
+//! shows ages that grow.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +21,8 @@ use crate::worker::{Stop, Waker};
 /// How often it looks when no reader asks.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// A reader that finds an older look asks for another one, and is answered with the one that is there.
+/// A reader that finds an older look asks for another one, and is answered with the one that is
+/// there.
 const FRESH: Duration = Duration::from_millis(100);
 
 /// After a look it rests for at least this many times as long as the look took, whoever asks.
@@ -71,7 +74,8 @@ struct Seen {
 }
 
 impl Snapshots {
-    /// The last look; `None` before the first. An old one is answered all the same, and a new look is asked for.
+    /// The last look; `None` before the first. An old one is answered all the same, and a new look
+    /// is asked for.
     pub fn latest(&self) -> Option<Arc<Snapshot>> {
         let seen = self.lock();
         if seen.looked_at.is_none_or(|at| at.elapsed() > FRESH) {
@@ -105,10 +109,23 @@ impl Sampler {
     /// A sampler of these channels, and what it will have seen.
     pub fn new(store: Store, metrics: Metrics, channels: &[String]) -> (Self, Snapshots) {
         let (sampler, asked) = Waker::new();
-        let snapshots = Snapshots { seen: Arc::default(), sampler };
+        let snapshots = Snapshots {
+            seen: Arc::default(),
+            sampler,
+        };
         let counter = BacklogCounter::new(channels);
         let seen = snapshots.clone();
-        (Self { store, metrics, counter, snapshots, asked, errors: ErrorLog::new("sampler") }, seen)
+        (
+            Self {
+                store,
+                metrics,
+                counter,
+                snapshots,
+                asked,
+                errors: ErrorLog::new("sampler"),
+            },
+            seen,
+        )
     }
 
     /// Works until the stop.
@@ -145,7 +162,11 @@ impl Sampler {
         let at = Timestamp::now();
         let counter = &mut self.counter;
         let backlog = self.store.read(|connection| counter.count(connection))?;
-        let snapshot = Snapshot { at, backlog, totals: self.metrics.totals() };
+        let snapshot = Snapshot {
+            at,
+            backlog,
+            totals: self.metrics.totals(),
+        };
         let mut seen = self.snapshots.lock();
         seen.latest = Some(Arc::new(snapshot));
         seen.looked_at = Some(Instant::now());
@@ -154,8 +175,14 @@ impl Sampler {
 
     fn keep(&self) {
         let mut seen = self.snapshots.lock();
-        let Some(snapshot) = seen.latest.clone() else { return };
-        let Snapshot { at, ref backlog, totals } = *snapshot;
+        let Some(snapshot) = seen.latest.clone() else {
+            return;
+        };
+        let Snapshot {
+            at,
+            ref backlog,
+            totals,
+        } = *snapshot;
         if seen.history.len() == HISTORY {
             seen.history.pop_front();
         }

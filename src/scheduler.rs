@@ -1,5 +1,5 @@
-//! The scheduler: at every interval it wakes the relay for what is stuck, deletes what is long finished, and writes
-//! one summary line.
+//! The scheduler: at every interval it wakes the relay for what is stuck, deletes what is long
+//! finished, and writes one summary line.
 
 use std::time::{Duration, Instant};
 
@@ -17,11 +17,12 @@ use crate::store::outbox;
 use crate::store::{SqlResult, Store, StoreError, Transaction};
 use crate::worker::{Stop, Waker};
 
-/// How many events, or keys, one transaction of the purge deletes: it holds the writer for half a millisecond.
+/// How many events, or keys, one transaction of the purge deletes: it holds the writer for half a
+/// millisecond.
 const SLICE: usize = 30;
 
-/// After each slice the purge rests for so many times as long as the slice took: payments have the disk four fifths of
-/// the time, and a million rows are gone within minutes.
+/// After each slice the purge rests for so many times as long as the slice took: payments have the
+/// disk four fifths of the time, and a million rows are gone within minutes.
 const REST: u32 = 4;
 
 /// A slice that had to wait for its turn does not count as one that took long.
@@ -87,9 +88,14 @@ impl Scheduler {
         self.notifiers.wake();
         let cutoff = now.minus(self.settings.retention);
         let purged = self.purge(stop, move |tx| outbox::purge(tx, cutoff, SLICE))?;
-        let cutoff = self.store.service_time().saturating_sub(self.keys.retention);
+        let cutoff = self
+            .store
+            .service_time()
+            .saturating_sub(self.keys.retention);
         let keys_max = self.keys.keys_max.get();
-        let keys = self.purge(stop, move |tx| idempotency::purge(tx, cutoff, keys_max, SLICE))?;
+        let keys = self.purge(stop, move |tx| {
+            idempotency::purge(tx, cutoff, keys_max, SLICE)
+        })?;
         let cutoff = now.minus(self.settings.retention);
         let letters = self.purge(stop, move |tx| dead_letter::purge(tx, cutoff, SLICE))?;
         log::debug!("purged {keys} idempotency keys and {letters} closed dead letters");
@@ -100,10 +106,12 @@ impl Scheduler {
         Ok(())
     }
 
-    /// What counts is the time since the relay last tried, not the time since the event was made: during an outage
-    /// the relay tries all the time.
+    /// What counts is the time since the relay last tried, not the time since the event was made:
+    /// during an outage the relay tries all the time.
     fn wake_for_stuck(&self, unpublished: Waiting, now: Timestamp) {
-        let Some(oldest) = unpublished.oldest_at else { return };
+        let Some(oldest) = unpublished.oldest_at else {
+            return;
+        };
         let idle = now.since(oldest.max(self.metrics.last_relay_attempt()));
         if idle > self.settings.retry_after {
             log::warn!(
@@ -115,8 +123,8 @@ impl Scheduler {
         }
     }
 
-    /// Slice after slice, each in the background of the writer, until nothing is old enough, the next round is due, or the
-    /// stop comes.
+    /// Slice after slice, each in the background of the writer, until nothing is old enough, the
+    /// next round is due, or the stop comes.
     fn purge(
         &self,
         stop: &Stop,
@@ -141,10 +149,16 @@ impl Scheduler {
     fn summary(&mut self, snapshot: &Snapshot, purged: usize, now: Timestamp) {
         let totals = self.metrics.totals();
         let backlog = &snapshot.backlog;
-        let show = |waiting: Waiting| format!("{} (oldest {} s)", waiting.count, waiting.age(now).as_secs());
+        let show = |waiting: Waiting| {
+            format!(
+                "{} (oldest {} s)",
+                waiting.count,
+                waiting.age(now).as_secs()
+            )
+        };
         log::info!(
-            "summary: published {}, delivered {}, unknown outcomes {}, purged {purged}; waiting: {} to publish, {} to consume, {} to \
-             deliver; dead letters: {}",
+            "summary: published {}, delivered {}, unknown outcomes {}, purged {purged}; waiting: \
+                {} to publish, {} to consume, {} to deliver; dead letters: {}",
             totals.published - self.summarized.published,
             totals.delivered - self.summarized.delivered,
             totals.unknown_outcomes - self.summarized.unknown_outcomes,

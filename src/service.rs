@@ -1,5 +1,5 @@
-//! The composition root: every channel and every thread, in the order in which they start, and the order in which
-//! they stop.
+//! The composition root: every channel and every thread, in the order in which they start, and the
+//! order in which they stop.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -33,8 +33,8 @@ use crate::worker::{Overdue, Waker, Worker, room_for};
 /// How long the whole stop may take.
 pub const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// Besides the readers, and two for each channel: http, writer, checkpointer, disk, relay, consumer, scheduler, sampler, three of
-/// r2d2, and those that resolve names for Kafka.
+/// Besides the readers, and two for each channel: http, writer, checkpointer, disk, relay,
+/// consumer, scheduler, sampler, three of r2d2, and those that resolve names for Kafka.
 const OTHER_THREADS: usize = 13;
 
 /// Why the service did not start. Each says what to do.
@@ -44,7 +44,9 @@ pub enum StartError {
     #[error(transparent)]
     Open(#[from] OpenError),
     /// Nobody can call.
-    #[error("http.listen {address}: {source}; is something else listening there? Set another address")]
+    #[error(
+        "http.listen {address}: {source}; is something else listening there? Set another address"
+    )]
     Listen {
         /// As configured.
         address: SocketAddr,
@@ -59,8 +61,9 @@ pub enum StartError {
     Kafka(#[from] Problems),
     /// A channel had a webhook, and has none now.
     #[error(
-        "slack: {count} payments wait for the channel {channel}, which had a webhook and has none now: set its webhook_url \
-         again, or set slack.sink = \"log\" to have them written to the log"
+        "slack: {count} payments wait for the channel {channel}, which had a webhook and has none \
+            now: set its webhook_url again, or set slack.sink = \"log\" to have them written to \
+            the log"
     )]
     WebhookGone {
         /// The channel.
@@ -97,9 +100,8 @@ impl StartError {
                 io::ErrorKind::PermissionDenied => Cause::NotAllowed,
                 _ => Cause::Configuration,
             },
-            Self::Store(StoreError::Busy | StoreError::Closed | StoreError::Failed(_)) | Self::Spawn(_) => {
-                Cause::Temporary
-            }
+            Self::Store(StoreError::Busy | StoreError::Closed | StoreError::Failed(_))
+            | Self::Spawn(_) => Cause::Temporary,
             _ => Cause::Configuration,
         }
     }
@@ -122,14 +124,16 @@ impl Service {
         let (wake_relay, relay_woken) = Waker::new();
         let metrics = Metrics::default();
         let warnings = Warnings::default();
-        room_for(OTHER_THREADS + config.database.readers.get() + 2 * (1 + config.slack.routes.len()))?;
+        room_for(
+            OTHER_THREADS + config.database.readers.get() + 2 * (1 + config.slack.routes.len()),
+        )?;
         let channels = channels(config)?;
         check_kafka(config)?;
         warn_of_slack(&config.slack);
         if config.publisher.kind == PublisherKind::Kafka && config.kafka.security.shows_password() {
             log::warn!(
-                "kafka.sasl_mechanism is PLAIN without TLS: anybody on the way can read the password; \
-                 set kafka.security = \"tls\""
+                "kafka.sasl_mechanism is PLAIN without TLS: anybody on the way can read the \
+                    password; set kafka.security = \"tls\""
             );
         }
         let mut parts = vec![("publisher".to_owned(), Part::up())];
@@ -150,10 +154,16 @@ impl Service {
             let (part, resume) = (Part::up(), Resume::new(waker.clone()));
             let name = channel.name.clone();
             parts.push((part_name(&name), part.clone()));
-            resumes.push(http::Channel { name, part: part.clone(), resume: resume.clone() });
+            resumes.push(http::Channel {
+                name,
+                part: part.clone(),
+                resume: resume.clone(),
+            });
             wakers.push(waker);
             let notifier = Notifier::new(store.clone(), channel, woken, resume, part, &metrics);
-            notifiers.push(Worker::spawn("notifier", &exited, |stop| notifier.run(&stop))?);
+            notifiers.push(Worker::spawn("notifier", &exited, |stop| {
+                notifier.run(&stop);
+            })?);
         }
         let wake_notifiers = Waker::all(&wakers);
 
@@ -181,11 +191,21 @@ impl Service {
             PublisherKind::Kafka => {
                 let part = Part::up();
                 parts.push(("consumer".to_owned(), part.clone()));
-                Some(spawn_consumer(config, &store, wake_notifiers.clone(), part, metrics.clone(), &exited)?)
+                Some(spawn_consumer(
+                    config,
+                    &store,
+                    wake_notifiers.clone(),
+                    part,
+                    metrics.clone(),
+                    &exited,
+                )?)
             }
         };
 
-        let names: Vec<_> = resumes.iter().map(|channel: &http::Channel| channel.name.clone()).collect();
+        let names: Vec<_> = resumes
+            .iter()
+            .map(|channel: &http::Channel| channel.name.clone())
+            .collect();
         let (sampler, snapshots) = Sampler::new(store.clone(), metrics.clone(), &names);
         let sampler = Worker::spawn("sampler", &exited, |stop| sampler.run(&stop))?;
 
@@ -219,8 +239,17 @@ impl Service {
         let http = http::spawn(listener, app, &exited)?;
         log::info!("listening on http://{address}");
 
-        let users = [http, sampler, scheduler, relay].into_iter().chain(notifiers).chain(consumer).collect();
-        Ok(Self { users, store: store_workers, exits, gate })
+        let users = [http, sampler, scheduler, relay]
+            .into_iter()
+            .chain(notifiers)
+            .chain(consumer)
+            .collect();
+        Ok(Self {
+            users,
+            store: store_workers,
+            exits,
+            gate,
+        })
     }
 
     /// Puts the tokens of another configuration in force, and nothing else of it.
@@ -238,7 +267,9 @@ impl Service {
         let deadline = Instant::now() + STOP_LIMIT;
         self.users.iter_mut().for_each(Worker::request_stop);
         let workers = self.users.into_iter().chain(self.store);
-        let late: Vec<_> = workers.filter_map(|worker| worker.stop(deadline).err()).collect();
+        let late: Vec<_> = workers
+            .filter_map(|worker| worker.stop(deadline).err())
+            .collect();
         if late.is_empty() { Ok(()) } else { Err(late) }
     }
 }
@@ -247,13 +278,22 @@ impl Service {
 fn recover(store: &Store, config: &Config) -> Result<(), StartError> {
     remember_sinks(store, config)?;
     let routes = config.slack.routes.clone();
-    let unknown = store.write(move |tx| route::replace(tx, &routes).and_then(|()| delivery::recover(tx)))?;
+    let unknown =
+        store.write(move |tx| route::replace(tx, &routes).and_then(|()| delivery::recover(tx)))?;
     if unknown > 0 {
-        log::warn!("payrelay ended while {unknown} payments were being told: they are told again and may show twice");
+        log::warn!(
+            "payrelay ended while {unknown} payments were being told: they are told again and may \
+                show twice"
+        );
     }
-    if config.publisher.kind == PublisherKind::Application && store.write(|tx| topic::abandon_others(tx, None))? {
+    if config.publisher.kind == PublisherKind::Application
+        && store.write(|tx| topic::abandon_others(tx, None))?
+    {
         let count = backfill(store)?;
-        log::warn!("events do not pass through Kafka any more: backfilled {count} published ones from the outbox");
+        log::warn!(
+            "events do not pass through Kafka any more: backfilled {count} published ones from \
+                the outbox"
+        );
     }
     Ok(())
 }
@@ -278,11 +318,18 @@ fn warn_of_slack(slack: &config::Slack) {
     } else if slack.webhook_url.is_none() {
         log::warn!("slack.webhook_url is not set: messages go to this log only");
     }
-    let routes = slack.routes.iter().map(|route| (route.name.as_str(), &route.webhook_url));
-    for (name, url) in [(config::DEFAULT_CHANNEL, &slack.webhook_url)].into_iter().chain(routes) {
+    let routes = slack
+        .routes
+        .iter()
+        .map(|route| (route.name.as_str(), &route.webhook_url));
+    for (name, url) in [(config::DEFAULT_CHANNEL, &slack.webhook_url)]
+        .into_iter()
+        .chain(routes)
+    {
         if url.as_ref().is_some_and(is_readable_on_the_way) {
             log::warn!(
-                "channel {name}: its webhook_url is http://, so that others on the way can read it: use https://"
+                "channel {name}: its webhook_url is http://, so that others on the way can read \
+                    it: use https://"
             );
         }
     }
@@ -292,16 +339,27 @@ fn warn_of_slack(slack: &config::Slack) {
 fn remember_sinks(store: &Store, config: &Config) -> Result<(), StartError> {
     let slack = &config.slack;
     let default = (config::DEFAULT_CHANNEL, &slack.webhook_url);
-    let routes = slack.routes.iter().map(|route| (route.name.as_str(), &route.webhook_url));
+    let routes = slack
+        .routes
+        .iter()
+        .map(|route| (route.name.as_str(), &route.webhook_url));
     let sink = |url: &Option<config::Secret>| match (slack.sink, url) {
         (config::Sink::Auto, Some(_)) => Sink::Webhook,
         _ => Sink::Log,
     };
-    let sinks: Vec<_> = [default].into_iter().chain(routes).map(|(name, url)| (name.to_owned(), sink(url))).collect();
+    let sinks: Vec<_> = [default]
+        .into_iter()
+        .chain(routes)
+        .map(|(name, url)| (name.to_owned(), sink(url)))
+        .collect();
     if slack.sink == config::Sink::Auto {
         for (channel, count) in store.read(channel::waiting_for_webhooks)? {
             // A channel that is gone is routed to the others, at last to the default one.
-            let now = sinks.iter().find(|(name, _)| *name == channel).unwrap_or(&sinks[0]).1;
+            let now = sinks
+                .iter()
+                .find(|(name, _)| *name == channel)
+                .unwrap_or(&sinks[0])
+                .1;
             if now == Sink::Log && count > 0 {
                 return Err(StartError::WebhookGone { channel, count });
             }
@@ -313,10 +371,14 @@ fn remember_sinks(store: &Store, config: &Config) -> Result<(), StartError> {
 
 /// Whether a webhook's URL is in clear and leads beyond this machine.
 fn is_readable_on_the_way(url: &config::Secret) -> bool {
-    let Some(rest) = url.expose().strip_prefix("http://") else { return false };
+    let Some(rest) = url.expose().strip_prefix("http://") else {
+        return false;
+    };
     let host = rest.split(['/', '?', '#']).next().unwrap_or(rest);
     let host = host.rsplit('@').next().unwrap_or(host);
-    let local = ["localhost", "127.", "[::1]"].iter().any(|name| host.starts_with(name));
+    let local = ["localhost", "127.", "[::1]"]
+        .iter()
+        .any(|name| host.starts_with(name));
     !local
 }
 
@@ -338,7 +400,10 @@ fn check_kafka(config: &Config) -> Result<(), Problems> {
 /// The channel "default", then those of the routes.
 fn channels(config: &Config) -> Result<Vec<Channel>, Unusable> {
     let slack = &config.slack;
-    let channel = |name: &str, url: &Option<config::Secret>, messages_per_second| -> Result<Channel, Unusable> {
+    let channel = |name: &str,
+                   url: &Option<config::Secret>,
+                   messages_per_second|
+     -> Result<Channel, Unusable> {
         let url = url.as_ref().filter(|_| slack.sink == config::Sink::Auto);
         let voice = match url {
             Some(url) => Voice::Slack(Box::new(Slack::new(url.clone(), slack)?)),
@@ -362,14 +427,25 @@ fn channels(config: &Config) -> Result<Vec<Channel>, Unusable> {
             probe_interval: slack.probe_interval,
         })
     };
-    let default = channel(config::DEFAULT_CHANNEL, &slack.webhook_url, slack.messages_per_second);
-    let routes = slack.routes.iter().map(|route| channel(&route.name, &route.webhook_url, route.messages_per_second));
+    let default = channel(
+        config::DEFAULT_CHANNEL,
+        &slack.webhook_url,
+        slack.messages_per_second,
+    );
+    let routes = slack
+        .routes
+        .iter()
+        .map(|route| channel(&route.name, &route.webhook_url, route.messages_per_second));
     [default].into_iter().chain(routes).collect()
 }
 
 /// What the health page calls a channel.
 fn part_name(channel: &str) -> String {
-    if channel == config::DEFAULT_CHANNEL { "slack".to_owned() } else { format!("slack:{channel}") }
+    if channel == config::DEFAULT_CHANNEL {
+        "slack".to_owned()
+    } else {
+        format!("slack:{channel}")
+    }
 }
 
 fn spawn_consumer(
@@ -380,7 +456,8 @@ fn spawn_consumer(
     metrics: Metrics,
     exits: &Sender<&'static str>,
 ) -> io::Result<Worker> {
-    let consumer = Consumer::new(config.kafka.clone(), store.clone(), notifier, part)?.with_metrics(metrics);
+    let consumer =
+        Consumer::new(config.kafka.clone(), store.clone(), notifier, part)?.with_metrics(metrics);
     Worker::spawn("consumer", exits, |stop| consumer.run(&stop))
 }
 
@@ -391,10 +468,19 @@ mod tests {
     #[test]
     fn a_webhook_in_clear_beyond_this_machine_is_readable_on_the_way() {
         let readable = |url: &str| is_readable_on_the_way(&config::Secret::new(url));
-        for url in ["http://hooks.example/x", "http://10.0.0.1:80/x", "http://u:p@hooks.example"] {
+        for url in [
+            "http://hooks.example/x",
+            "http://10.0.0.1:80/x",
+            "http://u:p@hooks.example",
+        ] {
             assert!(readable(url), "{url}");
         }
-        for url in ["https://hooks.example/x", "http://127.0.0.1:1/x", "http://localhost/x", "http://[::1]:1/x"] {
+        for url in [
+            "https://hooks.example/x",
+            "http://127.0.0.1:1/x",
+            "http://localhost/x",
+            "http://[::1]:1/x",
+        ] {
             assert!(!readable(url), "{url}");
         }
     }

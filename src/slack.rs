@@ -1,6 +1,8 @@
-//! Slack's incoming webhook: one POST, and what came of it (<https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks/>).
+//! Slack's incoming webhook: one POST, and what came of it
+//! (<https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks/>).
 //!
-//! Never decides when to try again; [`isolation`] decides what a rejection means. The webhook's URL and the proxy's are secrets: no error shows them.
+//! Never decides when to try again; [`isolation`] decides what a rejection means. The webhook's URL
+//! and the proxy's are secrets: no error shows them.
 
 use std::io::{self, Read as _};
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -31,11 +33,13 @@ pub struct Slack {
 /// What came of a POST.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// 2xx, and it can be Slack's: the channel accepted it. With what is odd about the answer, if something is.
+    /// 2xx, and it can be Slack's: the channel accepted it. With what is odd about the answer, if
+    /// something is.
     Taken(Option<String>),
     /// 429: nothing may be posted for so long, if it says.
     Limited(Option<Duration>),
-    /// Not accepted, and the next try may do better, after this time if it says: 5xx, no connection.
+    /// Not accepted, and the next try may do better, after this time if it says: 5xx, no
+    /// connection.
     Failed(String, Option<Duration>),
     /// Sent, and no answer came: it may be told or not.
     Unknown(String),
@@ -78,9 +82,12 @@ impl Slack {
         }
         let roots = match &settings.ca_file {
             None => RootCerts::WebPki,
-            Some(path) => RootCerts::new_with_certs(
-                &certificates(path).map_err(|reason| Unusable::Certificates { path: path.clone(), reason })?,
-            ),
+            Some(path) => RootCerts::new_with_certs(&certificates(path).map_err(|reason| {
+                Unusable::Certificates {
+                    path: path.clone(),
+                    reason,
+                }
+            })?),
         };
         let proxy = match &settings.proxy {
             None => None,
@@ -88,14 +95,15 @@ impl Slack {
         };
         let agent = ureq::Agent::config_builder()
             .timeout_global(Some(settings.timeout))
-            // Each well within the whole, so that it is known what took so long: before the request is sent, nothing can have
-            // been told.
+            // Each well within the whole, so that it is known what took so long: before the request
+            // is sent, nothing can have been told.
             .timeout_resolve(Some(settings.timeout / 4))
             .timeout_connect(Some(settings.timeout / 3))
             // Every answer is told apart here; by default a 429 would come without its headers.
             .http_status_as_error(false)
-            // A connection that was idle may have been closed by the other side without our knowing: a message on it would
-            // have an unknown outcome. At a message a second a new one costs little.
+            // A connection that was idle may have been closed by the other side without our
+            // knowing: a message on it would have an unknown outcome. At a message a second a new
+            // one costs little.
             .max_idle_connections(0)
             // A webhook does not move: what redirects is not Slack.
             .max_redirects(0)
@@ -107,21 +115,43 @@ impl Slack {
             .build();
         let names = Names::start().map_err(Unusable::Thread)?;
         let agent = ureq::Agent::with_parts(agent, DefaultConnector::default(), names);
-        Ok(Self { agent, url, proxy: settings.proxy.clone() })
+        Ok(Self {
+            agent,
+            url,
+            proxy: settings.proxy.clone(),
+        })
     }
 
     /// Posts one message.
     pub fn post(&self, message: &Value) -> Answer {
-        let request = self.agent.post(self.url.expose()).content_type("application/json; charset=utf-8");
+        let request = self
+            .agent
+            .post(self.url.expose())
+            .content_type("application/json; charset=utf-8");
         let mut answer = match request.send(message.to_string()) {
             Ok(answer) => answer,
             Err(error) => return self.no_answer(&error),
         };
         let mut body = Vec::new();
-        let _ = answer.body_mut().as_reader().take(ANSWER_MAX).read_to_end(&mut body);
-        let header = |name| answer.headers().get(name).map(ureq::http::HeaderValue::as_bytes);
+        let _ = answer
+            .body_mut()
+            .as_reader()
+            .take(ANSWER_MAX)
+            .read_to_end(&mut body);
+        let header = |name| {
+            answer
+                .headers()
+                .get(name)
+                .map(ureq::http::HeaderValue::as_bytes)
+        };
         let (retry_after, content_type) = (header("retry-after"), header("content-type"));
-        read(answer.status().as_u16(), retry_after, content_type, &body, Timestamp::now())
+        read(
+            answer.status().as_u16(),
+            retry_after,
+            content_type,
+            &body,
+            Timestamp::now(),
+        )
     }
 
     /// Before anything was sent nothing can have been told; afterwards nobody knows.
@@ -136,10 +166,15 @@ impl Slack {
             _ => false,
         };
         let text = self.hide(&error.to_string());
-        if unsent { Answer::Failed(text, None) } else { Answer::Unknown(text) }
+        if unsent {
+            Answer::Failed(text, None)
+        } else {
+            Answer::Unknown(text)
+        }
     }
 
-    /// Without the webhook, of which the path alone is as secret as the whole, and without the proxy.
+    /// Without the webhook, of which the path alone is as secret as the whole, and without the
+    /// proxy.
     fn hide(&self, text: &str) -> String {
         let url = self.url.expose();
         let mut text = text.replace(url, "(the webhook)");
@@ -153,8 +188,9 @@ impl Slack {
     }
 }
 
-/// Resolves names on a thread that is there from the start. ureq would start one for each connection, and panic where there is
-/// no room for it. It ends with its owner, or when the system's resolver lets it: nobody can break that off, or waits for it.
+/// Resolves names on a thread that is there from the start. ureq would start one for each
+/// connection, and panic where there is no room for it. It ends with its owner, or when the
+/// system's resolver lets it: nobody can break that off, or waits for it.
 #[derive(Debug)]
 struct Names(Sender<Question>);
 
@@ -170,29 +206,48 @@ const RESOLVE_MAX: Duration = Duration::from_mins(1);
 impl Names {
     fn start() -> io::Result<Self> {
         let (questions, asked) = bounded::<Question>(0);
-        thread::Builder::new().name("names".to_owned()).spawn(move || {
-            for (name, answer) in asked {
-                let _ = answer.send(name.to_socket_addrs().map(Iterator::collect));
-            }
-        })?;
+        thread::Builder::new()
+            .name("names".to_owned())
+            .spawn(move || {
+                for (name, answer) in asked {
+                    let _ = answer.send(name.to_socket_addrs().map(Iterator::collect));
+                }
+            })?;
         Ok(Self(questions))
     }
 }
 
 impl Resolver for Names {
-    fn resolve(&self, uri: &Uri, _config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        let name = uri.scheme().zip(uri.authority()).and_then(|(s, a)| DefaultResolver::host_and_port(s, a));
+    fn resolve(
+        &self,
+        uri: &Uri,
+        _config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let name = uri
+            .scheme()
+            .zip(uri.authority())
+            .and_then(|(s, a)| DefaultResolver::host_and_port(s, a));
         let name = name.ok_or(ureq::Error::HostNotFound)?;
-        let (late, deadline) =
-            (ureq::Error::Timeout(timeout.reason), Instant::now() + (*timeout.after).min(RESOLVE_MAX));
+        let (late, deadline) = (
+            ureq::Error::Timeout(timeout.reason),
+            Instant::now() + (*timeout.after).min(RESOLVE_MAX),
+        );
         let (answer, answered) = bounded(1);
         if self.0.send_deadline((name, answer), deadline).is_err() {
             return Err(late);
         }
         let found = answered.recv_deadline(deadline).map_err(|_| late)??;
         let mut addresses = self.empty();
-        found.into_iter().take(ADDRESSES_MAX).for_each(|address| addresses.push(address));
-        if addresses.is_empty() { Err(ureq::Error::HostNotFound) } else { Ok(addresses) }
+        found
+            .into_iter()
+            .take(ADDRESSES_MAX)
+            .for_each(|address| addresses.push(address));
+        if addresses.is_empty() {
+            Err(ureq::Error::HostNotFound)
+        } else {
+            Ok(addresses)
+        }
     }
 }
 
@@ -202,8 +257,9 @@ impl fmt::Debug for Slack {
     }
 }
 
-/// Errors that come before a request is sent. Two have no kind of their own: the resolver's, and the one of a certificate
-/// that is not trusted, which rustls hands over as it does a broken record of an answer.
+/// Errors that come before a request is sent. Two have no kind of their own: the resolver's, and
+/// the one of a certificate that is not trusted, which rustls hands over as it does a broken record
+/// of an answer.
 fn is_unsent(error: &io::Error) -> bool {
     use io::ErrorKind as Kind;
     match error.kind() {
@@ -215,18 +271,27 @@ fn is_unsent(error: &io::Error) -> bool {
         | Kind::PermissionDenied => true,
         _ => {
             let text = error.to_string();
-            text.starts_with("failed to lookup address") || text.starts_with("invalid peer certificate")
+            text.starts_with("failed to lookup address")
+                || text.starts_with("invalid peer certificate")
         }
     }
 }
 
-/// What an answer means: its status, the header that says when to come again, the beginning of its body.
-fn read(status: u16, retry_after: Option<&[u8]>, content_type: Option<&[u8]>, body: &[u8], now: Timestamp) -> Answer {
+/// What an answer means: its status, the header that says when to come again, the beginning of its
+/// body.
+fn read(
+    status: u16,
+    retry_after: Option<&[u8]>,
+    content_type: Option<&[u8]>,
+    body: &[u8],
+    now: Timestamp,
+) -> Answer {
     let body = String::from_utf8_lossy(body);
     let retry_after = retry_after.and_then(|bytes| std::str::from_utf8(bytes).ok());
     let retry_after = retry_after.and_then(|text| parse_retry_after(text, now));
     if (200..300).contains(&status) {
-        let page = content_type.is_some_and(|text| text.to_ascii_lowercase().starts_with(b"text/html"));
+        let page =
+            content_type.is_some_and(|text| text.to_ascii_lowercase().starts_with(b"text/html"));
         return classify_success(status, page, body.trim(), retry_after);
     }
     classify(status, body.trim(), retry_after)
@@ -247,27 +312,44 @@ const CHANNEL_ERRORS: [&str; 11] = [
     "team_disabled",
     "user_not_found",
 ];
-const PAYLOAD_ERRORS: [&str; 5] =
-    ["invalid_blocks", "invalid_payload", "msg_too_long", "no_text", "too_many_attachments"];
+const PAYLOAD_ERRORS: [&str; 5] = [
+    "invalid_blocks",
+    "invalid_payload",
+    "msg_too_long",
+    "no_text",
+    "too_many_attachments",
+];
 const LIMIT_ERRORS: [&str; 2] = ["rate_limited", "ratelimited"];
 
-/// Not every 2xx is Slack's: a proxy may answer with a page, and some services put an error into it.
+/// Not every 2xx is Slack's: a proxy may answer with a page, and some services put an error into
+/// it.
 fn classify_success(status: u16, page: bool, body: &str, retry_after: Option<Duration>) -> Answer {
     if page || body.starts_with('<') {
         return Answer::Failed(format!("the answer {status} is a page, not Slack's"), None);
     }
     let json: Option<Value> = serde_json::from_str(body).ok().filter(Value::is_object);
     let says = |name: &str| json.as_ref().and_then(|json| json[name].as_bool());
-    let error = json.as_ref().map_or(Some(body), |json| json["error"].as_str());
+    let error = json
+        .as_ref()
+        .map_or(Some(body), |json| json["error"].as_str());
     let known = |words: &[&str]| error.is_some_and(|error| words.contains(&error));
     if known(&CHANNEL_ERRORS) {
-        Answer::Closed(format!("Slack answered {status} {}", error.unwrap_or_default()))
+        Answer::Closed(format!(
+            "Slack answered {status} {}",
+            error.unwrap_or_default()
+        ))
     } else if known(&PAYLOAD_ERRORS) {
-        Answer::Rejected(format!("Slack answered {status} {}", error.unwrap_or_default()))
+        Answer::Rejected(format!(
+            "Slack answered {status} {}",
+            error.unwrap_or_default()
+        ))
     } else if known(&LIMIT_ERRORS) {
         Answer::Limited(retry_after)
     } else if says("ok") == Some(false) || says("success") == Some(false) {
-        Answer::Failed(format!("Slack answered {status}, and that it did not accept the message"), retry_after)
+        Answer::Failed(
+            format!("Slack answered {status}, and that it did not accept the message"),
+            retry_after,
+        )
     } else if matches!(status, 202 | 204)
         || body.is_empty()
         || body == "ok"
@@ -276,7 +358,9 @@ fn classify_success(status: u16, page: bool, body: &str, retry_after: Option<Dur
     {
         Answer::Taken(None)
     } else {
-        Answer::Taken(Some(format!("the answer {status} has a body that Slack does not send")))
+        Answer::Taken(Some(format!(
+            "the answer {status} has a body that Slack does not send"
+        )))
     }
 }
 
@@ -285,8 +369,14 @@ fn classify_success(status: u16, page: bool, body: &str, retry_after: Option<Dur
 fn classify(status: u16, word: &str, retry_after: Option<Duration>) -> Answer {
     // Slack says what is wrong in a word; anything else may be a page that repeats the webhook.
     let is_word = (1..=64).contains(&word.len())
-        && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-    let text = if is_word { format!("Slack answered {status} {word}") } else { format!("Slack answered {status}") };
+        && word
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    let text = if is_word {
+        format!("Slack answered {status} {word}")
+    } else {
+        format!("Slack answered {status}")
+    };
     match status {
         429 => Answer::Limited(retry_after),
         400 | 413 | 422 => Answer::Rejected(text),
@@ -314,7 +404,11 @@ fn certificates(path: &PathBuf) -> Result<Vec<Certificate<'static>>, String> {
             Err(error) => return Err(format!("is not PEM: {error}")),
         }
     }
-    if found.is_empty() { Err("has no certificate in PEM".to_owned()) } else { Ok(found) }
+    if found.is_empty() {
+        Err("has no certificate in PEM".to_owned())
+    } else {
+        Ok(found)
+    }
 }
 
 #[cfg(test)]
@@ -340,7 +434,13 @@ mod tests {
     #[test]
     fn only_what_can_be_slacks_counts_as_delivered() {
         let of = |status, content_type: &str, body: &str| {
-            read(status, None, Some(content_type.as_bytes()), body.as_bytes(), Timestamp::from_micros(0))
+            read(
+                status,
+                None,
+                Some(content_type.as_bytes()),
+                body.as_bytes(),
+                Timestamp::from_micros(0),
+            )
         };
         let accepted = [
             (200, "text/plain", "ok"),
@@ -351,26 +451,63 @@ mod tests {
             (200, "application/json", r#"{"success":true,"id":7}"#),
         ];
         for (status, content_type, body) in accepted {
-            assert_eq!(of(status, content_type, body), Answer::Taken(None), "{status} {content_type} {body}");
+            assert_eq!(
+                of(status, content_type, body),
+                Answer::Taken(None),
+                "{status} {content_type} {body}"
+            );
         }
-        for (content_type, body) in [("text/html", "ok"), ("text/plain", "<html>"), ("text/html; charset=utf-8", "")] {
-            assert!(matches!(of(200, content_type, body), Answer::Failed(..)), "{content_type} {body}");
+        for (content_type, body) in [
+            ("text/html", "ok"),
+            ("text/plain", "<html>"),
+            ("text/html; charset=utf-8", ""),
+        ] {
+            assert!(
+                matches!(of(200, content_type, body), Answer::Failed(..)),
+                "{content_type} {body}"
+            );
         }
-        for body in [r#"{"ok":false}"#, r#"{"ok":false,"error":"fatal_error"}"#, r#"{"success":false}"#] {
-            assert!(matches!(of(200, "application/json", body), Answer::Failed(..)), "{body}");
+        for body in [
+            r#"{"ok":false}"#,
+            r#"{"ok":false,"error":"fatal_error"}"#,
+            r#"{"success":false}"#,
+        ] {
+            assert!(
+                matches!(of(200, "application/json", body), Answer::Failed(..)),
+                "{body}"
+            );
         }
-        assert!(matches!(of(200, "text/plain", "no_service"), Answer::Closed(_)));
-        assert!(matches!(of(200, "application/json", r#"{"ok":false,"error":"invalid_blocks"}"#), Answer::Rejected(_)));
+        assert!(matches!(
+            of(200, "text/plain", "no_service"),
+            Answer::Closed(_)
+        ));
+        assert!(matches!(
+            of(
+                200,
+                "application/json",
+                r#"{"ok":false,"error":"invalid_blocks"}"#
+            ),
+            Answer::Rejected(_)
+        ));
         assert_eq!(of(200, "text/plain", "rate_limited"), Answer::Limited(None));
-        assert!(matches!(of(200, "text/plain", "thank you"), Answer::Taken(Some(_))));
-        assert!(matches!(of(200, "application/json", r#"{"id":7}"#), Answer::Taken(Some(_))));
+        assert!(matches!(
+            of(200, "text/plain", "thank you"),
+            Answer::Taken(Some(_))
+        ));
+        assert!(matches!(
+            of(200, "application/json", r#"{"id":7}"#),
+            Answer::Taken(Some(_))
+        ));
     }
 
     #[test]
     fn retry_after_counts_on_503_as_well() {
         let now = Timestamp::from_micros(0);
         let answer = read(503, Some(b"30"), None, b"", now);
-        assert_eq!(answer, Answer::Failed("Slack answered 503".into(), Some(Duration::from_secs(30))));
+        assert_eq!(
+            answer,
+            Answer::Failed("Slack answered 503".into(), Some(Duration::from_secs(30)))
+        );
     }
 
     #[test]
@@ -379,8 +516,15 @@ mod tests {
         let parse = |text| parse_retry_after(text, now);
         assert_eq!(parse("30"), Some(Duration::from_secs(30)));
         assert_eq!(parse(" 0 "), Some(Duration::ZERO));
-        assert_eq!(parse("Sun, 22 Nov 2026 10:01:00 GMT"), Some(Duration::from_mins(1)));
-        assert_eq!(parse("Sun, 22 Nov 2026 09:00:00 GMT"), Some(Duration::ZERO), "a time that has passed");
+        assert_eq!(
+            parse("Sun, 22 Nov 2026 10:01:00 GMT"),
+            Some(Duration::from_mins(1))
+        );
+        assert_eq!(
+            parse("Sun, 22 Nov 2026 09:00:00 GMT"),
+            Some(Duration::ZERO),
+            "a time that has passed"
+        );
         for nonsense in ["", "soon", "-1", "1.5", "99999999999999999999999"] {
             assert_eq!(parse(nonsense), None, "{nonsense}");
         }
@@ -393,7 +537,12 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert_eq!(text("no_service"), "Slack answered 404 no_service");
-        for page in ["Cannot POST /services/T0/B0/token", "<html>", "", &"x".repeat(65)] {
+        for page in [
+            "Cannot POST /services/T0/B0/token",
+            "<html>",
+            "",
+            &"x".repeat(65),
+        ] {
             assert_eq!(text(page), "Slack answered 404");
         }
     }
@@ -415,7 +564,10 @@ mod tests {
             let mut parts = bytes.splitn(3, |byte| *byte == b'\n');
             let mut next = || parts.next().unwrap_or_default();
             let (status, retry_after, body) = (next(), next(), next());
-            let status = std::str::from_utf8(status).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+            let status = std::str::from_utf8(status)
+                .ok()
+                .and_then(|text| text.parse().ok())
+                .unwrap_or(0);
             let retry_after = Some(retry_after).filter(|bytes| !bytes.is_empty());
             let now = Timestamp::from_micros(1_795_341_600_000_000);
             let answer = read(status, retry_after, None, body, now);
@@ -423,8 +575,13 @@ mod tests {
                 Answer::Taken(_) => assert!((200..300).contains(&status)),
                 Answer::Limited(_) => assert!(status == 429 || (200..300).contains(&status)),
                 Answer::Failed(text, _) | Answer::Rejected(text) | Answer::Closed(text) => {
-                    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b" _,'".contains(&b));
-                    assert!(text.contains(&status.to_string()) && text.len() < 120 && plain, "{text}");
+                    let plain = text
+                        .bytes()
+                        .all(|b| b.is_ascii_alphanumeric() || b" _,'".contains(&b));
+                    assert!(
+                        text.contains(&status.to_string()) && text.len() < 120 && plain,
+                        "{text}"
+                    );
                     // A page may repeat the webhook, which has slashes.
                     assert!(!(body.contains(&b'/') && text.contains("s3cr3t")), "{text}");
                 }

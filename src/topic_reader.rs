@@ -1,8 +1,9 @@
-//! Reads a topic once, without a group: from given offsets, or from the beginning, to where it ended when the reading
-//! began. Only what is committed is read (`read_committed`): an open transaction ends a partition before it, or is waited for.
+//! Reads a topic once, without a group: from given offsets, or from the beginning, to where it
+//! ended when the reading began. Only what is committed is read (`read_committed`): an open
+//! transaction ends a partition before it, or is waited for.
 //!
-//! Markers of transactions take offsets and are no records: where a partition is read to tells its position, never the
-//! offset of the last record.
+//! Markers of transactions take offsets and are no records: where a partition is read to tells its
+//! position, never the offset of the last record.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -81,13 +82,15 @@ pub(crate) struct TopicReader {
 pub(crate) enum End {
     /// Before the first transaction that is open.
     Committed,
-    /// Behind everything that the broker has. What is behind an open transaction shows when that has ended, and is waited for.
+    /// Behind everything that the broker has. What is behind an open transaction shows when that
+    /// has ended, and is waited for.
     Whole,
 }
 
 impl TopicReader {
-    /// Finds out where the topic begins and ends. `from` tells for a partition which offset to read first: `None`, or
-    /// an offset that the partition does not have, means the oldest. `None` where there is no such topic.
+    /// Finds out where the topic begins and ends. `from` tells for a partition which offset to read
+    /// first: `None`, or an offset that the partition does not have, means the oldest. `None` where
+    /// there is no such topic.
     pub(crate) async fn open(
         kafka: &Kafka,
         topic: &str,
@@ -107,7 +110,9 @@ impl TopicReader {
             .metrics_push(false)
             .build()
             .await?;
-        let Some(info) = consumer.fetch_metadata(Some(topic)).await?.topics.pop() else { return Ok(None) };
+        let Some(info) = consumer.fetch_metadata(Some(topic)).await?.topics.pop() else {
+            return Ok(None);
+        };
         let mut partitions: Vec<i32> = info.partitions.keys().copied().collect();
         partitions.sort_unstable();
         consumer.assign(topic, partitions.clone()).await?;
@@ -116,13 +121,21 @@ impl TopicReader {
             let (low, committed) = consumer.fetch_watermarks(topic, partition).await?;
             let end = match end {
                 End::Committed => committed,
-                End::Whole => high_watermark(kafka, topic, partition).await?.max(committed),
+                End::Whole => high_watermark(kafka, topic, partition)
+                    .await?
+                    .max(committed),
             };
             if committed < end {
                 held.insert(partition);
             }
-            extents.push(Extent { partition, low, end });
-            let first = from(partition).filter(|offset| (low..=end).contains(offset)).unwrap_or(low);
+            extents.push(Extent {
+                partition,
+                low,
+                end,
+            });
+            let first = from(partition)
+                .filter(|offset| (low..=end).contains(offset))
+                .unwrap_or(low);
             consumer.seek(topic, partition, first).await?;
             if first < end {
                 unread.insert(partition, end);
@@ -143,8 +156,8 @@ impl TopicReader {
         }))
     }
 
-    /// As [`TopicReader::open`], and again until the limit: what a topic that was just made, or has another leader, answers
-    /// at first passes.
+    /// As [`TopicReader::open`], and again until the limit: what a topic that was just made, or has
+    /// another leader, answers at first passes.
     pub(crate) async fn open_within(
         limit: Duration,
         kafka: &Kafka,
@@ -154,7 +167,11 @@ impl TopicReader {
     ) -> Result<Option<Self>, Failure> {
         let started = Instant::now();
         loop {
-            let opened = within(limit.saturating_sub(started.elapsed()), Self::open(kafka, topic, end, &from)).await;
+            let opened = within(
+                limit.saturating_sub(started.elapsed()),
+                Self::open(kafka, topic, end, &from),
+            )
+            .await;
             if opened.is_ok() || is_over(started, limit) {
                 return opened;
             }
@@ -174,7 +191,10 @@ impl TopicReader {
 
     /// A partition that may be waiting for a transaction to end.
     pub(crate) fn held_back(&self) -> Option<i32> {
-        self.unread.keys().find(|partition| self.held.contains(partition)).copied()
+        self.unread
+            .keys()
+            .find(|partition| self.held.contains(partition))
+            .copied()
     }
 
     /// Whether every partition is read to its end.
@@ -182,9 +202,12 @@ impl TopicReader {
         self.unread.is_empty()
     }
 
-    /// The next records, in the order of their offsets within a partition; perhaps none, though there are more: the caller
-    /// decides for how long it goes on. An error takes nothing away.
-    pub(crate) async fn next_batch(&mut self, patience: Duration) -> Result<Vec<TopicRecord>, Failure> {
+    /// The next records, in the order of their offsets within a partition; perhaps none, though
+    /// there are more: the caller decides for how long it goes on. An error takes nothing away.
+    pub(crate) async fn next_batch(
+        &mut self,
+        patience: Duration,
+    ) -> Result<Vec<TopicRecord>, Failure> {
         if self.done() {
             return Ok(Vec::new());
         }
@@ -196,12 +219,28 @@ impl TopicReader {
             }
             Err(failure) => return Err(failure),
         };
-        let inside =
-            |record: &ConsumerRecord| self.unread.get(&record.partition).is_some_and(|end| record.offset < *end);
-        let records = polled.into_iter().filter(inside).map(TopicRecord::from).collect();
-        let partitions: Vec<(i32, i64)> = self.unread.iter().map(|(partition, end)| (*partition, *end)).collect();
+        let inside = |record: &ConsumerRecord| {
+            self.unread
+                .get(&record.partition)
+                .is_some_and(|end| record.offset < *end)
+        };
+        let records = polled
+            .into_iter()
+            .filter(inside)
+            .map(TopicRecord::from)
+            .collect();
+        let partitions: Vec<(i32, i64)> = self
+            .unread
+            .iter()
+            .map(|(partition, end)| (*partition, *end))
+            .collect();
         for (partition, end) in partitions {
-            if self.consumer.position(&self.topic, partition).await.is_some_and(|position| position >= end) {
+            if self
+                .consumer
+                .position(&self.topic, partition)
+                .await
+                .is_some_and(|position| position >= end)
+            {
                 self.unread.remove(&partition);
                 self.consumer.pause(&self.topic, &[partition]).await;
             }
@@ -209,16 +248,22 @@ impl TopicReader {
         Ok(records)
     }
 
-    /// Passes what stops the reading: deleted records, and, after some tries, a batch that cannot be decoded.
+    /// Passes what stops the reading: deleted records, and, after some tries, a batch that cannot
+    /// be decoded.
     async fn pass(&mut self, error: KrafkaError) -> Result<(), Failure> {
         if let KrafkaError::NoOffset { partitions } = error {
             for (_, partition) in partitions {
-                let (low, _) = self.consumer.fetch_watermarks(&self.topic, partition).await?;
+                let (low, _) = self
+                    .consumer
+                    .fetch_watermarks(&self.topic, partition)
+                    .await?;
                 self.consumer.seek(&self.topic, partition, low).await?;
             }
             return Ok(());
         }
-        let Some(batch) = Undecodable::parse(&error, &self.topic) else { return Err(error.into()) };
+        let Some(batch) = Undecodable::parse(&error, &self.topic) else {
+            return Err(error.into());
+        };
         if !self.attempts.add(&batch, Instant::now()) {
             sleep(RETRY).await;
             return Ok(());
@@ -232,7 +277,11 @@ impl TopicReader {
             end - 1,
             batch.reason
         );
-        self.skipped.push(Skipped { partition, first, end });
+        self.skipped.push(Skipped {
+            partition,
+            first,
+            end,
+        });
         Ok(())
     }
 
@@ -241,13 +290,19 @@ impl TopicReader {
         &self.skipped
     }
 
-    /// The next records; none come only at the end. Goes on past what passes, until nothing has come for so long.
-    pub(crate) async fn next_within(&mut self, limit: Duration) -> Result<Vec<TopicRecord>, Failure> {
+    /// The next records; none come only at the end. Goes on past what passes, until nothing has
+    /// come for so long.
+    pub(crate) async fn next_within(
+        &mut self,
+        limit: Duration,
+    ) -> Result<Vec<TopicRecord>, Failure> {
         let started = Instant::now();
         while !self.done() {
             let left = limit.saturating_sub(started.elapsed());
             match self.next_batch(left).await {
-                Ok(records) if records.is_empty() && left.is_zero() => return Err(Failure::Silent(limit)),
+                Ok(records) if records.is_empty() && left.is_zero() => {
+                    return Err(Failure::Silent(limit));
+                }
                 Ok(records) if records.is_empty() => {}
                 Err(failure) if left <= RETRY => return Err(failure),
                 Err(_) => sleep(RETRY).await,
@@ -257,7 +312,8 @@ impl TopicReader {
         Ok(Vec::new())
     }
 
-    /// Asks once more for the oldest offsets: what the broker deleted meanwhile need not have been read.
+    /// Asks once more for the oldest offsets: what the broker deleted meanwhile need not have been
+    /// read.
     pub(crate) async fn refresh_low(&mut self, limit: Duration) -> Result<(), Failure> {
         let started = Instant::now();
         loop {
@@ -271,7 +327,11 @@ impl TopicReader {
 
     async fn ask_for_low(&mut self) -> Result<(), KrafkaError> {
         for extent in &mut self.extents {
-            extent.low = self.consumer.fetch_watermarks(&self.topic, extent.partition).await?.0;
+            extent.low = self
+                .consumer
+                .fetch_watermarks(&self.topic, extent.partition)
+                .await?
+                .0;
         }
         Ok(())
     }
@@ -280,8 +340,13 @@ impl TopicReader {
 async fn high_watermark(kafka: &Kafka, topic: &str, partition: i32) -> Result<i64, KrafkaError> {
     let asked = TopicPartition::new(topic, partition);
     let options = ListOffsetsOptions::default();
-    let mut told = kafka.admin().list_offsets([(asked.clone(), OffsetSpec::Latest)], options).await?;
-    let unknown = || KrafkaError::UnknownTopic { topic: topic.to_owned() };
+    let mut told = kafka
+        .admin()
+        .list_offsets([(asked.clone(), OffsetSpec::Latest)], options)
+        .await?;
+    let unknown = || KrafkaError::UnknownTopic {
+        topic: topic.to_owned(),
+    };
     Ok(told.remove(&asked).ok_or_else(unknown)??.offset)
 }
 
@@ -313,7 +378,9 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(10);
 
     fn record(partition: i32, value: i64) -> Record {
-        Record::new(TOPIC, value.to_string()).partition(partition).header(ID_HEADER, format!("n-{value}"))
+        Record::new(TOPIC, value.to_string())
+            .partition(partition)
+            .header(ID_HEADER, format!("n-{value}"))
     }
 
     async fn put(kafka: &Kafka, partition: i32, values: impl IntoIterator<Item = i64>) {
@@ -331,15 +398,26 @@ mod tests {
             found.extend(reader.next_batch(PATIENCE).await.unwrap());
         }
         found.sort_by_key(|record| (record.partition, record.offset));
-        let value = |record: &TopicRecord| String::from_utf8(record.value.clone().unwrap()).unwrap().parse().unwrap();
+        let value = |record: &TopicRecord| {
+            String::from_utf8(record.value.clone().unwrap())
+                .unwrap()
+                .parse()
+                .unwrap()
+        };
         for record in &found {
             assert_eq!(record.event_id, Some(format!("n-{}", value(record))));
         }
-        found.iter().map(|record| (record.partition, record.offset, value(record))).collect()
+        found
+            .iter()
+            .map(|record| (record.partition, record.offset, value(record)))
+            .collect()
     }
 
     async fn open(kafka: &Kafka, from: impl Fn(i32) -> Option<i64>) -> TopicReader {
-        TopicReader::open(kafka, TOPIC, End::Committed, from).await.unwrap().unwrap()
+        TopicReader::open(kafka, TOPIC, End::Committed, from)
+            .await
+            .unwrap()
+            .unwrap()
     }
 
     #[tokio::test]
@@ -355,13 +433,25 @@ mod tests {
         put(&kafka, 1, 100..200).await;
         put(&kafka, 3, 100..200).await;
         let found = read(&mut reader).await;
-        assert_eq!(reader.extents().iter().map(|extent| extent.end).collect::<Vec<_>>(), [2500, 5, 5, 0]);
+        assert_eq!(
+            reader
+                .extents()
+                .iter()
+                .map(|extent| extent.end)
+                .collect::<Vec<_>>(),
+            [2500, 5, 5, 0]
+        );
         assert_eq!(reader.topic_id(), broker.topic_id(TOPIC).unwrap());
-        let expected = (0..2500).map(|n| (0, n, n)).chain([(1, 3, 3), (1, 4, 4)]).chain((0..5).map(|n| (2, n, n)));
+        let expected = (0..2500)
+            .map(|n| (0, n, n))
+            .chain([(1, 3, 3), (1, 4, 4)])
+            .chain((0..5).map(|n| (2, n, n)));
         assert_eq!(found, expected.collect::<Vec<_>>());
         assert_eq!(reader.next_batch(PATIENCE).await.unwrap(), []);
-        let mut nothing =
-            open(&kafka, |partition| Some([2500, 105, 5, 100][usize::try_from(partition).unwrap()])).await;
+        let mut nothing = open(&kafka, |partition| {
+            Some([2500, 105, 5, 100][usize::try_from(partition).unwrap()])
+        })
+        .await;
         assert!(nothing.done() && read(&mut nothing).await.is_empty());
     }
 
@@ -370,18 +460,45 @@ mod tests {
         let broker = FakeBroker::start().await.unwrap();
         broker.create_topic(TOPIC, 1);
         let kafka = broker.kafka().connect().await.unwrap();
-        let producer = kafka.producer().metrics_push(false).build_transactional("tx").await.unwrap();
+        let producer = kafka
+            .producer()
+            .metrics_push(false)
+            .build_transactional("tx")
+            .await
+            .unwrap();
         for turn in 0..4 {
             producer.begin().unwrap();
             for value in 0..3 {
                 let _ = producer.send(record(0, 10 * turn + value)).await.unwrap();
             }
-            if turn % 2 == 0 { producer.commit().await.unwrap() } else { producer.abort().await.unwrap() }
+            if turn % 2 == 0 {
+                producer.commit().await.unwrap();
+            } else {
+                producer.abort().await.unwrap();
+            }
         }
         let mut reader = open(&kafka, |_| None).await;
         let found = read(&mut reader).await;
-        assert_eq!(found, [(0, 0, 0), (0, 1, 1), (0, 2, 2), (0, 8, 20), (0, 9, 21), (0, 10, 22)]);
-        assert_eq!(reader.extents(), [Extent { partition: 0, low: 0, end: 16 }], "the last is a marker");
+        assert_eq!(
+            found,
+            [
+                (0, 0, 0),
+                (0, 1, 1),
+                (0, 2, 2),
+                (0, 8, 20),
+                (0, 9, 21),
+                (0, 10, 22)
+            ]
+        );
+        assert_eq!(
+            reader.extents(),
+            [Extent {
+                partition: 0,
+                low: 0,
+                end: 16
+            }],
+            "the last is a marker"
+        );
         producer.begin().unwrap();
         let _ = producer.send(record(0, 99)).await.unwrap();
         put(&kafka, 0, [100]).await;
@@ -394,7 +511,12 @@ mod tests {
     async fn a_topic_that_is_not_there_is_no_error_and_is_not_made() {
         let broker = FakeBroker::start().await.unwrap();
         let kafka = broker.kafka().connect().await.unwrap();
-        assert!(TopicReader::open(&kafka, TOPIC, End::Committed, |_| None).await.unwrap().is_none());
+        assert!(
+            TopicReader::open(&kafka, TOPIC, End::Committed, |_| None)
+                .await
+                .unwrap()
+                .is_none()
+        );
         assert_eq!(broker.topic_id(TOPIC), None);
     }
 }

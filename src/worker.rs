@@ -1,7 +1,9 @@
-//! A thread as a value: spawned with a name, asked to stop, waited for with a bound. No domain in here.
+//! A thread as a value: spawned with a name, asked to stop, waited for with a bound. No domain in
+//! here.
 //!
-//! Whoever holds the [`Worker`] owns the thread. A thread that ends without having been asked reports its
-//! name on the channel that all workers share, so that the service never goes on half dead.
+//! Whoever holds the [`Worker`] owns the thread. A thread that ends without having been asked
+//! reports its name on the channel that all workers share, so that the service never goes on half
+//! dead.
 
 use std::io;
 use std::sync::Arc;
@@ -49,7 +51,12 @@ impl Waker {
 
     /// One that wakes all that these wake.
     pub fn all<'a>(wakers: impl IntoIterator<Item = &'a Self>) -> Self {
-        Self(wakers.into_iter().flat_map(|waker| waker.0.iter().cloned()).collect())
+        Self(
+            wakers
+                .into_iter()
+                .flat_map(|waker| waker.0.iter().cloned())
+                .collect(),
+        )
     }
 
     /// Never blocks: a full channel means that a wake is already pending.
@@ -84,21 +91,35 @@ impl Worker {
         let (stop, signal) = Stop::new();
         let (alive, exited) = bounded(0);
         let exits = exits.clone();
-        let handle = thread::Builder::new().name(name.to_owned()).spawn(move || {
-            let _report = Report { name, exits, _alive: alive };
-            body(signal);
-        })?;
-        Ok(Self { name, stop: Some(stop), interrupt: None, exited, handle })
+        let handle = thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                let _report = Report {
+                    name,
+                    exits,
+                    _alive: alive,
+                };
+                body(signal);
+            })?;
+        Ok(Self {
+            name,
+            stop: Some(stop),
+            interrupt: None,
+            exited,
+            handle,
+        })
     }
 
-    /// Calls `interrupt` when the stop is asked for, for a thread that waits on something else than a channel.
+    /// Calls `interrupt` when the stop is asked for, for a thread that waits on something else than
+    /// a channel.
     #[must_use]
     pub fn interrupted_by(mut self, interrupt: impl FnOnce() + Send + 'static) -> Self {
         self.interrupt = Some(Box::new(interrupt));
         self
     }
 
-    /// Asks the thread to stop, without waiting: several can be asked before the first is waited for.
+    /// Asks the thread to stop, without waiting: several can be asked before the first is waited
+    /// for.
     pub fn request_stop(&mut self) {
         drop(self.stop.take());
         if let Some(interrupt) = self.interrupt.take() {
@@ -106,7 +127,8 @@ impl Worker {
         }
     }
 
-    /// Asks the thread to stop and waits for its end until `deadline`. A thread that is late is left behind.
+    /// Asks the thread to stop and waits for its end until `deadline`. A thread that is late is
+    /// left behind.
     pub fn stop(mut self, deadline: Instant) -> Result<(), Overdue> {
         self.request_stop();
         match self.exited.recv_deadline(deadline) {
@@ -120,7 +142,8 @@ impl Worker {
     }
 }
 
-/// Whether the machine has room for so many more threads at once. Libraries that start some of their own panic where it has not.
+/// Whether the machine has room for so many more threads at once. Libraries that start some of
+/// their own panic where it has not.
 pub fn room_for(threads: usize) -> io::Result<()> {
     let (release, held) = bounded::<Never>(0);
     let start = |_| {
@@ -190,7 +213,10 @@ mod tests {
             let _ = held.recv();
         })
         .unwrap();
-        assert_eq!(worker.stop(Instant::now()).unwrap_err().to_string(), "thread deaf did not stop in time");
+        assert_eq!(
+            worker.stop(Instant::now()).unwrap_err().to_string(),
+            "thread deaf did not stop in time"
+        );
         drop(release);
     }
 

@@ -1,5 +1,6 @@
-//! The load generator: keep-alive connections from one thread, each sending its next request when it has its answer
-//! (closed loop); or requests that are due at fixed times, whatever the answers do (open loop).
+//! The load generator: keep-alive connections from one thread, each sending its next request when
+//! it has its answer (closed loop); or requests that are due at fixed times, whatever the answers
+//! do (open loop).
 
 use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
@@ -57,15 +58,19 @@ pub fn payment(out: &mut Vec<u8>, user: u64, first: u64, count: u64) {
     let mut body = format!("{{\"user_id\":{user},\"reservations\":[");
     for id in first..first + count {
         let comma = if id == first { "" } else { "," };
-        let _ = write!(body, "{comma}{{\"reservation_id\":{id},\"seat_price\":150000}}");
+        let _ = write!(
+            body,
+            "{comma}{{\"reservation_id\":{id},\"seat_price\":150000}}"
+        );
     }
     body += "]}";
-    let head = "POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: ";
+    let head = "POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: \
+        application/json\r\nContent-Length: ";
     out.extend_from_slice(format!("{head}{}\r\n\r\n{body}", body.len()).as_bytes());
 }
 
-/// Closed loop: as much as `connections` can, for `warm_up` unmeasured and `span` measured. `request` writes the
-/// request with the given number.
+/// Closed loop: as much as `connections` can, for `warm_up` unmeasured and `span` measured.
+/// `request` writes the request with the given number.
 pub fn closed(
     address: SocketAddr,
     connections: usize,
@@ -73,7 +78,10 @@ pub fn closed(
     hoped: u16,
     request: impl Fn(&mut Vec<u8>, u64) + 'static,
 ) -> Outcome {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let local = tokio::task::LocalSet::new();
     let outcome = Rc::new(RefCell::new(Outcome::default()));
     let (next, request) = (Rc::new(Cell::new(0_u64)), Rc::new(request));
@@ -82,7 +90,8 @@ pub fn closed(
         let end = start + span;
         let clients: Vec<_> = (0..connections)
             .map(|_| {
-                let (outcome, next, request) = (Rc::clone(&outcome), Rc::clone(&next), Rc::clone(&request));
+                let (outcome, next, request) =
+                    (Rc::clone(&outcome), Rc::clone(&next), Rc::clone(&request));
                 tokio::task::spawn_local(async move {
                     let mut connection = Connection::open(address).await;
                     let mut bytes = Vec::new();
@@ -111,7 +120,8 @@ pub fn closed(
     outcome
 }
 
-/// Open loop: `rate` requests a second over `connections`, each latency counted from when the request was due.
+/// Open loop: `rate` requests a second over `connections`, each latency counted from when the
+/// request was due.
 pub fn open(
     address: SocketAddr,
     connections: usize,
@@ -160,8 +170,8 @@ pub enum Since {
     Sent,
 }
 
-/// Open loop from one thread: `rate` requests a second over many connections. Cheaper than [`open`], but the timer has
-/// steps of a millisecond.
+/// Open loop from one thread: `rate` requests a second over many connections. Cheaper than
+/// [`open`], but the timer has steps of a millisecond.
 pub fn paced(
     address: SocketAddr,
     connections: u64,
@@ -169,7 +179,10 @@ pub fn paced(
     (span, since): (Duration, Since),
     request: impl Fn(&mut Vec<u8>, u64) + 'static,
 ) -> Outcome {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let local = tokio::task::LocalSet::new();
     let outcome = Rc::new(RefCell::new(Outcome::default()));
     let request = Rc::new(request);
@@ -214,7 +227,8 @@ fn whole_answer(bytes: &[u8]) -> Option<(u16, usize)> {
     let status = text[9..12].parse().expect("a status is a number");
     let length = text.lines().find_map(|line| {
         let (name, value) = line.split_once(": ")?;
-        name.eq_ignore_ascii_case("content-length").then(|| value.parse::<usize>().ok())?
+        name.eq_ignore_ascii_case("content-length")
+            .then(|| value.parse::<usize>().ok())?
     });
     let end = head + length.expect("every answer has a Content-Length");
     (bytes.len() >= end).then_some((status, end))
@@ -227,19 +241,31 @@ struct Connection {
 
 impl Connection {
     async fn open(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).await.expect("the server accepts");
+        let stream = TcpStream::connect(address)
+            .await
+            .expect("the server accepts");
         stream.set_nodelay(true).expect("a socket takes options");
-        Self { stream, buffer: Vec::with_capacity(4096) }
+        Self {
+            stream,
+            buffer: Vec::with_capacity(4096),
+        }
     }
 
     async fn exchange(&mut self, request: &[u8]) -> u16 {
-        self.stream.write_all(request).await.expect("the server reads");
+        self.stream
+            .write_all(request)
+            .await
+            .expect("the server reads");
         loop {
             if let Some((status, end)) = whole_answer(&self.buffer) {
                 self.buffer.drain(..end);
                 return status;
             }
-            let count = self.stream.read_buf(&mut self.buffer).await.expect("the server answers");
+            let count = self
+                .stream
+                .read_buf(&mut self.buffer)
+                .await
+                .expect("the server answers");
             assert!(count > 0, "the server closed the connection");
         }
     }
@@ -254,7 +280,10 @@ impl Blocking {
     fn open(address: SocketAddr) -> Self {
         let stream = std::net::TcpStream::connect(address).expect("the server accepts");
         stream.set_nodelay(true).expect("a socket takes options");
-        Self { stream, buffer: Vec::new() }
+        Self {
+            stream,
+            buffer: Vec::new(),
+        }
     }
 
     fn exchange(&mut self, request: &[u8]) -> u16 {

@@ -1,7 +1,7 @@
 //! What the benchmarks share: runs, the table, the load generator, the baselines, the real binary.
 //!
-//! Every figure stands beside its baseline, measured in the same run of the program, and is the median of at least
-//! three runs with their spread. The machine is noisy; ratios are what to trust.
+//! Every figure stands beside its baseline, measured in the same run of the program, and is the
+//! median of at least three runs with their spread. The machine is noisy; ratios are what to trust.
 
 pub mod baseline;
 pub mod cost;
@@ -32,24 +32,44 @@ impl Plan {
         let args: Vec<String> = std::env::args().collect();
         let quick = args.iter().any(|arg| arg == "--quick");
         let connections = args.iter().skip_while(|arg| *arg != "--connections").nth(1);
-        let connections = connections.map(|number| number.parse().expect("--connections takes a number"));
+        let connections =
+            connections.map(|number| number.parse().expect("--connections takes a number"));
         if quick {
-            Self { quick, runs: 3, span: Duration::from_secs(2), connections }
+            Self {
+                quick,
+                runs: 3,
+                span: Duration::from_secs(2),
+                connections,
+            }
         } else {
-            Self { quick, runs: 5, span: Duration::from_secs(4), connections }
+            Self {
+                quick,
+                runs: 5,
+                span: Duration::from_secs(4),
+                connections,
+            }
         }
     }
 }
 
-/// What is measured of `kafka.delivery`: exactly-once, or what `cargo bench -- --delivery at-least-once` says.
+/// What is measured of `kafka.delivery`: exactly-once, or what `cargo bench -- --delivery
+/// at-least-once` says.
 pub fn delivery() -> &'static str {
     let at_least_once = std::env::args().any(|arg| arg == "at-least-once");
-    if at_least_once { "at-least-once" } else { "exactly-once" }
+    if at_least_once {
+        "at-least-once"
+    } else {
+        "exactly-once"
+    }
 }
 
 /// A goal that transactions, which wait for the broker's coordinator, are not measured by.
 pub fn unless_transactions(goal: Goal) -> Goal {
-    if delivery() == "exactly-once" { Goal::None } else { goal }
+    if delivery() == "exactly-once" {
+        Goal::None
+    } else {
+        goal
+    }
 }
 
 /// The values of one figure, a run each.
@@ -61,17 +81,30 @@ impl Figure {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
         let middle = sorted.len() / 2;
-        if sorted.len().is_multiple_of(2) { f64::midpoint(sorted[middle - 1], sorted[middle]) } else { sorted[middle] }
+        if sorted.len().is_multiple_of(2) {
+            f64::midpoint(sorted[middle - 1], sorted[middle])
+        } else {
+            sorted[middle]
+        }
     }
 
     fn spread(&self) -> (f64, f64) {
         let fold = |pick: fn(f64, f64) -> f64, start| self.0.iter().copied().fold(start, pick);
-        (fold(f64::min, f64::INFINITY), fold(f64::max, f64::NEG_INFINITY))
+        (
+            fold(f64::min, f64::INFINITY),
+            fold(f64::max, f64::NEG_INFINITY),
+        )
     }
 
     /// Run by run, since both were measured side by side.
     fn ratio(&self, baseline: &Figure) -> Figure {
-        Figure(self.0.iter().zip(&baseline.0).map(|(value, base)| value / base).collect())
+        Figure(
+            self.0
+                .iter()
+                .zip(&baseline.0)
+                .map(|(value, base)| value / base)
+                .collect(),
+        )
     }
 }
 
@@ -110,11 +143,26 @@ pub struct Table {
 
 impl Table {
     pub fn new(name: &'static str) -> Self {
-        Self { name, rows: Vec::new() }
+        Self {
+            name,
+            rows: Vec::new(),
+        }
     }
 
-    pub fn row(&mut self, figure: impl Into<String>, unit: &'static str, value: Figure, goal: Goal) {
-        self.rows.push(Row { figure: figure.into(), unit, value, baseline: None, goal });
+    pub fn row(
+        &mut self,
+        figure: impl Into<String>,
+        unit: &'static str,
+        value: Figure,
+        goal: Goal,
+    ) {
+        self.rows.push(Row {
+            figure: figure.into(),
+            unit,
+            value,
+            baseline: None,
+            goal,
+        });
     }
 
     pub fn against(
@@ -126,7 +174,13 @@ impl Table {
         goal: Goal,
     ) {
         let baseline = Some((baseline.0.into(), baseline.1));
-        self.rows.push(Row { figure: figure.into(), unit, value, baseline, goal });
+        self.rows.push(Row {
+            figure: figure.into(),
+            unit,
+            value,
+            baseline,
+            goal,
+        });
     }
 
     /// Prints the table, and writes it as JSON below target/figures.
@@ -151,19 +205,23 @@ impl Table {
             })
             .collect();
         let text = serde_json::to_string_pretty(&rows).expect("numbers are JSON");
-        fs::write(folder.join(format!("{}.json", self.name)), text).expect("the target directory is writable");
+        fs::write(folder.join(format!("{}.json", self.name)), text)
+            .expect("the target directory is writable");
     }
 
     fn markdown(&self) -> String {
-        let mut text = String::from("| figure | median | spread | baseline | its median | ratio | goal | |\n");
+        let mut text =
+            String::from("| figure | median | spread | baseline | its median | ratio | goal | |\n");
         text += "|---|---|---|---|---|---|---|---|\n";
         for row in &self.rows {
             let (low, high) = row.value.spread();
             let spread = format!("{} to {}", number(low), number(high));
             let (name, base, ratio) = match &row.baseline {
-                Some((name, figure)) => {
-                    (name.as_str(), number(figure.median()), format!("{:.2}", row.value.ratio(figure).median()))
-                }
+                Some((name, figure)) => (
+                    name.as_str(),
+                    number(figure.median()),
+                    format!("{:.2}", row.value.ratio(figure).median()),
+                ),
                 None => ("", String::new(), String::new()),
             };
             let verdict = match reached(row) {
@@ -175,7 +233,8 @@ impl Table {
             let (figure, unit, goal) = (&row.figure, row.unit, goal(row.goal));
             let _ = writeln!(
                 text,
-                "| {figure} | {median} {unit} | {spread} | {name} | {base} | {ratio} | {goal} | {verdict} |"
+                "| {figure} | {median} {unit} | {spread} | {name} | {base} | {ratio} | {goal} | \
+                    {verdict} |"
             );
         }
         text
@@ -193,7 +252,11 @@ fn goal(goal: Goal) -> String {
 }
 
 fn reached(row: &Row) -> Option<bool> {
-    let ratio = || row.baseline.as_ref().map(|(_, figure)| row.value.ratio(figure).median());
+    let ratio = || {
+        row.baseline
+            .as_ref()
+            .map(|(_, figure)| row.value.ratio(figure).median())
+    };
     match row.goal {
         Goal::AtLeast(limit) => Some(row.value.median() >= limit),
         Goal::AtMost(limit) => Some(row.value.median() <= limit),
@@ -223,10 +286,14 @@ fn number(value: f64) -> String {
 
 /// Where benchmarks may write: on the same disk as the checkout.
 pub fn target() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target directory has a tmp folder").to_owned()
+    Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .parent()
+        .expect("the target directory has a tmp folder")
+        .to_owned()
 }
 
-/// A folder on that disk, gone with its owner. Not in /tmp, which may be memory: an fsync there costs nothing.
+/// A folder on that disk, gone with its owner. Not in /tmp, which may be memory: an fsync there
+/// costs nothing.
 pub fn folder() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the target directory is writable")
 }

@@ -19,7 +19,8 @@ pub(crate) enum Channels {
         #[arg(value_name = "NAME")]
         name: String,
     },
-    /// Makes a dead letter of the oldest payment that waits for a paused channel, and tries the next one
+    /// Makes a dead letter of the oldest payment that waits for a paused channel, and tries the
+    /// next one
     Skip {
         /// Its name: default, or that of a route
         #[arg(value_name = "NAME")]
@@ -54,10 +55,16 @@ impl Channels {
             Ok(Some(outcome)) => {
                 let mut output = Output::default();
                 output.say(&outcome);
-                output.code(if outcome.starts_with("nothing") { LEFT } else { OK })
+                output.code(if outcome.starts_with("nothing") {
+                    LEFT
+                } else {
+                    OK
+                })
             }
             Ok(None) => {
-                complain("no payrelay that runs on this database has seen the order: it is withdrawn");
+                complain(
+                    "no payrelay that runs on this database has seen the order: it is withdrawn",
+                );
                 TEMPORARY
             }
             Err(error) => {

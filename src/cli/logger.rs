@@ -1,7 +1,8 @@
-//! The log on standard error. No thread waits for it: lines go into a bounded queue, and one thread writes them.
+//! The log on standard error. No thread waits for it: lines go into a bounded queue, and one thread
+//! writes them.
 //!
-//! Whoever reads standard error may stop reading, and a pipe holds 64 KiB. Then the queue fills, further lines are
-//! dropped and counted, and the log says how many once it can be written again.
+//! Whoever reads standard error may stop reading, and a pipe holds 64 KiB. Then the queue fills,
+//! further lines are dropped and counted, and the log says how many once it can be written again.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -55,7 +56,10 @@ impl Queue {
             state.writing = false;
             self.changed.notify_all();
             while state.lines.is_empty() {
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
             }
             let mut text = Vec::with_capacity(state.bytes);
             for line in state.lines.drain(..) {
@@ -68,7 +72,10 @@ impl Queue {
             // Nothing can be done about a standard error that is closed.
             let _ = out.write_all(&text);
             if dropped > 0 {
-                let _ = writeln!(out, "{dropped} lines of the log were dropped: standard error was not read");
+                let _ = writeln!(
+                    out,
+                    "{dropped} lines of the log were dropped: standard error was not read"
+                );
             }
         }
     }
@@ -77,8 +84,14 @@ impl Queue {
         let deadline = Instant::now() + FLUSH_TIME;
         let mut state = self.lock();
         while !state.lines.is_empty() || state.writing {
-            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return };
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                return;
+            };
+            state = self
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
     }
 
@@ -173,7 +186,10 @@ mod tests {
         let queue = Arc::new(Queue::default());
         let opened = Arc::new((Mutex::new(false), Condvar::new()));
         let (written, lines) = channel();
-        let gate = Gate { opened: Arc::clone(&opened), written };
+        let gate = Gate {
+            opened: Arc::clone(&opened),
+            written,
+        };
         thread::spawn({
             let queue = Arc::clone(&queue);
             move || queue.write_to(gate)
@@ -185,14 +201,21 @@ mod tests {
         }
         let started = Instant::now();
         queue.flush();
-        assert!(started.elapsed() < 10 * FLUSH_TIME, "{:?}", started.elapsed());
+        assert!(
+            started.elapsed() < 10 * FLUSH_TIME,
+            "{:?}",
+            started.elapsed()
+        );
         *opened.0.lock().unwrap() = true;
         opened.1.notify_all();
         let mut text = String::new();
         while !text.contains("standard error was not read\n") {
-            text += &String::from_utf8(lines.recv_timeout(Duration::from_secs(10)).unwrap()).unwrap();
+            text +=
+                &String::from_utf8(lines.recv_timeout(Duration::from_secs(10)).unwrap()).unwrap();
         }
-        let dropped = text.matches(" lines of the log were dropped: standard error was not read\n").count();
+        let dropped = text
+            .matches(" lines of the log were dropped: standard error was not read\n")
+            .count();
         assert_eq!(dropped, 1, "{}", &text[text.len().saturating_sub(100)..]);
     }
 }

@@ -13,8 +13,13 @@ use crate::{CONFIG, LEFT, OK, Output, TEMPORARY, USAGE, complain};
 
 #[derive(Args)]
 pub(crate) struct Restore {
-    /// The copy: a backup, or the file of rsync, a snapshot or litestream, with its -wal alongside if it has one
-    #[arg(value_name = "COPY", required_unless_present = "adopt", conflicts_with = "adopt")]
+    /// The copy: a backup, or the file of rsync, a snapshot or litestream, with its -wal alongside
+    /// if it has one
+    #[arg(
+        value_name = "COPY",
+        required_unless_present = "adopt",
+        conflicts_with = "adopt"
+    )]
     copy: Option<PathBuf>,
     /// The database at database.path is itself such a copy: marks it in its place
     #[arg(long)]
@@ -59,12 +64,17 @@ impl Restore {
 }
 
 fn describe(restored: &Restored) -> String {
-    let Restored { node, payments, before } = restored;
+    let Restored {
+        node,
+        payments,
+        before,
+    } = restored;
     let moved = match before {
         Some(folder) => format!("; the files before it are in {}", folder.display()),
         None => String::new(),
     };
     format!(
-        "restored {payments} payments of node {node}{moved}. The next start gives new ids, beyond all that were given"
+        "restored {payments} payments of node {node}{moved}. The next start gives new ids, beyond \
+            all that were given"
     )
 }

@@ -1,7 +1,9 @@
-//! Who may call: whoever has a bearer token (RFC 6750); without any token, who is on this machine and is no web page.
+//! Who may call: whoever has a bearer token (RFC 6750); without any token, who is on this machine
+//! and is no web page.
 //!
-//! A token is 256 random bits, so its plain SHA-256 can be kept: there is nothing to guess, and no need for a slow hash.
-//! What a client sends is hashed and compared with every hash that is configured, in constant time.
+//! A token is 256 random bits, so its plain SHA-256 can be kept: there is nothing to guess, and no
+//! need for a slow hash. What a client sends is hashed and compared with every hash that is
+//! configured, in constant time.
 
 use std::fmt::{self, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -32,20 +34,26 @@ pub enum Access {
 
 impl Access {
     /// As it is configured, and what it is called there.
-    pub const NAMED: [(&str, Self); 3] = [("read-only", Self::ReadOnly), ("full", Self::Full), ("admin", Self::Admin)];
+    pub const NAMED: [(&str, Self); 3] = [
+        ("read-only", Self::ReadOnly),
+        ("full", Self::Full),
+        ("admin", Self::Admin),
+    ];
 
     fn name(self) -> &'static str {
         Self::NAMED[self as usize].0
     }
 }
 
-/// The SHA-256 of a token. A secret all the same: who could replace it would be let in, and it is nobody's business.
+/// The SHA-256 of a token. A secret all the same: who could replace it would be let in, and it is
+/// nobody's business.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct TokenHash([u8; 32]);
 
 impl TokenHash {
     /// What a hash looks like in the configuration.
-    pub const ALLOWED: &str = "\"sha256:\" and 64 hexadecimal digits, as `payrelay token` prints it";
+    pub const ALLOWED: &str =
+        "\"sha256:\" and 64 hexadecimal digits, as `payrelay token` prints it";
 
     /// The hash of a token.
     pub fn of(token: &str) -> Self {
@@ -54,12 +62,16 @@ impl TokenHash {
 
     /// Reads `sha256:<64 hexadecimal digits>`.
     pub fn parse(text: &str) -> Option<Self> {
-        let digits = text.strip_prefix("sha256:").filter(|digits| digits.len() == 64 && digits.is_ascii())?;
+        let digits = text
+            .strip_prefix("sha256:")
+            .filter(|digits| digits.len() == 64 && digits.is_ascii())?;
         let mut hash = [0; 32];
         for (index, byte) in hash.iter_mut().enumerate() {
             let pair = digits.get(2 * index..2 * index + 2)?;
             // `from_str_radix` would take a sign.
-            *byte = u8::from_str_radix(pair, 16).ok().filter(|_| !pair.starts_with('+'))?;
+            *byte = u8::from_str_radix(pair, 16)
+                .ok()
+                .filter(|_| !pair.starts_with('+'))?;
         }
         Some(Self(hash))
     }
@@ -111,8 +123,11 @@ impl Client {
         if self.access >= needed {
             return Ok(());
         }
-        let detail =
-            format!("this needs a token whose access is {}; the request's is {}", needed.name(), self.access.name());
+        let detail = format!(
+            "this needs a token whose access is {}; the request's is {}",
+            needed.name(),
+            self.access.name()
+        );
         Err(Problem::insufficient_access(detail))
     }
 }
@@ -135,7 +150,9 @@ impl Tokens {
         for (index, token) in (0..).zip(&self.0) {
             found.conditional_assign(&index, token.hash.0.ct_eq(&hash.0));
         }
-        self.0.get(usize::try_from(found).ok()?).map(|token| &token.client)
+        self.0
+            .get(usize::try_from(found).ok()?)
+            .map(|token| &token.client)
     }
 
     fn named(&self, name: &str) -> Option<&Token> {
@@ -156,7 +173,11 @@ pub struct Change {
 
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let parts = [("added", &self.added), ("removed", &self.removed), ("changed", &self.changed)];
+        let parts = [
+            ("added", &self.added),
+            ("removed", &self.removed),
+            ("changed", &self.changed),
+        ];
         let told: Vec<_> = parts
             .into_iter()
             .filter(|(_, names)| !names.is_empty())
@@ -170,7 +191,8 @@ impl fmt::Display for Change {
 /// The tokens cannot be put in force.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "http.token: there is none any more, and without tokens everybody is let in: set one, or restart payrelay if that is meant"
+    "http.token: there is none any more, and without tokens everybody is let in: set one, or \
+        restart payrelay if that is meant"
 )]
 pub struct NoToken;
 
@@ -188,7 +210,10 @@ impl Gate {
     /// With the tokens of the configuration.
     pub fn new(settings: &config::Http) -> Self {
         let gate = Self {
-            public_host: settings.public_url.as_deref().map(|url| host_of_url(url).to_owned()),
+            public_host: settings
+                .public_url
+                .as_deref()
+                .map(|url| host_of_url(url).to_owned()),
             nobody: Arc::default(),
             tokens: Mutex::default(),
         };
@@ -196,8 +221,9 @@ impl Gate {
         gate
     }
 
-    /// Puts other tokens in force, from the next request on. A configuration that has lost its tokens, or is not there, opens
-    /// nothing, wherever payrelay listens: a proxy may stand before it.
+    /// Puts other tokens in force, from the next request on. A configuration that has lost its
+    /// tokens, or is not there, opens nothing, wherever payrelay listens: a proxy may stand before
+    /// it.
     pub fn replace(&self, tokens: &[config::Token]) -> Result<Change, NoToken> {
         if tokens.is_empty() && !self.tokens().0.is_empty() {
             return Err(NoToken);
@@ -218,12 +244,24 @@ impl Gate {
                 Some(_) => {}
             }
             // What a client holds is counted on, whatever its token is now.
-            let account = known.map_or_else(Arc::default, |known| Arc::clone(&known.client.account));
-            let client = Client { name: token.name.as_str().into(), access: token.access, account };
-            Token { hash: token.hash, client }
+            let account =
+                known.map_or_else(Arc::default, |known| Arc::clone(&known.client.account));
+            let client = Client {
+                name: token.name.as_str().into(),
+                access: token.access,
+                account,
+            };
+            Token {
+                hash: token.hash,
+                client,
+            }
         });
         let new = Tokens(new.collect());
-        let gone = old.0.iter().map(|token| &*token.client.name).filter(|name| new.named(name).is_none());
+        let gone = old
+            .0
+            .iter()
+            .map(|token| &*token.client.name)
+            .filter(|name| new.named(name).is_none());
         change.removed = gone.map(str::to_owned).collect();
         *self.tokens.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
         change
@@ -235,26 +273,42 @@ impl Gate {
     }
 
     /// Tells who asks; nobody, if there are tokens and the request has none.
-    pub(super) fn identify(&self, head: &Parts, peer: &Arc<Account>) -> Result<Option<Client>, Problem> {
+    pub(super) fn identify(
+        &self,
+        head: &Parts,
+        peer: &Arc<Account>,
+    ) -> Result<Option<Client>, Problem> {
         let tokens = self.tokens();
         if tokens.0.is_empty() {
             refuse_forwarded(&head.headers)?;
             self.refuse_pages(head)?;
             let (name, account) = (Arc::clone(&self.nobody), Arc::clone(peer));
-            return Ok(Some(Client { name, access: Access::Admin, account }));
+            return Ok(Some(Client {
+                name,
+                access: Access::Admin,
+                account,
+            }));
         }
-        let Some(token) = bearer(&head.headers)? else { return Ok(None) };
-        tokens.find(token).cloned().map(Some).ok_or_else(|| Problem::wrong_token("this token is not known"))
+        let Some(token) = bearer(&head.headers)? else {
+            return Ok(None);
+        };
+        tokens
+            .find(token)
+            .cloned()
+            .map(Some)
+            .ok_or_else(|| Problem::wrong_token("this token is not known"))
     }
 
-    /// Without tokens, whatever runs on this machine is let in, and a browser runs on it what any web page says. A page that
-    /// has its own name resolve to this machine (DNS rebinding) shows by the `Host`, and one that just sends a form or a
-    /// script's POST by the `Origin`, which browsers put into every POST (<https://fetch.spec.whatwg.org/#origin-header>).
-    /// With tokens neither matters: a browser has none to add by itself.
+    /// Without tokens, whatever runs on this machine is let in, and a browser runs on it what any
+    /// web page says. A page that has its own name resolve to this machine (DNS rebinding) shows by
+    /// the `Host`, and one that just sends a form or a script's POST by the `Origin`, which
+    /// browsers put into every POST (<https://fetch.spec.whatwg.org/#origin-header>). With tokens
+    /// neither matters: a browser has none to add by itself.
     fn refuse_pages(&self, head: &Parts) -> Result<(), Problem> {
         if !self.is_meant_for_us(head) {
             return Err(Problem::misdirected(
-                "without tokens, the Host must be an IP address, localhost or the host of http.public_url",
+                "without tokens, the Host must be an IP address, localhost or the host of \
+                    http.public_url",
             ));
         }
         if head.method == Method::POST && head.headers.contains_key(ORIGIN) {
@@ -267,23 +321,34 @@ impl Gate {
 
     /// A request without a `Host` is from no browser.
     fn is_meant_for_us(&self, head: &Parts) -> bool {
-        let ours = |authority: &str| is_of_this_machine(host_of(authority), self.public_host.as_deref());
-        let named = head.headers.get_all(HOST).iter().all(|value| value.to_str().is_ok_and(ours));
-        named && head.uri.authority().is_none_or(|authority| ours(authority.as_str()))
+        let ours =
+            |authority: &str| is_of_this_machine(host_of(authority), self.public_host.as_deref());
+        let named = head
+            .headers
+            .get_all(HOST)
+            .iter()
+            .all(|value| value.to_str().is_ok_and(ours));
+        named
+            && head
+                .uri
+                .authority()
+                .is_none_or(|authority| ours(authority.as_str()))
     }
 }
 
-/// What proxies add to the requests that they pass on (RFC 7239, RFC 9110 7.6.3, and the older names).
+/// What proxies add to the requests that they pass on (RFC 7239, RFC 9110 7.6.3, and the older
+/// names).
 const FORWARDED: [&str; 3] = ["forwarded", "via", "x-real-ip"];
 
-/// Without tokens, who reaches this address may do everything. A request that comes through a proxy comes from elsewhere.
+/// Without tokens, who reaches this address may do everything. A request that comes through a proxy
+/// comes from elsewhere.
 fn refuse_forwarded(headers: &HeaderMap) -> Result<(), Problem> {
     let forwarded = |name: &str| FORWARDED.contains(&name) || name.starts_with("x-forwarded-");
     match headers.keys().find(|name| forwarded(name.as_str())) {
         None => Ok(()),
         Some(name) => Err(Problem::forbidden(format!(
-            "the request came through a proxy (it has the header {name}), and no token is configured: \
-             configure tokens ([[http.token]], `payrelay token`)"
+            "the request came through a proxy (it has the header {name}), and no token is \
+                configured: configure tokens ([[http.token]], `payrelay token`)"
         ))),
     }
 }
@@ -302,17 +367,26 @@ pub(super) fn check_host(head: &Parts) -> Result<(), Problem> {
     }
     let valid = host.to_str().is_ok_and(|text| {
         let authority = text.parse::<Authority>();
-        let port = text[host_of(text).len()..].strip_prefix(':').unwrap_or_default();
-        let named = authority.is_ok_and(|authority| !text.contains('@') && !authority.host().is_empty());
+        let port = text[host_of(text).len()..]
+            .strip_prefix(':')
+            .unwrap_or_default();
+        let named =
+            authority.is_ok_and(|authority| !text.contains('@') && !authority.host().is_empty());
         text.is_empty() || (named && (port.is_empty() || port.parse::<u16>().is_ok()))
     });
-    if valid { Ok(()) } else { Err(Problem::invalid_host("the Host is no host and port")) }
+    if valid {
+        Ok(())
+    } else {
+        Err(Problem::invalid_host("the Host is no host and port"))
+    }
 }
 
 /// The token of a request, if it has one.
 fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
-    let Some(value) = values.next() else { return Ok(None) };
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
     let token = value
         .to_str()
         .ok()
@@ -320,12 +394,16 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer"))
         .map(|(_, token)| token.trim_matches(' '))
         .filter(|token| !token.is_empty() && values.next().is_none());
-    token.map(Some).ok_or_else(|| Problem::wrong_token("the Authorization must be one: Bearer and a token"))
+    token
+        .map(Some)
+        .ok_or_else(|| Problem::wrong_token("the Authorization must be one: Bearer and a token"))
 }
 
 /// Without the port; the colons of an IPv6 address stand in brackets.
 fn host_of(authority: &str) -> &str {
-    let port = authority.rfind(':').filter(|colon| !authority[*colon..].contains(']'));
+    let port = authority
+        .rfind(':')
+        .filter(|colon| !authority[*colon..].contains(']'));
     port.map_or(authority, |colon| &authority[..colon])
 }
 
@@ -335,9 +413,13 @@ fn host_of_url(url: &str) -> &str {
     host_of(authority.rsplit('@').next().unwrap_or(authority))
 }
 
-/// An IP address says where a request goes by itself, and the names below `localhost` never leave the machine (RFC 6761).
+/// An IP address says where a request goes by itself, and the names below `localhost` never leave
+/// the machine (RFC 6761).
 fn is_of_this_machine(host: &str, public: Option<&str>) -> bool {
-    if let Some(address) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+    if let Some(address) = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+    {
         return address.parse::<Ipv6Addr>().is_ok();
     }
     if host.parse::<Ipv4Addr>().is_ok() {
@@ -345,7 +427,8 @@ fn is_of_this_machine(host: &str, public: Option<&str>) -> bool {
     }
     let host = host.strip_suffix('.').unwrap_or(host);
     let last = host.rsplit('.').next().unwrap_or(host);
-    last.eq_ignore_ascii_case("localhost") || public.is_some_and(|public| host.eq_ignore_ascii_case(public))
+    last.eq_ignore_ascii_case("localhost")
+        || public.is_some_and(|public| host.eq_ignore_ascii_case(public))
 }
 
 #[cfg(test)]
@@ -355,7 +438,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn settings(tokens: &[(&str, Access, &str)]) -> config::Http {
-        let mut http = config::Config::load("", &std::collections::BTreeMap::new()).unwrap().config.http;
+        let mut http = config::Config::load("", &std::collections::BTreeMap::new())
+            .unwrap()
+            .config
+            .http;
         http.tokens = configured(tokens);
         http
     }
@@ -388,12 +474,23 @@ mod tests {
         let abc = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(TokenHash::of("abc").expose(), abc);
         assert_eq!(TokenHash::parse(abc), Some(TokenHash::of("abc")));
-        assert_eq!(TokenHash::parse(&abc.to_uppercase().replace("SHA", "sha")), Some(TokenHash::of("abc")));
+        assert_eq!(
+            TokenHash::parse(&abc.to_uppercase().replace("SHA", "sha")),
+            Some(TokenHash::of("abc"))
+        );
         assert_eq!(format!("{:?}", TokenHash::of("abc")), "***");
         let long = format!("{abc}0");
         let signed = abc.replace("ba78", "+a78");
-        for bad in ["", "abc", &abc[7..], &abc[..70], &long, &signed, &abc.replace("ba", "zz"), &abc.replace("ba", "é")]
-        {
+        for bad in [
+            "",
+            "abc",
+            &abc[7..],
+            &abc[..70],
+            &long,
+            &signed,
+            &abc.replace("ba", "zz"),
+            &abc.replace("ba", "é"),
+        ] {
             assert_eq!(TokenHash::parse(bad), None, "{bad}");
         }
     }
@@ -402,55 +499,105 @@ mod tests {
     fn a_new_token_is_like_no_other() {
         let (one, other) = (new_token().unwrap(), new_token().unwrap());
         assert!(one.len() == 64 && one != other);
-        assert_eq!(TokenHash::parse(&TokenHash::of(&one).expose()), Some(TokenHash::of(&one)));
+        assert_eq!(
+            TokenHash::parse(&TokenHash::of(&one).expose()),
+            Some(TokenHash::of(&one))
+        );
     }
 
     #[test]
     fn a_token_is_known_by_its_hash() {
-        let gate = Gate::new(&settings(&[("till", Access::Full, "abc"), ("boss", Access::Admin, "xyz")]));
-        assert_eq!(who(&gate, &[("authorization", "Bearer abc")]), Ok(Some("till".into())));
-        assert_eq!(who(&gate, &[("authorization", "bearer  xyz")]), Ok(Some("boss".into())));
-        assert_eq!(who(&gate, &[("host", "evil.example"), ("origin", "https://evil.example")]), Ok(None));
-        let twice = [("authorization", "Bearer abc"), ("authorization", "Bearer abc")];
+        let gate = Gate::new(&settings(&[
+            ("till", Access::Full, "abc"),
+            ("boss", Access::Admin, "xyz"),
+        ]));
+        assert_eq!(
+            who(&gate, &[("authorization", "Bearer abc")]),
+            Ok(Some("till".into()))
+        );
+        assert_eq!(
+            who(&gate, &[("authorization", "bearer  xyz")]),
+            Ok(Some("boss".into()))
+        );
+        assert_eq!(
+            who(
+                &gate,
+                &[("host", "evil.example"), ("origin", "https://evil.example")]
+            ),
+            Ok(None)
+        );
+        let twice = [
+            ("authorization", "Bearer abc"),
+            ("authorization", "Bearer abc"),
+        ];
         assert!(who(&gate, &twice).is_err());
-        for wrong in ["Bearer ABC", "Bearer abc def", "Basic abc", "Bearer", "Bearer ", "abc", "", "Bearer \u{fc}"] {
+        for wrong in [
+            "Bearer ABC",
+            "Bearer abc def",
+            "Basic abc",
+            "Bearer",
+            "Bearer ",
+            "abc",
+            "",
+            "Bearer \u{fc}",
+        ] {
             assert!(who(&gate, &[("authorization", wrong)]).is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn access_is_an_order() {
-        let client = |access| Client { name: "a".into(), access, account: Arc::default() };
+        let client = |access| Client {
+            name: "a".into(),
+            access,
+            account: Arc::default(),
+        };
         for (access, reads, pays, orders) in [
             (Access::ReadOnly, true, false, false),
             (Access::Full, true, true, false),
             (Access::Admin, true, true, true),
         ] {
-            let allowed = [Access::ReadOnly, Access::Full, Access::Admin].map(|n| client(access).require(n).is_ok());
+            let allowed = [Access::ReadOnly, Access::Full, Access::Admin]
+                .map(|n| client(access).require(n).is_ok());
             assert_eq!(allowed, [reads, pays, orders], "{access:?}");
         }
-        assert_eq!(Access::NAMED.map(|(_, access)| access.name()), Access::NAMED.map(|(name, _)| name));
+        assert_eq!(
+            Access::NAMED.map(|(_, access)| access.name()),
+            Access::NAMED.map(|(name, _)| name)
+        );
     }
 
     #[test]
     fn other_tokens_come_into_force_and_keep_what_they_hold() {
-        let gate = Gate::new(&settings(&[("a", Access::Full, "1"), ("b", Access::Full, "2")]));
-        let account = |gate: &Gate, name: &str| Arc::clone(&gate.tokens().named(name).unwrap().client.account);
+        let gate = Gate::new(&settings(&[
+            ("a", Access::Full, "1"),
+            ("b", Access::Full, "2"),
+        ]));
+        let account = |gate: &Gate, name: &str| {
+            Arc::clone(&gate.tokens().named(name).unwrap().client.account)
+        };
         let before = account(&gate, "b");
         let tokens = [("b", Access::Full, "3"), ("c", Access::ReadOnly, "4")];
         let change = gate.replace(&configured(&tokens)).unwrap();
         assert_eq!(change.to_string(), "added c; removed a; changed b");
         assert!(Arc::ptr_eq(&before, &account(&gate, "b")));
         assert!(who(&gate, &[("authorization", "Bearer 1")]).is_err());
-        assert_eq!(who(&gate, &[("authorization", "Bearer 3")]), Ok(Some("b".into())));
-        assert_eq!(gate.replace(&configured(&tokens)).unwrap().to_string(), "none changed");
+        assert_eq!(
+            who(&gate, &[("authorization", "Bearer 3")]),
+            Ok(Some("b".into()))
+        );
+        assert_eq!(
+            gate.replace(&configured(&tokens)).unwrap().to_string(),
+            "none changed"
+        );
     }
 
     #[test]
     fn the_last_token_stays() {
         let gate = Gate::new(&settings(&[]));
         assert_eq!(gate.replace(&[]).unwrap().to_string(), "none changed");
-        gate.replace(&configured(&[("a", Access::Full, "1")])).unwrap();
+        gate.replace(&configured(&[("a", Access::Full, "1")]))
+            .unwrap();
         assert!(gate.replace(&[]).is_err());
         assert_eq!(who(&gate, &[]), Ok(None));
         assert!(who(&gate, &[("authorization", "Bearer 1")]).is_ok());
@@ -461,21 +608,38 @@ mod tests {
         let mut http = settings(&[]);
         http.public_url = Some("https://x@pay.local:8080/path".into());
         let gate = Gate::new(&http);
-        let ours = "127.0.0.1 127.0.0.1:8080 192.0.2.7:1 [::1]:8080 [::1] localhost LocalHost:1 localhost.:1 till.localhost:1 \
-                    pay.local:8080 PAY.LOCAL.";
+        let ours = "127.0.0.1 127.0.0.1:8080 192.0.2.7:1 [::1]:8080 [::1] localhost LocalHost:1 \
+            localhost.:1 till.localhost:1 pay.local:8080 PAY.LOCAL.";
         for host in ours.split(' ') {
-            assert_eq!(who(&gate, &[("host", host)]), Ok(Some(String::new())), "{host}");
+            assert_eq!(
+                who(&gate, &[("host", host)]),
+                Ok(Some(String::new())),
+                "{host}"
+            );
         }
-        let others = "evil.example 127.0.0.1.evil.example localhost.evil.example notlocalhost pay.local.evil.example \
-                      xpay.local [::1].evil.example [evil] [::1 :80 127.0.0.1@evil.example 0x7f000001 \u{fc}";
+        let others = "evil.example 127.0.0.1.evil.example localhost.evil.example notlocalhost \
+            pay.local.evil.example xpay.local [::1].evil.example [evil] [::1 :80 \
+            127.0.0.1@evil.example 0x7f000001 \u{fc}";
         for host in others.split(' ').chain([""]) {
             assert!(who(&gate, &[("host", host)]).is_err(), "{host}");
         }
         assert!(who(&gate, &[("host", "127.0.0.1"), ("host", "evil.example")]).is_err());
-        assert!(who(&gate, &[("host", "127.0.0.1"), ("origin", "http://127.0.0.1")]).is_err());
+        assert!(
+            who(
+                &gate,
+                &[("host", "127.0.0.1"), ("origin", "http://127.0.0.1")]
+            )
+            .is_err()
+        );
         assert_eq!(who(&gate, &[]), Ok(Some(String::new())));
-        let absolute = Request::get("http://evil.example/payments").header("host", "localhost").body(()).unwrap();
-        assert!(gate.identify(&absolute.into_parts().0, &Arc::default()).is_err());
+        let absolute = Request::get("http://evil.example/payments")
+            .header("host", "localhost")
+            .body(())
+            .unwrap();
+        assert!(
+            gate.identify(&absolute.into_parts().0, &Arc::default())
+                .is_err()
+        );
     }
 
     #[test]

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use super::access::Client;
 use super::body::{self, Arriving};
 use super::problem::Problem;
-use super::routes::{App, Body, PAGE, PAGE_MAX, id_in_path, json, no_parameters, number, page_size, pairs};
+use super::routes::{
+    App, Body, PAGE, PAGE_MAX, id_in_path, json, no_parameters, number, page_size, pairs,
+};
 use crate::clock::Timestamp;
 use crate::notifier::Resume;
 use crate::outage::{HealthState, Part, PartState};
@@ -28,42 +30,81 @@ pub struct Channel {
 pub(super) enum Route {
     Channels,
     Topic,
-    Resume { name: String },
-    Skip { name: String },
+    Resume {
+        name: String,
+    },
+    Skip {
+        name: String,
+    },
     ResumeRelay,
-    DeadLetters { all: bool, after: i64, limit: usize },
-    DeadLetter { id: i64 },
-    Act { which: Which, action: Action, dry_run: bool },
+    DeadLetters {
+        all: bool,
+        after: i64,
+        limit: usize,
+    },
+    DeadLetter {
+        id: i64,
+    },
+    Act {
+        which: Which,
+        action: Action,
+        dry_run: bool,
+    },
 }
 
 /// Tells what a method, the rest of a path and a query ask for.
-pub(super) fn route(method: &Method, path: &str, rest: &[&str], query: &str) -> Result<Route, Problem> {
+pub(super) fn route(
+    method: &Method,
+    path: &str,
+    rest: &[&str],
+    query: &str,
+) -> Result<Route, Problem> {
     let found = match *rest {
         ["channels"] => no_parameters(query).map(|()| Route::Channels)?,
         ["topic"] => no_parameters(query).map(|()| Route::Topic)?,
-        ["channels", name, "resume"] => no_parameters(query).map(|()| Route::Resume { name: name.to_owned() })?,
-        ["channels", name, "skip"] => no_parameters(query).map(|()| Route::Skip { name: name.to_owned() })?,
+        ["channels", name, "resume"] => no_parameters(query).map(|()| Route::Resume {
+            name: name.to_owned(),
+        })?,
+        ["channels", name, "skip"] => no_parameters(query).map(|()| Route::Skip {
+            name: name.to_owned(),
+        })?,
         ["relay", "resume"] => no_parameters(query).map(|()| Route::ResumeRelay)?,
         ["dead-letters"] => page(query)?,
         ["dead-letters", "replay"] => act(ALL, Action::Replay, query)?,
         ["dead-letters", "discard"] => act(ALL, Action::Discard, query)?,
-        ["dead-letters", id] => {
-            no_parameters(query).and_then(|()| Ok(Route::DeadLetter { id: id_in_path(path, id)? }))?
+        ["dead-letters", id] => no_parameters(query).and_then(|()| {
+            Ok(Route::DeadLetter {
+                id: id_in_path(path, id)?,
+            })
+        })?,
+        ["dead-letters", id, "replay"] => {
+            act(Which::Id(id_in_path(path, id)?), Action::Replay, query)?
         }
-        ["dead-letters", id, "replay"] => act(Which::Id(id_in_path(path, id)?), Action::Replay, query)?,
-        ["dead-letters", id, "discard"] => act(Which::Id(id_in_path(path, id)?), Action::Discard, query)?,
+        ["dead-letters", id, "discard"] => {
+            act(Which::Id(id_in_path(path, id)?), Action::Discard, query)?
+        }
         _ => return Err(Problem::not_found(format!("there is nothing at {path}"))),
     };
-    let changes = matches!(found, Route::Resume { .. } | Route::Skip { .. } | Route::ResumeRelay | Route::Act { .. });
+    let changes = matches!(
+        found,
+        Route::Resume { .. } | Route::Skip { .. } | Route::ResumeRelay | Route::Act { .. }
+    );
     match *method {
         Method::POST if changes => Ok(found),
         Method::GET | Method::HEAD if !changes => Ok(found),
-        _ => Err(Problem::method_not_allowed(if changes { "POST" } else { "GET, HEAD" })),
+        _ => Err(Problem::method_not_allowed(if changes {
+            "POST"
+        } else {
+            "GET, HEAD"
+        })),
     }
 }
 
 /// The oldest that are open: a page of them is what one order is for.
-const ALL: Which = Which::Open { after: 0, limit: PAGE_MAX };
+const ALL: Which = Which::Open {
+    after: 0,
+    limit: PAGE_MAX,
+};
 
 fn act(mut which: Which, action: Action, query: &str) -> Result<Route, Problem> {
     let mut dry_run = false;
@@ -74,15 +115,23 @@ fn act(mut which: Which, action: Action, query: &str) -> Result<Route, Problem> 
             ("all", Which::Open { .. }) => all = truth(name, value)?,
             ("after", Which::Open { after, .. }) => *after = number("after", value)?,
             _ => {
-                let detail = "there is no such parameter; there is dry_run, and for all letters all=true and after";
+                let detail = "there is no such parameter; there is dry_run, and for all letters \
+                    all=true and after";
                 return Err(Problem::invalid_field(name, detail));
             }
         }
     }
     if matches!(which, Which::Open { .. }) && !all {
-        return Err(Problem::invalid_field("all", "is missing: this is done to all open dead letters with ?all=true"));
+        return Err(Problem::invalid_field(
+            "all",
+            "is missing: this is done to all open dead letters with ?all=true",
+        ));
     }
-    Ok(Route::Act { which, action, dry_run })
+    Ok(Route::Act {
+        which,
+        action,
+        dry_run,
+    })
 }
 
 fn page(query: &str) -> Result<Route, Problem> {
@@ -160,55 +209,96 @@ impl App {
             Route::ResumeRelay => self.resume_relay().await,
             Route::DeadLetters { all, after, limit } => self.dead_letters(all, after, limit).await,
             Route::DeadLetter { id } => {
-                let letter = self.query(move |connection| dead_letter::find(connection, id)).await?;
+                let letter = self
+                    .query(move |connection| dead_letter::find(connection, id))
+                    .await?;
                 let letter = letter.ok_or_else(|| no_letter(id))?;
                 Ok(json(StatusCode::OK, &letter))
             }
-            Route::Act { which, action, dry_run } => self.act(which, action, dry_run).await,
+            Route::Act {
+                which,
+                action,
+                dry_run,
+            } => self.act(which, action, dry_run).await,
         }
     }
 
     fn channels(&self) -> Response<Body> {
         let (snapshot, now) = (self.context.snapshots.latest(), Timestamp::now());
         // The sampler counts the channels in this order.
-        let waiting = |index: usize| snapshot.as_ref().and_then(|snapshot| snapshot.backlog.channels.get(index));
-        let shown = self.context.channels.iter().enumerate().map(|(index, channel)| ShownChannel {
-            name: &channel.name,
-            part: channel.part.get(),
-            waiting: waiting(index).map(|waiting| waiting.count),
-            oldest_waiting_s: waiting(index).map(|waiting| waiting.age(now).as_secs()),
-        });
+        let waiting = |index: usize| {
+            snapshot
+                .as_ref()
+                .and_then(|snapshot| snapshot.backlog.channels.get(index))
+        };
+        let shown = self
+            .context
+            .channels
+            .iter()
+            .enumerate()
+            .map(|(index, channel)| ShownChannel {
+                name: &channel.name,
+                part: channel.part.get(),
+                waiting: waiting(index).map(|waiting| waiting.count),
+                oldest_waiting_s: waiting(index).map(|waiting| waiting.age(now).as_secs()),
+            });
         let channels = shown.collect();
         json(StatusCode::OK, &Channels { channels })
     }
 
     async fn topic(&self) -> Result<Response<Body>, Problem> {
         let name = self.context.topic.clone();
-        let partitions = self.query(move |connection| topic::of_name(connection, &name)).await?;
-        Ok(json(StatusCode::OK, &Topic { topic: &self.context.topic, partitions }))
+        let partitions = self
+            .query(move |connection| topic::of_name(connection, &name))
+            .await?;
+        Ok(json(
+            StatusCode::OK,
+            &Topic {
+                topic: &self.context.topic,
+                partitions,
+            },
+        ))
     }
 
     fn channel(&self, name: &str) -> Result<&Channel, Problem> {
-        let channel = self.context.channels.iter().find(|channel| channel.name == name);
+        let channel = self
+            .context
+            .channels
+            .iter()
+            .find(|channel| channel.name == name);
         channel.ok_or_else(|| Problem::not_found(format!("there is no channel {name:?}")))
     }
 
     /// Records the order, and wakes the notifier, which carries it out.
-    async fn ask(&self, client: &Client, name: &str, action: channel::Action) -> Result<(), Problem> {
+    async fn ask(
+        &self,
+        client: &Client,
+        name: &str,
+        action: channel::Action,
+    ) -> Result<(), Problem> {
         let resume = self.channel(name)?.resume.clone();
         let (name, origin) = (name.to_owned(), origin(client));
-        self.write(move |tx| channel::ask(tx, &name, &action, &origin, Timestamp::now())).await?;
+        self.write(move |tx| channel::ask(tx, &name, &action, &origin, Timestamp::now()))
+            .await?;
         resume.wake();
         Ok(())
     }
 
     async fn resume(&self, client: &Client, name: &str) -> Result<Response<Body>, Problem> {
         self.ask(client, name, channel::Action::Resume).await?;
-        Ok(json(StatusCode::ACCEPTED, &serde_json::json!({ "resumed": name })))
+        Ok(json(
+            StatusCode::ACCEPTED,
+            &serde_json::json!({ "resumed": name }),
+        ))
     }
 
     /// Of a paused channel, the oldest payment becomes a dead letter.
-    async fn skip(&self, client: &Client, name: &str, body: &mut Arriving) -> Result<Response<Body>, Problem> {
+    async fn skip(
+        &self,
+        client: &Client,
+        name: &str,
+        body: &mut Arriving,
+    ) -> Result<Response<Body>, Problem> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Skip {
@@ -216,42 +306,88 @@ impl App {
         }
         let settings = &self.context.settings;
         let mut held = self.limits().hold(&client.account);
-        let bytes = body::read(body, settings.body_bytes_max, settings.body_timeout, &mut held).await?;
+        let bytes = body::read(
+            body,
+            settings.body_bytes_max,
+            settings.body_timeout,
+            &mut held,
+        )
+        .await?;
         let detail = "must be {\"reason\": \"...\"}";
-        let Skip { reason } = serde_json::from_slice(&bytes).map_err(|_| Problem::invalid_field("body", detail))?;
+        let Skip { reason } =
+            serde_json::from_slice(&bytes).map_err(|_| Problem::invalid_field("body", detail))?;
         if reason.trim().is_empty() || reason.len() > REASON_MAX {
-            return Err(Problem::invalid_field("reason", format!("must have 1 to {REASON_MAX} bytes")));
+            return Err(Problem::invalid_field(
+                "reason",
+                format!("must have 1 to {REASON_MAX} bytes"),
+            ));
         }
         if self.channel(name)?.part.get().state != HealthState::Paused {
-            return Err(Problem::conflict("the channel is not paused: nothing is skipped"));
+            return Err(Problem::conflict(
+                "the channel is not paused: nothing is skipped",
+            ));
         }
-        self.ask(client, name, channel::Action::Skip(reason)).await?;
-        Ok(json(StatusCode::ACCEPTED, &serde_json::json!({ "skipping": name })))
+        self.ask(client, name, channel::Action::Skip(reason))
+            .await?;
+        Ok(json(
+            StatusCode::ACCEPTED,
+            &serde_json::json!({ "skipping": name }),
+        ))
     }
 
     async fn resume_relay(&self) -> Result<Response<Body>, Problem> {
-        self.write(|tx: &Transaction<'_>| relay_action::resume(tx, "http", Timestamp::now())).await?;
+        self.write(|tx: &Transaction<'_>| relay_action::resume(tx, "http", Timestamp::now()))
+            .await?;
         log::info!("an operator resumes the relay");
-        Ok(json(StatusCode::ACCEPTED, &serde_json::json!({ "resumed": "relay" })))
+        Ok(json(
+            StatusCode::ACCEPTED,
+            &serde_json::json!({ "resumed": "relay" }),
+        ))
     }
 
-    async fn dead_letters(&self, all: bool, after: i64, limit: usize) -> Result<Response<Body>, Problem> {
+    async fn dead_letters(
+        &self,
+        all: bool,
+        after: i64,
+        limit: usize,
+    ) -> Result<Response<Body>, Problem> {
         // One more than the page tells whether there is a next one.
-        let list = move |connection: &Connection| dead_letter::list(connection, !all, after, limit + 1);
+        let list =
+            move |connection: &Connection| dead_letter::list(connection, !all, after, limit + 1);
         let mut letters = self.query(list).await?;
         let more = letters.len() > limit;
         letters.truncate(limit);
-        let next = letters
-            .last()
-            .filter(|_| more)
-            .map(|last| format!("/admin/dead-letters?all={all}&after={}&limit={limit}", last.id));
-        Ok(json(StatusCode::OK, &DeadLetters { dead_letters: &letters, next }))
+        let next = letters.last().filter(|_| more).map(|last| {
+            format!(
+                "/admin/dead-letters?all={all}&after={}&limit={limit}",
+                last.id
+            )
+        });
+        Ok(json(
+            StatusCode::OK,
+            &DeadLetters {
+                dead_letters: &letters,
+                next,
+            },
+        ))
     }
 
-    async fn act(&self, which: Which, action: Action, dry_run: bool) -> Result<Response<Body>, Problem> {
+    async fn act(
+        &self,
+        which: Which,
+        action: Action,
+        dry_run: bool,
+    ) -> Result<Response<Body>, Problem> {
         let (node, now) = (self.context.store.node().clone(), Timestamp::now());
         let work = move |tx: &Transaction<'_>| {
-            let order = Order { action, which, dry_run, node: &node, origin: "http", now };
+            let order = Order {
+                action,
+                which,
+                dry_run,
+                node: &node,
+                origin: "http",
+                now,
+            };
             dead_letter::act(tx, order)
         };
         let outcomes = self.write(work).await?;
@@ -260,19 +396,31 @@ impl App {
         }
         if !dry_run {
             for Outcome { id, outcome, .. } in &outcomes {
-                log::info!("dead letter {id}, {} by the operator: {outcome}", action.as_str());
+                log::info!(
+                    "dead letter {id}, {} by the operator: {outcome}",
+                    action.as_str()
+                );
             }
             // Whoever has to tell it, or to publish it, again.
             self.context.notifiers.wake();
             self.context.relay.wake();
         }
         let next = match (which, outcomes.last()) {
-            (Which::Open { limit, .. }, Some(last)) if outcomes.len() == limit => {
-                Some(format!("/admin/dead-letters/{}?all=true&after={}&dry_run={dry_run}", action.as_str(), last.id))
-            }
+            (Which::Open { limit, .. }, Some(last)) if outcomes.len() == limit => Some(format!(
+                "/admin/dead-letters/{}?all=true&after={}&dry_run={dry_run}",
+                action.as_str(),
+                last.id
+            )),
             _ => None,
         };
-        Ok(json(StatusCode::OK, &Acted { dry_run, outcomes: &outcomes, next }))
+        Ok(json(
+            StatusCode::OK,
+            &Acted {
+                dry_run,
+                outcomes: &outcomes,
+                next,
+            },
+        ))
     }
 }
 
@@ -281,7 +429,11 @@ const REASON_MAX: usize = 500;
 
 /// Who asks, for the record.
 fn origin(client: &Client) -> String {
-    if client.name.is_empty() { "http".to_owned() } else { format!("http, token {}", client.name) }
+    if client.name.is_empty() {
+        "http".to_owned()
+    } else {
+        format!("http, token {}", client.name)
+    }
 }
 
 fn no_letter(id: i64) -> Problem {
@@ -293,7 +445,11 @@ mod tests {
     use super::*;
 
     fn find(method: &Method, path: &str, query: &str) -> Result<Route, Problem> {
-        let rest: Vec<_> = path.strip_prefix("/admin/").unwrap_or(path).split('/').collect();
+        let rest: Vec<_> = path
+            .strip_prefix("/admin/")
+            .unwrap_or(path)
+            .split('/')
+            .collect();
         route(method, path, &rest, query)
     }
 
@@ -302,15 +458,56 @@ mod tests {
         let (get, post) = (&Method::GET, &Method::POST);
         assert_eq!(find(get, "/admin/channels", ""), Ok(Route::Channels));
         assert_eq!(find(get, "/admin/topic", ""), Ok(Route::Topic));
-        assert_eq!(find(post, "/admin/channels/till-3/resume", ""), Ok(Route::Resume { name: "till-3".into() }));
-        assert_eq!(find(post, "/admin/relay/resume", ""), Ok(Route::ResumeRelay));
-        let letters = Ok(Route::DeadLetters { all: true, after: 7, limit: 2 });
-        assert_eq!(find(get, "/admin/dead-letters", "all=true&after=7&limit=2"), letters);
-        assert_eq!(find(get, "/admin/dead-letters/7", ""), Ok(Route::DeadLetter { id: 7 }));
-        let act = |which, action, dry_run| Ok(Route::Act { which, action, dry_run });
-        assert_eq!(find(post, "/admin/dead-letters/7/replay", ""), act(Which::Id(7), Action::Replay, false));
-        let all = act(Which::Open { after: 3, limit: PAGE_MAX }, Action::Discard, true);
-        assert_eq!(find(post, "/admin/dead-letters/discard", "all=true&dry_run=true&after=3"), all);
+        assert_eq!(
+            find(post, "/admin/channels/till-3/resume", ""),
+            Ok(Route::Resume {
+                name: "till-3".into()
+            })
+        );
+        assert_eq!(
+            find(post, "/admin/relay/resume", ""),
+            Ok(Route::ResumeRelay)
+        );
+        let letters = Ok(Route::DeadLetters {
+            all: true,
+            after: 7,
+            limit: 2,
+        });
+        assert_eq!(
+            find(get, "/admin/dead-letters", "all=true&after=7&limit=2"),
+            letters
+        );
+        assert_eq!(
+            find(get, "/admin/dead-letters/7", ""),
+            Ok(Route::DeadLetter { id: 7 })
+        );
+        let act = |which, action, dry_run| {
+            Ok(Route::Act {
+                which,
+                action,
+                dry_run,
+            })
+        };
+        assert_eq!(
+            find(post, "/admin/dead-letters/7/replay", ""),
+            act(Which::Id(7), Action::Replay, false)
+        );
+        let all = act(
+            Which::Open {
+                after: 3,
+                limit: PAGE_MAX,
+            },
+            Action::Discard,
+            true,
+        );
+        assert_eq!(
+            find(
+                post,
+                "/admin/dead-letters/discard",
+                "all=true&dry_run=true&after=3"
+            ),
+            all
+        );
     }
 
     #[test]
@@ -321,11 +518,27 @@ mod tests {
             ("/admin/channels/a/resume", ""),
             ("/admin/relay/resume", ""),
         ] {
-            assert_eq!(find(&Method::GET, path, query), Err(Problem::method_not_allowed("POST")), "{path}");
+            assert_eq!(
+                find(&Method::GET, path, query),
+                Err(Problem::method_not_allowed("POST")),
+                "{path}"
+            );
         }
-        assert_eq!(find(&Method::POST, "/admin/channels", ""), Err(Problem::method_not_allowed("GET, HEAD")));
-        for query in ["", "dry_run=true", "all=false", "all=true&dryrun=true", "all=true&dry_run=yes"] {
-            assert!(find(&Method::POST, "/admin/dead-letters/replay", query).is_err(), "{query}");
+        assert_eq!(
+            find(&Method::POST, "/admin/channels", ""),
+            Err(Problem::method_not_allowed("GET, HEAD"))
+        );
+        for query in [
+            "",
+            "dry_run=true",
+            "all=false",
+            "all=true&dryrun=true",
+            "all=true&dry_run=yes",
+        ] {
+            assert!(
+                find(&Method::POST, "/admin/dead-letters/replay", query).is_err(),
+                "{query}"
+            );
         }
         assert!(find(&Method::POST, "/admin/dead-letters/7/replay", "all=true").is_err());
         assert!(find(&Method::POST, "/admin/dead-letters/7/replay", "after=3").is_err());

@@ -9,11 +9,12 @@ use tokio::time::{Instant, timeout_at};
 use super::limits::Held;
 use super::problem::Problem;
 
-/// A body that nobody wants is read on for so many times the limit, and thrown away, so that a client that writes
-/// before it reads gets to see the refusal instead of a broken connection.
+/// A body that nobody wants is read on for so many times the limit, and thrown away, so that a
+/// client that writes before it reads gets to see the refusal instead of a broken connection.
 const DISCARD_TIMES: usize = 16;
 
-/// The body of a request, and whether anybody has begun to read it: a client that expects 100 Continue sends it only then.
+/// The body of a request, and whether anybody has begun to read it: a client that expects 100
+/// Continue sends it only then.
 pub(super) struct Arriving {
     body: Incoming,
     begun: bool,
@@ -35,7 +36,8 @@ impl Arriving {
     }
 }
 
-/// Reads a body to its end. One that is there at once, as small ones are, waits for nothing and takes no room.
+/// Reads a body to its end. One that is there at once, as small ones are, waits for nothing and
+/// takes no room.
 pub(super) async fn read(
     body: &mut Arriving,
     limit: usize,
@@ -66,7 +68,8 @@ pub(super) async fn is_empty(body: &mut Arriving, patience: Duration) -> bool {
         return true;
     }
     // Only the end of one of unknown length is still to come.
-    body.body.size_hint().lower() == 0 && matches!(next(body, Instant::now() + patience).await, Ok(None))
+    body.body.size_hint().lower() == 0
+        && matches!(next(body, Instant::now() + patience).await, Ok(None))
 }
 
 /// Reads and throws away what is left of a body, up to a limit of size and of time.

@@ -1,7 +1,9 @@
-//! The connections that are open, and which of them gives its place to a new one when all are in use.
+//! The connections that are open, and which of them gives its place to a new one when all are in
+//! use.
 //!
-//! First one whose client has not sent a whole head for [`HEAD_PATIENCE`], then the one that has been idle longest. A
-//! connection with a request under way, or with an answer that is not written yet, is never closed for another.
+//! First one whose client has not sent a whole head for [`HEAD_PATIENCE`], then the one that has
+//! been idle longest. A connection with a request under way, or with an answer that is not written
+//! yet, is never closed for another.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
@@ -70,7 +72,10 @@ pub(super) struct Place {
 
 impl Connections {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { open: Mutex::default(), clock: Clock(Instant::now()) })
+        Arc::new(Self {
+            open: Mutex::default(),
+            clock: Clock(Instant::now()),
+        })
     }
 
     pub(super) fn open(self: &Arc<Self>) -> Place {
@@ -84,15 +89,25 @@ impl Connections {
         let number = open.next;
         open.next += 1;
         open.slots.insert(number, Arc::clone(&slot));
-        Place { connections: Arc::clone(self), number, slot }
+        Place {
+            connections: Arc::clone(self),
+            number,
+            slot,
+        }
     }
 
     /// Asks one connection to end; false if each of them has work, or is young.
     pub(super) fn close_one(&self) -> bool {
         let now = self.clock.now();
         let open = self.lock();
-        let victim = open.slots.values().filter_map(|slot| slot.rank(now).map(|rank| (rank, slot))).max_by_key(|v| v.0);
-        let Some((_, slot)) = victim else { return false };
+        let victim = open
+            .slots
+            .values()
+            .filter_map(|slot| slot.rank(now).map(|rank| (rank, slot)))
+            .max_by_key(|v| v.0);
+        let Some((_, slot)) = victim else {
+            return false;
+        };
         slot.waits_since.store(BUSY, Relaxed);
         slot.close.notify_one();
         true
@@ -124,7 +139,9 @@ impl Slot {
 
     /// The kernel has everything that was written so far.
     fn flushed(&self) {
-        let _ = self.waits_since.compare_exchange(ANSWERING, self.clock.now(), Relaxed, Relaxed);
+        let _ = self
+            .waits_since
+            .compare_exchange(ANSWERING, self.clock.now(), Relaxed, Relaxed);
     }
 
     /// Until the connection is asked to end.
@@ -150,8 +167,8 @@ impl Drop for Place {
     }
 }
 
-/// A stream whose flushes show that an answer is written. hyper flushes only after it has written all of an answer that is
-/// complete when it begins, as all of ours are.
+/// A stream whose flushes show that an answer is written. hyper flushes only after it has written
+/// all of an answer that is complete when it begins, as all of ours are.
 #[derive(Debug)]
 pub(super) struct Watched<S> {
     stream: S,
@@ -175,7 +192,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
@@ -222,7 +243,10 @@ mod tests {
         set(&places[3], 3, BUSY);
         set(&places[4], 3, 9_950); // was answered just now
         let ranks: Vec<_> = places.iter().map(|place| place.slot.rank(now)).collect();
-        assert_eq!(ranks, [None, Some((true, 3_000)), Some((false, 9_000)), None, None]);
+        assert_eq!(
+            ranks,
+            [None, Some((true, 3_000)), Some((false, 9_000)), None, None]
+        );
     }
 
     #[test]
@@ -232,7 +256,11 @@ mod tests {
         place.request_begins();
         assert!(!connections.close_one());
         place.request_ends();
-        assert_eq!(place.slot.rank(u64::MAX), None, "its answer is being written");
+        assert_eq!(
+            place.slot.rank(u64::MAX),
+            None,
+            "its answer is being written"
+        );
         place.slot.flushed();
         assert!(place.slot.rank(u64::MAX).is_some());
         drop(place);

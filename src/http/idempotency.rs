@@ -1,4 +1,5 @@
-//! The Idempotency-Key header (<https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header-07>) and the
+//! The Idempotency-Key header
+//! (<https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header-07>) and the
 //! fingerprint of a body.
 
 use hyper::header::HeaderMap;
@@ -11,17 +12,31 @@ const NAME: &str = "Idempotency-Key";
 /// Longer keys are refused: a UUID has 36 characters.
 const LENGTH_MAX: usize = 255;
 
-/// The key that a request names, if it names one. The draft has a string in quotes; most clients send the bare value, which
-/// means the same.
+/// The key that a request names, if it names one. The draft has a string in quotes; most clients
+/// send the bare value, which means the same.
 pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let mut values = headers.get_all(NAME).iter();
-    let Some(value) = values.next() else { return Ok(None) };
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
     if values.next().is_some() {
-        return Err(Problem::malformed_key("the header is there more than once: a request has one key"));
+        return Err(Problem::malformed_key(
+            "the header is there more than once: a request has one key",
+        ));
     }
-    let parsed = value.to_str().ok().and_then(parse).filter(|key| (1..=LENGTH_MAX).contains(&key.len()));
-    let allowed = || format!("must be 1 to {LENGTH_MAX} printable ASCII characters, in double quotes or without any");
-    parsed.map(Some).ok_or_else(|| Problem::malformed_key(allowed()))
+    let parsed = value
+        .to_str()
+        .ok()
+        .and_then(parse)
+        .filter(|key| (1..=LENGTH_MAX).contains(&key.len()));
+    let allowed = || {
+        format!(
+            "must be 1 to {LENGTH_MAX} printable ASCII characters, in double quotes or without any"
+        )
+    };
+    parsed
+        .map(Some)
+        .ok_or_else(|| Problem::malformed_key(allowed()))
 }
 
 /// A string of RFC 9651 (3.3.3), or what stands there as it is.
@@ -67,8 +82,14 @@ mod tests {
     fn a_key_is_a_string_in_quotes_or_bare() {
         let long = "x".repeat(LENGTH_MAX);
         let pairs = [
-            (r#""8e03978e-40d5-43e8-bc93-6894a57f9324""#, "8e03978e-40d5-43e8-bc93-6894a57f9324"),
-            ("8e03978e-40d5-43e8-bc93-6894a57f9324", "8e03978e-40d5-43e8-bc93-6894a57f9324"),
+            (
+                r#""8e03978e-40d5-43e8-bc93-6894a57f9324""#,
+                "8e03978e-40d5-43e8-bc93-6894a57f9324",
+            ),
+            (
+                "8e03978e-40d5-43e8-bc93-6894a57f9324",
+                "8e03978e-40d5-43e8-bc93-6894a57f9324",
+            ),
             (r#""a \"b\" \\ c""#, r#"a "b" \ c"#),
             (r"a\b", r"a\b"),
             ("order 7/2", "order 7/2"),
@@ -76,7 +97,11 @@ mod tests {
             (&format!("\"{long}\""), &long),
         ];
         for (text, expected) in pairs {
-            assert_eq!(key_of(&[text.as_bytes()]), Ok(Some(expected.to_owned())), "{text}");
+            assert_eq!(
+                key_of(&[text.as_bytes()]),
+                Ok(Some(expected.to_owned())),
+                "{text}"
+            );
         }
         assert_eq!(key_of(&[]), Ok(None));
     }

@@ -1,8 +1,8 @@
 //! What one client may take of what all share: requests a second, memory for bodies, connections.
 //!
-//! A client is its token, or else the address that it calls from. What is known about an address goes with its last
-//! connection, or when its pace has recovered: the books have an entry for each connection and each address of the last second at most, and
-//! as many again before they are swept.
+//! A client is its token, or else the address that it calls from. What is known about an address
+//! goes with its last connection, or when its pace has recovered: the books have an entry for each
+//! connection and each address of the last second at most, and as many again before they are swept.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -21,7 +21,8 @@ const SWEEP_MIN: usize = 1024;
 /// What a client has taken.
 #[derive(Debug, Default)]
 pub(super) struct Account {
-    /// Until when its requests are spent, one after the other at its pace, in nanoseconds; at most a second ahead.
+    /// Until when its requests are spent, one after the other at its pace, in nanoseconds; at most
+    /// a second ahead.
     spent_until: AtomicU64,
     body_bytes: AtomicUsize,
 }
@@ -55,16 +56,22 @@ pub(super) struct Limits {
 impl Limits {
     pub(super) fn new(settings: &config::Http) -> Self {
         Self {
-            interval: settings.client_requests_per_second.map(|rate| SECOND / rate.get()),
+            interval: settings
+                .client_requests_per_second
+                .map(|rate| SECOND / rate.get()),
             client_body_bytes_max: settings.client_body_bytes_max,
             bodies_bytes_max: settings.bodies_bytes_max,
             client_connections_max: match settings.client_connections_max {
-                // All may come from one address: a new connection then takes the place of one that is not used.
+                // All may come from one address: a new connection then takes the place of one that
+                // is not used.
                 all if all >= settings.connections_max => usize::MAX,
                 some => some.get(),
             },
             bodies_bytes: AtomicUsize::new(0),
-            peers: Mutex::new(Peers { known: HashMap::new(), sweep_at: SWEEP_MIN }),
+            peers: Mutex::new(Peers {
+                known: HashMap::new(),
+                sweep_at: SWEEP_MIN,
+            }),
             started: Instant::now(),
         }
     }
@@ -72,16 +79,24 @@ impl Limits {
     /// Takes note of a request, or refuses it.
     pub(super) fn request(&self, account: &Account) -> Result<(), Problem> {
         // Without a limit nobody looks at the clock.
-        let Some(interval) = self.interval else { return Ok(()) };
+        let Some(interval) = self.interval else {
+            return Ok(());
+        };
         if account.spend(self.started.elapsed(), interval) {
             return Ok(());
         }
-        Err(Problem::too_many_requests("more requests than http.client_requests_per_second"))
+        Err(Problem::too_many_requests(
+            "more requests than http.client_requests_per_second",
+        ))
     }
 
     /// Nothing of a body is held yet.
     pub(super) fn hold<'a>(&'a self, account: &'a Account) -> Held<'a> {
-        Held { limits: self, account, bytes: 0 }
+        Held {
+            limits: self,
+            account,
+            bytes: 0,
+        }
     }
 
     /// Takes note of a connection; none: it is one too many.
@@ -94,12 +109,18 @@ impl Limits {
             return None;
         }
         peer.connections += 1;
-        Some(Visit { limits: Arc::clone(self), address, account: Arc::clone(&peer.account) })
+        Some(Visit {
+            limits: Arc::clone(self),
+            address,
+            account: Arc::clone(&peer.account),
+        })
     }
 
     fn disconnect(&self, address: IpAddr) {
         let mut peers = self.peers();
-        let Some(peer) = peers.known.get_mut(&address) else { return };
+        let Some(peer) = peers.known.get_mut(&address) else {
+            return;
+        };
         peer.connections -= 1;
         if peer.is_forgettable(self.started.elapsed()) {
             peers.known.remove(&address);
@@ -120,7 +141,9 @@ impl Account {
             let until = until.max(now) + interval;
             (until <= now + nanoseconds(SECOND)).then_some(until)
         };
-        self.spent_until.fetch_update(Relaxed, Relaxed, spend).is_ok()
+        self.spent_until
+            .fetch_update(Relaxed, Relaxed, spend)
+            .is_ok()
     }
 }
 
@@ -180,12 +203,24 @@ pub(super) struct Held<'a> {
 impl Held<'_> {
     /// Holds more, if there is room.
     pub(super) fn more(&mut self, bytes: usize) -> Result<(), Problem> {
-        if !add(&self.account.body_bytes, bytes, self.limits.client_body_bytes_max) {
-            return Err(Problem::too_many_requests("more bodies under way than http.client_body_bytes_max"));
+        if !add(
+            &self.account.body_bytes,
+            bytes,
+            self.limits.client_body_bytes_max,
+        ) {
+            return Err(Problem::too_many_requests(
+                "more bodies under way than http.client_body_bytes_max",
+            ));
         }
-        if !add(&self.limits.bodies_bytes, bytes, self.limits.bodies_bytes_max) {
+        if !add(
+            &self.limits.bodies_bytes,
+            bytes,
+            self.limits.bodies_bytes_max,
+        ) {
             self.account.body_bytes.fetch_sub(bytes, Relaxed);
-            return Err(Problem::unavailable("more bodies under way than http.bodies_bytes_max; nothing was stored"));
+            return Err(Problem::unavailable(
+                "more bodies under way than http.bodies_bytes_max; nothing was stored",
+            ));
         }
         self.bytes += bytes;
         Ok(())
@@ -210,7 +245,10 @@ mod tests {
     use std::num::{NonZeroU32, NonZeroUsize};
 
     fn limits(change: impl FnOnce(&mut config::Http)) -> Arc<Limits> {
-        let mut http = config::Config::load("", &std::collections::BTreeMap::new()).unwrap().config.http;
+        let mut http = config::Config::load("", &std::collections::BTreeMap::new())
+            .unwrap()
+            .config
+            .http;
         change(&mut http);
         Arc::new(Limits::new(&http))
     }
@@ -227,7 +265,10 @@ mod tests {
         assert!(!at(5000) && !at(5099));
         assert!(at(5100) && !at(5100));
         assert!(at(5300) && at(5300) && !at(5300));
-        assert!((0..10).all(|_| at(60_000)) && !at(60_000), "no more is saved up than a second brings");
+        assert!(
+            (0..10).all(|_| at(60_000)) && !at(60_000),
+            "no more is saved up than a second brings"
+        );
     }
 
     #[test]
@@ -248,30 +289,43 @@ mod tests {
 
     #[test]
     fn bodies_have_a_room_each_and_one_together() {
-        let limits = limits(|http| (http.client_body_bytes_max, http.bodies_bytes_max) = (100, 150));
+        let limits =
+            limits(|http| (http.client_body_bytes_max, http.bodies_bytes_max) = (100, 150));
         let (one, other) = (Account::default(), Account::default());
         let (mut first, mut second) = (limits.hold(&one), limits.hold(&one));
         first.more(60).unwrap();
         second.more(40).unwrap();
         assert_eq!(
             second.more(1),
-            Err(Problem::too_many_requests("more bodies under way than http.client_body_bytes_max"))
+            Err(Problem::too_many_requests(
+                "more bodies under way than http.client_body_bytes_max"
+            ))
         );
         let mut third = limits.hold(&other);
         third.more(50).unwrap();
         assert!(third.more(1).unwrap_err().into_response().status() == 503);
-        assert_eq!(other.body_bytes.load(Relaxed), 50, "what was refused is not held");
+        assert_eq!(
+            other.body_bytes.load(Relaxed),
+            50,
+            "what was refused is not held"
+        );
         drop(first);
         third.more(50).unwrap();
         drop((second, third));
-        assert_eq!([&one, &other].map(|account| account.body_bytes.load(Relaxed)), [0, 0]);
+        assert_eq!(
+            [&one, &other].map(|account| account.body_bytes.load(Relaxed)),
+            [0, 0]
+        );
         assert_eq!(limits.bodies_bytes.load(Relaxed), 0);
     }
 
     #[test]
     fn connections_of_an_address_are_bounded() {
         let limits = limits(|http| http.client_connections_max = NonZeroUsize::new(2).unwrap());
-        let (first, second) = (limits.connect(address("192.0.2.1")), limits.connect(address("::ffff:192.0.2.1")));
+        let (first, second) = (
+            limits.connect(address("192.0.2.1")),
+            limits.connect(address("::ffff:192.0.2.1")),
+        );
         assert!(first.is_some() && second.is_some());
         assert!(limits.connect(address("192.0.2.1")).is_none());
         assert!(limits.connect(address("192.0.2.2")).is_some());
@@ -283,7 +337,10 @@ mod tests {
 
     #[test]
     fn an_ipv6_network_is_one_client() {
-        assert_eq!(network(address("2001:db8:1:2:3:4:5:6")), address("2001:db8:1:2::"));
+        assert_eq!(
+            network(address("2001:db8:1:2:3:4:5:6")),
+            address("2001:db8:1:2::")
+        );
         assert_eq!(network(address("::1")), address("::1"));
         assert_eq!(network(address("::ffff:192.0.2.1")), address("192.0.2.1"));
     }
@@ -292,8 +349,13 @@ mod tests {
     fn who_is_gone_is_forgotten_when_the_pace_has_recovered() {
         let limits = limits(|http| http.client_requests_per_second = NonZeroU32::new(1));
         for low in 0..10_000_u32 {
-            let visit = limits.connect(std::net::Ipv4Addr::from_bits(low).into()).unwrap();
-            visit.account.spent_until.store(if low < 10 { u64::MAX } else { 1 }, Relaxed);
+            let visit = limits
+                .connect(std::net::Ipv4Addr::from_bits(low).into())
+                .unwrap();
+            visit
+                .account
+                .spent_until
+                .store(if low < 10 { u64::MAX } else { 1 }, Relaxed);
         }
         assert_eq!(limits.peers().known.len(), 10, "whose pace has not");
         // Those that were still slowed down when they went are swept.

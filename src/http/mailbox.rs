@@ -1,8 +1,9 @@
 //! Brings answers of other threads to the requests that wait for them, many with one wake.
 //!
-//! A oneshot that is sent from another thread wakes the runtime with a system call, each time; a commit that answers
-//! sixty requests made sixty (counted with strace). Here the first letter of a batch wakes the
-//! runtime once; handing the others out happens on its own thread, where it costs next to nothing.
+//! A oneshot that is sent from another thread wakes the runtime with a system call, each time; a
+//! commit that answers sixty requests made sixty (counted with strace). Here the first letter of a
+//! batch wakes the runtime once; handing the others out happens on its own thread, where it costs
+//! next to nothing.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -18,7 +19,8 @@ pub(super) struct Mailbox {
 }
 
 impl Mailbox {
-    /// Called on any thread: has `value` sent to who waits for it. A request that went away gets no answer.
+    /// Called on any thread: has `value` sent to who waits for it. A request that went away gets no
+    /// answer.
     pub(super) fn post<T: Send + 'static>(&self, to: oneshot::Sender<T>, value: T) {
         let first = {
             // A letter is pushed or it is not: a panic elsewhere leaves no half of one.
@@ -35,7 +37,8 @@ impl Mailbox {
     pub(super) async fn deliver(&self) {
         loop {
             self.arrived.notified().await;
-            let letters = std::mem::take(&mut *self.letters.lock().unwrap_or_else(PoisonError::into_inner));
+            let letters =
+                std::mem::take(&mut *self.letters.lock().unwrap_or_else(PoisonError::into_inner));
             for letter in letters {
                 letter();
             }

@@ -1,6 +1,8 @@
 //! Errors as RFC 9457 `application/problem+json`.
 
-use hyper::header::{ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{
+    ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
@@ -28,12 +30,16 @@ const RETRY_AFTER_S: &str = "1";
 /// The same for 507: a disk does not get free space by itself.
 const RETRY_AFTER_FULL_S: &str = "30";
 
-/// What each problem type is called. The type is `urn:payrelay:problem:` and the first of each pair.
+/// What each problem type is called. The type is `urn:payrelay:problem:` and the first of each
+/// pair.
 const TITLES: [(&str, &str); 21] = [
     ("not-json", "The body is not JSON"),
     ("broken-body", "The body did not arrive whole"),
     ("invalid-host", "The Host header is invalid"),
-    ("malformed-idempotency-key", "The Idempotency-Key is malformed"),
+    (
+        "malformed-idempotency-key",
+        "The Idempotency-Key is malformed",
+    ),
     ("unauthorized", "A valid token is needed"),
     ("forbidden", "The request is not allowed"),
     ("not-found", "There is nothing here"),
@@ -46,16 +52,30 @@ const TITLES: [(&str, &str); 21] = [
     ("misdirected", "The request is for another host"),
     ("invalid-field", "A field is invalid"),
     ("unexpected-body", "No body is expected here"),
-    ("idempotency-key-reused", "The Idempotency-Key belongs to another request"),
+    (
+        "idempotency-key-reused",
+        "The Idempotency-Key belongs to another request",
+    ),
     ("too-many-requests", "The client makes too many requests"),
-    ("unknown-transfer-coding", "The transfer coding is not known"),
+    (
+        "unknown-transfer-coding",
+        "The transfer coding is not known",
+    ),
     ("unavailable", "payrelay cannot do this now"),
     ("insufficient-storage", "The disk has too little space"),
 ];
 
 impl Problem {
     fn new(status: StatusCode, slug: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, slug, detail: shown(detail.into()), field: None, allow: None, challenge: None, close: false }
+        Self {
+            status,
+            slug,
+            detail: shown(detail.into()),
+            field: None,
+            allow: None,
+            challenge: None,
+            close: false,
+        }
     }
 
     pub(super) fn not_json(detail: impl Into<String>) -> Self {
@@ -72,23 +92,37 @@ impl Problem {
 
     pub(super) fn malformed_key(detail: impl Into<String>) -> Self {
         let field = Some("Idempotency-Key".to_owned());
-        Self { field, ..Self::new(StatusCode::BAD_REQUEST, "malformed-idempotency-key", detail) }
+        Self {
+            field,
+            ..Self::new(StatusCode::BAD_REQUEST, "malformed-idempotency-key", detail)
+        }
     }
 
     pub(super) fn unsupported_coding() -> Self {
         let detail = "the body must come without a Content-Encoding";
-        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-coding", detail)
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported-coding",
+            detail,
+        )
     }
 
     pub(super) fn unknown_transfer_coding() -> Self {
         let detail = "the only Transfer-Encoding that is known is chunked";
-        Self::new(StatusCode::NOT_IMPLEMENTED, "unknown-transfer-coding", detail)
+        Self::new(
+            StatusCode::NOT_IMPLEMENTED,
+            "unknown-transfer-coding",
+            detail,
+        )
     }
 
     pub(super) fn unexpected_body() -> Self {
         let detail = "this request is made without a body";
         let field = Some("body".to_owned());
-        Self { field, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unexpected-body", detail) }
+        Self {
+            field,
+            ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unexpected-body", detail)
+        }
     }
 
     pub(super) fn conflict(detail: impl Into<String>) -> Self {
@@ -97,7 +131,10 @@ impl Problem {
 
     /// Ends the connection with the answer.
     pub(super) fn closing(self) -> Self {
-        Self { close: true, ..self }
+        Self {
+            close: true,
+            ..self
+        }
     }
 
     pub(super) fn status(&self) -> StatusCode {
@@ -112,13 +149,26 @@ impl Problem {
         Self::new(StatusCode::FORBIDDEN, "forbidden", detail)
     }
 
-    fn challenge(status: StatusCode, slug: &'static str, challenge: &'static str, detail: impl Into<String>) -> Self {
-        Self { challenge: Some(challenge), ..Self::new(status, slug, detail) }
+    fn challenge(
+        status: StatusCode,
+        slug: &'static str,
+        challenge: &'static str,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self {
+            challenge: Some(challenge),
+            ..Self::new(status, slug, detail)
+        }
     }
 
     pub(super) fn no_token() -> Self {
         let detail = "this needs a token: Authorization: Bearer TOKEN";
-        Self::challenge(StatusCode::UNAUTHORIZED, "unauthorized", "Bearer realm=\"payrelay\"", detail)
+        Self::challenge(
+            StatusCode::UNAUTHORIZED,
+            "unauthorized",
+            "Bearer realm=\"payrelay\"",
+            detail,
+        )
     }
 
     pub(super) fn wrong_token(detail: impl Into<String>) -> Self {
@@ -149,11 +199,18 @@ impl Problem {
 
     pub(super) fn method_not_allowed(allow: &'static str) -> Self {
         let detail = format!("allowed here: {allow}");
-        Self { allow: Some(allow), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", detail) }
+        Self {
+            allow: Some(allow),
+            ..Self::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", detail)
+        }
     }
 
     pub(super) fn body_timeout() -> Self {
-        Self::new(StatusCode::REQUEST_TIMEOUT, "body-timeout", "the body took too long to arrive (http.body_timeout)")
+        Self::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "body-timeout",
+            "the body took too long to arrive (http.body_timeout)",
+        )
     }
 
     pub(super) fn too_large(limit: usize) -> Self {
@@ -171,13 +228,23 @@ impl Problem {
 
     pub(super) fn invalid_field(field: impl Into<String>, detail: impl Into<String>) -> Self {
         let field = Some(shown(field.into()));
-        Self { field, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-field", detail) }
+        Self {
+            field,
+            ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-field", detail)
+        }
     }
 
     pub(super) fn key_reused() -> Self {
         let field = Some("Idempotency-Key".to_owned());
         let detail = "this key was used with another body; a new request needs a new key";
-        Self { field, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency-key-reused", detail) }
+        Self {
+            field,
+            ..Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "idempotency-key-reused",
+                detail,
+            )
+        }
     }
 
     pub(super) fn unavailable(detail: impl Into<String>) -> Self {
@@ -196,14 +263,20 @@ impl Problem {
         }
         let json = Json {
             r#type: format!("urn:payrelay:problem:{}", self.slug),
-            title: TITLES.iter().find(|(slug, _)| *slug == self.slug).map_or("Error", |(_, title)| title),
+            title: TITLES
+                .iter()
+                .find(|(slug, _)| *slug == self.slug)
+                .map_or("Error", |(_, title)| title),
             status: self.status.as_u16(),
             detail: &self.detail,
             field: self.field.as_deref(),
         };
         let mut response = super::routes::json(self.status, &json);
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
         if let Some(allow) = self.allow {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
         }
@@ -241,15 +314,25 @@ impl From<Invalid> for Problem {
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Busy => Self::unavailable("too much work waits; this attempt stored nothing"),
+            StoreError::Busy => {
+                Self::unavailable("too much work waits; this attempt stored nothing")
+            }
             StoreError::Closed => Self::unavailable("payrelay is stopping"),
             StoreError::Full => {
                 let detail = "the disk has no room; this attempt stored nothing";
-                Self::new(StatusCode::INSUFFICIENT_STORAGE, "insufficient-storage", detail)
+                Self::new(
+                    StatusCode::INSUFFICIENT_STORAGE,
+                    "insufficient-storage",
+                    detail,
+                )
             }
-            StoreError::Damaged => Self::unavailable("the database is damaged; this attempt stored nothing"),
+            StoreError::Damaged => {
+                Self::unavailable("the database is damaged; this attempt stored nothing")
+            }
             // What SQLite says is for the operator's log.
-            StoreError::Failed(_) => Self::unavailable("the database refused; this attempt stored nothing"),
+            StoreError::Failed(_) => {
+                Self::unavailable("the database refused; this attempt stored nothing")
+            }
         }
     }
 }
@@ -262,9 +345,18 @@ mod tests {
     fn a_full_disk_is_asked_again_after_half_a_minute() {
         let retry_after = |error| {
             let response = Problem::from(error).into_response();
-            response.headers().get(RETRY_AFTER).unwrap().to_str().unwrap().to_owned()
+            response
+                .headers()
+                .get(RETRY_AFTER)
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned()
         };
-        assert_eq!((retry_after(StoreError::Full), retry_after(StoreError::Busy)), ("30".to_owned(), "1".to_owned()));
+        assert_eq!(
+            (retry_after(StoreError::Full), retry_after(StoreError::Busy)),
+            ("30".to_owned(), "1".to_owned())
+        );
     }
 
     #[test]
@@ -272,13 +364,19 @@ mod tests {
         let source = include_str!("problem.rs");
         let (code, _) = source.split_once("#[cfg(test)]").unwrap();
         let made = code.split("StatusCode::").skip(1).filter_map(|rest| {
-            let (_, rest) = rest.split_once(", \"")?;
+            let (_, rest) = rest.split_once(',')?;
+            let rest = rest.trim_start().strip_prefix('"')?;
             rest.split_once('"').map(|(slug, _)| slug)
         });
-        let made: Vec<_> = made.filter(|slug| slug.chars().all(|c| c.is_ascii_lowercase() || c == '-')).collect();
+        let made: Vec<_> = made
+            .filter(|slug| slug.chars().all(|c| c.is_ascii_lowercase() || c == '-'))
+            .collect();
         assert!(made.len() > 15, "{made:?}");
         for slug in made {
-            assert!(TITLES.iter().any(|(known, _)| *known == slug), "{slug} has no title");
+            assert!(
+                TITLES.iter().any(|(known, _)| *known == slug),
+                "{slug} has no title"
+            );
         }
         let mut titles: Vec<_> = TITLES.iter().map(|(_, title)| title).collect();
         titles.sort_unstable();

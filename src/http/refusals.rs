@@ -1,5 +1,5 @@
-//! Requests that were refused before they reached the store leave a trace: a counter for each kind, and at most one line
-//! a minute and kind in the log.
+//! Requests that were refused before they reached the store leave a trace: a counter for each kind,
+//! and at most one line a minute and kind in the log.
 
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -28,7 +28,10 @@ struct Kind {
 
 impl Refusals {
     pub(super) fn new(metrics: Metrics) -> Self {
-        Self { metrics, kinds: Mutex::default() }
+        Self {
+            metrics,
+            kinds: Mutex::default(),
+        }
     }
 
     /// A request was answered with this status.
@@ -50,7 +53,8 @@ impl Refusals {
         self.count(Refusal::Connection, address);
     }
 
-    /// Logs what has come since the last lines: the end of a burst is not followed by another refusal.
+    /// Logs what has come since the last lines: the end of a burst is not followed by another
+    /// refusal.
     pub(super) fn log_rest(&self) {
         for (kind, seen) in Refusal::ALL.iter().zip(self.lock().iter_mut()) {
             seen.log(kind.0);
@@ -73,11 +77,22 @@ impl Refusals {
 
 impl Kind {
     fn log(&mut self, kind: Refusal) {
-        let Some(last) = self.last.filter(|_| self.logged_at.is_none_or(|at| at.elapsed() >= LOG_INTERVAL)) else {
+        let Some(last) = self
+            .last
+            .filter(|_| self.logged_at.is_none_or(|at| at.elapsed() >= LOG_INTERVAL))
+        else {
             return;
         };
-        log::warn!("refused {} ({}), the last from {last}", kind.words(), self.since);
-        *self = Self { logged_at: Some(Instant::now()), since: 0, last: None };
+        log::warn!(
+            "refused {} ({}), the last from {last}",
+            kind.words(),
+            self.since
+        );
+        *self = Self {
+            logged_at: Some(Instant::now()),
+            since: 0,
+            last: None,
+        };
     }
 }
 
@@ -95,7 +110,8 @@ mod tests {
         let waiting = |refusals: &Refusals| refusals.lock()[Refusal::Connection as usize].since;
         refusals.log_rest();
         assert_eq!(waiting(&refusals), 2, "the first had a line");
-        refusals.lock()[Refusal::Connection as usize].logged_at = Instant::now().checked_sub(LOG_INTERVAL);
+        refusals.lock()[Refusal::Connection as usize].logged_at =
+            Instant::now().checked_sub(LOG_INTERVAL);
         refusals.log_rest();
         assert_eq!(waiting(&refusals), 0);
     }

@@ -1,4 +1,5 @@
-//! Which request is which, and what is answered. What can be decided without the store is decided in pure functions.
+//! Which request is which, and what is answered. What can be decided without the store is decided
+//! in pure functions.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -7,8 +8,8 @@ use std::time::Duration;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
-    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue, LOCATION,
-    TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, EXPECT, HeaderMap,
+    HeaderValue, LOCATION, TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
@@ -45,7 +46,8 @@ pub(super) const PAGE: usize = 50;
 /// The largest page.
 pub(super) const PAGE_MAX: usize = 500;
 
-/// A small body comes with its head: this long a refusal waits for it, so that the connection can be kept.
+/// A small body comes with its head: this long a refusal waits for it, so that the connection can
+/// be kept.
 const ARRIVED: Duration = Duration::from_millis(5);
 
 /// What the edge needs of the rest.
@@ -91,9 +93,17 @@ pub struct App {
 enum Route {
     About,
     Pay,
-    Paid { reservation_id: i64 },
-    Payment { id: i64 },
-    History { user_id: i64, before: Option<i64>, limit: usize },
+    Paid {
+        reservation_id: i64,
+    },
+    Payment {
+        id: i64,
+    },
+    History {
+        user_id: i64,
+        before: Option<i64>,
+        limit: usize,
+    },
     Live,
     Ready,
     Admin(admin::Route),
@@ -126,7 +136,11 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Prob
         Method::GET | Method::HEAD => Ok(()),
         _ => Err(Problem::method_not_allowed("GET, HEAD")),
     };
-    let plain = |route| reading().and_then(|()| no_parameters(each_once(query)?)).map(|()| route);
+    let plain = |route| {
+        reading()
+            .and_then(|()| no_parameters(each_once(query)?))
+            .map(|()| route)
+    };
     match *segments.as_slice() {
         [""] if path == "/" => plain(Route::About),
         ["payments"] => match *method {
@@ -134,16 +148,24 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Prob
             Method::GET | Method::HEAD => paid(each_once(query)?),
             _ => Err(Problem::method_not_allowed("GET, HEAD, POST")),
         },
-        ["payments", id] => plain(Route::Payment { id: id_in_path(path, id)? }),
+        ["payments", id] => plain(Route::Payment {
+            id: id_in_path(path, id)?,
+        }),
         ["users", id, "payment-history"] => {
             reading()?;
             let user_id = id_in_path(path, id)?;
             let (before, limit) = page(each_once(query)?)?;
-            Ok(Route::History { user_id, before, limit })
+            Ok(Route::History {
+                user_id,
+                before,
+                limit,
+            })
         }
         ["health", "live"] => plain(Route::Live),
         ["health", "ready"] => plain(Route::Ready),
-        ["admin", ref rest @ ..] => admin::route(method, path, rest, each_once(query)?).map(Route::Admin),
+        ["admin", ref rest @ ..] => {
+            admin::route(method, path, rest, each_once(query)?).map(Route::Admin)
+        }
         _ => Err(Problem::not_found(format!("there is nothing at {path}"))),
     }
 }
@@ -156,7 +178,10 @@ pub(super) fn id_in_path(path: &str, text: &str) -> Result<i64, Problem> {
 pub(super) fn no_parameters(query: &str) -> Result<(), Problem> {
     match pairs(query).next() {
         None => Ok(()),
-        Some((name, _)) => Err(Problem::invalid_field(name, "there is no such parameter; there are none here")),
+        Some((name, _)) => Err(Problem::invalid_field(
+            name,
+            "there is no such parameter; there are none here",
+        )),
     }
 }
 
@@ -164,23 +189,41 @@ fn paid(query: &str) -> Result<Route, Problem> {
     let mut reservation_id = None;
     for (name, value) in pairs(query) {
         if name != "reservation_id" {
-            return Err(Problem::invalid_field(name, "there is no such parameter; there is reservation_id"));
+            return Err(Problem::invalid_field(
+                name,
+                "there is no such parameter; there is reservation_id",
+            ));
         }
         reservation_id = Some(number(name, value)?);
     }
-    let missing = || Problem::invalid_field("reservation_id", "is missing: GET /payments?reservation_id=1001");
-    reservation_id.map(|reservation_id| Route::Paid { reservation_id }).ok_or_else(missing)
+    let missing = || {
+        Problem::invalid_field(
+            "reservation_id",
+            "is missing: GET /payments?reservation_id=1001",
+        )
+    };
+    reservation_id
+        .map(|reservation_id| Route::Paid { reservation_id })
+        .ok_or_else(missing)
 }
 
 pub(super) fn number(field: &str, text: &str) -> Result<i64, Problem> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    let refused = || Problem::invalid_field(field, "must be an integer from 0 to 9223372036854775807");
-    if digits { text.parse().map_err(|_| refused()) } else { Err(refused()) }
+    let refused =
+        || Problem::invalid_field(field, "must be an integer from 0 to 9223372036854775807");
+    if digits {
+        text.parse().map_err(|_| refused())
+    } else {
+        Err(refused())
+    }
 }
 
 /// The names and values of a query; nothing here needs decoding.
 pub(super) fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
-    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+    query
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
 }
 
 /// A parameter that is named twice is refused: which one was meant is not for us to guess.
@@ -198,7 +241,10 @@ pub(super) fn page_size(text: &str) -> Result<usize, Problem> {
     if (1..=PAGE_MAX).contains(&limit) {
         Ok(limit)
     } else {
-        Err(Problem::invalid_field("limit", format!("must be an integer from 1 to {PAGE_MAX}")))
+        Err(Problem::invalid_field(
+            "limit",
+            format!("must be an integer from 1 to {PAGE_MAX}"),
+        ))
     }
 }
 
@@ -209,7 +255,10 @@ fn page(query: &str) -> Result<(Option<i64>, usize), Problem> {
             "before" => before = Some(number("before", value)?),
             "limit" => limit = page_size(value)?,
             _ => {
-                return Err(Problem::invalid_field(name, "there is no such parameter; there are before and limit"));
+                return Err(Problem::invalid_field(
+                    name,
+                    "there is no such parameter; there are before and limit",
+                ));
             }
         }
     }
@@ -218,24 +267,46 @@ fn page(query: &str) -> Result<(Option<i64>, usize), Problem> {
 
 /// Without a type, or with one that is not JSON, a body is refused.
 fn is_json(headers: &HeaderMap) -> bool {
-    let text = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
-    let essence = text.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
+    let text = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("");
+    let essence = text
+        .split(';')
+        .next()
+        .unwrap_or("")
+        .trim()
+        .to_ascii_lowercase();
     essence == "application/json"
-        || essence.strip_prefix("application/").is_some_and(|subtype| subtype.ends_with("+json"))
+        || essence
+            .strip_prefix("application/")
+            .is_some_and(|subtype| subtype.ends_with("+json"))
 }
 
 /// Whether a body has no coding, or only the one that changes nothing (RFC 9110, 8.4.1).
 fn is_plain(headers: &HeaderMap) -> bool {
     headers.get_all(CONTENT_ENCODING).iter().all(|value| {
-        let mut codings = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+        let mut codings = value
+            .as_bytes()
+            .split(|byte| *byte == b',')
+            .map(<[u8]>::trim_ascii);
         codings.all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity"))
     })
 }
 
-/// Where none is expected, a body is refused. One that was asked to wait for 100 Continue is not asked for.
+/// Where none is expected, a body is refused. One that was asked to wait for 100 Continue is not
+/// asked for.
 async fn refuse_body(body: &mut Arriving, headers: &HeaderMap) -> Result<(), Problem> {
-    let is_empty = if headers.contains_key(EXPECT) { body.is_read() } else { body::is_empty(body, ARRIVED).await };
-    if is_empty { Ok(()) } else { Err(Problem::unexpected_body()) }
+    let is_empty = if headers.contains_key(EXPECT) {
+        body.is_read()
+    } else {
+        body::is_empty(body, ARRIVED).await
+    };
+    if is_empty {
+        Ok(())
+    } else {
+        Err(Problem::unexpected_body())
+    }
 }
 
 impl App {
@@ -243,7 +314,12 @@ impl App {
     pub fn new(context: Context) -> Self {
         let limits = Arc::new(Limits::new(&context.settings));
         let refusals = Refusals::new(context.metrics.clone());
-        Self { context, mailbox: Arc::default(), limits, refusals }
+        Self {
+            context,
+            mailbox: Arc::default(),
+            limits,
+            refusals,
+        }
     }
 
     /// What is kept about clients.
@@ -261,7 +337,8 @@ impl App {
         &self.mailbox
     }
 
-    /// Answers a request. A refusal goes out at once, also while the body is still coming; then the connection ends.
+    /// Answers a request. A refusal goes out at once, also while the body is still coming; then the
+    /// connection ends.
     pub(super) async fn answer(&self, visit: &Visit, request: Request<Incoming>) -> Response<Body> {
         let (head, body) = request.into_parts();
         let mut body = Arriving::new(body);
@@ -278,8 +355,8 @@ impl App {
                 if body.is_read() {
                     return problem.into_response();
                 }
-                // Another one may write before it reads: what it writes is read meanwhile, or the refusal would be lost
-                // with the connection.
+                // Another one may write before it reads: what it writes is read meanwhile, or the
+                // refusal would be lost with the connection.
                 if coming {
                     let patience = self.context.settings.body_timeout;
                     tokio::spawn(async move { body::discard(&mut body, limit, patience).await });
@@ -300,15 +377,27 @@ impl App {
         let found = route(&head.method, head.uri.path(), head.uri.query());
         if found == Ok(Route::Live) {
             refuse_body(body, &head.headers).await?;
-            // Whoever supervises payrelay must not take a limit for its death; and it tells nothing else.
-            return Ok(json(StatusCode::OK, &serde_json::json!({ "status": "live" })));
+            // Whoever supervises payrelay must not take a limit for its death; and it tells nothing
+            // else.
+            return Ok(json(
+                StatusCode::OK,
+                &serde_json::json!({ "status": "live" }),
+            ));
         }
         let client = self.context.gate.identify(head, peer);
-        let account = if let Ok(Some(client)) = &client { &client.account } else { peer };
+        let account = if let Ok(Some(client)) = &client {
+            &client.account
+        } else {
+            peer
+        };
         self.limits.request(account)?;
         let Some(client) = client? else {
             // Who has no token does not even learn what there is.
-            return if found == Ok(Route::Ready) { Ok(self.bare_ready().await) } else { Err(Problem::no_token()) };
+            return if found == Ok(Route::Ready) {
+                Ok(self.bare_ready().await)
+            } else {
+                Err(Problem::no_token())
+            };
         };
         let found = found?;
         client.require(found.needs())?;
@@ -320,13 +409,22 @@ impl App {
             Route::Paid { reservation_id } => self.paid(reservation_id).await,
             Route::Pay => self.pay(&client, &head.headers, body).await,
             Route::Payment { id } => self.payment(id).await,
-            Route::History { user_id, before, limit } => self.history(user_id, before, limit).await,
+            Route::History {
+                user_id,
+                before,
+                limit,
+            } => self.history(user_id, before, limit).await,
             Route::Live | Route::Ready => Ok(self.ready().await),
             Route::Admin(route) => self.administer(&client, route, body).await,
         }
     }
 
-    async fn pay(&self, client: &Client, headers: &HeaderMap, body: &mut Arriving) -> Result<Response<Body>, Problem> {
+    async fn pay(
+        &self,
+        client: &Client,
+        headers: &HeaderMap,
+        body: &mut Arriving,
+    ) -> Result<Response<Body>, Problem> {
         if !is_json(headers) {
             return Err(Problem::unsupported_media_type());
         }
@@ -336,14 +434,29 @@ impl App {
         let key = idempotency::key(headers)?;
         let settings = &self.context.settings;
         let mut held = self.limits.hold(&client.account);
-        let bytes = body::read(body, settings.body_bytes_max, settings.body_timeout, &mut held).await?;
+        let bytes = body::read(
+            body,
+            settings.body_bytes_max,
+            settings.body_timeout,
+            &mut held,
+        )
+        .await?;
         self.context.store.admit()?;
         let new = NewPayment::parse(&bytes)?;
         let name = &client.name;
-        let keyed = key.map(|key| Keyed { client: name.to_string(), key, body_hash: idempotency::hash(&bytes) });
+        let keyed = key.map(|key| Keyed {
+            client: name.to_string(),
+            key,
+            body_hash: idempotency::hash(&bytes),
+        });
         // While the writer works there is no body in memory.
         drop((bytes, held));
-        let texts = |name| headers.get_all(name).iter().map(|value| value.to_str().unwrap_or_default());
+        let texts = |name| {
+            headers
+                .get_all(name)
+                .iter()
+                .map(|value| value.to_str().unwrap_or_default())
+        };
         let trace = TraceContext::parse(texts("traceparent"), texts("tracestate"));
         let (answer, answered) = oneshot::channel();
         let (currency, relay) = (self.context.currency.clone(), self.context.relay.clone());
@@ -372,7 +485,9 @@ impl App {
             Once::Executed(payments) => Ok(created(&payments)),
             Once::Replayed(payments) => {
                 let mut response = created(&payments);
-                response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
+                response
+                    .headers_mut()
+                    .insert("idempotency-replayed", HeaderValue::from_static("true"));
                 Ok(response)
             }
             Once::KeyReused => Err(Problem::key_reused()),
@@ -381,28 +496,61 @@ impl App {
 
     /// Whether a reservation is paid, and by which payment.
     async fn paid(&self, reservation_id: i64) -> Result<Response<Body>, Problem> {
-        let paid = self.query(move |connection| payments::of_reservation(connection, reservation_id)).await?;
-        Ok(json(StatusCode::OK, &Payments { payments: paid.as_slice() }))
+        let paid = self
+            .query(move |connection| payments::of_reservation(connection, reservation_id))
+            .await?;
+        Ok(json(
+            StatusCode::OK,
+            &Payments {
+                payments: paid.as_slice(),
+            },
+        ))
     }
 
     async fn payment(&self, id: i64) -> Result<Response<Body>, Problem> {
-        let way = self.query(move |connection| payments::find(connection, id)).await?;
+        let way = self
+            .query(move |connection| payments::find(connection, id))
+            .await?;
         let way = way.ok_or_else(|| Problem::not_found(format!("there is no payment {id}")))?;
-        Ok(json(StatusCode::OK, &PaymentWay::new(&way, &self.context.store)))
+        Ok(json(
+            StatusCode::OK,
+            &PaymentWay::new(&way, &self.context.store),
+        ))
     }
 
-    async fn history(&self, user_id: i64, before: Option<i64>, limit: usize) -> Result<Response<Body>, Problem> {
+    async fn history(
+        &self,
+        user_id: i64,
+        before: Option<i64>,
+        limit: usize,
+    ) -> Result<Response<Body>, Problem> {
         // One more than the page tells whether there is a next one.
-        let payments = self.query(move |connection| payments::history(connection, user_id, before, limit + 1)).await?;
-        let not_theirs = || Problem::invalid_field("before", "is not a payment of this user; use the path in next");
+        let payments = self
+            .query(move |connection| payments::history(connection, user_id, before, limit + 1))
+            .await?;
+        let not_theirs = || {
+            Problem::invalid_field(
+                "before",
+                "is not a payment of this user; use the path in next",
+            )
+        };
         let mut payments = payments.ok_or_else(not_theirs)?;
         let more = payments.len() > limit;
         payments.truncate(limit);
-        let next = payments
-            .last()
-            .filter(|_| more)
-            .map(|last| format!("/users/{user_id}/payment-history?before={}&limit={limit}", last.id));
-        Ok(json(StatusCode::OK, &History { user_id, payments: &payments, next }))
+        let next = payments.last().filter(|_| more).map(|last| {
+            format!(
+                "/users/{user_id}/payment-history?before={}&limit={limit}",
+                last.id
+            )
+        });
+        Ok(json(
+            StatusCode::OK,
+            &History {
+                user_id,
+                payments: &payments,
+                next,
+            },
+        ))
     }
 
     /// Kafka or Slack away is ready all the same: payments are taken.
@@ -423,13 +571,22 @@ impl App {
         let database = store.database_state();
         let disk = store.disk_state();
         if database.is_failing() {
-            // No payment is accepted any more, so that nothing else would show that the database works again.
+            // No payment is accepted any more, so that nothing else would show that the database
+            // works again.
             store.probe();
         }
         let works = answers(&look) && !database.is_failing() && !disk.is_failing();
-        let mut components: BTreeMap<_, _> =
-            self.context.parts.iter().map(|(name, part)| (name.as_str(), part.get())).collect();
-        let pending = self.context.snapshots.latest().map(|snapshot| Pending::new(&snapshot, Timestamp::now()));
+        let mut components: BTreeMap<_, _> = self
+            .context
+            .parts
+            .iter()
+            .map(|(name, part)| (name.as_str(), part.get()))
+            .collect();
+        let pending = self
+            .context
+            .snapshots
+            .latest()
+            .map(|snapshot| Pending::new(&snapshot, Timestamp::now()));
         let late = pending.as_ref().is_some_and(Pending::is_late);
         let (status, word) = if !works {
             (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
@@ -458,7 +615,9 @@ impl App {
     ) -> Result<T, Problem> {
         let (answer, answered) = oneshot::channel();
         let mailbox = Arc::clone(&self.mailbox);
-        self.context.store.submit(1, work, move |result| mailbox.post(answer, result))?;
+        self.context
+            .store
+            .submit(1, work, move |result| mailbox.post(answer, result))?;
         Ok(received(answered.await)?)
     }
 
@@ -476,17 +635,22 @@ impl App {
     ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
         let mailbox = Arc::clone(&self.mailbox);
-        self.context.store.query(query, move |result| mailbox.post(answer, result))?;
+        self.context
+            .store
+            .query(query, move |result| mailbox.post(answer, result))?;
         received(answered.await)
     }
 }
 
 /// The answer of the store's thread; none comes if the store was closed with the work undone.
-fn received<T>(answer: Result<Result<T, StoreError>, oneshot::error::RecvError>) -> Result<T, StoreError> {
+fn received<T>(
+    answer: Result<Result<T, StoreError>, oneshot::error::RecvError>,
+) -> Result<T, StoreError> {
     answer.unwrap_or(Err(StoreError::Closed))
 }
 
-/// Whether the database answers. That too many reads wait is not its refusal: payments have a queue of their own.
+/// Whether the database answers. That too many reads wait is not its refusal: payments have a queue
+/// of their own.
 fn answers<T>(look: &Result<T, StoreError>) -> bool {
     matches!(look, Ok(_) | Err(StoreError::Busy))
 }
@@ -510,7 +674,8 @@ fn about() -> Response<Body> {
             "name": "payrelay",
             "version": env!("CARGO_PKG_VERSION"),
             "description": env!("CARGO_PKG_DESCRIPTION"),
-            "documentation": "README.md and docs/ of payrelay's source; `payrelay --help` lists the commands",
+            "documentation": "README.md and docs/ of payrelay's source; `payrelay --help` lists \
+                the commands",
             "routes": [
                 "POST /payments", "GET /payments/{id}", "GET /payments?reservation_id={id}",
                 "GET /users/{id}/payment-history", "GET /health/live", "GET /health/ready",
@@ -523,10 +688,16 @@ fn about() -> Response<Body> {
 fn check_transfer_coding(headers: &HeaderMap) -> Result<(), Problem> {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter().flat_map(|value| {
         let text = value.to_str().unwrap_or("?");
-        text.split(',').map(str::trim).filter(|coding| !coding.is_empty())
+        text.split(',')
+            .map(str::trim)
+            .filter(|coding| !coding.is_empty())
     });
     let known = codings.all(|coding| coding.eq_ignore_ascii_case("chunked"));
-    if known { Ok(()) } else { Err(Problem::unknown_transfer_coding()) }
+    if known {
+        Ok(())
+    } else {
+        Err(Problem::unknown_transfer_coding())
+    }
 }
 
 /// A response with a JSON body.
@@ -540,7 +711,10 @@ pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response<Body>
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     // Nothing here is a page, whatever a browser makes of it.
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"));
+    headers.insert(
+        CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"),
+    );
     response
 }
 
@@ -625,7 +799,11 @@ impl<'a> PaymentWay<'a> {
             }),
             (None, None) => None,
         };
-        Self { payment: &way.payment, event, notification }
+        Self {
+            payment: &way.payment,
+            event,
+            notification,
+        }
     }
 }
 
@@ -694,23 +872,44 @@ mod tests {
     fn knows_its_routes() {
         assert_eq!(route(&Method::POST, "/payments", None), Ok(Route::Pay));
         assert_eq!(get("/payments/7", None), Ok(Route::Payment { id: 7 }));
-        assert_eq!(get("/payments", Some("reservation_id=7")), Ok(Route::Paid { reservation_id: 7 }));
+        assert_eq!(
+            get("/payments", Some("reservation_id=7")),
+            Ok(Route::Paid { reservation_id: 7 })
+        );
         assert_eq!(get("/", None), Ok(Route::About));
         assert_eq!(route(&Method::HEAD, "/health/live", None), Ok(Route::Live));
         assert_eq!(get("/health/ready", None), Ok(Route::Ready));
-        let history = |before, limit| Ok(Route::History { user_id: 42, before, limit });
+        let history = |before, limit| {
+            Ok(Route::History {
+                user_id: 42,
+                before,
+                limit,
+            })
+        };
         assert_eq!(get("/users/42/payment-history", None), history(None, PAGE));
-        assert_eq!(get("/users/42/payment-history", Some("limit=2&before=9")), history(Some(9), 2));
+        assert_eq!(
+            get("/users/42/payment-history", Some("limit=2&before=9")),
+            history(Some(9), 2)
+        );
     }
 
     #[test]
     fn each_route_needs_its_access() {
         let needs = |method: &Method, path| route(method, path, None).map(|route| route.needs());
         assert_eq!(needs(&Method::POST, "/payments"), Ok(Access::Full));
-        for path in ["/payments/7", "/users/42/payment-history", "/health/live", "/health/ready"] {
+        for path in [
+            "/payments/7",
+            "/users/42/payment-history",
+            "/health/live",
+            "/health/ready",
+        ] {
             assert_eq!(needs(&Method::GET, path), Ok(Access::ReadOnly), "{path}");
         }
-        for path in ["/admin/channels", "/admin/dead-letters", "/admin/dead-letters/7"] {
+        for path in [
+            "/admin/channels",
+            "/admin/dead-letters",
+            "/admin/dead-letters/7",
+        ] {
             assert_eq!(needs(&Method::GET, path), Ok(Access::Admin), "{path}");
         }
         for path in ["/admin/channels/a/resume", "/admin/dead-letters/7/replay"] {
@@ -720,14 +919,31 @@ mod tests {
 
     #[test]
     fn refuses_what_is_not_there() {
-        for path in ["/payment", "/payments/", "/payments/abc", "/payments/1/x", "/users/42", "/health", "//payments"] {
+        for path in [
+            "/payment",
+            "/payments/",
+            "/payments/abc",
+            "/payments/1/x",
+            "/users/42",
+            "/health",
+            "//payments",
+        ] {
             let missing = Problem::not_found(format!("there is nothing at {path}"));
             assert_eq!(route(&Method::GET, path, None), Err(missing), "{path}");
         }
-        let missing = Problem::invalid_field("reservation_id", "is missing: GET /payments?reservation_id=1001");
+        let missing = Problem::invalid_field(
+            "reservation_id",
+            "is missing: GET /payments?reservation_id=1001",
+        );
         assert_eq!(get("/payments", None), Err(missing));
-        assert_eq!(route(&Method::PUT, "/payments", None), Err(Problem::method_not_allowed("GET, HEAD, POST")));
-        assert_eq!(route(&Method::DELETE, "/payments/1", None), Err(Problem::method_not_allowed("GET, HEAD")));
+        assert_eq!(
+            route(&Method::PUT, "/payments", None),
+            Err(Problem::method_not_allowed("GET, HEAD, POST"))
+        );
+        assert_eq!(
+            route(&Method::DELETE, "/payments/1", None),
+            Err(Problem::method_not_allowed("GET, HEAD"))
+        );
     }
 
     #[test]
@@ -736,10 +952,23 @@ mod tests {
             let path = format!("/payments/{id}");
             let missing = Problem::not_found(format!("there is nothing at {path}"));
             assert_eq!(get(&path, None), Err(missing), "{id}");
-            assert!(get("/payments", Some(&format!("reservation_id={id}"))).is_err(), "{id}");
+            assert!(
+                get("/payments", Some(&format!("reservation_id={id}"))).is_err(),
+                "{id}"
+            );
         }
-        for query in ["limit=0", "limit=501", "limit=", "before=x", "page=1", "limit"] {
-            assert!(get("/users/1/payment-history", Some(query)).is_err(), "{query}");
+        for query in [
+            "limit=0",
+            "limit=501",
+            "limit=",
+            "before=x",
+            "page=1",
+            "limit",
+        ] {
+            assert!(
+                get("/users/1/payment-history", Some(query)).is_err(),
+                "{query}"
+            );
         }
         for path in ["/", "/payments/1", "/health/live", "/health/ready"] {
             assert!(get(path, Some("verbose=true")).is_err(), "{path}");
@@ -770,16 +999,30 @@ mod tests {
         crate::fuzz::corpus("target", 10_000, &words, |bytes| {
             let text = String::from_utf8_lossy(bytes);
             let (method, target) = text.split_once(' ').unwrap_or(("GET", &text));
-            let Ok(method) = Method::from_bytes(method.as_bytes()) else { return false };
-            let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+            let Ok(method) = Method::from_bytes(method.as_bytes()) else {
+                return false;
+            };
+            let (path, query) = target
+                .split_once('?')
+                .map_or((target, None), |(path, query)| (path, Some(query)));
             match route(&method, path, query) {
                 Ok(Route::Payment { id }) => assert!(id >= 0),
-                Ok(Route::History { user_id, before, limit }) => {
-                    assert!(user_id >= 0 && before.is_none_or(|id| id >= 0) && (1..=PAGE_MAX).contains(&limit));
+                Ok(Route::History {
+                    user_id,
+                    before,
+                    limit,
+                }) => {
+                    assert!(
+                        user_id >= 0
+                            && before.is_none_or(|id| id >= 0)
+                            && (1..=PAGE_MAX).contains(&limit)
+                    );
                 }
                 Ok(Route::Pay) => assert!(method == Method::POST && path.ends_with("payments")),
                 Ok(Route::Admin(
-                    admin::Route::Act { .. } | admin::Route::Resume { .. } | admin::Route::Skip { .. },
+                    admin::Route::Act { .. }
+                    | admin::Route::Resume { .. }
+                    | admin::Route::Skip { .. },
                 )) => {
                     assert_eq!(method, Method::POST);
                 }
@@ -801,7 +1044,16 @@ mod tests {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static(text));
             is_json(&headers)
         };
-        assert!(typed("application/json") && typed("Application/JSON; charset=utf-8") && typed("application/x+json"));
-        assert!(!typed("text/plain") && !typed("application/jsonp") && !typed("") && !is_json(&HeaderMap::new()));
+        assert!(
+            typed("application/json")
+                && typed("Application/JSON; charset=utf-8")
+                && typed("application/x+json")
+        );
+        assert!(
+            !typed("text/plain")
+                && !typed("application/jsonp")
+                && !typed("")
+                && !is_json(&HeaderMap::new())
+        );
     }
 }

@@ -25,17 +25,19 @@ use crate::worker::Worker;
 /// A request's head may have so many bytes, and a connection's buffer holds no more.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
-/// How many bytes of answers the kernel keeps for a client that does not read them; it takes up to twice as much memory
-/// (socket(7), `SO_SNDBUF`). By itself it would keep some megabytes for each.
+/// How many bytes of answers the kernel keeps for a client that does not read them; it takes up to
+/// twice as much memory (socket(7), `SO_SNDBUF`). By itself it would keep some megabytes for each.
 const UNREAD_BYTES_MAX: usize = 128 * 1024;
 
 /// How long a request that is under way when the stop comes may take.
 const STOP_TIME: Duration = Duration::from_secs(4);
 
-/// How long to wait after an `accept` that failed: mostly for want of descriptors, which come back by themselves.
+/// How long to wait after an `accept` that failed: mostly for want of descriptors, which come back
+/// by themselves.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long a new connection waits for a place that becomes free by itself, before another one is closed for it.
+/// How long a new connection waits for a place that becomes free by itself, before another one is
+/// closed for it.
 const PLACE_RETRY: Duration = Duration::from_millis(50);
 
 /// Starts the server on a socket that already listens.
@@ -54,7 +56,9 @@ pub fn spawn(listener: TcpListener, app: App, exits: &Sender<&'static str>) -> i
 }
 
 fn run(listener: TcpListener, app: &Arc<App>, stop: &Notify) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let mailbox = Arc::clone(app.mailbox());
@@ -77,8 +81,14 @@ fn run(listener: TcpListener, app: &Arc<App>, stop: &Notify) -> io::Result<()> {
         // No new connection; what is under way is finished, idle connections are closed.
         drop((listener, stopping));
         let all = u32::try_from(connections_max).unwrap_or(u32::MAX);
-        if tokio::time::timeout(STOP_TIME, places.acquire_many(all)).await.is_err() {
-            log::warn!("some requests were still under way after {} s: cut off", STOP_TIME.as_secs());
+        if tokio::time::timeout(STOP_TIME, places.acquire_many(all))
+            .await
+            .is_err()
+        {
+            log::warn!(
+                "some requests were still under way after {} s: cut off",
+                STOP_TIME.as_secs()
+            );
         }
         Ok(())
     })
@@ -100,8 +110,14 @@ async fn accept(
                     app.refusals().connection(address.ip());
                     continue;
                 };
-                let Some(permit) = acquire(places, &connections).await else { return };
-                let held = Held { visit, place: connections.open(), _permit: permit };
+                let Some(permit) = acquire(places, &connections).await else {
+                    return;
+                };
+                let held = Held {
+                    visit,
+                    place: connections.open(),
+                    _permit: permit,
+                };
                 serve(stream, app, stopped.clone(), held);
             }
             Err(error) => {
@@ -115,8 +131,12 @@ async fn accept(
     }
 }
 
-/// A place for one more connection. While all are in use, the one that uses its place least is closed.
-async fn acquire(places: &Arc<Semaphore>, connections: &Connections) -> Option<OwnedSemaphorePermit> {
+/// A place for one more connection. While all are in use, the one that uses its place least is
+/// closed.
+async fn acquire(
+    places: &Arc<Semaphore>,
+    connections: &Connections,
+) -> Option<OwnedSemaphorePermit> {
     loop {
         let permit = Arc::clone(places).acquire_owned();
         match tokio::time::timeout(PLACE_RETRY, permit).await {
@@ -157,15 +177,18 @@ fn serve(stream: TcpStream, app: &Arc<App>, mut stopped: watch::Receiver<()>, he
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        // A client may shut its sending side down when it has sent its request, as `nc -N` does: it is answered.
+        // A client may shut its sending side down when it has sent its request, as `nc -N` does: it
+        // is answered.
         .half_close(true)
-        // Also how long a kept connection may be idle: hyper starts it when it begins to wait for a head.
+        // Also how long a kept connection may be idle: hyper starts it when it begins to wait for a
+        // head.
         .header_read_timeout(patience)
         .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
     tokio::spawn(async move {
         let mut connection = pin!(connection);
-        // First what has come: a request that is there is answered, also on a connection that is asked to end.
+        // First what has come: a request that is there is answered, also on a connection that is
+        // asked to end.
         let ended = tokio::select! {
             biased;
             result = connection.as_mut() => Some(result),

@@ -1,5 +1,5 @@
-//! What an error of the cluster means for an operator: in plain words, with the right to grant. And which errors are a
-//! record's fault: few are, and no fault of the environment is.
+//! What an error of the cluster means for an operator: in plain words, with the right to grant. And
+//! which errors are a record's fault: few are, and no fault of the environment is.
 
 use krafka::error::ErrorCode;
 use krafka::{Kafka, KrafkaError};
@@ -9,23 +9,27 @@ use super::reachability::{locate_silence, unreachable};
 use crate::config;
 use crate::event::NodeId;
 
-/// Errors that the same record would meet again, and another one would not. Every other code is about the cluster, a
-/// right, the network or a clock: the event waits.
-const RECORD_ERRORS: [ErrorCode; 3] =
-    [ErrorCode::MessageTooLarge, ErrorCode::RecordListTooLarge, ErrorCode::InvalidRecord];
+/// Errors that the same record would meet again, and another one would not. Every other code is
+/// about the cluster, a right, the network or a clock: the event waits.
+const RECORD_ERRORS: [ErrorCode; 3] = [
+    ErrorCode::MessageTooLarge,
+    ErrorCode::RecordListTooLarge,
+    ErrorCode::InvalidRecord,
+];
 
 /// Whether the broker refused the record itself.
 pub(crate) fn is_records_fault(error: &KrafkaError) -> bool {
     matches!(error, KrafkaError::Broker { code, .. } if RECORD_ERRORS.contains(code))
 }
 
-/// Whether the client knows nothing but that the transaction has to be aborted: the record may be at fault, or not.
+/// Whether the client knows nothing but that the transaction has to be aborted: the record may be
+/// at fault, or not.
 pub(crate) fn is_unexplained(error: &KrafkaError) -> bool {
     error.requires_abort()
 }
 
-/// The failure with what to do; where the network may be the reason, with the addresses that do not answer. `kafka` is `None`
-/// before the first answer of a bootstrap server.
+/// The failure with what to do; where the network may be the reason, with the addresses that do not
+/// answer. `kafka` is `None` before the first answer of a bootstrap server.
 pub(crate) async fn explain_failure(
     failure: &Failure,
     kafka: Option<&Kafka>,
@@ -35,7 +39,11 @@ pub(crate) async fn explain_failure(
     let servers = &settings.bootstrap_servers;
     match (failure, kafka) {
         (Failure::Silent(limit), _) => {
-            format!("no answer within {} s: {}", limit.as_secs(), locate_silence(kafka, servers).await)
+            format!(
+                "no answer within {} s: {}",
+                limit.as_secs(),
+                locate_silence(kafka, servers).await
+            )
         }
         (Failure::Client(error), Some(kafka)) if may_be_the_network(error) => {
             let text = explain(error, settings, node);
@@ -50,24 +58,33 @@ pub(crate) async fn explain_failure(
 }
 
 fn may_be_the_network(error: &KrafkaError) -> bool {
-    matches!(error, KrafkaError::Network(_) | KrafkaError::Timeout { .. } | KrafkaError::DeliveryTimeout { .. })
+    matches!(
+        error,
+        KrafkaError::Network(_) | KrafkaError::Timeout { .. } | KrafkaError::DeliveryTimeout { .. }
+    )
 }
 
 /// The error with what to do.
 pub(crate) fn explain(error: &KrafkaError, settings: &config::Kafka, node: &NodeId) -> String {
-    let KrafkaError::Broker { code, .. } = error else { return without_advice_for_programmers(&error.to_string()) };
+    let KrafkaError::Broker { code, .. } = error else {
+        return without_advice_for_programmers(&error.to_string());
+    };
     let topic = &settings.topic;
     let grant = |operations: &str, resource: &str| {
         format!("kafka-acls.sh --add --allow-principal User:NAME {operations} {resource}")
     };
     match code {
         ErrorCode::TopicAuthorizationFailed => format!(
-            "no right to use the topic {topic} (TOPIC_AUTHORIZATION_FAILED): grant WRITE, READ and DESCRIBE, as by {}",
-            grant("--operation Write --operation Read --operation Describe", &format!("--topic {topic}"))
+            "no right to use the topic {topic} (TOPIC_AUTHORIZATION_FAILED): grant WRITE, READ \
+                and DESCRIBE, as by {}",
+            grant(
+                "--operation Write --operation Read --operation Describe",
+                &format!("--topic {topic}")
+            )
         ),
         ErrorCode::TransactionalIdAuthorizationFailed => format!(
-            "no right to the transactional id payrelay-{node} (TRANSACTIONAL_ID_AUTHORIZATION_FAILED): grant WRITE and \
-             DESCRIBE, as by {}",
+            "no right to the transactional id payrelay-{node} \
+                (TRANSACTIONAL_ID_AUTHORIZATION_FAILED): grant WRITE and DESCRIBE, as by {}",
             grant(
                 "--operation Write --operation Describe",
                 &format!("--transactional-id payrelay-{node} --resource-pattern-type prefixed")
@@ -79,7 +96,8 @@ pub(crate) fn explain(error: &KrafkaError, settings: &config::Kafka, node: &Node
             grant("--operation Read", &format!("--group {}", settings.group))
         ),
         ErrorCode::ClusterAuthorizationFailed => format!(
-            "no right on the cluster (CLUSTER_AUTHORIZATION_FAILED): grant IDEMPOTENT_WRITE, as by {}",
+            "no right on the cluster (CLUSTER_AUTHORIZATION_FAILED): grant IDEMPOTENT_WRITE, as \
+                by {}",
             grant("--operation IdempotentWrite", "--cluster")
         ),
         ErrorCode::InvalidTimestamp => {
@@ -95,11 +113,16 @@ pub(crate) fn explain(error: &KrafkaError, settings: &config::Kafka, node: &Node
 /// The client's messages end with what a program could call instead.
 fn without_advice_for_programmers(text: &str) -> String {
     let calls = [".idempotent(", "`idempotent(", ".enable_", "builder"];
-    let sentences =
-        text.split_inclusive(['.', ';']).filter(|sentence| !calls.iter().any(|call| sentence.contains(call)));
+    let sentences = text
+        .split_inclusive(['.', ';'])
+        .filter(|sentence| !calls.iter().any(|call| sentence.contains(call)));
     let kept: String = sentences.collect();
     let kept = kept.trim_end_matches([';', ' ']).trim();
-    if kept.is_empty() { text.to_owned() } else { kept.to_owned() }
+    if kept.is_empty() {
+        text.to_owned()
+    } else {
+        kept.to_owned()
+    }
 }
 
 #[cfg(test)]
@@ -110,7 +133,11 @@ mod tests {
     #[test]
     fn only_three_codes_are_a_records_fault() {
         let of = |code| is_records_fault(&KrafkaError::broker(code, ""));
-        assert!(of(ErrorCode::MessageTooLarge) && of(ErrorCode::RecordListTooLarge) && of(ErrorCode::InvalidRecord));
+        assert!(
+            of(ErrorCode::MessageTooLarge)
+                && of(ErrorCode::RecordListTooLarge)
+                && of(ErrorCode::InvalidRecord)
+        );
         let environment = [
             ErrorCode::InvalidTimestamp,
             ErrorCode::TopicAuthorizationFailed,
@@ -129,18 +156,45 @@ mod tests {
 
     #[test]
     fn a_missing_right_is_named_with_the_command_that_grants_it() {
-        let settings = config::Config::load("", &BTreeMap::new()).unwrap().config.kafka;
+        let settings = config::Config::load("", &BTreeMap::new())
+            .unwrap()
+            .config
+            .kafka;
         let node = NodeId::parse("shop-7").unwrap();
-        let text = |code| explain(&KrafkaError::broker(code, "use .idempotent(false)"), &settings, &node);
+        let text = |code| {
+            explain(
+                &KrafkaError::broker(code, "use .idempotent(false)"),
+                &settings,
+                &node,
+            )
+        };
         for (code, words) in [
-            (ErrorCode::TopicAuthorizationFailed, ["TOPIC_AUTHORIZATION_FAILED", "--topic payment-event"]),
-            (ErrorCode::TransactionalIdAuthorizationFailed, ["payrelay-shop-7", "--transactional-id"]),
-            (ErrorCode::GroupAuthorizationFailed, ["--group payment-group", "READ"]),
-            (ErrorCode::ClusterAuthorizationFailed, ["IDEMPOTENT_WRITE", "--cluster"]),
-            (ErrorCode::InvalidTimestamp, ["clock is ahead of the broker's", "INVALID_TIMESTAMP"]),
+            (
+                ErrorCode::TopicAuthorizationFailed,
+                ["TOPIC_AUTHORIZATION_FAILED", "--topic payment-event"],
+            ),
+            (
+                ErrorCode::TransactionalIdAuthorizationFailed,
+                ["payrelay-shop-7", "--transactional-id"],
+            ),
+            (
+                ErrorCode::GroupAuthorizationFailed,
+                ["--group payment-group", "READ"],
+            ),
+            (
+                ErrorCode::ClusterAuthorizationFailed,
+                ["IDEMPOTENT_WRITE", "--cluster"],
+            ),
+            (
+                ErrorCode::InvalidTimestamp,
+                ["clock is ahead of the broker's", "INVALID_TIMESTAMP"],
+            ),
         ] {
             let text = text(code);
-            assert!(words.iter().all(|word| text.contains(word)) && !text.contains("idempotent("), "{text}");
+            assert!(
+                words.iter().all(|word| text.contains(word)) && !text.contains("idempotent("),
+                "{text}"
+            );
         }
     }
 }

@@ -1,16 +1,18 @@
-//! Transactions that hold a partition's last stable offset back: whose they are, and the end of one of ours that hangs.
+//! Transactions that hold a partition's last stable offset back: whose they are, and the end of one
+//! of ours that hangs.
 //!
-//! A broker that dies between acknowledging a commit and writing its markers can come back with a transaction that its
-//! coordinator calls complete, and that a partition still calls open (KIP-664). No time-out ends it. The next marker of
-//! the same producer id on that partition does, and decides the outcome of the events in it.
+//! A broker that dies between acknowledging a commit and writing its markers can come back with a
+//! transaction that its coordinator calls complete, and that a partition still calls open
+//! (KIP-664). No time-out ends it. The next marker of the same producer id on that partition does,
+//! and decides the outcome of the events in it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
 use krafka::admin::{
-    DescribeProducersOptions, DescribeTransactionsOptions, ListOffsetsOptions, ListTransactionsOptions, OffsetSpec,
-    TopicPartition,
+    DescribeProducersOptions, DescribeTransactionsOptions, ListOffsetsOptions,
+    ListTransactionsOptions, OffsetSpec, TopicPartition,
 };
 use krafka::error::KrafkaError;
 use krafka::producer::TransactionalProducer;
@@ -50,8 +52,9 @@ impl OpenTransaction {
     /// For people: whose it is, and the command that ends it.
     pub(crate) fn describe(&self, bootstrap_servers: &[String]) -> String {
         format!(
-            "{self}; events behind it are invisible until it ends. If its producer is dead, end it with: \
-             kafka-transactions.sh --bootstrap-server {} abort --topic {} --partition {} --start-offset {}",
+            "{self}; events behind it are invisible until it ends. If its producer is dead, end \
+                it with: kafka-transactions.sh --bootstrap-server {} abort --topic {} --partition \
+                {} --start-offset {}",
             bootstrap_servers.join(","),
             self.topic,
             self.partition,
@@ -62,14 +65,30 @@ impl OpenTransaction {
 
 impl fmt::Display for OpenTransaction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { topic, partition, producer_id, start_offset, last_write, owner } = self;
-        write!(f, "a transaction is open on partition {partition} of {topic} from offset {start_offset}")?;
+        let Self {
+            topic,
+            partition,
+            producer_id,
+            start_offset,
+            last_write,
+            owner,
+        } = self;
+        write!(
+            f,
+            "a transaction is open on partition {partition} of {topic} from offset {start_offset}"
+        )?;
         write!(f, " (producer id {producer_id}")?;
         match owner {
-            Owner::OursEnded { transactional_id } | Owner::Other { transactional_id: Some(transactional_id) } => {
+            Owner::OursEnded { transactional_id }
+            | Owner::Other {
+                transactional_id: Some(transactional_id),
+            } => {
                 write!(f, ", transactional id {transactional_id}")?;
             }
-            Owner::OursRunning | Owner::Other { transactional_id: None } => {}
+            Owner::OursRunning
+            | Owner::Other {
+                transactional_id: None,
+            } => {}
         }
         if let Some(last_write) = last_write {
             write!(f, ", last write at {last_write}")?;
@@ -84,7 +103,13 @@ pub(crate) async fn stable_offsets(
     topic: &str,
     partitions: impl IntoIterator<Item = i32>,
 ) -> Result<BTreeMap<i32, i64>, KrafkaError> {
-    end_offsets(kafka, topic, partitions, ListOffsetsOptions::default().read_committed(true)).await
+    end_offsets(
+        kafka,
+        topic,
+        partitions,
+        ListOffsetsOptions::default().read_committed(true),
+    )
+    .await
 }
 
 async fn end_offsets(
@@ -93,7 +118,9 @@ async fn end_offsets(
     partitions: impl IntoIterator<Item = i32>,
     options: ListOffsetsOptions,
 ) -> Result<BTreeMap<i32, i64>, KrafkaError> {
-    let wanted = partitions.into_iter().map(|number| (TopicPartition::new(topic, number), OffsetSpec::Latest));
+    let wanted = partitions
+        .into_iter()
+        .map(|number| (TopicPartition::new(topic, number), OffsetSpec::Latest));
     let mut ends = BTreeMap::new();
     for (partition, end) in kafka.admin().list_offsets(wanted, options).await? {
         ends.insert(partition.partition, end?.offset);
@@ -101,7 +128,8 @@ async fn end_offsets(
     Ok(ends)
 }
 
-/// Every open transaction on those of these partitions whose last stable offset is behind their end.
+/// Every open transaction on those of these partitions whose last stable offset is behind their
+/// end.
 pub(crate) async fn open_transactions(
     kafka: &Kafka,
     topic: &Arc<str>,
@@ -109,23 +137,43 @@ pub(crate) async fn open_transactions(
     ours: &[String],
 ) -> Result<Vec<OpenTransaction>, KrafkaError> {
     let stable = stable_offsets(kafka, topic, partitions.iter().copied()).await?;
-    let whole = end_offsets(kafka, topic, partitions.iter().copied(), ListOffsetsOptions::default()).await?;
-    let held: Vec<_> = stable.iter().filter(|(number, end)| whole.get(number) > Some(end)).map(|(n, _)| *n).collect();
+    let whole = end_offsets(
+        kafka,
+        topic,
+        partitions.iter().copied(),
+        ListOffsetsOptions::default(),
+    )
+    .await?;
+    let held: Vec<_> = stable
+        .iter()
+        .filter(|(number, end)| whole.get(number) > Some(end))
+        .map(|(n, _)| *n)
+        .collect();
     if held.is_empty() {
         return Ok(Vec::new());
     }
-    let wanted = held.into_iter().map(|number| TopicPartition::new(&**topic, number));
+    let wanted = held
+        .into_iter()
+        .map(|number| TopicPartition::new(&**topic, number));
     let mut found = Vec::new();
-    for (partition, producers) in kafka.admin().describe_producers(wanted, DescribeProducersOptions::default()).await? {
+    for (partition, producers) in kafka
+        .admin()
+        .describe_producers(wanted, DescribeProducersOptions::default())
+        .await?
+    {
         for producer in producers? {
-            let Some(start_offset) = producer.current_transaction_start_offset else { continue };
+            let Some(start_offset) = producer.current_transaction_start_offset else {
+                continue;
+            };
             found.push(OpenTransaction {
                 topic: Arc::clone(topic),
                 partition: partition.partition,
                 producer_id: producer.producer_id,
                 start_offset,
                 last_write: last_write(producer.last_timestamp),
-                owner: Owner::Other { transactional_id: None },
+                owner: Owner::Other {
+                    transactional_id: None,
+                },
             });
         }
     }
@@ -135,23 +183,45 @@ pub(crate) async fn open_transactions(
 }
 
 fn last_write(timestamp_ms: i64) -> Option<Timestamp> {
-    timestamp_ms.checked_mul(1000).filter(|micros| *micros >= 0).map(Timestamp::from_micros)
+    timestamp_ms
+        .checked_mul(1000)
+        .filter(|micros| *micros >= 0)
+        .map(Timestamp::from_micros)
 }
 
-async fn name_owners(kafka: &Kafka, found: &mut [OpenTransaction], ours: &[String]) -> Result<(), KrafkaError> {
+async fn name_owners(
+    kafka: &Kafka,
+    found: &mut [OpenTransaction],
+    ours: &[String],
+) -> Result<(), KrafkaError> {
     let admin = kafka.admin();
-    let described = admin.describe_transactions(ours, DescribeTransactionsOptions::default()).await?;
+    let described = admin
+        .describe_transactions(ours, DescribeTransactionsOptions::default())
+        .await?;
     for (transactional_id, described) in described {
         // An id that was never used, or not for a week, is not known to its coordinator.
         let Ok(described) = described else { continue };
-        let ended = matches!(&*described.state, "Empty" | "CompleteCommit" | "CompleteAbort" | "Dead");
-        for open in found.iter_mut().filter(|open| open.producer_id == described.producer_id) {
+        let ended = matches!(
+            &*described.state,
+            "Empty" | "CompleteCommit" | "CompleteAbort" | "Dead"
+        );
+        for open in found
+            .iter_mut()
+            .filter(|open| open.producer_id == described.producer_id)
+        {
             let transactional_id = transactional_id.clone();
-            open.owner = if ended { Owner::OursEnded { transactional_id } } else { Owner::OursRunning };
+            open.owner = if ended {
+                Owner::OursEnded { transactional_id }
+            } else {
+                Owner::OursRunning
+            };
         }
     }
-    let others: Vec<i64> =
-        found.iter().filter(|open| matches!(open.owner, Owner::Other { .. })).map(|open| open.producer_id).collect();
+    let others: Vec<i64> = found
+        .iter()
+        .filter(|open| matches!(open.owner, Owner::Other { .. }))
+        .map(|open| open.producer_id)
+        .collect();
     if others.is_empty() {
         return Ok(());
     }
@@ -159,7 +229,10 @@ async fn name_owners(kafka: &Kafka, found: &mut [OpenTransaction], ours: &[Strin
     let options = ListTransactionsOptions::default().producer_ids(others);
     let listed = admin.list_transactions(options).await.unwrap_or_default();
     for listing in listed.into_values().flatten().flatten() {
-        for open in found.iter_mut().filter(|open| open.producer_id == listing.producer_id) {
+        for open in found
+            .iter_mut()
+            .filter(|open| open.producer_id == listing.producer_id)
+        {
             if let Owner::Other { transactional_id } = &mut open.owner {
                 *transactional_id = Some(listing.transactional_id.clone());
             }
@@ -168,8 +241,9 @@ async fn name_owners(kafka: &Kafka, found: &mut [OpenTransaction], ours: &[Strin
     Ok(())
 }
 
-/// Ends the hanging transactions of this producer's id on these partitions: a transaction of the same id, with a record on each,
-/// is aborted, and its markers end them as aborted. What was in them has to be published again.
+/// Ends the hanging transactions of this producer's id on these partitions: a transaction of the
+/// same id, with a record on each, is aborted, and its markers end them as aborted. What was in
+/// them has to be published again.
 pub(crate) async fn end_hanging(
     producer: &TransactionalProducer,
     topic: &str,
@@ -179,7 +253,8 @@ pub(crate) async fn end_hanging(
     let mut handles = Vec::new();
     for partition in partitions {
         // A compacted topic accepts no record without a key.
-        let record = Record::tombstone(topic, producer.transactional_id().to_owned()).partition(*partition);
+        let record =
+            Record::tombstone(topic, producer.transactional_id().to_owned()).partition(*partition);
         handles.push(producer.enqueue(record).await?);
     }
     producer.flush().await?;

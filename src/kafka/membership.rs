@@ -1,9 +1,10 @@
 //! The membership in the consumer group: joining, polling, and where each partition is read from.
 //!
-//! Positions come from the database alone. krafka would begin a partition at the group's committed offset, so what it
-//! brings of a partition counts only after the partition was moved to its stored offset. An offset that the partition
-//! does not have (records deleted, log truncated), or that is not known, is replaced by one that it has; what was before
-//! that is not read. The caller backfills it from the outbox.
+//! Positions come from the database alone. krafka would begin a partition at the group's committed
+//! offset, so what it brings of a partition counts only after the partition was moved to its stored
+//! offset. An offset that the partition does not have (records deleted, log truncated), or that is
+//! not known, is replaced by one that it has; what was before that is not read. The caller
+//! backfills it from the outbox.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use krafka::admin::{ListOffsetsOptions, OffsetSpec};
 use krafka::consumer::{
-    AutoOffsetReset, Consumer as Client, ConsumerRebalanceListener, ConsumerRecord, GroupProtocol, IsolationLevel,
-    TopicPartition,
+    AutoOffsetReset, Consumer as Client, ConsumerRebalanceListener, ConsumerRecord, GroupProtocol,
+    IsolationLevel, TopicPartition,
 };
 use krafka::error::KrafkaError;
 use krafka::{CloseOptions, GroupMembershipOperation, Kafka};
@@ -29,14 +30,15 @@ use crate::store::topic::{self, Topic};
 /// How long one poll waits for records: also how late a stop is noticed.
 const POLL: Duration = Duration::from_millis(500);
 
-/// How often the topic is looked at: for new partitions, new leaders, another incarnation, our rights.
+/// How often the topic is looked at: for new partitions, new leaders, another incarnation, our
+/// rights.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long the group may take to give a member its partitions.
 const ASSIGNMENT_LIMIT: Duration = Duration::from_secs(8);
 
-/// How often the member reports to its group. A connection that died without a sign is found so much later, plus one request's
-/// time-out.
+/// How often the member reports to its group. A connection that died without a sign is found so
+/// much later, plus one request's time-out.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How many records are written in one transaction.
@@ -83,11 +85,16 @@ pub(crate) struct Polled {
 
 impl Polled {
     fn new(records: Vec<ConsumerRecord>, fetch: FetchOutcome) -> Self {
-        Self { records, fetch, undecodable: None }
+        Self {
+            records,
+            fetch,
+            undecodable: None,
+        }
     }
 }
 
-/// What is known of the fetches of one poll. krafka does not report an error of a fetch, and counts it.
+/// What is known of the fetches of one poll. krafka does not report an error of a fetch, and counts
+/// it.
 #[derive(Debug)]
 pub(crate) enum FetchOutcome {
     /// There was an answer.
@@ -107,7 +114,10 @@ struct Fetches {
 /// Why nothing comes although the brokers answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum Stall {
-    #[error("kafka.group gives it {0} of {1} partitions: other members are in it, or its coordinator is unavailable")]
+    #[error(
+        "kafka.group gives it {0} of {1} partitions: other members are in it, or its coordinator \
+            is unavailable"
+    )]
     PartitionsNotAssigned(usize, usize),
     #[error("not allowed to read the topic {0}: grant READ on it")]
     ReadDenied(Arc<str>),
@@ -130,12 +140,15 @@ impl Membership {
     pub(crate) async fn join(link: &mut Link, node: &NodeId) -> Result<Self, KrafkaError> {
         let kafka = link.get().await?;
         let settings = link.settings();
-        let Identified { topic, partitions, .. } = identify(&kafka, &settings.topic).await?;
+        let Identified {
+            topic, partitions, ..
+        } = identify(&kafka, &settings.topic).await?;
         let assignments = AssignmentGeneration::default();
         let client = kafka
             .consumer(&settings.group)
-            // With static membership on the classic protocol a member that was killed and comes back resumes at once;
-            // with KIP-848 it waits until its own session has timed out (measured: 45 s).
+            // With static membership on the classic protocol a member that was killed and comes
+            // back resumes at once; with KIP-848 it waits until its own session has timed out
+            // (measured: 45 s).
             .group_protocol(GroupProtocol::Classic)
             .group_instance_id(node.as_str())
             .heartbeat_interval(HEARTBEAT_INTERVAL)
@@ -165,7 +178,10 @@ impl Membership {
             attempts: Attempts::default(),
             paused_until: BTreeMap::new(),
             committed: BTreeMap::new(),
-            fetches: Fetches { begun: 0, failed: 0 },
+            fetches: Fetches {
+                begun: 0,
+                failed: 0,
+            },
         })
     }
 
@@ -180,7 +196,11 @@ impl Membership {
     }
 
     /// The next records of the partitions that are in position. Dropping the future loses none.
-    pub(crate) async fn poll(&mut self, store: &Store, rejoined_for: &mut Option<usize>) -> Result<Polled, Failure> {
+    pub(crate) async fn poll(
+        &mut self,
+        store: &Store,
+        rejoined_for: &mut Option<usize>,
+    ) -> Result<Polled, Failure> {
         if self.refreshed_at.elapsed() > REFRESH_INTERVAL {
             self.refresh(rejoined_for).await?;
         }
@@ -210,7 +230,11 @@ impl Membership {
             },
         };
         self.forget_truncated().await;
-        records.retain(|record| self.positions.get(&record.partition).is_some_and(|next| *next <= record.offset));
+        records.retain(|record| {
+            self.positions
+                .get(&record.partition)
+                .is_some_and(|next| *next <= record.offset)
+        });
         if !records.is_empty() {
             return Ok(Polled::new(records, FetchOutcome::Answered));
         }
@@ -224,23 +248,38 @@ impl Membership {
     /// The other partitions do not wait for the next try.
     async fn tried(&mut self, batch: Undecodable) -> Polled {
         let now = Instant::now();
-        self.client.pause(&self.topic.name, &[batch.partition]).await;
-        self.paused_until.insert(batch.partition, now + RETRY_INTERVAL);
+        self.client
+            .pause(&self.topic.name, &[batch.partition])
+            .await;
+        self.paused_until
+            .insert(batch.partition, now + RETRY_INTERVAL);
         let undecodable = self.attempts.add(&batch, now).then_some(batch);
-        Polled { records: Vec::new(), fetch: FetchOutcome::Answered, undecodable }
+        Polled {
+            records: Vec::new(),
+            fetch: FetchOutcome::Answered,
+            undecodable,
+        }
     }
 
     async fn resume_paused(&mut self) {
         let now = Instant::now();
-        let due: Vec<i32> =
-            self.paused_until.iter().filter(|(_, until)| **until <= now).map(|(partition, _)| *partition).collect();
+        let due: Vec<i32> = self
+            .paused_until
+            .iter()
+            .filter(|(_, until)| **until <= now)
+            .map(|(partition, _)| *partition)
+            .collect();
         self.client.resume(&self.topic.name, &due).await;
         self.paused_until.retain(|_, until| *until > now);
     }
 
-    /// Skips a batch that cannot be decoded. It becomes a dead letter; our events in it are backfilled like others that were
-    /// passed.
-    pub(crate) async fn skip(&mut self, batch: &Undecodable, store: &Store) -> Result<DeadRecord, Failure> {
+    /// Skips a batch that cannot be decoded. It becomes a dead letter; our events in it are
+    /// backfilled like others that were passed.
+    pub(crate) async fn skip(
+        &mut self,
+        batch: &Undecodable,
+        store: &Store,
+    ) -> Result<DeadRecord, Failure> {
         let (partition, offset) = (batch.partition, batch.offset);
         let next = next_readable(&self.kafka, &self.topic.name, batch).await?;
         let now = Timestamp::now();
@@ -249,7 +288,11 @@ impl Membership {
             partition,
             offset,
             written_at_ms: now.as_micros() / 1000,
-            reason: format!("the records {offset} to {} cannot be decoded: {}", next - 1, batch.reason),
+            reason: format!(
+                "the records {offset} to {} cannot be decoded: {}",
+                next - 1,
+                batch.reason
+            ),
             key: None,
             value: None,
             headers: Vec::new(),
@@ -278,10 +321,17 @@ impl Membership {
 
     async fn fetch_outcome(&mut self) -> FetchOutcome {
         let counted = self.client.metrics().consumer;
-        let now = Fetches { begun: counted.fetches, failed: counted.errors };
+        let now = Fetches {
+            begun: counted.fetches,
+            failed: counted.errors,
+        };
         let before = std::mem::replace(&mut self.fetches, now);
         if now.failed == before.failed {
-            return if now.begun == before.begun { FetchOutcome::Unknown } else { FetchOutcome::Answered };
+            return if now.begun == before.begun {
+                FetchOutcome::Unknown
+            } else {
+                FetchOutcome::Answered
+            };
         }
         let partitions: Vec<i32> = self.positions.keys().copied().collect();
         let asked = self.offsets(&partitions, LATEST).await;
@@ -291,11 +341,21 @@ impl Membership {
         }
     }
 
-    async fn offsets(&self, partitions: &[i32], timestamp: i64) -> BTreeMap<i32, Result<i64, KrafkaError>> {
+    async fn offsets(
+        &self,
+        partitions: &[i32],
+        timestamp: i64,
+    ) -> BTreeMap<i32, Result<i64, KrafkaError>> {
         let name = &*self.topic.name;
-        let asked: Vec<(&str, i32)> = partitions.iter().map(|partition| (name, *partition)).collect();
+        let asked: Vec<(&str, i32)> = partitions
+            .iter()
+            .map(|partition| (name, *partition))
+            .collect();
         let found = self.client.offsets_for_times(&asked, timestamp).await;
-        found.into_iter().map(|((_, partition), offset)| (partition, offset)).collect()
+        found
+            .into_iter()
+            .map(|((_, partition), offset)| (partition, offset))
+            .collect()
     }
 
     /// The records were stored: their partitions go on after them.
@@ -305,10 +365,16 @@ impl Membership {
         }
     }
 
-    /// Moves the partitions that are not in position to their stored offsets, or to their ends where they have none.
+    /// Moves the partitions that are not in position to their stored offsets, or to their ends
+    /// where they have none.
     async fn reposition(&mut self, store: &Store) -> Result<(), Failure> {
         let name = Arc::clone(&self.topic.name);
-        let mut rest = self.client.assignment().await.remove(&*name).unwrap_or_default();
+        let mut rest = self
+            .client
+            .assignment()
+            .await
+            .remove(&*name)
+            .unwrap_or_default();
         rest.retain(|partition| !self.positions.contains_key(partition));
         if rest.is_empty() {
             return Ok(());
@@ -320,13 +386,19 @@ impl Membership {
         for partition in rest {
             match (starts.remove(&partition), ends.remove(&partition)) {
                 (Some(Ok(start)), Some(Ok(end))) => {
-                    let stored = known.iter().find(|known| known.partition == partition).and_then(|k| k.consumed_to);
+                    let stored = known
+                        .iter()
+                        .find(|known| known.partition == partition)
+                        .and_then(|k| k.consumed_to);
                     let position = match stored {
                         Some(offset) if offset <= end => offset.max(start),
                         _ => end,
                     };
                     if stored != Some(position) {
-                        log::info!("{name}/{partition}: {}", replacement(stored, start, position));
+                        log::info!(
+                            "{name}/{partition}: {}",
+                            replacement(stored, start, position)
+                        );
                         replaced.push((partition, position));
                     }
                     found.push((partition, position));
@@ -347,16 +419,27 @@ impl Membership {
         failed.map_or(Ok(()), |error| Err(error.into()))
     }
 
-    /// krafka asks for metadata when an answer says so. A consumer that gets no such answer would never learn of partitions
-    /// that were added, of a leader that is gone for good, or of a topic that was recreated: then it joins again.
+    /// krafka asks for metadata when an answer says so. A consumer that gets no such answer would
+    /// never learn of partitions that were added, of a leader that is gone for good, or of a topic
+    /// that was recreated: then it joins again.
     async fn refresh(&mut self, rejoined_for: &mut Option<usize>) -> Result<(), Failure> {
         let _ = self.client.fetch_metadata(Some(&self.topic.name)).await?;
         let found = identify(&self.kafka, &self.topic.name).await?;
         let changed = (&found.topic, found.partitions) != (&self.topic, self.partitions);
-        // They were added while this process was stopped: a static member that comes back is given what it had.
-        let assigned = self.client.assignment().await.remove(&*self.topic.name).unwrap_or_default().len();
-        self.fewer_since = (assigned < found.partitions).then(|| self.fewer_since.unwrap_or_else(Instant::now));
-        let fewer = self.fewer_since.is_some_and(|since| since.elapsed() > ASSIGNMENT_LIMIT);
+        // They were added while this process was stopped: a static member that comes back is given
+        // what it had.
+        let assigned = self
+            .client
+            .assignment()
+            .await
+            .remove(&*self.topic.name)
+            .unwrap_or_default()
+            .len();
+        self.fewer_since =
+            (assigned < found.partitions).then(|| self.fewer_since.unwrap_or_else(Instant::now));
+        let fewer = self
+            .fewer_since
+            .is_some_and(|since| since.elapsed() > ASSIGNMENT_LIMIT);
         if changed || (fewer && *rejoined_for != Some(found.partitions)) {
             *rejoined_for = Some(found.partitions);
             return Err(Failure::Stale);
@@ -372,29 +455,46 @@ impl Membership {
         Ok(())
     }
 
-    /// Whether a position was replaced since the last call: events before it may need to be backfilled.
+    /// Whether a position was replaced since the last call: events before it may need to be
+    /// backfilled.
     pub(crate) fn take_replaced(&mut self) -> bool {
         std::mem::take(&mut self.replaced)
     }
 
     /// Whether the records before this place will not come any more.
     pub(crate) fn has_passed(&self, partition: i32, offset: i64) -> bool {
-        self.positions.get(&partition).is_some_and(|next| offset < *next)
+        self.positions
+            .get(&partition)
+            .is_some_and(|next| offset < *next)
     }
 
     /// The high watermark of every partition: records of open transactions are before it as well.
     pub(crate) async fn ends(&self) -> Result<BTreeMap<i32, i64>, KrafkaError> {
         let partitions = 0..i32::try_from(self.partitions).unwrap_or(i32::MAX);
-        let asked = partitions.map(|p| (TopicPartition::new(&*self.topic.name, p), OffsetSpec::Latest));
-        let found = self.kafka.admin().list_offsets(asked, ListOffsetsOptions::default()).await?;
-        found.into_iter().map(|(place, end)| Ok((place.partition, end?.offset))).collect()
+        let asked = partitions.map(|p| {
+            (
+                TopicPartition::new(&*self.topic.name, p),
+                OffsetSpec::Latest,
+            )
+        });
+        let found = self
+            .kafka
+            .admin()
+            .list_offsets(asked, ListOffsetsOptions::default())
+            .await?;
+        found
+            .into_iter()
+            .map(|(place, end)| Ok((place.partition, end?.offset)))
+            .collect()
     }
 
     /// Whether everything before these offsets was read, so far as it is there.
     pub(crate) async fn has_read(&self, ends: &BTreeMap<i32, i64>) -> bool {
         for (partition, end) in ends {
             let position = self.client.position(&self.topic.name, *partition).await;
-            if !self.positions.contains_key(partition) || position.is_none_or(|position| position < *end) {
+            if !self.positions.contains_key(partition)
+                || position.is_none_or(|position| position < *end)
+            {
                 return false;
             }
         }
@@ -416,9 +516,12 @@ impl Membership {
         Ok(())
     }
 
-    /// A static member that comes back is given what it had (KIP-345): for another assignment it has to leave first.
+    /// A static member that comes back is given what it had (KIP-345): for another assignment it
+    /// has to leave first.
     pub(crate) async fn leave(self, limit: Duration) {
-        let leave = CloseOptions::new().timeout(limit).group_membership_operation(GroupMembershipOperation::LeaveGroup);
+        let leave = CloseOptions::new()
+            .timeout(limit)
+            .group_membership_operation(GroupMembershipOperation::LeaveGroup);
         if let Err(error) = self.client.close_with(leave).await {
             log::debug!("the group could not be left: {error}");
         }
@@ -429,7 +532,11 @@ impl Membership {
 fn replacement(stored: Option<i64>, start: i64, position: i64) -> String {
     match stored {
         None => format!("no stored offset, consuming from the end: {position}"),
-        Some(stored) if stored < start => format!("records {stored} to {start} were deleted, resuming at {position}"),
-        Some(stored) => format!("the partition ends before the stored offset {stored}, resuming at {position}"),
+        Some(stored) if stored < start => {
+            format!("records {stored} to {start} were deleted, resuming at {position}")
+        }
+        Some(stored) => {
+            format!("the partition ends before the stored offset {stored}, resuming at {position}")
+        }
     }
 }

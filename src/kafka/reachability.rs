@@ -1,4 +1,5 @@
-//! Which brokers accept no connection at the addresses that the cluster gives: often the reason why no answer comes.
+//! Which brokers accept no connection at the addresses that the cluster gives: often the reason why
+//! no answer comes.
 
 use std::io;
 use std::time::Duration;
@@ -18,7 +19,8 @@ struct Place {
     address: String,
 }
 
-/// Where no answer comes from, and what to do about it. `kafka` is `None` before the first answer of a bootstrap server.
+/// Where no answer comes from, and what to do about it. `kafka` is `None` before the first answer
+/// of a bootstrap server.
 pub(crate) async fn locate_silence(kafka: Option<&Kafka>, bootstrap_servers: &[String]) -> String {
     let places = match kafka {
         Some(kafka) => places(kafka).await,
@@ -40,9 +42,23 @@ pub(crate) async fn unreachable(kafka: &Kafka, bootstrap_servers: &[String]) -> 
 
 /// What the last answer of the cluster said. Asks no broker.
 async fn places(kafka: &Kafka) -> Vec<Place> {
-    let Ok(consumer) = kafka.consumer_without_group().metrics_push(false).build().await else { return Vec::new() };
-    let brokers = consumer.fetch_metadata(None).await.map(|found| found.brokers).unwrap_or_default();
-    let place = |broker: BrokerInfo| Place { broker: broker.id(), address: broker.address().to_owned() };
+    let Ok(consumer) = kafka
+        .consumer_without_group()
+        .metrics_push(false)
+        .build()
+        .await
+    else {
+        return Vec::new();
+    };
+    let brokers = consumer
+        .fetch_metadata(None)
+        .await
+        .map(|found| found.brokers)
+        .unwrap_or_default();
+    let place = |broker: BrokerInfo| Place {
+        broker: broker.id(),
+        address: broker.address().to_owned(),
+    };
     let mut places: Vec<Place> = brokers.into_iter().map(place).collect();
     places.sort();
     places
@@ -73,18 +89,35 @@ fn reason(error: &io::Error) -> String {
     }
 }
 
-fn describe(places: &[Place], refusals: &[(Place, String)], bootstrap_servers: &[String]) -> String {
-    const HINT: &str = "if this machine cannot reach that address, correct advertised.listeners of the broker";
+fn describe(
+    places: &[Place],
+    refusals: &[(Place, String)],
+    bootstrap_servers: &[String],
+) -> String {
+    const HINT: &str =
+        "if this machine cannot reach that address, correct advertised.listeners of the broker";
     if refusals.is_empty() {
-        let places: Vec<_> =
-            places.iter().map(|Place { broker, address }| format!("broker {broker} at {address}")).collect();
-        return format!("the cluster gives {}, which accepts connections; {HINT}", places.join(", "));
+        let places: Vec<_> = places
+            .iter()
+            .map(|Place { broker, address }| format!("broker {broker} at {address}"))
+            .collect();
+        return format!(
+            "the cluster gives {}, which accepts connections; {HINT}",
+            places.join(", ")
+        );
     }
     let is_known = |place: &Place| bootstrap_servers.contains(&place.address);
     let refused = refusals.iter().map(|(Place { broker, address }, reason)| {
-        format!("the cluster gives {address} as the address of broker {broker}, which accepts no connection ({reason})")
+        format!(
+            "the cluster gives {address} as the address of broker {broker}, which accepts no \
+            connection ({reason})"
+        )
     });
     let text = refused.collect::<Vec<_>>().join("; ");
     // A bootstrap server that went away has the right address.
-    if refusals.iter().all(|(place, _)| is_known(place)) { text } else { format!("{text}; {HINT}") }
+    if refusals.iter().all(|(place, _)| is_known(place)) {
+        text
+    } else {
+        format!("{text}; {HINT}")
+    }
 }

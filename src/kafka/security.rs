@@ -1,5 +1,5 @@
-//! TLS and SASL of the connections to Kafka: what krafka is told, what can be found wrong before the start, and what
-//! is said when a broker refuses us. No password is shown by any of it.
+//! TLS and SASL of the connections to Kafka: what krafka is told, what can be found wrong before
+//! the start, and what is said when a broker refuses us. No password is shown by any of it.
 
 use std::error::Error;
 use std::fs;
@@ -17,7 +17,8 @@ use rustls::{CertificateError, ClientConfig, RootCertStore};
 
 use crate::config::{KafkaIdentity, KafkaSecurity, KafkaTls, Problems, SaslMechanism};
 
-/// How long a broker that refuses us is left alone. Some brokers lock a name that is tried too often.
+/// How long a broker that refuses us is left alone. Some brokers lock a name that is tried too
+/// often.
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 
 /// What krafka is told. It reads the files each time it connects anew.
@@ -33,14 +34,23 @@ pub(crate) fn auth(security: &KafkaSecurity) -> AuthConfig {
             }
         }
     };
-    let Some(tls) = &security.tls else { return auth };
+    let Some(tls) = &security.tls else {
+        return auth;
+    };
     let mut config = TlsConfig::new();
     // Paths come from text, and are text still.
     if let Some(path) = &tls.ca_file {
         config = config.with_ca_cert(path.to_string_lossy());
     }
-    if let Some(KafkaIdentity { certificate_file, key_file }) = &tls.identity {
-        config = config.with_client_cert(certificate_file.to_string_lossy(), key_file.to_string_lossy());
+    if let Some(KafkaIdentity {
+        certificate_file,
+        key_file,
+    }) = &tls.identity
+    {
+        config = config.with_client_cert(
+            certificate_file.to_string_lossy(),
+            key_file.to_string_lossy(),
+        );
     }
     auth.with_tls(config)
 }
@@ -52,25 +62,53 @@ pub(crate) fn check(security: &KafkaSecurity) -> Result<(), Problems> {
         if let Some(path) = ca_file {
             note(&mut problems, "kafka.ca_file", path, trusted(path));
         }
-        if let Some(KafkaIdentity { certificate_file, key_file }) = identity {
-            let chain = note(&mut problems, "kafka.certificate_file", certificate_file, certificates(certificate_file));
-            let key = note(&mut problems, "kafka.key_file", key_file, private_key(key_file));
+        if let Some(KafkaIdentity {
+            certificate_file,
+            key_file,
+        }) = identity
+        {
+            let chain = note(
+                &mut problems,
+                "kafka.certificate_file",
+                certificate_file,
+                certificates(certificate_file),
+            );
+            let key = note(
+                &mut problems,
+                "kafka.key_file",
+                key_file,
+                private_key(key_file),
+            );
             if let (Some(chain), Some(key)) = (chain, key) {
-                note(&mut problems, "kafka.key_file", key_file, belong_together(chain, key));
+                note(
+                    &mut problems,
+                    "kafka.key_file",
+                    key_file,
+                    belong_together(chain, key),
+                );
             }
         }
     }
     Problems::none_of(problems)
 }
 
-fn note<T>(problems: &mut Vec<String>, key: &str, path: &Path, result: Result<T, String>) -> Option<T> {
-    result.map_err(|reason| problems.push(format!("{key} {}: {reason}", path.display()))).ok()
+fn note<T>(
+    problems: &mut Vec<String>,
+    key: &str,
+    path: &Path,
+    result: Result<T, String>,
+) -> Option<T> {
+    result
+        .map_err(|reason| problems.push(format!("{key} {}: {reason}", path.display())))
+        .ok()
 }
 
 fn trusted(path: &Path) -> Result<(), String> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
-        roots.add(certificate).map_err(|error| format!("has a certificate that cannot be trusted: {error}"))?;
+        roots
+            .add(certificate)
+            .map_err(|error| format!("has a certificate that cannot be trusted: {error}"))?;
     }
     Ok(())
 }
@@ -79,16 +117,25 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let pem = read(path)?;
     let found = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
     let found = found.map_err(|error| format!("is not PEM: {error}"))?;
-    if found.is_empty() { Err("has no certificate in PEM".to_owned()) } else { Ok(found) }
+    if found.is_empty() {
+        Err("has no certificate in PEM".to_owned())
+    } else {
+        Ok(found)
+    }
 }
 
 /// Without a word of what is in the file.
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     let pem = read(path)?;
-    let has = |text: &str| pem.windows(text.len()).any(|window| window == text.as_bytes());
+    let has = |text: &str| {
+        pem.windows(text.len())
+            .any(|window| window == text.as_bytes())
+    };
     if has("BEGIN ENCRYPTED PRIVATE KEY") || has("Proc-Type: 4,ENCRYPTED") {
         return Err(
-            "is encrypted, which is not supported: give it without a passphrase, readable by payrelay only".into()
+            "is encrypted, which is not supported: give it without a passphrase, readable by \
+                payrelay only"
+                .into(),
         );
     }
     PrivateKeyDer::from_pem_slice(&pem).map_err(|_| "has no private key in PEM".to_owned())
@@ -98,10 +145,17 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     fs::read(path).map_err(|error| format!("cannot be read: {error}"))
 }
 
-fn belong_together(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<(), String> {
+fn belong_together(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<(), String> {
     ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_root_certificates(RootCertStore::empty()).with_client_auth_cert(chain, key))
+        .and_then(|builder| {
+            builder
+                .with_root_certificates(RootCertStore::empty())
+                .with_client_auth_cert(chain, key)
+        })
         .map(drop)
         .map_err(|error| format!("does not fit kafka.certificate_file: {error}"))
 }
@@ -113,7 +167,10 @@ pub(crate) enum Refusal {
     #[default]
     None,
     /// It has.
-    Since { error: KrafkaError, ask_again: Instant },
+    Since {
+        error: KrafkaError,
+        ask_again: Instant,
+    },
 }
 
 impl Refusal {
@@ -136,12 +193,17 @@ impl Refusal {
     }
 
     fn note(&mut self, error: &KrafkaError) {
-        let Some(keys) = keys_to_look_at(error) else { return };
-        let since = Self::Since { error: error.clone(), ask_again: Instant::now() + REFUSED_PAUSE };
+        let Some(keys) = keys_to_look_at(error) else {
+            return;
+        };
+        let since = Self::Since {
+            error: error.clone(),
+            ask_again: Instant::now() + REFUSED_PAUSE,
+        };
         if matches!(mem::replace(self, since), Self::None) {
             log::error!(
-                "Kafka and payrelay do not accept each other: {error}; look at {keys}. It is tried again every {} s, \
-                 nothing is lost",
+                "Kafka and payrelay do not accept each other: {error}; look at {keys}. It is \
+                    tried again every {} s, nothing is lost",
                 REFUSED_PAUSE.as_secs()
             );
         }
@@ -151,33 +213,51 @@ impl Refusal {
 /// Which keys of the configuration an error is about, if it goes away only when a person acts.
 fn keys_to_look_at(error: &KrafkaError) -> Option<&'static str> {
     use rustls::Error as Tls;
-    match (chain(error).find_map(<dyn Error>::downcast_ref::<Tls>), error) {
+    match (
+        chain(error).find_map(<dyn Error>::downcast_ref::<Tls>),
+        error,
+    ) {
         (
             Some(Tls::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )),
             _,
-        ) => Some("kafka.bootstrap_servers, and the names in the broker's certificate and in its advertised.listeners"),
+        ) => Some(
+            "kafka.bootstrap_servers, and the names in the broker's certificate and in its \
+                advertised.listeners",
+        ),
         (Some(Tls::InvalidCertificate(_)), _) => Some("kafka.ca_file"),
         (Some(Tls::AlertReceived(_)), _) => Some("kafka.certificate_file and kafka.key_file"),
         (Some(_), _) => Some("kafka.security, and which TLS this listener of the broker speaks"),
-        (None, KrafkaError::Auth { .. }) => Some("kafka.sasl_mechanism, kafka.sasl_username and kafka.sasl_password"),
+        (None, KrafkaError::Auth { .. }) => {
+            Some("kafka.sasl_mechanism, kafka.sasl_username and kafka.sasl_password")
+        }
         (None, KrafkaError::Config { .. }) => Some("the keys of [kafka]"),
         // A broker that expects TLS answers with an alert, which is no length of a message.
-        (None, _) if chain(error).any(is_no_kafka) => Some("kafka.security, and whether this listener speaks TLS"),
+        (None, _) if chain(error).any(is_no_kafka) => {
+            Some("kafka.security, and whether this listener speaks TLS")
+        }
         (None, _) => None,
     }
 }
 
 fn is_no_kafka(error: &(dyn Error + 'static)) -> bool {
-    matches!(error.downcast_ref(), Some(KrafkaError::Protocol { kind: ProtocolErrorKind::InvalidLength, .. }))
+    matches!(
+        error.downcast_ref(),
+        Some(KrafkaError::Protocol {
+            kind: ProtocolErrorKind::InvalidLength,
+            ..
+        })
+    )
 }
 
 /// An error and all that it wraps.
 fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     successors(Some(error), |&error| {
         // The source of an I/O error is what is below that which it wraps.
-        let io = error.downcast_ref::<io::Error>().or(error.downcast_ref::<Arc<io::Error>>().map(Arc::as_ref));
+        let io = error
+            .downcast_ref::<io::Error>()
+            .or(error.downcast_ref::<Arc<io::Error>>().map(Arc::as_ref));
         match io.and_then(io::Error::get_ref) {
             Some(wrapped) => Some(wrapped),
             None => error.source(),

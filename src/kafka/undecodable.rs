@@ -1,7 +1,9 @@
-//! Batches of records that cannot be decoded: the checksum does not fit, or they hold too much once they are inflated.
+//! Batches of records that cannot be decoded: the checksum does not fit, or they hold too much once
+//! they are inflated.
 //!
-//! Asking again brings the same bytes, unless another broker leads by then. So a batch is tried a few times, and then the
-//! reader goes on behind it. The client does not say where a batch ends: its end is searched for.
+//! Asking again brings the same bytes, unless another broker leads by then. So a batch is tried a
+//! few times, and then the reader goes on behind it. The client does not say where a batch ends:
+//! its end is searched for.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -33,11 +35,20 @@ pub(crate) struct Undecodable {
 impl Undecodable {
     /// krafka names the place in its message alone.
     pub(crate) fn parse(error: &KrafkaError, topic: &str) -> Option<Self> {
-        let KrafkaError::Protocol { message, .. } = error else { return None };
-        let place = message.strip_prefix("undecodable record batch at ")?.strip_prefix(topic)?.strip_prefix('-')?;
+        let KrafkaError::Protocol { message, .. } = error else {
+            return None;
+        };
+        let place = message
+            .strip_prefix("undecodable record batch at ")?
+            .strip_prefix(topic)?
+            .strip_prefix('-')?;
         let (partition, rest) = place.split_once(" offset ")?;
-        let digits = rest.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(rest.len());
-        let reason = rest.rsplit_once("Underlying error: ").map_or(rest, |(_, reason)| reason);
+        let digits = rest
+            .find(|letter: char| !letter.is_ascii_digit())
+            .unwrap_or(rest.len());
+        let reason = rest
+            .rsplit_once("Underlying error: ")
+            .map_or(rest, |(_, reason)| reason);
         Some(Self {
             partition: partition.parse().ok()?,
             offset: rest.get(..digits)?.parse().ok()?,
@@ -60,7 +71,11 @@ struct Attempt {
 impl Attempts {
     /// Counts a try. Returns whether there were enough.
     pub(crate) fn add(&mut self, batch: &Undecodable, now: Instant) -> bool {
-        let new = || Attempt { offset: batch.offset, count: 0, since: now };
+        let new = || Attempt {
+            offset: batch.offset,
+            count: 0,
+            since: now,
+        };
         let attempt = self.0.entry(batch.partition).or_insert_with(new);
         if attempt.offset != batch.offset {
             *attempt = new();
@@ -70,9 +85,13 @@ impl Attempts {
     }
 }
 
-/// The next offset after a batch that cannot be decoded: of a record that can, or the end. Where such batches follow each
-/// other, a short one between them may be passed over.
-pub(crate) async fn next_readable(kafka: &Kafka, topic: &str, batch: &Undecodable) -> Result<i64, KrafkaError> {
+/// The next offset after a batch that cannot be decoded: of a record that can, or the end. Where
+/// such batches follow each other, a short one between them may be passed over.
+pub(crate) async fn next_readable(
+    kafka: &Kafka,
+    topic: &str,
+    batch: &Undecodable,
+) -> Result<i64, KrafkaError> {
     let consumer = kafka
         .consumer_without_group()
         .isolation_level(IsolationLevel::ReadCommitted)
@@ -87,7 +106,11 @@ pub(crate) async fn next_readable(kafka: &Kafka, topic: &str, batch: &Undecodabl
         .await?;
     let partition = batch.partition;
     consumer.assign(topic, vec![partition]).await?;
-    let end = consumer.fetch_watermarks(topic, partition).await?.1.max(batch.offset + 1);
+    let end = consumer
+        .fetch_watermarks(topic, partition)
+        .await?
+        .1
+        .max(batch.offset + 1);
     let mut unreadable = batch.offset;
     let mut step = 1;
     let mut next = loop {
@@ -109,7 +132,12 @@ pub(crate) async fn next_readable(kafka: &Kafka, topic: &str, batch: &Undecodabl
     Ok(next)
 }
 
-async fn is_readable(consumer: &Consumer, topic: &str, partition: i32, offset: i64) -> Result<bool, KrafkaError> {
+async fn is_readable(
+    consumer: &Consumer,
+    topic: &str,
+    partition: i32,
+    offset: i64,
+) -> Result<bool, KrafkaError> {
     consumer.seek(topic, partition, offset).await?;
     match consumer.poll(PROBE).await {
         Ok(_) => Ok(true),
@@ -124,18 +152,36 @@ mod tests {
     use krafka::error::ProtocolErrorKind;
 
     fn error(message: &str) -> KrafkaError {
-        KrafkaError::Protocol { kind: ProtocolErrorKind::CrcMismatch, message: message.to_owned() }
+        KrafkaError::Protocol {
+            kind: ProtocolErrorKind::CrcMismatch,
+            message: message.to_owned(),
+        }
     }
 
     #[test]
     fn only_a_batch_that_cannot_be_decoded_is_one() {
-        let message =
-            "undecodable record batch at a-b-1-2 offset 77; the partition cannot advance. Underlying error: bad";
+        let message = "undecodable record batch at a-b-1-2 offset 77; the partition cannot \
+            advance. Underlying error: bad";
         let found = Undecodable::parse(&error(message), "a-b-1");
-        assert_eq!(found, Some(Undecodable { partition: 2, offset: 77, reason: "bad".to_owned() }));
-        let message = "undecodable record batch at t-0 offset 5 (2 partitions affected in this poll); it";
-        assert_eq!(Undecodable::parse(&error(message), "t").map(|batch| batch.offset), Some(5));
-        for message in ["undecodable record batch at t-0 offset 5", "frame too large", ""] {
+        assert_eq!(
+            found,
+            Some(Undecodable {
+                partition: 2,
+                offset: 77,
+                reason: "bad".to_owned()
+            })
+        );
+        let message =
+            "undecodable record batch at t-0 offset 5 (2 partitions affected in this poll); it";
+        assert_eq!(
+            Undecodable::parse(&error(message), "t").map(|batch| batch.offset),
+            Some(5)
+        );
+        for message in [
+            "undecodable record batch at t-0 offset 5",
+            "frame too large",
+            "",
+        ] {
             assert_eq!(Undecodable::parse(&error(message), "other"), None);
         }
     }
@@ -143,7 +189,11 @@ mod tests {
     #[test]
     fn three_tries_over_5_s_are_enough_for_each_offset() {
         let start = Instant::now();
-        let at = |offset| Undecodable { partition: 0, offset, reason: String::new() };
+        let at = |offset| Undecodable {
+            partition: 0,
+            offset,
+            reason: String::new(),
+        };
         let mut attempts = Attempts::default();
         assert!((0..10).all(|_| !attempts.add(&at(5), start)));
         assert!(attempts.add(&at(5), start + TRIED_FOR));

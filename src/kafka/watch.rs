@@ -1,8 +1,9 @@
 //! What a publisher session has published, until a `read_committed` consumer can see it.
 //!
-//! A look costs one request for each leader, at most once a second, and ends when everything is visible. What stays
-//! invisible for 5 s is looked into; what becomes visible so late is read from the topic instead of believed, because
-//! an abort moves the last stable offset just as a commit does.
+//! A look costs one request for each leader, at most once a second, and ends when everything is
+//! visible. What stays invisible for 5 s is looked into; what becomes visible so late is read from
+//! the topic instead of believed, because an abort moves the last stable offset just as a commit
+//! does.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -57,7 +58,11 @@ impl Watch {
     /// These were acknowledged.
     pub(crate) fn add(&mut self, receipts: &[Receipt], now: Instant) {
         for (partition, first) in visibility::firsts(receipts) {
-            let batch = Batch { first, last_offset: last_offset(receipts, partition), acknowledged_at: now };
+            let batch = Batch {
+                first,
+                last_offset: last_offset(receipts, partition),
+                acknowledged_at: now,
+            };
             self.batches.entry(partition).or_default().push_back(batch);
             self.next_check.get_or_insert(now + CHECK_INTERVAL);
         }
@@ -92,7 +97,11 @@ impl Watch {
             return Ok(Sight::Fine);
         }
         self.was_late = true;
-        let open = within(CALL_TIMEOUT, open_transactions(kafka, &topic.name, &late, ours)).await;
+        let open = within(
+            CALL_TIMEOUT,
+            open_transactions(kafka, &topic.name, &late, ours),
+        )
+        .await;
         Ok(self.judge(open, bootstrap_servers))
     }
 
@@ -100,9 +109,14 @@ impl Watch {
     fn forget_visible(&mut self, stable: &BTreeMap<i32, i64>) -> BTreeMap<i32, Option<Unseen>> {
         let mut rest = BTreeMap::new();
         for (partition, batches) in &mut self.batches {
-            let Some(end) = stable.get(partition) else { continue };
+            let Some(end) = stable.get(partition) else {
+                continue;
+            };
             let before = batches.len();
-            while batches.front().is_some_and(|batch| batch.last_offset < *end) {
+            while batches
+                .front()
+                .is_some_and(|batch| batch.last_offset < *end)
+            {
                 batches.pop_front();
             }
             if batches.len() < before {
@@ -111,7 +125,11 @@ impl Watch {
                 let first = offset.zip(outbox_id);
                 rest.insert(
                     *partition,
-                    first.map(|(offset, outbox_id)| Unseen { partition: *partition, offset, outbox_id }),
+                    first.map(|(offset, outbox_id)| Unseen {
+                        partition: *partition,
+                        offset,
+                        outbox_id,
+                    }),
                 );
             }
         }
@@ -121,23 +139,42 @@ impl Watch {
 
     fn late(&self, now: Instant) -> BTreeSet<i32> {
         let is_late = |batch: &Batch| now.duration_since(batch.acknowledged_at) >= VISIBLE_WITHIN;
-        let late = self.batches.iter().filter(|(_, batches)| batches.front().is_some_and(is_late));
+        let late = self
+            .batches
+            .iter()
+            .filter(|(_, batches)| batches.front().is_some_and(is_late));
         late.map(|(partition, _)| *partition).collect()
     }
 
-    fn judge(&self, open: Result<Vec<OpenTransaction>, Failure>, bootstrap_servers: &[String]) -> Sight {
-        let oldest =
-            self.batches.values().filter_map(|batches| batches.front()).map(|batch| batch.first.outbox_id).min();
+    fn judge(
+        &self,
+        open: Result<Vec<OpenTransaction>, Failure>,
+        bootstrap_servers: &[String],
+    ) -> Sight {
+        let oldest = self
+            .batches
+            .values()
+            .filter_map(|batches| batches.front())
+            .map(|batch| batch.first.outbox_id)
+            .min();
         let event = oldest.unwrap_or_default();
         let why = match open {
             Err(failure) => format!("the cluster does not say why: {failure}"),
-            Ok(open) if open.iter().any(|open| matches!(open.owner, Owner::OursEnded { .. })) => return Sight::Reopen,
+            Ok(open)
+                if open
+                    .iter()
+                    .any(|open| matches!(open.owner, Owner::OursEnded { .. })) =>
+            {
+                return Sight::Reopen;
+            }
             Ok(open) => match open.first() {
                 Some(open) => open.describe(bootstrap_servers),
                 None => "no transaction is open on its partition".to_owned(),
             },
         };
-        Sight::Hidden(format!("event {event} was published and is not visible to read_committed consumers: {why}"))
+        Sight::Hidden(format!(
+            "event {event} was published and is not visible to read_committed consumers: {why}"
+        ))
     }
 }
 
@@ -154,11 +191,25 @@ mod tests {
     use super::*;
 
     fn receipt(outbox_id: i64, partition: i32, offset: i64) -> Receipt {
-        Receipt { outbox_id, place: Place::Topic { partition, offset: Some(offset) } }
+        Receipt {
+            outbox_id,
+            place: Place::Topic {
+                partition,
+                offset: Some(offset),
+            },
+        }
     }
 
     fn rest(partition: i32, left: Option<(i64, i64)>) -> BTreeMap<i32, Option<Unseen>> {
-        [(partition, left.map(|(offset, outbox_id)| Unseen { partition, offset, outbox_id }))].into()
+        [(
+            partition,
+            left.map(|(offset, outbox_id)| Unseen {
+                partition,
+                offset,
+                outbox_id,
+            }),
+        )]
+        .into()
     }
 
     #[test]
@@ -166,14 +217,20 @@ mod tests {
         let mut watch = Watch::default();
         let start = Instant::now();
         assert_eq!(watch.due(), None);
-        watch.add(&[receipt(1, 0, 10), receipt(2, 1, 5), receipt(3, 0, 11)], start);
+        watch.add(
+            &[receipt(1, 0, 10), receipt(2, 1, 5), receipt(3, 0, 11)],
+            start,
+        );
         watch.add(&[receipt(4, 0, 13)], start + CHECK_INTERVAL);
         watch.add(&[receipt(2, 0, 15)], start + VISIBLE_WITHIN);
         assert_eq!(watch.due(), Some(start + CHECK_INTERVAL));
         assert_eq!(watch.forget_visible(&[(0, 11), (1, 5)].into()), [].into());
         assert_eq!(watch.late(start + VISIBLE_WITHIN), [0, 1].into());
         // An event that was sent again is the smallest of what is left, though not the first.
-        assert_eq!(watch.forget_visible(&[(0, 12), (1, 5)].into()), rest(0, Some((13, 2))));
+        assert_eq!(
+            watch.forget_visible(&[(0, 12), (1, 5)].into()),
+            rest(0, Some((13, 2)))
+        );
         assert_eq!(watch.forget_visible(&[(1, 6)].into()), rest(1, None));
         assert_eq!(watch.late(start + VISIBLE_WITHIN), [].into());
         assert_eq!(watch.forget_visible(&[(0, 16)].into()), rest(0, None));
@@ -183,8 +240,21 @@ mod tests {
     #[test]
     fn receipts_without_an_offset_are_not_watched() {
         let mut watch = Watch::default();
-        let nowhere = [Place::Delivery, Place::Rejected("no".into()), Place::Topic { partition: 0, offset: None }];
-        let receipts: Vec<_> = nowhere.into_iter().map(|place| Receipt { outbox_id: 1, place }).collect();
+        let nowhere = [
+            Place::Delivery,
+            Place::Rejected("no".into()),
+            Place::Topic {
+                partition: 0,
+                offset: None,
+            },
+        ];
+        let receipts: Vec<_> = nowhere
+            .into_iter()
+            .map(|place| Receipt {
+                outbox_id: 1,
+                place,
+            })
+            .collect();
         watch.add(&receipts, Instant::now());
         assert_eq!(watch.due(), None);
     }

@@ -1,7 +1,8 @@
 //! The publisher without a broker: events go to the delivery table of this process.
 //!
-//! There is nobody to wait for. The delivery row is written in the transaction that marks the event PUBLISHED, so
-//! there is no moment in which an event is in one place and not yet, or no longer, in the other.
+//! There is nobody to wait for. The delivery row is written in the transaction that marks the event
+//! PUBLISHED, so there is no moment in which an event is in one place and not yet, or no longer, in
+//! the other.
 
 use super::{Published, Publisher};
 use crate::event::Event;
@@ -13,8 +14,14 @@ pub struct Application;
 
 impl Publisher for Application {
     fn publish(&mut self, batch: &[Event]) -> Published {
-        let receipt = |event: &Event| Receipt { outbox_id: event.outbox_id, place: Place::Delivery };
-        Published { receipts: batch.iter().map(receipt).collect(), ..Published::default() }
+        let receipt = |event: &Event| Receipt {
+            outbox_id: event.outbox_id,
+            place: Place::Delivery,
+        };
+        Published {
+            receipts: batch.iter().map(receipt).collect(),
+            ..Published::default()
+        }
     }
 
     fn name(&self) -> &'static str {

@@ -1,11 +1,13 @@
 //! The publisher to Apache Kafka: acks=all, one batch in flight, and never a second copy.
 //!
-//! The guarantee: an event that has a receipt is on every in-sync replica; a user's events are on their partition in
-//! commit order; no event is there twice. What could double one is a batch whose fate nobody knows: this process ended
-//! between the broker's word and the mark, or the client gave up without an answer. So before anything is published by
-//! a new connection, the topic is read from where everything is known to be marked to its end, and what is found there
-//! is marked. With `exactly-once` the batch of the dead cannot arrive later either: the new producer takes the
-//! transactional id over, and the broker aborts what was open under it and refuses what still comes (KIP-98).
+//! The guarantee: an event that has a receipt is on every in-sync replica; a user's events are on
+//! their partition in commit order; no event is there twice. What could double one is a batch whose
+//! fate nobody knows: this process ended between the broker's word and the mark, or the client gave
+//! up without an answer. So before anything is published by a new connection, the topic is read
+//! from where everything is known to be marked to its end, and what is found there is marked. With
+//! `exactly-once` the batch of the dead cannot arrive later either: the new producer takes the
+//! transactional id over, and the broker aborts what was open under it and refuses what still comes
+//! (KIP-98).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -17,7 +19,9 @@ use std::time::{Duration, Instant};
 use krafka::CloseOptions;
 use krafka::admin::DescribeTransactionsOptions;
 use krafka::error::{ErrorCode, KrafkaError};
-use krafka::producer::{Acks, DeliveryConfirmation, DeliveryHandle, Producer, RecordMetadata, TransactionalProducer};
+use krafka::producer::{
+    Acks, DeliveryConfirmation, DeliveryHandle, Producer, RecordMetadata, TransactionalProducer,
+};
 use tokio::sync::Mutex;
 use tokio::time::timeout_at;
 
@@ -26,7 +30,9 @@ use crate::clock::Timestamp;
 use crate::config::{self, Delivery};
 use crate::event::{Event, NodeId, Notice, Record};
 use crate::kafka::errors::{explain, explain_failure, is_records_fault, is_unexplained};
-use crate::kafka::hanging::{Owner, end_hanging, open_transactions, stable_offsets, transactional_ids};
+use crate::kafka::hanging::{
+    Owner, end_hanging, open_transactions, stable_offsets, transactional_ids,
+};
 use crate::kafka::topic_config::risks;
 use crate::kafka::watch::{Sight, Watch};
 use crate::kafka::{Driver, Failure, Identified, Link, ensure_topic, identify, within};
@@ -38,25 +44,28 @@ use crate::store::visibility::{self, Unseen};
 use crate::store::{Store, StoreError, Transaction};
 use crate::topic_reader::{End, TopicReader, TopicRecord};
 
-/// How long one call takes at most before it says that the other side is away. What is under way goes on at the next call.
+/// How long one call takes at most before it says that the other side is away. What is under way
+/// goes on at the next call.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long opening the topic may take: what was just made, or has another leader, is refused at first.
+/// How long opening the topic may take: what was just made, or has another leader, is refused at
+/// first.
 const OPENING: Duration = Duration::from_secs(20);
 
 /// Without transactions krafka repeats a batch for this long, without ever doubling it.
 const DELIVERY_TIMEOUT: Duration = Duration::from_mins(5);
 
-/// How long the broker leaves a transaction open that nobody ends; until then those who read committed records wait
-/// behind it. Shorter waits would abort the batches of a slow broker.
+/// How long the broker leaves a transaction open that nobody ends; until then those who read
+/// committed records wait behind it. Shorter waits would abort the batches of a slow broker.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// A transaction that was open for so long may have been ended by the broker itself, which then fences its producer: no
-/// sign of another one.
+/// A transaction that was open for so long may have been ended by the broker itself, which then
+/// fences its producer: no sign of another one.
 const GIVEN_UP: Duration = Duration::from_secs(55);
 
-/// A session that was quiet for so long asks every broker that it uses for an answer, also while nothing is published. Firewalls and
-/// NAT forget quiet connections without a word, the earliest ones after some tens of seconds.
+/// A session that was quiet for so long asks every broker that it uses for an answer, also while
+/// nothing is published. Firewalls and NAT forget quiet connections without a word, the earliest
+/// ones after some tens of seconds.
 const QUIET_LIMIT: Duration = Duration::from_secs(5);
 
 /// Fenced twice within this time: there is another one.
@@ -65,8 +74,9 @@ const RIVALRY: Duration = Duration::from_mins(5);
 /// In a transaction a batch is given up before the broker gives the transaction up.
 const DELIVERY_TIMEOUT_IN_TRANSACTION: Duration = Duration::from_secs(45);
 
-/// Longer than it takes to queue a batch, so that a batch of the outbox becomes one batch of each partition, sent by
-/// the flush that follows: such a batch is taken whole or not at all, and nothing overtakes.
+/// Longer than it takes to queue a batch, so that a batch of the outbox becomes one batch of each
+/// partition, sent by the flush that follows: such a batch is taken whole or not at all, and
+/// nothing overtakes.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Room for 1,000 events in one batch of a partition, and less than what a broker takes by default
@@ -83,11 +93,14 @@ pub struct KafkaPublisher {
 struct Line {
     stage: Stage,
     context: Arc<Context>,
-    /// A batch with an event up to this one was refused for the sake of one record: they go one by one.
+    /// A batch with an event up to this one was refused for the sake of one record: they go one by
+    /// one.
     alone_until: i64,
-    /// This one was refused alone, in a transaction, which says little: it may be the transaction's fault.
+    /// This one was refused alone, in a transaction, which says little: it may be the transaction's
+    /// fault.
     refused: Option<i64>,
-    /// This one was so twice: it goes once more outside of a transaction, where the client tells which code the broker gave.
+    /// This one was so twice: it goes once more outside of a transaction, where the client tells
+    /// which code the broker gave.
     suspect: Option<i64>,
     /// When another producer has taken the transactional id over.
     fenced_at: Option<Instant>,
@@ -102,7 +115,8 @@ struct Context {
     settings: config::Kafka,
     node: NodeId,
     store: Store,
-    /// Of one opening after the other: it knows that a broker has refused us, and when it is to be asked again.
+    /// Of one opening after the other: it knows that a broker has refused us, and when it is to be
+    /// asked again.
     link: Mutex<Link>,
     /// Risks of the topic's settings go here.
     warnings: Warnings,
@@ -110,7 +124,8 @@ struct Context {
 
 type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// What is under way. It outlives the call that began it: a call waits for a bounded time, and the next one goes on.
+/// What is under way. It outlives the call that began it: a call waits for a bounded time, and the
+/// next one goes on.
 enum Stage {
     Closed,
     Opening(Work<Result<(Session, Box<TopicReader>), Failure>>),
@@ -129,7 +144,8 @@ struct Session {
     topic: Topic,
     /// Other producers' open transactions.
     blocked_by: Option<String>,
-    /// What was published by earlier sessions and may be hidden, and the events of it that the topic has shown.
+    /// What was published by earlier sessions and may be hidden, and the events of it that the
+    /// topic has shown.
     unseen: Vec<Unseen>,
     visible: BTreeSet<i64>,
     /// The first unpublished event whose id has another payment on the topic.
@@ -139,7 +155,8 @@ struct Session {
     partitions: i32,
     /// When everything that it uses was known to answer.
     answered_at: Instant,
-    /// By partition, behind the last record that was looked at or sent: everything new comes after it.
+    /// By partition, behind the last record that was looked at or sent: everything new comes after
+    /// it.
     ends: BTreeMap<i32, i64>,
 }
 
@@ -157,32 +174,47 @@ impl Session {
         self.watch.due().map_or(quiet, |at| at.min(quiet))
     }
 
-    /// Asks the leaders and the coordinator for an answer. Any answer will do, also that something is not allowed.
+    /// Asks the leaders and the coordinator for an answer. Any answer will do, also that something
+    /// is not allowed.
     async fn ask(&self) -> Result<(), Failure> {
         stable_offsets(&self.kafka, &self.topic.name, 0..self.partitions).await?;
         if let Sender::Transactional(producer) = &self.producer {
             let ids = [producer.transactional_id()];
-            self.kafka.admin().describe_transactions(ids, DescribeTransactionsOptions::default()).await?;
+            self.kafka
+                .admin()
+                .describe_transactions(ids, DescribeTransactionsOptions::default())
+                .await?;
         }
         Ok(())
     }
 
     /// These are on the topic, where `read_committed` consumers see them.
     fn saw(&mut self, found: &[Found]) {
-        for Found { notice, partition, offset } in found {
-            let is_noted = |first: &Unseen| first.partition == *partition && first.offset <= *offset;
+        for Found {
+            notice,
+            partition,
+            offset,
+        } in found
+        {
+            let is_noted =
+                |first: &Unseen| first.partition == *partition && first.offset <= *offset;
             if self.unseen.iter().any(is_noted) {
                 self.visible.insert(notice.outbox_id);
             }
         }
     }
 
-    /// Behind the last event of each partition that has a receipt. Everything before it has one, because a partition takes
-    /// batches in their order. `None` if an offset is one that the topic has had before: then it is another topic by now.
+    /// Behind the last event of each partition that has a receipt. Everything before it has one,
+    /// because a partition takes batches in their order. `None` if an offset is one that the topic
+    /// has had before: then it is another topic by now.
     fn reached(&mut self, receipts: &[Receipt]) -> Option<Reached> {
         let mut offsets = BTreeMap::new();
         for receipt in receipts {
-            if let Place::Topic { partition, offset: Some(offset) } = receipt.place {
+            if let Place::Topic {
+                partition,
+                offset: Some(offset),
+            } = receipt.place
+            {
                 if self.ends.get(&partition).is_some_and(|end| offset < *end) {
                     return None;
                 }
@@ -191,7 +223,10 @@ impl Session {
             }
         }
         self.ends.extend(&offsets);
-        (!offsets.is_empty()).then(|| Reached { topic: self.topic.clone(), offsets })
+        (!offsets.is_empty()).then(|| Reached {
+            topic: self.topic.clone(),
+            offsets,
+        })
     }
 }
 
@@ -216,13 +251,29 @@ impl KafkaPublisher {
     }
 
     /// The same; risks of the topic's settings go to `warnings`.
-    pub fn with_warnings(settings: config::Kafka, store: Store, warnings: Warnings) -> io::Result<Self> {
+    pub fn with_warnings(
+        settings: config::Kafka,
+        store: Store,
+        warnings: Warnings,
+    ) -> io::Result<Self> {
         let node = store.node().clone();
-        let link = Mutex::new(Link::new(settings.clone(), format!("payrelay-publisher-{node}")));
-        let context = Arc::new(Context { settings, node, store, link, warnings });
+        let link = Mutex::new(Link::new(
+            settings.clone(),
+            format!("payrelay-publisher-{node}"),
+        ));
+        let context = Arc::new(Context {
+            settings,
+            node,
+            store,
+            link,
+            warnings,
+        });
         let driver = Driver::new()?;
         // If the database does not say, the topic does.
-        let is_unseen = context.store.read(visibility::is_any_unseen).unwrap_or(true);
+        let is_unseen = context
+            .store
+            .read(visibility::is_any_unseen)
+            .unwrap_or(true);
         let pipeline = Line {
             stage: Stage::Closed,
             context,
@@ -234,7 +285,10 @@ impl KafkaPublisher {
             hidden: None,
             metrics: Metrics::default(),
         };
-        Ok(Self { line: pipeline, driver })
+        Ok(Self {
+            line: pipeline,
+            driver,
+        })
     }
 
     /// Counts in these.
@@ -260,7 +314,8 @@ impl Publisher for KafkaPublisher {
 }
 
 impl Line {
-    /// While anything may be invisible, a session looks after it; and one that is quiet asks for an answer.
+    /// While anything may be invisible, a session looks after it; and one that is quiet asks for an
+    /// answer.
     fn due(&self) -> Option<Instant> {
         match &self.stage {
             Stage::Ready(session) => Some(session.check_due()),
@@ -281,16 +336,23 @@ impl Line {
         };
         loop {
             match std::mem::replace(&mut self.stage, Stage::Closed) {
-                Stage::Closed => self.stage = Stage::Opening(Box::pin(open(Arc::clone(&self.context), delivery))),
+                Stage::Closed => {
+                    self.stage =
+                        Stage::Opening(Box::pin(open(Arc::clone(&self.context), delivery)));
+                }
                 Stage::Opening(mut work) => match timeout_at(deadline.into(), &mut work).await {
-                    Ok(Ok((session, reader))) => self.stage = Stage::Looking(session, reader, Instant::now()),
+                    Ok(Ok((session, reader))) => {
+                        self.stage = Stage::Looking(session, reader, Instant::now());
+                    }
                     Ok(Err(failed)) => return self.failed(&failed).await,
                     Err(_) => {
                         self.stage = Stage::Opening(work);
                         return self.failed(&Failure::Silent(PATIENCE)).await;
                     }
                 },
-                Stage::Looking(session, reader, since) if !reader.done() && Instant::now() >= deadline => {
+                Stage::Looking(session, reader, since)
+                    if !reader.done() && Instant::now() >= deadline =>
+                {
                     // There is much to read: the caller sees in between whether it is to stop.
                     self.stage = Stage::Looking(session, reader, since);
                     return Published::default();
@@ -301,14 +363,21 @@ impl Line {
                     }
                 }
                 Stage::Ready(session) if session.check_due() <= Instant::now() => {
-                    self.stage = Stage::Checking(Box::pin(check(session, Arc::clone(&self.context))));
+                    self.stage =
+                        Stage::Checking(Box::pin(check(session, Arc::clone(&self.context))));
                 }
                 Stage::Ready(session) if batch.is_empty() => {
                     self.stage = Stage::Ready(session);
-                    return Published { trouble: self.hidden.clone().map(Trouble::Hidden), ..Published::default() };
+                    return Published {
+                        trouble: self.hidden.clone().map(Trouble::Hidden),
+                        ..Published::default()
+                    };
                 }
-                // Nothing is under way on it; what it has published is recorded before the next one looks.
-                Stage::Ready(session) if session.delivery() != delivery => return Published::default(),
+                // Nothing is under way on it; what it has published is recorded before the next one
+                // looks.
+                Stage::Ready(session) if session.delivery() != delivery => {
+                    return Published::default();
+                }
                 Stage::Ready(session) => {
                     let count = if alone { 1 } else { batch.len() };
                     let batch = Batch::new(&self.context, &batch[..count.min(batch.len())]);
@@ -349,7 +418,8 @@ impl Line {
                     topic: session.topic.name.clone(),
                     blocked_by: session.blocked_by.clone().unwrap_or_default(),
                 });
-                // The reader is told of no other leader, and of no other life of the topic: the next try asks.
+                // The reader is told of no other leader, and of no other life of the topic: the
+                // next try asks.
                 if since.elapsed() < OPENING {
                     self.stage = Stage::Looking(session, reader, since);
                 }
@@ -360,16 +430,25 @@ impl Line {
             }
             Err(failed) => Some(self.failed(&failed).await),
             Ok(found) => {
-                self.stage =
-                    if reader.done() { Stage::Ready(session) } else { Stage::Looking(session, reader, Instant::now()) };
-                // What was to be published may have been there already: the caller has to look again.
+                self.stage = if reader.done() {
+                    Stage::Ready(session)
+                } else {
+                    Stage::Looking(session, reader, Instant::now())
+                };
+                // What was to be published may have been there already: the caller has to look
+                // again.
                 found.then(Published::default)
             }
         }
     }
 
-    /// A session that may have hidden events, or does not answer, is given up: the next one reads the topic first.
-    async fn checked(&mut self, session: Session, sight: Result<Sight, Failure>) -> Option<Published> {
+    /// A session that may have hidden events, or does not answer, is given up: the next one reads
+    /// the topic first.
+    async fn checked(
+        &mut self,
+        session: Session,
+        sight: Result<Sight, Failure>,
+    ) -> Option<Published> {
         match sight {
             Ok(Sight::Reopen) => return Some(Published::default()),
             Err(failed) => return Some(self.failed(&failed).await),
@@ -388,14 +467,26 @@ impl Line {
         reader: &mut TopicReader,
         deadline: Instant,
     ) -> Result<bool, Failure> {
-        let patience = deadline.saturating_duration_since(Instant::now()).max(PATIENCE / 10);
+        let patience = deadline
+            .saturating_duration_since(Instant::now())
+            .max(PATIENCE / 10);
         let records = reader.next_within(patience).await?;
-        let mut offsets: BTreeMap<i32, i64> =
-            records.iter().map(|record| (record.partition, record.offset + 1)).collect();
+        let mut offsets: BTreeMap<i32, i64> = records
+            .iter()
+            .map(|record| (record.partition, record.offset + 1))
+            .collect();
         if reader.done() {
-            offsets.extend(reader.extents().iter().map(|extent| (extent.partition, extent.end)));
+            offsets.extend(
+                reader
+                    .extents()
+                    .iter()
+                    .map(|extent| (extent.partition, extent.end)),
+            );
         }
-        let found: Vec<Found> = records.iter().filter_map(|record| self.ours(record)).collect();
+        let found: Vec<Found> = records
+            .iter()
+            .filter_map(|record| self.ours(record))
+            .collect();
         session.ends.extend(&offsets);
         if reader.done() {
             offsets.clone_from(&session.ends);
@@ -406,7 +497,10 @@ impl Line {
             // Should this process end, the next one has to find the conflict again.
             offsets.clear();
         }
-        let reached = Reached { topic: topic.clone(), offsets };
+        let reached = Reached {
+            topic: topic.clone(),
+            offsets,
+        };
         let now = Timestamp::now();
         let whole = reader.done();
         if whole && !session.unseen.is_empty() {
@@ -417,45 +511,79 @@ impl Line {
         let (reconciled, renumbered) = self.context.store.write(move |tx| {
             let reconciled = topic::reconcile(tx, &found, &reached, now)?;
             // While more is to be read, an event with this id may turn out to be on the topic.
-            let first = reconciled.first_conflict.into_iter().chain(conflict).min().filter(|_| whole);
-            let Some(first) = first else { return Ok((reconciled, 0)) };
+            let first = reconciled
+                .first_conflict
+                .into_iter()
+                .chain(conflict)
+                .min()
+                .filter(|_| whole);
+            let Some(first) = first else {
+                return Ok((reconciled, 0));
+            };
             let renumbered = outbox::renumber(tx, first)?;
             topic::reach(tx, &reached)?;
             Ok((reconciled, renumbered))
         })?;
-        let Reconciled { marked, first_conflict, unknown } = reconciled;
-        session.first_conflict = first_conflict.into_iter().chain(conflict).min().filter(|_| !whole);
-        let requeued = if whole { self.requeue_hidden(session, reader)? } else { 0 };
+        let Reconciled {
+            marked,
+            first_conflict,
+            unknown,
+        } = reconciled;
+        session.first_conflict = first_conflict
+            .into_iter()
+            .chain(conflict)
+            .min()
+            .filter(|_| !whole);
+        let requeued = if whole {
+            self.requeue_hidden(session, reader)?
+        } else {
+            0
+        };
         self.metrics.reconciled(marked);
         if marked > 0 {
             log::info!("{marked} events are on the topic already: marked, not published again");
         }
         if unknown > 0 {
             log::error!(
-                "the topic {} has {unknown} events of this node that the database does not know: it is an older state of the \
-                 database. No id of that time is given again; payrelay audit lists these events",
+                "the topic {} has {unknown} events of this node that the database does not know: \
+                    it is an older state of the database. No id of that time is given again; \
+                    payrelay audit lists these events",
                 topic.name
             );
         }
         if renumbered > 0 {
-            log::warn!("{renumbered} unpublished events have new ids: the topic has their ids under other payments");
+            log::warn!(
+                "{renumbered} unpublished events have new ids: the topic has their ids under \
+                    other payments"
+            );
         }
         Ok(marked + renumbered + requeued > 0)
     }
 
     /// The topic was read: what was published and is not there is to be published again.
-    fn requeue_hidden(&mut self, session: &mut Session, reader: &TopicReader) -> Result<usize, StoreError> {
+    fn requeue_hidden(
+        &mut self,
+        session: &mut Session,
+        reader: &TopicReader,
+    ) -> Result<usize, StoreError> {
         let mut requeued = 0;
         let unseen = std::mem::take(&mut session.unseen);
         let visible = std::mem::take(&mut session.visible);
         if self.is_unseen || !unseen.is_empty() {
-            let read = reader.extents().iter().map(|extent| (extent.partition, extent.low..extent.end)).collect();
-            let requeue = move |tx: &Transaction<'_>| visibility::requeue_hidden(tx, &unseen, &read, &visible);
+            let read = reader
+                .extents()
+                .iter()
+                .map(|extent| (extent.partition, extent.low..extent.end))
+                .collect();
+            let requeue = move |tx: &Transaction<'_>| {
+                visibility::requeue_hidden(tx, &unseen, &read, &visible)
+            };
             requeued = self.context.store.write(requeue)?;
         }
         if requeued > 0 {
             log::warn!(
-                "{requeued} published events are not visible on {}: their transaction was aborted; publishing them again",
+                "{requeued} published events are not visible on {}: their transaction was \
+                    aborted; publishing them again",
                 session.topic.name
             );
         }
@@ -465,17 +593,34 @@ impl Line {
     }
 
     fn ours(&self, record: &TopicRecord) -> Option<Found> {
-        let notice = Notice::parse(&self.context.node, record.event_id.as_deref(), record.value.as_deref()).ok()?;
+        let notice = Notice::parse(
+            &self.context.node,
+            record.event_id.as_deref(),
+            record.value.as_deref(),
+        )
+        .ok()?;
         let notice = notice.created_at(record.time.as_deref());
-        Some(Found { notice, partition: record.partition, offset: record.offset })
+        Some(Found {
+            notice,
+            partition: record.partition,
+            offset: record.offset,
+        })
     }
 
     fn sent(&mut self, mut session: Session, sent: Sent) -> Published {
-        let Sent { events, mut receipts, error, began } = sent;
+        let Sent {
+            events,
+            mut receipts,
+            error,
+            began,
+        } = sent;
         let reached = session.reached(&receipts);
         session.watch.add(&receipts, Instant::now());
         self.is_unseen |= session.watch.due().is_some();
-        if events.first().is_some_and(|(first, _)| *first > self.alone_until) {
+        if events
+            .first()
+            .is_some_and(|(first, _)| *first > self.alone_until)
+        {
             self.alone_until = 0;
         }
         let Some(error) = error else {
@@ -485,9 +630,14 @@ impl Line {
                 session.answered_at = Instant::now();
                 self.stage = Stage::Ready(session);
             }
-            return Published { receipts, reached, trouble: self.hidden.clone().map(Trouble::Hidden) };
+            return Published {
+                receipts,
+                reached,
+                trouble: self.hidden.clone().map(Trouble::Hidden),
+            };
         };
-        // The next try starts afresh, and looks first: another leader, a batch whose answer was lost.
+        // The next try starts afresh, and looks first: another leader, a batch whose answer was
+        // lost.
         let mut trouble = None;
         let in_transaction = session.delivery() == Delivery::ExactlyOnce;
         if in_transaction && is_fenced(&error) && began.elapsed() < GIVEN_UP {
@@ -503,41 +653,64 @@ impl Line {
                 self.suspect = None;
                 let id = self.context.node.event_id(outbox_id);
                 log::error!(
-                    "event {id} (payment {payment_id}) is refused by the broker and set aside as a dead letter: {error}"
+                    "event {id} (payment {payment_id}) is refused by the broker and set aside as \
+                        a dead letter: {error}"
                 );
-                receipts.push(Receipt { outbox_id, place: Place::Rejected(error.to_string().into()) });
+                receipts.push(Receipt {
+                    outbox_id,
+                    place: Place::Rejected(error.to_string().into()),
+                });
             }
         } else if let Some((last, _)) = events.last() {
-            log::warn!("the broker refused a batch and may mean one record, so they go one by one: {error}");
+            log::warn!(
+                "the broker refused a batch and may mean one record, so they go one by one: {error}"
+            );
             self.alone_until = *last;
         }
-        Published { receipts, reached, trouble }
+        Published {
+            receipts,
+            reached,
+            trouble,
+        }
     }
 
     /// Kafka did not do what was asked.
     async fn failed(&self, failure: &Failure) -> Published {
-        let Context { settings, node, link, .. } = &*self.context;
+        let Context {
+            settings,
+            node,
+            link,
+            ..
+        } = &*self.context;
         // It is locked only while no bootstrap server has answered.
         let kafka = link.try_lock().ok().and_then(|link| link.kafka().cloned());
         away(&explain_failure(failure, kafka.as_ref(), settings, node).await)
     }
 
-    /// Once may be an echo: an attempt of ours to take the id over that the network brought late. Taking it back is safe,
-    /// because the topic is looked at first. A rival would do the same, and then one of the two stops.
+    /// Once may be an echo: an attempt of ours to take the id over that the network brought late.
+    /// Taking it back is safe, because the topic is looked at first. A rival would do the same, and
+    /// then one of the two stops.
     fn fenced(&mut self, error: &KrafkaError) -> Trouble {
-        if self.fenced_at.take().is_some_and(|before| before.elapsed() < RIVALRY) {
+        if self
+            .fenced_at
+            .take()
+            .is_some_and(|before| before.elapsed() < RIVALRY)
+        {
             // When it is resumed, the count begins again.
             return Trouble::Fenced(error.to_string());
         }
         self.fenced_at = Some(Instant::now());
-        Trouble::Away(format!("another process publishes as this node, or did: taking over from it ({error})"))
+        Trouble::Away(format!(
+            "another process publishes as this node, or did: taking over from it ({error})"
+        ))
     }
 }
 
 /// Our events may be behind somebody's open transaction, where nobody sees them.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "a transaction is open on partition {partition} of {topic}, and hides whether our events are behind it{blocked_by}"
+    "a transaction is open on partition {partition} of {topic}, and hides whether our events are \
+        behind it{blocked_by}"
 )]
 struct Held {
     partition: i32,
@@ -555,16 +728,29 @@ struct Batch {
 impl Batch {
     fn new(context: &Context, events: &[Event]) -> Self {
         let now = Timestamp::now();
-        let to_krafka = |event: &Event| to_krafka(&context.settings.topic, event.to_record(&context.node, now));
+        let to_krafka =
+            |event: &Event| to_krafka(&context.settings.topic, event.to_record(&context.node, now));
         Self {
-            events: events.iter().map(|event| (event.outbox_id, event.payment_id)).collect(),
+            events: events
+                .iter()
+                .map(|event| (event.outbox_id, event.payment_id))
+                .collect(),
             records: events.iter().map(to_krafka).collect(),
         }
     }
 }
 
-async fn open(context: Arc<Context>, delivery: Delivery) -> Result<(Session, Box<TopicReader>), Failure> {
-    let Context { settings, node, store, link, warnings } = &*context;
+async fn open(
+    context: Arc<Context>,
+    delivery: Delivery,
+) -> Result<(Session, Box<TopicReader>), Failure> {
+    let Context {
+        settings,
+        node,
+        store,
+        link,
+        warnings,
+    } = &*context;
     let kafka = {
         let mut link = link.lock().await;
         link.forget();
@@ -573,15 +759,20 @@ async fn open(context: Arc<Context>, delivery: Delivery) -> Result<(Session, Box
     ensure_topic(&kafka, settings).await?;
     // First the producer: once it is there, nothing of the one before it comes any more.
     let producer = match delivery {
-        Delivery::AtLeastOnce => {
-            Sender::Plain(Box::new(builder(&kafka).delivery_timeout(DELIVERY_TIMEOUT).build().await?))
-        }
+        Delivery::AtLeastOnce => Sender::Plain(Box::new(
+            builder(&kafka)
+                .delivery_timeout(DELIVERY_TIMEOUT)
+                .build()
+                .await?,
+        )),
         Delivery::ExactlyOnce => {
             let [id] = transactional_ids(node);
             Sender::Transactional(Box::new(transactional(&kafka, &id).await?))
         }
     };
-    let Identified { topic, partitions, .. } = identify(&kafka, &settings.topic).await?;
+    let Identified {
+        topic, partitions, ..
+    } = identify(&kafka, &settings.topic).await?;
     warnings.set(risks(&kafka, &settings.topic, &settings.bootstrap_servers).await);
     let partitions = i32::try_from(partitions).unwrap_or(i32::MAX);
     let blocked_by = end_ours(&kafka, &producer, &context, &topic, partitions).await?;
@@ -590,14 +781,22 @@ async fn open(context: Arc<Context>, delivery: Delivery) -> Result<(Session, Box
     let noted = topic.clone();
     let unseen = store.write(move |tx| visibility::unseen(tx, &noted))?;
     let from = |number| {
-        let published_to = known.iter().find(|known| known.partition == number).map(|known| known.published_to)?;
-        let first_unseen = unseen.iter().find(|first| first.partition == number).map(|first| first.offset);
+        let published_to = known
+            .iter()
+            .find(|known| known.partition == number)
+            .map(|known| known.published_to)?;
+        let first_unseen = unseen
+            .iter()
+            .find(|first| first.partition == number)
+            .map(|first| first.offset);
         Some(first_unseen.map_or(published_to, |offset| offset.min(published_to)))
     };
     let reader = TopicReader::open_within(OPENING, &kafka, &topic.name, End::Whole, from).await?;
     // Gone, or made anew, since it was identified: the next try starts with what there is then.
     let reader = reader.filter(|reader| reader.topic_id() == topic.id);
-    let reader = reader.ok_or_else(|| KrafkaError::UnknownTopic { topic: settings.topic.clone() })?;
+    let reader = reader.ok_or_else(|| KrafkaError::UnknownTopic {
+        topic: settings.topic.clone(),
+    })?;
     let (visible, watch) = Default::default();
     let ends = BTreeMap::new();
     let first_conflict = None;
@@ -618,7 +817,10 @@ async fn open(context: Arc<Context>, delivery: Delivery) -> Result<(Session, Box
     Ok((session, Box::new(reader)))
 }
 
-async fn transactional(kafka: &krafka::Kafka, id: &str) -> Result<TransactionalProducer, KrafkaError> {
+async fn transactional(
+    kafka: &krafka::Kafka,
+    id: &str,
+) -> Result<TransactionalProducer, KrafkaError> {
     builder(kafka)
         .delivery_timeout(DELIVERY_TIMEOUT_IN_TRANSACTION)
         .transaction_timeout(TRANSACTION_TIMEOUT)
@@ -626,7 +828,8 @@ async fn transactional(kafka: &krafka::Kafka, id: &str) -> Result<TransactionalP
         .await
 }
 
-/// Ends our own hanging transactions, before anything else is sent. Returns what other producers' transactions hold back.
+/// Ends our own hanging transactions, before anything else is sent. Returns what other producers'
+/// transactions hold back.
 async fn end_ours(
     kafka: &krafka::Kafka,
     sender: &Sender,
@@ -636,7 +839,12 @@ async fn end_ours(
 ) -> Result<Option<String>, KrafkaError> {
     let partitions = (0..partitions).collect();
     let ids = transactional_ids(&context.node);
-    let open = match within(PATIENCE, open_transactions(kafka, &topic.name, &partitions, &ids)).await {
+    let open = match within(
+        PATIENCE,
+        open_transactions(kafka, &topic.name, &partitions, &ids),
+    )
+    .await
+    {
         Ok(open) => open,
         Err(failed) => {
             log::debug!("the cluster does not describe open transactions: {failed}");
@@ -646,8 +854,14 @@ async fn end_ours(
     let mut hanging: BTreeMap<&str, Vec<i32>> = BTreeMap::new();
     for open in &open {
         if let Owner::OursEnded { transactional_id } = &open.owner {
-            log::warn!("{open}, although its coordinator has ended it: ending it, and publishing its events again");
-            hanging.entry(transactional_id).or_default().push(open.partition);
+            log::warn!(
+                "{open}, although its coordinator has ended it: ending it, and publishing its \
+                    events again"
+            );
+            hanging
+                .entry(transactional_id)
+                .or_default()
+                .push(open.partition);
         }
     }
     for (id, partitions) in hanging {
@@ -658,12 +872,19 @@ async fn end_ours(
             _ => end_hanging(&transactional(kafka, id).await?, &topic.name, &partitions).await?,
         }
     }
-    let other = open.iter().find(|open| matches!(open.owner, Owner::Other { .. }));
+    let other = open
+        .iter()
+        .find(|open| matches!(open.owner, Owner::Other { .. }));
     Ok(other.map(|open| format!(": {}", open.describe(&context.settings.bootstrap_servers))))
 }
 
 async fn check(mut session: Session, context: Arc<Context>) -> (Session, Result<Sight, Failure>) {
-    let Context { settings, node, store, .. } = &*context;
+    let Context {
+        settings,
+        node,
+        store,
+        ..
+    } = &*context;
     let now = Instant::now();
     if now.duration_since(session.answered_at) >= QUIET_LIMIT
         && let Err(failure) = within(PATIENCE, session.ask()).await
@@ -675,8 +896,15 @@ async fn check(mut session: Session, context: Arc<Context>) -> (Session, Result<
         return (session, Ok(Sight::Fine));
     }
     let ids = transactional_ids(node);
-    let Session { kafka, topic, watch, .. } = &mut session;
-    let sight = watch.check(kafka, store, topic, &ids, &settings.bootstrap_servers).await;
+    let Session {
+        kafka,
+        topic,
+        watch,
+        ..
+    } = &mut session;
+    let sight = watch
+        .check(kafka, store, topic, &ids, &settings.bootstrap_servers)
+        .await;
     (session, sight)
 }
 
@@ -710,10 +938,20 @@ async fn send(session: Session, batch: Batch) -> (Session, Sent) {
             Sender::Transactional(producer) => producer.close_with(at_once).await,
         };
     }
-    let receipt =
-        |(index, metadata): (usize, RecordMetadata)| Receipt { outbox_id: events[index].0, place: place(&metadata) };
+    let receipt = |(index, metadata): (usize, RecordMetadata)| Receipt {
+        outbox_id: events[index].0,
+        place: place(&metadata),
+    };
     let receipts = answers.into_iter().map(receipt).collect();
-    (session, Sent { events, receipts, error, began })
+    (
+        session,
+        Sent {
+            events,
+            receipts,
+            error,
+            began,
+        },
+    )
 }
 
 /// What was taken, by its place in the batch, and the first error.
@@ -742,7 +980,8 @@ async fn send_plain(
     (taken, error.or(flushed.err()))
 }
 
-/// All or nothing. Where the outcome is not known, the topic tells: it is looked at before anything else is sent.
+/// All or nothing. Where the outcome is not known, the topic tells: it is looked at before anything
+/// else is sent.
 async fn send_in_transaction(
     producer: &TransactionalProducer,
     records: Vec<krafka::Record>,
@@ -793,16 +1032,27 @@ fn is_fenced(error: &KrafkaError) -> bool {
 }
 
 fn away(failed: &dyn std::fmt::Display) -> Published {
-    Published { trouble: Some(Trouble::Away(failed.to_string())), ..Published::default() }
+    Published {
+        trouble: Some(Trouble::Away(failed.to_string())),
+        ..Published::default()
+    }
 }
 
 fn to_krafka(topic: &str, record: Record) -> krafka::Record {
-    let out = krafka::Record::new(topic, record.value).key(record.key).timestamp(record.timestamp_ms);
-    record.headers.into_iter().fold(out, |out, (name, value)| out.header(name, value))
+    let out = krafka::Record::new(topic, record.value)
+        .key(record.key)
+        .timestamp(record.timestamp_ms);
+    record
+        .headers
+        .into_iter()
+        .fold(out, |out, (name, value)| out.header(name, value))
 }
 
 fn place(metadata: &RecordMetadata) -> Place {
     // A broker that drops a second copy may not tell where the first one is.
     let offset = (metadata.delivery == DeliveryConfirmation::Offset).then_some(metadata.offset);
-    Place::Topic { partition: metadata.partition, offset }
+    Place::Topic {
+        partition: metadata.partition,
+        offset,
+    }
 }

@@ -26,27 +26,31 @@ pub enum Trouble {
     /// The other side does not answer: try again.
     #[error("{0}")]
     Away(String),
-    /// Events that were published are not visible to `read_committed` consumers. Publishing continues.
+    /// Events that were published are not visible to `read_committed` consumers. Publishing
+    /// continues.
     #[error("{0}")]
     Hidden(String),
-    /// Another process publishes as this node: nothing is published here until an operator resumes the relay.
+    /// Another process publishes as this node: nothing is published here until an operator resumes
+    /// the relay.
     #[error("{0}")]
     Fenced(String),
 }
 
 /// Takes events in commit order.
 pub trait Publisher: Send {
-    /// Publishes a batch and waits for the other side's word, for a bounded time. A later event of a user is never
-    /// taken before an earlier one. No transaction is open while this runs.
+    /// Publishes a batch and waits for the other side's word, for a bounded time. A later event of
+    /// a user is never taken before an earlier one. No transaction is open while this runs.
     ///
-    /// What was handed over and is still without an answer is remembered: called again, it waits for those answers and
-    /// hands nothing else over. So there may be fewer receipts than events although the other side is there; and what has
-    /// none may have been marked by the publisher itself, and is to be read again.
+    /// What was handed over and is still without an answer is remembered: called again, it waits
+    /// for those answers and hands nothing else over. So there may be fewer receipts than events
+    /// although the other side is there; and what has none may have been marked by the publisher
+    /// itself, and is to be read again.
     ///
     /// An empty batch looks after what was published before.
     fn publish(&mut self, batch: &[Event]) -> Published;
 
-    /// When [`Publisher::publish`] is to be called even if nothing waits: what was published may not be visible yet.
+    /// When [`Publisher::publish`] is to be called even if nothing waits: what was published may
+    /// not be visible yet.
     fn due(&self) -> Option<Instant> {
         None
     }

@@ -1,7 +1,8 @@
-//! What this process has done since it started: counters that start at zero. Durable numbers are in the tables.
+//! What this process has done since it started: counters that start at zero. Durable numbers are in
+//! the tables.
 //!
-//! Every series exists from the start, so that a missing one never means zero. A counter is one atomic, and nothing
-//! on a hot path looks one up by its labels.
+//! Every series exists from the start, so that a missing one never means zero. A counter is one
+//! atomic, and nothing on a hot path looks one up by its labels.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -53,13 +54,41 @@ pub enum Refusal {
 impl Refusal {
     /// All of them, in the order of their numbers, with their labels and what the log calls them.
     pub const ALL: [(Self, &str, &str); 7] = [
-        (Self::Unauthorized, "unauthorized", "requests without a valid token: 401"),
-        (Self::Forbidden, "forbidden", "requests that are not allowed: 403"),
-        (Self::BodyTimeout, "body_timeout", "requests whose body came too slowly: 408"),
-        (Self::TooLarge, "too_large", "requests with too large a body: 413"),
-        (Self::Misdirected, "misdirected", "requests for another host: 421"),
-        (Self::TooManyRequests, "too_many_requests", "requests beyond a client's limit: 429"),
-        (Self::Connection, "connection", "connections beyond http.client_connections_max"),
+        (
+            Self::Unauthorized,
+            "unauthorized",
+            "requests without a valid token: 401",
+        ),
+        (
+            Self::Forbidden,
+            "forbidden",
+            "requests that are not allowed: 403",
+        ),
+        (
+            Self::BodyTimeout,
+            "body_timeout",
+            "requests whose body came too slowly: 408",
+        ),
+        (
+            Self::TooLarge,
+            "too_large",
+            "requests with too large a body: 413",
+        ),
+        (
+            Self::Misdirected,
+            "misdirected",
+            "requests for another host: 421",
+        ),
+        (
+            Self::TooManyRequests,
+            "too_many_requests",
+            "requests beyond a client's limit: 429",
+        ),
+        (
+            Self::Connection,
+            "connection",
+            "connections beyond http.client_connections_max",
+        ),
     ];
 
     /// What the log calls it.
@@ -97,17 +126,31 @@ impl Default for Metrics {
         let published: Family<Labels<1>, Counter> = Family::default();
         let deliveries: Family<Labels<2>, Counter> = Family::default();
         let relay_attempt = Gauge::default();
-        registry.register("events_published", "Events recorded as PUBLISHED", published.clone());
-        registry.register("deliveries", "Outcomes of deliveries to a channel", deliveries.clone());
+        registry.register(
+            "events_published",
+            "Events recorded as PUBLISHED",
+            published.clone(),
+        );
+        registry.register(
+            "deliveries",
+            "Outcomes of deliveries to a channel",
+            deliveries.clone(),
+        );
         let help = "When the relay last handed a batch to the publisher";
-        registry.register("relay_attempt_timestamp_seconds", help, relay_attempt.clone());
+        registry.register(
+            "relay_attempt_timestamp_seconds",
+            help,
+            relay_attempt.clone(),
+        );
         let refusals: Family<Labels<1>, Counter> = Family::default();
         let help = "Requests and connections that were refused before they reached the store";
         registry.register("http_refusals", help, refusals.clone());
-        let refused =
-            |(_, reason, _): (Refusal, &str, &str)| refusals.get_or_create_owned(&[("reason", reason.to_owned())]);
+        let refused = |(_, reason, _): (Refusal, &str, &str)| {
+            refusals.get_or_create_owned(&[("reason", reason.to_owned())])
+        };
         let unknown_events: Counter = Counter::default();
-        let help = "Records of this node on the topic whose event or payment this database did not write";
+        let help =
+            "Records of this node on the topic whose event or payment this database did not write";
         registry.register("unknown_events", help, unknown_events.clone());
         let of = |source: &str| published.get_or_create_owned(&[("source", source.to_owned())]);
         Self(Arc::new(Inner {
@@ -135,7 +178,8 @@ impl Metrics {
         self.0.published_reconciled.inc_by(count as u64);
     }
 
-    /// The topic has `count` records of this node whose event or payment this database did not write.
+    /// The topic has `count` records of this node whose event or payment this database did not
+    /// write.
     pub fn unknown_events(&self, count: usize) {
         self.0.unknown_events.inc_by(count as u64);
     }
@@ -158,10 +202,18 @@ impl Metrics {
     /// The counters of a channel. Called once for each channel, at the start.
     pub fn channel(&self, name: &str) -> ChannelMetrics {
         let of = |outcome: &str| {
-            let labels = [("channel", name.to_owned()), ("outcome", outcome.to_owned())];
+            let labels = [
+                ("channel", name.to_owned()),
+                ("outcome", outcome.to_owned()),
+            ];
             self.0.deliveries.get_or_create_owned(&labels)
         };
-        ChannelMetrics { delivered: of("delivered"), unknown: of("unknown"), dead: of("dead"), all: self.clone() }
+        ChannelMetrics {
+            delivered: of("delivered"),
+            unknown: of("unknown"),
+            dead: of("dead"),
+            all: self.clone(),
+        }
     }
 
     /// What has been done until now.
@@ -173,7 +225,8 @@ impl Metrics {
         }
     }
 
-    /// Every series, in Prometheus' text format (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
+    /// Every series, in Prometheus' text format
+    /// (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
     pub fn encode(&self) -> String {
         let mut text = String::new();
         // Writing into memory cannot fail.
@@ -182,7 +235,10 @@ impl Metrics {
     }
 
     fn registry(&self) -> MutexGuard<'_, Registry> {
-        self.0.registry.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0
+            .registry
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -228,9 +284,17 @@ mod tests {
         metrics.reconciled(1);
         channel.delivered(2);
         channel.unknown_outcome();
-        let totals = Totals { published: 4, delivered: 2, unknown_outcomes: 1 };
+        let totals = Totals {
+            published: 4,
+            delivered: 2,
+            unknown_outcomes: 1,
+        };
         assert_eq!(metrics.totals(), totals);
-        assert!(metrics.encode().contains("payrelay_deliveries_total{channel=\"default\",outcome=\"delivered\"} 2"));
+        assert!(
+            metrics
+                .encode()
+                .contains("payrelay_deliveries_total{channel=\"default\",outcome=\"delivered\"} 2")
+        );
     }
 
     #[test]
@@ -240,6 +304,9 @@ mod tests {
         let now = Timestamp::from_micros(1_795_341_600_123_456);
         metrics.relay_attempted(now);
         let back = metrics.last_relay_attempt();
-        assert!(back.since(now).max(now.since(back)).as_micros() < 2, "{back:?}");
+        assert!(
+            back.since(now).max(now.since(back)).as_micros() < 2,
+            "{back:?}"
+        );
     }
 }

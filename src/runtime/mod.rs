@@ -1,4 +1,5 @@
-//! What every thread may use, and what names no part of the product: metrics, and the log of errors in a row.
+//! What every thread may use, and what names no part of the product: metrics, and the log of errors
+//! in a row.
 
 pub mod error_log;
 pub mod metrics;

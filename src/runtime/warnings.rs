@@ -1,4 +1,5 @@
-//! Risks of the configuration that an operator should know, and that stop nothing: shown by `/health/ready`.
+//! Risks of the configuration that an operator should know, and that stop nothing: shown by
+//! `/health/ready`.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -1,9 +1,11 @@
-//! What a rejected message means, and how the next one looks. Pure: time is a parameter, counted from any beginning.
+//! What a rejected message means, and how the next one looks. Pure: time is a parameter, counted
+//! from any beginning.
 //!
-//! Every message has the same shape, so a payment is not the suspect of a rejection (400, 413, 422). A digest that is
-//! rejected is sent smaller, and not larger again for some time. A single message that is rejected is sent once more as
-//! plain text, in case the channel does not take blocks. If that is rejected too, the channel or the template is at fault:
-//! the channel pauses, and no payment is lost. Only an operator can skip one.
+//! Every message has the same shape, so a payment is not the suspect of a rejection (400, 413,
+//! 422). A digest that is rejected is sent smaller, and not larger again for some time. A single
+//! message that is rejected is sent once more as plain text, in case the channel does not take
+//! blocks. If that is rejected too, the channel or the template is at fault: the channel pauses,
+//! and no payment is lost. Only an operator can skip one.
 
 use std::time::Duration;
 
@@ -49,7 +51,13 @@ pub struct Isolation {
 impl Isolation {
     /// A channel that takes up to `max` payments in a message.
     pub fn new(max: usize) -> Self {
-        Self { max, size: max, small_until: None, form: Form::Blocks, unknown: 0 }
+        Self {
+            max,
+            size: max,
+            small_until: None,
+            form: Form::Blocks,
+            unknown: 0,
+        }
     }
 
     /// How many payments the next message may carry, at least one.
@@ -124,11 +132,21 @@ mod tests {
     fn a_single_message_is_sent_plain_once_and_then_the_channel_pauses() {
         let mut channel = Isolation::new(200);
         assert_eq!(channel.rejected(1, Duration::ZERO), Verdict::SendPlain);
-        assert_eq!((channel.form(), channel.size(Duration::ZERO)), (Form::Plain, 1));
+        assert_eq!(
+            (channel.form(), channel.size(Duration::ZERO)),
+            (Form::Plain, 1)
+        );
         assert_eq!(channel.rejected(1, Duration::ZERO), Verdict::Pause);
-        assert_eq!(channel.rejected(1, Duration::ZERO), Verdict::Pause, "a probe is one message");
+        assert_eq!(
+            channel.rejected(1, Duration::ZERO),
+            Verdict::Pause,
+            "a probe is one message"
+        );
         channel.accepted();
-        assert_eq!((channel.form(), channel.size(Duration::ZERO)), (Form::Blocks, 200));
+        assert_eq!(
+            (channel.form(), channel.size(Duration::ZERO)),
+            (Form::Blocks, 200)
+        );
     }
 
     #[test]
@@ -147,9 +165,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is answered: a message carries between one payment and the maximum; only a plain single message
-        /// pauses; after any digest was rejected none is larger for ten minutes; and of n rejections in a row at
-        /// most five go by before the channel pauses.
+        /// Whatever is answered: a message carries between one payment and the maximum; only a
+        /// plain single message pauses; after any digest was rejected none is larger for ten
+        /// minutes; and of n rejections in a row at most five go by before the channel pauses.
         #[test]
         fn a_channel_that_rejects_everything_pauses_soon_and_sends_one_payment_a_probe(
             answers in proptest::collection::vec(

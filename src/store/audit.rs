@@ -1,7 +1,9 @@
-//! The SQL of an audit: what must hold between payments, outbox, deliveries and the topic, asked of one snapshot.
+//! The SQL of an audit: what must hold between payments, outbox, deliveries and the topic, asked of
+//! one snapshot.
 //!
-//! The connection cannot write. What was read from the topic lies in its temporary tables, which SQLite keeps on the disk
-//! (<https://sqlite.org/tempfiles.html>), so that memory stays small however long the topic is.
+//! The connection cannot write. What was read from the topic lies in its temporary tables, which
+//! SQLite keeps on the disk (<https://sqlite.org/tempfiles.html>), so that memory stays small
+//! however long the topic is.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -115,8 +117,9 @@ const FILE: [Check; 12] = [
     Check {
         kind: "no-history",
         what: "payments without history",
-        sql: "SELECT 'payment ' || p.id FROM payment p LEFT JOIN payment_history h ON h.payment_id = p.id \
-              WHERE h.payment_id IS NULL OR h.user_id <> p.user_id ORDER BY p.id",
+        sql: "SELECT 'payment ' || p.id FROM payment p LEFT \
+            JOIN payment_history h ON h.payment_id = p.id WHERE h.payment_id IS NULL \
+            OR h.user_id <> p.user_id ORDER BY p.id",
     },
     Check {
         kind: "no-payment",
@@ -127,71 +130,78 @@ const FILE: [Check; 12] = [
     Check {
         kind: "broken-chain",
         what: "entries of the history that do not name the user's payment before them",
-        sql: "SELECT 'payment ' || payment_id || ' names ' || ifnull(previous_id, 'none') || ' instead of ' \
-              || ifnull(previous, 'none') FROM (SELECT payment_id, previous_id, \
-              lag(payment_id) OVER (PARTITION BY user_id ORDER BY payment_id) AS previous FROM payment_history) \
-              WHERE previous_id IS NOT previous",
+        sql: "SELECT 'payment ' || payment_id || ' names ' || ifnull(previous_id, 'none') || ' \
+            instead of ' || ifnull(previous, 'none') \
+            FROM (SELECT payment_id, previous_id, lag(payment_id) OVER (PARTITION BY user_id \
+            ORDER BY payment_id) AS previous FROM payment_history) \
+            WHERE previous_id IS NOT previous",
     },
     Check {
         kind: "broken-end",
         what: "users whose history does not begin at their newest payment",
-        sql: "SELECT 'user ' || user_id || ': ' || ifnull(sum(named), 'none') || ' instead of ' || ifnull(sum(newest), 'none') \
-              FROM (SELECT user_id, last_payment_id AS named, NULL AS newest FROM user_history UNION ALL \
-              SELECT user_id, NULL, max(payment_id) FROM payment_history GROUP BY user_id) \
-              GROUP BY user_id HAVING sum(named) IS NOT sum(newest)",
+        sql: "SELECT 'user ' || user_id || ': ' || ifnull(sum(named), 'none') || ' instead of ' \
+            || ifnull(sum(newest), 'none') \
+            FROM (SELECT user_id, last_payment_id AS named, NULL AS newest FROM user_history \
+            UNION ALL SELECT user_id, NULL, max(payment_id) FROM payment_history \
+            GROUP BY user_id) GROUP BY user_id HAVING sum(named) IS NOT sum(newest)",
     },
     Check {
         kind: "no-event",
         what: "payments whose events are neither in the outbox nor counted as purged",
         sql: "SELECT p || ' payments, ' || o || ' events, ' || n || ' purged' \
-              FROM (SELECT (SELECT count(*) FROM payment) AS p, (SELECT count(*) FROM outbox) AS o, \
-              (SELECT events_purged FROM node) AS n) WHERE p - o - n <> 0",
+            FROM (SELECT (SELECT count(*) FROM payment) AS p, (SELECT count(*) \
+            FROM outbox) AS o, (SELECT events_purged FROM node) AS n) WHERE p - o - n <> 0",
     },
     Check {
         kind: "wrong-event",
         what: "events that do not say what their payment is",
-        sql: "SELECT 'event ' || o.id || ' of payment ' || o.payment_id FROM outbox o \
-              LEFT JOIN payment p ON p.id = o.payment_id \
-              WHERE p.user_id IS NOT o.user_id OR lower('payment.' || p.status) IS NOT o.type ORDER BY o.id",
+        sql: "SELECT 'event ' || o.id || ' of payment ' || o.payment_id FROM outbox o LEFT \
+            JOIN payment p ON p.id = o.payment_id WHERE p.user_id IS NOT o.user_id \
+            OR lower('payment.' || p.status) IS NOT o.type ORDER BY o.id",
     },
     Check {
         kind: "no-outbox",
         what: "deliveries without event",
-        sql: "SELECT 'delivery of event ' || d.outbox_id FROM delivery d LEFT JOIN outbox o ON o.id = d.outbox_id \
-              WHERE o.id IS NULL ORDER BY d.outbox_id",
+        sql: "SELECT 'delivery of event ' || d.outbox_id FROM delivery d LEFT \
+            JOIN outbox o ON o.id = d.outbox_id WHERE o.id IS NULL ORDER BY d.outbox_id",
     },
     Check {
         kind: "never-told",
-        what: "deliveries that nobody tells: of a channel that is not there, or set aside without an open dead letter",
-        sql: "SELECT 'delivery of event ' || d.outbox_id || ': ' || d.status || ', channel ' || d.channel FROM delivery d \
-              WHERE (d.status IN ('PENDING', 'SENDING') AND d.channel <> 'default' \
-              AND d.channel NOT IN (SELECT channel FROM route)) OR (d.status = 'DEAD' AND NOT EXISTS \
-              (SELECT 1 FROM dead_letter l WHERE l.outbox_id = d.outbox_id AND l.state = 'OPEN')) ORDER BY d.outbox_id",
+        what: "deliveries that nobody tells: of a channel that is not there, or set aside without \
+            an open dead letter",
+        sql: "SELECT 'delivery of event ' || d.outbox_id || ': ' || d.status || ', channel ' || \
+            d.channel FROM delivery d WHERE (d.status IN ('PENDING', 'SENDING') \
+            AND d.channel <> 'default' AND d.channel NOT IN (SELECT channel FROM route)) \
+            OR (d.status = 'DEAD' AND NOT EXISTS (SELECT 1 FROM dead_letter l \
+            WHERE l.outbox_id = d.outbox_id AND l.state = 'OPEN')) ORDER BY d.outbox_id",
     },
     Check {
         kind: "lost-answer",
-        what: "idempotency keys whose answer cannot be given again: its payments are not there, or are not of one user",
-        sql: "SELECT 'key ' || k.id || ': ' || count(p.id) || ' of ' || k.payment_count || ' payments from ' \
-              || k.first_payment_id || ', of ' || count(DISTINCT p.user_id) || ' users' FROM idempotency_key k \
-              LEFT JOIN payment p ON p.id >= k.first_payment_id AND p.id < k.first_payment_id + k.payment_count \
-              GROUP BY k.id HAVING count(p.id) <> k.payment_count OR count(DISTINCT p.user_id) <> 1 ORDER BY k.id",
+        what: "idempotency keys whose answer cannot be given again: its payments are not there, \
+            or are not of one user",
+        sql: "SELECT 'key ' || k.id || ': ' || count(p.id) || ' of ' || k.payment_count || ' \
+            payments from ' || k.first_payment_id || ', of ' || count(DISTINCT p.user_id) || ' \
+            users' FROM idempotency_key k LEFT JOIN payment p ON p.id >= k.first_payment_id \
+            AND p.id < k.first_payment_id + k.payment_count GROUP BY k.id \
+            HAVING count(p.id) <> k.payment_count OR count(DISTINCT p.user_id) <> 1 ORDER BY k.id",
     },
     Check {
         kind: "rejected",
         what: "events that Kafka does not take: they wait for a person",
-        sql: "SELECT 'event ' || o.id || ' of payment ' || o.payment_id || ': ' || o.rejection FROM outbox o \
-              WHERE o.status = 'REJECTED' AND NOT EXISTS \
-              (SELECT 1 FROM delivery d WHERE d.outbox_id = o.id AND d.status = 'DISCARDED') ORDER BY o.id",
+        sql: "SELECT 'event ' || o.id || ' of payment ' || o.payment_id || ': ' || o.rejection \
+            FROM outbox o WHERE o.status = 'REJECTED' AND NOT EXISTS (SELECT 1 FROM delivery d \
+            WHERE d.outbox_id = o.id AND d.status = 'DISCARDED') ORDER BY o.id",
     },
     Check {
         kind: "spent-id",
         what: "ids that may be given a second time",
-        sql: "SELECT t.name || ' ' || t.last || ' with a sequence of ' || ifnull(s.seq, 'none') FROM \
-              (SELECT 'payment' AS name, max(id) AS last FROM payment UNION ALL SELECT 'outbox', max(id) FROM outbox \
-              UNION ALL SELECT 'dead_letter', max(id) FROM dead_letter \
-              UNION ALL SELECT 'dead_letter_action', max(id) FROM dead_letter_action \
-              UNION ALL SELECT 'idempotency_key', max(id) FROM idempotency_key) t \
-              LEFT JOIN sqlite_sequence s ON s.name = t.name WHERE t.last > ifnull(s.seq, 0)",
+        sql: "SELECT t.name || ' ' || t.last || ' with a sequence of ' || ifnull(s.seq, 'none') \
+            FROM (SELECT 'payment' AS name, max(id) AS last FROM payment UNION ALL \
+            SELECT 'outbox', max(id) FROM outbox UNION ALL SELECT 'dead_letter', max(id) \
+            FROM dead_letter UNION ALL SELECT 'dead_letter_action', max(id) \
+            FROM dead_letter_action UNION ALL SELECT 'idempotency_key', max(id) \
+            FROM idempotency_key) t LEFT JOIN sqlite_sequence s ON s.name = t.name \
+            WHERE t.last > ifnull(s.seq, 0)",
     },
 ];
 
@@ -201,15 +211,15 @@ pub(super) const UNCONSUMED_KIND: &str = "unconsumed";
 /// `?1` is the topic, `?2` a while ago: what was published before that should have come.
 const UNCONSUMED: Check = Check {
     kind: UNCONSUMED_KIND,
-    what: "events that were published and have no delivery, for more than 60 s or although the consumer has passed them",
-    sql: "SELECT 'event ' || o.id || ' of payment ' || o.payment_id \
-          || ifnull(', partition ' || o.\"partition\" || ', offset ' || ifnull(o.\"offset\", r.\"offset\"), '') \
-          FROM outbox o LEFT JOIN delivery d ON d.outbox_id = o.id \
-          LEFT JOIN topic_partition p ON p.topic = ?1 AND p.\"partition\" = o.\"partition\" \
-          LEFT JOIN topic_record r ON r.outbox_id = o.id AND r.\"partition\" = o.\"partition\" \
-          WHERE o.status = 'PUBLISHED' AND d.outbox_id IS NULL AND (o.\"partition\" IS NULL OR o.published_at < ?2 \
-          OR ifnull(o.\"offset\", r.\"offset\") < p.consumed_to) \
-          GROUP BY o.id ORDER BY o.id",
+    what: "events that were published and have no delivery, for more than 60 s or although the \
+        consumer has passed them",
+    sql: "SELECT 'event ' || o.id || ' of payment ' || o.payment_id || ifnull(', partition ' || \
+        o.\"partition\" || ', offset ' || ifnull(o.\"offset\", r.\"offset\"), '') FROM outbox o \
+        LEFT JOIN delivery d ON d.outbox_id = o.id LEFT JOIN topic_partition p ON p.topic = ?1 \
+        AND p.\"partition\" = o.\"partition\" LEFT JOIN topic_record r ON r.outbox_id = o.id \
+        AND r.\"partition\" = o.\"partition\" WHERE o.status = 'PUBLISHED' \
+        AND d.outbox_id IS NULL AND (o.\"partition\" IS NULL OR o.published_at < ?2 \
+        OR ifnull(o.\"offset\", r.\"offset\") < p.consumed_to) GROUP BY o.id ORDER BY o.id",
 };
 
 /// How long a published event may take to come from the topic.
@@ -220,73 +230,76 @@ const TOPIC: [Check; 4] = [
     Check {
         kind: "twice",
         what: "events that are on the topic more than once",
-        sql: "SELECT 'event ' || outbox_id || ': partition/offset ' || group_concat(\"partition\" || '/' || \"offset\", ', ') \
-              FROM topic_record GROUP BY outbox_id HAVING count(*) > 1",
+        sql: "SELECT 'event ' || outbox_id || ': partition/offset ' || group_concat(\"partition\" \
+            || '/' || \"offset\", ', ') FROM topic_record GROUP BY outbox_id HAVING count(*) > 1",
     },
     Check {
         kind: "out-of-order",
         what: "events that are on the topic behind a later one",
-        sql: "SELECT 'event ' || outbox_id || ' behind ' || before || ': partition ' || \"partition\" || ', offset ' \
-              || \"offset\" FROM late WHERE NOT sent_again",
+        sql: "SELECT 'event ' || outbox_id || ' behind ' || before || ': partition ' || \
+            \"partition\" || ', offset ' || \"offset\" FROM late WHERE NOT sent_again",
     },
     Check {
         kind: "unknown",
         what: "events of this node on the topic that the database does not know",
-        sql: "SELECT 'event ' || r.outbox_id || ' of payment ' || ifnull(r.payment_id, '(none)') || ': partition ' \
-              || r.\"partition\" || ', offset ' || r.\"offset\" FROM topic_record r \
-              LEFT JOIN outbox o ON o.id = r.outbox_id LEFT JOIN payment p ON p.id = r.payment_id \
-              WHERE o.id IS NULL AND (p.id IS NULL OR \
-              r.outbox_id > ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0) \
-              OR EXISTS (SELECT 1 FROM outbox other WHERE other.payment_id = r.payment_id)) \
-              AND NOT EXISTS (SELECT 1 FROM restored_copy c \
-              WHERE r.outbox_id > c.last_outbox_id AND r.outbox_id < c.first_new_id) \
-              ORDER BY r.\"partition\", r.\"offset\"",
+        sql: "SELECT 'event ' || r.outbox_id || ' of payment ' || ifnull(r.payment_id, '(none)') \
+            || ': partition ' || r.\"partition\" || ', offset ' || r.\"offset\" \
+            FROM topic_record r LEFT JOIN outbox o ON o.id = r.outbox_id LEFT \
+            JOIN payment p ON p.id = r.payment_id WHERE o.id IS NULL AND (p.id IS NULL \
+            OR r.outbox_id > ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0) \
+            OR EXISTS (SELECT 1 FROM outbox other WHERE other.payment_id = r.payment_id)) \
+            AND NOT EXISTS (SELECT 1 FROM restored_copy c WHERE r.outbox_id > c.last_outbox_id \
+            AND r.outbox_id < c.first_new_id) ORDER BY r.\"partition\", r.\"offset\"",
     },
     Check {
         kind: "mismatch",
         what: "events whose record names another user or payment",
-        sql: "SELECT 'event ' || r.outbox_id || ': user ' || ifnull(r.user_id, '(none)') || ' and payment ' \
-              || ifnull(r.payment_id, '(none)') || ' instead of ' || ifnull(o.user_id, p.user_id) || ' and ' \
-              || ifnull(o.payment_id, p.id) || ': partition ' || r.\"partition\" || ', offset ' || r.\"offset\" \
-              FROM topic_record r LEFT JOIN outbox o ON o.id = r.outbox_id LEFT JOIN payment p ON p.id = r.payment_id \
-              WHERE (o.id IS NOT NULL AND (r.user_id IS NOT o.user_id OR r.payment_id IS NOT o.payment_id)) \
-              OR (o.id IS NULL AND p.id IS NOT NULL AND r.user_id IS NOT p.user_id \
-              AND r.outbox_id <= ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0)) \
-              ORDER BY r.\"partition\", r.\"offset\"",
+        sql: "SELECT 'event ' || r.outbox_id || ': user ' || ifnull(r.user_id, '(none)') || ' and \
+            payment ' || ifnull(r.payment_id, '(none)') || ' instead of ' || ifnull(o.user_id, \
+            p.user_id) || ' and ' || ifnull(o.payment_id, p.id) || ': partition ' || \
+            r.\"partition\" || ', offset ' || r.\"offset\" FROM topic_record r LEFT \
+            JOIN outbox o ON o.id = r.outbox_id LEFT JOIN payment p ON p.id = r.payment_id \
+            WHERE (o.id IS NOT NULL AND (r.user_id IS NOT o.user_id \
+            OR r.payment_id IS NOT o.payment_id)) OR (o.id IS NULL AND p.id IS NOT NULL \
+            AND r.user_id IS NOT p.user_id AND r.outbox_id <= ifnull((SELECT seq \
+            FROM sqlite_sequence WHERE name = 'outbox'), 0)) \
+            ORDER BY r.\"partition\", r.\"offset\"",
     },
 ];
 
-/// `?1`: the newest event that was published before the topic was looked at. What has an offset must be there if the
-/// broker still has that offset; what has none must be somewhere if the broker still has everything.
+/// `?1`: the newest event that was published before the topic was looked at. What has an offset
+/// must be there if the broker still has that offset; what has none must be somewhere if the broker
+/// still has everything.
 const MISSING: Check = Check {
     kind: "missing",
     what: "events that were published and are not on the topic",
-    sql: "SELECT 'event ' || o.id || ' of payment ' || o.payment_id || ': ' || CASE \
-          WHEN r.outbox_id IS NOT NULL THEN 'partition ' || r.\"partition\" || ', offset ' || r.\"offset\" || ', instead of ' \
-          ELSE 'not at ' END || 'partition ' || o.\"partition\" || ', offset ' || ifnull(o.\"offset\", '(unknown)') \
-          FROM outbox o LEFT JOIN extent e ON e.\"partition\" = o.\"partition\" \
-          LEFT JOIN topic_record r ON r.outbox_id = o.id \
-          WHERE o.status = 'PUBLISHED' AND o.\"partition\" IS NOT NULL \
-          AND (o.id > (SELECT published_before FROM incarnation) OR r.outbox_id IS NOT NULL) AND CASE \
-          WHEN e.\"partition\" IS NULL THEN o.id <= ?1 \
-          WHEN o.\"offset\" IS NULL THEN o.id <= ?1 AND e.low = 0 AND r.outbox_id IS NULL \
-          AND NOT EXISTS (SELECT 1 FROM undecodable u WHERE u.\"partition\" = o.\"partition\") \
-          WHEN EXISTS (SELECT 1 FROM undecodable u WHERE u.\"partition\" = o.\"partition\" \
-          AND o.\"offset\" >= u.low AND o.\"offset\" < u.\"end\") THEN 0 \
-          ELSE o.\"offset\" >= e.low AND o.\"offset\" < e.\"end\" AND NOT EXISTS (SELECT 1 FROM topic_record h \
-          WHERE h.\"partition\" = o.\"partition\" AND h.\"offset\" = o.\"offset\" AND h.outbox_id = o.id) END \
-          GROUP BY o.id ORDER BY o.id",
+    sql: "SELECT 'event ' || o.id || ' of payment ' || o.payment_id || ': ' || CASE WHEN \
+        r.outbox_id IS NOT NULL THEN 'partition ' || r.\"partition\" || ', offset ' || \
+        r.\"offset\" || ', instead of ' ELSE 'not at ' END || 'partition ' || o.\"partition\" || \
+        ', offset ' || ifnull(o.\"offset\", '(unknown)') FROM outbox o LEFT \
+        JOIN extent e ON e.\"partition\" = o.\"partition\" LEFT \
+        JOIN topic_record r ON r.outbox_id = o.id WHERE o.status = 'PUBLISHED' \
+        AND o.\"partition\" IS NOT NULL AND (o.id > (SELECT published_before FROM incarnation) \
+        OR r.outbox_id IS NOT NULL) AND CASE WHEN e.\"partition\" IS NULL THEN o.id <= ?1 \
+        WHEN o.\"offset\" IS NULL THEN o.id <= ?1 AND e.low = 0 AND r.outbox_id IS NULL \
+        AND NOT EXISTS (SELECT 1 FROM undecodable u WHERE u.\"partition\" = o.\"partition\") \
+        WHEN EXISTS (SELECT 1 FROM undecodable u WHERE u.\"partition\" = o.\"partition\" \
+        AND o.\"offset\" >= u.low AND o.\"offset\" < u.\"end\") THEN 0 ELSE o.\"offset\" >= e.low \
+        AND o.\"offset\" < e.\"end\" AND NOT EXISTS (SELECT 1 FROM topic_record h \
+        WHERE h.\"partition\" = o.\"partition\" AND h.\"offset\" = o.\"offset\" \
+        AND h.outbox_id = o.id) END GROUP BY o.id ORDER BY o.id",
 };
 
 /// `?1`: a while before the topic was looked at. A transaction of ours is visible within that time.
 const INVISIBLE: Check = Check {
     kind: "invisible",
-    what: "events that were published and are not visible to read_committed consumers: a transaction before them is open",
-    sql: "SELECT 'event ' || o.id || ' of payment ' || o.payment_id || ': partition ' || o.\"partition\" || ', offset ' \
-          || o.\"offset\" || ', last stable offset ' || e.\"end\" FROM outbox o \
-          JOIN extent e ON e.\"partition\" = o.\"partition\" \
-          WHERE o.status = 'PUBLISHED' AND o.\"offset\" >= e.\"end\" AND o.published_at < ?1 \
-          AND o.id > (SELECT published_before FROM incarnation) ORDER BY o.id",
+    what: "events that were published and are not visible to read_committed consumers: a \
+        transaction before them is open",
+    sql: "SELECT 'event ' || o.id || ' of payment ' || o.payment_id || ': partition ' || \
+        o.\"partition\" || ', offset ' || o.\"offset\" || ', last stable offset ' || e.\"end\" \
+        FROM outbox o JOIN extent e ON e.\"partition\" = o.\"partition\" \
+        WHERE o.status = 'PUBLISHED' AND o.\"offset\" >= e.\"end\" AND o.published_at < ?1 \
+        AND o.id > (SELECT published_before FROM incarnation) ORDER BY o.id",
 };
 
 /// How long a transaction of ours may take to become visible.
@@ -301,14 +314,17 @@ const NOTES: [Check; 6] = [
     },
     Check {
         kind: "dropped-records",
-        what: "count of records that are not events of this node and were not kept: kafka.dead_records_max were open",
+        what: "count of records that are not events of this node and were not kept: \
+            kafka.dead_records_max were open",
         sql: "SELECT records_dropped || ' records' FROM node WHERE records_dropped > 0",
     },
     Check {
         kind: "discarded",
-        what: "events were not taken by Kafka and discarded by a person: they are on no topic, and nobody was told",
-        sql: "SELECT 'event ' || o.id || ' of payment ' || o.payment_id || ': ' || o.rejection FROM outbox o \
-              JOIN delivery d ON d.outbox_id = o.id WHERE o.status = 'REJECTED' AND d.status = 'DISCARDED' ORDER BY o.id",
+        what: "events were not taken by Kafka and discarded by a person: they are on no topic, \
+            and nobody was told",
+        sql: "SELECT 'event ' || o.id || ' of payment ' || o.payment_id || ': ' || o.rejection \
+            FROM outbox o JOIN delivery d ON d.outbox_id = o.id WHERE o.status = 'REJECTED' \
+            AND d.status = 'DISCARDED' ORDER BY o.id",
     },
     Check {
         kind: "not-marked",
@@ -318,9 +334,10 @@ const NOTES: [Check; 6] = [
     },
     Check {
         kind: "sent-again",
-        what: "events are on the topic behind later ones, because somebody sent them again after they were set aside",
-        sql: "SELECT 'event ' || outbox_id || ' behind ' || before || ': partition ' || \"partition\" || ', offset ' \
-              || \"offset\" FROM late WHERE sent_again",
+        what: "events are on the topic behind later ones, because somebody sent them again after \
+            they were set aside",
+        sql: "SELECT 'event ' || outbox_id || ' behind ' || before || ': partition ' || \
+            \"partition\" || ', offset ' || \"offset\" FROM late WHERE sent_again",
     },
     Check {
         kind: "backup",
@@ -329,7 +346,8 @@ const NOTES: [Check; 6] = [
     },
 ];
 
-/// What the topic does not have any more, and need not have. The events were consumed, or taken from the outbox.
+/// What the topic does not have any more, and need not have. The events were consumed, or taken
+/// from the outbox.
 const GONE: [Check; 4] = [
     Check {
         kind: "earlier-incarnation",
@@ -341,32 +359,38 @@ const GONE: [Check; 4] = [
     },
     Check {
         kind: "undecodable",
-        what: "events were published, and their records cannot be decoded: a batch is damaged, or holds too much",
-        sql: "SELECT 'event ' || o.id || ' of payment ' || o.payment_id || ': partition ' || o.\"partition\" || ', offset ' \
-              || o.\"offset\" FROM outbox o JOIN undecodable u ON u.\"partition\" = o.\"partition\" \
-              WHERE o.status = 'PUBLISHED' AND o.\"offset\" >= u.low AND o.\"offset\" < u.\"end\" \
-              AND o.id > (SELECT published_before FROM incarnation) ORDER BY o.id",
+        what: "events were published, and their records cannot be decoded: a batch is damaged, or \
+            holds too much",
+        sql: "SELECT 'event ' || o.id || ' of payment ' || o.payment_id || ': partition ' || \
+            o.\"partition\" || ', offset ' || o.\"offset\" FROM outbox o \
+            JOIN undecodable u ON u.\"partition\" = o.\"partition\" WHERE o.status = 'PUBLISHED' \
+            AND o.\"offset\" >= u.low AND o.\"offset\" < u.\"end\" \
+            AND o.id > (SELECT published_before FROM incarnation) ORDER BY o.id",
     },
     Check {
         kind: "lost-with-old-file",
-        what: "payments are on the topic and not here: they were stored after the copy that was restored",
-        sql: "SELECT 'event ' || r.outbox_id || ' of payment ' || ifnull(r.payment_id, '(none)') FROM topic_record r \
-              WHERE NOT EXISTS (SELECT 1 FROM outbox o WHERE o.id = r.outbox_id) \
-              AND EXISTS (SELECT 1 FROM restored_copy c \
-              WHERE r.outbox_id > c.last_outbox_id AND r.outbox_id < c.first_new_id) \
-              GROUP BY r.outbox_id ORDER BY r.outbox_id",
+        what: "payments are on the topic and not here: they were stored after the copy that was \
+            restored",
+        sql: "SELECT 'event ' || r.outbox_id || ' of payment ' || ifnull(r.payment_id, '(none)') \
+            FROM topic_record r WHERE NOT EXISTS (SELECT 1 FROM outbox o \
+            WHERE o.id = r.outbox_id) AND EXISTS (SELECT 1 FROM restored_copy c \
+            WHERE r.outbox_id > c.last_outbox_id AND r.outbox_id < c.first_new_id) \
+            GROUP BY r.outbox_id ORDER BY r.outbox_id",
     },
     Check {
         kind: "deleted-from-topic",
-        what: "events were published, and the broker has deleted their records: retention, or kafka-delete-records",
-        sql: "SELECT 'event ' || o.id || ' of payment ' || o.payment_id || ': partition ' || o.\"partition\" || ', offset ' \
-              || o.\"offset\" FROM outbox o JOIN extent e ON e.\"partition\" = o.\"partition\" \
-              WHERE o.status = 'PUBLISHED' AND o.\"offset\" < e.low AND NOT (o.id <= (SELECT published_before FROM incarnation) \
-              AND NOT EXISTS (SELECT 1 FROM topic_record r WHERE r.outbox_id = o.id)) ORDER BY o.id",
+        what: "events were published, and the broker has deleted their records: retention, or \
+            kafka-delete-records",
+        sql: "SELECT 'event ' || o.id || ' of payment ' || o.payment_id || ': partition ' || \
+            o.\"partition\" || ', offset ' || o.\"offset\" FROM outbox o \
+            JOIN extent e ON e.\"partition\" = o.\"partition\" WHERE o.status = 'PUBLISHED' \
+            AND o.\"offset\" < e.low AND NOT (o.id <= (SELECT published_before FROM incarnation) \
+            AND NOT EXISTS (SELECT 1 FROM topic_record r WHERE r.outbox_id = o.id)) ORDER BY o.id",
     },
 ];
 
-/// What is read from the topic, and the events that are behind a later one. A second copy is not late, but twice.
+/// What is read from the topic, and the events that are behind a later one. A second copy is not
+/// late, but twice.
 const TEMPORARY: &str = "
     PRAGMA temp_store = FILE;
     PRAGMA cache_size = -16384;
@@ -395,7 +419,12 @@ impl Audited {
         let (connection, node) = schema::open_to_read(&schema::resolved(path)?)?;
         let failed = |source| schema::refusal(path, source);
         connection.execute_batch(TEMPORARY).map_err(failed)?;
-        Ok(Self { connection, node, published_before: 0, visible_before: Timestamp::from_micros(0) })
+        Ok(Self {
+            connection,
+            node,
+            published_before: 0,
+            visible_before: Timestamp::from_micros(0),
+        })
     }
 
     /// Who it belongs to.
@@ -403,7 +432,8 @@ impl Audited {
         &self.node
     }
 
-    /// To be called before the topic's ends are asked for: what is published by now must be before them.
+    /// To be called before the topic's ends are asked for: what is published by now must be before
+    /// them.
     pub fn begin(&mut self) -> Result<(), StoreError> {
         let sql = "SELECT ifnull(max(id), 0) FROM outbox WHERE status = 'PUBLISHED'";
         self.published_before = self.connection.query_row(sql, [], |row| row.get(0))?;
@@ -415,8 +445,16 @@ impl Audited {
     pub fn record(&mut self, records: &[Recorded]) -> Result<(), StoreError> {
         let tx = self.connection.transaction()?;
         {
-            let mut insert = tx.prepare_cached("INSERT OR IGNORE INTO topic_record VALUES (?1, ?2, ?3, ?4, ?5)")?;
-            for Recorded { partition, offset, outbox_id, user_id, payment_id } in records {
+            let mut insert = tx
+                .prepare_cached("INSERT OR IGNORE INTO topic_record VALUES (?1, ?2, ?3, ?4, ?5)")?;
+            for Recorded {
+                partition,
+                offset,
+                outbox_id,
+                user_id,
+                payment_id,
+            } in records
+            {
                 insert.execute((partition, offset, outbox_id, user_id, payment_id))?;
             }
         }
@@ -425,34 +463,63 @@ impl Audited {
 
     /// Keeps which records of the topic cannot be decoded.
     pub fn skip(&mut self, skipped: &[Extent]) -> Result<(), StoreError> {
-        for Extent { partition, low, end } in skipped {
-            self.connection.execute("INSERT INTO undecodable VALUES (?1, ?2, ?3)", (partition, low, end))?;
+        for Extent {
+            partition,
+            low,
+            end,
+        } in skipped
+        {
+            self.connection.execute(
+                "INSERT INTO undecodable VALUES (?1, ?2, ?3)",
+                (partition, low, end),
+            )?;
         }
         Ok(())
     }
 
-    /// Looks at everything, in one snapshot; at the topic as well if that was read. Each finding comes with at most
-    /// `limit` examples.
-    pub fn check(mut self, topic: &str, reading: Option<Reading<'_>>, limit: usize) -> Result<Checked, StoreError> {
-        self.connection.execute_batch("CREATE INDEX temp.topic_event ON topic_record (outbox_id)")?;
-        for Extent { partition, low, end } in reading.map_or(&[][..], |reading| reading.extents) {
-            self.connection.execute("INSERT INTO extent VALUES (?1, ?2, ?3)", (partition, low, end))?;
+    /// Looks at everything, in one snapshot; at the topic as well if that was read. Each finding
+    /// comes with at most `limit` examples.
+    pub fn check(
+        mut self,
+        topic: &str,
+        reading: Option<Reading<'_>>,
+        limit: usize,
+    ) -> Result<Checked, StoreError> {
+        self.connection
+            .execute_batch("CREATE INDEX temp.topic_event ON topic_record (outbox_id)")?;
+        for Extent {
+            partition,
+            low,
+            end,
+        } in reading.map_or(&[][..], |reading| reading.extents)
+        {
+            self.connection.execute(
+                "INSERT INTO extent VALUES (?1, ?2, ?3)",
+                (partition, low, end),
+            )?;
         }
         self.connection.execute(
-            "INSERT INTO incarnation SELECT ifnull(max(published_before), 0) FROM topic_incarnation \
-             WHERE topic = ?1 AND topic_id = ?2",
+            "INSERT INTO incarnation SELECT ifnull(max(published_before), 0) \
+                FROM topic_incarnation WHERE topic = ?1 AND topic_id = ?2",
             (topic, reading.and_then(|reading| reading.id)),
         )?;
         let published_before = self.published_before;
         let visible_before = self.visible_before;
         let tx = self.connection.transaction()?;
-        let mut findings = Findings { tx: &tx, limit, found: Vec::new() };
+        let mut findings = Findings {
+            tx: &tx,
+            limit,
+            found: Vec::new(),
+        };
         findings.damage()?;
         findings.foreign_keys()?;
         for check in &FILE {
             findings.ask(check, [])?;
         }
-        findings.ask(&UNCONSUMED, (topic, Timestamp::now().minus(CONSUMED_WITHIN).as_micros()))?;
+        findings.ask(
+            &UNCONSUMED,
+            (topic, Timestamp::now().minus(CONSUMED_WITHIN).as_micros()),
+        )?;
         if reading.is_some() {
             for check in &TOPIC {
                 findings.ask(check, [])?;
@@ -461,7 +528,11 @@ impl Audited {
             findings.ask(&INVISIBLE, [visible_before.as_micros()])?;
         }
         let found = findings.found;
-        let mut notes = Findings { tx: &tx, limit, found: Vec::new() };
+        let mut notes = Findings {
+            tx: &tx,
+            limit,
+            found: Vec::new(),
+        };
         for check in &NOTES {
             notes.ask(check, [])?;
         }
@@ -472,8 +543,16 @@ impl Audited {
         }
         let notes = notes.found;
         // Without its pages there is nothing to count.
-        let totals = if found.iter().any(|seen| seen.kind == DAMAGED) { totals(&tx).ok() } else { Some(totals(&tx)?) };
-        Ok(Checked { totals: totals.unwrap_or_default(), findings: found, notes })
+        let totals = if found.iter().any(|seen| seen.kind == DAMAGED) {
+            totals(&tx).ok()
+        } else {
+            Some(totals(&tx)?)
+        };
+        Ok(Checked {
+            totals: totals.unwrap_or_default(),
+            findings: found,
+            notes,
+        })
     }
 }
 
@@ -489,32 +568,53 @@ struct Findings<'a> {
 
 impl Findings<'_> {
     fn ask(&mut self, check: &Check, params: impl Params) -> Result<(), StoreError> {
-        self.collect(check.kind, check.what, check.sql, params, |row| row.get(0).map(Some))
+        self.collect(check.kind, check.what, check.sql, params, |row| {
+            row.get(0).map(Some)
+        })
     }
 
     /// Also what an index does not have: what it waits for would never be published, or told
     /// (<https://sqlite.org/pragma.html#pragma_integrity_check>).
     fn damage(&mut self) -> Result<(), StoreError> {
-        self.collect(DAMAGED, DAMAGED_FILE, "PRAGMA main.integrity_check", [], |row| {
-            Ok(Some(row.get(0)?).filter(|line: &String| line != "ok"))
-        })
+        self.collect(
+            DAMAGED,
+            DAMAGED_FILE,
+            "PRAGMA main.integrity_check",
+            [],
+            |row| Ok(Some(row.get(0)?).filter(|line: &String| line != "ok")),
+        )
     }
 
     /// What has a check of its own is told by that.
     fn foreign_keys(&mut self) -> Result<(), StoreError> {
         let sql = "SELECT \"table\", rowid, parent FROM pragma_foreign_key_check \
                    WHERE \"table\" NOT IN ('delivery', 'payment_history', 'idempotency_key')";
-        self.collect("no-parent", "rows that name one that is not there", sql, [], |row| {
-            let (table, rowid, parent): (String, Option<i64>, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            Ok(Some(format!("{table} {}, {parent}", rowid.unwrap_or_default())))
-        })
+        self.collect(
+            "no-parent",
+            "rows that name one that is not there",
+            sql,
+            [],
+            |row| {
+                let (table, rowid, parent): (String, Option<i64>, String) =
+                    (row.get(0)?, row.get(1)?, row.get(2)?);
+                Ok(Some(format!(
+                    "{table} {}, {parent}",
+                    rowid.unwrap_or_default()
+                )))
+            },
+        )
     }
 
     /// Told once, whichever check has met it.
     fn damaged(&mut self) -> &mut Seen {
         let known = self.found.iter().position(|seen| seen.kind == DAMAGED);
         let at = known.unwrap_or_else(|| {
-            self.found.push(Seen { kind: DAMAGED, what: DAMAGED_FILE, count: 0, examples: Vec::new() });
+            self.found.push(Seen {
+                kind: DAMAGED,
+                what: DAMAGED_FILE,
+                count: 0,
+                examples: Vec::new(),
+            });
             self.found.len() - 1
         });
         &mut self.found[at]
@@ -529,7 +629,12 @@ impl Findings<'_> {
         params: impl Params,
         show: impl Fn(&Row<'_>) -> rusqlite::Result<Option<String>>,
     ) -> Result<(), StoreError> {
-        let mut seen = Seen { kind, what, count: 0, examples: Vec::new() };
+        let mut seen = Seen {
+            kind,
+            what,
+            count: 0,
+            examples: Vec::new(),
+        };
         let walked = self.tx.prepare(sql).and_then(|mut statement| {
             let mut rows = statement.query(params)?;
             while let Some(row) = rows.next()? {
@@ -551,7 +656,9 @@ impl Findings<'_> {
                 let damaged = self.damaged();
                 damaged.count += 1;
                 if damaged.examples.len() < limit {
-                    damaged.examples.push(format!("looking for {what}: {error}"));
+                    damaged
+                        .examples
+                        .push(format!("looking for {what}: {error}"));
                 }
                 Ok(())
             }
@@ -562,8 +669,12 @@ impl Findings<'_> {
 
 fn totals(tx: &Transaction<'_>) -> Result<Totals, StoreError> {
     let by_status = |table| -> rusqlite::Result<BTreeMap<String, i64>> {
-        let mut statement = tx.prepare(&format!("SELECT status, count(*) FROM {table} GROUP BY status"))?;
-        statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+        let mut statement = tx.prepare(&format!(
+            "SELECT status, count(*) FROM {table} GROUP BY status"
+        ))?;
+        statement
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect()
     };
     Ok(Totals {
         payments: by_status("payment")?,

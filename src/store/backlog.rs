@@ -1,8 +1,9 @@
 //! What waits, counted without reading all of it at each look.
 //!
-//! Rows come at one end of an index of waiting rows and leave at the other. So the index is counted once, in segments
-//! of a bounded number of rows; later looks count the segments at both ends again, and one of those between them. A
-//! look costs the same however long the backlog is, and whatever else changed the rows shows after some looks.
+//! Rows come at one end of an index of waiting rows and leave at the other. So the index is counted
+//! once, in segments of a bounded number of rows; later looks count the segments at both ends
+//! again, and one of those between them. A look costs the same however long the backlog is, and
+//! whatever else changed the rows shows after some looks.
 
 use std::time::Duration;
 
@@ -26,7 +27,8 @@ pub struct Waiting {
 impl Waiting {
     /// How long the oldest has waited; zero if none waits.
     pub fn age(self, now: Timestamp) -> Duration {
-        self.oldest_at.map_or(Duration::ZERO, |oldest| now.since(oldest))
+        self.oldest_at
+            .map_or(Duration::ZERO, |oldest| now.since(oldest))
     }
 }
 
@@ -48,7 +50,11 @@ impl Backlog {
     pub fn undelivered(&self) -> Waiting {
         Waiting {
             count: self.channels.iter().map(|channel| channel.count).sum(),
-            oldest_at: self.channels.iter().filter_map(|channel| channel.oldest_at).min(),
+            oldest_at: self
+                .channels
+                .iter()
+                .filter_map(|channel| channel.oldest_at)
+                .min(),
         }
     }
 }
@@ -63,7 +69,8 @@ pub struct BacklogCounter {
 impl BacklogCounter {
     /// Counts the deliveries of these channels.
     pub fn new(channels: &[String]) -> Self {
-        let deliveries = |name: &String| SegmentedCount::new(Rows::Deliveries(name.clone()), SEGMENT_ROWS);
+        let deliveries =
+            |name: &String| SegmentedCount::new(Rows::Deliveries(name.clone()), SEGMENT_ROWS);
         Self {
             unpublished: SegmentedCount::new(Rows::Unpublished, SEGMENT_ROWS),
             channels: channels.iter().map(deliveries).collect(),
@@ -72,7 +79,10 @@ impl BacklogCounter {
 
     /// One look. The first one reads the whole index of what waits.
     pub fn count(&mut self, connection: &Connection) -> rusqlite::Result<Backlog> {
-        let channels = self.channels.iter_mut().map(|channel| channel.count(connection));
+        let channels = self
+            .channels
+            .iter_mut()
+            .map(|channel| channel.count(connection));
         Ok(Backlog {
             unpublished: self.unpublished.count(connection)?,
             unconsumed: unconsumed::count(connection)?,
@@ -82,7 +92,8 @@ impl BacklogCounter {
     }
 }
 
-/// Which rows are counted. Each kind has an index that holds nothing else, in the order of the events' ids.
+/// Which rows are counted. Each kind has an index that holds nothing else, in the order of the
+/// events' ids.
 #[derive(Debug)]
 enum Rows {
     Unpublished,
@@ -93,15 +104,21 @@ impl Rows {
     fn oldest(&self, connection: &Connection) -> rusqlite::Result<Option<(i64, Timestamp)>> {
         let read = |row: &Row<'_>| Ok((row.get(0)?, Timestamp::from_micros(row.get(1)?)));
         let (sql, parameters): (_, &[&dyn ToSql]) = match self {
-            Self::Unpublished => ("SELECT id, created_at FROM outbox WHERE status = 'INIT' ORDER BY id LIMIT 1", &[]),
+            Self::Unpublished => (
+                "SELECT id, created_at FROM outbox WHERE status = 'INIT' ORDER BY id LIMIT 1",
+                &[],
+            ),
             Self::Deliveries(channel) => (
-                "SELECT d.outbox_id, ifnull(o.created_at, d.created_at) \
-                 FROM delivery d LEFT JOIN outbox o ON o.id = d.outbox_id \
-                 WHERE d.channel = ?1 AND d.status IN ('PENDING', 'SENDING') ORDER BY d.outbox_id LIMIT 1",
+                "SELECT d.outbox_id, ifnull(o.created_at, d.created_at) FROM delivery d LEFT \
+                    JOIN outbox o ON o.id = d.outbox_id WHERE d.channel = ?1 \
+                    AND d.status IN ('PENDING', 'SENDING') ORDER BY d.outbox_id LIMIT 1",
                 &[channel],
             ),
         };
-        connection.prepare_cached(sql)?.query_row(parameters, read).optional()
+        connection
+            .prepare_cached(sql)?
+            .query_row(parameters, read)
+            .optional()
     }
 
     /// How many rows there are from one id to before another, up to a limit, and the last of them.
@@ -125,7 +142,9 @@ impl Rows {
                 &[&from, &before, &limit, channel],
             ),
         };
-        connection.prepare_cached(sql)?.query_row(parameters, |row| Ok((row.get(0)?, row.get(1)?)))
+        connection
+            .prepare_cached(sql)?
+            .query_row(parameters, |row| Ok((row.get(0)?, row.get(1)?)))
     }
 }
 
@@ -136,7 +155,10 @@ struct Segment {
     count: i64,
 }
 
-const EVERYTHING: Segment = Segment { first: i64::MIN, count: 0 };
+const EVERYTHING: Segment = Segment {
+    first: i64::MIN,
+    count: 0,
+};
 
 #[derive(Debug)]
 struct SegmentedCount {
@@ -149,7 +171,12 @@ struct SegmentedCount {
 
 impl SegmentedCount {
     fn new(rows: Rows, segment_rows: i64) -> Self {
-        Self { rows, segment_rows, segments: vec![EVERYTHING], rechecked: 0 }
+        Self {
+            rows,
+            segment_rows,
+            segments: vec![EVERYTHING],
+            rechecked: 0,
+        }
     }
 
     fn count(&mut self, connection: &Connection) -> rusqlite::Result<Waiting> {
@@ -157,35 +184,59 @@ impl SegmentedCount {
             self.segments = vec![EVERYTHING];
             return Ok(Waiting::default());
         };
-        let emptied = self.segments.iter().skip(1).take_while(|next| next.first <= oldest).count();
+        let emptied = self
+            .segments
+            .iter()
+            .skip(1)
+            .take_while(|next| next.first <= oldest)
+            .count();
         self.segments.drain(..emptied);
         // An older row may come back, as a replayed dead letter does.
         self.segments[0].first = i64::MIN;
         self.recount(connection, 0)?;
-        self.rechecked = if self.rechecked + 1 < self.segments.len() { self.rechecked + 1 } else { 0 };
+        self.rechecked = if self.rechecked + 1 < self.segments.len() {
+            self.rechecked + 1
+        } else {
+            0
+        };
         self.recount(connection, self.rechecked)?;
         self.extend(connection)?;
         let count = self.segments.iter().map(|segment| segment.count).sum();
-        Ok(Waiting { count, oldest_at: Some(oldest_at) })
+        Ok(Waiting {
+            count,
+            oldest_at: Some(oldest_at),
+        })
     }
 
     fn recount(&mut self, connection: &Connection, index: usize) -> rusqlite::Result<()> {
         // The last segment is open: it is counted as it grows.
         if let Some(next) = self.segments.get(index + 1).copied() {
             let segment = &mut self.segments[index];
-            segment.count = self.rows.count(connection, segment.first, next.first, i64::MAX)?.0;
+            segment.count = self
+                .rows
+                .count(connection, segment.first, next.first, i64::MAX)?
+                .0;
         }
         Ok(())
     }
 
     /// Counts the last segment, and closes it whenever it is full.
     fn extend(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        let Some(mut open) = self.segments.pop() else { return Ok(()) };
+        let Some(mut open) = self.segments.pop() else {
+            return Ok(());
+        };
         loop {
-            let (count, last) = self.rows.count(connection, open.first, i64::MAX, self.segment_rows)?;
+            let (count, last) =
+                self.rows
+                    .count(connection, open.first, i64::MAX, self.segment_rows)?;
             self.segments.push(Segment { count, ..open });
             match last {
-                Some(last) if count == self.segment_rows => open = Segment { first: last + 1, count: 0 },
+                Some(last) if count == self.segment_rows => {
+                    open = Segment {
+                        first: last + 1,
+                        count: 0,
+                    }
+                }
                 _ => return Ok(()),
             }
         }
@@ -197,7 +248,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const TABLE: &str = "CREATE TABLE outbox (id INTEGER PRIMARY KEY, status TEXT, created_at INTEGER);
+    const TABLE: &str =
+        "CREATE TABLE outbox (id INTEGER PRIMARY KEY, status TEXT, created_at INTEGER);
         CREATE INDEX outbox_init ON outbox (id) WHERE status = 'INIT';";
 
     #[derive(Debug, Clone)]

@@ -1,7 +1,8 @@
 //! A copy of the database, beside a payrelay that runs: whole, consistent, and marked as a copy.
 //!
-//! `VACUUM INTO` reads one snapshot (<https://sqlite.org/lang_vacuum.html>): the writer goes on, and the log grows until the
-//! copy is done. The mark in the copy is what keeps a restored node from giving ids again (see `schema::open`).
+//! `VACUUM INTO` reads one snapshot (<https://sqlite.org/lang_vacuum.html>): the writer goes on,
+//! and the log grows until the copy is done. The mark in the copy is what keeps a restored node
+//! from giving ids again (see `schema::open`).
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -43,7 +44,10 @@ impl BackupError {
         match self {
             Self::UnderWay(_) => true,
             Self::Sqlite(error) => {
-                matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+                matches!(
+                    error.sqlite_error_code(),
+                    Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
+                )
             }
             Self::Exists(_) | Self::Io { .. } => false,
         }
@@ -59,7 +63,10 @@ struct Part {
 impl Part {
     /// Takes over what a backup that was killed has left.
     fn create(path: PathBuf) -> Result<Self, BackupError> {
-        let failed = |source| BackupError::Io { path: path.clone(), source };
+        let failed = |source| BackupError::Io {
+            path: path.clone(),
+            source,
+        };
         // For its owner only: it holds payments.
         let mut options = File::options();
         options.write(true).create(true).truncate(false).mode(0o600);
@@ -71,13 +78,19 @@ impl Part {
         }
         let part = Self { path, file };
         remove_journal(&part.path);
-        part.file.set_len(0).map_err(|source| BackupError::Io { path: part.path.clone(), source })?;
+        part.file.set_len(0).map_err(|source| BackupError::Io {
+            path: part.path.clone(),
+            source,
+        })?;
         Ok(part)
     }
 
     /// Gives the copy its name, on the disk.
     fn finish(self, to: &Path) -> Result<u64, BackupError> {
-        let failed = |source| BackupError::Io { path: to.into(), source };
+        let failed = |source| BackupError::Io {
+            path: to.into(),
+            source,
+        };
         if to.exists() {
             return Err(BackupError::Exists(to.into()));
         }
@@ -99,7 +112,8 @@ impl Part {
 /// Gives a file its name, unless that is in use by now: another backup may have taken it since.
 fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // Some file systems, NFS among them, cannot do that in one step. A second name is never given twice either.
+        // Some file systems, NFS among them, cannot do that in one step. A second name is never
+        // given twice either.
         Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
             fs::hard_link(from, to)?;
             fs::remove_file(from)
@@ -121,7 +135,9 @@ fn remove_journal(path: &Path) {
 }
 
 fn folder(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    path.parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 impl Beside {
@@ -132,8 +148,13 @@ impl Beside {
         }
         let not_text = || io::Error::other("the file's name is not UTF-8");
         let part = Part::create(schema::beside(to, ".part"))?;
-        let name = part.path.to_str().ok_or_else(|| BackupError::Io { path: to.into(), source: not_text() })?;
-        self.connection.execute("VACUUM INTO ?1", [name]).map_err(BackupError::Sqlite)?;
+        let name = part.path.to_str().ok_or_else(|| BackupError::Io {
+            path: to.into(),
+            source: not_text(),
+        })?;
+        self.connection
+            .execute("VACUUM INTO ?1", [name])
+            .map_err(BackupError::Sqlite)?;
         mark(&part.path, now).map_err(BackupError::Sqlite)?;
         part.finish(to)
     }
@@ -159,8 +180,10 @@ mod tests {
     }
 
     fn names(dir: &Path) -> Vec<String> {
-        let mut names: Vec<_> =
-            fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> = fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort_unstable();
         names
     }
@@ -169,11 +192,20 @@ mod tests {
     fn a_copy_is_one_file_that_says_what_it_is() {
         let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let copy = target.path().join("copy.db");
-        let bytes = beside(dir.path()).backup(&copy, Timestamp::from_micros(77)).unwrap();
-        assert_eq!((names(target.path()), copy.metadata().unwrap().len()), (vec!["copy.db".to_owned()], bytes));
+        let bytes = beside(dir.path())
+            .backup(&copy, Timestamp::from_micros(77))
+            .unwrap();
+        assert_eq!(
+            (names(target.path()), copy.metadata().unwrap().len()),
+            (vec!["copy.db".to_owned()], bytes)
+        );
         let connection = Connection::open(&copy).unwrap();
-        let at: i64 = connection.query_row("SELECT backed_up_at FROM node", [], |row| row.get(0)).unwrap();
-        let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
+        let at: i64 = connection
+            .query_row("SELECT backed_up_at FROM node", [], |row| row.get(0))
+            .unwrap();
+        let mode: String = connection
+            .pragma_query_value(None, "journal_mode", |row| row.get(0))
+            .unwrap();
         assert_eq!((at, mode.as_str()), (77, "delete"));
     }
 
@@ -182,8 +214,17 @@ mod tests {
         let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (copy, beside) = (target.path().join("copy.db"), beside(dir.path()));
         fs::write(&copy, "precious").unwrap();
-        assert!(matches!(beside.backup(&copy, Timestamp::now()), Err(BackupError::Exists(_))));
-        assert_eq!((fs::read(&copy).unwrap().as_slice(), names(target.path()).len()), (b"precious".as_slice(), 1));
+        assert!(matches!(
+            beside.backup(&copy, Timestamp::now()),
+            Err(BackupError::Exists(_))
+        ));
+        assert_eq!(
+            (
+                fs::read(&copy).unwrap().as_slice(),
+                names(target.path()).len()
+            ),
+            (b"precious".as_slice(), 1)
+        );
     }
 
     #[test]
@@ -194,10 +235,16 @@ mod tests {
         fs::write(&to, "old").unwrap();
         let refused = rename_new(&part, &to).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
-        assert_eq!((fs::read(&part).unwrap(), fs::read(&to).unwrap()), (b"new".to_vec(), b"old".to_vec()));
+        assert_eq!(
+            (fs::read(&part).unwrap(), fs::read(&to).unwrap()),
+            (b"new".to_vec(), b"old".to_vec())
+        );
         fs::remove_file(&to).unwrap();
         rename_new(&part, &to).unwrap();
-        assert_eq!((part.exists(), fs::read(&to).unwrap()), (false, b"new".to_vec()));
+        assert_eq!(
+            (part.exists(), fs::read(&to).unwrap()),
+            (false, b"new".to_vec())
+        );
     }
 
     #[test]
@@ -205,10 +252,16 @@ mod tests {
         let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let beside = beside(dir.path());
         let nowhere = target.path().join("nowhere").join("copy.db");
-        assert!(matches!(beside.backup(&nowhere, Timestamp::now()), Err(BackupError::Io { .. })));
+        assert!(matches!(
+            beside.backup(&nowhere, Timestamp::now()),
+            Err(BackupError::Io { .. })
+        ));
         beside.connection.execute_batch("DROP TABLE node").unwrap();
         let copy = target.path().join("copy.db");
-        assert!(matches!(beside.backup(&copy, Timestamp::now()), Err(BackupError::Sqlite(_))));
+        assert!(matches!(
+            beside.backup(&copy, Timestamp::now()),
+            Err(BackupError::Sqlite(_))
+        ));
         assert_eq!(names(target.path()), [""; 0]);
     }
 
@@ -218,7 +271,11 @@ mod tests {
         let (copy, beside) = (target.path().join("copy.db"), beside(dir.path()));
         let part = target.path().join("copy.db.part");
         fs::write(&part, "half of a copy").unwrap();
-        fs::write(target.path().join("copy.db.part-journal"), "half of a journal").unwrap();
+        fs::write(
+            target.path().join("copy.db.part-journal"),
+            "half of a journal",
+        )
+        .unwrap();
         let held = File::open(&part).unwrap();
         held.lock().unwrap();
         let refused = beside.backup(&copy, Timestamp::now()).unwrap_err();

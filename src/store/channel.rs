@@ -22,12 +22,14 @@ impl Sink {
     }
 }
 
-/// The channels that had a webhook at the last start, each with how many deliveries wait for it. Asked at a start only.
+/// The channels that had a webhook at the last start, each with how many deliveries wait for it.
+/// Asked at a start only.
 pub fn waiting_for_webhooks(connection: &Connection) -> rusqlite::Result<Vec<(String, i64)>> {
     connection
         .prepare(
             "SELECT channel, (SELECT count(*) FROM delivery d WHERE d.channel = s.channel \
-             AND d.status IN ('PENDING', 'SENDING')) FROM channel_sink s WHERE sink = 'webhook' ORDER BY channel",
+                AND d.status IN ('PENDING', 'SENDING')) FROM channel_sink s \
+                WHERE sink = 'webhook' ORDER BY channel",
         )?
         .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect()
@@ -37,7 +39,10 @@ pub fn waiting_for_webhooks(connection: &Connection) -> rusqlite::Result<Vec<(St
 pub fn replace_sinks(tx: &Transaction<'_>, sinks: &[(String, Sink)]) -> rusqlite::Result<()> {
     tx.execute("DELETE FROM channel_sink", [])?;
     for (name, sink) in sinks {
-        tx.execute("INSERT INTO channel_sink VALUES (?1, ?2)", (name, sink.as_str()))?;
+        tx.execute(
+            "INSERT INTO channel_sink VALUES (?1, ?2)",
+            (name, sink.as_str()),
+        )?;
     }
     Ok(())
 }
@@ -75,7 +80,8 @@ pub fn ask(
         Action::Skip(reason) => ("skip", Some(reason)),
     };
     tx.prepare_cached(
-        "INSERT INTO channel_action (channel, action, origin, reason, acted_at) VALUES (?1, ?2, ?3, ?4, ?5)",
+        "INSERT INTO channel_action (channel, action, origin, reason, acted_at) \
+            VALUES (?1, ?2, ?3, ?4, ?5)",
     )?
     .execute((channel, word, origin, reason, now.as_micros()))?;
     Ok(tx.last_insert_rowid())
@@ -84,37 +90,57 @@ pub fn ask(
 /// The id of the last action of all channels; 0 if there was none.
 pub fn last_action(connection: &Connection) -> rusqlite::Result<i64> {
     connection
-        .prepare_cached("SELECT ifnull((SELECT id FROM channel_action ORDER BY id DESC LIMIT 1), 0)")?
+        .prepare_cached(
+            "SELECT ifnull((SELECT id FROM channel_action ORDER BY id DESC LIMIT 1), 0)",
+        )?
         .query_row([], |row| row.get(0))
 }
 
 /// The first action on a channel behind another one.
-pub fn next_action(connection: &Connection, channel: &str, after: i64) -> rusqlite::Result<Option<Asked>> {
+pub fn next_action(
+    connection: &Connection,
+    channel: &str,
+    after: i64,
+) -> rusqlite::Result<Option<Asked>> {
     connection
         .prepare_cached(
-            "SELECT id, action, reason, origin FROM channel_action WHERE id > ?1 AND channel = ?2 ORDER BY id LIMIT 1",
+            "SELECT id, action, reason, origin FROM channel_action WHERE id > ?1 AND channel = ?2 \
+                ORDER BY id LIMIT 1",
         )?
         .query_row((after, channel), |row| {
             let action = match row.get::<_, Option<String>>(2)? {
                 Some(reason) => Action::Skip(reason),
                 None => Action::Resume,
             };
-            Ok(Asked { id: row.get(0)?, action, origin: row.get(3)? })
+            Ok(Asked {
+                id: row.get(0)?,
+                action,
+                origin: row.get(3)?,
+            })
         })
         .optional()
 }
 
 /// Records what came of an action.
 pub fn finish(tx: &Transaction<'_>, id: i64, outcome: &str) -> rusqlite::Result<()> {
-    tx.prepare_cached("UPDATE channel_action SET outcome = ?2 WHERE id = ?1")?.execute((id, outcome)).map(drop)
+    tx.prepare_cached("UPDATE channel_action SET outcome = ?2 WHERE id = ?1")?
+        .execute((id, outcome))
+        .map(drop)
 }
 
 /// The outcome of an action; `None` while the notifier has not seen it.
 pub fn outcome(connection: &Connection, id: i64) -> rusqlite::Result<Option<String>> {
-    connection.query_row("SELECT outcome FROM channel_action WHERE id = ?1", [id], |row| row.get(0))
+    connection.query_row(
+        "SELECT outcome FROM channel_action WHERE id = ?1",
+        [id],
+        |row| row.get(0),
+    )
 }
 
 /// Takes an action back that no notifier has seen.
 pub fn withdraw(tx: &Transaction<'_>, id: i64) -> rusqlite::Result<bool> {
-    Ok(tx.execute("DELETE FROM channel_action WHERE id = ?1 AND outcome IS NULL", [id])? > 0)
+    Ok(tx.execute(
+        "DELETE FROM channel_action WHERE id = ?1 AND outcome IS NULL",
+        [id],
+    )? > 0)
 }

@@ -1,8 +1,10 @@
-//! Copying the log back into the database file, on a thread of its own, so that no commit waits for it.
+//! Copying the log back into the database file, on a thread of its own, so that no commit waits for
+//! it.
 //!
-//! SQLite's automatic checkpoint belongs to the commit that fills the log: all wait while thousands of pages are copied
-//! and the file is synced. Here the checkpointer copies while the writer goes on committing; the writer itself then
-//! copies only the few pages that came meanwhile, and begins the log anew (<https://sqlite.org/wal.html>, 2.1).
+//! SQLite's automatic checkpoint belongs to the commit that fills the log: all wait while thousands
+//! of pages are copied and the file is synced. Here the checkpointer copies while the writer goes
+//! on committing; the writer itself then copies only the few pages that came meanwhile, and begins
+//! the log anew (<https://sqlite.org/wal.html>, 2.1).
 
 use std::cell::Cell;
 use std::fmt::Display;
@@ -14,9 +16,9 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select_biased};
 use rusqlite::Connection;
 use rusqlite::ffi::{
-    SQLITE_BUSY, SQLITE_CONSTRAINT, SQLITE_CORRUPT, SQLITE_FULL, SQLITE_INTERRUPT, SQLITE_IOERR_DIR_FSYNC,
-    SQLITE_IOERR_FSYNC, SQLITE_IOERR_READ, SQLITE_IOERR_SHORT_READ, SQLITE_IOERR_WRITE, SQLITE_LOCKED, SQLITE_NOTADB,
-    SQLITE_READONLY,
+    SQLITE_BUSY, SQLITE_CONSTRAINT, SQLITE_CORRUPT, SQLITE_FULL, SQLITE_INTERRUPT,
+    SQLITE_IOERR_DIR_FSYNC, SQLITE_IOERR_FSYNC, SQLITE_IOERR_READ, SQLITE_IOERR_SHORT_READ,
+    SQLITE_IOERR_WRITE, SQLITE_LOCKED, SQLITE_NOTADB, SQLITE_READONLY,
 };
 
 use super::BUSY_TIMEOUT;
@@ -24,12 +26,16 @@ use super::schema::{OpenError, refusal};
 use crate::outage::Backoff;
 use crate::worker::{Stop, Waker};
 
-/// So many pages of log (16 MiB) make a round. Pages that change with every commit are copied once a round.
+/// So many pages of log (16 MiB) make a round. Pages that change with every commit are copied once
+/// a round.
 const ROUND: i32 = 4000;
 
-/// How long the writer waits for readers of old pages before it goes on with a longer log: not at all in the first round,
-/// longer in each one after it.
-const PATIENCE: Backoff = Backoff { base: Duration::from_millis(10), cap: Duration::from_millis(80) };
+/// How long the writer waits for readers of old pages before it goes on with a longer log: not at
+/// all in the first round, longer in each one after it.
+const PATIENCE: Backoff = Backoff {
+    base: Duration::from_millis(10),
+    cap: Duration::from_millis(80),
+};
 
 thread_local! {
     /// The length of the log after this thread's last commit.
@@ -38,8 +44,8 @@ thread_local! {
     static HAS_WRITTEN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this thread has committed something since it last asked: a transaction that changed nothing succeeds also where
-/// nothing can be stored.
+/// Whether this thread has committed something since it last asked: a transaction that changed
+/// nothing succeeds also where nothing can be stored.
 pub(super) fn has_written() -> bool {
     HAS_WRITTEN.take()
 }
@@ -51,8 +57,8 @@ pub(super) struct Checkpoints {
     asked: bool,
     /// The length of the log at which the next round begins.
     next: i32,
-    /// Closing it would drop SQLite's locks on the file (<https://sqlite.org/howtocorrupt.html>, 2.2): it is kept for as
-    /// long as the writer's connection.
+    /// Closing it would drop SQLite's locks on the file (<https://sqlite.org/howtocorrupt.html>,
+    /// 2.2): it is kept for as long as the writer's connection.
     _file: Arc<File>,
 }
 
@@ -65,7 +71,10 @@ pub(super) struct Checkpointer {
 }
 
 /// Takes the checkpoints over from SQLite, for the writer's `connection` to the database at `path`.
-pub(super) fn take_over(connection: &Connection, path: &Path) -> Result<(Checkpoints, Checkpointer), OpenError> {
+pub(super) fn take_over(
+    connection: &Connection,
+    path: &Path,
+) -> Result<(Checkpoints, Checkpointer), OpenError> {
     let failed = |source| refusal(path, source);
     // Also replaces the automatic checkpoint, which is such a hook.
     connection.wal_hook(Some(|_, pages| {
@@ -75,17 +84,37 @@ pub(super) fn take_over(connection: &Connection, path: &Path) -> Result<(Checkpo
     }));
     let other = Connection::open(path).map_err(failed)?;
     other.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
-    other.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
-    let file = File::open(path).map_err(|source| OpenError::Io { path: path.into(), source })?;
+    other
+        .pragma_update(None, "synchronous", "FULL")
+        .map_err(failed)?;
+    let file = File::open(path).map_err(|source| OpenError::Io {
+        path: path.into(),
+        source,
+    })?;
     let file = Arc::new(file);
     let (wake, woken) = Waker::new();
     let (copied_to, copied) = bounded(1);
-    let checkpoints = Checkpoints { wake, copied, asked: false, next: ROUND, _file: Arc::clone(&file) };
-    Ok((checkpoints, Checkpointer { connection: other, file, woken, copied: copied_to }))
+    let checkpoints = Checkpoints {
+        wake,
+        copied,
+        asked: false,
+        next: ROUND,
+        _file: Arc::clone(&file),
+    };
+    Ok((
+        checkpoints,
+        Checkpointer {
+            connection: other,
+            file,
+            woken,
+            copied: copied_to,
+        },
+    ))
 }
 
 impl Checkpoints {
-    /// Called between two transactions: has the log copied when it is long, and begins it anew when it was.
+    /// Called between two transactions: has the log copied when it is long, and begins it anew when
+    /// it was.
     pub(super) fn step(&mut self, connection: &Connection) -> rusqlite::Result<()> {
         let pages = LOG_PAGES.get();
         if pages < ROUND {
@@ -99,7 +128,8 @@ impl Checkpoints {
                 Err(TryRecvError::Empty) => {}
                 Ok(()) | Err(TryRecvError::Disconnected) => {
                     self.asked = false;
-                    // The next transaction begins the log anew, unless somebody reads old pages at that moment.
+                    // The next transaction begins the log anew, unless somebody reads old pages at
+                    // that moment.
                     self.next = pages.saturating_add(ROUND);
                     let rounds = u32::try_from(pages / ROUND).unwrap_or(0);
                     return heed(finish(connection, rounds.saturating_sub(1)));
@@ -135,14 +165,17 @@ impl Checkpointer {
             }
             // The second copy is short: what came during the first.
             if let Err(error) = heed(self.copy_and_sync().and_then(|()| self.copy_and_sync())) {
-                log::warn!("the database's log could not be copied back, the next round will try again: {error}");
+                log::warn!(
+                    "the database's log could not be copied back, the next round will try again: \
+                        {error}"
+                );
             }
             let _ = self.copied.try_send(());
         }
     }
 
-    /// SQLite syncs the file only when it has copied all of the log, which the writer's turn does. Then little is left
-    /// to be synced.
+    /// SQLite syncs the file only when it has copied all of the log, which the writer's turn does.
+    /// Then little is left to be synced.
     fn copy_and_sync(&self) -> rusqlite::Result<()> {
         copy(&self.connection, "PRAGMA wal_checkpoint(PASSIVE)")?;
         if let Err(error) = self.file.sync_data() {
@@ -152,37 +185,45 @@ impl Checkpointer {
     }
 }
 
-/// What was copied counts as copied. If the disk then loses it, a later sync may succeed all the same, because Linux tells
-/// of such a page once (<https://lwn.net/Articles/752063/>), and the log would be begun anew over the only copy. So the
-/// process ends at once, without closing the database: the next start copies the whole log again.
+/// What was copied counts as copied. If the disk then loses it, a later sync may succeed all the
+/// same, because Linux tells of such a page once (<https://lwn.net/Articles/752063/>), and the log
+/// would be begun anew over the only copy. So the process ends at once, without closing the
+/// database: the next start copies the whole log again.
 ///
-/// A commit whose sync failed leaves the log in the same doubt: whether its payments are there only the next start can tell.
-/// That start writes the log once more before it trusts it (`schema::settle`).
+/// A commit whose sync failed leaves the log in the same doubt: whether its payments are there only
+/// the next start can tell. That start writes the log once more before it trusts it
+/// (`schema::settle`).
 pub(super) fn heed<T>(result: rusqlite::Result<T>) -> rusqlite::Result<T> {
     let code = |error: &rusqlite::Error| error.sqlite_error().map(|error| error.extended_code);
     if let Err(error) = &result
-        && matches!(code(error), Some(SQLITE_IOERR_FSYNC | SQLITE_IOERR_DIR_FSYNC))
+        && matches!(
+            code(error),
+            Some(SQLITE_IOERR_FSYNC | SQLITE_IOERR_DIR_FSYNC)
+        )
     {
         give_up(error);
     }
     result
 }
 
-/// As [`heed`], for a COMMIT: SQLite grows the WAL's index after it has synced the WAL. If that fails, or no memory is left
-/// for it, SQLite reports an error although the payments are on the disk, and the next start finds them: no client may be
-/// answered that they are not stored.
+/// As [`heed`], for a COMMIT: SQLite grows the WAL's index after it has synced the WAL. If that
+/// fails, or no memory is left for it, SQLite reports an error although the payments are on the
+/// disk, and the next start finds them: no client may be answered that they are not stored.
 pub(super) fn heed_commit(result: rusqlite::Result<()>) -> rusqlite::Result<()> {
     if let Err(error) = &result
-        && error.sqlite_error().is_none_or(|error| !comes_before_the_sync(error.extended_code))
+        && error
+            .sqlite_error()
+            .is_none_or(|error| !comes_before_the_sync(error.extended_code))
     {
         give_up(error);
     }
     result
 }
 
-/// Errors that COMMIT reports before it has written the frame that makes the transaction durable: a lock, a constraint, an
-/// interruption, a page that cannot be read, a disk that does not take the frame (sqlite3PagerCommitPhaseOne and
-/// walFrames in SQLite's source). Any other may come from what follows the sync.
+/// Errors that COMMIT reports before it has written the frame that makes the transaction durable: a
+/// lock, a constraint, an interruption, a page that cannot be read, a disk that does not take the
+/// frame (sqlite3PagerCommitPhaseOne and walFrames in SQLite's source). Any other may come from
+/// what follows the sync.
 fn comes_before_the_sync(extended_code: i32) -> bool {
     let before = [
         SQLITE_BUSY,
@@ -194,14 +235,18 @@ fn comes_before_the_sync(extended_code: i32) -> bool {
         SQLITE_NOTADB,
         SQLITE_READONLY,
     ];
-    let io = [SQLITE_IOERR_READ, SQLITE_IOERR_SHORT_READ, SQLITE_IOERR_WRITE];
+    let io = [
+        SQLITE_IOERR_READ,
+        SQLITE_IOERR_SHORT_READ,
+        SQLITE_IOERR_WRITE,
+    ];
     before.contains(&(extended_code & 0xff)) || io.contains(&extended_code)
 }
 
 fn give_up(error: &dyn Display) -> ! {
     log::error!(
-        "the disk could not sync the database, and may have lost a part of what was written: ending at once, nothing that was \
-         acknowledged is lost: {error}"
+        "the disk could not sync the database, and may have lost a part of what was written: \
+            ending at once, nothing that was acknowledged is lost: {error}"
     );
     // The line is written by a thread of its own.
     log::logger().flush();
@@ -218,13 +263,19 @@ mod tests {
     use super::*;
     use crate::config;
     use rusqlite::ffi::{
-        SQLITE_CONSTRAINT_FOREIGNKEY, SQLITE_IOERR, SQLITE_IOERR_NOMEM, SQLITE_IOERR_SHMMAP, SQLITE_IOERR_SHMOPEN,
-        SQLITE_IOERR_SHMSIZE, SQLITE_NOMEM, SQLITE_PROTOCOL,
+        SQLITE_CONSTRAINT_FOREIGNKEY, SQLITE_IOERR, SQLITE_IOERR_NOMEM, SQLITE_IOERR_SHMMAP,
+        SQLITE_IOERR_SHMOPEN, SQLITE_IOERR_SHMSIZE, SQLITE_NOMEM, SQLITE_PROTOCOL,
     };
 
     #[test]
     fn an_error_of_a_commit_that_may_follow_the_sync_ends_the_process() {
-        for code in [SQLITE_BUSY, SQLITE_FULL, SQLITE_CONSTRAINT_FOREIGNKEY, SQLITE_IOERR_WRITE, SQLITE_CORRUPT] {
+        for code in [
+            SQLITE_BUSY,
+            SQLITE_FULL,
+            SQLITE_CONSTRAINT_FOREIGNKEY,
+            SQLITE_IOERR_WRITE,
+            SQLITE_CORRUPT,
+        ] {
             assert!(comes_before_the_sync(code), "{code}");
         }
         let after = [
@@ -246,10 +297,16 @@ mod tests {
 
     const PAGE_BYTES: u64 = 4096 + 24;
 
-    /// A short read in one snapshot: the writer waits 10 to 80 ms for a moment without any, also on a slow machine.
+    /// A short read in one snapshot: the writer waits 10 to 80 ms for a moment without any, also on
+    /// a slow machine.
     fn read_for_a_while(connection: &Connection) -> SqlResult<i64> {
-        let numbers = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300)";
-        connection.query_row(&format!("{numbers} SELECT (SELECT count(*) FROM t) + count(*) FROM n"), [], |r| r.get(0))
+        let numbers =
+            "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300)";
+        connection.query_row(
+            &format!("{numbers} SELECT (SELECT count(*) FROM t) + count(*) FROM n"),
+            [],
+            |r| r.get(0),
+        )
     }
 
     #[test]
@@ -257,10 +314,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.db");
         let size = |number| NonZeroUsize::new(number).unwrap();
-        let settings =
-            config::Database { path: path.clone(), queue_max: size(16), readers: size(2), min_free_bytes: 0 };
-        let (store, workers) = Store::open(&settings, None).unwrap().start(&unbounded().0).unwrap();
-        store.write(|tx| tx.execute_batch("CREATE TABLE t (x BLOB)")).unwrap();
+        let settings = config::Database {
+            path: path.clone(),
+            queue_max: size(16),
+            readers: size(2),
+            min_free_bytes: 0,
+        };
+        let (store, workers) = Store::open(&settings, None)
+            .unwrap()
+            .start(&unbounded().0)
+            .unwrap();
+        store
+            .write(|tx| tx.execute_batch("CREATE TABLE t (x BLOB)"))
+            .unwrap();
         let done = AtomicBool::new(false);
         let rounds = 8;
         thread::scope(|scope| {
@@ -272,20 +338,35 @@ mod tests {
                 });
             }
             for _ in 0..rounds * ROUND / 100 {
-                store.write(|tx| tx.execute("INSERT INTO t VALUES (zeroblob(100 * 4096))", [])).unwrap();
+                store
+                    .write(|tx| tx.execute("INSERT INTO t VALUES (zeroblob(100 * 4096))", []))
+                    .unwrap();
             }
             done.store(true, Ordering::Relaxed);
         });
         let longest = fs::metadata(dir.path().join("a.db-wal")).unwrap().len() / PAGE_BYTES;
-        // It would be eight rounds long if it had never begun anew; the file does not shrink below what it once was.
-        assert!(longest < 5 * u64::from(ROUND.unsigned_abs()), "the log was {longest} pages long");
+        // It would be eight rounds long if it had never begun anew; the file does not shrink below
+        // what it once was.
+        assert!(
+            longest < 5 * u64::from(ROUND.unsigned_abs()),
+            "the log was {longest} pages long"
+        );
         drop(store);
         for worker in workers {
-            worker.stop(Instant::now() + Duration::from_secs(10)).unwrap();
+            worker
+                .stop(Instant::now() + Duration::from_secs(10))
+                .unwrap();
         }
         let connection = Connection::open(&path).unwrap();
-        let rows: i64 = connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
+        let rows: i64 = connection
+            .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+            .unwrap();
         assert_eq!(rows, i64::from(rounds * ROUND / 100));
-        assert_eq!(connection.query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0)).unwrap(), "ok");
+        assert_eq!(
+            connection
+                .query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0))
+                .unwrap(),
+            "ok"
+        );
     }
 }

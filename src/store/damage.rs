@@ -1,8 +1,9 @@
 //! The file is damaged: SQLite has met a page that cannot be, or the file is gone from under it.
 //!
-//! From then on nothing is written and nothing is sent: more writes could spread the damage, and what is sent could not be
-//! recorded. Payments can still be looked up. The process stays: started again, it would take payments until it meets the
-//! same page, and again; only a person can put the file right.
+//! From then on nothing is written and nothing is sent: more writes could spread the damage, and
+//! what is sent could not be recorded. Payments can still be looked up. The process stays: started
+//! again, it would take payments until it meets the same page, and again; only a person can put the
+//! file right.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +23,10 @@ pub(super) struct Damage {
 impl Damage {
     /// None is known of.
     pub(super) fn none() -> Self {
-        Self { part: Part::up(), known: Arc::default() }
+        Self {
+            part: Part::up(),
+            known: Arc::default(),
+        }
     }
 
     /// Whether an error tells of it; it does for good.
@@ -37,8 +41,9 @@ impl Damage {
         if !self.known.swap(true, Ordering::Relaxed) {
             self.part.fail(format!("the database is damaged: {what}"));
             log::error!(
-                "the database is damaged: {what}; no more payments are taken, and nothing is published or told: stop payrelay, \
-                 put the file right or restore a backup (docs/machine.md), and start it again"
+                "the database is damaged: {what}; no more payments are taken, and nothing is \
+                    published or told: stop payrelay, put the file right or restore a backup \
+                    (docs/machine.md), and start it again"
             );
         }
     }
@@ -49,7 +54,11 @@ impl Damage {
 
     /// Refuses for as long as this process lives.
     pub(super) fn ask(&self) -> Result<(), StoreError> {
-        if self.is_known() { Err(StoreError::Damaged) } else { Ok(()) }
+        if self.is_known() {
+            Err(StoreError::Damaged)
+        } else {
+            Ok(())
+        }
     }
 
     pub(super) fn state(&self) -> PartState {
@@ -59,14 +68,19 @@ impl Damage {
 
 /// What SQLite says of a file that cannot be (<https://sqlite.org/rescode.html#corrupt>).
 pub(super) fn tells_of_damage(error: &rusqlite::Error) -> bool {
-    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use rusqlite::Error;
-    use rusqlite::ffi::{self, SQLITE_BUSY, SQLITE_CORRUPT, SQLITE_FULL, SQLITE_IOERR, SQLITE_NOTADB};
+    use rusqlite::ffi::{
+        self, SQLITE_BUSY, SQLITE_CORRUPT, SQLITE_FULL, SQLITE_IOERR, SQLITE_NOTADB,
+    };
 
     #[test]
     fn only_damage_is_damage_and_it_stays() {
@@ -79,7 +93,9 @@ mod tests {
         for code in [SQLITE_CORRUPT, SQLITE_NOTADB] {
             let damage = Damage::none();
             damage.clone().heed(&error(code));
-            assert!(matches!(damage.ask(), Err(StoreError::Damaged)) && damage.state().is_failing());
+            assert!(
+                matches!(damage.ask(), Err(StoreError::Damaged)) && damage.state().is_failing()
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! What could not be taken from the topic, kept as it came, and what could not be told; and what was done to it since.
+//! What could not be taken from the topic, kept as it came, and what could not be told; and what
+//! was done to it since.
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 use serde::Serialize;
@@ -18,8 +19,8 @@ pub struct DeadRecord {
     pub partition: i32,
     /// Where in the partition.
     pub offset: i64,
-    /// When it was written, in milliseconds since 1970, as it says. Where a topic is made anew, or loses its end, another
-    /// record comes to its place.
+    /// When it was written, in milliseconds since 1970, as it says. Where a topic is made anew, or
+    /// loses its end, another record comes to its place.
     pub written_at_ms: i64,
     /// Why it was kept aside.
     pub reason: String,
@@ -34,42 +35,52 @@ pub struct DeadRecord {
 /// How many records are open dead letters.
 pub fn open_records(tx: &Transaction<'_>) -> rusqlite::Result<usize> {
     let count: i64 = tx
-        .prepare_cached("SELECT count(*) FROM dead_letter WHERE state = 'OPEN' AND outbox_id IS NULL")?
+        .prepare_cached(
+            "SELECT count(*) FROM dead_letter WHERE state = 'OPEN' AND outbox_id IS NULL",
+        )?
         .query_row([], |row| row.get(0))?;
     Ok(usize::try_from(count).unwrap_or(usize::MAX))
 }
 
 /// Counts records that are not kept.
 pub fn drop_records(tx: &Transaction<'_>, count: usize) -> rusqlite::Result<()> {
-    tx.prepare_cached("UPDATE node SET records_dropped = records_dropped + ?1")?.execute([sql_limit(count)])?;
+    tx.prepare_cached("UPDATE node SET records_dropped = records_dropped + ?1")?
+        .execute([sql_limit(count)])?;
     Ok(())
 }
 
-/// Deletes at most `limit` of the dead letters that were closed before `cutoff`. Returns how many. Events that were sent again
-/// stay: the audit needs to know why they are out of order on the topic.
+/// Deletes at most `limit` of the dead letters that were closed before `cutoff`. Returns how many.
+/// Events that were sent again stay: the audit needs to know why they are out of order on the
+/// topic.
 pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, limit: usize) -> rusqlite::Result<usize> {
     let ids: Vec<i64> = tx
         .prepare_cached(
-            "SELECT id FROM dead_letter WHERE closed_at < ?1 AND (outbox_id IS NULL OR state = 'DISCARDED') \
-             ORDER BY closed_at LIMIT ?2",
+            "SELECT id FROM dead_letter WHERE closed_at < ?1 AND (outbox_id IS NULL \
+                OR state = 'DISCARDED') ORDER BY closed_at LIMIT ?2",
         )?
         .query_map((cutoff.as_micros(), sql_limit(limit)), |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
     for id in &ids {
-        tx.prepare_cached("DELETE FROM dead_letter_action WHERE dead_letter_id = ?1")?.execute([id])?;
-        tx.prepare_cached("DELETE FROM dead_letter WHERE id = ?1")?.execute([id])?;
+        tx.prepare_cached("DELETE FROM dead_letter_action WHERE dead_letter_id = ?1")?
+            .execute([id])?;
+        tx.prepare_cached("DELETE FROM dead_letter WHERE id = ?1")?
+            .execute([id])?;
     }
     Ok(ids.len())
 }
 
 /// Keeps a record. Keeping it again changes nothing.
-pub fn insert_record(tx: &Transaction<'_>, record: &DeadRecord, now: Timestamp) -> rusqlite::Result<()> {
+pub fn insert_record(
+    tx: &Transaction<'_>,
+    record: &DeadRecord,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
     let headers = serde_json::to_string(&record.headers)
         .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
     tx.prepare_cached(
-        "INSERT INTO dead_letter \
-             (topic, \"partition\", \"offset\", written_at, reason, \"key\", value, headers, received_at) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT DO NOTHING",
+        "INSERT INTO dead_letter (topic, \"partition\", \"offset\", written_at, reason, \"key\", \
+            value, headers, received_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) \
+            ON CONFLICT DO NOTHING",
     )?
     .execute((
         &record.topic,
@@ -85,13 +96,19 @@ pub fn insert_record(tx: &Transaction<'_>, record: &DeadRecord, now: Timestamp) 
     Ok(())
 }
 
-/// Keeps an event that could not be published or told; one that was replayed and came to this again is counted.
-pub(super) fn insert_event(tx: &Transaction<'_>, outbox_id: i64, reason: &str, now: Timestamp) -> rusqlite::Result<()> {
+/// Keeps an event that could not be published or told; one that was replayed and came to this again
+/// is counted.
+pub(super) fn insert_event(
+    tx: &Transaction<'_>,
+    outbox_id: i64,
+    reason: &str,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
     tx.prepare_cached(
         "INSERT INTO dead_letter (outbox_id, payment_id, reason, received_at) \
-         VALUES (?1, (SELECT payment_id FROM outbox WHERE id = ?1), ?2, ?3) \
-         ON CONFLICT (outbox_id) DO UPDATE SET reason = excluded.reason, count = count + 1, state = 'OPEN', \
-         closed_at = NULL",
+            VALUES (?1, (SELECT payment_id FROM outbox WHERE id = ?1), ?2, ?3) \
+            ON CONFLICT (outbox_id) DO UPDATE \
+            SET reason = excluded.reason, count = count + 1, state = 'OPEN', closed_at = NULL",
     )?
     .execute((outbox_id, reason, now.as_micros()))?;
     Ok(())
@@ -103,10 +120,15 @@ pub(super) fn open(connection: &Connection) -> rusqlite::Result<Waiting> {
         .prepare_cached("SELECT count(*) FROM dead_letter WHERE state = 'OPEN'")?
         .query_row([], |row| row.get(0))?;
     let oldest: Option<i64> = connection
-        .prepare_cached("SELECT received_at FROM dead_letter WHERE state = 'OPEN' ORDER BY id LIMIT 1")?
+        .prepare_cached(
+            "SELECT received_at FROM dead_letter WHERE state = 'OPEN' ORDER BY id LIMIT 1",
+        )?
         .query_row([], |row| row.get(0))
         .optional()?;
-    Ok(Waiting { count, oldest_at: oldest.map(Timestamp::from_micros) })
+    Ok(Waiting {
+        count,
+        oldest_at: oldest.map(Timestamp::from_micros),
+    })
 }
 
 /// What may be done to a dead letter.
@@ -182,27 +204,43 @@ pub struct Outcome {
     pub resolved: bool,
 }
 
-const SHOWN: &str = "SELECT l.id, l.state, l.reason, l.count, l.received_at, l.topic, l.\"partition\", l.\"offset\", \
-     l.\"key\", l.value, l.headers, l.payment_id FROM dead_letter l";
+const SHOWN: &str = "SELECT l.id, l.state, l.reason, l.count, l.received_at, l.topic, \
+    l.\"partition\", l.\"offset\", l.\"key\", l.value, l.headers, l.payment_id FROM dead_letter l";
 
 /// Dead letters with larger ids than `after`, oldest first; only those that are open, or all.
-pub fn list(connection: &Connection, open: bool, after: i64, limit: usize) -> rusqlite::Result<Vec<Shown>> {
+pub fn list(
+    connection: &Connection,
+    open: bool,
+    after: i64,
+    limit: usize,
+) -> rusqlite::Result<Vec<Shown>> {
     let which = if open { "l.state = 'OPEN' AND" } else { "" };
     let letters = connection
-        .prepare_cached(&format!("{SHOWN} WHERE {which} l.id > ?1 ORDER BY l.id LIMIT ?2"))?
+        .prepare_cached(&format!(
+            "{SHOWN} WHERE {which} l.id > ?1 ORDER BY l.id LIMIT ?2"
+        ))?
         .query_map((after, sql_limit(limit)), shown)?
         .collect::<rusqlite::Result<Vec<_>>>()?;
-    letters.into_iter().map(|letter| with_actions(connection, letter)).collect()
+    letters
+        .into_iter()
+        .map(|letter| with_actions(connection, letter))
+        .collect()
 }
 
 /// One dead letter.
 pub fn find(connection: &Connection, id: i64) -> rusqlite::Result<Option<Shown>> {
-    let letter = connection.prepare_cached(&format!("{SHOWN} WHERE l.id = ?1"))?.query_row([id], shown).optional()?;
-    letter.map(|letter| with_actions(connection, letter)).transpose()
+    let letter = connection
+        .prepare_cached(&format!("{SHOWN} WHERE l.id = ?1"))?
+        .query_row([id], shown)
+        .optional()?;
+    letter
+        .map(|letter| with_actions(connection, letter))
+        .transpose()
 }
 
 fn shown(row: &Row<'_>) -> rusqlite::Result<Shown> {
-    let text = |bytes: Option<Vec<u8>>| bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let text =
+        |bytes: Option<Vec<u8>>| bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let record = match row.get::<_, Option<String>>(5)? {
         None => None,
         Some(topic) => Some(Place {
@@ -228,13 +266,15 @@ fn shown(row: &Row<'_>) -> rusqlite::Result<Shown> {
 
 fn headers(json: Option<String>) -> Vec<(String, Option<String>)> {
     // Written by insert_record.
-    json.and_then(|json| serde_json::from_str(&json).ok()).unwrap_or_default()
+    json.and_then(|json| serde_json::from_str(&json).ok())
+        .unwrap_or_default()
 }
 
 fn with_actions(connection: &Connection, letter: Shown) -> rusqlite::Result<Shown> {
     let actions = connection
         .prepare_cached(
-            "SELECT action, origin, outcome, acted_at FROM dead_letter_action WHERE dead_letter_id = ?1 ORDER BY id",
+            "SELECT action, origin, outcome, acted_at FROM dead_letter_action \
+                WHERE dead_letter_id = ?1 ORDER BY id",
         )?
         .query_map([letter.id], |row| {
             Ok(Acted {
@@ -279,17 +319,21 @@ pub struct Order<'a> {
     pub now: Timestamp,
 }
 
-/// Does what is ordered, and records it. One that is not open is left as it is; one that is not there has no outcome.
+/// Does what is ordered, and records it. One that is not open is left as it is; one that is not
+/// there has no outcome.
 pub fn act(tx: &Transaction<'_>, order: Order<'_>) -> rusqlite::Result<Vec<Outcome>> {
     let ids: Vec<i64> = match order.which {
         Which::Id(id) => vec![id],
         Which::Open { after, limit } => tx
-            .prepare_cached("SELECT id FROM dead_letter WHERE state = 'OPEN' AND id > ?1 ORDER BY id LIMIT ?2")?
+            .prepare_cached(
+                "SELECT id FROM dead_letter WHERE state = 'OPEN' AND id > ?1 ORDER BY id LIMIT ?2",
+            )?
             .query_map((after, sql_limit(limit)), |row| row.get(0))?
             .collect::<rusqlite::Result<_>>()?,
     };
     tx.execute_batch("SAVEPOINT dead_letters")?;
-    let outcomes: rusqlite::Result<Vec<_>> = ids.into_iter().map(|id| act_on(tx, id, order)).collect();
+    let outcomes: rusqlite::Result<Vec<_>> =
+        ids.into_iter().map(|id| act_on(tx, id, order)).collect();
     // A dry run does everything, so that it knows, and then undoes it.
     if order.dry_run || outcomes.is_err() {
         tx.execute_batch("ROLLBACK TO dead_letters")?;
@@ -303,14 +347,20 @@ fn act_on(tx: &Transaction<'_>, id: i64, order: Order<'_>) -> rusqlite::Result<O
         .prepare_cached("SELECT state, outbox_id FROM dead_letter WHERE id = ?1")?
         .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
-    let Some((state, outbox_id)) = letter else { return Ok(None) };
+    let Some((state, outbox_id)) = letter else {
+        return Ok(None);
+    };
     if state != "OPEN" {
         let outcome = format!("nothing was done: it is {state}");
         let resolved = match order.action {
             Action::Replay => state == "REPLAYED",
             Action::Discard => state == "DISCARDED",
         };
-        return Ok(Some(Outcome { id, outcome, resolved }));
+        return Ok(Some(Outcome {
+            id,
+            outcome,
+            resolved,
+        }));
     }
     let attempt = match (order.action, outbox_id) {
         (Action::Replay, Some(outbox_id)) => replay_event(tx, outbox_id)?,
@@ -330,14 +380,26 @@ fn act_on(tx: &Transaction<'_>, id: i64, order: Order<'_>) -> rusqlite::Result<O
         (Action::Discard, _) => ("DISCARDED", 0),
     };
     let closed_at = resolved.then(|| order.now.as_micros());
-    tx.prepare_cached("UPDATE dead_letter SET state = ?2, count = count + ?3, closed_at = ?4 WHERE id = ?1")?
-        .execute((id, state, again, closed_at))?;
+    tx.prepare_cached(
+        "UPDATE dead_letter SET state = ?2, count = count + ?3, closed_at = ?4 WHERE id = ?1",
+    )?
+    .execute((id, state, again, closed_at))?;
     tx.prepare_cached(
         "INSERT INTO dead_letter_action (dead_letter_id, action, origin, outcome, acted_at) \
          VALUES (?1, ?2, ?3, ?4, ?5)",
     )?
-    .execute((id, order.action.as_str(), order.origin, &outcome, order.now.as_micros()))?;
-    Ok(Some(Outcome { id, outcome, resolved }))
+    .execute((
+        id,
+        order.action.as_str(),
+        order.origin,
+        &outcome,
+        order.now.as_micros(),
+    ))?;
+    Ok(Some(Outcome {
+        id,
+        outcome,
+        resolved,
+    }))
 }
 
 /// What came of it, or why it is as dead as before.
@@ -348,29 +410,47 @@ fn replay_event(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<Attemp
         return Ok(Ok("waits to be published again".to_owned()));
     }
     let waits = tx
-        .prepare_cached("UPDATE delivery SET status = 'PENDING' WHERE outbox_id = ?1 AND status = 'DEAD'")?
+        .prepare_cached(
+            "UPDATE delivery SET status = 'PENDING' WHERE outbox_id = ?1 AND status = 'DEAD'",
+        )?
         .execute([outbox_id])?;
     let gone = || "its delivery is not there any more: discard it".to_owned();
-    Ok(if waits > 0 { Ok("waits to be told again".to_owned()) } else { Err(gone()) })
+    Ok(if waits > 0 {
+        Ok("waits to be told again".to_owned())
+    } else {
+        Err(gone())
+    })
 }
 
-/// As if it came from the topic now: another version, or a restored database, may know what to do with it.
+/// As if it came from the topic now: another version, or a restored database, may know what to do
+/// with it.
 fn replay_record(tx: &Transaction<'_>, id: i64, order: Order<'_>) -> rusqlite::Result<Attempt> {
     let (value, found): (Option<Vec<u8>>, _) = tx
         .prepare_cached("SELECT value, headers FROM dead_letter WHERE id = ?1")?
         .query_row([id], |row| Ok((row.get(0)?, headers(row.get(1)?))))?;
-    let header = |name| found.iter().find(|(other, _)| other == name).and_then(|(_, value)| value.as_deref());
-    Ok(match Notice::parse(order.node, header(ID_HEADER), value.as_deref()) {
-        Err(foreign) => Err(format!("still: {foreign}")),
-        Ok(notice) => match delivery::accept(tx, notice.created_at(header(TIME_HEADER)), order.now)? {
-            Arrival::Accepted | Arrival::Duplicate => {
-                let status: String = tx
-                    .prepare_cached("SELECT status FROM delivery WHERE outbox_id = ?1")?
-                    .query_row([notice.outbox_id], |row| row.get(0))?;
-                Ok(format!("taken: its delivery is {status}"))
+    let header = |name| {
+        found
+            .iter()
+            .find(|(other, _)| other == name)
+            .and_then(|(_, value)| value.as_deref())
+    };
+    Ok(
+        match Notice::parse(order.node, header(ID_HEADER), value.as_deref()) {
+            Err(foreign) => Err(format!("still: {foreign}")),
+            Ok(notice) => {
+                match delivery::accept(tx, notice.created_at(header(TIME_HEADER)), order.now)? {
+                    Arrival::Accepted | Arrival::Duplicate => {
+                        let status: String = tx
+                            .prepare_cached("SELECT status FROM delivery WHERE outbox_id = ?1")?
+                            .query_row([notice.outbox_id], |row| row.get(0))?;
+                        Ok(format!("taken: its delivery is {status}"))
+                    }
+                    Arrival::Purged => Ok("its event was delivered and purged long ago".to_owned()),
+                    Arrival::Unknown => {
+                        Err("still: no event of this database has this id and payment".to_owned())
+                    }
+                }
             }
-            Arrival::Purged => Ok("its event was delivered and purged long ago".to_owned()),
-            Arrival::Unknown => Err("still: no event of this database has this id and payment".to_owned()),
         },
-    })
+    )
 }

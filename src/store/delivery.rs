@@ -1,5 +1,5 @@
-//! What is to be told: a row an event, keyed by it, so that a second copy of an event changes nothing. Each row belongs
-//! to one channel, decided when it comes.
+//! What is to be told: a row an event, keyed by it, so that a second copy of an event changes
+//! nothing. Each row belongs to one channel, decided when it comes.
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
@@ -9,15 +9,20 @@ use crate::clock::Timestamp;
 use crate::event::Notice;
 use crate::payment::Payment;
 
-/// The channel of event `?1`: the first route that fits its payment. Without routes nothing is looked up.
-pub(super) const CHANNEL: &str = "ifnull(CASE WHEN EXISTS (SELECT 1 FROM route) THEN (\
-     SELECT r.channel FROM outbox o CROSS JOIN payment p CROSS JOIN route r \
-     WHERE o.id = ?1 AND p.id = o.payment_id AND (r.status IS NULL OR r.status = p.status) \
-     AND p.amount BETWEEN r.amount_min AND r.amount_max AND p.user_id BETWEEN r.user_min AND r.user_max \
-     ORDER BY r.position LIMIT 1) END, 'default')";
+/// The channel of event `?1`: the first route that fits its payment. Without routes nothing is
+/// looked up.
+pub(super) const CHANNEL: &str = "ifnull(CASE WHEN EXISTS (SELECT 1 \
+    FROM route) THEN (SELECT r.channel FROM outbox o CROSS JOIN payment p CROSS JOIN route r \
+    WHERE o.id = ?1 AND p.id = o.payment_id AND (r.status IS NULL OR r.status = p.status) \
+    AND p.amount BETWEEN r.amount_min AND r.amount_max AND p.user_id BETWEEN r.user_min \
+    AND r.user_max ORDER BY r.position LIMIT 1) END, 'default')";
 
 /// Queues an event's message; false if it is queued or told already.
-pub(super) fn insert(tx: &Transaction<'_>, outbox_id: i64, now: Timestamp) -> rusqlite::Result<bool> {
+pub(super) fn insert(
+    tx: &Transaction<'_>,
+    outbox_id: i64,
+    now: Timestamp,
+) -> rusqlite::Result<bool> {
     let inserted = tx
         .prepare_cached(&format!(
             "INSERT INTO delivery (outbox_id, channel, created_at) VALUES (?1, {CHANNEL}, ?2) \
@@ -53,10 +58,14 @@ pub fn accept(tx: &Transaction<'_>, notice: Notice, now: Timestamp) -> rusqlite:
 /// Whether an event that is not in the outbox once was: its id was given, and its payment is there.
 pub(super) fn is_purged(tx: &Transaction<'_>, notice: Notice) -> rusqlite::Result<bool> {
     tx.prepare_cached(
-        "SELECT 1 FROM payment WHERE id = ?2 AND ?1 <= (SELECT seq FROM sqlite_sequence WHERE name = 'outbox') \
-         AND (?3 IS NULL OR executed_at = ?3)",
+        "SELECT 1 FROM payment WHERE id = ?2 AND ?1 <= (SELECT seq FROM sqlite_sequence \
+            WHERE name = 'outbox') AND (?3 IS NULL OR executed_at = ?3)",
     )?
-    .exists((notice.outbox_id, notice.payment_id, notice.created_at.map(Timestamp::as_micros)))
+    .exists((
+        notice.outbox_id,
+        notice.payment_id,
+        notice.created_at.map(Timestamp::as_micros),
+    ))
 }
 
 /// What became of telling a payment.
@@ -78,11 +87,14 @@ pub struct Notification {
     pub last_error: Option<String>,
 }
 
-pub(super) fn find(connection: &Connection, outbox_id: i64) -> rusqlite::Result<Option<Notification>> {
+pub(super) fn find(
+    connection: &Connection,
+    outbox_id: i64,
+) -> rusqlite::Result<Option<Notification>> {
     connection
         .prepare_cached(
-            "SELECT status, channel, attempts, unknown_outcomes, delivered_at, last_error, delivered_in FROM delivery \
-             WHERE outbox_id = ?1",
+            "SELECT status, channel, attempts, unknown_outcomes, delivered_at, last_error, \
+                delivered_in FROM delivery WHERE outbox_id = ?1",
         )?
         .query_row([outbox_id], |row| {
             Ok(Notification {
@@ -109,8 +121,13 @@ pub struct Waiting {
     pub payment: Result<Payment, String>,
 }
 
-/// The oldest messages that wait for a channel, in commit order. One that cannot be read does not hide the others.
-pub fn waiting(connection: &Connection, channel: &str, limit: usize) -> rusqlite::Result<Vec<Waiting>> {
+/// The oldest messages that wait for a channel, in commit order. One that cannot be read does not
+/// hide the others.
+pub fn waiting(
+    connection: &Connection,
+    channel: &str,
+    limit: usize,
+) -> rusqlite::Result<Vec<Waiting>> {
     read_waiting(connection, channel, "'PENDING', 'SENDING'", 0, limit)
 }
 
@@ -135,9 +152,10 @@ fn read_waiting(
     connection
         .prepare_cached(&format!(
             "SELECT {COLUMNS}, d.outbox_id, ifnull(o.created_at, d.created_at) FROM delivery d \
-             LEFT JOIN outbox o ON o.id = d.outbox_id LEFT JOIN payment p ON p.id = o.payment_id \
-             WHERE d.channel = ?1 AND d.status IN ('PENDING', 'SENDING') AND d.status IN ({statuses}) \
-             AND d.outbox_id > ?3 ORDER BY d.outbox_id LIMIT ?2"
+                LEFT JOIN outbox o ON o.id = d.outbox_id LEFT \
+                JOIN payment p ON p.id = o.payment_id WHERE d.channel = ?1 \
+                AND d.status IN ('PENDING', 'SENDING') AND d.status IN ({statuses}) \
+                AND d.outbox_id > ?3 ORDER BY d.outbox_id LIMIT ?2"
         ))?
         .query_map((channel, sql_limit(limit), after), read)?
         .collect()
@@ -153,21 +171,32 @@ pub fn more_than(connection: &Connection, channel: &str, count: usize) -> rusqli
         .exists((channel, sql_limit(count)))
 }
 
-/// A POST for these begins: should the process end before its answer is recorded, the outcome is not known.
+/// A POST for these begins: should the process end before its answer is recorded, the outcome is
+/// not known.
 pub fn mark_sending(tx: &Transaction<'_>, outbox_ids: &[i64]) -> rusqlite::Result<()> {
-    let mut update =
-        tx.prepare_cached("UPDATE delivery SET status = 'SENDING' WHERE outbox_id = ?1 AND status = 'PENDING'")?;
+    let mut update = tx.prepare_cached(
+        "UPDATE delivery SET status = 'SENDING' WHERE outbox_id = ?1 AND status = 'PENDING'",
+    )?;
     for id in outbox_ids {
         update.execute([id])?;
     }
     Ok(())
 }
 
-/// Marks the oldest PENDING deliveries of a channel behind an event as SENDING, and returns them: a part of a summary.
-pub fn begin_sending(tx: &Transaction<'_>, channel: &str, after: i64, limit: usize) -> rusqlite::Result<Vec<Waiting>> {
+/// Marks the oldest PENDING deliveries of a channel behind an event as SENDING, and returns them: a
+/// part of a summary.
+pub fn begin_sending(
+    tx: &Transaction<'_>,
+    channel: &str,
+    after: i64,
+    limit: usize,
+) -> rusqlite::Result<Vec<Waiting>> {
     let waiting = read_waiting(tx, channel, "'PENDING'", after, limit)?;
-    let readable: Vec<i64> =
-        waiting.iter().filter(|waiting| waiting.payment.is_ok()).map(|waiting| waiting.outbox_id).collect();
+    let readable: Vec<i64> = waiting
+        .iter()
+        .filter(|waiting| waiting.payment.is_ok())
+        .map(|waiting| waiting.outbox_id)
+        .collect();
     mark_sending(tx, &readable)?;
     Ok(waiting)
 }
@@ -207,8 +236,8 @@ pub enum Outcome {
     Unknown(String),
 }
 
-/// Records the outcome for up to `limit` of a channel's SENDING deliveries up to an event. Returns how many: fewer than
-/// `limit` when all are recorded.
+/// Records the outcome for up to `limit` of a channel's SENDING deliveries up to an event. Returns
+/// how many: fewer than `limit` when all are recorded.
 pub fn settle(
     tx: &Transaction<'_>,
     channel: &str,
@@ -220,8 +249,9 @@ pub fn settle(
     let ids: Vec<i64> = tx
         .prepare_cached(
             // The first condition is the index's.
-            "SELECT outbox_id FROM delivery WHERE channel = ?1 AND status IN ('PENDING', 'SENDING') \
-             AND outbox_id <= ?2 AND status = 'SENDING' ORDER BY outbox_id LIMIT ?3",
+            "SELECT outbox_id FROM delivery WHERE channel = ?1 \
+                AND status IN ('PENDING', 'SENDING') AND outbox_id <= ?2 AND status = 'SENDING' \
+                ORDER BY outbox_id LIMIT ?3",
         )?
         .query_map((channel, last, sql_limit(limit)), |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
@@ -229,13 +259,14 @@ pub fn settle(
     Ok(ids.len())
 }
 
-/// What a process that ended has left SENDING waits again, its outcome counted as unknown. Tells how many.
+/// What a process that ended has left SENDING waits again, its outcome counted as unknown. Tells
+/// how many.
 pub fn recover(tx: &Transaction<'_>) -> rusqlite::Result<usize> {
     // The first condition is the index's: without it every finished row would be looked at.
     tx.execute(
-        "UPDATE delivery SET status = 'PENDING', attempts = attempts + 1, unknown_outcomes = unknown_outcomes + 1, \
-         last_error = 'payrelay ended before the answer was recorded' \
-         WHERE status IN ('PENDING', 'SENDING') AND status = 'SENDING'",
+        "UPDATE delivery SET status = 'PENDING', attempts = attempts + 1, unknown_outcomes = \
+            unknown_outcomes + 1, last_error = 'payrelay ended before the answer was recorded' \
+            WHERE status IN ('PENDING', 'SENDING') AND status = 'SENDING'",
         [],
     )
 }
@@ -250,7 +281,8 @@ pub fn record_outcome(
     match outcome {
         Outcome::Delivered(carrier) => mark_delivered(tx, outbox_ids, *carrier, now),
         Outcome::Requeued => {
-            let sql = "UPDATE delivery SET status = 'PENDING' WHERE outbox_id = ?1 AND status = 'SENDING'";
+            let sql = "UPDATE delivery SET status = 'PENDING' WHERE outbox_id = ?1 \
+                AND status = 'SENDING'";
             let mut update = tx.prepare_cached(sql)?;
             for id in outbox_ids {
                 update.execute([id])?;
@@ -270,8 +302,8 @@ pub fn mark_delivered(
     now: Timestamp,
 ) -> rusqlite::Result<()> {
     let mut mark = tx.prepare_cached(
-        "UPDATE delivery SET status = 'DELIVERED', delivered_at = ?2, delivered_in = ?3, attempts = attempts + 1 \
-         WHERE outbox_id = ?1 AND status IN ('PENDING', 'SENDING')",
+        "UPDATE delivery SET status = 'DELIVERED', delivered_at = ?2, delivered_in = ?3, attempts \
+            = attempts + 1 WHERE outbox_id = ?1 AND status IN ('PENDING', 'SENDING')",
     )?;
     for id in outbox_ids {
         mark.execute((id, now.as_micros(), carrier.as_str()))?;
@@ -280,10 +312,16 @@ pub fn mark_delivered(
 }
 
 /// Records that messages were not accepted; `unknown` is 1 where that is not known.
-fn mark_failed(tx: &Transaction<'_>, outbox_ids: &[i64], error: &str, unknown: i64) -> rusqlite::Result<()> {
+fn mark_failed(
+    tx: &Transaction<'_>,
+    outbox_ids: &[i64],
+    error: &str,
+    unknown: i64,
+) -> rusqlite::Result<()> {
     let mut mark = tx.prepare_cached(
-        "UPDATE delivery SET status = 'PENDING', attempts = attempts + 1, unknown_outcomes = unknown_outcomes + ?3, \
-         last_error = ?2 WHERE outbox_id = ?1 AND status IN ('PENDING', 'SENDING')",
+        "UPDATE delivery SET status = 'PENDING', attempts = attempts + 1, unknown_outcomes = \
+            unknown_outcomes + ?3, last_error = ?2 WHERE outbox_id = ?1 \
+            AND status IN ('PENDING', 'SENDING')",
     )?;
     for id in outbox_ids {
         mark.execute((id, error, unknown))?;
@@ -291,29 +329,50 @@ fn mark_failed(tx: &Transaction<'_>, outbox_ids: &[i64], error: &str, unknown: i
     Ok(())
 }
 
-/// Nobody wants to be told: of what could not be told, or of what could not be published and therefore never came to be told.
-pub(super) fn discard(tx: &Transaction<'_>, outbox_id: i64, now: Timestamp) -> rusqlite::Result<()> {
-    tx.prepare_cached("UPDATE delivery SET status = 'DISCARDED' WHERE outbox_id = ?1 AND status = 'DEAD'")?
-        .execute([outbox_id])?;
+/// Nobody wants to be told: of what could not be told, or of what could not be published and
+/// therefore never came to be told.
+pub(super) fn discard(
+    tx: &Transaction<'_>,
+    outbox_id: i64,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
+    tx.prepare_cached(
+        "UPDATE delivery SET status = 'DISCARDED' WHERE outbox_id = ?1 AND status = 'DEAD'",
+    )?
+    .execute([outbox_id])?;
     tx.prepare_cached(&format!(
-        "INSERT INTO delivery (outbox_id, channel, status, created_at) SELECT ?1, {CHANNEL}, 'DISCARDED', ?2 \
-         WHERE EXISTS (SELECT 1 FROM outbox WHERE id = ?1 AND status = 'REJECTED') ON CONFLICT (outbox_id) DO NOTHING"
+        "INSERT INTO delivery (outbox_id, channel, status, created_at) \
+            SELECT ?1, {CHANNEL}, 'DISCARDED', ?2 WHERE EXISTS (SELECT 1 FROM outbox \
+            WHERE id = ?1 AND status = 'REJECTED') ON CONFLICT (outbox_id) DO NOTHING"
     ))?
     .execute((outbox_id, now.as_micros()))?;
     Ok(())
 }
 
 /// Dead-letters the oldest delivery that waits for a channel; returns which event it is of.
-pub fn skip_oldest(tx: &Transaction<'_>, channel: &str, reason: &str, now: Timestamp) -> rusqlite::Result<Option<i64>> {
-    let oldest = waiting(tx, channel, 1)?.first().map(|waiting| waiting.outbox_id);
+pub fn skip_oldest(
+    tx: &Transaction<'_>,
+    channel: &str,
+    reason: &str,
+    now: Timestamp,
+) -> rusqlite::Result<Option<i64>> {
+    let oldest = waiting(tx, channel, 1)?
+        .first()
+        .map(|waiting| waiting.outbox_id);
     if let Some(outbox_id) = oldest {
         bury(tx, outbox_id, Some(reason), now)?;
     }
     Ok(oldest)
 }
 
-/// Sets a message aside that cannot be told as it is; without a reason for that of its last failure.
-pub fn bury(tx: &Transaction<'_>, outbox_id: i64, reason: Option<&str>, now: Timestamp) -> rusqlite::Result<()> {
+/// Sets a message aside that cannot be told as it is; without a reason for that of its last
+/// failure.
+pub fn bury(
+    tx: &Transaction<'_>,
+    outbox_id: i64,
+    reason: Option<&str>,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
     let reason: Option<Option<String>> = tx
         .prepare_cached(
             "UPDATE delivery SET status = 'DEAD', last_error = ifnull(?2, last_error) \

@@ -1,5 +1,6 @@
-//! Requests that named an Idempotency-Key, and what they were answered: the ids of their payments. A payment never changes, so
-//! the first answer can be written again from them, byte for byte, for as long as its key is kept.
+//! Requests that named an Idempotency-Key, and what they were answered: the ids of their payments.
+//! A payment never changes, so the first answer can be written again from them, byte for byte, for
+//! as long as its key is kept.
 
 use std::time::{Duration, Instant};
 
@@ -20,8 +21,8 @@ pub struct Keyed {
     pub body_hash: [u8; 32],
 }
 
-/// For how long this database has been served: the time since the start, behind the arrival of the newest key before it. It
-/// never jumps, and stands still while payrelay does not run.
+/// For how long this database has been served: the time since the start, behind the arrival of the
+/// newest key before it. It never jumps, and stands still while payrelay does not run.
 #[derive(Debug, Clone, Copy)]
 pub struct ServiceTime {
     before: Duration,
@@ -31,11 +32,17 @@ pub struct ServiceTime {
 impl ServiceTime {
     pub(super) fn resume(connection: &Connection) -> SqlResult<Self> {
         let newest: Option<i64> = connection
-            .prepare("SELECT arrived_at FROM idempotency_key WHERE id > 0 ORDER BY id DESC LIMIT 1")?
+            .prepare(
+                "SELECT arrived_at FROM idempotency_key WHERE id > 0 ORDER BY id DESC LIMIT 1",
+            )?
             .query_row([], |row| row.get(0))
             .optional()?;
-        let before = Duration::from_micros(newest.and_then(|at| u64::try_from(at).ok()).unwrap_or(0));
-        Ok(Self { before, started: Instant::now() })
+        let before =
+            Duration::from_micros(newest.and_then(|at| u64::try_from(at).ok()).unwrap_or(0));
+        Ok(Self {
+            before,
+            started: Instant::now(),
+        })
     }
 
     pub(super) fn now(&self) -> Duration {
@@ -83,7 +90,8 @@ pub fn once(
             // One in, one out: between two purges there are not more either.
             if count(tx)? > sql_limit(keys_max) {
                 tx.prepare_cached(
-                    "DELETE FROM idempotency_key WHERE id = (SELECT id FROM idempotency_key WHERE id > 0 ORDER BY id LIMIT 1)",
+                    "DELETE FROM idempotency_key WHERE id = (SELECT id FROM idempotency_key \
+                        WHERE id > 0 ORDER BY id LIMIT 1)",
                 )?
                 .execute([])?;
             }
@@ -94,19 +102,31 @@ pub fn once(
 
 fn find(tx: &Transaction<'_>, request: &Keyed) -> SqlResult<Option<Kept>> {
     tx.prepare_cached(
-        "SELECT body_hash, first_payment_id, payment_count FROM idempotency_key WHERE client = ?1 AND \"key\" = ?2",
+        "SELECT body_hash, first_payment_id, payment_count FROM idempotency_key WHERE client = ?1 \
+            AND \"key\" = ?2",
     )?
     .query_row((&request.client, &request.key), |row| {
-        Ok(Kept { body_hash: row.get(0)?, first_payment_id: row.get(1)?, payment_count: row.get(2)? })
+        Ok(Kept {
+            body_hash: row.get(0)?,
+            first_payment_id: row.get(1)?,
+            payment_count: row.get(2)?,
+        })
     })
     .optional()
 }
 
-fn insert(tx: &Transaction<'_>, request: &Keyed, payments: &[Payment], arrived_at: Duration) -> SqlResult<()> {
-    let Some(first) = payments.first() else { return Ok(()) };
+fn insert(
+    tx: &Transaction<'_>,
+    request: &Keyed,
+    payments: &[Payment],
+    arrived_at: Duration,
+) -> SqlResult<()> {
+    let Some(first) = payments.first() else {
+        return Ok(());
+    };
     tx.prepare_cached(
-        "INSERT INTO idempotency_key (client, \"key\", body_hash, first_payment_id, payment_count, arrived_at) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        "INSERT INTO idempotency_key (client, \"key\", body_hash, first_payment_id, \
+            payment_count, arrived_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     )?
     .execute((
         &request.client,
@@ -121,25 +141,41 @@ fn insert(tx: &Transaction<'_>, request: &Keyed, payments: &[Payment], arrived_a
 
 /// The payments of a request have ids in a row: one transaction, one writer.
 fn answer(tx: &Transaction<'_>, kept: &Kept) -> SqlResult<Vec<Payment>> {
-    tx.prepare_cached(&format!("SELECT {COLUMNS} FROM payment p WHERE p.id >= ?1 AND p.id < ?1 + ?2 ORDER BY p.id"))?
-        .query_map((kept.first_payment_id, kept.payment_count), payment::read)?
-        .collect()
+    tx.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM payment p WHERE p.id >= ?1 AND p.id < ?1 + ?2 ORDER BY p.id"
+    ))?
+    .query_map((kept.first_payment_id, kept.payment_count), payment::read)?
+    .collect()
 }
 
 /// How many keys are kept: ids have no gaps, and go lowest first.
 pub fn count(connection: &Connection) -> SqlResult<i64> {
-    let end = |sql: &str| connection.prepare_cached(sql)?.query_row([], |row| row.get(0)).optional();
-    let first: Option<i64> = end("SELECT id FROM idempotency_key WHERE id > 0 ORDER BY id LIMIT 1")?;
-    let last: Option<i64> = end("SELECT id FROM idempotency_key WHERE id > 0 ORDER BY id DESC LIMIT 1")?;
+    let end = |sql: &str| {
+        connection
+            .prepare_cached(sql)?
+            .query_row([], |row| row.get(0))
+            .optional()
+    };
+    let first: Option<i64> =
+        end("SELECT id FROM idempotency_key WHERE id > 0 ORDER BY id LIMIT 1")?;
+    let last: Option<i64> =
+        end("SELECT id FROM idempotency_key WHERE id > 0 ORDER BY id DESC LIMIT 1")?;
     Ok(first.zip(last).map_or(0, |(first, last)| last - first + 1))
 }
 
-/// Deletes at most `limit` keys, oldest first: those that arrived before `cutoff`, and those that are more than `keys_max`.
-/// Returns how many.
-pub fn purge(tx: &Transaction<'_>, cutoff: Duration, keys_max: usize, limit: usize) -> SqlResult<usize> {
+/// Deletes at most `limit` keys, oldest first: those that arrived before `cutoff`, and those that
+/// are more than `keys_max`. Returns how many.
+pub fn purge(
+    tx: &Transaction<'_>,
+    cutoff: Duration,
+    keys_max: usize,
+    limit: usize,
+) -> SqlResult<usize> {
     let surplus = count(tx)?.saturating_sub(sql_limit(keys_max));
     let oldest: Vec<(i64, i64)> = tx
-        .prepare_cached("SELECT id, arrived_at FROM idempotency_key WHERE id > 0 ORDER BY id LIMIT ?1")?
+        .prepare_cached(
+            "SELECT id, arrived_at FROM idempotency_key WHERE id > 0 ORDER BY id LIMIT ?1",
+        )?
         .query_map([sql_limit(limit)], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect::<SqlResult<_>>()?;
     let first = oldest.first().map_or(0, |(id, _)| *id);
@@ -166,14 +202,33 @@ mod tests {
     const KEYS_MAX: usize = 10;
 
     fn keyed(client: &str, key: &str, body: u8) -> Keyed {
-        Keyed { client: client.into(), key: key.into(), body_hash: [body; 32] }
+        Keyed {
+            client: client.into(),
+            key: key.into(),
+            body_hash: [body; 32],
+        }
     }
 
     fn pay(tx: &Transaction<'_>, request: &Keyed, now: u32) -> Option<Vec<Payment>> {
-        let reservations = (1..=3).map(|id| Reservation { reservation_id: id, seat_price: 5 }).collect();
-        let new = NewPayment { user_id: 7, reservations };
-        let (now, arrived_at) = (Timestamp::from_micros(now.into()), Duration::from_micros(now.into()));
-        match once(tx, request, KEYS_MAX, arrived_at, || payment::execute(tx, &new, "KRW", None, now)).unwrap() {
+        let reservations = (1..=3)
+            .map(|id| Reservation {
+                reservation_id: id,
+                seat_price: 5,
+            })
+            .collect();
+        let new = NewPayment {
+            user_id: 7,
+            reservations,
+        };
+        let (now, arrived_at) = (
+            Timestamp::from_micros(now.into()),
+            Duration::from_micros(now.into()),
+        );
+        match once(tx, request, KEYS_MAX, arrived_at, || {
+            payment::execute(tx, &new, "KRW", None, now)
+        })
+        .unwrap()
+        {
             Once::Executed(payments) | Once::Replayed(payments) => Some(payments),
             Once::KeyReused => None,
         }
@@ -189,11 +244,18 @@ mod tests {
     fn a_key_has_one_answer_for_one_client_and_one_body() {
         with_database(|tx| {
             let first = pay(&tx, &keyed("", "k", 1), 100).unwrap();
-            assert_eq!(first.iter().map(|payment| payment.id).collect::<Vec<_>>(), [1, 2, 3]);
+            assert_eq!(
+                first.iter().map(|payment| payment.id).collect::<Vec<_>>(),
+                [1, 2, 3]
+            );
             let second = pay(&tx, &keyed("", "l", 1), 200).unwrap();
             assert!(second.iter().all(|payment| payment.failure.is_some()));
             assert_eq!(pay(&tx, &keyed("", "k", 1), 300), Some(first));
-            assert_eq!(pay(&tx, &keyed("", "l", 1), 300), Some(second), "also of payments that are FAILED");
+            assert_eq!(
+                pay(&tx, &keyed("", "l", 1), 300),
+                Some(second),
+                "also of payments that are FAILED"
+            );
             assert_eq!(pay(&tx, &keyed("", "k", 2), 300), None);
             assert_eq!(pay(&tx, &keyed("other", "k", 2), 300).unwrap()[0].id, 7);
             assert_eq!(count(&tx).unwrap(), 3);
@@ -225,7 +287,12 @@ mod tests {
                 .unwrap()
                 .map(Result::unwrap)
                 .collect();
-            assert_eq!(kept, (15..25).map(|number| number.to_string()).collect::<Vec<_>>());
+            assert_eq!(
+                kept,
+                (15..25)
+                    .map(|number| number.to_string())
+                    .collect::<Vec<_>>()
+            );
         });
     }
 
@@ -235,7 +302,9 @@ mod tests {
             for number in 0..10 {
                 pay(&tx, &keyed("", &number.to_string(), 1), 100 + number).unwrap();
             }
-            let purge = |cutoff, keys_max, limit| purge(&tx, Duration::from_micros(cutoff), keys_max, limit).unwrap();
+            let purge = |cutoff, keys_max, limit| {
+                purge(&tx, Duration::from_micros(cutoff), keys_max, limit).unwrap()
+            };
             assert_eq!(purge(100, 10, 5), 0);
             assert_eq!(purge(103, 10, 2), 2);
             assert_eq!(purge(103, 10, 2), 1);
@@ -252,14 +321,24 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (connection, _) = schema::open(&dir.path().join("a.db"), None).unwrap();
         let first = ServiceTime::resume(&connection).unwrap();
-        assert!(first.now() < Duration::from_mins(1), "nothing was served before");
-        let insert = "INSERT INTO idempotency_key (client, key, body_hash, first_payment_id, payment_count, arrived_at) \
-                      VALUES ('', ?1, x'', 0, 0, ?2)";
-        connection.pragma_update(None, "foreign_keys", false).unwrap();
-        // Whatever the clock says, this key arrived after seven hours of service, and the next ones arrive later.
-        connection.execute(insert, ("old", 7 * 3600 * 1_000_000_i64)).unwrap();
+        assert!(
+            first.now() < Duration::from_mins(1),
+            "nothing was served before"
+        );
+        let insert = "INSERT INTO idempotency_key (client, key, body_hash, first_payment_id, \
+            payment_count, arrived_at) VALUES ('', ?1, x'', 0, 0, ?2)";
+        connection
+            .pragma_update(None, "foreign_keys", false)
+            .unwrap();
+        // Whatever the clock says, this key arrived after seven hours of service, and the next ones
+        // arrive later.
+        connection
+            .execute(insert, ("old", 7 * 3600 * 1_000_000_i64))
+            .unwrap();
         let resumed = ServiceTime::resume(&connection).unwrap();
-        assert!(resumed.now() >= Duration::from_hours(7) && resumed.now() < Duration::from_hours(8));
+        assert!(
+            resumed.now() >= Duration::from_hours(7) && resumed.now() < Duration::from_hours(8)
+        );
         assert!(resumed.now() <= resumed.now(), "it never goes back");
     }
 }

@@ -1,7 +1,9 @@
-//! The one place that knows SQL: opening the file, the writer, the readers, and a module for each table's verbs.
+//! The one place that knows SQL: opening the file, the writer, the readers, and a module for each
+//! table's verbs.
 //!
-//! [`Store::write`] is the one way to write. Functions that take a [`Transaction`] never commit; the writer does,
-//! for many jobs at a time. Readers never write: their connections are opened read-only.
+//! [`Store::write`] is the one way to write. Functions that take a [`Transaction`] never commit;
+//! the writer does, for many jobs at a time. Readers never write: their connections are opened
+//! read-only.
 
 pub mod audit;
 pub mod backlog;
@@ -117,7 +119,8 @@ pub struct Store {
     service_time: ServiceTime,
 }
 
-/// How many payments wait: jobs are of very different size, so their number alone bounds neither time nor memory.
+/// How many payments wait: jobs are of very different size, so their number alone bounds neither
+/// time nor memory.
 #[derive(Clone)]
 struct Queue {
     waiting: Arc<AtomicUsize>,
@@ -131,17 +134,27 @@ struct Place {
 }
 
 impl Queue {
-    /// While fewer than may wait do, one more job is taken, however large: none is so large that it never is.
+    /// While fewer than may wait do, one more job is taken, however large: none is so large that it
+    /// never is.
     fn take(&self, payments: usize) -> Result<Place, StoreError> {
         let add = |waiting| (waiting < self.max).then_some(waiting + payments);
-        let taken = self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
-        taken.map(|_| Place { queue: self.clone(), payments }).map_err(|_| StoreError::Busy)
+        let taken = self
+            .waiting
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        taken
+            .map(|_| Place {
+                queue: self.clone(),
+                payments,
+            })
+            .map_err(|_| StoreError::Busy)
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.queue.waiting.fetch_sub(self.payments, Ordering::Relaxed);
+        self.queue
+            .waiting
+            .fetch_sub(self.payments, Ordering::Relaxed);
     }
 }
 
@@ -165,14 +178,15 @@ pub struct Opened {
     readers: reader::Readers,
 }
 
-/// How long a connection waits for a lock that another one holds. Only a checkpoint or a recovery holds one
-/// that a reader meets, and neither takes long.
+/// How long a connection waits for a lock that another one holds. Only a checkpoint or a recovery
+/// holds one that a reader meets, and neither takes long.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a thread waits before it asks a database again that has refused.
 pub const PAUSE: Duration = Duration::from_secs(5);
 
-/// For the threads besides the readers that read: relay, sampler, and the notifiers, which take turns.
+/// For the threads besides the readers that read: relay, sampler, and the notifiers, which take
+/// turns.
 const OTHER_READERS: u32 = 3;
 
 impl Store {
@@ -183,17 +197,28 @@ impl Store {
         let (connection, node) = schema::open(&path, node)?;
         let readers = u32::try_from(settings.readers.get()).unwrap_or(u32::MAX);
         let pool = pool(path.clone(), readers.saturating_add(OTHER_READERS))?;
-        let service_time = ServiceTime::resume(&connection).map_err(|source| schema::refusal(&path, source))?;
+        let service_time =
+            ServiceTime::resume(&connection).map_err(|source| schema::refusal(&path, source))?;
         let (jobs, queue) = bounded(settings.queue_max.get());
         let (background, background_queue) = bounded(1);
         let (queries, query_queue) = bounded(settings.queue_max.get());
         let (part, damage) = (Part::up(), Damage::none());
         let (checkpoints, checkpointer) = checkpoint::take_over(&connection, &path)?;
         let health = writer::Health::new(part.clone(), damage.clone());
-        let writer = writer::Writer::new(connection, checkpoints, queue, background_queue, health, lock);
+        let writer = writer::Writer::new(
+            connection,
+            checkpoints,
+            queue,
+            background_queue,
+            health,
+            lock,
+        );
         let readers = reader::Readers::new(settings.readers, query_queue, pool.clone());
         let (watch, admission) = space::Watch::new(&path, settings.min_free_bytes, damage.clone());
-        let waiting = Queue { waiting: Arc::default(), max: settings.queue_max.get() };
+        let waiting = Queue {
+            waiting: Arc::default(),
+            max: settings.queue_max.get(),
+        };
         let store = Self {
             jobs,
             background,
@@ -207,7 +232,13 @@ impl Store {
             path: path.into(),
             service_time,
         };
-        Ok(Opened { store, writer, checkpointer, watch, readers })
+        Ok(Opened {
+            store,
+            writer,
+            checkpointer,
+            watch,
+            readers,
+        })
     }
 
     /// Who this database belongs to.
@@ -228,7 +259,11 @@ impl Store {
     /// The database: whether the file is sound, and the last transaction was committed.
     pub fn database_state(&self) -> PartState {
         let damage = self.damage.state();
-        if damage.is_failing() { damage } else { self.part.get() }
+        if damage.is_failing() {
+            damage
+        } else {
+            self.part.get()
+        }
     }
 
     /// Whether the disk has enough space for payments.
@@ -236,7 +271,8 @@ impl Store {
         self.admission.state()
     }
 
-    /// After a failure, has the writer commit something that changes nothing, to see whether it can. Never waits.
+    /// After a failure, has the writer commit something that changes nothing, to see whether it
+    /// can. Never waits.
     pub fn probe(&self) {
         // A queue that is full of work is a probe as well; a disk without room is asked elsewhere.
         if !self.part.get().is_failing() {
@@ -245,8 +281,9 @@ impl Store {
         let _ = self.submit(1, touch, drop);
     }
 
-    /// Runs `work` in a transaction and waits until it is on the disk. If `work` fails, nothing of it is kept. It may be
-    /// run twice, when a job of the same transaction has failed; what the first run did was rolled back then.
+    /// Runs `work` in a transaction and waits until it is on the disk. If `work` fails, nothing of
+    /// it is kept. It may be run twice, when a job of the same transaction has failed; what the
+    /// first run did was rolled back then.
     pub fn write<T: Send + 'static>(
         &self,
         work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
@@ -270,8 +307,9 @@ impl Store {
         enqueue(&self.background, work)?.wait()
     }
 
-    /// As [`Store::write`], but never waits: the writer's thread hands the result to `done`, after the commit. The job counts
-    /// as the payments that it is said to write; when as many wait as may, the store is busy.
+    /// As [`Store::write`], but never waits: the writer's thread hands the result to `done`, after
+    /// the commit. The job counts as the payments that it is said to write; when as many wait as
+    /// may, the store is busy.
     pub fn submit<T: Send + 'static>(
         &self,
         payments: usize,
@@ -283,26 +321,35 @@ impl Store {
             drop(place);
             done(result);
         };
-        self.jobs.try_send(writer::job(work, done)).map_err(|error| refused(&error))
+        self.jobs
+            .try_send(writer::job(work, done))
+            .map_err(|error| refused(&error))
     }
 
     /// Whether a payment may come. Asked before work is prepared, so that a refusal costs little.
     pub fn admit(&self) -> Result<(), StoreError> {
         self.damage.ask()?;
         self.admission.ask()?;
-        if self.queue.waiting.load(Ordering::Relaxed) < self.queue.max { Ok(()) } else { Err(StoreError::Busy) }
+        if self.queue.waiting.load(Ordering::Relaxed) < self.queue.max {
+            Ok(())
+        } else {
+            Err(StoreError::Busy)
+        }
     }
 
-    /// Runs `query` on a read-only connection, on the caller's thread. It is refused once the file is known to be damaged: what
-    /// came of the answer could not be recorded.
-    pub fn read<T>(&self, query: impl FnOnce(&Connection) -> SqlResult<T>) -> Result<T, StoreError> {
+    /// Runs `query` on a read-only connection, on the caller's thread. It is refused once the file
+    /// is known to be damaged: what came of the answer could not be recorded.
+    pub fn read<T>(
+        &self,
+        query: impl FnOnce(&Connection) -> SqlResult<T>,
+    ) -> Result<T, StoreError> {
         self.damage.ask()?;
         let result = query(&*self.pool.get()?);
         Ok(result.inspect_err(|error| self.damage.heed(error))?)
     }
 
-    /// Runs `query` on a reader's thread, which hands the result to `done`. Never waits. What a damaged file still has can be
-    /// looked up.
+    /// Runs `query` on a reader's thread, which hands the result to `done`. Never waits. What a
+    /// damaged file still has can be looked up.
     pub fn query<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Connection) -> SqlResult<T> + Send + 'static,
@@ -345,12 +392,19 @@ impl Beside {
     }
 
     /// Runs `query`.
-    pub fn read<T>(&self, query: impl FnOnce(&Connection) -> SqlResult<T>) -> Result<T, StoreError> {
+    pub fn read<T>(
+        &self,
+        query: impl FnOnce(&Connection) -> SqlResult<T>,
+    ) -> Result<T, StoreError> {
         Ok(query(&self.connection)?)
     }
 
-    /// Runs `work` in a transaction of its own. The writer of a running payrelay waits for it: it is to be short.
-    pub fn write<T>(&mut self, work: impl FnOnce(&Transaction<'_>) -> SqlResult<T>) -> Result<T, StoreError> {
+    /// Runs `work` in a transaction of its own. The writer of a running payrelay waits for it: it
+    /// is to be short.
+    pub fn write<T>(
+        &mut self,
+        work: impl FnOnce(&Transaction<'_>) -> SqlResult<T>,
+    ) -> Result<T, StoreError> {
         let tx = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
         let value = work(&tx)?;
         tx.commit()?;
@@ -360,7 +414,9 @@ impl Beside {
 
 /// Writes a page, and changes nothing. There and back: SQLite does not write what is there already.
 fn touch(tx: &Transaction<'_>) -> SqlResult<()> {
-    tx.execute_batch("UPDATE node SET created_at = created_at + 1; UPDATE node SET created_at = created_at - 1")
+    tx.execute_batch(
+        "UPDATE node SET created_at = created_at + 1; UPDATE node SET created_at = created_at - 1",
+    )
 }
 
 fn enqueue<T: Send + 'static>(
@@ -381,12 +437,17 @@ fn refused<T>(error: &crossbeam_channel::TrySendError<T>) -> StoreError {
 }
 
 impl Opened {
-    /// Starts the writer, the checkpointer and the readers. They are returned in the order in which they are to be stopped.
+    /// Starts the writer, the checkpointer and the readers. They are returned in the order in which
+    /// they are to be stopped.
     pub fn start(self, exits: &Sender<&'static str>) -> io::Result<(Store, Vec<Worker>)> {
         let mut workers = self.readers.spawn(exits)?;
         workers.push(Worker::spawn("disk", exits, |stop| self.watch.run(&stop))?);
-        workers.push(Worker::spawn("checkpointer", exits, |stop| self.checkpointer.run(&stop))?);
-        workers.push(Worker::spawn("writer", exits, |stop| self.writer.run(&stop))?);
+        workers.push(Worker::spawn("checkpointer", exits, |stop| {
+            self.checkpointer.run(&stop);
+        })?);
+        workers.push(Worker::spawn("writer", exits, |stop| {
+            self.writer.run(&stop);
+        })?);
         Ok((self.store, workers))
     }
 }
@@ -394,12 +455,15 @@ impl Opened {
 /// Read-only connections, all opened at the start: later there may be no descriptor left for one.
 fn pool(path: PathBuf, size: u32) -> Result<Pool, OpenError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let manager = SqliteConnectionManager::file(path).with_flags(flags).with_init(|connection| {
-        connection.busy_timeout(BUSY_TIMEOUT)?;
-        connection.set_prepared_statement_cache_capacity(STATEMENTS);
-        // 2 MiB of pages each (https://sqlite.org/pragma.html#pragma_cache_size): what is asked is recent.
-        connection.pragma_update(None, "cache_size", -2048)
-    });
+    let manager = SqliteConnectionManager::file(path)
+        .with_flags(flags)
+        .with_init(|connection| {
+            connection.busy_timeout(BUSY_TIMEOUT)?;
+            connection.set_prepared_statement_cache_capacity(STATEMENTS);
+            // 2 MiB of pages each (https://sqlite.org/pragma.html#pragma_cache_size): what is asked
+            // is recent.
+            connection.pragma_update(None, "cache_size", -2048)
+        });
     r2d2::Pool::builder()
         .max_size(size)
         .idle_timeout(None)
@@ -435,7 +499,12 @@ mod tests {
 
     fn settings(path: PathBuf, queue_max: usize) -> config::Database {
         let size = |number| NonZeroUsize::new(number).unwrap();
-        config::Database { path, queue_max: size(queue_max), readers: size(1), min_free_bytes: 0 }
+        config::Database {
+            path,
+            queue_max: size(queue_max),
+            readers: size(1),
+            min_free_bytes: 0,
+        }
     }
 
     #[test]
@@ -446,11 +515,18 @@ mod tests {
         let (answer, answered) = unbounded();
         let submit = |payments| {
             let answer = answer.clone();
-            store.submit(payments, |_| Ok(()), move |result| answer.send(result).unwrap())
+            store.submit(
+                payments,
+                |_| Ok(()),
+                move |result| answer.send(result).unwrap(),
+            )
         };
         submit(3).unwrap();
         submit(1000).unwrap();
-        assert!(matches!(submit(1), Err(StoreError::Busy)) && matches!(store.admit(), Err(StoreError::Busy)));
+        assert!(
+            matches!(submit(1), Err(StoreError::Busy))
+                && matches!(store.admit(), Err(StoreError::Busy))
+        );
         let (started, workers) = opened.start(&unbounded().0).unwrap();
         answered.recv().unwrap().unwrap();
         answered.recv().unwrap().unwrap();
@@ -458,24 +534,42 @@ mod tests {
         answered.recv().unwrap().unwrap();
         drop((store, started));
         for worker in workers {
-            worker.stop(Instant::now() + Duration::from_secs(10)).unwrap();
+            worker
+                .stop(Instant::now() + Duration::from_secs(10))
+                .unwrap();
         }
     }
 
     #[test]
     fn damage_that_a_read_meets_is_known_before_the_read_is_answered() {
         let dir = tempfile::tempdir().unwrap();
-        let (store, workers) =
-            Store::open(&settings(dir.path().join("a.db"), 4), None).unwrap().start(&unbounded().0).unwrap();
+        let (store, workers) = Store::open(&settings(dir.path().join("a.db"), 4), None)
+            .unwrap()
+            .start(&unbounded().0)
+            .unwrap();
         let (answer, answered) = unbounded();
         let beside = store.clone();
-        let damaged = |_: &Connection| Err::<(), _>(rusqlite::Error::SqliteFailure(Failure::new(SQLITE_CORRUPT), None));
-        store.query(damaged, move |read| answer.send((read, beside.admit())).unwrap()).unwrap();
+        let damaged = |_: &Connection| {
+            Err::<(), _>(rusqlite::Error::SqliteFailure(
+                Failure::new(SQLITE_CORRUPT),
+                None,
+            ))
+        };
+        store
+            .query(damaged, move |read| {
+                answer.send((read, beside.admit())).unwrap();
+            })
+            .unwrap();
         let answer = answered.recv().unwrap();
-        assert!(matches!(answer, (Err(StoreError::Damaged), Err(StoreError::Damaged))), "{answer:?}");
+        assert!(
+            matches!(answer, (Err(StoreError::Damaged), Err(StoreError::Damaged))),
+            "{answer:?}"
+        );
         drop(store);
         for worker in workers {
-            worker.stop(Instant::now() + Duration::from_secs(10)).unwrap();
+            worker
+                .stop(Instant::now() + Duration::from_secs(10))
+                .unwrap();
         }
     }
 
@@ -484,15 +578,31 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.db");
         let (exits, _exited) = unbounded();
-        let (store, workers) = Store::open(&settings(path, 2), None).unwrap().start(&exits).unwrap();
+        let (store, workers) = Store::open(&settings(path, 2), None)
+            .unwrap()
+            .start(&exits)
+            .unwrap();
         let (answer, answered) = unbounded();
-        store.submit(1, |tx| tx.execute("DELETE FROM node", []), move |result| answer.send(result).unwrap()).unwrap();
-        store.read(|connection| connection.query_row("SELECT count(*) FROM payment", [], |_| Ok(()))).unwrap();
+        store
+            .submit(
+                1,
+                |tx| tx.execute("DELETE FROM node", []),
+                move |result| answer.send(result).unwrap(),
+            )
+            .unwrap();
+        store
+            .read(|connection| connection.query_row("SELECT count(*) FROM payment", [], |_| Ok(())))
+            .unwrap();
         drop(store);
         for worker in workers {
-            worker.stop(Instant::now() + Duration::from_secs(10)).unwrap();
+            worker
+                .stop(Instant::now() + Duration::from_secs(10))
+                .unwrap();
         }
         assert_eq!(answered.try_recv().unwrap().unwrap(), 1);
-        assert!(!dir.path().join("a.db-wal").exists(), "the log was not folded into the file");
+        assert!(
+            !dir.path().join("a.db-wal").exists(),
+            "the log was not folded into the file"
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! The outbox: a row an event, INIT until the publisher has it, PUBLISHED afterwards.
 //!
-//! Ids are commit order: there is one writer. The relay reads and marks; nothing here deletes but [`purge`].
+//! Ids are commit order: there is one writer. The relay reads and marks; nothing here deletes but
+//! [`purge`].
 
 use std::sync::Arc;
 
@@ -35,7 +36,11 @@ pub(super) fn insert(
 }
 
 /// The oldest unpublished events with a larger id than `after`, in commit order.
-pub fn unpublished(connection: &Connection, after: i64, limit: usize) -> rusqlite::Result<Vec<Event>> {
+pub fn unpublished(
+    connection: &Connection,
+    after: i64,
+    limit: usize,
+) -> rusqlite::Result<Vec<Event>> {
     connection
         .prepare_cached(
             "SELECT id, payment_id, user_id, type, created_at, traceparent, tracestate FROM outbox \
@@ -50,7 +55,10 @@ pub fn unpublished(connection: &Connection, after: i64, limit: usize) -> rusqlit
                 kind: Kind::parse(&kind).ok_or_else(|| unknown(3, &kind))?,
                 created_at: Timestamp::from_micros(row.get(4)?),
                 trace: match row.get(5)? {
-                    Some(parent) => Some(TraceContext { parent, state: row.get(6)? }),
+                    Some(parent) => Some(TraceContext {
+                        parent,
+                        state: row.get(6)?,
+                    }),
                     None => None,
                 },
             })
@@ -65,41 +73,61 @@ pub(super) fn is_of(connection: &Connection, notice: Notice) -> rusqlite::Result
         .query_row([notice.outbox_id], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
     let same = |(payment_id, created_at)| {
-        payment_id == notice.payment_id && notice.created_at.is_none_or(|time| time.as_micros() == created_at)
+        payment_id == notice.payment_id
+            && notice
+                .created_at
+                .is_none_or(|time| time.as_micros() == created_at)
     };
     Ok(found.map(same))
 }
 
 /// Whether an event has had this id, or may not have it any more.
 pub(super) fn is_given(connection: &Connection, outbox_id: i64) -> rusqlite::Result<bool> {
-    connection.prepare_cached("SELECT 1 FROM sqlite_sequence WHERE name = 'outbox' AND seq >= ?1")?.exists([outbox_id])
+    connection
+        .prepare_cached("SELECT 1 FROM sqlite_sequence WHERE name = 'outbox' AND seq >= ?1")?
+        .exists([outbox_id])
 }
 
 /// Events that are on no topic, and have no delivery: nothing knows their ids but this database.
-const UNPUBLISHED: &str =
-    "status IN ('INIT', 'REJECTED') AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.outbox_id = outbox.id)";
+const UNPUBLISHED: &str = "status IN ('INIT', 'REJECTED') AND NOT EXISTS (SELECT 1 \
+    FROM delivery d WHERE d.outbox_id = outbox.id)";
 
 /// Whether an event is on no topic, and has no delivery.
 pub(super) fn is_unpublished(connection: &Connection, outbox_id: i64) -> rusqlite::Result<bool> {
-    connection.prepare_cached(&format!("SELECT 1 FROM outbox WHERE id = ?1 AND {UNPUBLISHED}"))?.exists([outbox_id])
+    connection
+        .prepare_cached(&format!(
+            "SELECT 1 FROM outbox WHERE id = ?1 AND {UNPUBLISHED}"
+        ))?
+        .exists([outbox_id])
 }
 
-/// Gives unpublished events new ids, in their order, from `first` on: the topic has their ids already, under other payments.
-/// [`reconcile`](super::topic::reconcile) has moved the sequence past every id of the topic. Returns how many.
+/// Gives unpublished events new ids, in their order, from `first` on: the topic has their ids
+/// already, under other payments. [`reconcile`](super::topic::reconcile) has moved the sequence
+/// past every id of the topic. Returns how many.
 pub fn renumber(tx: &Transaction<'_>, first: i64) -> rusqlite::Result<usize> {
     let ids: Vec<i64> = tx
-        .prepare_cached(&format!("SELECT id FROM outbox WHERE id >= ?1 AND {UNPUBLISHED} ORDER BY id"))?
+        .prepare_cached(&format!(
+            "SELECT id FROM outbox WHERE id >= ?1 AND {UNPUBLISHED} ORDER BY id"
+        ))?
         .query_map([first], |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
-    let mut last: i64 = tx.query_row("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'", [], |row| row.get(0))?;
+    let mut last: i64 = tx.query_row(
+        "SELECT seq FROM sqlite_sequence WHERE name = 'outbox'",
+        [],
+        |row| row.get(0),
+    )?;
     let mut event = tx.prepare_cached("UPDATE outbox SET id = ?2 WHERE id = ?1")?;
-    let mut letter = tx.prepare_cached("UPDATE dead_letter SET outbox_id = ?2 WHERE outbox_id = ?1")?;
+    let mut letter =
+        tx.prepare_cached("UPDATE dead_letter SET outbox_id = ?2 WHERE outbox_id = ?1")?;
     for id in &ids {
         last += 1;
         event.execute((id, last))?;
         letter.execute((id, last))?;
     }
-    tx.execute("UPDATE sqlite_sequence SET seq = ?1 WHERE name = 'outbox'", [last])?;
+    tx.execute(
+        "UPDATE sqlite_sequence SET seq = ?1 WHERE name = 'outbox'",
+        [last],
+    )?;
     Ok(ids.len())
 }
 
@@ -129,16 +157,29 @@ pub struct Receipt {
 }
 
 /// Marks events PUBLISHED, or sets them aside. Marking one again changes nothing.
-pub fn mark_published(tx: &Transaction<'_>, receipts: &[Receipt], now: Timestamp) -> rusqlite::Result<()> {
-    receipts.iter().try_for_each(|receipt| mark(tx, receipt, now).map(drop))?;
-    if receipts.iter().any(|receipt| receipt.place == Place::Delivery) {
+pub fn mark_published(
+    tx: &Transaction<'_>,
+    receipts: &[Receipt],
+    now: Timestamp,
+) -> rusqlite::Result<()> {
+    receipts
+        .iter()
+        .try_for_each(|receipt| mark(tx, receipt, now).map(drop))?;
+    if receipts
+        .iter()
+        .any(|receipt| receipt.place == Place::Delivery)
+    {
         unconsumed::advance(tx, 2 * receipts.len())?;
     }
     Ok(())
 }
 
 /// Tells how many events it has marked: none, if this one was.
-pub(super) fn mark(tx: &Transaction<'_>, receipt: &Receipt, now: Timestamp) -> rusqlite::Result<usize> {
+pub(super) fn mark(
+    tx: &Transaction<'_>,
+    receipt: &Receipt,
+    now: Timestamp,
+) -> rusqlite::Result<usize> {
     let (partition, offset) = match &receipt.place {
         Place::Topic { partition, offset } => (Some(*partition), *offset),
         Place::Delivery => {
@@ -148,16 +189,25 @@ pub(super) fn mark(tx: &Transaction<'_>, receipt: &Receipt, now: Timestamp) -> r
         Place::Rejected(reason) => return reject(tx, receipt.outbox_id, reason, now),
     };
     tx.prepare_cached(
-        "UPDATE outbox SET status = 'PUBLISHED', rejection = NULL, published_at = ?2, \"partition\" = ?3, \"offset\" = ?4 \
-         WHERE id = ?1 AND status <> 'PUBLISHED'",
+        "UPDATE outbox SET status = 'PUBLISHED', rejection = NULL, published_at = ?2, \
+            \"partition\" = ?3, \"offset\" = ?4 WHERE id = ?1 AND status <> 'PUBLISHED'",
     )?
     .execute((receipt.outbox_id, now.as_micros(), partition, offset))
 }
 
-/// Sets an event aside that cannot be published as it is, so that the others go on: a dead letter, for a person to see.
-fn reject(tx: &Transaction<'_>, outbox_id: i64, reason: &str, now: Timestamp) -> rusqlite::Result<usize> {
+/// Sets an event aside that cannot be published as it is, so that the others go on: a dead letter,
+/// for a person to see.
+fn reject(
+    tx: &Transaction<'_>,
+    outbox_id: i64,
+    reason: &str,
+    now: Timestamp,
+) -> rusqlite::Result<usize> {
     let rejected = tx
-        .prepare_cached("UPDATE outbox SET status = 'REJECTED', rejection = ?2 WHERE id = ?1 AND status = 'INIT'")?
+        .prepare_cached(
+            "UPDATE outbox SET status = 'REJECTED', rejection = ?2 WHERE id = ?1 \
+            AND status = 'INIT'",
+        )?
         .execute((outbox_id, reason))?;
     if rejected > 0 {
         dead_letter::insert_event(tx, outbox_id, reason, now)?;
@@ -167,7 +217,8 @@ fn reject(tx: &Transaction<'_>, outbox_id: i64, reason: &str, now: Timestamp) ->
 
 /// Has an event published that was set aside; false if it was not.
 pub(super) fn send_again(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<bool> {
-    let sql = "UPDATE outbox SET status = 'INIT', rejection = NULL WHERE id = ?1 AND status = 'REJECTED'";
+    let sql =
+        "UPDATE outbox SET status = 'INIT', rejection = NULL WHERE id = ?1 AND status = 'REJECTED'";
     let sent_again = tx.prepare_cached(sql)?.execute([outbox_id])? > 0;
     if sent_again {
         unconsumed::reopen(tx, outbox_id)?;
@@ -194,11 +245,14 @@ pub struct EventState {
     pub offset: Option<i64>,
 }
 
-pub(super) fn of_payment(connection: &Connection, payment_id: i64) -> rusqlite::Result<Option<EventState>> {
+pub(super) fn of_payment(
+    connection: &Connection,
+    payment_id: i64,
+) -> rusqlite::Result<Option<EventState>> {
     connection
         .prepare_cached(
-            "SELECT id, status, created_at, published_at, \"partition\", \"offset\", rejection FROM outbox \
-             WHERE payment_id = ?1",
+            "SELECT id, status, created_at, published_at, \"partition\", \"offset\", rejection \
+                FROM outbox WHERE payment_id = ?1",
         )?
         .query_row([payment_id], |row| {
             Ok(EventState {
@@ -214,8 +268,8 @@ pub(super) fn of_payment(connection: &Connection, payment_id: i64) -> rusqlite::
         .optional()
 }
 
-/// Deletes at most `limit` events, with their deliveries, that were published and delivered before `cutoff`; tells
-/// how many, and counts them. What is unfinished stays, however old.
+/// Deletes at most `limit` events, with their deliveries, that were published and delivered before
+/// `cutoff`; tells how many, and counts them. What is unfinished stays, however old.
 pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, limit: usize) -> rusqlite::Result<usize> {
     let ids: Vec<i64> = tx
         .prepare_cached(
@@ -233,7 +287,8 @@ pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, limit: usize) -> rusqlite:
         outbox.execute([id])?;
     }
     if !ids.is_empty() {
-        tx.prepare_cached("UPDATE node SET events_purged = events_purged + ?1")?.execute([sql_limit(ids.len())])?;
+        tx.prepare_cached("UPDATE node SET events_purged = events_purged + ?1")?
+            .execute([sql_limit(ids.len())])?;
     }
     Ok(ids.len())
 }
@@ -244,46 +299,84 @@ mod tests {
     use crate::store::schema;
     use rusqlite::TransactionBehavior;
 
-    /// Events with these statuses and deliveries (`+`), by payment; what `renumber` from an id on makes of their ids.
+    /// Events with these statuses and deliveries (`+`), by payment; what `renumber` from an id on
+    /// makes of their ids.
     fn renumbered(events: &[&str], first: i64) -> Vec<i64> {
         let dir = tempfile::tempdir().unwrap();
         let (mut connection, _) = schema::open(&dir.path().join("a.db"), None).unwrap();
         let tx = Transaction::new(&mut connection, TransactionBehavior::Immediate).unwrap();
         for (id, event) in (1_i64..).zip(events) {
-            tx.execute("INSERT INTO payment VALUES (?1, 1, ?1, 1, 'KRW', 'COMPLETED', NULL, ?1)", [id]).unwrap();
+            tx.execute(
+                "INSERT INTO payment VALUES (?1, 1, ?1, 1, 'KRW', 'COMPLETED', NULL, ?1)",
+                [id],
+            )
+            .unwrap();
             insert(&tx, id, 1, Kind::Completed, None, Timestamp::now()).unwrap();
             if event.starts_with("REJECTED") {
                 reject(&tx, id, "no", Timestamp::now()).unwrap();
             }
             if event.starts_with("PUBLISHED") {
-                let place = Place::Topic { partition: 0, offset: Some(id) };
-                mark(&tx, &Receipt { outbox_id: id, place }, Timestamp::now()).unwrap();
+                let place = Place::Topic {
+                    partition: 0,
+                    offset: Some(id),
+                };
+                mark(
+                    &tx,
+                    &Receipt {
+                        outbox_id: id,
+                        place,
+                    },
+                    Timestamp::now(),
+                )
+                .unwrap();
             }
             if event.ends_with('+') {
                 delivery::insert(&tx, id, Timestamp::now()).unwrap();
             }
         }
-        tx.execute("UPDATE sqlite_sequence SET seq = 100 WHERE name = 'outbox'", []).unwrap();
+        tx.execute(
+            "UPDATE sqlite_sequence SET seq = 100 WHERE name = 'outbox'",
+            [],
+        )
+        .unwrap();
         let count = renumber(&tx, first).unwrap();
-        let ids: Vec<i64> = (tx.prepare("SELECT id FROM outbox ORDER BY payment_id").unwrap())
-            .query_map([], |row| row.get(0))
-            .unwrap()
-            .collect::<rusqlite::Result<_>>()
-            .unwrap();
+        let ids: Vec<i64> = (tx
+            .prepare("SELECT id FROM outbox ORDER BY payment_id")
+            .unwrap())
+        .query_map([], |row| row.get(0))
+        .unwrap()
+        .collect::<rusqlite::Result<_>>()
+        .unwrap();
         assert_eq!(ids.iter().filter(|id| **id > 100).count(), count);
-        let letters =
-            "SELECT count(*) FROM dead_letter l JOIN outbox o ON o.id = l.outbox_id WHERE o.status = 'REJECTED'";
-        let rejected = sql_limit(events.iter().filter(|event| event.starts_with("REJECTED")).count());
-        assert_eq!(tx.query_row(letters, [], |row| row.get::<_, i64>(0)).unwrap(), rejected, "each keeps its letter");
+        let letters = "SELECT count(*) FROM dead_letter l JOIN outbox o ON o.id = l.outbox_id \
+            WHERE o.status = 'REJECTED'";
+        let rejected = sql_limit(
+            events
+                .iter()
+                .filter(|event| event.starts_with("REJECTED"))
+                .count(),
+        );
+        assert_eq!(
+            tx.query_row(letters, [], |row| row.get::<_, i64>(0))
+                .unwrap(),
+            rejected,
+            "each keeps its letter"
+        );
         // The next payment's event comes behind them.
         insert_next(&tx);
-        let next: i64 = tx.query_row("SELECT max(id) FROM outbox", [], |row| row.get(0)).unwrap();
+        let next: i64 = tx
+            .query_row("SELECT max(id) FROM outbox", [], |row| row.get(0))
+            .unwrap();
         assert_eq!(next, 101 + sql_limit(count));
         ids
     }
 
     fn insert_next(tx: &Transaction<'_>) {
-        tx.execute("INSERT INTO payment VALUES (1000, 1, 1000, 1, 'KRW', 'COMPLETED', NULL, 1)", []).unwrap();
+        tx.execute(
+            "INSERT INTO payment VALUES (1000, 1, 1000, 1, 'KRW', 'COMPLETED', NULL, 1)",
+            [],
+        )
+        .unwrap();
         insert(tx, 1000, 1, Kind::Completed, None, Timestamp::now()).unwrap();
     }
 
@@ -291,7 +384,10 @@ mod tests {
     fn unpublished_events_get_new_ids_in_their_order() {
         assert_eq!(renumbered(&["INIT", "INIT", "INIT"], 1), [101, 102, 103]);
         assert_eq!(renumbered(&["INIT", "INIT", "INIT"], 2), [1, 101, 102]);
-        assert_eq!(renumbered(&["PUBLISHED+", "INIT", "PUBLISHED", "REJECTED", "INIT"], 1), [1, 101, 3, 102, 103]);
+        assert_eq!(
+            renumbered(&["PUBLISHED+", "INIT", "PUBLISHED", "REJECTED", "INIT"], 1),
+            [1, 101, 3, 102, 103]
+        );
         // One that was discarded, or came before its mark, has a delivery under its id.
         assert_eq!(renumbered(&["REJECTED+", "INIT+", "INIT"], 1), [1, 2, 101]);
         assert_eq!(renumbered(&["INIT"], 2), [1]);

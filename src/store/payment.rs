@@ -13,8 +13,9 @@ use crate::payment::{NewPayment, Payment, Reservation, Status};
 /// Why a COMPLETED payment cannot be: the reservation already has one.
 const ALREADY_PAID: &str = "already paid";
 
-/// Executes a request: for each reservation a payment, COMPLETED or else FAILED, its history and its event. All of
-/// it is stored or, if this fails, nothing; a FAILED payment is no failure of the request.
+/// Executes a request: for each reservation a payment, COMPLETED or else FAILED, its history and
+/// its event. All of it is stored or, if this fails, nothing; a FAILED payment is no failure of the
+/// request.
 pub fn execute(
     tx: &Transaction<'_>,
     new: &NewPayment,
@@ -27,10 +28,18 @@ pub fn execute(
     for reservation in &new.reservations {
         let payment = pay(tx, new.user_id, reservation, currency, now)?;
         tx.prepare_cached(
-            "INSERT INTO payment_history (payment_id, user_id, previous_id, recorded_at) VALUES (?1, ?2, ?3, ?4)",
+            "INSERT INTO payment_history (payment_id, user_id, previous_id, recorded_at) \
+                VALUES (?1, ?2, ?3, ?4)",
         )?
         .execute((payment.id, payment.user_id, previous, now.as_micros()))?;
-        outbox::insert(tx, payment.id, payment.user_id, Kind::from(payment.status), trace, now)?;
+        outbox::insert(
+            tx,
+            payment.id,
+            payment.user_id,
+            Kind::from(payment.status),
+            trace,
+            now,
+        )?;
         previous = Some(payment.id);
         payments.push(payment);
     }
@@ -81,7 +90,9 @@ fn pay(
 /// The payment that has paid a reservation.
 fn paid_by(connection: &Connection, reservation_id: i64) -> SqlResult<Option<i64>> {
     connection
-        .prepare_cached("SELECT id FROM payment WHERE reservation_id = ?1 AND status = 'COMPLETED'")?
+        .prepare_cached(
+            "SELECT id FROM payment WHERE reservation_id = ?1 AND status = 'COMPLETED'",
+        )?
         .query_row([reservation_id], |row| row.get(0))
         .optional()
 }
@@ -100,8 +111,8 @@ pub fn of_reservation(connection: &Connection, reservation_id: i64) -> SqlResult
 fn insert(tx: &Transaction<'_>, payment: &Payment) -> SqlResult<bool> {
     let inserted = tx
         .prepare_cached(
-            "INSERT INTO payment (user_id, reservation_id, amount, currency, status, failure, executed_at) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT INTO payment (user_id, reservation_id, amount, currency, status, failure, \
+                executed_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         )?
         .execute((
             payment.user_id,
@@ -114,7 +125,11 @@ fn insert(tx: &Transaction<'_>, payment: &Payment) -> SqlResult<bool> {
         ));
     match inserted {
         Ok(_) => Ok(true),
-        Err(rusqlite::Error::SqliteFailure(error, _)) if error.extended_code == SQLITE_CONSTRAINT_UNIQUE => Ok(false),
+        Err(rusqlite::Error::SqliteFailure(error, _))
+            if error.extended_code == SQLITE_CONSTRAINT_UNIQUE =>
+        {
+            Ok(false)
+        }
         Err(error) => Err(error),
     }
 }
@@ -126,7 +141,8 @@ pub struct Way {
     pub payment: Payment,
     /// Its event; `None` once it was purged, long after it was delivered.
     pub event: Option<EventState>,
-    /// What became of telling it; `None` until its event has arrived at the delivery table, or once it was purged.
+    /// What became of telling it; `None` until its event has arrived at the delivery table, or once
+    /// it was purged.
     pub notification: Option<Notification>,
 }
 
@@ -136,17 +152,23 @@ pub fn find(connection: &Connection, id: i64) -> SqlResult<Option<Way>> {
         .prepare_cached(&format!("SELECT {COLUMNS} FROM payment p WHERE p.id = ?1"))?
         .query_row([id], read)
         .optional()?;
-    let Some(payment) = payment else { return Ok(None) };
+    let Some(payment) = payment else {
+        return Ok(None);
+    };
     let event = outbox::of_payment(connection, id)?;
     let notification = match &event {
         Some(event) => delivery::find(connection, event.outbox_id)?,
         None => None,
     };
-    Ok(Some(Way { payment, event, notification }))
+    Ok(Some(Way {
+        payment,
+        event,
+        notification,
+    }))
 }
 
-/// A user's payments, newest first: at most `limit`, from the one before payment `before`, or from the newest. `None` if
-/// `before` is not a payment of this user.
+/// A user's payments, newest first: at most `limit`, from the one before payment `before`, or from
+/// the newest. `None` if `before` is not a payment of this user.
 pub fn history(
     connection: &Connection,
     user_id: i64,
@@ -154,11 +176,15 @@ pub fn history(
     limit: usize,
 ) -> SqlResult<Option<Vec<Payment>>> {
     let mut step = connection.prepare_cached(&format!(
-        "SELECT {COLUMNS}, h.previous_id FROM payment_history h JOIN payment p ON p.id = h.payment_id \
-         WHERE h.payment_id = ?1 AND h.user_id = ?2"
+        "SELECT {COLUMNS}, h.previous_id FROM payment_history h \
+            JOIN payment p ON p.id = h.payment_id WHERE h.payment_id = ?1 AND h.user_id = ?2"
     ))?;
-    let mut at =
-        |id| step.query_row((id, user_id), |row| Ok((read(row)?, row.get::<_, Option<i64>>(COLUMN_COUNT)?))).optional();
+    let mut at = |id| {
+        step.query_row((id, user_id), |row| {
+            Ok((read(row)?, row.get::<_, Option<i64>>(COLUMN_COUNT)?))
+        })
+        .optional()
+    };
     let mut next = match before {
         None => last_payment(connection, user_id)?,
         Some(before) => match at(before)? {
@@ -168,7 +194,9 @@ pub fn history(
     };
     let mut payments = Vec::new();
     while let Some(id) = next.filter(|_| payments.len() < limit) {
-        let Some((payment, previous)) = at(id)? else { break };
+        let Some((payment, previous)) = at(id)? else {
+            break;
+        };
         payments.push(payment);
         next = previous;
     }
@@ -178,8 +206,8 @@ pub fn history(
 /// What [`read`] expects, from a table called `p`.
 /// A FAILED payment names the one that has paid its reservation, by the index `payment_paid`.
 pub(super) const COLUMNS: &str = "p.id, p.user_id, p.reservation_id, p.amount, p.currency, p.status, p.failure, p.executed_at, \
-     CASE WHEN p.status = 'FAILED' THEN (SELECT paid.id FROM payment paid \
-     WHERE paid.reservation_id = p.reservation_id AND paid.status = 'COMPLETED') END";
+    CASE WHEN p.status = 'FAILED' THEN (SELECT paid.id FROM payment paid \
+    WHERE paid.reservation_id = p.reservation_id AND paid.status = 'COMPLETED') END";
 
 /// How many columns [`COLUMNS`] are.
 pub(super) const COLUMN_COUNT: usize = 9;
@@ -202,7 +230,11 @@ pub(super) fn read(row: &Row<'_>) -> SqlResult<Payment> {
 
 /// A stored word that this version does not know.
 pub(super) fn unknown(column: usize, word: &str) -> rusqlite::Error {
-    rusqlite::Error::FromSqlConversionFailure(column, Type::Text, format!("unknown word {word:?}").into())
+    rusqlite::Error::FromSqlConversionFailure(
+        column,
+        Type::Text,
+        format!("unknown word {word:?}").into(),
+    )
 }
 
 pub(super) const fn status_text(status: Status) -> &'static str {
@@ -213,5 +245,7 @@ pub(super) const fn status_text(status: Status) -> &'static str {
 }
 
 fn parse_status(text: &str) -> Option<Status> {
-    [Status::Completed, Status::Failed].into_iter().find(|status| status_text(*status) == text)
+    [Status::Completed, Status::Failed]
+        .into_iter()
+        .find(|status| status_text(*status) == text)
 }

@@ -16,7 +16,8 @@ use super::idempotency::{Keyed, Once};
 use super::outbox::{Place, Receipt};
 use super::topic::{self, ConsumeBatch, Found, Reached, Reconciled, Topic};
 use super::{
-    channel, dead_letter, delivery, idempotency, outbox, payment, relay_action, route, schema, unconsumed, visibility,
+    channel, dead_letter, delivery, idempotency, outbox, payment, relay_action, route, schema,
+    unconsumed, visibility,
 };
 use crate::clock::Timestamp;
 use crate::event::{NodeId, Notice};
@@ -26,15 +27,19 @@ thread_local! {
     static SEEN: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "rusqlite asks for a function of this type")]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "rusqlite asks for a function of this type"
+)]
 fn take_down(event: TraceEvent<'_>) {
     if let TraceEvent::Stmt(_, sql) = event {
         SEEN.with_borrow_mut(|seen| seen.insert(sql.to_owned()));
     }
 }
 
-/// What may be walked: indexes that hold only what waits, of which a page is asked for; the routes, the channels and the
-/// partitions, which are a handful; the node, which is one row; and SQLite's own table with a row for each AUTOINCREMENT.
+/// What may be walked: indexes that hold only what waits, of which a page is asked for; the routes,
+/// the channels and the partitions, which are a handful; the node, which is one row; and SQLite's
+/// own table with a row for each AUTOINCREMENT.
 const SMALL: [&str; 14] = [
     "outbox_init",
     "delivery_waiting",
@@ -67,25 +72,83 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     let now = Timestamp::from_micros(1000);
     let node = NodeId::parse("n").unwrap();
     let tx = Transaction::new(connection, TransactionBehavior::Immediate)?;
-    let new = NewPayment { user_id: 1, reservations: vec![Reservation { reservation_id: 1, seat_price: 1 }] };
+    let new = NewPayment {
+        user_id: 1,
+        reservations: vec![Reservation {
+            reservation_id: 1,
+            seat_price: 1,
+        }],
+    };
     payment::execute(&tx, &new, "KRW", None, now)?;
     let pay = |key: &str| {
-        let keyed = Keyed { client: String::new(), key: key.to_owned(), body_hash: [0; 32] };
-        idempotency::once(&tx, &keyed, 1, Duration::from_millis(1), || payment::execute(&tx, &new, "KRW", None, now))
+        let keyed = Keyed {
+            client: String::new(),
+            key: key.to_owned(),
+            body_hash: [0; 32],
+        };
+        idempotency::once(&tx, &keyed, 1, Duration::from_millis(1), || {
+            payment::execute(&tx, &new, "KRW", None, now)
+        })
     };
-    assert!(matches!((pay("first")?, pay("first")?), (Once::Executed(first), Once::Replayed(again)) if first == again));
+    assert!(
+        matches!((pay("first")?, pay("first")?), (Once::Executed(first), Once::Replayed(again)) if first == again)
+    );
     assert!(payment::of_reservation(&tx, 1)?.is_some());
     assert_eq!(outbox::unpublished(&tx, 0, 10)?.len(), 2);
-    let place = Place::Topic { partition: 0, offset: Some(0) };
-    let receipts = [Receipt { outbox_id: 1, place }, Receipt { outbox_id: 2, place: Place::Delivery }];
+    let place = Place::Topic {
+        partition: 0,
+        offset: Some(0),
+    };
+    let receipts = [
+        Receipt {
+            outbox_id: 1,
+            place,
+        },
+        Receipt {
+            outbox_id: 2,
+            place: Place::Delivery,
+        },
+    ];
     outbox::mark_published(&tx, &receipts, now)?;
-    delivery::accept(&tx, Notice { outbox_id: 1, payment_id: 1, created_at: Some(now) }, now)?;
-    delivery::accept(&tx, Notice { outbox_id: 9, payment_id: 9, created_at: Some(now) }, now)?;
-    let topic = Topic { name: "t".into(), id: [0; 16] };
-    let found =
-        Found { notice: Notice { outbox_id: 1, payment_id: 1, created_at: Some(now) }, partition: 0, offset: 0 };
-    let reached = Reached { topic: topic.clone(), offsets: [(0, 1)].into() };
-    assert_eq!(topic::reconcile(&tx, &[found], &reached, now)?, Reconciled::default());
+    delivery::accept(
+        &tx,
+        Notice {
+            outbox_id: 1,
+            payment_id: 1,
+            created_at: Some(now),
+        },
+        now,
+    )?;
+    delivery::accept(
+        &tx,
+        Notice {
+            outbox_id: 9,
+            payment_id: 9,
+            created_at: Some(now),
+        },
+        now,
+    )?;
+    let topic = Topic {
+        name: "t".into(),
+        id: [0; 16],
+    };
+    let found = Found {
+        notice: Notice {
+            outbox_id: 1,
+            payment_id: 1,
+            created_at: Some(now),
+        },
+        partition: 0,
+        offset: 0,
+    };
+    let reached = Reached {
+        topic: topic.clone(),
+        offsets: [(0, 1)].into(),
+    };
+    assert_eq!(
+        topic::reconcile(&tx, &[found], &reached, now)?,
+        Reconciled::default()
+    );
     look_at_what_is_visible(&tx, &topic, &receipts)?;
     let mut batch = ConsumeBatch::begin(&tx, &topic)?;
     batch.add(0, 3, Some((2, Arrival::Accepted)));
@@ -95,7 +158,13 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     assert_eq!(topic::of_name(&tx, "t")?[0].consumed_to, Some(5));
     assert!(delivery::more_than(&tx, "default", 1)?);
     assert_eq!(delivery::waiting(&tx, "default", 10)?.len(), 2);
-    assert_eq!(BacklogCounter::new(&["default".to_owned()]).count(&tx)?.undelivered().count, 2);
+    assert_eq!(
+        BacklogCounter::new(&["default".to_owned()])
+            .count(&tx)?
+            .undelivered()
+            .count,
+        2
+    );
     assert!(!unconsumed::is_behind(&tx)?);
     assert_eq!(unconsumed::count(&tx)?.count, 0);
     assert_eq!(unconsumed::backfill(&tx, Some(&topic), &[1], now)?, 0);
@@ -105,7 +174,13 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     assert_eq!(delivery::begin_sending(&tx, "default", 0, 10)?.len(), 2);
     assert_eq!(settle(Outcome::Unknown("no".to_owned()))?, 2);
     let asked = channel::ask(&tx, "default", &channel::Action::Resume, "test", now)?;
-    assert_eq!((channel::last_action(&tx)?, channel::next_action(&tx, "default", asked)?), (asked, None));
+    assert_eq!(
+        (
+            channel::last_action(&tx)?,
+            channel::next_action(&tx, "default", asked)?
+        ),
+        (asked, None)
+    );
     channel::finish(&tx, asked, "resumed")?;
     delivery::bury(&tx, 2, Some("poison"), now)?;
     let order = Order {
@@ -117,10 +192,19 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
         now,
     };
     assert_eq!(dead_letter::act(&tx, order)?.len(), 1);
-    assert_eq!((dead_letter::list(&tx, true, 0, 9)?.len(), dead_letter::list(&tx, false, 0, 9)?.len()), (0, 1));
+    assert_eq!(
+        (
+            dead_letter::list(&tx, true, 0, 9)?.len(),
+            dead_letter::list(&tx, false, 0, 9)?.len()
+        ),
+        (0, 1)
+    );
     delivery::mark_delivered(&tx, &[1, 2], Carrier::Single, now)?;
     assert!(payment::find(&tx, 1)?.is_some());
-    assert_eq!(payment::history(&tx, 1, Some(2), 10)?.map(|page| page.len()), Some(1));
+    assert_eq!(
+        payment::history(&tx, 1, Some(2), 10)?.map(|page| page.len()),
+        Some(1)
+    );
     assert_eq!(outbox::purge(&tx, Timestamp::from_micros(2000), 10)?, 2);
     assert!(matches!(pay("second")?, Once::Executed(_)));
     assert_eq!(idempotency::purge(&tx, Duration::from_millis(2), 1, 10)?, 1);
@@ -134,7 +218,11 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     tx.commit()
 }
 
-fn look_at_what_is_visible(tx: &Transaction<'_>, topic: &Topic, receipts: &[Receipt]) -> rusqlite::Result<()> {
+fn look_at_what_is_visible(
+    tx: &Transaction<'_>,
+    topic: &Topic,
+    receipts: &[Receipt],
+) -> rusqlite::Result<()> {
     visibility::note(tx, topic, receipts)?;
     assert!(visibility::is_any_unseen(tx)?);
     let noted = visibility::unseen(tx, topic)?;
@@ -159,9 +247,15 @@ fn no_hot_statement_scans_or_sorts() {
     assert!(statements.len() > 20, "{statements:#?}");
     let mut uses_payment_paid = false;
     for sql in statements {
-        let mut explain = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let mut explain = connection
+            .prepare(&format!("EXPLAIN QUERY PLAN {sql}"))
+            .unwrap();
         let parameters = explain.parameter_count();
-        let steps = explain.query_map(rusqlite::params_from_iter(vec![1_i64; parameters]), |row| row.get(3)).unwrap();
+        let steps = explain
+            .query_map(rusqlite::params_from_iter(vec![1_i64; parameters]), |row| {
+                row.get(3)
+            })
+            .unwrap();
         for step in steps {
             let step: String = step.unwrap();
             assert!(is_fast(&step), "{sql}\n  {step}");
@@ -173,7 +267,11 @@ fn no_hot_statement_scans_or_sorts() {
 
 #[test]
 fn what_is_slow_is_told() {
-    for step in ["SCAN outbox", "SCAN d USING INDEX delivery_delivered", "USE TEMP B-TREE FOR ORDER BY"] {
+    for step in [
+        "SCAN outbox",
+        "SCAN d USING INDEX delivery_delivered",
+        "USE TEMP B-TREE FOR ORDER BY",
+    ] {
         assert!(!is_fast(step), "{step}");
     }
     assert!(is_fast("SCAN outbox USING COVERING INDEX outbox_init"));

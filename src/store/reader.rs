@@ -1,4 +1,5 @@
-//! The threads that answer reads for those who must not wait, each with a read-only connection while it works.
+//! The threads that answer reads for those who must not wait, each with a read-only connection
+//! while it works.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -10,9 +11,10 @@ use rusqlite::Connection;
 use super::{Pool, StoreError};
 use crate::worker::{Stop, Worker};
 
-/// A query together with who is to be told; it is told also when there is no connection for it. It returns what SQLite said, if
-/// that refused.
-pub(super) type Query = Box<dyn FnOnce(Result<&Connection, StoreError>) -> Option<rusqlite::Error> + Send>;
+/// A query together with who is to be told; it is told also when there is no connection for it. It
+/// returns what SQLite said, if that refused.
+pub(super) type Query =
+    Box<dyn FnOnce(Result<&Connection, StoreError>) -> Option<rusqlite::Error> + Send>;
 
 /// Many reads can fail in a row: a line tells of those of so long.
 const QUIET: Duration = Duration::from_secs(10);
@@ -25,7 +27,11 @@ pub(super) struct Readers {
 
 impl Readers {
     pub(super) fn new(count: NonZeroUsize, queries: Receiver<Query>, pool: Pool) -> Self {
-        Self { count, queries, pool }
+        Self {
+            count,
+            queries,
+            pool,
+        }
     }
 
     pub(super) fn spawn(self, exits: &Sender<&'static str>) -> io::Result<Vec<Worker>> {
@@ -52,7 +58,9 @@ fn run(queries: &Receiver<Query>, pool: &Pool, stop: &Stop) {
         let Some(error) = failure else { continue };
         failures += 1;
         if told_at.is_none_or(|at| at.elapsed() > QUIET) {
-            log::warn!("{failures} reads failed since the last such line, the last one because: {error}");
+            log::warn!(
+                "{failures} reads failed since the last such line, the last one because: {error}"
+            );
             (failures, told_at) = (0, Some(Instant::now()));
         }
     }

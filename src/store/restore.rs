@@ -1,8 +1,9 @@
-//! Puts a copy in the place of the database, or marks the database itself as one: then its next start gives no id again
-//! that the file which it replaces has given.
+//! Puts a copy in the place of the database, or marks the database itself as one: then its next
+//! start gives no id again that the file which it replaces has given.
 //!
-//! Any copy will do: our own backup, and one by rsync, a snapshot of the machine, or litestream. It is checked as a whole
-//! before anything is changed, and the files that it replaces are moved, not deleted.
+//! Any copy will do: our own backup, and one by rsync, a snapshot of the machine, or litestream. It
+//! is checked as a whole before anything is changed, and the files that it replaces are moved, not
+//! deleted.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -28,8 +29,8 @@ pub enum RestoreError {
     Same(PathBuf),
     /// Another node's payments are in the copy.
     #[error(
-        "the copy belongs to node {copy}, and this database to node {node}: restore a copy of this node, or move the \
-         database away and set node.id to {copy}"
+        "the copy belongs to node {copy}, and this database to node {node}: restore a copy of \
+            this node, or move the database away and set node.id to {copy}"
     )]
     OtherNode {
         /// Of the copy.
@@ -60,7 +61,11 @@ impl From<rusqlite::Error> for RestoreError {
 }
 
 fn show(findings: &[Seen]) -> String {
-    findings.iter().map(|seen| format!("{} {}", seen.count, seen.what)).collect::<Vec<_>>().join("; ")
+    findings
+        .iter()
+        .map(|seen| format!("{} {}", seen.count, seen.what))
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 /// What was done.
@@ -103,7 +108,11 @@ pub fn restore(request: &Request<'_>) -> Result<Restored, RestoreError> {
 fn adopt(database: &Path, request: &Request<'_>) -> Result<Restored, RestoreError> {
     let (node, payments) = check(database, request.node)?;
     mark(database, request, None)?;
-    Ok(Restored { node, payments, before: None })
+    Ok(Restored {
+        node,
+        payments,
+        before: None,
+    })
 }
 
 fn replace(copy: &Path, database: &Path, request: &Request<'_>) -> Result<Restored, RestoreError> {
@@ -114,10 +123,20 @@ fn replace(copy: &Path, database: &Path, request: &Request<'_>) -> Result<Restor
     let part = schema::beside(database, ".restore-part");
     let restored = prepare(copy, &part, current.as_ref(), request).and_then(|(node, payments)| {
         let before = move_away(database, request.now)?;
-        fs::rename(&part, database).map_err(|source| RestoreError::Io { path: database.into(), source })?;
+        fs::rename(&part, database).map_err(|source| RestoreError::Io {
+            path: database.into(),
+            source,
+        })?;
         let folder = database.parent().unwrap_or(Path::new("/"));
-        schema::sync_folder(folder).map_err(|source| RestoreError::Io { path: folder.into(), source })?;
-        Ok(Restored { node, payments, before })
+        schema::sync_folder(folder).map_err(|source| RestoreError::Io {
+            path: folder.into(),
+            source,
+        })?;
+        Ok(Restored {
+            node,
+            payments,
+            before,
+        })
     });
     // After a success there is nothing left under this name.
     for suffix in SUFFIXES {
@@ -147,16 +166,27 @@ fn prepare(
     let checked = check(part, node)?;
     mark(part, request, current.map(|current| current.given))?;
     let synced = File::open(part).and_then(|file| file.sync_all());
-    synced.map_err(|source| RestoreError::Io { path: part.into(), source })?;
+    synced.map_err(|source| RestoreError::Io {
+        path: part.into(),
+        source,
+    })?;
     Ok(checked)
 }
 
 fn copy_file(from: &Path, to: &Path) -> Result<(), RestoreError> {
-    let mut source = File::open(from).map_err(|source| RestoreError::Io { path: from.into(), source })?;
+    let mut source = File::open(from).map_err(|source| RestoreError::Io {
+        path: from.into(),
+        source,
+    })?;
     let mut options = File::options();
     options.write(true).create(true).truncate(true).mode(0o600);
-    let copied = options.open(to).and_then(|mut target| io::copy(&mut source, &mut target));
-    copied.map(drop).map_err(|source| RestoreError::Io { path: to.into(), source })
+    let copied = options
+        .open(to)
+        .and_then(|mut target| io::copy(&mut source, &mut target));
+    copied.map(drop).map_err(|source| RestoreError::Io {
+        path: to.into(),
+        source,
+    })
 }
 
 /// The file as a whole, and what must hold between its tables.
@@ -164,11 +194,17 @@ fn check(file: &Path, node: Option<&NodeId>) -> Result<(NodeId, i64), RestoreErr
     let checked = Audited::open(file)?;
     let copy = checked.node().clone();
     if let Some(node) = node.filter(|node| **node != copy) {
-        return Err(RestoreError::OtherNode { copy, node: node.clone() });
+        return Err(RestoreError::OtherNode {
+            copy,
+            node: node.clone(),
+        });
     }
     let mut checked = checked.check("", None, 3)?;
-    // A copy may be from the middle of an outage: its next start gives those events their deliveries.
-    checked.findings.retain(|finding| finding.kind != UNCONSUMED_KIND);
+    // A copy may be from the middle of an outage: its next start gives those events their
+    // deliveries.
+    checked
+        .findings
+        .retain(|finding| finding.kind != UNCONSUMED_KIND);
     if !checked.findings.is_empty() {
         return Err(RestoreError::Unsound(checked.findings));
     }
@@ -181,7 +217,8 @@ fn mark(file: &Path, request: &Request<'_>, given: Option<i64>) -> Result<(), Re
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.execute(
-        "UPDATE node SET backed_up_at = ifnull(backed_up_at, ?1), restored_by = ?2, given_before = ?3",
+        "UPDATE node \
+            SET backed_up_at = ifnull(backed_up_at, ?1), restored_by = ?2, given_before = ?3",
         (request.now.as_micros(), request.by, given),
     )?;
     // Folds the WAL into the file.
@@ -200,8 +237,14 @@ struct Current {
 fn current(database: &Path) -> Option<Current> {
     let (connection, node) = schema::open_to_read(database).ok()?;
     let sql = "SELECT max(seq) FROM sqlite_sequence";
-    let given: Option<i64> = connection.query_row(sql, [], |row| row.get(0)).optional().ok()??;
-    Some(Current { node, given: given.unwrap_or(0) })
+    let given: Option<i64> = connection
+        .query_row(sql, [], |row| row.get(0))
+        .optional()
+        .ok()??;
+    Some(Current {
+        node,
+        given: given.unwrap_or(0),
+    })
 }
 
 /// Moves the files of the database into a folder of their own.
@@ -210,14 +253,24 @@ fn move_away(database: &Path, now: Timestamp) -> Result<Option<PathBuf>, Restore
     if !files.iter().any(|file| file.exists()) {
         return Ok(None);
     }
-    let time: String = now.to_string().chars().filter(char::is_ascii_alphanumeric).collect();
+    let time: String = now
+        .to_string()
+        .chars()
+        .filter(char::is_ascii_alphanumeric)
+        .collect();
     let folder = schema::beside(database, &format!(".before-{time}"));
     let made = DirBuilder::new().mode(0o700).create(&folder);
-    made.map_err(|source| RestoreError::Io { path: folder.clone(), source })?;
+    made.map_err(|source| RestoreError::Io {
+        path: folder.clone(),
+        source,
+    })?;
     for file in files.iter().filter(|file| file.exists()) {
         let to = folder.join(file.file_name().unwrap_or_default());
         fs::rename(file, &to).map_err(|source| RestoreError::Io { path: to, source })?;
     }
-    schema::sync_folder(&folder).map_err(|source| RestoreError::Io { path: folder.clone(), source })?;
+    schema::sync_folder(&folder).map_err(|source| RestoreError::Io {
+        path: folder.clone(),
+        source,
+    })?;
     Ok(Some(folder))
 }

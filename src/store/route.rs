@@ -5,18 +5,29 @@ use rusqlite::Transaction;
 use super::delivery::CHANNEL;
 use crate::config;
 
-/// Replaces the routes by those of the configuration. What waits for a channel that is no more is routed anew.
+/// Replaces the routes by those of the configuration. What waits for a channel that is no more is
+/// routed anew.
 pub fn replace(tx: &Transaction<'_>, routes: &[config::Route]) -> rusqlite::Result<()> {
     tx.execute("DELETE FROM route", [])?;
     let mut insert = tx.prepare_cached("INSERT INTO route VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?;
     for (position, route) in (0_i64..).zip(routes) {
         let status = route.status.map(super::payment::status_text);
         let (amount, user) = (&route.amount, &route.user);
-        insert.execute((position, &route.name, status, amount.start(), amount.end(), user.start(), user.end()))?;
+        insert.execute((
+            position,
+            &route.name,
+            status,
+            amount.start(),
+            amount.end(),
+            user.start(),
+            user.end(),
+        ))?;
     }
     let gone = "channel <> 'default' AND channel NOT IN (SELECT channel FROM route)";
-    let waiting = format!("SELECT outbox_id FROM delivery WHERE status IN ('PENDING', 'SENDING') AND {gone}");
-    // The dead may be replayed. CROSS JOIN: SQLite is not to read the whole delivery table for a few letters.
+    let waiting =
+        format!("SELECT outbox_id FROM delivery WHERE status IN ('PENDING', 'SENDING') AND {gone}");
+    // The dead may be replayed. CROSS JOIN: SQLite is not to read the whole delivery table for a
+    // few letters.
     let dead = format!(
         "SELECT d.outbox_id FROM dead_letter l CROSS JOIN delivery d \
          WHERE l.state = 'OPEN' AND d.outbox_id = l.outbox_id AND {gone}"
@@ -27,7 +38,9 @@ pub fn replace(tx: &Transaction<'_>, routes: &[config::Route]) -> rusqlite::Resu
         let found = find.query_map([], |row| row.get::<_, i64>(0))?;
         moved.extend(found.collect::<rusqlite::Result<Vec<_>>>()?);
     }
-    let mut reroute = tx.prepare(&format!("UPDATE delivery SET channel = {CHANNEL} WHERE outbox_id = ?1"))?;
+    let mut reroute = tx.prepare(&format!(
+        "UPDATE delivery SET channel = {CHANNEL} WHERE outbox_id = ?1"
+    ))?;
     for id in moved {
         reroute.execute([id])?;
     }

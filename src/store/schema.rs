@@ -6,7 +6,10 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, MAIN_DB, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, ffi};
+use rusqlite::{
+    Connection, ErrorCode, MAIN_DB, OpenFlags, OptionalExtension, Transaction, TransactionBehavior,
+    ffi,
+};
 
 use super::{BUSY_TIMEOUT, STATEMENTS, is_full};
 use crate::clock::Timestamp;
@@ -15,7 +18,8 @@ use crate::event::NodeId;
 /// What an empty file gets.
 const SCHEMA: &str = include_str!("../../schema.sql");
 
-/// The version that [`SCHEMA`] makes. Until 0.2.0 a change raises it, and a file of an earlier version is refused.
+/// The version that [`SCHEMA`] makes. Until 0.2.0 a change raises it, and a file of an earlier
+/// version is refused.
 const VERSION: usize = 2;
 
 /// Marks the file as ours (<https://sqlite.org/pragma.html#pragma_application_id>): "prly".
@@ -26,8 +30,8 @@ const APPLICATION_ID: i32 = 0x7072_6c79;
 pub enum OpenError {
     /// Another process has it.
     #[error(
-        "database.path {path}: in use by another payrelay{holder}; one process a database: stop that one, or \
-         set another path"
+        "database.path {path}: in use by another payrelay{holder}; one process a database: stop \
+            that one, or set another path"
     )]
     Locked {
         /// The database.
@@ -36,7 +40,10 @@ pub enum OpenError {
         holder: String,
     },
     /// The folder or a file cannot be used.
-    #[error("database.path {path}: {source}; {}", io_advice(source, "the folder must exist and be writable"))]
+    #[error(
+        "database.path {path}: {source}; {}",
+        io_advice(source, "the folder must exist and be writable")
+    )]
     Io {
         /// The file that failed.
         path: PathBuf,
@@ -44,7 +51,10 @@ pub enum OpenError {
         source: io::Error,
     },
     /// The disk does not keep what it is given.
-    #[error("database.path {path}: its log cannot be written to the disk: {source}; {}", io_advice(source, FAILS))]
+    #[error(
+        "database.path {path}: its log cannot be written to the disk: {source}; {}",
+        io_advice(source, FAILS)
+    )]
     Unsynced {
         /// The database.
         path: PathBuf,
@@ -63,8 +73,8 @@ pub enum OpenError {
     },
     /// The log of a database that is not there: SQLite would delete it, and begin anew.
     #[error(
-        "database.path {path}: the file is missing or empty, but its log beside it ({path}-wal) is not: put the file back or \
-         restore a backup; to begin anew, move the log away"
+        "database.path {path}: the file is missing or empty, but its log beside it ({path}-wal) \
+            is not: put the file back or restore a backup; to begin anew, move the log away"
     )]
     Headless {
         /// The database.
@@ -72,8 +82,8 @@ pub enum OpenError {
     },
     /// Sound as a file, and yet not what one payrelay has written.
     #[error(
-        "database.path {path}: {what}; perhaps its log (-wal) is another file's: put the right one back, or restore a backup \
-         (docs/machine.md)"
+        "database.path {path}: {what}; perhaps its log (-wal) is another file's: put the right \
+            one back, or restore a backup (docs/machine.md)"
     )]
     Inconsistent {
         /// The database.
@@ -85,7 +95,10 @@ pub enum OpenError {
     #[error("database.path {0}: this SQLite file was not made by payrelay; set another path")]
     Foreign(PathBuf),
     /// Made by a later version.
-    #[error("database.path {path}: its schema is version {found}, this payrelay knows {known}; use a newer payrelay")]
+    #[error(
+        "database.path {path}: its schema is version {found}, this payrelay knows {known}; use a \
+            newer payrelay"
+    )]
     Newer {
         /// The database.
         path: PathBuf,
@@ -96,8 +109,9 @@ pub enum OpenError {
     },
     /// Made by an earlier version, before the first release.
     #[error(
-        "database.path {path}: its schema is version {found}, this payrelay needs {known}; the format changed before the \
-         first release: set another path, or open this file with the payrelay that made it"
+        "database.path {path}: its schema is version {found}, this payrelay needs {known}; the \
+            format changed before the first release: set another path, or open this file with the \
+            payrelay that made it"
     )]
     Older {
         /// The database.
@@ -109,8 +123,8 @@ pub enum OpenError {
     },
     /// The log of another database would be taken for this one's.
     #[error(
-        "database.path {path}: {log} is the log of another database, perhaps of the one that this copy replaces; \
-         remove it and the file beside it that ends in -shm"
+        "database.path {path}: {log} is the log of another database, perhaps of the one that this \
+            copy replaces; remove it and the file beside it that ends in -shm"
     )]
     StrayLog {
         /// The database.
@@ -120,7 +134,8 @@ pub enum OpenError {
     },
     /// The configured id is not the one that the events in the file were published under.
     #[error(
-        "node.id {configured}: the database belongs to node {stored}, which cannot change; set node.id to it, or to nothing"
+        "node.id {configured}: the database belongs to node {stored}, which cannot change; set \
+            node.id to it, or to nothing"
     )]
     OtherNode {
         /// In the configuration.
@@ -139,7 +154,10 @@ impl OpenError {
         match self {
             Self::Locked { .. } => true,
             Self::Sqlite { source, .. } => {
-                matches!(source.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+                matches!(
+                    source.sqlite_error_code(),
+                    Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
+                )
             }
             _ => false,
         }
@@ -152,25 +170,46 @@ pub(super) struct Lock {
     _file: File,
 }
 
-/// Takes the lock file beside the database. It is a file of its own because closing any descriptor of the database
-/// file would drop SQLite's own locks (<https://sqlite.org/howtocorrupt.html>, 2.2).
+/// Takes the lock file beside the database. It is a file of its own because closing any descriptor
+/// of the database file would drop SQLite's own locks (<https://sqlite.org/howtocorrupt.html>,
+/// 2.2).
 pub(super) fn lock(database: &Path) -> Result<Lock, OpenError> {
-    let path = lock_path(database).map_err(|source| OpenError::Io { path: database.into(), source })?;
-    let failed = |source| OpenError::Io { path: path.clone(), source };
+    let path = lock_path(database).map_err(|source| OpenError::Io {
+        path: database.into(),
+        source,
+    })?;
+    let failed = |source| OpenError::Io {
+        path: path.clone(),
+        source,
+    };
     let mut options = File::options();
-    options.read(true).write(true).create(true).truncate(false).mode(PRIVATE);
+    options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(PRIVATE);
     let mut file = options.open(&path).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut pid = String::new();
             let _ = file.read_to_string(&mut pid);
-            let holder = if pid.trim().is_empty() { String::new() } else { format!(" (process {})", pid.trim()) };
-            return Err(OpenError::Locked { path: database.into(), holder });
+            let holder = if pid.trim().is_empty() {
+                String::new()
+            } else {
+                format!(" (process {})", pid.trim())
+            };
+            return Err(OpenError::Locked {
+                path: database.into(),
+                holder,
+            });
         }
         Err(TryLockError::Error(source)) => return Err(failed(source)),
     }
-    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
+    file.set_len(0)
+        .and_then(|()| writeln!(file, "{}", std::process::id()))
+        .map_err(failed)?;
     Ok(Lock { _file: file })
 }
 
@@ -179,23 +218,31 @@ fn lock_path(database: &Path) -> io::Result<PathBuf> {
     Ok(beside(&resolve(database)?, ".lock"))
 }
 
-/// A new file is for its owner only, whatever the umask: it holds payments. SQLite gives the WAL and its index the mode of
-/// the database (<https://sqlite.org/wal.html>).
+/// A new file is for its owner only, whatever the umask: it holds payments. SQLite gives the WAL
+/// and its index the mode of the database (<https://sqlite.org/wal.html>).
 const PRIVATE: u32 = 0o600;
 
-/// The absolute path of a database behind all symbolic links, also where the file that they lead to is not there yet.
+/// The absolute path of a database behind all symbolic links, also where the file that they lead to
+/// is not there yet.
 pub(super) fn resolve(database: &Path) -> io::Result<PathBuf> {
     /// As many as Linux follows (<https://man7.org/linux/man-pages/man7/path_resolution.7.html>).
     const LINKS_MAX: usize = 40;
     let mut path = database.to_owned();
     for _ in 0..LINKS_MAX {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         let folder = fs::canonicalize(folder)?;
-        let name = path.file_name().ok_or_else(|| io::Error::other("it must be a file"))?;
+        let name = path
+            .file_name()
+            .ok_or_else(|| io::Error::other("it must be a file"))?;
         let whole = folder.join(name);
         match fs::read_link(&whole) {
             Ok(target) => path = folder.join(target),
-            Err(_) if whole.is_dir() => return Err(io::Error::other("this is a folder; it must be a file")),
+            Err(_) if whole.is_dir() => {
+                return Err(io::Error::other("this is a folder; it must be a file"));
+            }
             Err(_) => return Ok(whole),
         }
     }
@@ -204,21 +251,33 @@ pub(super) fn resolve(database: &Path) -> io::Result<PathBuf> {
 
 /// As [`resolve`], with what to do where that fails.
 pub(super) fn resolved(database: &Path) -> Result<PathBuf, OpenError> {
-    resolve(database).map_err(|source| OpenError::Io { path: database.into(), source })
+    resolve(database).map_err(|source| OpenError::Io {
+        path: database.into(),
+        source,
+    })
 }
 
 /// Creates an empty file for SQLite, which would give it the mode that the umask leaves.
 fn create_private(path: &Path) -> Result<(), OpenError> {
-    match File::options().write(true).create_new(true).mode(PRIVATE).open(path) {
-        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
-            Err(OpenError::Io { path: path.into(), source })
-        }
+    match File::options()
+        .write(true)
+        .create_new(true)
+        .mode(PRIVATE)
+        .open(path)
+    {
+        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => Err(OpenError::Io {
+            path: path.into(),
+            source,
+        }),
         _ => Ok(()),
     }
 }
 
 /// Opens the file for writing, brings its schema up to date, and tells whose it is.
-pub(super) fn open(path: &Path, configured: Option<&NodeId>) -> Result<(Connection, NodeId), OpenError> {
+pub(super) fn open(
+    path: &Path,
+    configured: Option<&NodeId>,
+) -> Result<(Connection, NodeId), OpenError> {
     let failed = |source| refusal(path, source);
     refuse_without_head(path)?;
     refuse_stray_log(path)?;
@@ -227,7 +286,10 @@ pub(super) fn open(path: &Path, configured: Option<&NodeId>) -> Result<(Connecti
     let mut connection = Connection::open(path).map_err(failed)?;
     if connection.is_readonly(MAIN_DB).map_err(failed)? {
         // SQLite falls back to reading, and even begins a transaction.
-        return Err(failed(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_READONLY), None)));
+        return Err(failed(rusqlite::Error::SqliteFailure(
+            ffi::Error::new(ffi::SQLITE_READONLY),
+            None,
+        )));
     }
     // A file that is refused stays as it is, and so does its log.
     keep_log(&connection, KeepLog::Yes).map_err(failed)?;
@@ -238,17 +300,24 @@ pub(super) fn open(path: &Path, configured: Option<&NodeId>) -> Result<(Connecti
         create_schema(&mut connection).map_err(failed)?;
     }
     if let Some(what) = disagreement(&connection).map_err(failed)? {
-        return Err(OpenError::Inconsistent { path: path.into(), what });
+        return Err(OpenError::Inconsistent {
+            path: path.into(),
+            what,
+        });
     }
     let stored = node_id(&mut connection, configured).map_err(failed)?;
     if before_log.is_some_and(|node| node != stored.as_str()) {
-        return Err(OpenError::Inconsistent { path: path.into(), what: "its log belongs to another node's database" });
+        return Err(OpenError::Inconsistent {
+            path: path.into(),
+            what: "its log belongs to another node's database",
+        });
     }
     keep_log(&connection, KeepLog::No).map_err(failed)?;
     match configured {
-        Some(configured) if *configured != stored => {
-            Err(OpenError::OtherNode { configured: configured.clone(), stored })
-        }
+        Some(configured) if *configured != stored => Err(OpenError::OtherNode {
+            configured: configured.clone(),
+            stored,
+        }),
         _ => {
             leave_backup(&mut connection).map_err(failed)?;
             Ok((connection, stored))
@@ -256,51 +325,76 @@ pub(super) fn open(path: &Path, configured: Option<&NodeId>) -> Result<(Connecti
     }
 }
 
-/// A backup never had a log, and says so in its header (<https://sqlite.org/fileformat2.html>, 1.3.3). SQLite would take
-/// the one of the database that it replaces for its own, and mix the two. To be called before SQLite has the file open.
+/// A backup never had a log, and says so in its header (<https://sqlite.org/fileformat2.html>,
+/// 1.3.3). SQLite would take the one of the database that it replaces for its own, and mix the two.
+/// To be called before SQLite has the file open.
 fn refuse_stray_log(path: &Path) -> Result<(), OpenError> {
     const WITHOUT_LOG: [u8; 2] = [1, 1];
     let mut header = [0; 20];
     let whole = fs::canonicalize(path).unwrap_or(path.into());
     let read = File::open(&whole).and_then(|mut file| file.read_exact(&mut header));
     let log = beside(&whole, "-wal");
-    let stray = read.is_ok() && header[18..] == WITHOUT_LOG && log.metadata().is_ok_and(|log| log.len() > 0);
-    if stray { Err(OpenError::StrayLog { path: path.into(), log }) } else { Ok(()) }
+    let stray = read.is_ok()
+        && header[18..] == WITHOUT_LOG
+        && log.metadata().is_ok_and(|log| log.len() > 0);
+    if stray {
+        Err(OpenError::StrayLog {
+            path: path.into(),
+            log,
+        })
+    } else {
+        Ok(())
+    }
 }
 
-/// Ids jump to microseconds since 1970: so a database that is put back twice, from the same backup, does not give what the
-/// first one gave, unless it gave a million a second. And at least to the next multiple of this, should the clock be wrong.
+/// Ids jump to microseconds since 1970: so a database that is put back twice, from the same backup,
+/// does not give what the first one gave, unless it gave a million a second. And at least to the
+/// next multiple of this, should the clock be wrong.
 const ID_RANGE: i64 = 1_000_000_000_000;
 
 /// Ids beyond what a double holds exactly (RFC 8259, 6) are nobody's.
 const ID_MAX: i64 = (1 << 53) - 1;
 
-/// Those whose ids are seen outside. Idempotency keys are not, and have ids without gaps, so that they can be counted.
+/// Those whose ids are seen outside. Idempotency keys are not, and have ids without gaps, so that
+/// they can be counted.
 const OUTSIDE: [&str; 4] = ["payment", "outbox", "dead_letter", "dead_letter_action"];
 
-/// No id up to `newest`, nor any that may have been given until now, is given any more. Tells the first that will be.
+/// No id up to `newest`, nor any that may have been given until now, is given any more. Tells the
+/// first that will be.
 pub(super) fn skip_ids(tx: &Transaction<'_>, newest: i64, now: Timestamp) -> rusqlite::Result<i64> {
-    let given: i64 = tx.query_row("SELECT ifnull(max(seq), 0) FROM sqlite_sequence", [], |row| row.get(0))?;
+    let given: i64 = tx.query_row(
+        "SELECT ifnull(max(seq), 0) FROM sqlite_sequence",
+        [],
+        |row| row.get(0),
+    )?;
     let newest = if newest > ID_MAX { 0 } else { newest };
     let last = ((newest.max(given) / ID_RANGE + 1) * ID_RANGE).max(now.as_micros());
     for table in OUTSIDE {
         tx.execute("DELETE FROM sqlite_sequence WHERE name = ?1", [table])?;
-        tx.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?1, ?2)", (table, last))?;
+        tx.execute(
+            "INSERT INTO sqlite_sequence (name, seq) VALUES (?1, ?2)",
+            (table, last),
+        )?;
     }
     Ok(last + 1)
 }
 
-/// A backup that is put to work lacks what was stored after it, but others know those ids: the topic, clients, Slack. All
-/// ids jump ahead of them, once.
+/// A backup that is put to work lacks what was stored after it, but others know those ids: the
+/// topic, clients, Slack. All ids jump ahead of them, once.
 fn leave_backup(connection: &mut Connection) -> rusqlite::Result<()> {
     let tx = Transaction::new(connection, TransactionBehavior::Immediate)?;
     let (backed_up_at, given): (Option<i64>, Option<i64>) =
-        tx.query_row("SELECT backed_up_at, given_before FROM node", [], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let Some(backed_up_at) = backed_up_at else { return Ok(()) };
+        tx.query_row("SELECT backed_up_at, given_before FROM node", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })?;
+    let Some(backed_up_at) = backed_up_at else {
+        return Ok(());
+    };
     let now = Timestamp::now();
     let last = "SELECT ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'payment'), 0), \
                 ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0)";
-    let (payment, event): (i64, i64) = tx.query_row(last, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (payment, event): (i64, i64) =
+        tx.query_row(last, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let first = skip_ids(&tx, given.unwrap_or(0), now)?;
     tx.execute(
         "INSERT INTO restored_copy \
@@ -308,11 +402,15 @@ fn leave_backup(connection: &mut Connection) -> rusqlite::Result<()> {
          SELECT ?1, ?2, restored_by, ?3, ?4, ?5 FROM node",
         (backed_up_at, now.as_micros(), payment, event, first),
     )?;
-    tx.execute("UPDATE node SET backed_up_at = NULL, restored_by = NULL, given_before = NULL", [])?;
+    tx.execute(
+        "UPDATE node SET backed_up_at = NULL, restored_by = NULL, given_before = NULL",
+        [],
+    )?;
     tx.commit()?;
     log::warn!(
-        "this database is a backup of {}: what was stored since is not in it. New ids begin at {first}, so that none \
-         that was given since is used again; `payrelay audit` tells which events of the topic are missing here",
+        "this database is a backup of {}: what was stored since is not in it. New ids begin at \
+            {first}, so that none that was given since is used again; `payrelay audit` tells \
+            which events of the topic are missing here",
         Timestamp::from_micros(backed_up_at)
     );
     Ok(())
@@ -322,10 +420,16 @@ fn leave_backup(connection: &mut Connection) -> rusqlite::Result<()> {
 pub(super) fn open_beside(path: &Path) -> Result<(Connection, NodeId), OpenError> {
     let failed = |source| refusal(path, source);
     let (connection, node) = open_made(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
-    connection.pragma_update(None, "foreign_keys", true).map_err(failed)?;
+    connection
+        .pragma_update(None, "synchronous", "FULL")
+        .map_err(failed)?;
+    connection
+        .pragma_update(None, "foreign_keys", true)
+        .map_err(failed)?;
     // The log is for a payrelay to copy back: one that runs, or the next one.
-    connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(failed)?;
+    connection
+        .pragma_update(None, "wal_autocheckpoint", 0)
+        .map_err(failed)?;
     Ok((connection, node))
 }
 
@@ -340,16 +444,22 @@ fn open_made(path: &Path, flags: OpenFlags) -> Result<(Connection, NodeId), Open
     refuse_without_head(path)?;
     refuse_stray_log(path)?;
     let before_log = node_before_log(path);
-    let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(failed)?;
+    let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+        .map_err(failed)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
     keep_log(&connection, KeepLog::Yes).map_err(failed)?;
     if version(&connection, path)? == 0 {
         return Err(OpenError::Foreign(path.into()));
     }
-    let node: String = connection.query_row("SELECT id FROM node", [], |row| row.get(0)).map_err(failed)?;
+    let node: String = connection
+        .query_row("SELECT id FROM node", [], |row| row.get(0))
+        .map_err(failed)?;
     let node = NodeId::parse(&node).ok_or_else(|| OpenError::Foreign(path.into()))?;
     if before_log.is_some_and(|before| before != node.as_str()) {
-        return Err(OpenError::Inconsistent { path: path.into(), what: "its log belongs to another node's database" });
+        return Err(OpenError::Inconsistent {
+            path: path.into(),
+            what: "its log belongs to another node's database",
+        });
     }
     Ok((connection, node))
 }
@@ -359,10 +469,16 @@ fn version(connection: &Connection, path: &Path) -> Result<usize, OpenError> {
     let known = VERSION;
     match inspect(connection).map_err(|source| refusal(path, source))? {
         Found::Foreign => Err(OpenError::Foreign(path.into())),
-        Found::Version(found) if found > known => Err(OpenError::Newer { path: path.into(), found, known }),
-        Found::Version(found) if found != 0 && found < known => {
-            Err(OpenError::Older { path: path.into(), found, known })
-        }
+        Found::Version(found) if found > known => Err(OpenError::Newer {
+            path: path.into(),
+            found,
+            known,
+        }),
+        Found::Version(found) if found != 0 && found < known => Err(OpenError::Older {
+            path: path.into(),
+            found,
+            known,
+        }),
         Found::Version(found) => Ok(found),
     }
 }
@@ -373,7 +489,11 @@ const FAILS: &str = "the disk or its file system fails: see the kernel's log";
 
 /// What to do about what the system says: make room, if it is that.
 fn io_advice(error: &io::Error, otherwise: &'static str) -> &'static str {
-    if error.kind() == io::ErrorKind::StorageFull { MAKE_ROOM } else { otherwise }
+    if error.kind() == io::ErrorKind::StorageFull {
+        MAKE_ROOM
+    } else {
+        otherwise
+    }
 }
 
 /// What SQLite says, with what to do about it.
@@ -381,16 +501,23 @@ pub(super) fn refusal(path: &Path, source: rusqlite::Error) -> OpenError {
     let advice = match source.sqlite_error_code() {
         _ if is_full(&source) => MAKE_ROOM,
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-            "the file is damaged, or no database: restore a backup or set another path (docs/machine.md)"
+            "the file is damaged, or no database: restore a backup or set another path \
+                (docs/machine.md)"
         }
         Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
             "it must be a file, and it and its folder must exist and be writable"
         }
         Some(ErrorCode::SystemIoFailure) => FAILS,
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "another program has it: stop that",
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            "another program has it: stop that"
+        }
         _ => "restore a backup or set another path (docs/machine.md)",
     };
-    OpenError::Sqlite { path: path.into(), source, advice }
+    OpenError::Sqlite {
+        path: path.into(),
+        source,
+        advice,
+    }
 }
 
 /// What stands beside a database.
@@ -400,8 +527,8 @@ pub(super) fn beside(database: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// SQLite makes the log after the file is on the disk, and deletes a log that it finds beside an empty one
-/// (<https://sqlite.org/walformat.html>).
+/// SQLite makes the log after the file is on the disk, and deletes a log that it finds beside an
+/// empty one (<https://sqlite.org/walformat.html>).
 fn refuse_without_head(path: &Path) -> Result<(), OpenError> {
     let length = |path: &Path| fs::metadata(path).map_or(0, |file| file.len());
     let whole = fs::canonicalize(path).unwrap_or(path.into());
@@ -411,14 +538,21 @@ fn refuse_without_head(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Whose the file is without its log, where that can be told: SQLite takes any log that is beside it for its own.
+/// Whose the file is without its log, where that can be told: SQLite takes any log that is beside
+/// it for its own.
 fn node_before_log(path: &Path) -> Option<String> {
     let whole = fs::canonicalize(path).ok()?;
     let name = whole.to_str().filter(|_| beside(&whole, "-wal").exists())?;
-    let escaped = name.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+    let escaped = name
+        .replace('%', "%25")
+        .replace('?', "%3f")
+        .replace('#', "%23");
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-    let connection = Connection::open_with_flags(format!("file:{escaped}?immutable=1"), flags).ok()?;
-    connection.query_row("SELECT id FROM node", [], |row| row.get(0)).ok()
+    let connection =
+        Connection::open_with_flags(format!("file:{escaped}?immutable=1"), flags).ok()?;
+    connection
+        .query_row("SELECT id FROM node", [], |row| row.get(0))
+        .ok()
 }
 
 #[derive(Clone, Copy)]
@@ -429,21 +563,31 @@ enum KeepLog {
 
 /// Whether the last connection to close leaves the log, instead of copying it into the file.
 fn keep_log(connection: &Connection, keep: KeepLog) -> rusqlite::Result<()> {
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, matches!(keep, KeepLog::Yes)).map(drop)
+    connection
+        .set_db_config(
+            DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE,
+            matches!(keep, KeepLog::Yes),
+        )
+        .map(drop)
 }
 
 /// Has the log on the disk before anything is built on it.
 ///
-/// What the last process could not sync is still seen by whoever reads the file, and counts as written: Linux tells of it once
-/// (<https://lwn.net/Articles/752063/>). SQLite would go on behind it, and after a power failure find its log broken there,
-/// with all that was acknowledged since beyond the break. So the log is written once more, as it is; if that cannot be synced,
-/// nothing is acknowledged. The folder is synced as well, of which SQLite does not say whether it could be.
+/// What the last process could not sync is still seen by whoever reads the file, and counts as
+/// written: Linux tells of it once (<https://lwn.net/Articles/752063/>). SQLite would go on behind
+/// it, and after a power failure find its log broken there, with all that was acknowledged since
+/// beyond the break. So the log is written once more, as it is; if that cannot be synced, nothing
+/// is acknowledged. The folder is synced as well, of which SQLite does not say whether it could be.
 fn settle(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
     // Nobody else writes the log meanwhile. Its file is there as soon as it was looked for.
-    let tx = Transaction::new(connection, TransactionBehavior::Immediate).map_err(|source| refusal(path, source))?;
+    let tx = Transaction::new(connection, TransactionBehavior::Immediate)
+        .map_err(|source| refusal(path, source))?;
     let rewrite = || {
         let whole = fs::canonicalize(path)?;
-        let log = File::options().read(true).write(true).open(beside(&whole, "-wal"))?;
+        let log = File::options()
+            .read(true)
+            .write(true)
+            .open(beside(&whole, "-wal"))?;
         let (mut chunk, mut at) = (vec![0; 1024 * 1024], 0);
         loop {
             let length = log.read_at(&mut chunk, at)?;
@@ -456,7 +600,10 @@ fn settle(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
         log.sync_all()?;
         sync_folder(whole.parent().unwrap_or(Path::new("/")))
     };
-    rewrite().map_err(|source| OpenError::Unsynced { path: path.into(), source })?;
+    rewrite().map_err(|source| OpenError::Unsynced {
+        path: path.into(),
+        source,
+    })?;
     drop(tx);
     Ok(())
 }
@@ -464,13 +611,20 @@ fn settle(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
 /// Some file systems know no such thing; then there is nothing to wait for.
 pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
     match File::open(folder).and_then(|folder| folder.sync_all()) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
+            ) =>
+        {
+            Ok(())
+        }
         synced => synced,
     }
 }
 
-/// What the ends of the tables say of each other. It costs nothing, and finds most logs of other databases; that the file as a
-/// whole is sound is not looked for at each start.
+/// What the ends of the tables say of each other. It costs nothing, and finds most logs of other
+/// databases; that the file as a whole is sound is not looked for at each start.
 fn disagreement(connection: &Connection) -> rusqlite::Result<Option<&'static str>> {
     let number = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
     let payment = number("SELECT coalesce(max(id), 0) FROM payment")?;
@@ -497,10 +651,13 @@ enum Found {
 fn inspect(connection: &Connection) -> rusqlite::Result<Found> {
     let number = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
     let version = usize::try_from(number("user_version")?);
-    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     Ok(match (number("application_id")?, tables, version) {
         (0, 0, Ok(0)) => Found::Version(0),
-        (id, _, Ok(version)) if id == i64::from(APPLICATION_ID) && version > 0 => Found::Version(version),
+        (id, _, Ok(version)) if id == i64::from(APPLICATION_ID) && version > 0 => {
+            Found::Version(version)
+        }
         _ => Found::Foreign,
     })
 }
@@ -510,7 +667,8 @@ fn set_pragmas(connection: &Connection) -> rusqlite::Result<()> {
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     // Readers go on while the writer commits; a commit is one sequential write and one fsync.
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    // NORMAL would lose the last commits with the power (https://sqlite.org/pragma.html#pragma_synchronous).
+    // NORMAL would lose the last commits with the power
+    // (https://sqlite.org/pragma.html#pragma_synchronous).
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
     // A log that has grown while somebody read old pages is cut back to 64 MiB when it begins anew.
@@ -533,19 +691,32 @@ fn create_schema(connection: &mut Connection) -> rusqlite::Result<()> {
 /// The stored id, made at the first start.
 fn node_id(connection: &mut Connection, configured: Option<&NodeId>) -> rusqlite::Result<NodeId> {
     let tx = Transaction::new(connection, TransactionBehavior::Immediate)?;
-    let stored: Option<String> = tx.query_row("SELECT id FROM node", [], |row| row.get(0)).optional()?;
+    let stored: Option<String> = tx
+        .query_row("SELECT id FROM node", [], |row| row.get(0))
+        .optional()?;
     let id = match (stored, configured) {
         (Some(id), _) => id,
         (None, configured) => {
-            let random = || tx.query_row("SELECT 'n' || lower(hex(randomblob(6)))", [], |row| row.get(0));
+            let random = || {
+                tx.query_row("SELECT 'n' || lower(hex(randomblob(6)))", [], |row| {
+                    row.get(0)
+                })
+            };
             let id: String = configured.map_or_else(random, |id| Ok(id.as_str().to_owned()))?;
-            tx.execute("INSERT INTO node (id, created_at) VALUES (?1, ?2)", (&id, Timestamp::now().as_micros()))?;
+            tx.execute(
+                "INSERT INTO node (id, created_at) VALUES (?1, ?2)",
+                (&id, Timestamp::now().as_micros()),
+            )?;
             id
         }
     };
     tx.commit()?;
     NodeId::parse(&id).ok_or_else(|| {
-        rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, "not a node id".into())
+        rusqlite::Error::FromSqlConversionFailure(
+            0,
+            rusqlite::types::Type::Text,
+            "not a node id".into(),
+        )
     })
 }
 
@@ -558,17 +729,26 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.db");
         let (connection, first) = open(&path, None).unwrap();
-        let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap();
+        let pragma = |name| {
+            connection
+                .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
+                .unwrap()
+        };
         assert_eq!(pragma("user_version"), 2);
         assert_eq!(pragma("synchronous"), 2, "2 is FULL");
         assert_eq!(pragma("foreign_keys"), 1);
-        let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
+        let mode: String = connection
+            .pragma_query_value(None, "journal_mode", |row| row.get(0))
+            .unwrap();
         assert_eq!(mode, "wal");
         drop(connection);
         assert_eq!(open(&path, None).unwrap().1, first);
         assert_eq!(open(&path, Some(&first)).unwrap().1, first);
         let other = NodeId::parse("other").unwrap();
-        assert!(matches!(open(&path, Some(&other)), Err(OpenError::OtherNode { .. })));
+        assert!(matches!(
+            open(&path, Some(&other)),
+            Err(OpenError::OtherNode { .. })
+        ));
     }
 
     #[test]
@@ -577,29 +757,43 @@ mod tests {
         let path = dir.path().join("a.db");
         let (connection, node) = open(&path, None).unwrap();
         let pay = "INSERT INTO payment (user_id, reservation_id, amount, currency, status, executed_at) \
-                   VALUES (1, ?1, 1, 'KRW', 'COMPLETED', 1) RETURNING id";
-        let history = "INSERT INTO payment_history (payment_id, user_id, recorded_at) VALUES (?1, 1, 1)";
+            VALUES (1, ?1, 1, 'KRW', 'COMPLETED', 1) RETURNING id";
+        let history =
+            "INSERT INTO payment_history (payment_id, user_id, recorded_at) VALUES (?1, 1, 1)";
         let id = |connection: &Connection, reservation: i64| -> i64 {
-            let id = connection.query_row(pay, [reservation], |row| row.get(0)).unwrap();
+            let id = connection
+                .query_row(pay, [reservation], |row| row.get(0))
+                .unwrap();
             connection.execute(history, [id]).unwrap();
             id
         };
         assert_eq!(id(&connection, 1), 1);
-        connection.execute("UPDATE node SET backed_up_at = 5", []).unwrap();
+        connection
+            .execute("UPDATE node SET backed_up_at = 5", [])
+            .unwrap();
         drop(connection);
         let (connection, again) = open(&path, None).unwrap();
         let jumped = id(&connection, 2);
-        assert!(jumped > ID_RANGE && jumped <= ID_MAX && again == node, "{jumped}");
+        assert!(
+            jumped > ID_RANGE && jumped <= ID_MAX && again == node,
+            "{jumped}"
+        );
         drop(connection);
         let (connection, _) = open(&path, None).unwrap();
         assert_eq!(id(&connection, 3), jumped + 1, "only once");
-        connection.execute("UPDATE node SET backed_up_at = 5", []).unwrap();
+        connection
+            .execute("UPDATE node SET backed_up_at = 5", [])
+            .unwrap();
         drop(connection);
         let farther = id(&open(&path, None).unwrap().0, 4);
         assert!(farther > jumped + 1, "{farther}");
         let sequences: i64 = Connection::open(&path)
             .unwrap()
-            .query_row("SELECT count(*) FROM sqlite_sequence WHERE seq >= ?1", [farther - 1], |row| row.get(0))
+            .query_row(
+                "SELECT count(*) FROM sqlite_sequence WHERE seq >= ?1",
+                [farther - 1],
+                |row| row.get(0),
+            )
             .unwrap();
         assert_eq!(sequences, 4, "also of tables that were empty");
     }
@@ -608,9 +802,14 @@ mod tests {
     fn every_id_that_is_seen_outside_jumps() {
         let dir = tempfile::tempdir().unwrap();
         let (connection, _) = open(&dir.path().join("a.db"), None).unwrap();
-        let sql = "SELECT name FROM sqlite_schema WHERE sql LIKE '%AUTOINCREMENT%' AND name NOT IN ('idempotency_key', 'channel_action')";
+        let sql = "SELECT name FROM sqlite_schema WHERE sql LIKE '%AUTOINCREMENT%' \
+            AND name NOT IN ('idempotency_key', 'channel_action')";
         let mut statement = connection.prepare(sql).unwrap();
-        let mut tables: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+        let mut tables: Vec<String> = statement
+            .query_map([], |row| row.get(0))
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
         tables.sort_by_key(|table| OUTSIDE.iter().position(|name| name == table));
         assert_eq!(tables, OUTSIDE);
     }
@@ -620,7 +819,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, copy) = (dir.path().join("a.db"), dir.path().join("copy.db"));
         let (connection, _) = open(&path, None).unwrap();
-        connection.execute("VACUUM INTO ?1", [copy.to_str().unwrap()]).unwrap();
+        connection
+            .execute("VACUUM INTO ?1", [copy.to_str().unwrap()])
+            .unwrap();
         let log = dir.path().join("copy.db-wal");
         fs::copy(dir.path().join("a.db-wal"), &log).unwrap();
         let before = fs::read(&copy).unwrap();
@@ -647,7 +848,10 @@ mod tests {
     fn what_is_not_ours_is_refused_untouched() {
         let dir = tempfile::tempdir().unwrap();
         let foreign = dir.path().join("foreign.db");
-        Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE theirs (x)").unwrap();
+        Connection::open(&foreign)
+            .unwrap()
+            .execute_batch("CREATE TABLE theirs (x)")
+            .unwrap();
         let before = fs::read(&foreign).unwrap();
         assert!(matches!(open(&foreign, None), Err(OpenError::Foreign(_))));
         assert_eq!(fs::read(&foreign).unwrap(), before);
@@ -655,20 +859,33 @@ mod tests {
         let text = dir.path().join("text.db");
         fs::write(
             &text,
-            "this is no database, and it is longer than a header of one hundred bytes, so that SQLite reads it",
+            "this is no database, and it is longer than a header of one hundred bytes, so that \
+                SQLite reads it",
         )
         .unwrap();
         assert!(matches!(open(&text, None), Err(OpenError::Sqlite { .. })));
 
         let newer = dir.path().join("newer.db");
         drop(open(&newer, None).unwrap());
-        Connection::open(&newer).unwrap().pragma_update(None, "user_version", 99).unwrap();
-        assert!(matches!(open(&newer, None), Err(OpenError::Newer { found: 99, .. })));
+        Connection::open(&newer)
+            .unwrap()
+            .pragma_update(None, "user_version", 99)
+            .unwrap();
+        assert!(matches!(
+            open(&newer, None),
+            Err(OpenError::Newer { found: 99, .. })
+        ));
 
         let older = dir.path().join("older.db");
         drop(open(&older, None).unwrap());
-        Connection::open(&older).unwrap().pragma_update(None, "user_version", 1).unwrap();
-        assert!(matches!(open(&older, None), Err(OpenError::Older { found: 1, .. })));
+        Connection::open(&older)
+            .unwrap()
+            .pragma_update(None, "user_version", 1)
+            .unwrap();
+        assert!(matches!(
+            open(&older, None),
+            Err(OpenError::Older { found: 1, .. })
+        ));
     }
 
     #[test]
@@ -679,7 +896,10 @@ mod tests {
         let (open_still, _) = open(&theirs, None).unwrap();
         let before = fs::read(&ours).unwrap();
         fs::copy(beside(&theirs, "-wal"), beside(&ours, "-wal")).unwrap();
-        assert!(matches!(open(&ours, None), Err(OpenError::Inconsistent { .. })));
+        assert!(matches!(
+            open(&ours, None),
+            Err(OpenError::Inconsistent { .. })
+        ));
         assert_eq!(fs::read(&ours).unwrap(), before);
         fs::write(&ours, "").unwrap();
         assert!(matches!(open(&ours, None), Err(OpenError::Headless { .. })));
@@ -691,12 +911,34 @@ mod tests {
     #[test]
     fn a_full_disk_is_told_as_one_whatever_it_is_met_by() {
         let path = Path::new("a.db");
-        let sqlite = |code| refusal(path, rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)).to_string();
-        let io = |code| OpenError::Io { path: path.into(), source: io::Error::from_raw_os_error(code) }.to_string();
-        let sync =
-            |code| OpenError::Unsynced { path: path.into(), source: io::Error::from_raw_os_error(code) }.to_string();
+        let sqlite = |code| {
+            refusal(
+                path,
+                rusqlite::Error::SqliteFailure(ffi::Error::new(code), None),
+            )
+            .to_string()
+        };
+        let io = |code| {
+            OpenError::Io {
+                path: path.into(),
+                source: io::Error::from_raw_os_error(code),
+            }
+            .to_string()
+        };
+        let sync = |code| {
+            OpenError::Unsynced {
+                path: path.into(),
+                source: io::Error::from_raw_os_error(code),
+            }
+            .to_string()
+        };
         let (enospc, eio) = (28, 5);
-        for full in [sqlite(ffi::SQLITE_FULL), sqlite(ffi::SQLITE_IOERR_SHMSIZE), io(enospc), sync(enospc)] {
+        for full in [
+            sqlite(ffi::SQLITE_FULL),
+            sqlite(ffi::SQLITE_IOERR_SHMSIZE),
+            io(enospc),
+            sync(enospc),
+        ] {
             assert!(full.ends_with("; make room on the disk"), "{full}");
         }
         for broken in [sqlite(ffi::SQLITE_IOERR_WRITE), sync(eio)] {
@@ -709,17 +951,24 @@ mod tests {
     fn tables_whose_ends_do_not_agree_are_refused() {
         let wrong = [
             "INSERT INTO payment_history (payment_id, user_id, recorded_at) VALUES (1, 1, 1)",
-            "INSERT INTO outbox (payment_id, user_id, type, created_at) VALUES (1, 1, 'payment.completed', 1)",
+            "INSERT INTO outbox (payment_id, user_id, type, created_at) \
+                VALUES (1, 1, 'payment.completed', 1)",
             "INSERT INTO payment (user_id, reservation_id, amount, currency, status, executed_at) \
-             VALUES (1, 1, 1, 'KRW', 'COMPLETED', 1); UPDATE sqlite_sequence SET seq = 0 WHERE name = 'payment'",
+                VALUES (1, 1, 1, 'KRW', 'COMPLETED', 1); UPDATE sqlite_sequence SET seq = 0 \
+                WHERE name = 'payment'",
         ];
         for sql in wrong {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("a.db");
             let (connection, _) = open(&path, None).unwrap();
-            connection.execute_batch(&format!("PRAGMA foreign_keys = 0; {sql}")).unwrap();
+            connection
+                .execute_batch(&format!("PRAGMA foreign_keys = 0; {sql}"))
+                .unwrap();
             drop(connection);
-            assert!(matches!(open(&path, None), Err(OpenError::Inconsistent { .. })), "{sql}");
+            assert!(
+                matches!(open(&path, None), Err(OpenError::Inconsistent { .. })),
+                "{sql}"
+            );
         }
     }
 
@@ -733,10 +982,16 @@ mod tests {
         std::os::unix::fs::symlink(&path, &link).unwrap();
         for name in [&path, &dir.path().join(".").join("a.db"), &link] {
             let refusal = lock(name).unwrap_err().to_string();
-            assert!(refusal.contains(&format!("(process {})", std::process::id())), "{refusal}");
+            assert!(
+                refusal.contains(&format!("(process {})", std::process::id())),
+                "{refusal}"
+            );
         }
         drop(held);
         lock(&path).unwrap();
-        assert!(matches!(lock(&dir.path().join("nowhere").join("a.db")), Err(OpenError::Io { .. })));
+        assert!(matches!(
+            lock(&dir.path().join("nowhere").join("a.db")),
+            Err(OpenError::Io { .. })
+        ));
     }
 }

@@ -1,5 +1,5 @@
-//! Whether the disk has room, and the file is still there: with too little room, payments are refused before the disk is full,
-//! so that what was taken can still be published, told and purged.
+//! Whether the disk has room, and the file is still there: with too little room, payments are
+//! refused before the disk is full, so that what was taken can still be published, told and purged.
 //!
 //! It is asked on a thread of its own: a disk that hangs must not hang who wants to know.
 
@@ -33,10 +33,16 @@ enum Room {
 }
 
 impl Room {
-    /// A disk at the very edge does not change its mind with every file that comes and goes: what has been left is reached
-    /// again with an eighth more.
+    /// A disk at the very edge does not change its mind with every file that comes and goes: what
+    /// has been left is reached again with an eighth more.
     fn next(self, free: u64, min: u64) -> Self {
-        let reached = |limit: u64, held: bool| free >= if held { limit.saturating_add(min / 8) } else { limit };
+        let reached = |limit: u64, held: bool| {
+            free >= if held {
+                limit.saturating_add(min / 8)
+            } else {
+                limit
+            }
+        };
         if !reached(min, self == Self::Short) {
             Self::Short
         } else if !reached(min.saturating_mul(2), self != Self::Ample) {
@@ -85,10 +91,22 @@ pub(super) struct Watch {
 impl Watch {
     /// Looks once, so that the first payment finds an answer.
     pub(super) fn new(database: &Path, min: u64, damage: Damage) -> (Self, Admission) {
-        let admission = Admission { part: Part::up(), short: Arc::default(), refused: Arc::default() };
+        let admission = Admission {
+            part: Part::up(),
+            short: Arc::default(),
+            refused: Arc::default(),
+        };
         let (database, identity) = (database.to_owned(), identity(database));
         let (room, blind) = (Room::Ample, false);
-        let mut watch = Self { database, identity, min, room, admission: admission.clone(), damage, blind };
+        let mut watch = Self {
+            database,
+            identity,
+            min,
+            room,
+            admission: admission.clone(),
+            damage,
+            blind,
+        };
         watch.look();
         (watch, admission)
     }
@@ -136,12 +154,15 @@ impl Watch {
         match (before, self.room) {
             (before, now) if before == now => {}
             (_, Room::Short) => {
-                let error = format!("the disk has less than {} MiB left (database.min_free_bytes)", mib(min));
+                let error = format!(
+                    "the disk has less than {} MiB left (database.min_free_bytes)",
+                    mib(min)
+                );
                 self.admission.part.fail(error);
                 self.admission.short.store(true, Ordering::Relaxed);
                 log::error!(
-                    "the disk has {free} MiB left: no payment is taken below {} (database.min_free_bytes); make room, what was \
-                     taken goes on meanwhile",
+                    "the disk has {free} MiB left: no payment is taken below {} \
+                        (database.min_free_bytes); make room, what was taken goes on meanwhile",
                     mib(min)
                 );
             }
@@ -149,10 +170,14 @@ impl Watch {
                 self.admission.short.store(false, Ordering::Relaxed);
                 self.admission.part.recover();
                 let refused = self.admission.refused.swap(0, Ordering::Relaxed);
-                log::info!("the disk has {free} MiB left: payments are taken again; {refused} requests were refused");
+                log::info!(
+                    "the disk has {free} MiB left: payments are taken again; {refused} requests \
+                        were refused"
+                );
             }
             (_, Room::Low) => log::warn!(
-                "the disk has {free} MiB left: below {} no payment will be taken (database.min_free_bytes); make room",
+                "the disk has {free} MiB left: below {} no payment will be taken \
+                    (database.min_free_bytes); make room",
                 mib(min)
             ),
             _ => log::info!("the disk has {free} MiB left, which is enough again"),
@@ -194,8 +219,14 @@ mod tests {
             }
             seen
         };
-        assert_eq!(next(&[160, 159, 160, 169, 170]), [Ample, Low, Low, Low, Ample]);
-        assert_eq!(next(&[80, 79, 80, 89, 90, 170]), [Low, Short, Short, Short, Low, Ample]);
+        assert_eq!(
+            next(&[160, 159, 160, 169, 170]),
+            [Ample, Low, Low, Low, Ample]
+        );
+        assert_eq!(
+            next(&[80, 79, 80, 89, 90, 170]),
+            [Low, Short, Short, Short, Low, Ample]
+        );
         assert_eq!(next(&[0, u64::MAX]), [Short, Ample]);
     }
 
@@ -226,7 +257,10 @@ mod tests {
     fn the_real_disk_is_asked_unless_the_limit_is_off() {
         let dir = tempfile::tempdir().unwrap();
         let (_, admission, _) = watch(&dir, 1 << 50);
-        assert!(matches!(admission.ask(), Err(StoreError::Full)), "nobody has a disk with a PiB of room");
+        assert!(
+            matches!(admission.ask(), Err(StoreError::Full)),
+            "nobody has a disk with a PiB of room"
+        );
         let (_, admission, _) = watch(&dir, 0);
         admission.ask().unwrap();
     }

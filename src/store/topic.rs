@@ -1,8 +1,9 @@
-//! How far the topic is known, partition by partition: behind which offset everything of ours is marked, and up to
-//! where it was consumed.
+//! How far the topic is known, partition by partition: behind which offset everything of ours is
+//! marked, and up to where it was consumed.
 //!
-//! Both are written in the transaction that writes what they speak of, so that neither is ever ahead of the rows: the
-//! publisher looks for its events from the one on, the consumer goes on from the other, and a crash costs neither.
+//! Both are written in the transaction that writes what they speak of, so that neither is ever
+//! ahead of the rows: the publisher looks for its events from the one on, the consumer goes on from
+//! the other, and a crash costs neither.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -46,25 +47,29 @@ pub struct Partition {
 /// What is known of a topic. What was known of an earlier life of it does not count.
 pub fn partitions(connection: &Connection, topic: &Topic) -> rusqlite::Result<Vec<Partition>> {
     connection
-        .prepare_cached(&format!("{PARTITION} WHERE topic = ?1 AND topic_id = ?2 ORDER BY \"partition\""))?
+        .prepare_cached(&format!(
+            "{PARTITION} WHERE topic = ?1 AND topic_id = ?2 ORDER BY \"partition\""
+        ))?
         .query_map((&topic.name, topic.id), read)?
         .collect()
 }
 
-/// What is known of the topic that has this name, for people to look at: of the incarnation that is consumed, if one is.
+/// What is known of the topic that has this name, for people to look at: of the incarnation that is
+/// consumed, if one is.
 pub fn of_name(connection: &Connection, name: &str) -> rusqlite::Result<Vec<Partition>> {
     connection
         .prepare_cached(&format!(
-            "{PARTITION} WHERE topic = ?1 AND topic_id = coalesce( \
-             (SELECT topic_id FROM topic_partition WHERE topic = ?1 AND consumed_to IS NOT NULL LIMIT 1), \
-             (SELECT topic_id FROM topic_partition WHERE topic = ?1 LIMIT 1)) ORDER BY \"partition\""
+            "{PARTITION} WHERE topic = ?1 AND topic_id = coalesce( (SELECT topic_id \
+                FROM topic_partition WHERE topic = ?1 AND consumed_to IS NOT NULL \
+                LIMIT 1), (SELECT topic_id FROM topic_partition WHERE topic = ?1 LIMIT 1)) \
+                ORDER BY \"partition\""
         ))?
         .query_map([name], read)?
         .collect()
 }
 
 const PARTITION: &str = "SELECT \"partition\", published_to, consumed_to, last_outbox_id, duplicates, gaps, inversions \
-     FROM topic_partition";
+    FROM topic_partition";
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Partition> {
     Ok(Partition {
@@ -90,8 +95,8 @@ pub struct Reached {
 /// Records how far everything is marked, in the transaction that marks it.
 pub fn reach(tx: &Transaction<'_>, reached: &Reached) -> rusqlite::Result<()> {
     let mut reach = tx.prepare_cached(
-        "INSERT INTO topic_partition (topic, topic_id, \"partition\", published_to) VALUES (?1, ?2, ?3, ?4) \
-         ON CONFLICT DO UPDATE SET published_to = excluded.published_to",
+        "INSERT INTO topic_partition (topic, topic_id, \"partition\", published_to) \
+            VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO UPDATE SET published_to = excluded.published_to",
     )?;
     for (partition, offset) in &reached.offsets {
         reach.execute((&reached.topic.name, reached.topic.id, partition, offset))?;
@@ -121,8 +126,8 @@ pub struct Reconciled {
     pub unknown: usize,
 }
 
-/// Marks what is on the topic already, so that it is not published again. Ids that the topic knows and this database
-/// does not were given by a later state of it: they are not given a second time.
+/// Marks what is on the topic already, so that it is not published again. Ids that the topic knows
+/// and this database does not were given by a later state of it: they are not given a second time.
 pub fn reconcile(
     tx: &Transaction<'_>,
     found: &[Found],
@@ -132,11 +137,26 @@ pub fn reconcile(
     record_incarnation(tx, &reached.topic, now)?;
     let mut result = Reconciled::default();
     let mut newest = 0;
-    for Found { notice, partition, offset } in found {
+    for Found {
+        notice,
+        partition,
+        offset,
+    } in found
+    {
         match outbox::is_of(tx, *notice)? {
             Some(true) => {
-                let place = outbox::Place::Topic { partition: *partition, offset: Some(*offset) };
-                result.marked += outbox::mark(tx, &outbox::Receipt { outbox_id: notice.outbox_id, place }, now)?;
+                let place = outbox::Place::Topic {
+                    partition: *partition,
+                    offset: Some(*offset),
+                };
+                result.marked += outbox::mark(
+                    tx,
+                    &outbox::Receipt {
+                        outbox_id: notice.outbox_id,
+                        place,
+                    },
+                    now,
+                )?;
             }
             Some(false) => {
                 result.unknown += 1;
@@ -166,17 +186,19 @@ pub fn reconcile(
     Ok(result)
 }
 
-/// Records an incarnation of the topic when the publisher first sees it: what was published before is on an earlier one.
-/// Every event up to the newest delivery was published, and those behind it up to the next one that is INIT.
+/// Records an incarnation of the topic when the publisher first sees it: what was published before
+/// is on an earlier one. Every event up to the newest delivery was published, and those behind it
+/// up to the next one that is INIT.
 fn record_incarnation(tx: &Transaction<'_>, topic: &Topic, now: Timestamp) -> rusqlite::Result<()> {
     let known = "SELECT 1 FROM topic_incarnation WHERE topic = ?1 AND topic_id = ?2";
     if tx.prepare_cached(known)?.exists((&topic.name, topic.id))? {
         return Ok(());
     }
     tx.execute(
-        "INSERT INTO topic_incarnation (topic, topic_id, published_before, first_seen_at) VALUES (?1, ?2, coalesce( \
-         (SELECT id FROM outbox WHERE status = 'INIT' AND id > ifnull((SELECT max(outbox_id) FROM delivery), 0) \
-         ORDER BY id LIMIT 1) - 1, (SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0), ?3)",
+        "INSERT INTO topic_incarnation (topic, topic_id, published_before, first_seen_at) \
+            VALUES (?1, ?2, coalesce( (SELECT id FROM outbox WHERE status = 'INIT' \
+            AND id > ifnull((SELECT max(outbox_id) FROM delivery), 0) ORDER BY id \
+            LIMIT 1) - 1, (SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0), ?3)",
         (&topic.name, topic.id, now.as_micros()),
     )?;
     Ok(())
@@ -210,14 +232,26 @@ impl<'a> ConsumeBatch<'a> {
     /// Resumes from what is known of the topic.
     pub fn begin(tx: &'a Transaction<'a>, topic: &'a Topic) -> rusqlite::Result<Self> {
         let known = partitions(tx, topic)?;
-        let last_outbox_ids = known.into_iter().map(|known| (known.partition, known.last_outbox_id)).collect();
-        Ok(Self { tx, topic, last_outbox_ids, partitions: BTreeMap::new() })
+        let last_outbox_ids = known
+            .into_iter()
+            .map(|known| (known.partition, known.last_outbox_id))
+            .collect();
+        Ok(Self {
+            tx,
+            topic,
+            last_outbox_ids,
+            partitions: BTreeMap::new(),
+        })
     }
 
     /// The record at this place was stored; `event` is what it was, if it was one of ours.
     pub fn add(&mut self, partition: i32, offset: i64, event: Option<(i64, Arrival)>) {
         let last_outbox_id = self.last_outbox_ids.get(&partition).copied().unwrap_or(0);
-        let new = || PartitionProgress { consumed_to: 0, last_outbox_id, stats: ConsumeStats::default() };
+        let new = || PartitionProgress {
+            consumed_to: 0,
+            last_outbox_id,
+            stats: ConsumeStats::default(),
+        };
         let progress = self.partitions.entry(partition).or_insert_with(new);
         progress.consumed_to = offset + 1;
         match event {
@@ -230,20 +264,40 @@ impl<'a> ConsumeBatch<'a> {
         }
     }
 
-    /// Records how far everything is consumed, and moves the low-water mark over the new deliveries.
+    /// Records how far everything is consumed, and moves the low-water mark over the new
+    /// deliveries.
     pub fn finish(self, records: usize) -> rusqlite::Result<ConsumeStats> {
         let mut all = ConsumeStats::default();
         let mut update = self.tx.prepare_cached(
-            "INSERT INTO topic_partition \
-                 (topic, topic_id, \"partition\", consumed_to, last_outbox_id, duplicates, inversions) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO UPDATE SET \
-             consumed_to = excluded.consumed_to, last_outbox_id = excluded.last_outbox_id, \
-             duplicates = duplicates + excluded.duplicates, inversions = inversions + excluded.inversions",
+            "INSERT INTO topic_partition (topic, topic_id, \"partition\", consumed_to, \
+                last_outbox_id, duplicates, inversions) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) \
+                ON CONFLICT DO UPDATE SET consumed_to = excluded.consumed_to, last_outbox_id = \
+                excluded.last_outbox_id, duplicates = duplicates + excluded.duplicates, \
+                inversions = inversions + excluded.inversions",
         )?;
-        for (partition, PartitionProgress { consumed_to, last_outbox_id, stats }) in self.partitions {
-            let ConsumeStats { duplicates, inversions } = stats;
+        for (
+            partition,
+            PartitionProgress {
+                consumed_to,
+                last_outbox_id,
+                stats,
+            },
+        ) in self.partitions
+        {
+            let ConsumeStats {
+                duplicates,
+                inversions,
+            } = stats;
             let Topic { name, id } = self.topic;
-            update.execute((name, id, partition, consumed_to, last_outbox_id, duplicates, inversions))?;
+            update.execute((
+                name,
+                id,
+                partition,
+                consumed_to,
+                last_outbox_id,
+                duplicates,
+                inversions,
+            ))?;
             all.duplicates += duplicates;
             all.inversions += inversions;
         }
@@ -252,11 +306,16 @@ impl<'a> ConsumeBatch<'a> {
     }
 }
 
-/// Sets the next offset of partitions where none is known, or where the topic does not have the known one any more.
-pub fn set_positions(tx: &Transaction<'_>, topic: &Topic, positions: &[(i32, i64)]) -> rusqlite::Result<()> {
+/// Sets the next offset of partitions where none is known, or where the topic does not have the
+/// known one any more.
+pub fn set_positions(
+    tx: &Transaction<'_>,
+    topic: &Topic,
+    positions: &[(i32, i64)],
+) -> rusqlite::Result<()> {
     let mut update = tx.prepare_cached(
-        "INSERT INTO topic_partition (topic, topic_id, \"partition\", consumed_to) VALUES (?1, ?2, ?3, ?4) \
-         ON CONFLICT DO UPDATE SET consumed_to = excluded.consumed_to",
+        "INSERT INTO topic_partition (topic, topic_id, \"partition\", consumed_to) \
+            VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO UPDATE SET consumed_to = excluded.consumed_to",
     )?;
     for (partition, offset) in positions {
         update.execute((&topic.name, topic.id, partition, offset))?;
@@ -264,7 +323,8 @@ pub fn set_positions(tx: &Transaction<'_>, topic: &Topic, positions: &[(i32, i64
     Ok(())
 }
 
-/// Forgets what is known of other topics, and of earlier incarnations of this one. Returns whether there were any.
+/// Forgets what is known of other topics, and of earlier incarnations of this one. Returns whether
+/// there were any.
 pub fn abandon_others(tx: &Transaction<'_>, topic: Option<&Topic>) -> rusqlite::Result<bool> {
     let (name, id) = topic.map(|topic| (&topic.name, topic.id)).unzip();
     let sql = "DELETE FROM topic_partition WHERE topic IS NOT ?1 OR topic_id IS NOT ?2";

@@ -1,8 +1,9 @@
 //! Events that were published and have no delivery: found above one low-water mark.
 //!
-//! Every event up to `node.consumed_through` has a delivery, is REJECTED, or was purged. The mark only moves over rows that
-//! were looked at, a bounded number in each transaction; a REJECTED event that is sent again moves it back. So nothing
-//! here scans the outbox, and what is above the mark is short unless something is wrong.
+//! Every event up to `node.consumed_through` has a delivery, is REJECTED, or was purged. The mark
+//! only moves over rows that were looked at, a bounded number in each transaction; a REJECTED event
+//! that is sent again moves it back. So nothing here scans the outbox, and what is above the mark
+//! is short unless something is wrong.
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
@@ -14,8 +15,8 @@ use crate::clock::Timestamp;
 /// How many rows one page looks at.
 const PAGE_ROWS: usize = 10_000;
 
-/// The rows above an id, in commit order: whether each is REJECTED, when it was published, whether it has a delivery, where
-/// it was published to.
+/// The rows above an id, in commit order: whether each is REJECTED, when it was published, whether
+/// it has a delivery, where it was published to.
 const ROWS_ABOVE: &str = "SELECT o.id, o.status = 'REJECTED', o.published_at, \
      EXISTS (SELECT 1 FROM delivery d WHERE d.outbox_id = o.id), o.\"partition\", o.\"offset\" \
      FROM outbox o WHERE o.id > ?1 ORDER BY o.id LIMIT ?2";
@@ -44,7 +45,9 @@ pub struct Page {
 
 /// The low-water mark.
 pub(super) fn mark(connection: &Connection) -> rusqlite::Result<i64> {
-    connection.prepare_cached("SELECT consumed_through FROM node")?.query_row([], |row| row.get(0))
+    connection
+        .prepare_cached("SELECT consumed_through FROM node")?
+        .query_row([], |row| row.get(0))
 }
 
 /// The page after an id, or after the mark where that is later. Costs a few milliseconds at most.
@@ -61,31 +64,47 @@ pub fn page(connection: &Connection, after: i64) -> rusqlite::Result<Page> {
         let has_delivery: bool = row.get(3)?;
         if let Some(published_at) = published_at.filter(|_| !has_delivery) {
             let published_at = Timestamp::from_micros(published_at);
-            page.events.push(Unconsumed { outbox_id, partition: row.get(4)?, offset: row.get(5)?, published_at });
+            page.events.push(Unconsumed {
+                outbox_id,
+                partition: row.get(4)?,
+                offset: row.get(5)?,
+                published_at,
+            });
         }
     }
     Ok(page)
 }
 
-/// How many events are PUBLISHED and have no delivery, and when the first of them was published: it may have waited for
-/// Kafka for hours before that. Beyond the first page the number is an estimate.
+/// How many events are PUBLISHED and have no delivery, and when the first of them was published: it
+/// may have waited for Kafka for hours before that. Beyond the first page the number is an
+/// estimate.
 pub fn count(connection: &Connection) -> rusqlite::Result<Waiting> {
     let Page { events, next } = page(connection, 0)?;
-    let last = events.last().map(|event| event.outbox_id).filter(|last| Some(*last) == next);
+    let last = events
+        .last()
+        .map(|event| event.outbox_id)
+        .filter(|last| Some(*last) == next);
     let beyond = last.map_or(Ok(0), |last| ids_up_to_init(connection, last))?;
     let oldest_at = events.iter().map(|event| event.published_at).min();
-    Ok(Waiting { count: sql_limit(events.len()) + beyond, oldest_at })
+    Ok(Waiting {
+        count: sql_limit(events.len()) + beyond,
+        oldest_at,
+    })
 }
 
 /// How many ids there are between an event and the first one that is not published.
 fn ids_up_to_init(connection: &Connection, after: i64) -> rusqlite::Result<i64> {
     let init: Option<i64> = connection
-        .prepare_cached("SELECT id FROM outbox WHERE status = 'INIT' AND id > ?1 ORDER BY id LIMIT 1")?
+        .prepare_cached(
+            "SELECT id FROM outbox WHERE status = 'INIT' AND id > ?1 ORDER BY id LIMIT 1",
+        )?
         .query_row([after], |row| row.get(0))
         .optional()?;
     let end = match init {
         Some(init) => init,
-        None => connection.prepare_cached("SELECT max(id) + 1 FROM outbox")?.query_row([], |row| row.get(0))?,
+        None => connection
+            .prepare_cached("SELECT max(id) + 1 FROM outbox")?
+            .query_row([], |row| row.get(0))?,
     };
     Ok(end - after - 1)
 }
@@ -106,19 +125,27 @@ pub fn advance(tx: &Transaction<'_>, limit: usize) -> rusqlite::Result<bool> {
         reached = row.get(0)?;
     }
     if reached > before {
-        tx.prepare_cached("UPDATE node SET consumed_through = ?1")?.execute([reached])?;
+        tx.prepare_cached("UPDATE node SET consumed_through = ?1")?
+            .execute([reached])?;
     }
     Ok(moved == limit)
 }
 
-/// Gives published events their deliveries: no topic will bring them any more. Returns how many had none; they are gaps of
-/// their partitions of `topic`.
-pub fn backfill(tx: &Transaction<'_>, topic: Option<&Topic>, ids: &[i64], now: Timestamp) -> rusqlite::Result<usize> {
+/// Gives published events their deliveries: no topic will bring them any more. Returns how many had
+/// none; they are gaps of their partitions of `topic`.
+pub fn backfill(
+    tx: &Transaction<'_>,
+    topic: Option<&Topic>,
+    ids: &[i64],
+    now: Timestamp,
+) -> rusqlite::Result<usize> {
     let mut count = 0;
     for id in ids {
         // Whatever happened since it was looked for.
         let published: Option<Option<i32>> = tx
-            .prepare_cached("SELECT \"partition\" FROM outbox WHERE id = ?1 AND status = 'PUBLISHED'")?
+            .prepare_cached(
+                "SELECT \"partition\" FROM outbox WHERE id = ?1 AND status = 'PUBLISHED'",
+            )?
             .query_row([id], |row| row.get(0))
             .optional()?;
         let Some(partition) = published else { continue };
@@ -127,9 +154,10 @@ pub fn backfill(tx: &Transaction<'_>, topic: Option<&Topic>, ids: &[i64], now: T
         }
         count += 1;
         if let Some(topic) = topic {
-            let sql =
-                "UPDATE topic_partition SET gaps = gaps + 1 WHERE topic = ?1 AND topic_id = ?2 AND \"partition\" = ?3";
-            tx.prepare_cached(sql)?.execute((&topic.name, topic.id, partition))?;
+            let sql = "UPDATE topic_partition SET gaps = gaps + 1 WHERE topic = ?1 \
+                AND topic_id = ?2 AND \"partition\" = ?3";
+            tx.prepare_cached(sql)?
+                .execute((&topic.name, topic.id, partition))?;
         }
     }
     advance(tx, 2 * ids.len())?;
@@ -139,7 +167,10 @@ pub fn backfill(tx: &Transaction<'_>, topic: Option<&Topic>, ids: &[i64], now: T
 /// Whether the mark can be moved over the next row.
 pub fn is_behind(connection: &Connection) -> rusqlite::Result<bool> {
     let next = |row: &Row<'_>| Ok(row.get(1)? || row.get(3)?);
-    let found = connection.prepare_cached(ROWS_ABOVE)?.query_row((mark(connection)?, 1), next).optional()?;
+    let found = connection
+        .prepare_cached(ROWS_ABOVE)?
+        .query_row((mark(connection)?, 1), next)
+        .optional()?;
     Ok(found.unwrap_or(false))
 }
 
@@ -155,24 +186,33 @@ mod tests {
     use crate::store::schema;
     use rusqlite::TransactionBehavior;
 
-    /// Runs `work` on a database whose events are these: their statuses, and a `+` after those that have a delivery.
+    /// Runs `work` on a database whose events are these: their statuses, and a `+` after those that
+    /// have a delivery.
     fn with_events<T>(events: &[&str], work: impl FnOnce(&Transaction<'_>) -> T) -> T {
         let dir = tempfile::tempdir().unwrap();
         let (mut connection, _) = schema::open(&dir.path().join("a.db"), None).unwrap();
         let tx = Transaction::new(&mut connection, TransactionBehavior::Immediate).unwrap();
         for (id, event) in (1_i64..).zip(events) {
             let status = event.trim_end_matches('+');
-            tx.execute("INSERT INTO payment VALUES (?1, 1, ?1, 1, 'KRW', 'COMPLETED', NULL, ?1)", [id]).unwrap();
             tx.execute(
-                "INSERT INTO outbox (id, payment_id, user_id, type, status, rejection, created_at, published_at) \
-                 VALUES (?1, ?1, 1, 'payment.completed', ?2, iif(?2 = 'REJECTED', 'no', NULL), ?1, \
-                 iif(?2 = 'PUBLISHED', 100 + ?1, NULL))",
+                "INSERT INTO payment VALUES (?1, 1, ?1, 1, 'KRW', 'COMPLETED', NULL, ?1)",
+                [id],
+            )
+            .unwrap();
+            tx.execute(
+                "INSERT INTO outbox (id, payment_id, user_id, type, status, rejection, \
+                    created_at, published_at) VALUES (?1, ?1, 1, 'payment.completed', ?2, iif(?2 \
+                    = 'REJECTED', 'no', NULL), ?1, iif(?2 = 'PUBLISHED', 100 + ?1, NULL))",
                 (id, status),
             )
             .unwrap();
             if event.ends_with('+') {
-                tx.execute("INSERT INTO delivery (outbox_id, channel, created_at) VALUES (?1, 'default', 1)", [id])
-                    .unwrap();
+                tx.execute(
+                    "INSERT INTO delivery (outbox_id, channel, created_at) \
+                    VALUES (?1, 'default', 1)",
+                    [id],
+                )
+                .unwrap();
             }
         }
         work(&tx)
@@ -189,13 +229,21 @@ mod tests {
             (&[][..], 0, (0, None)),
             (&["PUBLISHED+", "REJECTED", "PUBLISHED+"], 3, (0, None)),
             (&["PUBLISHED+", "INIT", "PUBLISHED+"], 1, (0, None)),
-            (&["PUBLISHED+", "PUBLISHED", "PUBLISHED+", "PUBLISHED"], 1, (2, Some(102))),
+            (
+                &["PUBLISHED+", "PUBLISHED", "PUBLISHED+", "PUBLISHED"],
+                1,
+                (2, Some(102)),
+            ),
             // A consumer may see an event before its mark.
             (&["INIT+", "INIT"], 1, (0, None)),
         ] {
             with_events(events, |tx| {
                 assert!(!advance(tx, 100).unwrap());
-                assert_eq!((mark(tx).unwrap(), counted(tx)), (through, unconsumed), "{events:?}");
+                assert_eq!(
+                    (mark(tx).unwrap(), counted(tx)),
+                    (through, unconsumed),
+                    "{events:?}"
+                );
             });
         }
     }
@@ -214,7 +262,10 @@ mod tests {
     #[test]
     fn purged_events_do_not_stop_the_mark() {
         with_events(&["PUBLISHED+"; 5], |tx| {
-            tx.execute_batch("DELETE FROM delivery WHERE outbox_id < 5; DELETE FROM outbox WHERE id < 5").unwrap();
+            tx.execute_batch(
+                "DELETE FROM delivery WHERE outbox_id < 5; DELETE FROM outbox WHERE id < 5",
+            )
+            .unwrap();
             assert!(!advance(tx, 2).unwrap());
             assert_eq!(mark(tx).unwrap(), 5);
         });
@@ -227,7 +278,11 @@ mod tests {
             assert!(crate::store::outbox::send_again(tx, 2).unwrap());
             advance(tx, 100).unwrap();
             assert_eq!((mark(tx).unwrap(), counted(tx)), (1, (0, None)));
-            tx.execute("UPDATE outbox SET status = 'PUBLISHED', published_at = 7 WHERE id = 2", []).unwrap();
+            tx.execute(
+                "UPDATE outbox SET status = 'PUBLISHED', published_at = 7 WHERE id = 2",
+                [],
+            )
+            .unwrap();
             assert_eq!(counted(tx), (1, Some(7)));
         });
     }
@@ -236,9 +291,13 @@ mod tests {
     fn a_long_backlog_is_estimated() {
         let rows = PAGE_ROWS + 5;
         let mut events = vec!["PUBLISHED"; rows];
-        with_events(&events, |tx| assert_eq!(counted(tx), (sql_limit(rows), Some(101))));
+        with_events(&events, |tx| {
+            assert_eq!(counted(tx), (sql_limit(rows), Some(101)));
+        });
         events.push("INIT");
-        with_events(&events, |tx| assert_eq!(counted(tx), (sql_limit(rows), Some(101))));
+        with_events(&events, |tx| {
+            assert_eq!(counted(tx), (sql_limit(rows), Some(101)));
+        });
         // All but the first have a delivery: nothing is estimated.
         events = vec!["PUBLISHED+"; rows];
         events[0] = "PUBLISHED";

@@ -1,9 +1,11 @@
-//! What was acknowledged, and may not be visible yet: from which offset and which event on, partition by partition.
+//! What was acknowledged, and may not be visible yet: from which offset and which event on,
+//! partition by partition.
 //!
-//! The broker acknowledges the end of a transaction before its marker is in each partition. A marker that is lost leaves
-//! acknowledged events where no `read_committed` consumer sees them, and an abort of the same producer takes them along. So
-//! the transaction that marks events PUBLISHED also notes them here; the note goes when a reader could see them. What is
-//! noted when a new connection begins is read from the topic, and what the topic does not show is published again.
+//! The broker acknowledges the end of a transaction before its marker is in each partition. A
+//! marker that is lost leaves acknowledged events where no `read_committed` consumer sees them, and
+//! an abort of the same producer takes them along. So the transaction that marks events PUBLISHED
+//! also notes them here; the note goes when a reader could see them. What is noted when a new
+//! connection begins is read from the topic, and what the topic does not show is published again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -28,9 +30,17 @@ pub struct Unseen {
 pub fn firsts(receipts: &[Receipt]) -> BTreeMap<i32, Unseen> {
     let mut firsts: BTreeMap<i32, Unseen> = BTreeMap::new();
     for receipt in receipts {
-        if let Place::Topic { partition, offset: Some(offset) } = receipt.place {
+        if let Place::Topic {
+            partition,
+            offset: Some(offset),
+        } = receipt.place
+        {
             let outbox_id = receipt.outbox_id;
-            let first = firsts.entry(partition).or_insert(Unseen { partition, offset, outbox_id });
+            let first = firsts.entry(partition).or_insert(Unseen {
+                partition,
+                offset,
+                outbox_id,
+            });
             first.offset = first.offset.min(offset);
             first.outbox_id = first.outbox_id.min(outbox_id);
         }
@@ -41,12 +51,18 @@ pub fn firsts(receipts: &[Receipt]) -> BTreeMap<i32, Unseen> {
 /// Notes events in the transaction that marks them PUBLISHED.
 pub fn note(tx: &Transaction<'_>, topic: &Topic, receipts: &[Receipt]) -> rusqlite::Result<()> {
     let mut note = tx.prepare_cached(
-        "INSERT INTO topic_unseen (topic, topic_id, \"partition\", \"offset\", outbox_id) VALUES (?1, ?2, ?3, ?4, ?5) \
-         ON CONFLICT (topic, topic_id, \"partition\") DO UPDATE SET \"offset\" = min(\"offset\", excluded.\"offset\"), \
-         outbox_id = min(outbox_id, excluded.outbox_id) \
-         WHERE excluded.\"offset\" < \"offset\" OR excluded.outbox_id < outbox_id",
+        "INSERT INTO topic_unseen (topic, topic_id, \"partition\", \"offset\", outbox_id) \
+            VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (topic, topic_id, \"partition\") DO UPDATE \
+            SET \"offset\" = min(\"offset\", excluded.\"offset\"), outbox_id = min(outbox_id, \
+            excluded.outbox_id) WHERE excluded.\"offset\" < \"offset\" \
+            OR excluded.outbox_id < outbox_id",
     )?;
-    for Unseen { partition, offset, outbox_id } in firsts(receipts).values() {
+    for Unseen {
+        partition,
+        offset,
+        outbox_id,
+    } in firsts(receipts).values()
+    {
         note.execute((&topic.name, topic.id, partition, offset, outbox_id))?;
     }
     Ok(())
@@ -54,39 +70,57 @@ pub fn note(tx: &Transaction<'_>, topic: &Topic, receipts: &[Receipt]) -> rusqli
 
 /// Whether anything is noted.
 pub fn is_any_unseen(connection: &Connection) -> rusqlite::Result<bool> {
-    connection.prepare_cached("SELECT 1 FROM topic_unseen LIMIT 1")?.exists([])
+    connection
+        .prepare_cached("SELECT 1 FROM topic_unseen LIMIT 1")?
+        .exists([])
 }
 
 /// What is noted of a topic.
 pub fn unseen(connection: &Connection, topic: &Topic) -> rusqlite::Result<Vec<Unseen>> {
     connection
         .prepare_cached(
-            "SELECT \"partition\", \"offset\", outbox_id FROM topic_unseen WHERE topic = ?1 AND topic_id = ?2 \
-             ORDER BY \"partition\"",
+            "SELECT \"partition\", \"offset\", outbox_id FROM topic_unseen WHERE topic = ?1 \
+                AND topic_id = ?2 ORDER BY \"partition\"",
         )?
         .query_map((&topic.name, topic.id), |row| {
-            Ok(Unseen { partition: row.get(0)?, offset: row.get(1)?, outbox_id: row.get(2)? })
+            Ok(Unseen {
+                partition: row.get(0)?,
+                offset: row.get(1)?,
+                outbox_id: row.get(2)?,
+            })
         })?
         .collect()
 }
 
 /// A reader could see everything of these partitions, up to what is named.
-pub fn saw(tx: &Transaction<'_>, topic: &Topic, rest: &BTreeMap<i32, Option<Unseen>>) -> rusqlite::Result<()> {
+pub fn saw(
+    tx: &Transaction<'_>,
+    topic: &Topic,
+    rest: &BTreeMap<i32, Option<Unseen>>,
+) -> rusqlite::Result<()> {
     let key = "topic = ?1 AND topic_id = ?2 AND \"partition\" = ?3";
     let mut forget = tx.prepare_cached(&format!("DELETE FROM topic_unseen WHERE {key}"))?;
-    let mut shrink =
-        tx.prepare_cached(&format!("UPDATE topic_unseen SET \"offset\" = ?4, outbox_id = ?5 WHERE {key}"))?;
+    let mut shrink = tx.prepare_cached(&format!(
+        "UPDATE topic_unseen SET \"offset\" = ?4, outbox_id = ?5 WHERE {key}"
+    ))?;
     for (partition, first) in rest {
         match first {
             None => forget.execute((&topic.name, topic.id, partition))?,
-            Some(first) => shrink.execute((&topic.name, topic.id, partition, first.offset, first.outbox_id))?,
+            Some(first) => shrink.execute((
+                &topic.name,
+                topic.id,
+                partition,
+                first.offset,
+                first.outbox_id,
+            ))?,
         };
     }
     Ok(())
 }
 
-/// The topic was read: of each partition a range of offsets, in which `visible` events were found. Noted events of these
-/// ranges that were not are put back to INIT, and nothing is noted any more. Returns how many were put back.
+/// The topic was read: of each partition a range of offsets, in which `visible` events were found.
+/// Noted events of these ranges that were not are put back to INIT, and nothing is noted any more.
+/// Returns how many were put back.
 pub fn requeue_hidden(
     tx: &Transaction<'_>,
     noted: &[Unseen],
@@ -95,27 +129,44 @@ pub fn requeue_hidden(
 ) -> rusqlite::Result<usize> {
     let mut requeued = 0;
     let mut requeue = tx.prepare_cached(
-        "UPDATE outbox SET status = 'INIT', published_at = NULL, \"partition\" = NULL, \"offset\" = NULL WHERE id = ?1",
+        "UPDATE outbox \
+            SET status = 'INIT', published_at = NULL, \"partition\" = NULL, \"offset\" = NULL \
+            WHERE id = ?1",
     )?;
     for first in noted {
-        let Some(range) = read.get(&first.partition) else { continue };
+        let Some(range) = read.get(&first.partition) else {
+            continue;
+        };
         for id in published_in(tx, *first, range)? {
             if !visible.contains(&id) {
                 requeued += requeue.execute([id])?;
             }
         }
     }
-    // Also those of other topics, and of earlier incarnations: the consumer has their events from the outbox.
+    // Also those of other topics, and of earlier incarnations: the consumer has their events from
+    // the outbox.
     tx.prepare_cached("DELETE FROM topic_unseen")?.execute([])?;
     Ok(requeued)
 }
 
-fn published_in(tx: &Transaction<'_>, first: Unseen, range: &Range<i64>) -> rusqlite::Result<Vec<i64>> {
+fn published_in(
+    tx: &Transaction<'_>,
+    first: Unseen,
+    range: &Range<i64>,
+) -> rusqlite::Result<Vec<i64>> {
     tx.prepare_cached(
-        "SELECT id FROM outbox WHERE id >= ?1 AND status = 'PUBLISHED' AND \"partition\" = ?2 AND \"offset\" >= ?3 \
-         AND \"offset\" < ?4 ORDER BY id",
+        "SELECT id FROM outbox WHERE id >= ?1 AND status = 'PUBLISHED' AND \"partition\" = ?2 \
+            AND \"offset\" >= ?3 AND \"offset\" < ?4 ORDER BY id",
     )?
-    .query_map((first.outbox_id, first.partition, first.offset.max(range.start), range.end), |row| row.get(0))?
+    .query_map(
+        (
+            first.outbox_id,
+            first.partition,
+            first.offset.max(range.start),
+            range.end,
+        ),
+        |row| row.get(0),
+    )?
     .collect()
 }
 
@@ -127,23 +178,37 @@ mod tests {
     use rusqlite::TransactionBehavior;
 
     fn topic() -> Topic {
-        Topic { name: "t".into(), id: [1; 16] }
+        Topic {
+            name: "t".into(),
+            id: [1; 16],
+        }
     }
 
     fn receipt(outbox_id: i64, partition: i32, offset: i64) -> Receipt {
-        Receipt { outbox_id, place: Place::Topic { partition, offset: Some(offset) } }
+        Receipt {
+            outbox_id,
+            place: Place::Topic {
+                partition,
+                offset: Some(offset),
+            },
+        }
     }
 
-    /// Runs `work` on a database with 6 events: the odd ones are PUBLISHED to partition 1, the even ones to 0.
+    /// Runs `work` on a database with 6 events: the odd ones are PUBLISHED to partition 1, the even
+    /// ones to 0.
     fn with_published<T>(work: impl FnOnce(&Transaction<'_>) -> T) -> T {
         let dir = tempfile::tempdir().unwrap();
         let (mut connection, _) = schema::open(&dir.path().join("a.db"), None).unwrap();
         let tx = Transaction::new(&mut connection, TransactionBehavior::Immediate).unwrap();
         let mut receipts = Vec::new();
         for id in 1..=6_i64 {
-            tx.execute("INSERT INTO payment VALUES (?1, 1, ?1, 1, 'KRW', 'COMPLETED', NULL, ?1)", [id]).unwrap();
-            let sql =
-                "INSERT INTO outbox (payment_id, user_id, type, created_at) VALUES (?1, 1, 'payment.completed', 1)";
+            tx.execute(
+                "INSERT INTO payment VALUES (?1, 1, ?1, 1, 'KRW', 'COMPLETED', NULL, ?1)",
+                [id],
+            )
+            .unwrap();
+            let sql = "INSERT INTO outbox (payment_id, user_id, type, created_at) \
+                VALUES (?1, 1, 'payment.completed', 1)";
             tx.execute(sql, [id]).unwrap();
             receipts.push(receipt(id, i32::from(id % 2 == 1), 10 + id));
         }
@@ -153,11 +218,19 @@ mod tests {
     }
 
     fn init(tx: &Transaction<'_>) -> Vec<i64> {
-        outbox::unpublished(tx, 0, 100).unwrap().iter().map(|event| event.outbox_id).collect()
+        outbox::unpublished(tx, 0, 100)
+            .unwrap()
+            .iter()
+            .map(|event| event.outbox_id)
+            .collect()
     }
 
     fn noted(tx: &Transaction<'_>) -> Vec<(i32, i64, i64)> {
-        unseen(tx, &topic()).unwrap().iter().map(|first| (first.partition, first.offset, first.outbox_id)).collect()
+        unseen(tx, &topic())
+            .unwrap()
+            .iter()
+            .map(|first| (first.partition, first.offset, first.outbox_id))
+            .collect()
     }
 
     #[test]
@@ -167,7 +240,11 @@ mod tests {
             // Later ones change nothing, an older id does: an event that was sent again.
             note(tx, &topic(), &[receipt(9, 0, 20), receipt(1, 0, 21)]).unwrap();
             assert_eq!(noted(tx), [(0, 12, 1), (1, 11, 1)]);
-            let rest = Unseen { partition: 1, offset: 15, outbox_id: 5 };
+            let rest = Unseen {
+                partition: 1,
+                offset: 15,
+                outbox_id: 5,
+            };
             saw(tx, &topic(), &BTreeMap::from([(0, None), (1, Some(rest))])).unwrap();
             assert_eq!(noted(tx), [(1, 15, 5)]);
             assert!(is_any_unseen(tx).unwrap());
@@ -182,7 +259,8 @@ mod tests {
         let cases: [(Read, &[i64], &[i64]); 4] = [
             ([(0, 0..17), (1, 0..17)], &[1, 2, 3, 4, 5, 6], &[]),
             ([(0, 0..17), (1, 0..17)], &[1, 2, 3], &[4, 5, 6]),
-            // Partition 0 was deleted up to 14 by the retention, and ends at 16; of partition 1 nothing was read.
+            // Partition 0 was deleted up to 14 by the retention, and ends at 16; of partition 1
+            // nothing was read.
             ([(0, 14..16), (1, 17..17)], &[], &[4]),
             ([(0, 0..0), (7, 0..17)], &[], &[]),
         ];
@@ -190,8 +268,13 @@ mod tests {
             with_published(|tx| {
                 let visible = visible.iter().copied().collect();
                 let noted = unseen(tx, &topic()).unwrap();
-                let requeued = requeue_hidden(tx, &noted, &BTreeMap::from(read.clone()), &visible).unwrap();
-                assert_eq!((requeued, init(tx)), (expected.len(), expected.to_vec()), "{read:?}");
+                let requeued =
+                    requeue_hidden(tx, &noted, &BTreeMap::from(read.clone()), &visible).unwrap();
+                assert_eq!(
+                    (requeued, init(tx)),
+                    (expected.len(), expected.to_vec()),
+                    "{read:?}"
+                );
                 assert!(!is_any_unseen(tx).unwrap());
             });
         }
@@ -200,9 +283,19 @@ mod tests {
     #[test]
     fn what_is_noted_of_another_topic_is_forgotten_without_being_sent_again() {
         with_published(|tx| {
-            let noted = unseen(tx, &Topic { name: "t".into(), id: [2; 16] }).unwrap();
+            let noted = unseen(
+                tx,
+                &Topic {
+                    name: "t".into(),
+                    id: [2; 16],
+                },
+            )
+            .unwrap();
             let read = BTreeMap::from([(0, 0..100), (1, 0..100)]);
-            assert_eq!(requeue_hidden(tx, &noted, &read, &BTreeSet::new()).unwrap(), 0);
+            assert_eq!(
+                requeue_hidden(tx, &noted, &read, &BTreeSet::new()).unwrap(),
+                0
+            );
             assert!(!is_any_unseen(tx).unwrap());
         });
     }

@@ -1,10 +1,11 @@
 //! The one thread that writes: many jobs, one transaction, one fsync.
 //!
-//! It takes a job, then whatever else waits, runs them all in one transaction, commits, and only then answers them. A
-//! job that fails takes nothing of the others with it: the transaction is rolled back and run again, each job in a
-//! savepoint of its own. That is rare; a savepoint for each job in the first place would copy every page that the job
-//! changes (measured: a fifth of the writer's time). A commit that fails fails every job of the transaction: none has
-//! been answered before.
+//! It takes a job, then whatever else waits, runs them all in one transaction, commits, and only
+//! then answers them. A job that fails takes nothing of the others with it: the transaction is
+//! rolled back and run again, each job in a savepoint of its own. That is rare; a savepoint for
+//! each job in the first place would copy every page that the job changes (measured: a fifth of the
+//! writer's time). A commit that fails fails every job of the transaction: none has been answered
+//! before.
 
 use std::time::{Duration, Instant};
 
@@ -19,8 +20,9 @@ use super::{StoreError, is_full};
 use crate::outage::Part;
 use crate::worker::Stop;
 
-/// A transaction takes the jobs that wait when it starts, and so many in any case. It does not go on for as long as jobs
-/// arrive: those make the next transaction, and are prepared and answered while this one is being synced.
+/// A transaction takes the jobs that wait when it starts, and so many in any case. It does not go
+/// on for as long as jobs arrive: those make the next transaction, and are prepared and answered
+/// while this one is being synced.
 const BATCH_MIN: usize = 32;
 
 /// At most so many jobs share a commit.
@@ -29,9 +31,14 @@ const BATCH_MAX: usize = 512;
 /// However much there is to do, background work has a turn so often.
 const BACKGROUND_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A transaction that has run for so long takes no more jobs, so that the first of it does not wait for the last:
-/// jobs are of very different size. The tests below say themselves what shares a transaction.
-const BATCH_TIME: Duration = if cfg!(test) { Duration::from_mins(1) } else { Duration::from_millis(4) };
+/// A transaction that has run for so long takes no more jobs, so that the first of it does not wait
+/// for the last: jobs are of very different size. The tests below say themselves what shares a
+/// transaction.
+const BATCH_TIME: Duration = if cfg!(test) {
+    Duration::from_mins(1)
+} else {
+    Duration::from_millis(4)
+};
 
 /// Work for the writer, and who is to be told.
 pub(super) trait Work: Send {
@@ -41,12 +48,17 @@ pub(super) trait Work: Send {
 
 pub(super) type Job = Box<dyn Work>;
 
-/// A job out of two closures: one runs in the transaction, perhaps twice, one takes the result after the commit.
+/// A job out of two closures: one runs in the transaction, perhaps twice, one takes the result
+/// after the commit.
 pub(super) fn job<T: Send + 'static>(
     work: impl Fn(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     done: impl FnOnce(Result<T, StoreError>) + Send + 'static,
 ) -> Job {
-    Box::new(Task { work, value: None, done })
+    Box::new(Task {
+        work,
+        value: None,
+        done,
+    })
 }
 
 struct Task<W, T, D> {
@@ -84,8 +96,8 @@ pub(super) struct Writer {
     _lock: Lock,
 }
 
-/// How it goes, for the log and for those who ask: a line when it begins to fail and one when it works again, with what was
-/// refused between, however much that was.
+/// How it goes, for the log and for those who ask: a line when it begins to fail and one when it
+/// works again, with what was refused between, however much that was.
 pub(super) struct Health {
     part: Part,
     damage: Damage,
@@ -96,7 +108,13 @@ pub(super) struct Health {
 
 impl Health {
     pub(super) fn new(part: Part, damage: Damage) -> Self {
-        Self { part, damage, failing_since: None, transactions: 0, jobs: 0 }
+        Self {
+            part,
+            damage,
+            failing_since: None,
+            transactions: 0,
+            jobs: 0,
+        }
     }
 
     fn failed(&mut self, error: &rusqlite::Error, jobs: usize) {
@@ -108,18 +126,21 @@ impl Health {
         if self.failing_since.is_none() && !self.damage.is_known() {
             self.failing_since = Some(Instant::now());
             log::error!(
-                "the database refuses: {error}; {jobs} jobs were not stored, and those that come are tried until it is back"
+                "the database refuses: {error}; {jobs} jobs were not stored, and those that come \
+                    are tried until it is back"
             );
         }
     }
 
     fn recovered(&mut self) {
         if let Some(since) = self.failing_since.take() {
-            let (seconds, transactions, jobs) = (since.elapsed().as_secs_f64(), self.transactions, self.jobs);
+            let (seconds, transactions, jobs) =
+                (since.elapsed().as_secs_f64(), self.transactions, self.jobs);
             (self.transactions, self.jobs) = (0, 0);
             self.part.recover();
             log::info!(
-                "the database is back after {seconds:.1} s; {transactions} transactions with {jobs} jobs were not stored"
+                "the database is back after {seconds:.1} s; {transactions} transactions with \
+                    {jobs} jobs were not stored"
             );
         }
     }
@@ -135,7 +156,15 @@ impl Writer {
         lock: Lock,
     ) -> Self {
         let background_at = Instant::now();
-        Self { connection, checkpoints, jobs, background, background_at, health, _lock: lock }
+        Self {
+            connection,
+            checkpoints,
+            jobs,
+            background,
+            background_at,
+            health,
+            _lock: lock,
+        }
     }
 
     /// Works until the stop, then works off what still waits, then closes the database.
@@ -148,7 +177,9 @@ impl Writer {
         }
         if self.health.damage.is_known() {
             // What is in the log stays there, apart from the damage, for whoever puts it right.
-            let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+            let _ = self
+                .connection
+                .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
         }
         if let Err((_, error)) = self.connection.close() {
             log::error!("the database did not close: {error}");
@@ -169,8 +200,8 @@ impl Writer {
             recv(self.background) -> job => job.ok(),
         };
         if job.is_none() {
-            // Without a handle there is no more work. But the last connection to close folds the log into the file,
-            // and that is to be this one: it waits until the readers are gone.
+            // Without a handle there is no more work. But the last connection to close folds the
+            // log into the file, and that is to be this one: it waits until the readers are gone.
             let _ = stop.signal().recv();
         }
         job
@@ -193,7 +224,10 @@ impl Writer {
                 }
                 if let Err(error) = self.checkpoints.step(&self.connection) {
                     self.health.damage.heed(&error);
-                    log::warn!("the database's log could not be copied back, the next round will try again: {error}");
+                    log::warn!(
+                        "the database's log could not be copied back, the next round will try \
+                            again: {error}"
+                    );
                 }
             }
             Err(error) => {
@@ -210,7 +244,8 @@ impl Writer {
         }
     }
 
-    /// Tells each job's outcome after the commit. An error is the transaction's: nothing of it is kept.
+    /// Tells each job's outcome after the commit. An error is the transaction's: nothing of it is
+    /// kept.
     fn commit(&mut self, jobs: &mut Vec<Job>) -> rusqlite::Result<Vec<Result<(), StoreError>>> {
         let tx = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
         if fill(&tx, jobs, &self.jobs).is_ok() {
@@ -222,21 +257,33 @@ impl Writer {
         self.commit_one_by_one(jobs)
     }
 
-    fn commit_one_by_one(&mut self, jobs: &mut [Job]) -> rusqlite::Result<Vec<Result<(), StoreError>>> {
+    fn commit_one_by_one(
+        &mut self,
+        jobs: &mut [Job],
+    ) -> rusqlite::Result<Vec<Result<(), StoreError>>> {
         let tx = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
-        let outcomes: rusqlite::Result<Vec<_>> = jobs.iter_mut().map(|job| in_savepoint(&tx, job)).collect();
+        let outcomes: rusqlite::Result<Vec<_>> =
+            jobs.iter_mut().map(|job| in_savepoint(&tx, job)).collect();
         let outcomes = outcomes?;
         checkpoint::heed_commit(tx.commit())?;
         let refused = |error: rusqlite::Error| {
             log::warn!("a job was refused by the database, and nothing of it was stored: {error}");
             StoreError::from(error)
         };
-        Ok(outcomes.into_iter().map(|outcome| outcome.map_err(refused)).collect())
+        Ok(outcomes
+            .into_iter()
+            .map(|outcome| outcome.map_err(refused))
+            .collect())
     }
 }
 
-/// Runs the jobs that wait, until the transaction is full. The last one is the one that failed, if one did.
-fn fill(tx: &Transaction<'_>, jobs: &mut Vec<Job>, waiting: &Receiver<Job>) -> rusqlite::Result<()> {
+/// Runs the jobs that wait, until the transaction is full. The last one is the one that failed, if
+/// one did.
+fn fill(
+    tx: &Transaction<'_>,
+    jobs: &mut Vec<Job>,
+    waiting: &Receiver<Job>,
+) -> rusqlite::Result<()> {
     let started = Instant::now();
     let mut next = 0;
     let limit = (1 + waiting.len()).clamp(BATCH_MIN, BATCH_MAX);
@@ -253,15 +300,18 @@ fn fill(tx: &Transaction<'_>, jobs: &mut Vec<Job>, waiting: &Receiver<Job>) -> r
     Ok(())
 }
 
-/// The inner result is the job's own. The outer one is the transaction's, which cannot go on if SQLite has ended it by
-/// itself, as it does when the disk is full (<https://sqlite.org/lang_transaction.html>, 3), if it is the machine that refuses, or
-/// if a savepoint does not obey, so that half a job might be committed with it.
+/// The inner result is the job's own. The outer one is the transaction's, which cannot go on if
+/// SQLite has ended it by itself, as it does when the disk is full
+/// (<https://sqlite.org/lang_transaction.html>, 3), if it is the machine that refuses, or if a
+/// savepoint does not obey, so that half a job might be committed with it.
 fn in_savepoint(tx: &Transaction<'_>, job: &mut Job) -> rusqlite::Result<rusqlite::Result<()>> {
     let run = |sql| tx.prepare_cached(sql)?.execute(()).map(drop);
     run("SAVEPOINT job")?;
     let outcome = job.run(tx);
     if tx.is_autocommit() {
-        return Err(outcome.err().unwrap_or(rusqlite::Error::ExecuteReturnedResults));
+        return Err(outcome
+            .err()
+            .unwrap_or(rusqlite::Error::ExecuteReturnedResults));
     }
     match outcome {
         Err(error) if blames_the_machine(&error) => return Err(error),
@@ -277,7 +327,10 @@ fn blames_the_machine(error: &rusqlite::Error) -> bool {
     let code = error.sqlite_error_code();
     tells_of_damage(error)
         || is_full(error)
-        || matches!(code, Some(ErrorCode::SystemIoFailure | ErrorCode::OutOfMemory))
+        || matches!(
+            code,
+            Some(ErrorCode::SystemIoFailure | ErrorCode::OutOfMemory)
+        )
 }
 
 #[cfg(test)]
@@ -299,14 +352,29 @@ mod tests {
         let path = dir.path().join("a.db");
         let lock = schema::lock(&path).unwrap();
         let (connection, _) = schema::open(&path, None).unwrap();
-        connection.execute_batch("CREATE TABLE t (x INTEGER UNIQUE)").unwrap();
+        connection
+            .execute_batch("CREATE TABLE t (x INTEGER UNIQUE)")
+            .unwrap();
         let (jobs, queue) = bounded(64);
         let (background, background_queue) = bounded(1);
         let part = Part::up();
         let (checkpoints, _) = checkpoint::take_over(&connection, &path).unwrap();
         let health = Health::new(part.clone(), Damage::none());
-        let writer = Writer::new(connection, checkpoints, queue, background_queue, health, lock);
-        Fixture { writer, jobs, background, part, _dir: dir }
+        let writer = Writer::new(
+            connection,
+            checkpoints,
+            queue,
+            background_queue,
+            health,
+            lock,
+        );
+        Fixture {
+            writer,
+            jobs,
+            background,
+            part,
+            _dir: dir,
+        }
     }
 
     fn insert(x: i64, answers: &Sender<(i64, Result<usize, String>)>) -> Job {
@@ -316,20 +384,34 @@ mod tests {
                 tx.execute("INSERT INTO t VALUES (?1 + 1000)", [x])?;
                 tx.execute("INSERT INTO t VALUES (?1)", [x])
             },
-            move |result| answers.send((x, result.map_err(|error| error.to_string()))).unwrap(),
+            move |result| {
+                answers
+                    .send((x, result.map_err(|error| error.to_string())))
+                    .unwrap();
+            },
         )
     }
 
     fn rows(writer: &Writer) -> Vec<i64> {
-        let mut statement = writer.connection.prepare("SELECT x FROM t ORDER BY x").unwrap();
-        statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+        let mut statement = writer
+            .connection
+            .prepare("SELECT x FROM t ORDER BY x")
+            .unwrap();
+        statement
+            .query_map([], |row| row.get(0))
+            .unwrap()
+            .map(Result::unwrap)
+            .collect()
     }
 
     #[test]
     fn one_commit_answers_all_and_a_failure_stays_alone() {
         let mut f = fixture();
         let (answers, answered) = unbounded();
-        f.writer.connection.execute("INSERT INTO t VALUES (2)", []).unwrap();
+        f.writer
+            .connection
+            .execute("INSERT INTO t VALUES (2)", [])
+            .unwrap();
         for x in [2, 3] {
             f.jobs.send(insert(x, &answers)).unwrap();
         }
@@ -338,20 +420,33 @@ mod tests {
         f.writer.step(third);
         let results: Vec<_> = answered.try_iter().collect();
         assert_eq!((results[0].0, &results[0].1), (1, &Ok(1)));
-        assert!(results[1].1.as_ref().unwrap_err().contains("UNIQUE"), "{results:?}");
+        assert!(
+            results[1].1.as_ref().unwrap_err().contains("UNIQUE"),
+            "{results:?}"
+        );
         assert_eq!((results[2].0, &results[2].1), (3, &Ok(1)));
-        assert_eq!(rows(&f.writer), [1, 2, 3, 1001, 1003], "nothing of the failed job is left");
+        assert_eq!(
+            rows(&f.writer),
+            [1, 2, 3, 1001, 1003],
+            "nothing of the failed job is left"
+        );
     }
 
     #[test]
     fn a_transaction_that_sqlite_ends_fails_all_its_jobs_and_the_next_one_works() {
         let mut f = fixture();
         let (answers, answered) = unbounded();
-        let killer = job(|tx| tx.execute_batch("ROLLBACK; SELECT no_such_function()"), |_: Result<(), _>| {});
+        let killer = job(
+            |tx| tx.execute_batch("ROLLBACK; SELECT no_such_function()"),
+            |_: Result<(), _>| {},
+        );
         f.jobs.send(killer).unwrap();
         f.jobs.send(insert(2, &answers)).unwrap();
         f.writer.step(insert(1, &answers));
-        assert!(answered.try_recv().unwrap().1.is_err(), "job 1 was rolled back: it must not be told as stored");
+        assert!(
+            answered.try_recv().unwrap().1.is_err(),
+            "job 1 was rolled back: it must not be told as stored"
+        );
         assert_eq!(rows(&f.writer), [0; 0]);
         assert!(f.part.get().is_failing());
         let second = f.writer.jobs.try_recv().unwrap();
@@ -363,15 +458,26 @@ mod tests {
     #[test]
     fn only_what_has_written_ends_an_outage() {
         let mut f = fixture();
-        f.writer.step(job(|tx| tx.execute_batch("ROLLBACK; SELECT no_such_function()"), |_: Result<(), _>| {}));
+        f.writer.step(job(
+            |tx| tx.execute_batch("ROLLBACK; SELECT no_such_function()"),
+            |_: Result<(), _>| {},
+        ));
         assert!(f.part.get().is_failing());
         let (answer, answered) = unbounded();
         let nothing = |tx: &Transaction<'_>| tx.execute("DELETE FROM t WHERE x = 1", []);
-        f.writer.step(job(nothing, move |result| answer.send(result.unwrap()).unwrap()));
+        f.writer.step(job(nothing, move |result| {
+            answer.send(result.unwrap()).unwrap();
+        }));
         assert_eq!(answered.try_recv(), Ok(0));
-        assert!(f.part.get().is_failing(), "a transaction that changed nothing tells nothing of the disk");
+        assert!(
+            f.part.get().is_failing(),
+            "a transaction that changed nothing tells nothing of the disk"
+        );
         let made = |writer: &Writer| -> i64 {
-            writer.connection.query_row("SELECT created_at FROM node", [], |row| row.get(0)).unwrap()
+            writer
+                .connection
+                .query_row("SELECT created_at FROM node", [], |row| row.get(0))
+                .unwrap()
         };
         let before = made(&f.writer);
         f.writer.step(job(touch, |result| result.unwrap()));

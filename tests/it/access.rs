@@ -1,4 +1,5 @@
-//! Who may call the real binary, how much of it one client gets, and what clients that are slow on purpose cost the others.
+//! Who may call the real binary, how much of it one client gets, and what clients that are slow on
+//! purpose cost the others.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -21,11 +22,16 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// A token as an `[[http.token]]`.
 fn token(name: &str, access: &str, token: &str) -> String {
-    format!("[[http.token]]\nname = '{name}'\naccess = '{access}'\nhash = 'sha256:{:x}'\n", Sha256::digest(token))
+    format!(
+        "[[http.token]]\nname = '{name}'\naccess = '{access}'\nhash = 'sha256:{:x}'\n",
+        Sha256::digest(token)
+    )
 }
 
 fn three_tokens() -> String {
-    token("monitoring", "read-only", "look") + &token("till", "full", "pay") + &token("boss", "admin", "rule")
+    token("monitoring", "read-only", "look")
+        + &token("till", "full", "pay")
+        + &token("boss", "admin", "rule")
 }
 
 fn start(dir: &Path, config: &str, env: &[(&str, &str)]) -> Payrelay {
@@ -36,55 +42,100 @@ fn start(dir: &Path, config: &str, env: &[(&str, &str)]) -> Payrelay {
 /// Exit code, standard output, standard error.
 fn run(dir: &Path, env: &[(&str, &str)], args: &[&str]) -> (Option<i32>, String, String) {
     let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-    let output = run_to_exit(Options { args, ..Options::new(dir, env) });
+    let output = run_to_exit(Options {
+        args,
+        ..Options::new(dir, env)
+    });
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
 }
 
 /// A payment of one reservation, with as many spaces as make it so many bytes long.
 fn payment(reservation: i64, bytes: usize) -> String {
-    let body = json!({"user_id": 1, "reservations": [{"reservation_id": reservation, "seat_price": 5}]}).to_string();
+    let body =
+        json!({"user_id": 1, "reservations": [{"reservation_id": reservation, "seat_price": 5}]})
+            .to_string();
     let spaces = " ".repeat(bytes.saturating_sub(body.len()));
     body + &spaces
 }
 
 fn request(start: &str, headers: &str, body: &str) -> String {
-    let host = if headers.contains("Host: ") { "" } else { "Host: localhost\r\n" };
+    let host = if headers.contains("Host: ") {
+        ""
+    } else {
+        "Host: localhost\r\n"
+    };
     let length = body.len();
     format!(
-        "{start} HTTP/1.1\r\n{host}{headers}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        "{start} HTTP/1.1\r\n{host}{headers}Content-Type: application/json\r\nContent-Length: \
+            {length}\r\n\r\n{body}"
     )
 }
 
 /// What a request with a token, or none, is answered.
 fn ask(client: &mut Client, start: &str, token: Option<&str>, body: &str) -> Response {
-    let headers = token.map_or_else(String::new, |token| format!("Authorization: Bearer {token}\r\n"));
+    let headers = token.map_or_else(String::new, |token| {
+        format!("Authorization: Bearer {token}\r\n")
+    });
     ask_with(client, start, &headers, body)
 }
 
 fn ask_with(client: &mut Client, start: &str, headers: &str, body: &str) -> Response {
-    client.send_raw(request(start, headers, body).as_bytes()).unwrap();
+    client
+        .send_raw(request(start, headers, body).as_bytes())
+        .unwrap();
     client.read_response()
 }
 
 fn hang_up(payrelay: &Payrelay) {
-    Command::new("kill").args(["-HUP", &payrelay.pid().to_string()]).status().unwrap();
+    Command::new("kill")
+        .args(["-HUP", &payrelay.pid().to_string()])
+        .status()
+        .unwrap();
 }
 
 #[test]
 fn a_printed_token_is_taken_with_its_printed_hash() {
     let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("config.toml"), "what is wrong here does not matter to it").unwrap();
+    fs::write(
+        dir.path().join("config.toml"),
+        "what is wrong here does not matter to it",
+    )
+    .unwrap();
     let (code, printed, _) = run(dir.path(), &[], &["token"]);
     let lines: Vec<_> = printed.lines().collect();
-    assert_eq!((code, lines.len(), lines[0].len()), (Some(0), 2, 64), "{printed}");
+    assert_eq!(
+        (code, lines.len(), lines[0].len()),
+        (Some(0), 2, 64),
+        "{printed}"
+    );
     assert_ne!(run(dir.path(), &[], &["token"]).1, printed);
-    let config = format!("[[http.token]]\nname = 'till'\naccess = 'full'\n{}\n", lines[1]);
+    let config = format!(
+        "[[http.token]]\nname = 'till'\naccess = 'full'\n{}\n",
+        lines[1]
+    );
     let payrelay = start(dir.path(), &config, &[]);
     let mut client = Client::connect(payrelay.addr());
-    assert_eq!(ask(&mut client, "POST /payments", Some(lines[0]), &payment(1, 0)).status, 201);
+    assert_eq!(
+        ask(
+            &mut client,
+            "POST /payments",
+            Some(lines[0]),
+            &payment(1, 0)
+        )
+        .status,
+        201
+    );
     let hash = lines[1].split('"').nth(1).unwrap();
-    assert_eq!(ask(&mut client, "POST /payments", Some(hash), &payment(2, 0)).status, 401, "the hash is no token");
+    assert_eq!(
+        ask(&mut client, "POST /payments", Some(hash), &payment(2, 0)).status,
+        401,
+        "the hash is no token"
+    );
 }
 
 #[test]
@@ -97,11 +148,23 @@ fn each_token_may_do_what_its_access_says() {
         // request, body, then the answers to: no token, an unknown one, read-only, full, admin
         ("POST /payments", body.as_str(), [401, 401, 403, 201, 201]),
         ("GET /payments/1", "", [401, 401, 200, 200, 200]),
-        ("GET /users/1/payment-history", "", [401, 401, 200, 200, 200]),
+        (
+            "GET /users/1/payment-history",
+            "",
+            [401, 401, 200, 200, 200],
+        ),
         ("GET /admin/channels", "", [401, 401, 403, 403, 200]),
         ("GET /admin/dead-letters", "", [401, 401, 403, 403, 200]),
-        ("POST /admin/channels/default/resume", "", [401, 401, 403, 403, 202]),
-        ("POST /admin/dead-letters/discard?all=true", "", [401, 401, 403, 403, 200]),
+        (
+            "POST /admin/channels/default/resume",
+            "",
+            [401, 401, 403, 403, 202],
+        ),
+        (
+            "POST /admin/dead-letters/discard?all=true",
+            "",
+            [401, 401, 403, 403, 200],
+        ),
         ("GET /health/live", "", [200, 200, 200, 200, 200]),
         ("GET /health/ready", "", [200, 401, 200, 200, 200]),
         // Who has no token does not learn what there is.
@@ -117,24 +180,41 @@ fn each_token_may_do_what_its_access_says() {
             let challenge = answer.header("www-authenticate");
             match (expected, token) {
                 (401, None) => assert_eq!(challenge, Some("Bearer realm=\"payrelay\"")),
-                (401, _) => assert_eq!(challenge, Some("Bearer realm=\"payrelay\", error=\"invalid_token\"")),
-                (403, _) => assert_eq!(challenge, Some("Bearer realm=\"payrelay\", error=\"insufficient_scope\"")),
+                (401, _) => assert_eq!(
+                    challenge,
+                    Some("Bearer realm=\"payrelay\", error=\"invalid_token\"")
+                ),
+                (403, _) => assert_eq!(
+                    challenge,
+                    Some("Bearer realm=\"payrelay\", error=\"insufficient_scope\"")
+                ),
                 _ => assert_eq!(challenge, None),
             }
             if expected >= 400 {
-                assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+                assert_eq!(
+                    answer.header("content-type"),
+                    Some("application/problem+json")
+                );
                 assert_eq!(answer.json()["status"], expected);
             }
         }
     }
     for header in ["Basic bG9vazo=", "Bearer", "Bearer look look", "look"] {
-        let answer = ask_with(&mut client, "GET /payments/1", &format!("Authorization: {header}\r\n"), "");
+        let answer = ask_with(
+            &mut client,
+            "GET /payments/1",
+            &format!("Authorization: {header}\r\n"),
+            "",
+        );
         assert_eq!(answer.status, 401, "{header}");
     }
     let bare = ask(&mut client, "GET /health/ready", None, "").json();
     assert_eq!(bare, json!({"status": "ready"}));
     let whole = ask(&mut client, "GET /health/ready", Some("look"), "").json();
-    assert!(whole["node"].is_string() && whole["components"]["database"]["state"] == "up", "{whole}");
+    assert!(
+        whole["node"].is_string() && whole["components"]["database"]["state"] == "up",
+        "{whole}"
+    );
 }
 
 #[test]
@@ -143,43 +223,98 @@ fn listening_to_others_needs_a_token() {
     for args in [["serve"], ["check-config"]] {
         let (code, _, error) = run(dir.path(), &[("PAYRELAY_HTTP_LISTEN", "0.0.0.0:0")], &args);
         assert_eq!(code, Some(78), "{error}");
-        for part in ["http.listen = \"0.0.0.0:0\"", "set an [[http.token]]", "payrelay token", "127.0.0.1"] {
+        for part in [
+            "http.listen = \"0.0.0.0:0\"",
+            "set an [[http.token]]",
+            "payrelay token",
+            "127.0.0.1",
+        ] {
             assert!(error.contains(part), "{part} is missing from:\n{error}");
         }
     }
-    let payrelay = start(dir.path(), &three_tokens(), &[("PAYRELAY_HTTP_LISTEN", "0.0.0.0:0")]);
+    let payrelay = start(
+        dir.path(),
+        &three_tokens(),
+        &[("PAYRELAY_HTTP_LISTEN", "0.0.0.0:0")],
+    );
     let address = SocketAddr::from(([127, 0, 0, 1], payrelay.addr().port()));
     let mut client = Client::connect(address);
-    assert_eq!(ask(&mut client, "POST /payments", None, &payment(1, 0)).status, 401);
-    assert_eq!(ask(&mut client, "POST /payments", Some("pay"), &payment(1, 0)).status, 201);
+    assert_eq!(
+        ask(&mut client, "POST /payments", None, &payment(1, 0)).status,
+        401
+    );
+    assert_eq!(
+        ask(&mut client, "POST /payments", Some("pay"), &payment(1, 0)).status,
+        201
+    );
 }
 
 #[test]
 fn without_tokens_web_pages_are_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let payrelay = start(dir.path(), "[http]\npublic_url = 'http://pay.local:8080/'\n", &[]);
+    let payrelay = start(
+        dir.path(),
+        "[http]\npublic_url = 'http://pay.local:8080/'\n",
+        &[],
+    );
     let mut client = Client::connect(payrelay.addr());
-    for host in ["evil.example", "127.0.0.1.evil.example:8080", "localhost.evil.example"] {
-        for (start, body) in [("POST /payments", payment(1, 0)), ("GET /users/1/payment-history", String::new())] {
+    for host in [
+        "evil.example",
+        "127.0.0.1.evil.example:8080",
+        "localhost.evil.example",
+    ] {
+        for (start, body) in [
+            ("POST /payments", payment(1, 0)),
+            ("GET /users/1/payment-history", String::new()),
+        ] {
             let answer = ask_with(&mut client, start, &format!("Host: {host}\r\n"), &body);
             assert_eq!(
                 (answer.status, answer.header("content-type")),
                 (421, Some("application/problem+json")),
                 "{host}"
             );
-            assert!(answer.json()["detail"].as_str().unwrap().contains("http.public_url"));
+            assert!(
+                answer.json()["detail"]
+                    .as_str()
+                    .unwrap()
+                    .contains("http.public_url")
+            );
         }
     }
-    for start in ["POST /payments", "POST /admin/dead-letters/discard?all=true"] {
+    for start in [
+        "POST /payments",
+        "POST /admin/dead-letters/discard?all=true",
+    ] {
         for origin in ["https://evil.example", "null", "http://127.0.0.1:8080"] {
-            let answer = ask_with(&mut client, start, &format!("Origin: {origin}\r\n"), &payment(1, 0));
+            let answer = ask_with(
+                &mut client,
+                start,
+                &format!("Origin: {origin}\r\n"),
+                &payment(1, 0),
+            );
             assert_eq!(answer.status, 403, "{start} from {origin}");
         }
     }
     assert_eq!(client.get("/payments/1").status, 404, "nothing was stored");
-    for (reservation, host) in (1..).zip(["pay.local:8080", "localhost", "x.localhost:1", "192.0.2.1", "[::1]:8080"]) {
+    for (reservation, host) in (1..).zip([
+        "pay.local:8080",
+        "localhost",
+        "x.localhost:1",
+        "192.0.2.1",
+        "[::1]:8080",
+    ]) {
         let body = payment(reservation, 0);
-        assert_eq!(ask_with(&mut client, "POST /payments", &format!("Host: {host}\r\n"), &body).status, 201, "{host}");
+        assert_eq!(
+            ask_with(
+                &mut client,
+                "POST /payments",
+                &format!("Host: {host}\r\n"),
+                &body
+            )
+            .status,
+            201,
+            "{host}"
+        );
     }
 }
 
@@ -187,8 +322,18 @@ fn without_tokens_web_pages_are_refused() {
 fn with_tokens_neither_host_nor_origin_matter() {
     let dir = tempfile::tempdir().unwrap();
     let payrelay = start(dir.path(), &three_tokens(), &[]);
-    let headers = "Host: shop.example\r\nOrigin: https://shop.example\r\nAuthorization: Bearer pay\r\n";
-    assert_eq!(ask_with(&mut Client::connect(payrelay.addr()), "POST /payments", headers, &payment(1, 0)).status, 201);
+    let headers =
+        "Host: shop.example\r\nOrigin: https://shop.example\r\nAuthorization: Bearer pay\r\n";
+    assert_eq!(
+        ask_with(
+            &mut Client::connect(payrelay.addr()),
+            "POST /payments",
+            headers,
+            &payment(1, 0)
+        )
+        .status,
+        201
+    );
 }
 
 #[test]
@@ -197,35 +342,76 @@ fn sighup_puts_other_tokens_in_force_and_nothing_else() {
     let config = dir.path().join("config.toml");
     let mut payrelay = start(dir.path(), &three_tokens(), &[]);
     let mut client = Client::connect(payrelay.addr());
-    assert_eq!(ask(&mut client, "POST /payments", Some("pay"), &payment(1, 0)).status, 201);
+    assert_eq!(
+        ask(&mut client, "POST /payments", Some("pay"), &payment(1, 0)).status,
+        201
+    );
 
-    let changed = "[http]\nbody_timeout = '11s'\n[slack]\nwebhook_url = 'https://hooks.example/hush'\n".to_owned()
-        + &token("till", "full", "new")
-        + &token("boss", "read-only", "rule")
-        + &token("shop", "full", "pay-too");
+    let changed =
+        "[http]\nbody_timeout = '11s'\n[slack]\nwebhook_url = 'https://hooks.example/hush'\n"
+            .to_owned()
+            + &token("till", "full", "new")
+            + &token("boss", "read-only", "rule")
+            + &token("shop", "full", "pay-too");
     fs::write(&config, changed).unwrap();
     hang_up(&payrelay);
-    payrelay.wait_for_log("SIGHUP: tokens: added shop; removed monitoring; changed till, boss", LIMIT);
-    payrelay.wait_for_log("restart it for: http.body_timeout, slack.webhook_url", LIMIT);
+    payrelay.wait_for_log(
+        "SIGHUP: tokens: added shop; removed monitoring; changed till, boss",
+        LIMIT,
+    );
+    payrelay.wait_for_log(
+        "restart it for: http.body_timeout, slack.webhook_url",
+        LIMIT,
+    );
     // On the connection that was open all the time.
-    for (token, expected) in [("pay", 401), ("look", 401), ("rule", 403), ("new", 201), ("pay-too", 201)] {
-        assert_eq!(ask(&mut client, "POST /payments", Some(token), &payment(2, 0)).status, expected, "{token}");
+    for (token, expected) in [
+        ("pay", 401),
+        ("look", 401),
+        ("rule", 403),
+        ("new", 201),
+        ("pay-too", 201),
+    ] {
+        assert_eq!(
+            ask(&mut client, "POST /payments", Some(token), &payment(2, 0)).status,
+            expected,
+            "{token}"
+        );
     }
 
-    for wrong in ["[[http.token]]\nname = 'x'\n", "hush = ", "[http]\nbody_timeout = 'x'\n"] {
+    for wrong in [
+        "[[http.token]]\nname = 'x'\n",
+        "hush = ",
+        "[http]\nbody_timeout = 'x'\n",
+    ] {
         let before = payrelay.log().matches("SIGHUP: nothing is changed").count();
         fs::write(&config, wrong).unwrap();
         hang_up(&payrelay);
-        wait_until("the refusal", LIMIT, || payrelay.log().matches("SIGHUP: nothing is changed").count() > before);
-        assert_eq!(ask(&mut client, "POST /payments", Some("new"), &payment(3, 0)).status, 201, "{wrong}");
+        wait_until("the refusal", LIMIT, || {
+            payrelay.log().matches("SIGHUP: nothing is changed").count() > before
+        });
+        assert_eq!(
+            ask(&mut client, "POST /payments", Some("new"), &payment(3, 0)).status,
+            201,
+            "{wrong}"
+        );
     }
     // Nor does a file that has lost its tokens, or is lost itself, open the door.
-    for lost in [|config: &Path| fs::write(config, "").unwrap(), |config: &Path| fs::remove_file(config).unwrap()] {
-        let before = payrelay.log().matches("http.token: there is none any more").count();
+    for lost in [
+        |config: &Path| fs::write(config, "").unwrap(),
+        |config: &Path| fs::remove_file(config).unwrap(),
+    ] {
+        let before = payrelay
+            .log()
+            .matches("http.token: there is none any more")
+            .count();
         lost(&config);
         hang_up(&payrelay);
         wait_until("the refusal", LIMIT, || {
-            payrelay.log().matches("http.token: there is none any more").count() > before
+            payrelay
+                .log()
+                .matches("http.token: there is none any more")
+                .count()
+                > before
         });
         assert_eq!(client.get("/payments/1").status, 401);
     }
@@ -261,12 +447,19 @@ fn no_token_and_no_hash_is_shown_anywhere() {
     ] {
         let mut client = Client::connect(payrelay.addr());
         let answer = ask(&mut client, start, Some(token), &payment(1, 0));
-        writeln!(shown, "{:?}\n{}", answer.headers, String::from_utf8_lossy(&answer.body)).unwrap();
+        writeln!(
+            shown,
+            "{:?}\n{}",
+            answer.headers,
+            String::from_utf8_lossy(&answer.body)
+        )
+        .unwrap();
     }
     // One that broke the head, and one that sent it as the path.
-    for broken in
-        [format!("GET / HTTP/1.1\r\nAuthorization: Bearer {secret}\r\nbroken\r\n\r\n"), format!("{secret}\r\n\r\n")]
-    {
+    for broken in [
+        format!("GET / HTTP/1.1\r\nAuthorization: Bearer {secret}\r\nbroken\r\n\r\n"),
+        format!("{secret}\r\n\r\n"),
+    ] {
         let mut client = Client::connect(payrelay.addr());
         client.send_raw(broken.as_bytes()).unwrap();
         assert_eq!(client.read_response().status, 400);
@@ -280,7 +473,8 @@ fn no_token_and_no_hash_is_shown_anywhere() {
     }
     assert!(shown.contains("hash = \"***\""), "{shown}");
     // The hash where the token belongs, the token where its hash belongs: told, and not shown.
-    let misplaced = token("till", "full", "x").replace(&format!("sha256:{:x}", Sha256::digest("x")), secret);
+    let misplaced =
+        token("till", "full", "x").replace(&format!("sha256:{:x}", Sha256::digest("x")), secret);
     fs::write(dir.path().join("config.toml"), misplaced).unwrap();
     let (code, out, error) = run(dir.path(), &[], &["check-config"]);
     assert_eq!(code, Some(78));
@@ -315,7 +509,10 @@ fn every_answer_tells_browsers_that_it_is_no_page() {
         assert_eq!(answer.status, status, "{start}");
         for (name, value) in [
             ("x-content-type-options", "nosniff"),
-            ("content-security-policy", "default-src 'none'; frame-ancestors 'none'"),
+            (
+                "content-security-policy",
+                "default-src 'none'; frame-ancestors 'none'",
+            ),
             ("cache-control", "no-store"),
         ] {
             assert_eq!(answer.header(name), Some(value), "{start}");
@@ -334,30 +531,53 @@ fn each_client_has_a_pace_of_its_own() {
         let answer = ask(&mut client, "GET /payments/1", Some("look"), "");
         if answer.status == 429 {
             assert_eq!(answer.header("retry-after"), Some("1"));
-            assert!(answer.json()["detail"].as_str().unwrap().contains("http.client_requests_per_second"));
+            assert!(
+                answer.json()["detail"]
+                    .as_str()
+                    .unwrap()
+                    .contains("http.client_requests_per_second")
+            );
         }
         statuses.push(answer.status);
     }
     let taken = statuses.iter().filter(|status| **status == 404).count();
-    assert!(statuses[..5].iter().all(|status| *status == 404), "{statuses:?}");
+    assert!(
+        statuses[..5].iter().all(|status| *status == 404),
+        "{statuses:?}"
+    );
     assert!(statuses.contains(&429) && taken < 100, "{taken} of 100");
     // Another token on the same connection; and no supervisor takes it for dead.
-    assert_eq!(ask(&mut client, "POST /payments", Some("pay"), &payment(1, 0)).status, 201);
+    assert_eq!(
+        ask(&mut client, "POST /payments", Some("pay"), &payment(1, 0)).status,
+        201
+    );
     for _ in 0..50 {
         assert_eq!(ask(&mut client, "GET /health/live", None, "").status, 200);
     }
     // Guesses count against the address.
-    let guesses: Vec<_> = (0..100).map(|_| ask(&mut client, "GET /payments/1", Some("guess"), "").status).collect();
-    assert!(guesses.contains(&401) && guesses.contains(&429), "{guesses:?}");
-    wait_until("the pace to recover", LIMIT, || ask(&mut client, "GET /payments/1", Some("look"), "").status == 200);
+    let guesses: Vec<_> = (0..100)
+        .map(|_| ask(&mut client, "GET /payments/1", Some("guess"), "").status)
+        .collect();
+    assert!(
+        guesses.contains(&401) && guesses.contains(&429),
+        "{guesses:?}"
+    );
+    wait_until("the pace to recover", LIMIT, || {
+        ask(&mut client, "GET /payments/1", Some("look"), "").status == 200
+    });
 }
 
 #[test]
 fn without_tokens_an_address_has_a_pace() {
     let dir = tempfile::tempdir().unwrap();
     let payrelay = start(dir.path(), "[http]\nclient_requests_per_second = 3\n", &[]);
-    let statuses: Vec<_> = (0..100).map(|_| Client::connect(payrelay.addr()).get("/payments/1").status).collect();
-    assert!(statuses.contains(&404) && statuses.contains(&429), "a new connection is no new client: {statuses:?}");
+    let statuses: Vec<_> = (0..100)
+        .map(|_| Client::connect(payrelay.addr()).get("/payments/1").status)
+        .collect();
+    assert!(
+        statuses.contains(&404) && statuses.contains(&429),
+        "a new connection is no new client: {statuses:?}"
+    );
 }
 
 #[test]
@@ -371,22 +591,50 @@ fn bodies_under_way_have_a_room_for_each_client_and_one_for_all() {
         let (begun, answer) = (half("1"), whole("1"));
         (answer.status != 201).then_some((begun, answer))
     });
-    assert_eq!((refused.status, refused.header("retry-after")), (429, Some("1")));
-    assert!(refused.json()["detail"].as_str().unwrap().contains("http.client_body_bytes_max"));
+    assert_eq!(
+        (refused.status, refused.header("retry-after")),
+        (429, Some("1"))
+    );
+    assert!(
+        refused.json()["detail"]
+            .as_str()
+            .unwrap()
+            .contains("http.client_body_bytes_max")
+    );
     assert_eq!(whole("2").status, 201, "another has a room of its own");
-    let small = ask(&mut Client::connect(payrelay.addr()), "POST /payments", Some("1"), &payment(2, 0));
-    assert_eq!(small.status, 201, "a body that is there at once takes no room");
+    let small = ask(
+        &mut Client::connect(payrelay.addr()),
+        "POST /payments",
+        Some("1"),
+        &payment(2, 0),
+    );
+    assert_eq!(
+        small.status, 201,
+        "a body that is there at once takes no room"
+    );
 
     let (_second, refused) = wait_for("the room of all to be full", LIMIT, || {
         let (begun, answer) = (half("2"), whole("3"));
         (answer.status != 201).then_some((begun, answer))
     });
-    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
-    assert!(refused.json()["detail"].as_str().unwrap().contains("http.bodies_bytes_max"));
+    assert_eq!(
+        (refused.status, refused.header("retry-after")),
+        (503, Some("1"))
+    );
+    assert!(
+        refused.json()["detail"]
+            .as_str()
+            .unwrap()
+            .contains("http.bodies_bytes_max")
+    );
 
     first.send_raw(rest.as_bytes()).unwrap();
     assert_eq!(first.read_response().status, 201);
-    assert_eq!([whole("1").status, whole("3").status], [201, 201], "the room comes back with the answer");
+    assert_eq!(
+        [whole("1").status, whole("3").status],
+        [201, 201],
+        "the room comes back with the answer"
+    );
 }
 
 #[test]
@@ -403,19 +651,34 @@ fn the_room_of_a_body_comes_back_with_its_time_out() {
 
 /// Room for one body of each of three clients, and for two of all of them.
 fn start_with_little_room(dir: &Path, body_timeout: &str) -> Payrelay {
-    let limits = "body_bytes_max = 65536\nclient_body_bytes_max = 65536\nbodies_bytes_max = 120000\n";
-    let tokens = token("one", "full", "1") + &token("two", "full", "2") + &token("three", "full", "3");
-    start(dir, &format!("[http]\nbody_timeout = '{body_timeout}'\n{limits}{tokens}"), &[])
+    let limits =
+        "body_bytes_max = 65536\nclient_body_bytes_max = 65536\nbodies_bytes_max = 120000\n";
+    let tokens =
+        token("one", "full", "1") + &token("two", "full", "2") + &token("three", "full", "3");
+    start(
+        dir,
+        &format!("[http]\nbody_timeout = '{body_timeout}'\n{limits}{tokens}"),
+        &[],
+    )
 }
 
 fn whole_body(payrelay: &Payrelay, token: &str) -> Response {
-    ask(&mut Client::connect(payrelay.addr()), "POST /payments", Some(token), &payment(1, 60_000))
+    ask(
+        &mut Client::connect(payrelay.addr()),
+        "POST /payments",
+        Some(token),
+        &payment(1, 60_000),
+    )
 }
 
 /// A body that has begun, and the rest of it.
 fn half_body(payrelay: &Payrelay, token: &str) -> (Client, String) {
     let mut client = Client::connect(payrelay.addr());
-    let text = request("POST /payments", &format!("Authorization: Bearer {token}\r\n"), &payment(1, 60_000));
+    let text = request(
+        "POST /payments",
+        &format!("Authorization: Bearer {token}\r\n"),
+        &payment(1, 60_000),
+    );
     let (sent, rest) = text.split_at(text.len() - 5000);
     client.send_raw(sent.as_bytes()).unwrap();
     (client, rest.to_owned())
@@ -426,30 +689,51 @@ fn connections_of_one_address_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let payrelay = start(dir.path(), "[http]\nclient_connections_max = 4\n", &[]);
     let mut kept: Vec<_> = (0..4).map(|_| Client::connect(payrelay.addr())).collect();
-    assert!(kept.iter_mut().all(|client| client.get("/health/live").status == 200));
+    assert!(
+        kept.iter_mut()
+            .all(|client| client.get("/health/live").status == 200)
+    );
     for _ in 0..20 {
         assert!(Client::connect(payrelay.addr()).closed_by_server());
     }
-    assert!(kept.iter_mut().all(|client| client.get("/health/live").status == 200), "those that are there stay");
-    let line = "refused connections beyond http.client_connections_max (1), the last from 127.0.0.1";
+    assert!(
+        kept.iter_mut()
+            .all(|client| client.get("/health/live").status == 200),
+        "those that are there stay"
+    );
+    let line =
+        "refused connections beyond http.client_connections_max (1), the last from 127.0.0.1";
     payrelay.wait_for_log(line, LIMIT);
     let before = descriptors(&payrelay);
     kept.truncate(1);
-    wait_until("the server to see that they are gone", LIMIT, || descriptors(&payrelay) == before - 3);
-    assert_eq!(payrelay.log().matches("client_connections_max").count(), 1, "{}", payrelay.log());
-    assert_eq!(Client::connect(payrelay.addr()).get("/health/live").status, 200);
+    wait_until("the server to see that they are gone", LIMIT, || {
+        descriptors(&payrelay) == before - 3
+    });
+    assert_eq!(
+        payrelay.log().matches("client_connections_max").count(),
+        1,
+        "{}",
+        payrelay.log()
+    );
+    assert_eq!(
+        Client::connect(payrelay.addr()).get("/health/live").status,
+        200
+    );
 }
 
 /// As many send half a head, and as many half a body.
 const SLOW: usize = 200;
 
-/// As many ask and never read. Fewer: until their buffers are full, each costs the database eight pages of 500 payments.
+/// As many ask and never read. Fewer: until their buffers are full, each costs the database eight
+/// pages of 500 payments.
 const UNREAD: usize = 30;
 
-/// While all of them are there, others are answered within this, also by an unoptimized build on a busy machine.
+/// While all of them are there, others are answered within this, also by an unoptimized build on a
+/// busy machine.
 const PROMPT: Duration = Duration::from_secs(10);
 
-/// A peak of resident memory (`VmHWM` of `proc_pid_status(5)`) above this is a leak, not a client's share.
+/// A peak of resident memory (`VmHWM` of `proc_pid_status(5)`) above this is a leak, not a client's
+/// share.
 const RESIDENT_KIB_MAX: u64 = 128 * 1024;
 
 #[test]
@@ -466,7 +750,9 @@ fn clients_that_are_slow_on_purpose_hinder_nobody() {
     let payrelay = start(dir.path(), "", &env);
     let address = payrelay.addr();
     let mut good = Client::connect(address);
-    let reservations: Vec<_> = (1..=500).map(|id| json!({"reservation_id": id, "seat_price": 5})).collect();
+    let reservations: Vec<_> = (1..=500)
+        .map(|id| json!({"reservation_id": id, "seat_price": 5}))
+        .collect();
     let many = json!({"user_id": 1, "reservations": reservations});
     assert_eq!(good.post_json("/payments", &many).status, 201);
 
@@ -481,34 +767,60 @@ fn clients_that_are_slow_on_purpose_hinder_nobody() {
         let mut slow = half_heads(address);
         slow.extend(half_bodies(address));
         let unread = never_reading(address);
-        println!("{} slow clients after {:.1?}", slow.len() + unread.len(), opened.elapsed());
+        println!(
+            "{} slow clients after {:.1?}",
+            slow.len() + unread.len(),
+            opened.elapsed()
+        );
         for stream in &mut slow {
             // Whatever it says, it closes.
             stream.set_read_timeout(Some(LIMIT)).unwrap();
             let ended = stream.read_to_end(&mut Vec::new());
-            let reset = |error: &std::io::Error| error.kind() == std::io::ErrorKind::ConnectionReset;
+            let reset =
+                |error: &std::io::Error| error.kind() == std::io::ErrorKind::ConnectionReset;
             assert!(ended.as_ref().map_or_else(reset, |_| true), "{ended:?}");
         }
         // Those that never read stay open on their side: only the server's time-out ends them.
-        wait_until("the last of them to be given up", 3 * LIMIT, || descriptors(&payrelay) <= before);
-        // Each asks when it is connected: the last may have to knock for seconds, and who is silent for so long is given up.
+        wait_until("the last of them to be given up", 3 * LIMIT, || {
+            descriptors(&payrelay) <= before
+        });
+        // Each asks when it is connected: the last may have to knock for seconds, and who is silent
+        // for so long is given up.
         let ask = |_| {
             let mut client = Client::connect(address);
-            client.send_raw(request("GET /health/live", "", "").as_bytes()).unwrap();
+            client
+                .send_raw(request("GET /health/live", "", "").as_bytes())
+                .unwrap();
             client
         };
         let mut fresh: Vec<_> = (0..2 * SLOW + UNREAD).map(ask).collect();
-        assert!(fresh.iter_mut().all(|client| client.read_response().status == 200), "all slots are free again");
+        assert!(
+            fresh
+                .iter_mut()
+                .all(|client| client.read_response().status == 200),
+            "all slots are free again"
+        );
         drop(unread);
         drop(over);
         good.join().unwrap()
     });
-    println!("served {served} meanwhile, the slowest in {slowest:.1?}, at most {} KiB resident", resident(&payrelay));
-    assert!(served > 100 && slowest < PROMPT, "{served} served, the slowest in {slowest:?}");
-    assert!(resident(&payrelay) < RESIDENT_KIB_MAX, "{} KiB", resident(&payrelay));
+    println!(
+        "served {served} meanwhile, the slowest in {slowest:.1?}, at most {} KiB resident",
+        resident(&payrelay)
+    );
+    assert!(
+        served > 100 && slowest < PROMPT,
+        "{served} served, the slowest in {slowest:?}"
+    );
+    assert!(
+        resident(&payrelay) < RESIDENT_KIB_MAX,
+        "{} KiB",
+        resident(&payrelay)
+    );
 }
 
-/// Pays and looks until it is over, and a hundred times at least; how often, and how long the slowest answer took.
+/// Pays and looks until it is over, and a hundred times at least; how often, and how long the
+/// slowest answer took.
 fn serve_all_along(good: &mut Client, over: &AtomicBool) -> (i64, Duration) {
     let (mut served, mut slowest) = (0, Duration::ZERO);
     while !over.load(Relaxed) || served <= 100 {
@@ -525,7 +837,9 @@ fn serve_all_along(good: &mut Client, over: &AtomicBool) -> (i64, Duration) {
 fn half_heads(address: SocketAddr) -> Vec<TcpStream> {
     let begin = |_| {
         let mut stream = TcpStream::connect(address).unwrap();
-        stream.write_all(b"POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Ty").unwrap();
+        stream
+            .write_all(b"POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Ty")
+            .unwrap();
         stream
     };
     (0..SLOW).map(begin).collect()
@@ -555,13 +869,18 @@ fn never_reading(address: SocketAddr) -> Vec<TcpStream> {
 }
 
 fn descriptors(payrelay: &Payrelay) -> usize {
-    fs::read_dir(format!("/proc/{}/fd", payrelay.pid())).unwrap().count()
+    fs::read_dir(format!("/proc/{}/fd", payrelay.pid()))
+        .unwrap()
+        .count()
 }
 
 /// The peak so far, in KiB.
 fn resident(payrelay: &Payrelay) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", payrelay.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
@@ -570,14 +889,27 @@ fn a_large_answer_to_a_slow_reader_arrives_whole() {
     let dir = tempfile::tempdir().unwrap();
     let payrelay = start(dir.path(), "[http]\nwrite_timeout = '5s'\n", &[]);
     let mut client = Client::connect(payrelay.addr());
-    let reservations: Vec<_> = (1..=500).map(|id| json!({"reservation_id": id, "seat_price": 5})).collect();
-    assert_eq!(client.post_json("/payments", &json!({"user_id": 1, "reservations": reservations})).status, 201);
-    // Forty answers are some megabytes; the reader takes eight seconds for them, but never five for a bufferful.
+    let reservations: Vec<_> = (1..=500)
+        .map(|id| json!({"reservation_id": id, "seat_price": 5}))
+        .collect();
+    assert_eq!(
+        client
+            .post_json(
+                "/payments",
+                &json!({"user_id": 1, "reservations": reservations})
+            )
+            .status,
+        201
+    );
+    // Forty answers are some megabytes; the reader takes eight seconds for them, but never five for
+    // a bufferful.
     let requests = request("GET /users/1/payment-history?limit=500", "", "").repeat(40);
     client.send_raw(requests.as_bytes()).unwrap();
     let begun = Instant::now();
     for round in 1..=40_u32 {
-        wait_until("the reader to go on", LIMIT, || begun.elapsed() > round * Duration::from_millis(200));
+        wait_until("the reader to go on", LIMIT, || {
+            begun.elapsed() > round * Duration::from_millis(200)
+        });
         let page: Value = client.read_response().json();
         assert_eq!(page["payments"].as_array().unwrap().len(), 500);
     }

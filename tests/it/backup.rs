@@ -22,7 +22,10 @@ const JUMP: i64 = 1_000_000_000_000;
 
 fn backup(dir: &Path, file: &Path) -> Output {
     let args = vec!["backup".to_owned(), file.to_str().unwrap().to_owned()];
-    run_to_exit(Options { args, ..Options::new(dir, &[]) })
+    run_to_exit(Options {
+        args,
+        ..Options::new(dir, &[])
+    })
 }
 
 fn read<T: rusqlite::types::FromSql>(file: &Path, sql: &str) -> T {
@@ -32,11 +35,21 @@ fn read<T: rusqlite::types::FromSql>(file: &Path, sql: &str) -> T {
 
 /// Pays reservations, and tells the payments' ids.
 fn pay(client: &mut Client, user: i64, reservations: impl IntoIterator<Item = i64>) -> Vec<i64> {
-    let reservations: Vec<_> =
-        reservations.into_iter().map(|id| json!({"reservation_id": id, "seat_price": 5})).collect();
-    let response = client.post_json("/payments", &json!({"user_id": user, "reservations": reservations}));
+    let reservations: Vec<_> = reservations
+        .into_iter()
+        .map(|id| json!({"reservation_id": id, "seat_price": 5}))
+        .collect();
+    let response = client.post_json(
+        "/payments",
+        &json!({"user_id": user, "reservations": reservations}),
+    );
     assert_eq!(response.status, 201);
-    response.json()["payments"].as_array().unwrap().iter().map(|payment| payment["id"].as_i64().unwrap()).collect()
+    response.json()["payments"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|payment| payment["id"].as_i64().unwrap())
+        .collect()
 }
 
 #[test]
@@ -47,17 +60,25 @@ fn a_backup_is_whole_while_clients_post() {
     for turn in 0..50 {
         pay(&mut client, turn, turn * 1000..(turn + 1) * 1000);
     }
-    let (acknowledged, stop, slowest_ms) = (AtomicI64::new(50_000), AtomicBool::new(false), AtomicI64::new(0));
+    let (acknowledged, stop, slowest_ms) = (
+        AtomicI64::new(50_000),
+        AtomicBool::new(false),
+        AtomicI64::new(0),
+    );
     thread::scope(|scope| {
         for number in 1..=4 {
-            let (acknowledged, stop, slowest_ms, address) = (&acknowledged, &stop, &slowest_ms, payrelay.addr());
+            let (acknowledged, stop, slowest_ms, address) =
+                (&acknowledged, &stop, &slowest_ms, payrelay.addr());
             scope.spawn(move || {
                 let mut client = Client::connect(address);
                 for turn in 0.. {
                     let asked = Instant::now();
                     pay(&mut client, number, [1_000_000 * number + turn]);
                     acknowledged.fetch_add(1, Ordering::SeqCst);
-                    slowest_ms.fetch_max(i64::try_from(asked.elapsed().as_millis()).unwrap(), Ordering::SeqCst);
+                    slowest_ms.fetch_max(
+                        i64::try_from(asked.elapsed().as_millis()).unwrap(),
+                        Ordering::SeqCst,
+                    );
                     if stop.load(Ordering::SeqCst) {
                         return;
                     }
@@ -73,20 +94,40 @@ fn a_backup_is_whole_while_clients_post() {
             let output = backup(dir.path(), &copy);
             assert_eq!(output.status.code(), Some(0), "{output:?}");
             let meanwhile = acknowledged.load(Ordering::SeqCst) - before;
-            println!("{meanwhile} requests in the {:.1?} of a backup", began.elapsed());
+            println!(
+                "{meanwhile} requests in the {:.1?} of a backup",
+                began.elapsed()
+            );
             assert!(meanwhile > 0, "nobody could pay during the backup");
             assert_eq!(read::<String>(&copy, "PRAGMA integrity_check"), "ok");
             let payments: i64 = read(&copy, "SELECT count(*) FROM payment");
-            assert!(payments >= before, "{payments} of {before} acknowledged payments");
+            assert!(
+                payments >= before,
+                "{payments} of {before} acknowledged payments"
+            );
             for table in ["outbox", "payment_history"] {
-                assert_eq!(read::<i64>(&copy, &format!("SELECT count(*) FROM {table}")), payments, "{table}");
+                assert_eq!(
+                    read::<i64>(&copy, &format!("SELECT count(*) FROM {table}")),
+                    payments,
+                    "{table}"
+                );
             }
-            assert_eq!(read::<i64>(&copy, "SELECT max(id) FROM payment"), payments, "no gaps");
+            assert_eq!(
+                read::<i64>(&copy, "SELECT max(id) FROM payment"),
+                payments,
+                "no gaps"
+            );
             assert!(read::<Option<i64>>(&copy, "SELECT backed_up_at FROM node").is_some());
         }
     });
     println!("the slowest answer: {slowest_ms:?} ms");
-    assert_eq!(read::<Option<i64>>(&dir.path().join("payrelay.db"), "SELECT backed_up_at FROM node"), None);
+    assert_eq!(
+        read::<Option<i64>>(
+            &dir.path().join("payrelay.db"),
+            "SELECT backed_up_at FROM node"
+        ),
+        None
+    );
 }
 
 #[test]
@@ -94,21 +135,51 @@ fn a_backup_that_cannot_be_is_refused_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let copy = dir.path().join("copy.db");
     let output = backup(dir.path(), &copy);
-    assert_eq!(output.status.code(), Some(78), "there is no database: {output:?}");
+    assert_eq!(
+        output.status.code(),
+        Some(78),
+        "there is no database: {output:?}"
+    );
     let mut payrelay = Payrelay::start(Options::new(dir.path(), &[]));
     assert_eq!(backup(dir.path(), &copy).status.code(), Some(0));
     let first = fs::read(&copy).unwrap();
     let output = backup(dir.path(), &copy);
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.code() == Some(78) && error.contains("is there already"), "{error}");
+    assert!(
+        output.status.code() == Some(78) && error.contains("is there already"),
+        "{error}"
+    );
     assert_eq!(fs::read(&copy).unwrap(), first);
-    assert_eq!(backup(dir.path(), &dir.path().join("nowhere").join("copy.db")).status.code(), Some(78));
-    assert_eq!(backup(dir.path(), &dir.path().join("payrelay.db")).status.code(), Some(78));
+    assert_eq!(
+        backup(dir.path(), &dir.path().join("nowhere").join("copy.db"))
+            .status
+            .code(),
+        Some(78)
+    );
+    assert_eq!(
+        backup(dir.path(), &dir.path().join("payrelay.db"))
+            .status
+            .code(),
+        Some(78)
+    );
     payrelay.terminate();
-    let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert!(names.iter().all(|name| !name.to_str().unwrap().contains(".part")), "{names:?}");
+    let names: Vec<_> = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert!(
+        names
+            .iter()
+            .all(|name| !name.to_str().unwrap().contains(".part")),
+        "{names:?}"
+    );
     // Also of a payrelay that does not run.
-    assert_eq!(backup(dir.path(), &dir.path().join("cold.db")).status.code(), Some(0));
+    assert_eq!(
+        backup(dir.path(), &dir.path().join("cold.db"))
+            .status
+            .code(),
+        Some(0)
+    );
 }
 
 #[test]
@@ -119,12 +190,17 @@ fn a_restored_node_goes_on_with_new_ids_and_tells_what_was_pending() {
     let mut slack = FakeSlack::start();
     slack.stop();
     let url = slack.url();
-    let env = [("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str()), ("PAYRELAY_SLACK_DIGEST_OVER", "1000")];
+    let env = [
+        ("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str()),
+        ("PAYRELAY_SLACK_DIGEST_OVER", "1000"),
+    ];
     let start = || Payrelay::start(Options::new(dir.path(), &env));
     let mut payrelay = start();
     let mut client = Client::connect(payrelay.addr());
     assert_eq!(pay(&mut client, 1, 1..=3), [1, 2, 3]);
-    wait_until("the deliveries", LIMIT, || read::<i64>(&database, "SELECT count(*) FROM delivery") == 3);
+    wait_until("the deliveries", LIMIT, || {
+        read::<i64>(&database, "SELECT count(*) FROM delivery") == 3
+    });
     assert_eq!(backup(dir.path(), &copy).status.code(), Some(0));
     // Acknowledged, and lost with the disk.
     assert_eq!(pay(&mut client, 1, [4]), [4]);
@@ -134,7 +210,10 @@ fn a_restored_node_goes_on_with_new_ids_and_tells_what_was_pending() {
     fs::copy(&copy, &database).unwrap();
     let refused = run_to_exit(Options::new(dir.path(), &env));
     let error = String::from_utf8_lossy(&refused.stderr);
-    assert!(refused.status.code() == Some(78) && error.contains("payrelay.db-wal"), "{error}");
+    assert!(
+        refused.status.code() == Some(78) && error.contains("payrelay.db-wal"),
+        "{error}"
+    );
     assert_eq!(fs::read(&copy).unwrap(), fs::read(&database).unwrap());
     for suffix in ["-wal", "-shm"] {
         fs::remove_file(dir.path().join(format!("payrelay.db{suffix}"))).unwrap();
@@ -142,24 +221,44 @@ fn a_restored_node_goes_on_with_new_ids_and_tells_what_was_pending() {
 
     slack.start_again();
     let mut payrelay = start();
-    assert!(payrelay.log().contains("this database is a backup of 20"), "{}", payrelay.log());
+    assert!(
+        payrelay.log().contains("this database is a backup of 20"),
+        "{}",
+        payrelay.log()
+    );
     let mut client = Client::connect(payrelay.addr());
     let given = pay(&mut client, 1, [4, 5]);
-    let [jumped, next] = given[..] else { panic!("{given:?}") };
+    let [jumped, next] = given[..] else {
+        panic!("{given:?}")
+    };
     assert!(jumped > JUMP && next == jumped + 1, "{given:?}");
     assert_eq!(read::<String>(&database, "SELECT id FROM node"), node);
     assert_eq!(read::<i64>(&database, "SELECT max(id) FROM outbox"), next);
-    wait_until("what was pending, and what is new", LIMIT, || slack.lines().len() == 5);
-    let ids: Vec<i64> = slack.lines().iter().map(|line| line.split(' ').nth(1).unwrap().parse().unwrap()).collect();
+    wait_until("what was pending, and what is new", LIMIT, || {
+        slack.lines().len() == 5
+    });
+    let ids: Vec<i64> = slack
+        .lines()
+        .iter()
+        .map(|line| line.split(' ').nth(1).unwrap().parse().unwrap())
+        .collect();
     assert_eq!(ids, [1, 2, 3, jumped, next]);
     let page = client.get("/users/1/payment-history").json();
-    let history: Vec<_> = page["payments"].as_array().unwrap().iter().map(|p| p["id"].as_i64().unwrap()).collect();
+    let history: Vec<_> = page["payments"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| p["id"].as_i64().unwrap())
+        .collect();
     assert_eq!(history, [next, jumped, 3, 2, 1]);
 
     assert_eq!(payrelay.terminate().code(), Some(0));
     let payrelay = start();
     assert!(!payrelay.log().contains("is a backup"), "it says so once");
-    assert_eq!(pay(&mut Client::connect(payrelay.addr()), 1, [6]), [next + 1]);
+    assert_eq!(
+        pay(&mut Client::connect(payrelay.addr()), 1, [6]),
+        [next + 1]
+    );
 }
 
 #[test]
@@ -180,19 +279,25 @@ fn the_same_backup_put_back_twice_gives_no_id_twice() {
     assert!(JUMP < given[0] && given[0] < given[1], "{given:?}");
 }
 
-/// What was published after the backup is on the topic already; what was taken after it is not in the database any more.
-/// `is_backup`: restored from a backup, or, what nobody should do, from a plain copy of the files.
+/// What was published after the backup is on the topic already; what was taken after it is not in
+/// the database any more. `is_backup`: restored from a backup, or, what nobody should do, from a
+/// plain copy of the files.
 fn a_restored_node_sends_nothing_again(is_backup: bool) {
     let (broker, mut proxy) = Broker::start_behind_proxy("4.4.0");
     let dir = tempfile::tempdir().unwrap();
     let (database, copy) = (dir.path().join("payrelay.db"), dir.path().join("copy.db"));
-    let env = [("PAYRELAY_PUBLISHER_KIND", "kafka"), ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", &broker.bootstrap())];
+    let env = [
+        ("PAYRELAY_PUBLISHER_KIND", "kafka"),
+        ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", &broker.bootstrap()),
+    ];
     let start = || Payrelay::start(Options::new(dir.path(), &env));
     let delivered = |count| {
         // A record may be taken and told before the relay has marked it.
         let sql = "SELECT count(*) FROM delivery JOIN outbox ON outbox.id = outbox_id \
                    WHERE delivery.status = 'DELIVERED' AND outbox.status = 'PUBLISHED'";
-        wait_until("the deliveries", 3 * LIMIT, || read::<i64>(&database, sql) == count);
+        wait_until("the deliveries", 3 * LIMIT, || {
+            read::<i64>(&database, sql) == count
+        });
     };
     let mut payrelay = start();
     let mut client = Client::connect(payrelay.addr());
@@ -221,18 +326,30 @@ fn a_restored_node_sends_nothing_again(is_backup: bool) {
     let mut payrelay = start();
     let mut client = Client::connect(payrelay.addr());
     let mut given = pay(&mut client, 2, [100]);
-    assert!(if is_backup { given[0] > JUMP } else { given == [21] }, "{given:?}");
+    assert!(
+        if is_backup {
+            given[0] > JUMP
+        } else {
+            given == [21]
+        },
+        "{given:?}"
+    );
     proxy.heal();
     let letters = "SELECT count(*) FROM dead_letter WHERE state = 'OPEN'";
     let found = if is_backup {
         // Each of the five payments that are lost is a dead letter, for a person to see.
         delivered(21);
-        wait_until("what was lost to be told", LIMIT, || read::<i64>(&database, letters) == 5);
+        wait_until("what was lost to be told", LIMIT, || {
+            read::<i64>(&database, letters) == 5
+        });
         topic::read(&broker.bootstrap(), "payment-event", LIMIT)
     } else {
-        // The id was given twice: the event gets another one. The payment keeps its own, which a client has.
+        // The id was given twice: the event gets another one. The payment keeps its own, which a
+        // client has.
         delivered(21);
-        wait_until("what was lost to be reported", LIMIT, || read::<i64>(&database, letters) == 5);
+        wait_until("what was lost to be reported", LIMIT, || {
+            read::<i64>(&database, letters) == 5
+        });
         payrelay.wait_for_log("it is an older state of the database", LIMIT);
         payrelay.wait_for_log("1 unpublished events have new ids", LIMIT);
         given.extend(pay(&mut client, 2, [101]));
@@ -240,9 +357,18 @@ fn a_restored_node_sends_nothing_again(is_backup: bool) {
         delivered(22);
         topic::read(&broker.bootstrap(), "payment-event", LIMIT)
     };
-    let ids: Vec<i64> = found.iter().map(|record| record.value.parse().unwrap()).collect();
+    let ids: Vec<i64> = found
+        .iter()
+        .map(|record| record.value.parse().unwrap())
+        .collect();
     assert_eq!(ids, (1..=25).chain(given).collect::<Vec<_>>());
-    assert_eq!(read::<i64>(&database, "SELECT count(*) FROM outbox WHERE status = 'INIT'"), 0);
+    assert_eq!(
+        read::<i64>(
+            &database,
+            "SELECT count(*) FROM outbox WHERE status = 'INIT'"
+        ),
+        0
+    );
     assert_eq!(payrelay.terminate().code(), Some(0));
 }
 

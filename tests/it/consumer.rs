@@ -17,7 +17,9 @@ use payrelay::worker::Waker;
 use serde_json::{Value, json};
 
 use super::audit::audit;
-use super::contract::{TOPIC, consume, consumer, positioned, publish, publisher, settings, unpublished};
+use super::contract::{
+    TOPIC, consume, consumer, positioned, publish, publisher, settings, unpublished,
+};
 use super::harness::cluster::Cluster;
 use super::harness::kafka::Broker;
 use super::harness::secure::{PASSWORD, Secure, USER};
@@ -32,11 +34,19 @@ const DELIVERIES: &str = "SELECT count(*) FROM delivery";
 fn audited(database: Database, broker: &Broker) -> (Value, Value) {
     let left = database.close();
     let bootstrap = broker.bootstrap();
-    let env = [("PAYRELAY_PUBLISHER_KIND", "kafka"), ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", &bootstrap)];
+    let env = [
+        ("PAYRELAY_PUBLISHER_KIND", "kafka"),
+        ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", &bootstrap),
+    ];
     let (_, json, error) = audit(left.path(), &env, &["--json"]);
     let report: Value = serde_json::from_str(&json).unwrap_or_else(|_| panic!("{json}{error}"));
     let seen = |name: &str| -> Value {
-        report[name].as_array().unwrap().iter().map(|seen| json!([seen["kind"], seen["count"]])).collect()
+        report[name]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|seen| json!([seen["kind"], seen["count"]]))
+            .collect()
     };
     (seen("findings"), seen("notes"))
 }
@@ -48,7 +58,10 @@ fn batches_that_cannot_be_decoded_become_dead_letters_and_cost_no_event() {
     drop(positioned(&broker, &database));
     for batch in 0..10 {
         database.pay(1, [2 * batch, 2 * batch + 1]);
-        publish(&mut publisher(&broker, &database, 1, AtLeastOnce), &database);
+        publish(
+            &mut publisher(&broker, &database, 1, AtLeastOnce),
+            &database,
+        );
     }
     // Published, and not marked: a starting publisher has to read it, and cannot.
     database.pay(1, [100, 101]);
@@ -66,14 +79,20 @@ fn batches_that_cannot_be_decoded_become_dead_letters_and_cost_no_event() {
     }
     broker.restart();
     database.pay(1, [102]);
-    publish(&mut publisher(&broker, &database, 1, AtLeastOnce), &database);
+    publish(
+        &mut publisher(&broker, &database, 1, AtLeastOnce),
+        &database,
+    );
     consume(&mut consumer(&broker, &database), &database, DELIVERIES, 23);
-    let reasons =
-        "SELECT count(*) FROM dead_letter WHERE reason LIKE '%cannot be decoded%' AND \"offset\" IN (0, 8, 20)";
+    let reasons = "SELECT count(*) FROM dead_letter WHERE reason LIKE '%cannot be decoded%' \
+        AND \"offset\" IN (0, 8, 20)";
     assert_eq!(database.number(reasons), 3);
     assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 3);
     let (findings, notes) = audited(database, &broker);
-    assert_eq!((findings, notes), (json!([]), json!([["dead-letters", 3], ["undecodable", 6]])));
+    assert_eq!(
+        (findings, notes),
+        (json!([]), json!([["dead-letters", 3], ["undecodable", 6]]))
+    );
 }
 
 #[test]
@@ -83,12 +102,19 @@ fn a_batch_that_inflates_beyond_16_mib_becomes_a_dead_letter_and_costs_no_event(
     let mut consumer = positioned(&broker, &database);
     topic::put_inflating(&broker.bootstrap(), TOPIC, 17 * 1024 * 1024);
     database.pay(1, 1..=3);
-    publish(&mut publisher(&broker, &database, 1, ExactlyOnce), &database);
+    publish(
+        &mut publisher(&broker, &database, 1, ExactlyOnce),
+        &database,
+    );
     consume(&mut consumer, &database, DELIVERIES, 3);
-    let letters = "SELECT count(*) FROM dead_letter WHERE reason LIKE 'the records 0 to 0 cannot be decoded%'";
+    let letters = "SELECT count(*) FROM dead_letter \
+        WHERE reason LIKE 'the records 0 to 0 cannot be decoded%'";
     assert_eq!(database.number(letters), 1);
     assert_eq!(database.number("SELECT sum(gaps) FROM topic_partition"), 0);
-    assert_eq!(audited(database, &broker), (json!([]), json!([["dead-letters", 1]])));
+    assert_eq!(
+        audited(database, &broker),
+        (json!([]), json!([["dead-letters", 1]]))
+    );
 }
 
 #[test]
@@ -99,14 +125,21 @@ fn records_deleted_while_the_consumer_is_behind_are_backfilled_and_wake_the_noti
         drop(positioned(&broker, &database));
         let (notifier, woken) = Waker::new();
         let settings = settings(&broker, 1, ExactlyOnce);
-        let mut consumer = Consumer::new(settings, database.store().clone(), notifier, Part::up()).unwrap();
+        let mut consumer =
+            Consumer::new(settings, database.store().clone(), notifier, Part::up()).unwrap();
         database.pay(1, [1]);
-        publish(&mut publisher(&broker, &database, 1, AtLeastOnce), &database);
+        publish(
+            &mut publisher(&broker, &database, 1, AtLeastOnce),
+            &database,
+        );
         consume(&mut consumer, &database, DELIVERIES, 1);
         while woken.try_recv().is_ok() {}
         // It is connected, and does not read.
         database.pay(1, 2..=6);
-        publish(&mut publisher(&broker, &database, 1, AtLeastOnce), &database);
+        publish(
+            &mut publisher(&broker, &database, 1, AtLeastOnce),
+            &database,
+        );
         topic::truncate(&broker.bootstrap(), TOPIC, 0, 6 - left);
         consume(&mut consumer, &database, DELIVERIES, 6);
         assert!(woken.try_recv().is_ok());
@@ -123,20 +156,33 @@ fn a_copy_that_is_older_than_the_groups_offsets_loses_no_event() {
     }
     let folder = database.close();
     let copy = tempfile::tempdir().unwrap();
-    fs::copy(folder.path().join("payrelay.db"), copy.path().join("payrelay.db")).unwrap();
+    fs::copy(
+        folder.path().join("payrelay.db"),
+        copy.path().join("payrelay.db"),
+    )
+    .unwrap();
 
     let database = Database::open_in(folder);
-    publish(&mut publisher(&broker, &database, 3, ExactlyOnce), &database);
+    publish(
+        &mut publisher(&broker, &database, 3, ExactlyOnce),
+        &database,
+    );
     let mut first = consumer(&broker, &database);
     consume(&mut first, &database, DELIVERIES, 9);
     wait_until("the group's offsets to be committed", LIMIT, || {
         let _ = first.step();
-        topic::committed(&broker.bootstrap(), "payment-group").values().sum::<i64>() >= 9
+        topic::committed(&broker.bootstrap(), "payment-group")
+            .values()
+            .sum::<i64>()
+            >= 9
     });
     drop((first, database));
 
     let database = Database::open_in(copy);
-    publish(&mut publisher(&broker, &database, 3, ExactlyOnce), &database);
+    publish(
+        &mut publisher(&broker, &database, 3, ExactlyOnce),
+        &database,
+    );
     consume(&mut consumer(&broker, &database), &database, DELIVERIES, 9);
     assert_eq!(audited(database, &broker), (json!([]), json!([])));
 }
@@ -146,7 +192,11 @@ fn unavailable_within_5_s(consumer: &mut Consumer, part: &Part, fault: Instant) 
         let _ = consumer.step();
         part.get().is_failing()
     });
-    assert!(fault.elapsed() < Duration::from_secs(5), "{:?}", fault.elapsed());
+    assert!(
+        fault.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        fault.elapsed()
+    );
 }
 
 #[test]
@@ -163,14 +213,20 @@ fn a_broker_that_dies_or_hangs_makes_the_consumer_unavailable_within_5_s_until_i
         });
     };
     database.pay(1, [1]);
-    publish(&mut publisher(&broker, &database, 1, ExactlyOnce), &database);
+    publish(
+        &mut publisher(&broker, &database, 1, ExactlyOnce),
+        &database,
+    );
     consume(&mut consumer, &database, DELIVERIES, 1);
     recovered(&mut consumer);
 
     proxy.stall();
     unavailable_within_5_s(&mut consumer, &part, Instant::now());
     for _ in 0..5 {
-        assert!(matches!(consumer.step(), Step::Stored(0) | Step::RetryAfter(_)));
+        assert!(matches!(
+            consumer.step(),
+            Step::Stored(0) | Step::RetryAfter(_)
+        ));
         assert!(part.get().is_failing(), "it hangs");
     }
     proxy.heal();
@@ -187,29 +243,71 @@ fn foreign_records_beyond_the_limit_are_counted_and_closed_letters_make_room() {
     let broker = Broker::start("4.4.0");
     let database = Database::open();
     drop(positioned(&broker, &database));
-    let settings =
-        config::Kafka { dead_records_max: NonZeroUsize::new(5).unwrap(), ..settings(&broker, 1, ExactlyOnce) };
-    let mut consumer = Consumer::new(settings, database.store().clone(), Waker::new().0, Part::up()).unwrap();
-    let put = |count| (0..count).for_each(|_| topic::put(&broker.bootstrap(), TOPIC, None, Some(b"not ours"), &[]));
+    let settings = config::Kafka {
+        dead_records_max: NonZeroUsize::new(5).unwrap(),
+        ..settings(&broker, 1, ExactlyOnce)
+    };
+    let mut consumer = Consumer::new(
+        settings,
+        database.store().clone(),
+        Waker::new().0,
+        Part::up(),
+    )
+    .unwrap();
+    let put = |count| {
+        (0..count)
+            .for_each(|_| topic::put(&broker.bootstrap(), TOPIC, None, Some(b"not ours"), &[]));
+    };
     put(12);
-    consume(&mut consumer, &database, "SELECT records_dropped FROM node", 7);
+    consume(
+        &mut consumer,
+        &database,
+        "SELECT records_dropped FROM node",
+        7,
+    );
     assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 5);
 
     let node = database.store().node().clone();
     let now = Timestamp::now();
     let discard = move |tx: &payrelay::store::Transaction<'_>| {
         let which = Which::Open { after: 0, limit: 3 };
-        dead_letter::act(tx, Order { action: Action::Discard, which, dry_run: false, node: &node, origin: "http", now })
+        dead_letter::act(
+            tx,
+            Order {
+                action: Action::Discard,
+                which,
+                dry_run: false,
+                node: &node,
+                origin: "http",
+                now,
+            },
+        )
     };
     assert_eq!(database.store().write(discard).unwrap().len(), 3);
-    let purge = |cutoff| database.store().write(move |tx| dead_letter::purge(tx, cutoff, 2)).unwrap();
+    let purge = |cutoff| {
+        database
+            .store()
+            .write(move |tx| dead_letter::purge(tx, cutoff, 2))
+            .unwrap()
+    };
     assert_eq!(purge(now), 0, "not before the retention is over");
     let later = now.plus(Duration::from_secs(1));
     assert_eq!([purge(later), purge(later), purge(later)], [2, 1, 0]);
     put(4);
-    consume(&mut consumer, &database, "SELECT records_dropped FROM node", 8);
+    consume(
+        &mut consumer,
+        &database,
+        "SELECT records_dropped FROM node",
+        8,
+    );
     assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 5);
-    assert_eq!(audited(database, &broker), (json!([]), json!([["dead-letters", 5], ["dropped-records", 1]])));
+    assert_eq!(
+        audited(database, &broker),
+        (
+            json!([]),
+            json!([["dead-letters", 5], ["dropped-records", 1]])
+        )
+    );
 }
 
 /// These settings, on the listener that asks for a user.
@@ -219,8 +317,15 @@ fn as_user(secure: &Secure, settings: config::Kafka) -> config::Kafka {
         username: USER.to_owned(),
         password: config::Secret::new(PASSWORD),
     };
-    let security = config::KafkaSecurity { tls: None, sasl: Some(sasl) };
-    config::Kafka { bootstrap_servers: vec![secure.sasl()], security, ..settings }
+    let security = config::KafkaSecurity {
+        tls: None,
+        sasl: Some(sasl),
+    };
+    config::Kafka {
+        bootstrap_servers: vec![secure.sasl()],
+        security,
+        ..settings
+    }
 }
 
 /// The events wait, and are published in their order once the right is there again.
@@ -229,8 +334,13 @@ fn a_right_to_write_that_is_taken_away_is_named_with_the_command_that_grants_it(
     let (broker, secure) = Broker::start_secure("4.4.0");
     for delivery in [ExactlyOnce, AtLeastOnce] {
         let database = Database::open();
-        let settings =
-            as_user(&secure, config::Kafka { topic: format!("{delivery:?}"), ..settings(&broker, 1, delivery) });
+        let settings = as_user(
+            &secure,
+            config::Kafka {
+                topic: format!("{delivery:?}"),
+                ..settings(&broker, 1, delivery)
+            },
+        );
         let topic = settings.topic.clone();
         let mut publisher = KafkaPublisher::new(settings, database.store().clone()).unwrap();
         database.pay(1, 1..=3);
@@ -239,20 +349,37 @@ fn a_right_to_write_that_is_taken_away_is_named_with_the_command_that_grants_it(
         topic::allow(&broker.bootstrap(), USER, &topic, AclOperation::Read);
         let taken_away = Instant::now();
         database.pay(1, 4..=6);
-        let trouble = wait_for("the publisher to say why it does not publish", LIMIT, || {
-            let published = publisher.publish(&unpublished(&database));
-            assert_eq!(published.receipts, [], "nothing is published, and nothing is rejected");
-            match published.trouble {
-                Some(Trouble::Away(why)) if why.contains("AUTHORIZATION_FAILED") => Some(why),
-                _ => None,
-            }
-        });
-        assert!(taken_away.elapsed() < Duration::from_secs(10), "{:?}", taken_away.elapsed());
-        assert!(trouble.contains("grant WRITE") && trouble.contains(&format!("--topic {topic}")), "{trouble}");
+        let trouble = wait_for(
+            "the publisher to say why it does not publish",
+            LIMIT,
+            || {
+                let outcome = publisher.publish(&unpublished(&database));
+                assert_eq!(
+                    outcome.receipts,
+                    [],
+                    "nothing is published, and nothing is rejected"
+                );
+                match outcome.trouble {
+                    Some(Trouble::Away(why)) if why.contains("AUTHORIZATION_FAILED") => Some(why),
+                    _ => None,
+                }
+            },
+        );
+        assert!(
+            taken_away.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            taken_away.elapsed()
+        );
+        assert!(
+            trouble.contains("grant WRITE") && trouble.contains(&format!("--topic {topic}")),
+            "{trouble}"
+        );
         topic::allow(&broker.bootstrap(), USER, &topic, AclOperation::Write);
         publish(&mut publisher, &database);
-        let values: Vec<_> =
-            topic::read(&broker.bootstrap(), &topic, LIMIT).into_iter().map(|found| found.value).collect();
+        let values: Vec<_> = topic::read(&broker.bootstrap(), &topic, LIMIT)
+            .into_iter()
+            .map(|found| found.value)
+            .collect();
         assert_eq!(values, ["1", "2", "3", "4", "5", "6"]);
     }
 }
@@ -263,10 +390,19 @@ fn a_right_to_read_that_is_taken_away_is_named_within_10_s() {
     let database = Database::open();
     let part = Part::up();
     let settings = as_user(&secure, settings(&broker, 1, ExactlyOnce));
-    let mut consumer = Consumer::new(settings, database.store().clone(), Waker::new().0, part.clone()).unwrap();
+    let mut consumer = Consumer::new(
+        settings,
+        database.store().clone(),
+        Waker::new().0,
+        part.clone(),
+    )
+    .unwrap();
     let published = |ids: std::ops::RangeInclusive<i64>| {
         database.pay(1, ids);
-        publish(&mut publisher(&broker, &database, 1, ExactlyOnce), &database);
+        publish(
+            &mut publisher(&broker, &database, 1, ExactlyOnce),
+            &database,
+        );
     };
     published(1..=3);
     consume(&mut consumer, &database, DELIVERIES, 3);
@@ -276,7 +412,11 @@ fn a_right_to_read_that_is_taken_away_is_named_within_10_s() {
         let _ = consumer.step();
         part.get().is_failing()
     });
-    assert!(taken_away.elapsed() < Duration::from_secs(10), "{:?}", taken_away.elapsed());
+    assert!(
+        taken_away.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        taken_away.elapsed()
+    );
     let error = part.get().error.unwrap();
     assert!(error.contains("grant READ on it"), "{error}");
     published(4..=6);

@@ -1,4 +1,5 @@
-//! The contract of the Kafka publisher and consumer, on a real Kafka and on the client's fake broker.
+//! The contract of the Kafka publisher and consumer, on a real Kafka and on the client's fake
+//! broker.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -30,8 +31,8 @@ use super::harness::{topic, wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(1);
 pub const TOPIC: &str = "payment-event";
-/// A publisher whose topic was deleted repeats its batch for so long before it gives it up and looks at what there is: all
-/// that is waited for comes after that.
+/// A publisher whose topic was deleted repeats its batch for so long before it gives it up and
+/// looks at what there is: all that is waited for comes after that.
 const GIVEN_UP: Duration = Duration::from_secs(45);
 
 /// One test for each of the contract's points, each kind of cluster, and each kind of delivery.
@@ -73,12 +74,24 @@ pub fn settings(cluster: &dyn Cluster, partitions: i32, delivery: Delivery) -> c
     }
 }
 
-pub fn publisher(cluster: &dyn Cluster, database: &Database, partitions: i32, delivery: Delivery) -> KafkaPublisher {
-    KafkaPublisher::new(settings(cluster, partitions, delivery), database.store().clone()).unwrap()
+pub fn publisher(
+    cluster: &dyn Cluster,
+    database: &Database,
+    partitions: i32,
+    delivery: Delivery,
+) -> KafkaPublisher {
+    KafkaPublisher::new(
+        settings(cluster, partitions, delivery),
+        database.store().clone(),
+    )
+    .unwrap()
 }
 
 pub fn unpublished(database: &Database) -> Vec<Event> {
-    database.store().read(|connection| outbox::unpublished(connection, 0, 100_000)).unwrap()
+    database
+        .store()
+        .read(|connection| outbox::unpublished(connection, 0, 100_000))
+        .unwrap()
 }
 
 /// Publishes as the relay does: until all of it has a receipt, and marks it.
@@ -97,18 +110,28 @@ pub fn publish(publisher: &mut KafkaPublisher, database: &Database) -> Vec<Recei
 
 /// As the relay does it.
 pub fn mark(database: &Database, published: Published) -> Vec<Receipt> {
-    let Published { receipts, reached, .. } = published;
+    let Published {
+        receipts, reached, ..
+    } = published;
     let taken = receipts.clone();
     let mark = move |tx: &payrelay::store::Transaction<'_>| {
         outbox::mark_published(tx, &taken, Timestamp::now())?;
-        reached.iter().try_for_each(|reached| store_topic::reach(tx, reached))
+        reached
+            .iter()
+            .try_for_each(|reached| store_topic::reach(tx, reached))
     };
     database.store().write(mark).unwrap();
     receipts
 }
 
 pub fn consumer(cluster: &dyn Cluster, database: &Database) -> Consumer {
-    Consumer::new(settings(cluster, 1, ExactlyOnce), database.store().clone(), Waker::new().0, Part::up()).unwrap()
+    Consumer::new(
+        settings(cluster, 1, ExactlyOnce),
+        database.store().clone(),
+        Waker::new().0,
+        Part::up(),
+    )
+    .unwrap()
 }
 
 /// A consumer that has its position: what is published from now on comes from the topic.
@@ -141,23 +164,50 @@ fn records_are_cloud_events_in_commit_order(cluster: &mut dyn Cluster, delivery:
     assert_eq!(receipts.len(), events.len());
     for event in &events {
         let id = database.store().node().event_id(event.outbox_id);
-        let record = found.iter().find(|record| record.header("ce_id") == id).unwrap();
+        let record = found
+            .iter()
+            .find(|record| record.header("ce_id") == id)
+            .unwrap();
         let now = Timestamp::now();
         let expected = event.to_record(database.store().node(), now);
-        assert_eq!((&record.key, &record.value), (&expected.key, &expected.value));
+        assert_eq!(
+            (&record.key, &record.value),
+            (&expected.key, &expected.value)
+        );
         let age_ms = now.as_millis() - record.timestamp_ms;
-        assert!((0..60_000).contains(&age_ms), "the time of publishing: {age_ms} ms ago");
-        let headers: Vec<_> = expected.headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        assert!(
+            (0..60_000).contains(&age_ms),
+            "the time of publishing: {age_ms} ms ago"
+        );
+        let headers: Vec<_> = expected
+            .headers
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect();
         assert_eq!(record.headers, headers);
-        let receipt = receipts.iter().find(|receipt| receipt.outbox_id == event.outbox_id).unwrap();
-        assert_eq!(receipt.place, Place::Topic { partition: record.partition, offset: Some(record.offset) });
+        let receipt = receipts
+            .iter()
+            .find(|receipt| receipt.outbox_id == event.outbox_id)
+            .unwrap();
+        assert_eq!(
+            receipt.place,
+            Place::Topic {
+                partition: record.partition,
+                offset: Some(record.offset)
+            }
+        );
     }
     assert_commit_order(&found);
 }
 
 /// Of each partition, and so of each user: payment ids rise.
 fn assert_commit_order(found: &[topic::Found]) {
-    let ids = |partition| found.iter().filter(move |record| record.partition == partition).map(number);
+    let ids = |partition| {
+        found
+            .iter()
+            .filter(move |record| record.partition == partition)
+            .map(number)
+    };
     for partition in 0..3 {
         assert!(ids(partition).is_sorted(), "partition {partition}");
     }
@@ -167,7 +217,10 @@ fn number(record: &topic::Found) -> i64 {
     record.value.parse().unwrap()
 }
 
-fn a_broker_that_is_failing_at_the_start_loses_nothing(cluster: &mut dyn Cluster, delivery: Delivery) {
+fn a_broker_that_is_failing_at_the_start_loses_nothing(
+    cluster: &mut dyn Cluster,
+    delivery: Delivery,
+) {
     let database = Database::open();
     database.pay(1, 1..=10);
     cluster.take_away();
@@ -178,10 +231,16 @@ fn a_broker_that_is_failing_at_the_start_loses_nothing(cluster: &mut dyn Cluster
     cluster.give_back();
     publish(&mut publisher, &database);
     let found = topic::read_all(&cluster.bootstrap(), TOPIC, 10, LIMIT);
-    assert_eq!(found.iter().map(number).collect::<Vec<_>>(), (1..=10).collect::<Vec<_>>());
+    assert_eq!(
+        found.iter().map(number).collect::<Vec<_>>(),
+        (1..=10).collect::<Vec<_>>()
+    );
 }
 
-fn a_broker_that_goes_in_the_middle_loses_and_doubles_nothing(cluster: &mut dyn Cluster, delivery: Delivery) {
+fn a_broker_that_goes_in_the_middle_loses_and_doubles_nothing(
+    cluster: &mut dyn Cluster,
+    delivery: Delivery,
+) {
     let database = Database::open();
     let mut publisher = publisher(cluster, &database, 1, delivery);
     database.pay(1, 1..=100);
@@ -194,10 +253,16 @@ fn a_broker_that_goes_in_the_middle_loses_and_doubles_nothing(cluster: &mut dyn 
     cluster.give_back();
     publish(&mut publisher, &database);
     let found = topic::read_all(&cluster.bootstrap(), TOPIC, 300, LIMIT);
-    assert_eq!(found.iter().map(number).collect::<Vec<_>>(), (1..=300).collect::<Vec<_>>());
+    assert_eq!(
+        found.iter().map(number).collect::<Vec<_>>(),
+        (1..=300).collect::<Vec<_>>()
+    );
 }
 
-fn what_is_on_the_topic_and_not_marked_is_found_and_not_published_again(cluster: &mut dyn Cluster, delivery: Delivery) {
+fn what_is_on_the_topic_and_not_marked_is_found_and_not_published_again(
+    cluster: &mut dyn Cluster,
+    delivery: Delivery,
+) {
     let database = Database::open();
     for user in 0..20 {
         database.pay(user, [user, 1000 + user]);
@@ -213,20 +278,29 @@ fn what_is_on_the_topic_and_not_marked_is_found_and_not_published_again(cluster:
     database.pay(3, [2000, 2001]);
     publish(&mut publisher(cluster, &database, 3, delivery), &database);
     let found = topic::read_all(&cluster.bootstrap(), TOPIC, 42, LIMIT);
-    assert_eq!(found.iter().map(number).collect::<BTreeSet<_>>(), (1..=42).collect());
+    assert_eq!(
+        found.iter().map(number).collect::<BTreeSet<_>>(),
+        (1..=42).collect()
+    );
     assert_eq!(found.len(), 42, "none is there twice");
     assert_commit_order(&found);
     for Receipt { outbox_id, place } in lost {
-        let Place::Topic { partition, offset } = place else { panic!("{place:?}") };
+        let Place::Topic { partition, offset } = place else {
+            panic!("{place:?}")
+        };
         let sql = format!(
-            "SELECT count(*) FROM outbox WHERE id = {outbox_id} AND \"partition\" = {partition} AND \"offset\" = {}",
+            "SELECT count(*) FROM outbox WHERE id = {outbox_id} AND \"partition\" = {partition} \
+                AND \"offset\" = {}",
             offset.unwrap()
         );
         assert_eq!(database.number(&sql), 1, "{sql}");
     }
 }
 
-fn what_comes_is_stored_once_and_the_offset_committed(cluster: &mut dyn Cluster, delivery: Delivery) {
+fn what_comes_is_stored_once_and_the_offset_committed(
+    cluster: &mut dyn Cluster,
+    delivery: Delivery,
+) {
     let database = Database::open();
     let mut first = positioned(cluster, &database);
     database.pay(1, 1..=50);
@@ -234,25 +308,43 @@ fn what_comes_is_stored_once_and_the_offset_committed(cluster: &mut dyn Cluster,
     consume(&mut first, &database, "SELECT count(*) FROM delivery", 50);
     // The same record twice: a copy under the same event id.
     let copy = &topic::read(&cluster.bootstrap(), TOPIC, LIMIT)[7];
-    let headers: Vec<_> = copy.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    topic::put(&cluster.bootstrap(), TOPIC, Some(&copy.key), Some(copy.value.as_bytes()), &headers);
+    let headers: Vec<_> = copy
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    topic::put(
+        &cluster.bootstrap(),
+        TOPIC,
+        Some(&copy.key),
+        Some(copy.value.as_bytes()),
+        &headers,
+    );
     database.pay(1, [51]);
     publish(&mut publisher(cluster, &database, 1, delivery), &database);
     consume(&mut first, &database, "SELECT count(*) FROM delivery", 51);
     assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 0);
     drop(first);
-    // A new process of the same node goes on behind what was committed: it stores the new event and nothing else.
+    // A new process of the same node goes on behind what was committed: it stores the new event and
+    // nothing else.
     database.pay(1, [52]);
     publish(&mut publisher(cluster, &database, 1, delivery), &database);
     let mut second = consumer(cluster, &database);
-    let stored = wait_for("the second process's first records", LIMIT, || match second.step() {
-        Step::Stored(0) | Step::RetryAfter(_) => None,
-        Step::Stored(count) => Some(count),
-    });
+    let stored = wait_for(
+        "the second process's first records",
+        LIMIT,
+        || match second.step() {
+            Step::Stored(0) | Step::RetryAfter(_) => None,
+            Step::Stored(count) => Some(count),
+        },
+    );
     assert_eq!(stored, 1);
 }
 
-fn what_is_not_ours_is_kept_aside_and_the_rest_goes_on(cluster: &mut dyn Cluster, delivery: Delivery) {
+fn what_is_not_ours_is_kept_aside_and_the_rest_goes_on(
+    cluster: &mut dyn Cluster,
+    delivery: Delivery,
+) {
     let database = Database::open();
     let metrics = Metrics::default();
     let mut consumer = positioned(cluster, &database).with_metrics(metrics.clone());
@@ -262,23 +354,56 @@ fn what_is_not_ours_is_kept_aside_and_the_rest_goes_on(cluster: &mut dyn Cluster
     let unknown = database.store().node().event_id(77);
     let bootstrap = cluster.bootstrap();
     topic::put(&bootstrap, TOPIC, None, Some(b"1"), &[]);
-    topic::put(&bootstrap, TOPIC, Some("k"), Some(b"1"), &[("ce_id", "other-node-1")]);
-    topic::put(&bootstrap, TOPIC, Some("1"), Some(&[0xff, 0]), &[("ce_id", &ours)]);
+    topic::put(
+        &bootstrap,
+        TOPIC,
+        Some("k"),
+        Some(b"1"),
+        &[("ce_id", "other-node-1")],
+    );
+    topic::put(
+        &bootstrap,
+        TOPIC,
+        Some("1"),
+        Some(&[0xff, 0]),
+        &[("ce_id", &ours)],
+    );
     topic::put(&bootstrap, TOPIC, Some("1"), None, &[("ce_id", &ours)]);
-    topic::put(&bootstrap, TOPIC, Some("1"), Some(b"2"), &[("ce_id", &ours)]);
-    topic::put(&bootstrap, TOPIC, Some("1"), Some(b"77"), &[("ce_id", &unknown)]);
+    topic::put(
+        &bootstrap,
+        TOPIC,
+        Some("1"),
+        Some(b"2"),
+        &[("ce_id", &ours)],
+    );
+    topic::put(
+        &bootstrap,
+        TOPIC,
+        Some("1"),
+        Some(b"77"),
+        &[("ce_id", &unknown)],
+    );
     database.pay(1, [2]);
     publish(&mut publisher(cluster, &database, 1, delivery), &database);
     consume(&mut consumer, &database, "SELECT count(*) FROM delivery", 2);
     assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 6);
     // Four of them have an id of this node.
-    assert!(metrics.encode().contains("payrelay_unknown_events_total 4\n"), "{}", metrics.encode());
+    assert!(
+        metrics
+            .encode()
+            .contains("payrelay_unknown_events_total 4\n"),
+        "{}",
+        metrics.encode()
+    );
     let letters: Vec<(String, String, i64, i64)> = database
         .store()
         .read(|connection| {
-            let sql = "SELECT reason, topic, \"partition\", \"offset\" FROM dead_letter ORDER BY id";
+            let sql =
+                "SELECT reason, topic, \"partition\", \"offset\" FROM dead_letter ORDER BY id";
             let mut statement = connection.prepare(sql)?;
-            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
+            let rows = statement.query_map([], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+            })?;
             rows.collect()
         })
         .unwrap();
@@ -291,7 +416,10 @@ fn what_is_not_ours_is_kept_aside_and_the_rest_goes_on(cluster: &mut dyn Cluster
         "no event of this",
     ];
     // The marker of a transaction is somewhere between them.
-    assert!(letters.is_sorted_by_key(|letter| letter.3) && letters[0].3 > 0, "{letters:?}");
+    assert!(
+        letters.is_sorted_by_key(|letter| letter.3) && letters[0].3 > 0,
+        "{letters:?}"
+    );
     for (letter, reason) in letters.iter().zip(reasons) {
         assert!(letter.0.contains(reason), "{letter:?}");
         assert_eq!((letter.1.as_str(), letter.2), (TOPIC, 0));
@@ -300,7 +428,10 @@ fn what_is_not_ours_is_kept_aside_and_the_rest_goes_on(cluster: &mut dyn Cluster
 
 /// What the topic has once it has so many records, as payment ids in order.
 fn on_topic(cluster: &dyn Cluster, count: usize) -> Vec<i64> {
-    topic::read_all(&cluster.bootstrap(), TOPIC, count, LIMIT).iter().map(number).collect()
+    topic::read_all(&cluster.bootstrap(), TOPIC, count, LIMIT)
+        .iter()
+        .map(number)
+        .collect()
 }
 
 #[test]
@@ -308,12 +439,19 @@ fn what_a_dead_process_left_open_never_shows() {
     let broker = Broker::start("4.4.0");
     let database = Database::open();
     database.pay(1, [1]);
-    publish(&mut publisher(&broker, &database, 1, ExactlyOnce), &database);
+    publish(
+        &mut publisher(&broker, &database, 1, ExactlyOnce),
+        &database,
+    );
     database.pay(1, [2]);
     let node = database.store().node();
     let id = format!("payrelay-{node}");
-    let dead = topic::OpenTransaction::begin(&broker.bootstrap(), &id, TOPIC, "2", &node.event_id(2));
-    publish(&mut publisher(&broker, &database, 1, ExactlyOnce), &database);
+    let dead =
+        topic::OpenTransaction::begin(&broker.bootstrap(), &id, TOPIC, "2", &node.event_id(2));
+    publish(
+        &mut publisher(&broker, &database, 1, ExactlyOnce),
+        &database,
+    );
     assert!(!dead.commit(), "its commit comes too late");
     assert_eq!(on_topic(&broker, 2), [1, 2]);
 }
@@ -362,13 +500,16 @@ fn two_of_the_same_node(version: &str) {
         Metrics::default(),
     );
     assert_eq!(relay.step(), payrelay::relay::Step::Fenced);
-    publish(&mut publisher(&broker, &database, 1, ExactlyOnce), &database);
+    publish(
+        &mut publisher(&broker, &database, 1, ExactlyOnce),
+        &database,
+    );
     let all: Vec<i64> = (1..=reservation).collect();
     assert_eq!(on_topic(&broker, all.len()), all);
 }
 
-/// A batch that the network holds back, and delivers when its sender is dead and the next process is through: what is on
-/// the topic then.
+/// A batch that the network holds back, and delivers when its sender is dead and the next process
+/// is through: what is on the topic then.
 fn with_a_batch_that_comes_too_late(delivery: Delivery) -> Vec<i64> {
     let (broker, mut proxy) = Broker::start_behind_proxy("4.4.0");
     let database = Database::open();
@@ -377,7 +518,10 @@ fn with_a_batch_that_comes_too_late(delivery: Delivery) -> Vec<i64> {
     publish(&mut dead, &database);
     proxy.hold();
     database.pay(1, 6..=10);
-    assert!(dead.publish(&unpublished(&database)).trouble.is_some(), "its batch is under way");
+    assert!(
+        dead.publish(&unpublished(&database)).trouble.is_some(),
+        "its batch is under way"
+    );
     drop(dead);
     publish(&mut publisher(&broker, &database, 1, delivery), &database);
     proxy.heal();
@@ -390,14 +534,21 @@ fn with_a_batch_that_comes_too_late(delivery: Delivery) -> Vec<i64> {
 
 #[test]
 fn a_batch_that_comes_too_late_is_refused() {
-    assert_eq!(with_a_batch_that_comes_too_late(ExactlyOnce), (1..=12).collect::<Vec<_>>());
+    assert_eq!(
+        with_a_batch_that_comes_too_late(ExactlyOnce),
+        (1..=12).collect::<Vec<_>>()
+    );
 }
 
-/// The one hole that the look before publishing leaves without transactions: this is what they are for.
+/// The one hole that the look before publishing leaves without transactions: this is what they are
+/// for.
 #[test]
 fn without_transactions_a_batch_that_comes_too_late_is_there_twice() {
     let found = with_a_batch_that_comes_too_late(AtLeastOnce);
-    assert_eq!(found, (1..=10).chain(6..=10).chain(11..=12).collect::<Vec<_>>());
+    assert_eq!(
+        found,
+        (1..=10).chain(6..=10).chain(11..=12).collect::<Vec<_>>()
+    );
 }
 
 #[test]
@@ -420,7 +571,10 @@ fn partitions_that_are_added_and_a_topic_that_is_made_anew_are_noticed_while_it_
     // A new one sees them at once.
     let mut publisher = publisher(&broker, &database, 1, ExactlyOnce);
     go_on(&mut publisher, 30);
-    assert!(database.number("SELECT count(*) FROM topic_partition WHERE consumed_to > 0") > 1, "others were used");
+    assert!(
+        database.number("SELECT count(*) FROM topic_partition WHERE consumed_to > 0") > 1,
+        "others were used"
+    );
     topic::delete(&broker.bootstrap(), TOPIC, LIMIT);
     go_on(&mut publisher, 3);
 }
@@ -429,7 +583,10 @@ struct Fenced;
 
 impl Publisher for Fenced {
     fn publish(&mut self, _: &[Event]) -> Published {
-        Published { trouble: Some(Trouble::Fenced("another one".into())), ..Published::default() }
+        Published {
+            trouble: Some(Trouble::Fenced("another one".into())),
+            ..Published::default()
+        }
     }
 
     fn name(&self) -> &'static str {
@@ -441,27 +598,54 @@ fn a_record_that_the_broker_refuses_is_set_aside(delivery: Delivery) {
     let broker = Broker::start("4.4.0");
     let database = Database::open();
     database.pay(1, 1..=4);
-    let trace =
-        "UPDATE outbox SET traceparent = '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01' WHERE id = 2";
-    database.store().write(move |tx| tx.execute_batch(trace)).unwrap();
+    let trace = "UPDATE outbox \
+        SET traceparent = '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01' WHERE id = 2";
+    database
+        .store()
+        .write(move |tx| tx.execute_batch(trace))
+        .unwrap();
     // Room for each of the events, but not for the one with a trace.
     topic::create(&broker.bootstrap(), TOPIC, &[("max.message.bytes", "280")]);
     let mut consumer = positioned(&broker, &database);
     let mut publisher = publisher(&broker, &database, 1, delivery);
     publish(&mut publisher, &database);
     assert_eq!(on_topic(&broker, 3), [1, 3, 4]);
-    assert_eq!(database.number("SELECT id FROM outbox WHERE status = 'REJECTED' AND rejection LIKE '%TooLarge%'"), 2);
-    assert_eq!(database.number("SELECT outbox_id FROM dead_letter WHERE state = 'OPEN'"), 2);
+    assert_eq!(
+        database.number(
+            "SELECT id FROM outbox WHERE status = 'REJECTED' AND rejection LIKE '%TooLarge%'"
+        ),
+        2
+    );
+    assert_eq!(
+        database.number("SELECT outbox_id FROM dead_letter WHERE state = 'OPEN'"),
+        2
+    );
     // A person makes it fit, and sends it again.
     let node = database.store().node().clone();
     let replay = move |tx: &payrelay::store::Transaction<'_>| {
         tx.execute_batch("UPDATE outbox SET traceparent = NULL")?;
-        let (which, now) = (Which::Open { after: 0, limit: 10 }, Timestamp::now());
-        let order = Order { action: Action::Replay, which, dry_run: false, node: &node, origin: "http", now };
+        let (which, now) = (
+            Which::Open {
+                after: 0,
+                limit: 10,
+            },
+            Timestamp::now(),
+        );
+        let order = Order {
+            action: Action::Replay,
+            which,
+            dry_run: false,
+            node: &node,
+            origin: "http",
+            now,
+        };
         dead_letter::act(tx, order)
     };
     let outcomes = database.store().write(replay).unwrap();
-    assert_eq!((outcomes[0].outcome.as_str(), outcomes[0].resolved), ("waits to be published again", true));
+    assert_eq!(
+        (outcomes[0].outcome.as_str(), outcomes[0].resolved),
+        ("waits to be published again", true)
+    );
     publish(&mut publisher, &database);
     assert_eq!(on_topic(&broker, 4), [1, 3, 4, 2]);
     consume(&mut consumer, &database, "SELECT count(*) FROM delivery", 4);
@@ -472,17 +656,21 @@ fn a_record_that_the_broker_refuses_is_set_aside(delivery: Delivery) {
     );
 }
 
-/// An event that is suspected goes outside of a transaction once: no other one goes along, in its batch or instead of it.
+/// An event that is suspected goes outside of a transaction once: no other one goes along, in its
+/// batch or instead of it.
 #[test]
 fn new_events_wait_while_one_is_suspected() {
     let broker = Broker::start("4.4.0");
-    let trace =
-        "UPDATE outbox SET traceparent = '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01' WHERE id = 1";
+    let trace = "UPDATE outbox \
+        SET traceparent = '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01' WHERE id = 1";
     // They come after it was refused so many times.
     for refusals in 0..=3 {
         let database = Database::open();
         database.pay(1, [1]);
-        database.store().write(move |tx| tx.execute_batch(trace)).unwrap();
+        database
+            .store()
+            .write(move |tx| tx.execute_batch(trace))
+            .unwrap();
         topic::create(&broker.bootstrap(), TOPIC, &[("max.message.bytes", "280")]);
         let mut publisher = publisher(&broker, &database, 1, ExactlyOnce);
         let mut calls = 0;
@@ -494,10 +682,26 @@ fn new_events_wait_while_one_is_suspected() {
             let receipts = publisher.publish(&unpublished(&database)).receipts;
             (!receipts.is_empty()).then_some(receipts)
         });
-        assert!(matches!(receipts.as_slice(), [Receipt { outbox_id: 1, place: Place::Rejected(_) }]), "{receipts:?}");
-        database.store().write(move |tx| outbox::mark_published(tx, &receipts, Timestamp::now())).unwrap();
+        assert!(
+            matches!(
+                receipts.as_slice(),
+                [Receipt {
+                    outbox_id: 1,
+                    place: Place::Rejected(_)
+                }]
+            ),
+            "{receipts:?}"
+        );
+        database
+            .store()
+            .write(move |tx| outbox::mark_published(tx, &receipts, Timestamp::now()))
+            .unwrap();
         publish(&mut publisher, &database);
-        let all = if calls > refusals { vec![2, 3, 4, 5] } else { Vec::new() };
+        let all = if calls > refusals {
+            vec![2, 3, 4, 5]
+        } else {
+            Vec::new()
+        };
         assert_eq!(on_topic(&broker, all.len()), all);
         drop(publisher);
         topic::delete(&broker.bootstrap(), TOPIC, LIMIT);
@@ -520,25 +724,46 @@ fn the_consumer_goes_on_from_the_database_whatever_happened_to_the_topic() {
     let database = Database::open();
     let published = |first: i64, last: i64| {
         database.pay(1, first..=last);
-        publish(&mut publisher(&broker, &database, 1, AtLeastOnce), &database);
+        publish(
+            &mut publisher(&broker, &database, 1, AtLeastOnce),
+            &database,
+        );
     };
     let deliveries = "SELECT count(*) FROM delivery";
     let counted = || {
         let number = |what| database.number(&format!("SELECT {what} FROM topic_partition"));
-        (number("duplicates"), number("gaps"), number("inversions"), number("consumed_to"))
+        (
+            number("duplicates"),
+            number("gaps"),
+            number("inversions"),
+            number("consumed_to"),
+        )
     };
     let mut first = positioned(&broker, &database);
     published(1, 10);
     consume(&mut first, &database, deliveries, 10);
     drop(first);
 
-    // The group's offset was set back, and then far ahead: neither brings anything twice, nor loses anything.
+    // The group's offset was set back, and then far ahead: neither brings anything twice, nor loses
+    // anything.
     for offset in [0, 13] {
-        published(database.number("SELECT max(id) + 1 FROM outbox"), database.number("SELECT max(id) + 3 FROM outbox"));
+        published(
+            database.number("SELECT max(id) + 1 FROM outbox"),
+            database.number("SELECT max(id) + 3 FROM outbox"),
+        );
         let group = format!("group-{offset}");
         topic::commit(&broker.bootstrap(), &group, TOPIC, offset);
-        let settings = config::Kafka { group, ..settings(&broker, 1, ExactlyOnce) };
-        let mut consumer = Consumer::new(settings, database.store().clone(), Waker::new().0, Part::up()).unwrap();
+        let settings = config::Kafka {
+            group,
+            ..settings(&broker, 1, ExactlyOnce)
+        };
+        let mut consumer = Consumer::new(
+            settings,
+            database.store().clone(),
+            Waker::new().0,
+            Part::up(),
+        )
+        .unwrap();
         let all = database.number("SELECT count(*) FROM outbox");
         consume(&mut consumer, &database, deliveries, all);
     }
@@ -560,7 +785,8 @@ fn the_consumer_goes_on_from_the_database_whatever_happened_to_the_topic() {
     consume(&mut consumer(&broker, &database), &database, deliveries, 25);
     assert_eq!(counted().1, 5);
 
-    // Deleted and made anew: what was lost with it is told, and the new one is read from its beginning.
+    // Deleted and made anew: what was lost with it is told, and the new one is read from its
+    // beginning.
     published(26, 28);
     topic::delete(&broker.bootstrap(), TOPIC, LIMIT);
     published(29, 60);
@@ -577,7 +803,10 @@ fn what_was_not_taken_from_a_topic_that_is_left_is_told_from_the_outbox() {
     let broker = Broker::start("4.4.0");
     let database = Database::open();
     database.pay(1, 1..=5);
-    publish(&mut publisher(&broker, &database, 1, ExactlyOnce), &database);
+    publish(
+        &mut publisher(&broker, &database, 1, ExactlyOnce),
+        &database,
+    );
     assert_eq!(database.number("SELECT count(*) FROM delivery"), 0);
     let left = database.close();
     let bootstrap = broker.bootstrap();
@@ -586,7 +815,10 @@ fn what_was_not_taken_from_a_topic_that_is_left_is_told_from_the_outbox() {
         ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", bootstrap.as_str()),
         ("PAYRELAY_KAFKA_TOPIC", "another-topic"),
     ];
-    for env in [&elsewhere[..], &[("PAYRELAY_PUBLISHER_KIND", "application")]] {
+    for env in [
+        &elsewhere[..],
+        &[("PAYRELAY_PUBLISHER_KIND", "application")],
+    ] {
         let dir = tempfile::tempdir().unwrap();
         let database = dir.path().join("payrelay.db");
         fs::copy(left.path().join("payrelay.db"), &database).unwrap();
@@ -615,7 +847,11 @@ fn a_partition_that_cannot_be_found_costs_the_others_nothing() {
     let asked = fake.ends_asked();
     fake.refuse_ends(2, 6);
     consume(&mut consumer(&fake, &database), &database, deliveries, 80);
-    assert!(fake.ends_asked() >= asked + 8, "{} times", fake.ends_asked() - asked);
+    assert!(
+        fake.ends_asked() >= asked + 8,
+        "{} times",
+        fake.ends_asked() - asked
+    );
     let gaps_after = database.number("SELECT sum(gaps) FROM topic_partition");
     assert_eq!(gaps_after, gaps, "the topic has brought the later ones");
 }
@@ -637,11 +873,13 @@ fn what_a_topic_lost_from_its_end_is_told_all_the_same() {
     consume(&mut first, &database, deliveries, 6);
     drop(first);
     published(7..=9);
-    // Three that were taken, and three that were not, are gone; another one is where the first of them was.
+    // Three that were taken, and three that were not, are gone; another one is where the first of
+    // them was.
     fake.cut_off(TOPIC, 0, 3, 3);
     published(10..=10);
     consume(&mut consumer(&fake, &database), &database, deliveries, 10);
-    // Nothing says where it was cut: the partition is read from its end, and what is before that is backfilled.
+    // Nothing says where it was cut: the partition is read from its end, and what is before that is
+    // backfilled.
     assert_eq!(database.number("SELECT gaps FROM topic_partition"), 4);
 
     // A record that is kept aside does not stand for another one that comes to its place.
@@ -654,7 +892,12 @@ fn what_a_topic_lost_from_its_end_is_told_all_the_same() {
         });
         drop(next);
         topic::put(&fake.bootstrap(), TOPIC, None, Some(b"not ours"), &[]);
-        consume(&mut consumer(&fake, &database), &database, "SELECT count(*) FROM dead_letter", kept);
+        consume(
+            &mut consumer(&fake, &database),
+            &database,
+            "SELECT count(*) FROM dead_letter",
+            kept,
+        );
     }
 }
 
@@ -693,7 +936,8 @@ fn what_is_held_back_by_a_strangers_transaction_is_told_to_be() {
     let mut publisher = publisher(&broker, &database, 1, ExactlyOnce);
     publish(&mut publisher, &database);
     consume(&mut consumer, &database, "SELECT count(*) FROM delivery", 3);
-    let stranger = topic::OpenTransaction::begin(&broker.bootstrap(), "stranger", TOPIC, "77", "stranger-1");
+    let stranger =
+        topic::OpenTransaction::begin(&broker.bootstrap(), "stranger", TOPIC, "77", "stranger-1");
     database.pay(1, 4..=5);
     publish(&mut publisher, &database);
     wait_until("the consumer to be away", 2 * LIMIT, || {
@@ -701,20 +945,33 @@ fn what_is_held_back_by_a_strangers_transaction_is_told_to_be() {
         part.get().is_failing()
     });
     let error = part.get().error.unwrap();
-    assert!(error.contains("2 published events have not come from the topic"), "{error}");
+    assert!(
+        error.contains("2 published events have not come from the topic"),
+        "{error}"
+    );
     // Nor is anything published by who cannot see what is there.
     drop(publisher);
     database.pay(1, 6..=6);
     let mut next = self::publisher(&broker, &database, 1, ExactlyOnce);
-    let reason = wait_for("the publisher to say why it waits", LIMIT, || match next.publish(&unpublished(&database)) {
-        Published { trouble: Some(Trouble::Away(reason)), .. } if reason.contains("transaction") => Some(reason),
-        Published { receipts, .. } => {
-            assert_eq!(receipts, []);
-            None
+    let reason = wait_for("the publisher to say why it waits", LIMIT, || {
+        match next.publish(&unpublished(&database)) {
+            Published {
+                trouble: Some(Trouble::Away(reason)),
+                ..
+            } if reason.contains("transaction") => Some(reason),
+            Published { receipts, .. } => {
+                assert_eq!(receipts, []);
+                None
+            }
         }
     });
     assert!(reason.contains("partition 0"), "{reason}");
     assert!(stranger.commit());
     publish(&mut next, &database);
-    consume(&mut consumer, &database, "SELECT count(*) FROM delivery WHERE outbox_id <= 6", 6);
+    consume(
+        &mut consumer,
+        &database,
+        "SELECT count(*) FROM delivery WHERE outbox_id <= 6",
+        6,
+    );
 }

@@ -1,5 +1,5 @@
-//! The real binary between a real Kafka and a stand-in for Slack: one payment all the way, outages, kills, and ten
-//! thousand payments counted at both ends.
+//! The real binary between a real Kafka and a stand-in for Slack: one payment all the way, outages,
+//! kills, and ten thousand payments counted at both ends.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
@@ -27,7 +27,11 @@ struct Fixture {
 
 impl Fixture {
     fn new(bootstrap: String) -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), slack: FakeSlack::start(), bootstrap }
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            slack: FakeSlack::start(),
+            bootstrap,
+        }
     }
 
     fn start(&self) -> Payrelay {
@@ -57,7 +61,11 @@ impl Fixture {
     fn wait_for_messages(&self, count: usize) {
         let mut come = 0;
         while come < count {
-            wait_until(&format!("payment {} of {count} at Slack", come + 1), LIMIT, || self.lines() > come);
+            wait_until(
+                &format!("payment {} of {count} at Slack", come + 1),
+                LIMIT,
+                || self.lines() > come,
+            );
             come = self.lines();
         }
     }
@@ -77,26 +85,42 @@ impl Fixture {
     /// On the topic: payments 1 to `count`, each once, and those of a user in commit order.
     fn assert_published_once(&self, count: usize) {
         let found = self.topic();
-        let ids: BTreeSet<usize> = found.iter().map(|record| record.value.parse().unwrap()).collect();
+        let ids: BTreeSet<usize> = found
+            .iter()
+            .map(|record| record.value.parse().unwrap())
+            .collect();
         assert_eq!((found.len(), ids.len()), (count, count));
         assert_eq!((ids.first(), ids.last()), (Some(&1), Some(&count)));
         let mut last: BTreeMap<&str, usize> = BTreeMap::new();
         for record in &found {
             let id = record.value.parse().unwrap();
             let before = last.insert(&record.key, id).unwrap_or(0);
-            assert!(before < id, "user {}: payment {before} before {id}", record.key);
+            assert!(
+                before < id,
+                "user {}: payment {before} before {id}",
+                record.key
+            );
         }
     }
 }
 
 fn id_of(message: &str) -> usize {
-    message.split(' ').nth(1).and_then(|id| id.parse().ok()).unwrap_or_else(|| panic!("not a line: {message}"))
+    message
+        .split(' ')
+        .nth(1)
+        .and_then(|id| id.parse().ok())
+        .unwrap_or_else(|| panic!("not a line: {message}"))
 }
 
 fn pay(client: &mut Client, user: i64, reservations: impl IntoIterator<Item = i64>) -> Value {
-    let reservations: Vec<_> =
-        reservations.into_iter().map(|id| json!({"reservation_id": id, "seat_price": 5})).collect();
-    let response = client.post_json("/payments", &json!({"user_id": user, "reservations": reservations}));
+    let reservations: Vec<_> = reservations
+        .into_iter()
+        .map(|id| json!({"reservation_id": id, "seat_price": 5}))
+        .collect();
+    let response = client.post_json(
+        "/payments",
+        &json!({"user_id": user, "reservations": reservations}),
+    );
     assert_eq!(response.status, 201);
     response.json()
 }
@@ -105,9 +129,12 @@ fn way(client: &mut Client, id: usize) -> Value {
     client.get(&format!("/payments/{id}")).json()
 }
 
-/// How often the publisher was away so far, once it is not: a new broker may be slow, and one outage is one line.
+/// How often the publisher was away so far, once it is not: a new broker may be slow, and one
+/// outage is one line.
 fn outages(payrelay: &Payrelay) -> usize {
-    let over = || payrelay.count_in_log(AWAY) == payrelay.count_in_log("Kafka (publisher) available again");
+    let over = || {
+        payrelay.count_in_log(AWAY) == payrelay.count_in_log("Kafka (publisher) available again")
+    };
     wait_until("the publisher to be well", LIMIT, over);
     payrelay.count_in_log(AWAY)
 }
@@ -120,36 +147,57 @@ fn one_payment_all_the_way() {
     let mut client = Client::connect(payrelay.addr());
     pay(&mut client, 42, [1001]);
     fixture.wait_for_messages(1);
-    assert_eq!(fixture.slack.messages(), ["Payment 1 COMPLETED: user 42 paid 5 KRW for reservation 1001"]);
+    assert_eq!(
+        fixture.slack.messages(),
+        ["Payment 1 COMPLETED: user 42 paid 5 KRW for reservation 1001"]
+    );
     // A record may be taken and told before the relay has marked it.
     let way = wait_for("both ends to be recorded", LIMIT, || {
         let way = way(&mut client, 1);
-        let done = way["event"]["status"] == "PUBLISHED" && way["notification"]["status"] == "DELIVERED";
+        let done =
+            way["event"]["status"] == "PUBLISHED" && way["notification"]["status"] == "DELIVERED";
         done.then_some(way)
     });
-    assert_eq!((&way["event"]["partition"], &way["event"]["offset"]), (&json!(0), &json!(0)), "{way}");
+    assert_eq!(
+        (&way["event"]["partition"], &way["event"]["offset"]),
+        (&json!(0), &json!(0)),
+        "{way}"
+    );
     let record = &fixture.topic()[0];
     assert_eq!((record.key.as_str(), record.value.as_str()), ("42", "1"));
     assert_eq!(record.header("ce_id"), way["event"]["id"].as_str().unwrap());
-    assert_eq!(record.header("ce_time"), way["event"]["created_at"].as_str().unwrap());
+    assert_eq!(
+        record.header("ce_time"),
+        way["event"]["created_at"].as_str().unwrap()
+    );
     assert_eq!(record.header("traceparent"), "");
 
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let body = r#"{"user_id":42,"reservations":[{"reservation_id":1001,"seat_price":5}]}"#;
     let head = "POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
     let request = format!(
-        "{head}traceparent: {trace}\r\ntracestate: a=1\r\ntracestate: b=2\r\nContent-Length: {}\r\n\r\n{body}",
+        "{head}traceparent: {trace}\r\ntracestate: a=1\r\ntracestate: b=2\r\nContent-Length: \
+            {}\r\n\r\n{body}",
         body.len()
     );
     client.send_raw(request.as_bytes()).unwrap();
     assert_eq!(client.read_response().status, 201);
     fixture.wait_for_messages(2);
-    assert_eq!(fixture.slack.messages()[1], "Payment 2 FAILED: user 42, reservation 1001: already paid");
+    assert_eq!(
+        fixture.slack.messages()[1],
+        "Payment 2 FAILED: user 42, reservation 1001: already paid"
+    );
     let record = &fixture.topic()[1];
-    assert_eq!((record.header("ce_type"), record.header("traceparent")), ("payment.failed", trace));
+    assert_eq!(
+        (record.header("ce_type"), record.header("traceparent")),
+        ("payment.failed", trace)
+    );
     assert_eq!(record.header("tracestate"), "a=1,b=2");
     assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
-    assert!(!payrelay.log().contains("secret-token"), "the webhook is in the log");
+    assert!(
+        !payrelay.log().contains("secret-token"),
+        "the webhook is in the log"
+    );
 }
 
 #[test]
@@ -164,7 +212,10 @@ fn kafka_away_at_the_start_then_there() {
     }
     payrelay.wait_for_log("Kafka (publisher) unavailable", LIMIT);
     let ready = client.get("/health/ready");
-    assert_eq!((ready.status, &ready.json()["status"]), (200, &json!("degraded")));
+    assert_eq!(
+        (ready.status, &ready.json()["status"]),
+        (200, &json!("degraded"))
+    );
     wait_until("the sampler to count the events", LIMIT, || {
         client.get("/health/ready").json()["pending"]["unpublished"]["count"] == 20
     });
@@ -172,9 +223,11 @@ fn kafka_away_at_the_start_then_there() {
     fixture.wait_for_messages(20);
     fixture.assert_told_once(20);
     fixture.assert_published_once(20);
-    for (line, count) in
-        [("(publisher) unavailable", 1), ("(publisher) available again", 1), ("(consumer) unavailable", 1)]
-    {
+    for (line, count) in [
+        ("(publisher) unavailable", 1),
+        ("(publisher) available again", 1),
+        ("(consumer) unavailable", 1),
+    ] {
         assert_eq!(payrelay.log().matches(line).count(), count, "{line}");
     }
 }
@@ -250,7 +303,13 @@ fn a_kafka_that_hangs_does_not_delay_the_stop_beyond_its_limit() {
 fn slack_failing_then_well() {
     let broker = Broker::start("4.4.0");
     let fixture = Fixture::new(broker.bootstrap());
-    fixture.slack.answer_with(|nth, _| if nth < 3 { Answer::Status(500) } else { Answer::Ok });
+    fixture.slack.answer_with(|nth, _| {
+        if nth < 3 {
+            Answer::Status(500)
+        } else {
+            Answer::Ok
+        }
+    });
     let payrelay = fixture.start();
     let mut client = Client::connect(payrelay.addr());
     pay(&mut client, 1, 1..=20);
@@ -258,8 +317,18 @@ fn slack_failing_then_well() {
     fixture.wait_for_messages(20);
     payrelay.wait_for_log("Slack available again after", LIMIT);
     fixture.assert_told_once(20);
-    assert_eq!(fixture.slack.messages().iter().map(|m| id_of(m)).collect::<Vec<_>>(), (1..=20).collect::<Vec<_>>());
-    wait_until("the delivery to be recorded", LIMIT, || way(&mut client, 20)["notification"]["status"] == "DELIVERED");
+    assert_eq!(
+        fixture
+            .slack
+            .messages()
+            .iter()
+            .map(|m| id_of(m))
+            .collect::<Vec<_>>(),
+        (1..=20).collect::<Vec<_>>()
+    );
+    wait_until("the delivery to be recorded", LIMIT, || {
+        way(&mut client, 20)["notification"]["status"] == "DELIVERED"
+    });
     assert_eq!(way(&mut client, 1)["notification"]["attempts"], 4);
 }
 
@@ -272,13 +341,26 @@ fn the_same_record_twice_is_told_once() {
     pay(&mut client, 1, 1..=3);
     fixture.wait_for_messages(3);
     for copy in fixture.topic() {
-        let headers: Vec<_> = copy.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        topic::put(&fixture.bootstrap, TOPIC, Some(&copy.key), Some(copy.value.as_bytes()), &headers);
+        let headers: Vec<_> = copy
+            .headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect();
+        topic::put(
+            &fixture.bootstrap,
+            TOPIC,
+            Some(&copy.key),
+            Some(copy.value.as_bytes()),
+            &headers,
+        );
     }
     topic::put(&fixture.bootstrap, TOPIC, Some("1"), Some(b"not ours"), &[]);
     pay(&mut client, 1, [4]);
     fixture.wait_for_messages(4);
-    payrelay.wait_for_log("dead-lettered 1 records of payment-event and dropped 0, the first at 0@", LIMIT);
+    payrelay.wait_for_log(
+        "dead-lettered 1 records of payment-event and dropped 0, the first at 0@",
+        LIMIT,
+    );
     fixture.assert_told_once(4);
 }
 
@@ -299,7 +381,10 @@ fn a_node_that_was_killed_goes_on_within_two_seconds() {
         fixture.wait_for_messages(told - 49);
         let taken = started.elapsed();
         let limit = *first_life.get_or_insert(taken) + Duration::from_secs(2);
-        assert!(taken < limit, "the first record came after {taken:?}, and may take {limit:?}");
+        assert!(
+            taken < limit,
+            "the first record came after {taken:?}, and may take {limit:?}"
+        );
         fixture.wait_for_messages(told);
         // Not while the last answer is being recorded: that one message could show twice.
         wait_until("the delivery to be recorded", LIMIT, || {
@@ -326,14 +411,29 @@ fn what_was_acknowledged_before_sigkill_reaches_both_ends() {
         payrelay.kill9();
     }
     let _payrelay = fixture.start();
-    let on_topic = || fixture.topic().iter().map(|record| record.value.clone()).collect::<BTreeSet<_>>().len();
+    let on_topic = || {
+        fixture
+            .topic()
+            .iter()
+            .map(|record| record.value.clone())
+            .collect::<BTreeSet<_>>()
+            .len()
+    };
     wait_until("every event on the topic", LIMIT, || on_topic() == 300);
-    let told = || fixture.slack.lines().iter().map(|message| id_of(message)).collect::<BTreeSet<_>>().len();
+    let told = || {
+        fixture
+            .slack
+            .lines()
+            .iter()
+            .map(|message| id_of(message))
+            .collect::<BTreeSet<_>>()
+            .len()
+    };
     wait_until("every payment at Slack", LIMIT, || told() == 300);
 }
 
-/// 10,000 payments from 16 connections, every tenth for a reservation that is paid already: 10,000 records on the
-/// topic in commit order for each user, 10,000 lines at Slack, each exactly once.
+/// 10,000 payments from 16 connections, every tenth for a reservation that is paid already: 10,000
+/// records on the topic in commit order for each user, 10,000 lines at Slack, each exactly once.
 fn ten_thousand(version: &str) {
     const CLIENTS: i64 = 16;
     const EACH: i64 = 625;
@@ -356,20 +456,33 @@ fn ten_thousand(version: &str) {
         })
     });
     let clients: Vec<_> = clients.collect();
-    let failed: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
+    let failed: usize = clients
+        .into_iter()
+        .map(|client| client.join().unwrap())
+        .sum();
     let taken = started.elapsed();
     fixture.wait_for_messages(10_000);
-    println!("{version}: 10000 payments taken in {taken:.1?}, told to Slack after {:.1?}", started.elapsed());
+    println!(
+        "{version}: 10000 payments taken in {taken:.1?}, told to Slack after {:.1?}",
+        started.elapsed()
+    );
     assert_eq!(failed, 992);
     fixture.assert_published_once(10_000);
     fixture.assert_told_once(10_000);
-    let told_failed = fixture.slack.lines().iter().filter(|message| message.contains(" FAILED: ")).count();
+    let told_failed = fixture
+        .slack
+        .lines()
+        .iter()
+        .filter(|message| message.contains(" FAILED: "))
+        .count();
     assert_eq!(told_failed, failed);
     let mut client = Client::connect(address);
     wait_until("the last delivery to be recorded", LIMIT, || {
         let pending = client.get("/health/ready").json()["pending"].clone();
         let none = json!({ "count": 0, "oldest_at": null, "oldest_age_s": 0 });
-        ["unpublished", "unconsumed", "undelivered", "dead_letters"].iter().all(|what| pending[what] == none)
+        ["unpublished", "unconsumed", "undelivered", "dead_letters"]
+            .iter()
+            .all(|what| pending[what] == none)
     });
 }
 

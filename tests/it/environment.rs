@@ -1,5 +1,5 @@
-//! The environment is never an event's fault: clocks, the topic's settings and missing rights make Kafka unavailable, the
-//! events wait in order, and the log says within ten seconds what to do.
+//! The environment is never an event's fault: clocks, the topic's settings and missing rights make
+//! Kafka unavailable, the events wait in order, and the log says within ten seconds what to do.
 
 use std::time::Duration;
 
@@ -28,7 +28,11 @@ struct Scene {
 
 impl Scene {
     fn new(broker: Broker) -> Self {
-        Self { machine: Machine::new(), broker, slack: FakeSlack::start() }
+        Self {
+            machine: Machine::new(),
+            broker,
+            slack: FakeSlack::start(),
+        }
     }
 
     fn start(&self) -> Payrelay {
@@ -46,17 +50,31 @@ impl Scene {
     }
 
     fn wait_for_payments(&self, count: usize) {
-        wait_until(&format!("{count} payments at Slack"), LIMIT, || self.slack.lines().len() == count);
-        let ids: Vec<i64> =
-            self.slack.lines().iter().map(|line| line.split(' ').nth(1).unwrap().parse().unwrap()).collect();
+        wait_until(&format!("{count} payments at Slack"), LIMIT, || {
+            self.slack.lines().len() == count
+        });
+        let ids: Vec<i64> = self
+            .slack
+            .lines()
+            .iter()
+            .map(|line| line.split(' ').nth(1).unwrap().parse().unwrap())
+            .collect();
         assert!(ids.is_sorted(), "{ids:?}");
     }
 }
 
 fn pay(payrelay: &Payrelay, reservations: impl IntoIterator<Item = i64>) {
-    let list: Vec<Value> = reservations.into_iter().map(|id| json!({"reservation_id": id, "seat_price": 5})).collect();
+    let list: Vec<Value> = reservations
+        .into_iter()
+        .map(|id| json!({"reservation_id": id, "seat_price": 5}))
+        .collect();
     let body = json!({"user_id": 1, "reservations": list});
-    assert_eq!(Client::connect(payrelay.addr()).post_json("/payments", &body).status, 201);
+    assert_eq!(
+        Client::connect(payrelay.addr())
+            .post_json("/payments", &body)
+            .status,
+        201
+    );
 }
 
 fn get(payrelay: &Payrelay, path: &str) -> Value {
@@ -76,29 +94,46 @@ fn a_clock_that_is_ahead_or_behind_costs_no_event_on_a_topic_of_ours() {
         scene.machine.set("clock", "0");
         pay(&payrelay, 6..=8);
         scene.wait_for_payments(8);
-        assert_eq!(get(&payrelay, "/admin/dead-letters")["dead_letters"], json!([]), "{shift}");
+        assert_eq!(
+            get(&payrelay, "/admin/dead-letters")["dead_letters"],
+            json!([]),
+            "{shift}"
+        );
     }
 }
 
 #[test]
 fn a_topic_that_refuses_this_machines_clock_has_the_events_wait() {
     let scene = Scene::new(Broker::start("4.4.0"));
-    topic::create(&scene.broker.bootstrap(), TOPIC, &[("message.timestamp.type", "CreateTime")]);
+    topic::create(
+        &scene.broker.bootstrap(),
+        TOPIC,
+        &[("message.timestamp.type", "CreateTime")],
+    );
     scene.machine.set("clock", &(2 * DAY).to_string());
     let payrelay = scene.start();
     pay(&payrelay, 1..=5);
     payrelay.wait_for_log("this machine's clock is ahead of the broker's", NAMED);
-    assert_eq!(get(&payrelay, "/health/ready")["components"]["publisher"]["state"], "unavailable");
+    assert_eq!(
+        get(&payrelay, "/health/ready")["components"]["publisher"]["state"],
+        "unavailable"
+    );
     pay(&payrelay, 6..=7);
     scene.machine.set("clock", "0");
     scene.wait_for_payments(7);
-    assert_eq!(get(&payrelay, "/admin/dead-letters")["dead_letters"], json!([]));
+    assert_eq!(
+        get(&payrelay, "/admin/dead-letters")["dead_letters"],
+        json!([])
+    );
 }
 
 #[test]
 fn an_outage_that_is_longer_than_the_topic_takes_costs_no_event() {
     let mut scene = Scene::new(Broker::start("4.4.0"));
-    let settings = [("message.timestamp.type", "CreateTime"), ("message.timestamp.before.max.ms", "5000")];
+    let settings = [
+        ("message.timestamp.type", "CreateTime"),
+        ("message.timestamp.before.max.ms", "5000"),
+    ];
     topic::create(&scene.broker.bootstrap(), TOPIC, &settings);
     let payrelay = scene.start();
     pay(&payrelay, [1]);
@@ -111,14 +146,20 @@ fn an_outage_that_is_longer_than_the_topic_takes_costs_no_event() {
     });
     scene.broker.restart();
     scene.wait_for_payments(6);
-    assert_eq!(get(&payrelay, "/admin/dead-letters")["dead_letters"], json!([]));
+    assert_eq!(
+        get(&payrelay, "/admin/dead-letters")["dead_letters"],
+        json!([])
+    );
 }
 
 #[test]
 fn settings_of_the_topic_that_lose_records_are_named_in_the_log_and_in_health() {
     let scene = Scene::new(Broker::start("4.4.0"));
-    let settings =
-        [("cleanup.policy", "compact"), ("message.timestamp.type", "CreateTime"), ("retention.ms", "600000")];
+    let settings = [
+        ("cleanup.policy", "compact"),
+        ("message.timestamp.type", "CreateTime"),
+        ("retention.ms", "600000"),
+    ];
     topic::create(&scene.broker.bootstrap(), TOPIC, &settings);
     let payrelay = scene.start();
     pay(&payrelay, [1]);
@@ -126,7 +167,14 @@ fn settings_of_the_topic_that_lose_records_are_named_in_the_log_and_in_health() 
     payrelay.wait_for_log("--add-config message.timestamp.type=LogAppendTime", NAMED);
     scene.wait_for_payments(1);
     let ready = get(&payrelay, "/health/ready");
-    assert_eq!((&ready["status"], ready["warnings"].as_array().unwrap().len()), (&json!("ready"), 2), "{ready}");
+    assert_eq!(
+        (
+            &ready["status"],
+            ready["warnings"].as_array().unwrap().len()
+        ),
+        (&json!("ready"), 2),
+        "{ready}"
+    );
 }
 
 #[test]
@@ -140,11 +188,19 @@ fn a_wrong_advertised_address_is_named_within_10_s() {
         let payrelay = scene.start_with_bootstrap(&listens);
         pay(&payrelay, [1]);
         let named = |part: &str| {
-            let named = |line: &str| [part, advertised, "advertised.listeners"].iter().all(|word| line.contains(word));
+            let named = |line: &str| {
+                [part, advertised, "advertised.listeners"]
+                    .iter()
+                    .all(|word| line.contains(word))
+            };
             payrelay.log().lines().any(named)
         };
         for part in ["Kafka (publisher)", "Kafka (consumer)"] {
-            wait_until(&format!("{advertised} in the log of the {part}"), NAMED, || named(part));
+            wait_until(
+                &format!("{advertised} in the log of the {part}"),
+                NAMED,
+                || named(part),
+            );
         }
         let error = get(&payrelay, "/health/ready")["components"]["publisher"]["error"].to_string();
         assert!(error.contains(advertised), "{error}");
@@ -172,5 +228,9 @@ fn connections_that_the_network_forgets_delay_an_event_by_10_s_at_most() {
         });
         scene.wait_for_payments(usize::try_from(id).unwrap());
     }
-    assert_eq!(topic::read(&scene.broker.bootstrap_inside(), TOPIC, LIMIT).len(), 7, "each once");
+    assert_eq!(
+        topic::read(&scene.broker.bootstrap_inside(), TOPIC, LIMIT).len(),
+        7,
+        "each once"
+    );
 }

@@ -1,5 +1,6 @@
-//! Two processes that publish as one node: one is fenced, and keeps accepting payments; and databases that are older than the
-//! topic. On real brokers, and on the fake one where it needs no second process.
+//! Two processes that publish as one node: one is fenced, and keeps accepting payments; and
+//! databases that are older than the topic. On real brokers, and on the fake one where it needs no
+//! second process.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -34,10 +35,19 @@ struct FencedOnce(Arc<AtomicUsize>);
 impl Publisher for FencedOnce {
     fn publish(&mut self, batch: &[Event]) -> Published {
         if self.0.fetch_add(1, Ordering::SeqCst) == 0 {
-            return Published { trouble: Some(Trouble::Fenced("another one".into())), ..Published::default() };
+            return Published {
+                trouble: Some(Trouble::Fenced("another one".into())),
+                ..Published::default()
+            };
         }
-        let receipt = |event: &Event| Receipt { outbox_id: event.outbox_id, place: Place::Delivery };
-        Published { receipts: batch.iter().map(receipt).collect(), ..Published::default() }
+        let receipt = |event: &Event| Receipt {
+            outbox_id: event.outbox_id,
+            place: Place::Delivery,
+        };
+        Published {
+            receipts: batch.iter().map(receipt).collect(),
+            ..Published::default()
+        }
     }
 
     fn name(&self) -> &'static str {
@@ -51,22 +61,43 @@ fn a_fenced_relay_pauses_until_an_operator_resumes_it() {
         let database = Database::open();
         database.pay(1, [1]);
         // What was asked for before is not meant.
-        database.store().write(|tx| relay_action::resume(tx, "http", Timestamp::now())).unwrap();
+        database
+            .store()
+            .write(|tx| relay_action::resume(tx, "http", Timestamp::now()))
+            .unwrap();
         let calls = Arc::new(AtomicUsize::new(0));
         let publisher = Box::new(FencedOnce(Arc::clone(&calls)));
         let (store, part) = (database.store().clone(), Part::up());
-        let mut relay =
-            Relay::new(store, publisher, 10, Waker::new().1, Waker::new().0, part.clone(), Metrics::default());
+        let mut relay = Relay::new(
+            store,
+            publisher,
+            10,
+            Waker::new().1,
+            Waker::new().0,
+            part.clone(),
+            Metrics::default(),
+        );
         for _ in 0..3 {
             assert_eq!(relay.step(), Step::Fenced);
         }
-        assert_eq!(calls.load(Ordering::SeqCst), 1, "it asks nothing of Kafka meanwhile");
+        assert_eq!(
+            calls.load(Ordering::SeqCst),
+            1,
+            "it asks nothing of Kafka meanwhile"
+        );
         assert_eq!(part.get().state, HealthState::Fenced);
         assert!(part.get().error.unwrap().contains("payrelay outbox resume"));
         database.pay(1, [2]);
-        database.store().write(move |tx| relay_action::resume(tx, origin, Timestamp::now())).unwrap();
+        database
+            .store()
+            .write(move |tx| relay_action::resume(tx, origin, Timestamp::now()))
+            .unwrap();
         while relay.step() == Step::Progress {}
-        assert_eq!(database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"), 2, "{origin}");
+        assert_eq!(
+            database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"),
+            2,
+            "{origin}"
+        );
         assert_eq!(part.get().state, HealthState::Up);
     }
 }
@@ -79,12 +110,21 @@ struct Node<'a> {
 
 impl<'a> Node<'a> {
     fn start(dir: &'a Path, bootstrap: &'a str) -> Self {
-        let env = [("PAYRELAY_PUBLISHER_KIND", "kafka"), ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", bootstrap)];
-        Self { dir, bootstrap, payrelay: Payrelay::start(Options::new(dir, &env)) }
+        let env = [
+            ("PAYRELAY_PUBLISHER_KIND", "kafka"),
+            ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", bootstrap),
+        ];
+        Self {
+            dir,
+            bootstrap,
+            payrelay: Payrelay::start(Options::new(dir, &env)),
+        }
     }
 
     fn post(&self, path: &str, body: &Value) -> u16 {
-        Client::connect(self.payrelay.addr()).post_json(path, body).status
+        Client::connect(self.payrelay.addr())
+            .post_json(path, body)
+            .status
     }
 
     fn pay(&self, reservation: i64) {
@@ -93,22 +133,34 @@ impl<'a> Node<'a> {
     }
 
     fn component(&self, name: &str) -> String {
-        let health = Client::connect(self.payrelay.addr()).get("/health/ready").json();
-        health["components"][name]["state"].as_str().unwrap().to_owned()
+        let health = Client::connect(self.payrelay.addr())
+            .get("/health/ready")
+            .json();
+        health["components"][name]["state"]
+            .as_str()
+            .unwrap()
+            .to_owned()
     }
 
     fn count(&self, what: &str) -> i64 {
         let sql = format!("SELECT count(*) FROM {what}");
         let database = Beside::open(&self.dir.join("payrelay.db")).unwrap();
-        database.read(move |connection| connection.query_row(&sql, [], |row| row.get(0))).unwrap()
+        database
+            .read(move |connection| connection.query_row(&sql, [], |row| row.get(0)))
+            .unwrap()
     }
 
     fn wait_until_all_is_published(&self) {
-        wait_until("everything to be published", LIMIT, || self.count("outbox WHERE status = 'INIT'") == 0);
+        wait_until("everything to be published", LIMIT, || {
+            self.count("outbox WHERE status = 'INIT'") == 0
+        });
     }
 
     fn run(&self, args: &[&str]) -> Option<i32> {
-        let env = [("PAYRELAY_PUBLISHER_KIND", "kafka"), ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", self.bootstrap)];
+        let env = [
+            ("PAYRELAY_PUBLISHER_KIND", "kafka"),
+            ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", self.bootstrap),
+        ];
         let mut options = Options::new(self.dir, &env);
         options.args = args.iter().map(|arg| (*arg).to_owned()).collect();
         run_to_exit(options).status.code()
@@ -123,7 +175,11 @@ fn two_copies(broker: &Broker) -> [tempfile::TempDir; 2] {
     first.pay(1);
     first.wait_until_all_is_published();
     assert_eq!(first.payrelay.terminate().code(), Some(0));
-    fs::copy(dirs[0].path().join("payrelay.db"), dirs[1].path().join("payrelay.db")).unwrap();
+    fs::copy(
+        dirs[0].path().join("payrelay.db"),
+        dirs[1].path().join("payrelay.db"),
+    )
+    .unwrap();
     dirs
 }
 
@@ -143,7 +199,11 @@ fn fence(nodes: [Node<'_>; 2]) -> (Node<'_>, Node<'_>, i64) {
         false
     });
     let [first, second] = nodes;
-    let (fenced, other) = if fenced == Some(0) { (first, second) } else { (second, first) };
+    let (fenced, other) = if fenced == Some(0) {
+        (first, second)
+    } else {
+        (second, first)
+    };
     (fenced, other, reservation)
 }
 
@@ -153,12 +213,23 @@ fn a_fenced_node_accepts_payments_and_publishes_them_when_it_is_resumed() {
     let bootstrap = broker.bootstrap();
     for way in ["command line", "http", "restart"] {
         let dirs = two_copies(&broker);
-        let nodes = [Node::start(dirs[0].path(), &bootstrap), Node::start(dirs[1].path(), &bootstrap)];
+        let nodes = [
+            Node::start(dirs[0].path(), &bootstrap),
+            Node::start(dirs[1].path(), &bootstrap),
+        ];
         let (mut fenced, mut other, reservation) = fence(nodes);
         fenced.pay(reservation + 1);
         let health = Client::connect(fenced.payrelay.addr()).get("/health/ready");
-        assert_eq!((health.status, health.json()["status"].as_str().unwrap()), (200, "degraded"));
-        assert_eq!(fenced.payrelay.count_in_log("fenced: another process publishes as node"), 1);
+        assert_eq!(
+            (health.status, health.json()["status"].as_str().unwrap()),
+            (200, "degraded")
+        );
+        assert_eq!(
+            fenced
+                .payrelay
+                .count_in_log("fenced: another process publishes as node"),
+            1
+        );
         assert_eq!(fenced.payrelay.try_exit(), None);
         assert_eq!(other.payrelay.terminate().code(), Some(0));
         match way {
@@ -170,7 +241,9 @@ fn a_fenced_node_accepts_payments_and_publishes_them_when_it_is_resumed() {
             }
         }
         fenced.wait_until_all_is_published();
-        wait_until("the publisher to be up", LIMIT, || fenced.component("publisher") == "up");
+        wait_until("the publisher to be up", LIMIT, || {
+            fenced.component("publisher") == "up"
+        });
         assert_eq!(fenced.count("outbox WHERE status = 'REJECTED'"), 0, "{way}");
         topic::delete(&bootstrap, TOPIC, LIMIT);
     }
@@ -182,7 +255,10 @@ fn a_stray_copy_that_accepts_one_payment_is_reported_by_both_processes() {
     let broker = Broker::start("4.4.0");
     let bootstrap = broker.bootstrap();
     let dirs = two_copies(&broker);
-    let mut nodes = [Node::start(dirs[0].path(), &bootstrap), Node::start(dirs[1].path(), &bootstrap)];
+    let mut nodes = [
+        Node::start(dirs[0].path(), &bootstrap),
+        Node::start(dirs[1].path(), &bootstrap),
+    ];
     let [node, stray] = &nodes;
     node.pay(2);
     node.wait_until_all_is_published();
@@ -190,8 +266,11 @@ fn a_stray_copy_that_accepts_one_payment_is_reported_by_both_processes() {
     stray.wait_until_all_is_published();
     node.pay(4);
     for node in &nodes {
-        node.payrelay.wait_for_log("that this database did not write", LIMIT);
-        wait_until("a dead letter", LIMIT, || node.count("dead_letter WHERE state = 'OPEN'") > 0);
+        node.payrelay
+            .wait_for_log("that this database did not write", LIMIT);
+        wait_until("a dead letter", LIMIT, || {
+            node.count("dead_letter WHERE state = 'OPEN'") > 0
+        });
     }
     for node in &mut nodes {
         assert_eq!(node.payrelay.terminate().code(), Some(0));
@@ -214,27 +293,57 @@ fn a_record_of_this_node_that_it_did_not_write_is_reported() {
             ("PAYRELAY_PUBLISHER_KIND", "kafka"),
             ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", &*bootstrap),
         ];
-        let node =
-            Node { dir: dir.path(), bootstrap: &bootstrap, payrelay: Payrelay::start(Options::new(dir.path(), &env)) };
+        let node = Node {
+            dir: dir.path(),
+            bootstrap: &bootstrap,
+            payrelay: Payrelay::start(Options::new(dir.path(), &env)),
+        };
         node.pay(1);
-        wait_until("the delivery", LIMIT, || node.count("delivery WHERE status = 'DELIVERED'") == 1);
+        wait_until("the delivery", LIMIT, || {
+            node.count("delivery WHERE status = 'DELIVERED'") == 1
+        });
         for (id, value) in [(77, "1"), (1, "77"), (1, "no payment")] {
             let letters = node.count("dead_letter WHERE state = 'OPEN'");
-            let errors = node.payrelay.count_in_log("that this database did not write");
+            let errors = node
+                .payrelay
+                .count_in_log("that this database did not write");
             let event_id = format!("{delivery}-{id}");
-            topic::put(&bootstrap, delivery, Some("1"), Some(value.as_bytes()), &[("ce_id", &event_id)]);
-            node.payrelay.wait_for_another("that this database did not write", errors, LIMIT);
-            assert_eq!(node.count("dead_letter WHERE state = 'OPEN'"), letters + 1, "{event_id} {value}");
+            topic::put(
+                &bootstrap,
+                delivery,
+                Some("1"),
+                Some(value.as_bytes()),
+                &[("ce_id", &event_id)],
+            );
+            node.payrelay
+                .wait_for_another("that this database did not write", errors, LIMIT);
+            assert_eq!(
+                node.count("dead_letter WHERE state = 'OPEN'"),
+                letters + 1,
+                "{event_id} {value}"
+            );
         }
         // Another node's is none of its business.
-        topic::put(&bootstrap, delivery, Some("1"), Some(b"1"), &[("ce_id", "another-1")]);
-        wait_until("the dead letter", LIMIT, || node.count("dead_letter WHERE state = 'OPEN'") == 4);
-        assert_eq!(node.payrelay.count_in_log("that this database did not write"), 3);
+        topic::put(
+            &bootstrap,
+            delivery,
+            Some("1"),
+            Some(b"1"),
+            &[("ce_id", "another-1")],
+        );
+        wait_until("the dead letter", LIMIT, || {
+            node.count("dead_letter WHERE state = 'OPEN'") == 4
+        });
+        assert_eq!(
+            node.payrelay
+                .count_in_log("that this database did not write"),
+            3
+        );
     }
 }
 
-/// A node with a configured id gets a new file, or an old one: payments that came before Kafka was there have ids that the topic
-/// has. They get new ones, and are published in their order.
+/// A node with a configured id gets a new file, or an old one: payments that came before Kafka was
+/// there have ids that the topic has. They get new ones, and are published in their order.
 #[test]
 fn payments_whose_event_ids_the_topic_has_get_new_ones() {
     let (broker, mut proxy) = Broker::start_behind_proxy("4.4.0");
@@ -247,7 +356,12 @@ fn payments_whose_event_ids_the_topic_has_get_new_ones() {
     ];
     let pay = |payrelay: &Payrelay, user: i64, reservation: i64| {
         let body = json!({ "user_id": user, "reservations": [{ "reservation_id": reservation, "seat_price": 1 }] });
-        assert_eq!(Client::connect(payrelay.addr()).post_json("/payments", &body).status, 201);
+        assert_eq!(
+            Client::connect(payrelay.addr())
+                .post_json("/payments", &body)
+                .status,
+            201
+        );
     };
     // More events each time than the topic has of the file before.
     let mut all = BTreeSet::new();
@@ -265,16 +379,22 @@ fn payments_whose_event_ids_the_topic_has_get_new_ones() {
         let database = Beside::open(&dir.path().join("payrelay.db")).unwrap();
         let published = "SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'";
         wait_until("everything to be published", 2 * LIMIT, || {
-            let number = database.read(|connection| connection.query_row(published, [], |row| row.get::<_, i64>(0)));
+            let number = database
+                .read(|connection| connection.query_row(published, [], |row| row.get::<_, i64>(0)));
             number.unwrap() == 2 * count
         });
         let found = topic::read(&broker.bootstrap_inside(), TOPIC, LIMIT);
-        let ids: BTreeSet<String> = found.iter().map(|record| record.header("ce_id").to_owned()).collect();
+        let ids: BTreeSet<String> = found
+            .iter()
+            .map(|record| record.header("ce_id").to_owned())
+            .collect();
         assert_eq!(ids.len(), found.len(), "each event has an id of its own");
         let new: BTreeSet<String> = ids.difference(&all).cloned().collect();
         assert_eq!(i64::try_from(new.len()), Ok(2 * count));
         for user in 1..=count {
-            let of_user = found.iter().filter(|record| new.contains(record.header("ce_id")));
+            let of_user = found
+                .iter()
+                .filter(|record| new.contains(record.header("ce_id")));
             let values: Vec<i64> = of_user
                 .filter(|record| record.key == user.to_string())
                 .map(|record| record.value.parse().unwrap())

@@ -1,10 +1,12 @@
-//! Force: the real binary is killed with SIGKILL at random moments under load, while Kafka is killed, cut off, stalled and
-//! slowed down, and Slack fails. In the mix, records are deleted, the topic is deleted, a batch is corrupted, the clock
-//! jumps, an older copy of the database is restored, the reader of the log is blocked, and a copy of the database runs
-//! alongside. In the end nothing is lost and nothing is there twice.
+//! Force: the real binary is killed with SIGKILL at random moments under load, while Kafka is
+//! killed, cut off, stalled and slowed down, and Slack fails. In the mix, records are deleted, the
+//! topic is deleted, a batch is corrupted, the clock jumps, an older copy of the database is
+//! restored, the reader of the log is blocked, and a copy of the database runs alongside. In the
+//! end nothing is lost and nothing is there twice.
 //!
-//! The short form is part of `cargo test`. `PAYRELAY_FORCE_KILLS` sets how many kills, `PAYRELAY_FORCE_SEED` repeats the
-//! moments and faults of an earlier run (not the machine's timing).
+//! The short form is part of `cargo test`. `PAYRELAY_FORCE_KILLS` sets how many kills,
+//! `PAYRELAY_FORCE_SEED` repeats the moments and faults of an earlier run (not the machine's
+//! timing).
 
 mod checks;
 mod client;
@@ -36,7 +38,10 @@ const HOUR: i64 = 3600;
 /// A number from the environment, for the long form.
 fn setting(name: &str) -> Option<u64> {
     let text = env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text:?}")))
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name} is not a number: {text:?}")),
+    )
 }
 
 /// What was done.
@@ -96,12 +101,18 @@ impl Scene {
             ("PAYRELAY_SLACK_PROBE_INTERVAL", "100ms"),
             // The purge has its part in it.
             ("PAYRELAY_SCHEDULER_INTERVAL", "300ms"),
-            ("PAYRELAY_SCHEDULER_RETENTION", if self.mix { "30s" } else { "4s" }),
+            (
+                "PAYRELAY_SCHEDULER_RETENTION",
+                if self.mix { "30s" } else { "4s" },
+            ),
             // The clock jumps by days, and a key must outlive its client's last try.
             ("PAYRELAY_IDEMPOTENCY_RETENTION", "30d"),
         ];
         let args = args.iter().map(|arg| (*arg).into()).collect();
-        Options { args, ..self.machine.options(&env) }
+        Options {
+            args,
+            ..self.machine.options(&env)
+        }
     }
 
     fn start(&self) -> Payrelay {
@@ -136,7 +147,8 @@ impl Scene {
         if self.random.u8(0..4) > 0 {
             self.proxy.heal();
             if kafka_is_there {
-                // The moments that matter are those between the ack and its record: they come with each batch.
+                // The moments that matter are those between the ack and its record: they come with
+                // each batch.
                 self.wait_for_progress();
             }
         }
@@ -155,7 +167,8 @@ impl Scene {
             }
             3 => {
                 self.proxy.heal();
-                self.proxy.slow(Duration::from_millis(self.random.u64(1..30)));
+                self.proxy
+                    .slow(Duration::from_millis(self.random.u64(1..30)));
                 self.done.slow_times += 1;
             }
             _ => {}
@@ -210,7 +223,8 @@ impl Scene {
 
     /// Deletes the topic; payrelay creates it again.
     fn recreate_topic(&mut self) {
-        let published = "SELECT payment_id FROM outbox WHERE status = 'PUBLISHED' AND \"partition\" IS NOT NULL";
+        let published = "SELECT payment_id FROM outbox WHERE status = 'PUBLISHED' \
+            AND \"partition\" IS NOT NULL";
         let published = self.ids(published);
         self.known.on_earlier_topics.extend(published);
         topic::delete(&self.broker.bootstrap_inside(), TOPIC, LIMIT);
@@ -221,7 +235,9 @@ impl Scene {
         self.broker.stop();
         let partition = self.random.i32(0..PARTITIONS);
         let random = &mut self.random;
-        let hit = self.broker.corrupt(TOPIC, partition, |batches| random.usize(0..batches.max(1)));
+        let hit = self
+            .broker
+            .corrupt(TOPIC, partition, |batches| random.usize(0..batches.max(1)));
         self.broker.restart();
         self.done.corruptions += u64::from(hit.is_some());
     }
@@ -236,7 +252,9 @@ impl Scene {
         }
         let mut options = self.options(&[]);
         options.dir = copy.path().into();
-        options.env.push(("PAYRELAY_SLACK_WEBHOOK_URL".into(), self.stray_slack.url()));
+        options
+            .env
+            .push(("PAYRELAY_SLACK_WEBHOOK_URL".into(), self.stray_slack.url()));
         let mut original = self.start();
         let mut stray = Payrelay::start(options);
         self.proxy.heal();
@@ -244,7 +262,11 @@ impl Scene {
         pass(Duration::from_millis(self.random.u64(0..3000)));
         *self.workload.address.lock().unwrap() = None;
         for payrelay in [&mut original, &mut stray] {
-            assert!(payrelay.try_exit().is_none(), "a copy ended the process:\n{}", payrelay.log());
+            assert!(
+                payrelay.try_exit().is_none(),
+                "a copy ended the process:\n{}",
+                payrelay.log()
+            );
             payrelay.kill9();
         }
         self.count(&original.log());
@@ -255,7 +277,10 @@ impl Scene {
     /// Copies the database while payrelay runs, lets it run on, and puts the copy in its place.
     fn restore_older_copy(&mut self) {
         self.proxy.heal();
-        let copy = self.elsewhere.path().join(format!("copy-{}.db", self.phase));
+        let copy = self
+            .elsewhere
+            .path()
+            .join(format!("copy-{}.db", self.phase));
         let name = copy.to_str().unwrap();
         let mut payrelay = self.start();
         self.run_command(&["backup", name]);
@@ -268,9 +293,10 @@ impl Scene {
         payrelay.kill9();
         self.count(&payrelay.log());
         self.run_command(&["restore", name, "--yes"]);
-        self.known.restored(self.number("SELECT ifnull(max(id), 0) FROM payment"));
-        let undelivered = "SELECT payment_id FROM outbox o LEFT JOIN delivery d ON d.outbox_id = o.id \
-                           WHERE d.status IS NOT 'DELIVERED'";
+        self.known
+            .restored(self.number("SELECT ifnull(max(id), 0) FROM payment"));
+        let undelivered = "SELECT payment_id FROM outbox o LEFT \
+            JOIN delivery d ON d.outbox_id = o.id WHERE d.status IS NOT 'DELIVERED'";
         let undelivered = self.ids(undelivered);
         self.known.undelivered_in_copy.extend(undelivered);
         self.phase += 1;
@@ -280,14 +306,21 @@ impl Scene {
 
     fn run_command(&self, args: &[&str]) {
         let output = run_to_exit(self.options(args));
-        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 
-    /// Until something was published in this life, but not for ever: the other side may be on its way back.
+    /// Until something was published in this life, but not for ever: the other side may be on its
+    /// way back.
     fn wait_for_progress(&self) {
         let published = || {
             self.number(
-                "SELECT ifnull(max(published_at), 0) FROM outbox WHERE id > (SELECT max(id) - 5000 FROM outbox)",
+                "SELECT ifnull(max(published_at), 0) FROM outbox \
+                    WHERE id > (SELECT max(id) - 5000 FROM outbox)",
             )
         };
         let (before, limit) = (published(), Instant::now() + Duration::from_secs(3));
@@ -314,7 +347,10 @@ impl Scene {
                 back_at = Some(self.done.kills + 8);
             }
             if self.mix && back_at.is_none() {
-                if restore_at.last().is_some_and(|kill| self.done.kills >= *kill) {
+                if restore_at
+                    .last()
+                    .is_some_and(|kill| self.done.kills >= *kill)
+                {
                     restore_at.pop();
                     self.restore_older_copy();
                 }
@@ -337,7 +373,12 @@ impl Scene {
         });
         assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
         self.count(&payrelay.log());
-        println!("{}: {:?}; {:.0?} in all", self.delivery, self.done, started.elapsed());
+        println!(
+            "{}: {:?}; {:.0?} in all",
+            self.delivery,
+            self.done,
+            started.elapsed()
+        );
         self.check();
     }
 
@@ -347,26 +388,33 @@ impl Scene {
 
     fn number(&self, sql: &str) -> i64 {
         let connection = payrelay::store::Beside::open(&self.database()).unwrap();
-        connection.read(|connection| connection.query_row(sql, [], |row| row.get(0))).unwrap()
+        connection
+            .read(|connection| connection.query_row(sql, [], |row| row.get(0)))
+            .unwrap()
     }
 
     fn ids(&self, sql: &str) -> BTreeSet<i64> {
         let connection = payrelay::store::Beside::open(&self.database()).unwrap();
         let read = |connection: &payrelay::store::Connection| {
-            connection.prepare(sql)?.query_map([], |row| row.get(0))?.collect()
+            connection
+                .prepare(sql)?
+                .query_map([], |row| row.get(0))?
+                .collect()
         };
         connection.read(read).unwrap()
     }
 }
 
-/// How many payments the log counts whose delivery has an unknown outcome: those of a POST without an answer, and those
-/// that were being delivered when the process before was killed.
+/// How many payments the log counts whose delivery has an unknown outcome: those of a POST without
+/// an answer, and those that were being delivered when the process before was killed.
 fn unknown_outcomes(log: &str) -> usize {
     let after = |line: &str, word: &str| {
         let number = line.split_once(word)?.1.split(' ').next()?;
         number.parse::<usize>().ok()
     };
-    log.lines().filter_map(|line| after(line, "payrelay ended while ")).sum()
+    log.lines()
+        .filter_map(|line| after(line, "payrelay ended while "))
+        .sum()
 }
 
 fn scene(delivery: &'static str, mix: bool) -> Scene {

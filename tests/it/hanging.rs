@@ -1,5 +1,6 @@
-//! Events that were acknowledged and are not visible: a transaction of ours that hangs after the broker was killed, and one
-//! that an abort takes along. On real brokers and, where it needs no transaction that hangs, on the fake one.
+//! Events that were acknowledged and are not visible: a transaction of ours that hangs after the
+//! broker was killed, and one that an abort takes along. On real brokers and, where it needs no
+//! transaction that hangs, on the fake one.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -52,15 +53,24 @@ fn step(publisher: &mut KafkaPublisher, database: &Database) -> Option<Trouble> 
 }
 
 fn unpublished(database: &Database) -> Vec<Event> {
-    database.store().read(|connection| outbox::unpublished(connection, 0, 1000)).unwrap()
+    database
+        .store()
+        .read(|connection| outbox::unpublished(connection, 0, 1000))
+        .unwrap()
 }
 
 /// As the relay does it.
 fn mark(database: &Database, published: Published) -> Option<Trouble> {
-    let Published { receipts, reached, trouble } = published;
+    let Published {
+        receipts,
+        reached,
+        trouble,
+    } = published;
     let mark = move |tx: &Transaction<'_>| {
         outbox::mark_published(tx, &receipts, Timestamp::now())?;
-        let Some(reached) = &reached else { return Ok(()) };
+        let Some(reached) = &reached else {
+            return Ok(());
+        };
         visibility::note(tx, &reached.topic, &receipts)?;
         store_topic::reach(tx, reached)
     };
@@ -77,7 +87,8 @@ fn publish(publisher: &mut KafkaPublisher, database: &Database) {
 
 /// Works as the relay does while no payment comes, until nothing is to be looked after.
 fn look_after(publisher: &mut KafkaPublisher, database: &Database) {
-    let work = "SELECT (SELECT count(*) FROM outbox WHERE status = 'INIT') + (SELECT count(*) FROM topic_unseen)";
+    let work = "SELECT (SELECT count(*) FROM outbox WHERE status = 'INIT') + (SELECT count(*) \
+        FROM topic_unseen)";
     wait_until("everything to be visible", LIMIT, || {
         let is_due = publisher.due().is_some_and(|at| at <= Instant::now());
         if is_due || database.number("SELECT count(*) FROM outbox WHERE status = 'INIT'") > 0 {
@@ -88,22 +99,30 @@ fn look_after(publisher: &mut KafkaPublisher, database: &Database) {
 }
 
 fn on_topic(cluster: &dyn Cluster) -> Vec<i64> {
-    let mut ids: Vec<i64> =
-        topic::read(&cluster.bootstrap(), TOPIC, LIMIT).iter().map(|record| record.value.parse().unwrap()).collect();
+    let mut ids: Vec<i64> = topic::read(&cluster.bootstrap(), TOPIC, LIMIT)
+        .iter()
+        .map(|record| record.value.parse().unwrap())
+        .collect();
     ids.sort_unstable();
     ids
 }
 
 fn audit(dir: &Path, bootstrap: &str) -> (bool, String) {
-    let env = [("PAYRELAY_PUBLISHER_KIND", "kafka"), ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", bootstrap)];
+    let env = [
+        ("PAYRELAY_PUBLISHER_KIND", "kafka"),
+        ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", bootstrap),
+    ];
     let mut options = Options::new(dir, &env);
     options.args = vec!["audit".into()];
     let output = run_to_exit(options);
-    (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    (
+        output.status.success(),
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+    )
 }
 
-/// Whether a transaction is open although its coordinator calls it over. A coordinator that comes back first ends what it has in
-/// preparation.
+/// Whether a transaction is open although its coordinator calls it over. A coordinator that comes
+/// back first ends what it has in preparation.
 fn hangs(broker: &Broker, database: &Database, partitions: i32) -> bool {
     let id = format!("payrelay-{}", database.store().node());
     wait_for("the coordinator's verdict", LIMIT, || {
@@ -113,8 +132,8 @@ fn hangs(broker: &Broker, database: &Database, partitions: i32) -> bool {
     })
 }
 
-/// Has the broker come back with a transaction of ours that hangs. The publisher that began it is dead by then. Returns how many
-/// payments that took.
+/// Has the broker come back with a transaction of ours that hangs. The publisher that began it is
+/// dead by then. Returns how many payments that took.
 fn hang(broker: &mut Broker, database: &Database, partitions: i32) -> i64 {
     const TRIES: i64 = 50;
     for payment in 1..=TRIES {
@@ -153,11 +172,17 @@ fn a_transaction_that_hangs_is_found_and_mended(partitions: i32) {
     let mut publisher = publisher(&broker, &database, partitions);
     look_after(&mut publisher, &database);
     assert_eq!(on_topic(&broker), all);
-    assert_eq!(topic::open_transactions(&broker.bootstrap(), TOPIC, partitions), []);
+    assert_eq!(
+        topic::open_transactions(&broker.bootstrap(), TOPIC, partitions),
+        []
+    );
     let (clean, report) = audit(&dir, &broker.bootstrap());
     assert!(report.contains("verdict: "), "{report}");
     // No consumer runs here.
-    assert!(clean || !report.contains("FOUND invisible") && !report.contains("FOUND missing"), "{report}");
+    assert!(
+        clean || !report.contains("FOUND invisible") && !report.contains("FOUND missing"),
+        "{report}"
+    );
     // It also publishes what comes next.
     database.pay(1, [1000]);
     publish(&mut publisher, &database);
@@ -196,11 +221,20 @@ fn a_broker_that_dies_when_an_event_is_published_hides_nothing(partitions: &str)
     ];
     let payrelay = Payrelay::start(Options::new(dir.path(), &env));
     let database = Beside::open(&dir.path().join("payrelay.db")).unwrap();
-    let number = |sql: &'static str| database.read(|tx| tx.query_row(sql, [], |row| row.get::<_, i64>(0))).unwrap();
+    let number = |sql: &'static str| {
+        database
+            .read(|tx| tx.query_row(sql, [], |row| row.get::<_, i64>(0)))
+            .unwrap()
+    };
     let mut slowest = Duration::ZERO;
     for payment in 1..=kills() {
         let body = json!({ "user_id": payment, "reservations": [{ "reservation_id": payment, "seat_price": 1 }] });
-        assert_eq!(Client::connect(payrelay.addr()).post_json("/payments", &body).status, 201);
+        assert_eq!(
+            Client::connect(payrelay.addr())
+                .post_json("/payments", &body)
+                .status,
+            201
+        );
         wait_until("the event to be PUBLISHED", LIMIT, || {
             number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'") == payment
         });
@@ -210,8 +244,11 @@ fn a_broker_that_dies_when_an_event_is_published_hides_nothing(partitions: &str)
         wait_until("everything to be delivered", DELIVERED_WITHIN, || {
             number("SELECT count(*) FROM delivery WHERE status = 'DELIVERED'") == payment
         });
-        // The delivery may have come before the kill: then the look at what is visible is still to come.
-        wait_until("everything to be visible", DELIVERED_WITHIN, || number("SELECT count(*) FROM topic_unseen") == 0);
+        // The delivery may have come before the kill: then the look at what is visible is still to
+        // come.
+        wait_until("everything to be visible", DELIVERED_WITHIN, || {
+            number("SELECT count(*) FROM topic_unseen") == 0
+        });
         assert_eq!(on_topic(&broker), (1..=payment).collect::<Vec<_>>());
         slowest = slowest.max(back.elapsed());
     }
@@ -220,7 +257,10 @@ fn a_broker_that_dies_when_an_event_is_published_hides_nothing(partitions: &str)
     let messages: BTreeSet<_> = slack.messages().into_iter().collect();
     assert_eq!(i64::try_from(messages.len()), Ok(kills()));
     let mended = payrelay.count_in_log("although its coordinator has ended it");
-    println!("{} kills, {mended} transactions hung, delivered and visible within {slowest:.1?}", kills());
+    println!(
+        "{} kills, {mended} transactions hung, delivered and visible within {slowest:.1?}",
+        kills()
+    );
 }
 
 #[test]
@@ -233,8 +273,8 @@ fn a_broker_that_dies_when_an_event_is_published_hides_nothing_on_three_partitio
     a_broker_that_dies_when_an_event_is_published_hides_nothing("3");
 }
 
-/// As a broker leaves them that has acknowledged a commit and lost its marker: on the topic in an open transaction, and
-/// PUBLISHED here. The next connection aborts that transaction.
+/// As a broker leaves them that has acknowledged a commit and lost its marker: on the topic in an
+/// open transaction, and PUBLISHED here. The next connection aborts that transaction.
 fn what_an_abort_takes_along_is_published_again(cluster: &dyn Cluster) {
     let database = Database::open();
     database.pay(1, 1..=3);
@@ -244,11 +284,21 @@ fn what_an_abort_takes_along_is_published_again(cluster: &dyn Cluster) {
     database.pay(1, 4..=4);
     let node = database.store().node();
     let id = format!("payrelay-{node}");
-    let hanging = topic::OpenTransaction::begin(&cluster.bootstrap(), &id, TOPIC, "4", &node.event_id(4));
+    let hanging =
+        topic::OpenTransaction::begin(&cluster.bootstrap(), &id, TOPIC, "4", &node.event_id(4));
     let end = database.number("SELECT published_to FROM topic_partition");
     // Behind the marker of the first batch.
-    let place = Place::Topic { partition: 0, offset: Some(end + 1) };
-    acknowledge(&database, &[Receipt { outbox_id: 4, place }]);
+    let place = Place::Topic {
+        partition: 0,
+        offset: Some(end + 1),
+    };
+    acknowledge(
+        &database,
+        &[Receipt {
+            outbox_id: 4,
+            place,
+        }],
+    );
     assert_eq!(on_topic(cluster), [1, 2, 3]);
 
     let mut next = publisher(cluster, &database, 1);
@@ -256,7 +306,10 @@ fn what_an_abort_takes_along_is_published_again(cluster: &dyn Cluster) {
     look_after(&mut next, &database);
     assert!(!hanging.commit());
     assert_eq!(on_topic(cluster), [1, 2, 3, 4]);
-    assert_eq!(database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"), 4);
+    assert_eq!(
+        database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"),
+        4
+    );
 }
 
 /// Marks events as the relay does.
@@ -264,9 +317,17 @@ fn acknowledge(database: &Database, receipts: &[Receipt]) {
     let sql = "SELECT topic, topic_id FROM topic_partition";
     let receipts = receipts.to_vec();
     let mark = move |tx: &Transaction<'_>| {
-        let (name, id): (String, [u8; 16]) = tx.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let (name, id): (String, [u8; 16]) =
+            tx.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
         outbox::mark_published(tx, &receipts, Timestamp::now())?;
-        visibility::note(tx, &Topic { name: name.into(), id }, &receipts)
+        visibility::note(
+            tx,
+            &Topic {
+                name: name.into(),
+                id,
+            },
+            &receipts,
+        )
     };
     database.store().write(mark).unwrap();
 }
@@ -309,8 +370,11 @@ fn a_strangers_transaction_is_named_with_the_command_that_ends_it() {
     database.pay(1, [1]);
     publish(&mut publisher, &database);
     look_after(&mut publisher, &database);
-    let stranger = topic::OpenTransaction::begin(&broker.bootstrap(), "stranger", TOPIC, "77", "stranger-1");
-    let [(0, start)] = topic::open_transactions(&broker.bootstrap(), TOPIC, 1)[..] else { panic!("it is open") };
+    let stranger =
+        topic::OpenTransaction::begin(&broker.bootstrap(), "stranger", TOPIC, "77", "stranger-1");
+    let [(0, start)] = topic::open_transactions(&broker.bootstrap(), TOPIC, 1)[..] else {
+        panic!("it is open")
+    };
     database.pay(1, [2]);
     publish(&mut publisher, &database);
     let began = Instant::now();
@@ -322,11 +386,19 @@ fn a_strangers_transaction_is_named_with_the_command_that_ends_it() {
             Some(other) => panic!("{other:?}"),
         }
     });
-    assert!(began.elapsed() < 2 * VISIBLE_WITHIN + Duration::from_secs(5), "{:?}", began.elapsed());
-    assert!(why.contains("event 2 was published and is not visible"), "{why}");
+    assert!(
+        began.elapsed() < 2 * VISIBLE_WITHIN + Duration::from_secs(5),
+        "{:?}",
+        began.elapsed()
+    );
+    assert!(
+        why.contains("event 2 was published and is not visible"),
+        "{why}"
+    );
     assert!(why.contains("transactional id stranger"), "{why}");
     let command = format!(
-        "kafka-transactions.sh --bootstrap-server {} abort --topic {TOPIC} --partition 0 --start-offset {start}",
+        "kafka-transactions.sh --bootstrap-server {} abort --topic {TOPIC} --partition 0 \
+            --start-offset {start}",
         broker.bootstrap()
     );
     assert!(why.contains(&command), "{why}");
@@ -335,6 +407,9 @@ fn a_strangers_transaction_is_named_with_the_command_that_ends_it() {
     publish(&mut publisher, &database);
     assert!(stranger.commit());
     look_after(&mut publisher, &database);
-    assert_eq!(database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"), 3);
+    assert_eq!(
+        database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"),
+        3
+    );
     assert_eq!(on_topic(&broker), [1, 2, 3, 77]);
 }

@@ -1,5 +1,5 @@
-//! Kafka over TLS and SASL: the real binary and real brokers, let in by every way there is, and refused with a reason.
-//! The password is nowhere to be read.
+//! Kafka over TLS and SASL: the real binary and real brokers, let in by every way there is, and
+//! refused with a reason. The password is nowhere to be read.
 
 use std::fs;
 use std::time::Duration;
@@ -48,9 +48,14 @@ impl Site {
     }
 }
 
-const TLS: [(&str, &str); 2] = [("PAYRELAY_KAFKA_SECURITY", "tls"), ("PAYRELAY_KAFKA_CA_FILE", "ca.pem")];
-const MUTUAL: [(&str, &str); 2] =
-    [("PAYRELAY_KAFKA_CERTIFICATE_FILE", "me.pem"), ("PAYRELAY_KAFKA_KEY_FILE", "me.key")];
+const TLS: [(&str, &str); 2] = [
+    ("PAYRELAY_KAFKA_SECURITY", "tls"),
+    ("PAYRELAY_KAFKA_CA_FILE", "ca.pem"),
+];
+const MUTUAL: [(&str, &str); 2] = [
+    ("PAYRELAY_KAFKA_CERTIFICATE_FILE", "me.pem"),
+    ("PAYRELAY_KAFKA_KEY_FILE", "me.key"),
+];
 
 fn sasl(mechanism: &'static str, password: &'static str) -> Env<'static> {
     vec![
@@ -65,36 +70,66 @@ fn over_tls(more: Env<'static>) -> Env<'static> {
 }
 
 fn pay(client: &mut Client, reservation: i64) {
-    let body = json!({"user_id": 7, "reservations": [{"reservation_id": reservation, "seat_price": 5}]});
+    let body =
+        json!({"user_id": 7, "reservations": [{"reservation_id": reservation, "seat_price": 5}]});
     assert_eq!(client.post_json("/payments", &body).status, 201);
 }
 
-/// Payments go out over a listener, lie on the topic, and come back, and Kafka is never away. That is asked of a broker which
-/// has done all of it before: the first handshake, transaction and group take a new one seconds on a busy machine.
-fn assert_goes_round(broker: &Broker, secure: &Secure, bootstrap: &str, name: &str, more: &Env<'_>) {
+/// Payments go out over a listener, lie on the topic, and come back, and Kafka is never away. That
+/// is asked of a broker which has done all of it before: the first handshake, transaction and group
+/// take a new one seconds on a busy machine.
+fn assert_goes_round(
+    broker: &Broker,
+    secure: &Secure,
+    bootstrap: &str,
+    name: &str,
+    more: &Env<'_>,
+) {
     go_round(broker, secure, bootstrap, &format!("{name}-before"), more);
     let log = go_round(broker, secure, bootstrap, name, more);
     assert!(!log.contains(" unavailable: "), "{name}:\n{log}");
-    assert_eq!(log.contains("anybody on the way can read the password"), name == "plain-in-clear", "{name}");
+    assert_eq!(
+        log.contains("anybody on the way can read the password"),
+        name == "plain-in-clear",
+        "{name}"
+    );
 }
 
 /// Tells the log.
-fn go_round(broker: &Broker, secure: &Secure, bootstrap: &str, name: &str, more: &Env<'_>) -> String {
+fn go_round(
+    broker: &Broker,
+    secure: &Secure,
+    bootstrap: &str,
+    name: &str,
+    more: &Env<'_>,
+) -> String {
     let site = Site::new(secure);
     let mut payrelay = Payrelay::start(site.options(bootstrap, name, more));
     let mut client = Client::connect(payrelay.addr());
     for reservation in 1..=3 {
         pay(&mut client, reservation);
     }
-    wait_until(&format!("three payments told, by way of {name}"), LIMIT, || {
-        (1..=3).all(|id| client.get(&format!("/payments/{id}")).json()["notification"]["status"] == "DELIVERED")
-    });
-    let values: Vec<_> =
-        topic::read(&broker.bootstrap_inside(), name, LIMIT).into_iter().map(|found| found.value).collect();
+    wait_until(
+        &format!("three payments told, by way of {name}"),
+        LIMIT,
+        || {
+            (1..=3).all(|id| {
+                client.get(&format!("/payments/{id}")).json()["notification"]["status"]
+                    == "DELIVERED"
+            })
+        },
+    );
+    let values: Vec<_> = topic::read(&broker.bootstrap_inside(), name, LIMIT)
+        .into_iter()
+        .map(|found| found.value)
+        .collect();
     assert_eq!(values, ["1", "2", "3"], "{name}");
     let ready = client.get("/health/ready").json().to_string();
     assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
-    assert!(!payrelay.log().contains(PASSWORD) && !ready.contains(PASSWORD), "{name} shows the password");
+    assert!(
+        !payrelay.log().contains(PASSWORD) && !ready.contains(PASSWORD),
+        "{name} shows the password"
+    );
     payrelay.log()
 }
 
@@ -104,11 +139,31 @@ fn every_way_in_leads_round() {
     let ways: [(&str, String, Env<'_>); 8] = [
         ("tls", secure.tls(), TLS.to_vec()),
         ("mutual", secure.mutual(), over_tls(MUTUAL.to_vec())),
-        ("tls-plain", secure.sasl_tls(), over_tls(sasl("PLAIN", PASSWORD))),
-        ("tls-scram-256", secure.sasl_tls(), over_tls(sasl("SCRAM-SHA-256", PASSWORD))),
-        ("tls-scram-512", secure.sasl_tls(), over_tls(sasl("SCRAM-SHA-512", PASSWORD))),
-        ("scram-256-in-clear", secure.sasl(), sasl("SCRAM-SHA-256", PASSWORD)),
-        ("scram-512-in-clear", secure.sasl(), sasl("SCRAM-SHA-512", PASSWORD)),
+        (
+            "tls-plain",
+            secure.sasl_tls(),
+            over_tls(sasl("PLAIN", PASSWORD)),
+        ),
+        (
+            "tls-scram-256",
+            secure.sasl_tls(),
+            over_tls(sasl("SCRAM-SHA-256", PASSWORD)),
+        ),
+        (
+            "tls-scram-512",
+            secure.sasl_tls(),
+            over_tls(sasl("SCRAM-SHA-512", PASSWORD)),
+        ),
+        (
+            "scram-256-in-clear",
+            secure.sasl(),
+            sasl("SCRAM-SHA-256", PASSWORD),
+        ),
+        (
+            "scram-512-in-clear",
+            secure.sasl(),
+            sasl("SCRAM-SHA-512", PASSWORD),
+        ),
         ("plain-in-clear", secure.sasl(), sasl("PLAIN", PASSWORD)),
     ];
     for (name, bootstrap, env) in &ways {
@@ -126,7 +181,8 @@ fn an_older_kafka_lets_in_too() {
     assert_goes_round(&broker, &secure, &secure.sasl_tls(), "tls-scram-512", &env);
 }
 
-/// The part is away with the reason, a person is told which key to look at, payments are taken all the same.
+/// The part is away with the reason, a person is told which key to look at, payments are taken all
+/// the same.
 fn assert_refused(secure: &Secure, bootstrap: &str, more: &Env<'_>, reason: &str, keys: &str) {
     let site = Site::new(secure);
     let payrelay = Payrelay::start(site.options(bootstrap, "refused", more));
@@ -137,15 +193,24 @@ fn assert_refused(secure: &Secure, bootstrap: &str, more: &Env<'_>, reason: &str
         ready = client.get("/health/ready").json();
         ["publisher", "consumer"].iter().all(|part| {
             let part = &ready["components"][part];
-            part["state"] == "unavailable" && part["error"].as_str().is_some_and(|error| error.contains(reason))
+            part["state"] == "unavailable"
+                && part["error"]
+                    .as_str()
+                    .is_some_and(|error| error.contains(reason))
         })
     });
     payrelay.wait_for_log(&format!("look at {keys}"), LIMIT);
     let log = payrelay.log();
     // Once for the publisher, once for the consumer.
-    assert!((1..=2).contains(&log.matches("do not accept each other").count()), "{log}");
+    assert!(
+        (1..=2).contains(&log.matches("do not accept each other").count()),
+        "{log}"
+    );
     for secret in [PASSWORD, WRONG] {
-        assert!(!log.contains(secret) && !ready.to_string().contains(secret), "the password is shown:\n{ready}\n{log}");
+        assert!(
+            !log.contains(secret) && !ready.to_string().contains(secret),
+            "the password is shown:\n{ready}\n{log}"
+        );
     }
     pay(&mut client, 2);
     assert_eq!(client.get("/payments/2").json()["event"]["status"], "INIT");
@@ -157,12 +222,30 @@ const WRONG: &str = "wrong-kafka-password";
 fn who_is_refused_is_told_why() {
     let (_broker, secure) = Broker::start_secure("4.4.0");
     let credentials = "kafka.sasl_mechanism, kafka.sasl_username and kafka.sasl_password";
-    let stranger = vec![("PAYRELAY_KAFKA_SECURITY", "tls"), ("PAYRELAY_KAFKA_CA_FILE", "stranger.pem")];
+    let stranger = vec![
+        ("PAYRELAY_KAFKA_SECURITY", "tls"),
+        ("PAYRELAY_KAFKA_CA_FILE", "stranger.pem"),
+    ];
     let built_in = vec![("PAYRELAY_KAFKA_SECURITY", "tls")];
     let cases: [(String, Env<'_>, &str, &str); 9] = [
-        (secure.sasl_tls(), over_tls(sasl("PLAIN", WRONG)), "SaslAuthenticationFailed", credentials),
-        (secure.sasl_tls(), over_tls(sasl("SCRAM-SHA-256", WRONG)), "SaslAuthenticationFailed", credentials),
-        (secure.sasl(), sasl("SCRAM-SHA-512", WRONG), "SaslAuthenticationFailed", credentials),
+        (
+            secure.sasl_tls(),
+            over_tls(sasl("PLAIN", WRONG)),
+            "SaslAuthenticationFailed",
+            credentials,
+        ),
+        (
+            secure.sasl_tls(),
+            over_tls(sasl("SCRAM-SHA-256", WRONG)),
+            "SaslAuthenticationFailed",
+            credentials,
+        ),
+        (
+            secure.sasl(),
+            sasl("SCRAM-SHA-512", WRONG),
+            "SaslAuthenticationFailed",
+            credentials,
+        ),
         // Another authority of the same name.
         (secure.tls(), stranger, "BadSignature", "kafka.ca_file"),
         (secure.tls(), built_in, "UnknownIssuer", "kafka.ca_file"),
@@ -172,9 +255,19 @@ fn who_is_refused_is_told_why() {
             "not valid for name",
             "kafka.bootstrap_servers",
         ),
-        (secure.mutual(), TLS.to_vec(), "received fatal alert", "kafka.certificate_file"),
+        (
+            secure.mutual(),
+            TLS.to_vec(),
+            "received fatal alert",
+            "kafka.certificate_file",
+        ),
         (secure.tls(), vec![], "message size", "kafka.security"),
-        (secure.tls(), over_tls(sasl("PLAIN", PASSWORD)), "SASL handshake failed", credentials),
+        (
+            secure.tls(),
+            over_tls(sasl("PLAIN", PASSWORD)),
+            "SASL handshake failed",
+            credentials,
+        ),
     ];
     // Meanwhile one is refused, and what it was refused for is set right.
     let site = Site::new(&secure);
@@ -191,7 +284,8 @@ fn who_is_refused_is_told_why() {
     });
 }
 
-/// A listener without TLS ends the connection, as a broker that stops does: it is told as a line that breaks.
+/// A listener without TLS ends the connection, as a broker that stops does: it is told as a line
+/// that breaks.
 #[test]
 fn tls_to_a_listener_without_it_is_failing() {
     let (_broker, secure) = Broker::start_secure("4.4.0");
@@ -212,13 +306,23 @@ fn files_that_cannot_be_used_refuse_the_start() {
     write("me.pem", &mine);
     write("me.key", &key);
     write("other.key", &other_key);
-    write("broken.pem", "-----BEGIN CERTIFICATE-----\nno base64!\n-----END CERTIFICATE-----\n");
-    write("encrypted.key", "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n");
+    write(
+        "broken.pem",
+        "-----BEGIN CERTIFICATE-----\nno base64!\n-----END CERTIFICATE-----\n",
+    );
+    write(
+        "encrypted.key",
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
+    );
     let cases: [([&str; 3], &[&str]); 6] = [
         (["ca.pem", "me.pem", "me.key"], &[]),
         (
             ["no.pem", "no.pem", "no.key"],
-            &["3 problems", "kafka.ca_file no.pem: cannot be read", "kafka.key_file no.key: cannot be read"],
+            &[
+                "3 problems",
+                "kafka.ca_file no.pem: cannot be read",
+                "kafka.key_file no.key: cannot be read",
+            ],
         ),
         (
             ["me.key", "broken.pem", "me.pem"],
@@ -228,8 +332,17 @@ fn files_that_cannot_be_used_refuse_the_start() {
                 "kafka.key_file me.pem: has no private key in PEM",
             ],
         ),
-        (["ca.pem", "me.pem", "other.key"], &["1 problem", "kafka.key_file other.key: does not fit kafka.certificate"]),
-        (["ca.pem", "me.pem", "encrypted.key"], &["kafka.key_file encrypted.key: is encrypted"]),
+        (
+            ["ca.pem", "me.pem", "other.key"],
+            &[
+                "1 problem",
+                "kafka.key_file other.key: does not fit kafka.certificate",
+            ],
+        ),
+        (
+            ["ca.pem", "me.pem", "encrypted.key"],
+            &["kafka.key_file encrypted.key: is encrypted"],
+        ),
         (["", "me.pem", ""], &["kafka.key_file is missing"]),
     ];
     for ([ca, certificate, key], expected) in cases {
@@ -248,7 +361,11 @@ fn files_that_cannot_be_used_refuse_the_start() {
             options.args.push(command.to_owned());
             let output = run_to_exit(options);
             let text = String::from_utf8_lossy(&output.stderr);
-            assert_eq!(output.status.code(), Some(if expected.is_empty() { 0 } else { 78 }), "{text}");
+            assert_eq!(
+                output.status.code(),
+                Some(if expected.is_empty() { 0 } else { 78 }),
+                "{text}"
+            );
             for part in expected {
                 assert!(text.contains(part), "{part:?} is missing from:\n{text}");
             }
@@ -264,5 +381,8 @@ fn check_config_masks_the_password() {
     let output = run_to_exit(options);
     let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(0));
-    assert!(text.contains("sasl_password = \"***\"") && !text.contains(PASSWORD), "{text}");
+    assert!(
+        text.contains("sasl_password = \"***\"") && !text.contains(PASSWORD),
+        "{text}"
+    );
 }

@@ -1,5 +1,5 @@
-//! The machine fails: the power, the disk, the file, the clock, threads and memory. What is promised then is in
-//! docs/machine.md.
+//! The machine fails: the power, the disk, the file, the clock, threads and memory. What is
+//! promised then is in docs/machine.md.
 
 mod clock;
 mod damage;
@@ -55,7 +55,8 @@ impl Answers {
     }
 }
 
-/// Has so many connections pay, each as soon as it is answered, until `enough` says so or the process is gone.
+/// Has so many connections pay, each as soon as it is answered, until `enough` says so or the
+/// process is gone.
 fn load(
     machine: &Machine,
     address: SocketAddr,
@@ -71,7 +72,9 @@ fn load(
             let answer = connection.post(&body);
             let mut answers = answers.lock().unwrap();
             match answer {
-                Ok((201, body)) => answers.acknowledged.extend(acknowledged(&body, machine.recorded_length())),
+                Ok((201, body)) => answers
+                    .acknowledged
+                    .extend(acknowledged(&body, machine.recorded_length())),
                 Ok((status, body)) => answers.refused.push((status, first, body)),
                 Err(_) => {
                     answers.lost += 1;
@@ -91,17 +94,23 @@ fn load(
 fn request(first: i64, count: usize) -> Value {
     let again = (first % 7 == 0).then_some(first - 20);
     let ids = again.into_iter().chain(first..).take(count);
-    let reservations: Vec<_> = ids.map(|id| json!({"reservation_id": id, "seat_price": 5})).collect();
+    let reservations: Vec<_> = ids
+        .map(|id| json!({"reservation_id": id, "seat_price": 5}))
+        .collect();
     json!({"user_id": first % 50, "reservations": reservations})
 }
 
 fn acknowledged(body: &Value, journal: u64) -> impl Iterator<Item = Acknowledged> {
-    body["payments"].as_array().unwrap().iter().map(move |payment| Acknowledged {
-        id: payment["id"].as_i64().unwrap(),
-        reservation_id: payment["reservation_id"].as_i64().unwrap(),
-        status: payment["status"].as_str().unwrap().to_owned(),
-        journal,
-    })
+    body["payments"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(move |payment| Acknowledged {
+            id: payment["id"].as_i64().unwrap(),
+            reservation_id: payment["reservation_id"].as_i64().unwrap(),
+            status: payment["status"].as_str().unwrap().to_owned(),
+            journal,
+        })
 }
 
 /// A connection that may end at any moment.
@@ -112,18 +121,26 @@ struct Connecting {
 
 impl Connecting {
     fn new(address: SocketAddr) -> Self {
-        Self { address, reader: None }
+        Self {
+            address,
+            reader: None,
+        }
     }
 
     fn post(&mut self, body: &Value) -> io::Result<(u16, Value)> {
         let body = body.to_string();
-        let head = "POST /payments HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n";
-        self.send(&format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()))
+        let head =
+            "POST /payments HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n";
+        self.send(&format!(
+            "{head}Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        ))
     }
 
     /// Slack is well again: what waits for it is not to wait for up to a minute longer.
     fn resume_slack(&mut self) {
-        let resume = "POST /admin/channels/default/resume HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n\r\n";
+        let resume = "POST /admin/channels/default/resume HTTP/1.1\r\nHost: \
+            127.0.0.1\r\nContent-Length: 0\r\n\r\n";
         let answer = self.send(resume).unwrap();
         assert_eq!(answer.0, 202, "{answer:?}");
     }
@@ -152,45 +169,91 @@ impl Connecting {
         };
         reader.get_mut().write_all(request.as_bytes())?;
         let (line, headers) = read_head(reader)?.ok_or(io::ErrorKind::UnexpectedEof)?;
-        let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let status = line
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok());
         let body = read_body(reader, &headers)?;
-        Ok((status.ok_or(io::ErrorKind::InvalidData)?, serde_json::from_slice(&body)?))
+        Ok((
+            status.ok_or(io::ErrorKind::InvalidData)?,
+            serde_json::from_slice(&body)?,
+        ))
     }
 }
 
 fn number(connection: &Connection, sql: &str) -> i64 {
-    connection.query_row(sql, [], |row| row.get(0)).unwrap_or_else(|error| panic!("{sql}: {error}"))
+    connection
+        .query_row(sql, [], |row| row.get(0))
+        .unwrap_or_else(|error| panic!("{sql}: {error}"))
 }
 
 /// The file is whole, its tables agree, and everything that was acknowledged is in it.
 fn verify(connection: &Connection, acknowledged: &[Acknowledged]) {
-    let check: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    let check: String = connection
+        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+        .unwrap();
     assert_eq!(check, "ok");
     let payments = number(connection, "SELECT count(*) FROM payment");
-    assert_eq!(number(connection, "SELECT coalesce(max(id), 0) FROM payment"), payments, "ids have no gaps");
+    assert_eq!(
+        number(connection, "SELECT coalesce(max(id), 0) FROM payment"),
+        payments,
+        "ids have no gaps"
+    );
     let sequence = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'payment'), 0)";
-    assert_eq!(number(connection, sequence), payments, "the next id is a new one");
+    assert_eq!(
+        number(connection, sequence),
+        payments,
+        "the next id is a new one"
+    );
     let joined = "SELECT count(*) FROM payment p JOIN payment_history h ON h.payment_id = p.id \
                   JOIN outbox o ON o.payment_id = p.id AND o.id = p.id AND o.user_id = p.user_id";
-    assert_eq!(number(connection, joined), payments, "each payment has its history and its event");
+    assert_eq!(
+        number(connection, joined),
+        payments,
+        "each payment has its history and its event"
+    );
     for table in ["payment_history", "outbox"] {
-        assert_eq!(number(connection, &format!("SELECT count(*) FROM {table}")), payments, "{table}");
+        assert_eq!(
+            number(connection, &format!("SELECT count(*) FROM {table}")),
+            payments,
+            "{table}"
+        );
     }
-    let mut stored = connection.prepare("SELECT reservation_id, status FROM payment ORDER BY id").unwrap();
-    let stored = stored.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))).unwrap();
+    let mut stored = connection
+        .prepare("SELECT reservation_id, status FROM payment ORDER BY id")
+        .unwrap();
+    let stored = stored
+        .query_map([], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))
+        })
+        .unwrap();
     let stored: Vec<_> = stored.map(Result::unwrap).collect();
-    for Acknowledged { id, reservation_id, status, .. } in acknowledged {
+    for Acknowledged {
+        id,
+        reservation_id,
+        status,
+        ..
+    } in acknowledged
+    {
         let found = stored.get(usize::try_from(*id - 1).unwrap());
-        assert_eq!(found, Some(&(*reservation_id, status.clone())), "payment {id} was acknowledged");
+        assert_eq!(
+            found,
+            Some(&(*reservation_id, status.clone())),
+            "payment {id} was acknowledged"
+        );
     }
 }
 
-/// Has the process killed in the midst of its work, with the journal and the files in exact agreement.
+/// Has the process killed in the midst of its work, with the journal and the files in exact
+/// agreement.
 fn kill(machine: &Machine, mut payrelay: Payrelay) {
     machine.set("die", "");
     // Where everything is told already, nothing but this is written any more.
     let answer = Connecting::new(payrelay.addr()).post(&request(1, 1));
-    assert!(answer.is_err(), "it was to be killed before it wrote this: {answer:?}");
+    assert!(
+        answer.is_err(),
+        "it was to be killed before it wrote this: {answer:?}"
+    );
     exit(&mut payrelay);
     machine.clear("die");
 }

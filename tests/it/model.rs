@@ -1,11 +1,13 @@
-//! The store against a plain model: random jobs, alone and many in one commit, jobs that fail, crashes between and in the
-//! midst of them. After each step all that can be seen of the store is what the model says.
+//! The store against a plain model: random jobs, alone and many in one commit, jobs that fail,
+//! crashes between and in the midst of them. After each step all that can be seen of the store is
+//! what the model says.
 //!
-//! A crash is a copy of the database file and its log as they lie on the disk while the store works. What was answered
-//! before must be in it; of what was under way the first so many jobs, whole.
+//! A crash is a copy of the database file and its log as they lie on the disk while the store
+//! works. What was answered before must be in it; of what was under way the first so many jobs,
+//! whole.
 //!
-//! `PAYRELAY_MODEL_CASES=2000 cargo test --test it model::` is the long form. What was found once is tried first, from
-//! proptest-regressions/model.txt.
+//! `PAYRELAY_MODEL_CASES=2000 cargo test --test it model::` is the long form. What was found once
+//! is tried first, from proptest-regressions/model.txt.
 
 mod plain;
 
@@ -118,15 +120,37 @@ fn run(job: &Job, tx: &Transaction<'_>, node: &NodeId, now: Timestamp) -> SqlRes
         Job::Publish(receipts) => done(outbox::mark_published(tx, receipts, now)),
         Job::Accept(notice) => delivery::accept(tx, *notice, now).map(Answer::Arrival),
         Job::Send(ids) => done(delivery::mark_sending(tx, ids)),
-        Job::Release(ids) => done(delivery::record_outcome(tx, ids, &DeliveryOutcome::Requeued, now)),
+        Job::Release(ids) => done(delivery::record_outcome(
+            tx,
+            ids,
+            &DeliveryOutcome::Requeued,
+            now,
+        )),
         Job::Deliver(ids) => done(delivery::mark_delivered(tx, ids, Carrier::Single, now)),
-        Job::Fail { ids, error, unknown } => {
-            let failed = if *unknown { DeliveryOutcome::Unknown } else { DeliveryOutcome::Failed };
-            done(delivery::record_outcome(tx, ids, &failed(error.clone()), now))
+        Job::Fail {
+            ids,
+            error,
+            unknown,
+        } => {
+            let failed = if *unknown {
+                DeliveryOutcome::Unknown
+            } else {
+                DeliveryOutcome::Failed
+            };
+            done(delivery::record_outcome(
+                tx,
+                ids,
+                &failed(error.clone()),
+                now,
+            ))
         }
         Job::Recover => delivery::recover(tx).map(Answer::Count),
         Job::Bury { id, reason } => done(delivery::bury(tx, *id, reason.as_deref(), now)),
-        Job::Keep { offset, event_id, value } => {
+        Job::Keep {
+            offset,
+            event_id,
+            value,
+        } => {
             let record = DeadRecord {
                 topic: TOPIC.to_owned(),
                 partition: 0,
@@ -135,19 +159,34 @@ fn run(job: &Job, tx: &Transaction<'_>, node: &NodeId, now: Timestamp) -> SqlRes
                 reason: "kept".to_owned(),
                 key: None,
                 value: value.clone(),
-                headers: event_id.iter().map(|id| ("ce_id".to_owned(), Some(id.clone()))).collect(),
+                headers: event_id
+                    .iter()
+                    .map(|id| ("ce_id".to_owned(), Some(id.clone())))
+                    .collect(),
             };
             done(dead_letter::insert_record(tx, &record, now))
         }
-        Job::Act { action, which, dry_run } => {
-            let order = Order { action: *action, which: *which, dry_run: *dry_run, node, origin: ORIGIN, now };
+        Job::Act {
+            action,
+            which,
+            dry_run,
+        } => {
+            let order = Order {
+                action: *action,
+                which: *which,
+                dry_run: *dry_run,
+                node,
+                origin: ORIGIN,
+                now,
+            };
             dead_letter::act(tx, order).map(Answer::Outcomes)
         }
         Job::Route(routes) => done(route::replace(tx, routes)),
         Job::Purge { cutoff, limit } => outbox::purge(tx, *cutoff, *limit).map(Answer::Count),
         Job::Spoil(new) => {
             payment::execute(tx, new, CURRENCY, None, now)?;
-            tx.execute("INSERT INTO nowhere VALUES (1)", []).map(|_| Answer::Done)
+            tx.execute("INSERT INTO nowhere VALUES (1)", [])
+                .map(|_| Answer::Done)
         }
     }
 }
@@ -156,29 +195,46 @@ fn view(store: &Store, model: &Model) -> View {
     let look = |connection: &payrelay::store::Connection| -> SqlResult<View> {
         let mut ways = Vec::new();
         loop {
-            ways.push(payment::find(connection, i64::try_from(ways.len()).unwrap() + 1)?);
+            ways.push(payment::find(
+                connection,
+                i64::try_from(ways.len()).unwrap() + 1,
+            )?);
             if ways.last().is_some_and(Option::is_none) {
                 break;
             }
         }
-        let history = |user| Ok((user, payment::history(connection, user, None, usize::MAX)?.unwrap()));
+        let history = |user| {
+            Ok((
+                user,
+                payment::history(connection, user, None, usize::MAX)?.unwrap(),
+            ))
+        };
         let channel = |channel: String| {
             Ok(ChannelView {
                 waiting: delivery::waiting(connection, &channel, usize::MAX)?,
-                more: (0..4).map(|n| delivery::more_than(connection, &channel, n)).collect::<SqlResult<_>>()?,
+                more: (0..4)
+                    .map(|n| delivery::more_than(connection, &channel, n))
+                    .collect::<SqlResult<_>>()?,
                 channel,
             })
         };
         let given = |table| {
             let sql = "SELECT seq FROM sqlite_sequence WHERE name = ?1 AND seq > 0";
-            connection.prepare_cached(sql)?.query_map([table], |row| row.get(0))?.collect::<SqlResult<Vec<i64>>>()
+            connection
+                .prepare_cached(sql)?
+                .query_map([table], |row| row.get(0))?
+                .collect::<SqlResult<Vec<i64>>>()
         };
         let letters = dead_letter::list(connection, false, 0, usize::MAX)?;
         Ok(View {
             ways,
             histories: USERS.map(history).collect::<SqlResult<_>>()?,
             unpublished: outbox::unpublished(connection, 0, usize::MAX)?,
-            channels: model.channels().into_iter().map(channel).collect::<SqlResult<_>>()?,
+            channels: model
+                .channels()
+                .into_iter()
+                .map(channel)
+                .collect::<SqlResult<_>>()?,
             // Which events the consumer has to bring is not part of the model.
             backlog: Backlog {
                 unconsumed: backlog::Waiting::default(),
@@ -189,7 +245,10 @@ fn view(store: &Store, model: &Model) -> View {
                 .query_map([], |row| row.get(0))?
                 .collect::<SqlResult<_>>()?,
             sequences: [given("payment")?, given("outbox")?, given("dead_letter")?].concat(),
-            letters: letters.iter().map(|letter| serde_json::to_value(letter).unwrap()).collect(),
+            letters: letters
+                .iter()
+                .map(|letter| serde_json::to_value(letter).unwrap())
+                .collect(),
         })
     };
     store.read(look).expect("the store can be read")
@@ -201,23 +260,43 @@ fn assert_pages(store: &Store, model: &Model, whole: &View) {
         for (user, payments) in &whole.histories {
             let (mut pages, mut before) = (Vec::new(), None);
             loop {
-                let page = payment::history(connection, *user, before, 2)?.expect("it goes on from its own payment");
+                let page = payment::history(connection, *user, before, 2)?
+                    .expect("it goes on from its own payment");
                 let Some(last) = page.last() else { break };
                 before = Some(last.id);
                 pages.extend(page);
             }
             assert_eq!(&pages, payments, "user {user}, in pages of two");
-            let foreign = whole.ways.iter().flatten().find(|way| way.payment.user_id != *user);
+            let foreign = whole
+                .ways
+                .iter()
+                .flatten()
+                .find(|way| way.payment.user_id != *user);
             if let Some(way) = foreign {
-                assert_eq!(payment::history(connection, *user, Some(way.payment.id), 2)?, None);
+                assert_eq!(
+                    payment::history(connection, *user, Some(way.payment.id), 2)?,
+                    None
+                );
             }
         }
         let after = model.last_event() / 2;
-        let rest: Vec<_> = whole.unpublished.iter().filter(|event| event.outbox_id > after).take(3).cloned().collect();
+        let rest: Vec<_> = whole
+            .unpublished
+            .iter()
+            .filter(|event| event.outbox_id > after)
+            .take(3)
+            .cloned()
+            .collect();
         assert_eq!(outbox::unpublished(connection, after, 3)?, rest);
         let open = dead_letter::list(connection, true, 1, 2)?;
-        let open: Vec<_> = open.iter().map(|letter| serde_json::to_value(letter).unwrap()).collect();
-        let expected = whole.letters.iter().filter(|letter| letter["state"] == "OPEN" && letter["id"] != 1);
+        let open: Vec<_> = open
+            .iter()
+            .map(|letter| serde_json::to_value(letter).unwrap())
+            .collect();
+        let expected = whole
+            .letters
+            .iter()
+            .filter(|letter| letter["state"] == "OPEN" && letter["id"] != 1);
         assert_eq!(open, expected.take(2).cloned().collect::<Vec<_>>());
         Ok(())
     };
@@ -227,21 +306,52 @@ fn assert_pages(store: &Store, model: &Model, whole: &View) {
 /// A job before it is known what is there: numbers choose among that.
 #[derive(Debug, Clone)]
 enum Wish {
-    Pay { user: i64, reservations: Vec<(i64, i64)> },
-    PublishNext { count: usize, to: To },
-    PublishAny { picks: Vec<u8>, to: To },
-    Accept { pick: u8, of_another: bool },
+    Pay {
+        user: i64,
+        reservations: Vec<(i64, i64)>,
+    },
+    PublishNext {
+        count: usize,
+        to: To,
+    },
+    PublishAny {
+        picks: Vec<u8>,
+        to: To,
+    },
+    Accept {
+        pick: u8,
+        of_another: bool,
+    },
     Send(Vec<u8>),
     Release(Vec<u8>),
     Deliver(Vec<u8>),
-    Fail { picks: Vec<u8>, unknown: bool },
+    Fail {
+        picks: Vec<u8>,
+        unknown: bool,
+    },
     Recover,
-    Bury { pick: u8, reason: bool },
-    Keep { offset: i64, what: Kept },
-    Act { discard: bool, one: Option<u8>, dry_run: bool },
+    Bury {
+        pick: u8,
+        reason: bool,
+    },
+    Keep {
+        offset: i64,
+        what: Kept,
+    },
+    Act {
+        discard: bool,
+        one: Option<u8>,
+        dry_run: bool,
+    },
     Route(u8),
-    Purge { age_s: u64, limit: usize },
-    Spoil { user: i64, reservation: i64 },
+    Purge {
+        age_s: u64,
+        limit: usize,
+    },
+    Spoil {
+        user: i64,
+        reservation: i64,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -326,7 +436,11 @@ impl Pair {
     fn new() -> Self {
         let database = Database::open();
         let model = Model::new(database.store().node().clone());
-        Self { database: Some(database), model, now: Timestamp::from_micros(1_795_341_600_000_000) }
+        Self {
+            database: Some(database),
+            model,
+            now: Timestamp::from_micros(1_795_341_600_000_000),
+        }
     }
 
     fn database(&self) -> &Database {
@@ -359,14 +473,29 @@ impl Pair {
             let expected = self.model.apply(&job, now);
             let (node, shown) = (self.model.node().clone(), format!("{job:?}"));
             let work = move |tx: &Transaction<'_>| run(&job, tx, &node, now);
-            let writing = self.database().store().begin_write(work).expect("the store is open");
-            begun.push(Begun { shown, expected, writing, after: self.model.clone() });
+            let writing = self
+                .database()
+                .store()
+                .begin_write(work)
+                .expect("the store is open");
+            begun.push(Begun {
+                shown,
+                expected,
+                writing,
+                after: self.model.clone(),
+            });
         }
         begun
     }
 
     fn finish(&self, begun: Vec<Begun>) {
-        for Begun { shown, expected, writing, .. } in begun {
+        for Begun {
+            shown,
+            expected,
+            writing,
+            ..
+        } in begun
+        {
             let answer = writing.wait().unwrap_or(Answer::Refused);
             assert_eq!(answer, expected, "{shown} at {}", self.now);
         }
@@ -380,16 +509,25 @@ impl Pair {
         // By another process: closing the file in this one would drop SQLite's locks on it.
         let path = self.database().path();
         let log = path.with_extension("db-wal");
-        let status = Command::new("cp").args([&path, &log]).arg(copy.path()).status().expect("there is a cp");
+        let status = Command::new("cp")
+            .args([&path, &log])
+            .arg(copy.path())
+            .status()
+            .expect("there is a cp");
         assert!(status.success(), "cp: {status}");
         let mut candidates = vec![before];
         candidates.extend(begun.iter().map(|one| one.after.clone()));
         self.finish(begun);
         drop(self.database.take());
         let database = Database::open_in(copy);
-        let views: Vec<_> = candidates.iter().map(|model| (view(database.store(), model), model.view())).collect();
+        let views: Vec<_> = candidates
+            .iter()
+            .map(|model| (view(database.store(), model), model.view()))
+            .collect();
         // Those that look the same are the same: all that a model has is in its view.
-        let survived = views.iter().rposition(|(found, expected)| found == expected);
+        let survived = views
+            .iter()
+            .rposition(|(found, expected)| found == expected);
         let count = candidates.len() - 1;
         let Some(survived) = survived else {
             panic!(
@@ -402,13 +540,20 @@ impl Pair {
     }
 
     fn assert_equal(&self) {
-        let (found, expected) = (view(self.database().store(), &self.model), self.model.view());
+        let (found, expected) = (
+            view(self.database().store(), &self.model),
+            self.model.view(),
+        );
         assert_eq!(found.ways, expected.ways, "payments");
         assert_eq!(found.histories, expected.histories, "histories");
         assert_eq!(found.unpublished, expected.unpublished, "unpublished");
         assert_eq!(found.channels, expected.channels, "channels");
         assert_eq!(found.backlog, expected.backlog, "backlog");
-        assert_eq!((&found.routes, &found.sequences), (&expected.routes, &expected.sequences), "routes, largest ids");
+        assert_eq!(
+            (&found.routes, &found.sequences),
+            (&expected.routes, &expected.sequences),
+            "routes, largest ids"
+        );
         assert_eq!(found.letters, expected.letters, "letters");
         assert_pages(self.database().store(), &self.model, &found);
     }
@@ -421,19 +566,38 @@ impl Pair {
         let notice = |pick: u8, of_another: bool| {
             let outbox_id = event(pick);
             // A purged event's payment is not known any more.
-            let payment_id = model.payment_of(outbox_id).unwrap_or(outbox_id) + i64::from(of_another);
-            Notice { outbox_id, payment_id, created_at: None }
+            let payment_id =
+                model.payment_of(outbox_id).unwrap_or(outbox_id) + i64::from(of_another);
+            Notice {
+                outbox_id,
+                payment_id,
+                created_at: None,
+            }
         };
-        let one = |(id, price): (i64, i64)| Reservation { reservation_id: id, seat_price: price };
+        let one = |(id, price): (i64, i64)| Reservation {
+            reservation_id: id,
+            seat_price: price,
+        };
         match wish {
-            Wish::Pay { user, mut reservations } => {
+            Wish::Pay {
+                user,
+                mut reservations,
+            } => {
                 // None twice in a request: its parser refuses that.
                 reservations.sort_unstable();
                 reservations.dedup_by_key(|(id, _)| *id);
-                Job::Pay(NewPayment { user_id: user, reservations: reservations.into_iter().map(one).collect() })
+                Job::Pay(NewPayment {
+                    user_id: user,
+                    reservations: reservations.into_iter().map(one).collect(),
+                })
             }
             Wish::PublishNext { count, to } => {
-                let next = model.view().unpublished.into_iter().take(count).map(|event| event.outbox_id);
+                let next = model
+                    .view()
+                    .unpublished
+                    .into_iter()
+                    .take(count)
+                    .map(|event| event.outbox_id);
                 Job::Publish(next.map(|id| receipt(id, to)).collect())
             }
             Wish::PublishAny { picks, to } => {
@@ -451,37 +615,67 @@ impl Pair {
             Wish::Deliver(picks) => Job::Deliver(events(picks)),
             Wish::Fail { picks, unknown } => {
                 let error = format!("failed at {}", self.now);
-                Job::Fail { ids: events(picks), error, unknown }
+                Job::Fail {
+                    ids: events(picks),
+                    error,
+                    unknown,
+                }
             }
             Wish::Recover => Job::Recover,
-            Wish::Bury { pick, reason } => {
-                Job::Bury { id: event(pick), reason: reason.then(|| format!("refused at {}", self.now)) }
-            }
+            Wish::Bury { pick, reason } => Job::Bury {
+                id: event(pick),
+                reason: reason.then(|| format!("refused at {}", self.now)),
+            },
             Wish::Keep { offset, what } => {
                 let (event_id, value) = match what {
                     Kept::Ours { pick, of_another } => {
-                        let Notice { outbox_id, payment_id, .. } = notice(pick, of_another);
-                        (Some(model.node().event_id(outbox_id)), Some(payment_id.to_string().into_bytes()))
+                        let Notice {
+                            outbox_id,
+                            payment_id,
+                            ..
+                        } = notice(pick, of_another);
+                        (
+                            Some(model.node().event_id(outbox_id)),
+                            Some(payment_id.to_string().into_bytes()),
+                        )
                     }
                     Kept::Foreign => (Some("elsewhere-1".to_owned()), Some(b"1".to_vec())),
                     Kept::NoId => (None, Some(b"1".to_vec())),
                     Kept::NoText => (Some(model.node().event_id(1)), Some(vec![0xff, 0x00])),
                 };
-                Job::Keep { offset, event_id, value }
+                Job::Keep {
+                    offset,
+                    event_id,
+                    value,
+                }
             }
-            Wish::Act { discard, one, dry_run } => {
+            Wish::Act {
+                discard,
+                one,
+                dry_run,
+            } => {
                 let letter = |pick: u8| 1 + i64::from(pick) % (model.last_letter() + 1);
                 Job::Act {
-                    action: if discard { Action::Discard } else { Action::Replay },
-                    which: one.map_or(Which::Open { after: 0, limit: 3 }, |pick| Which::Id(letter(pick))),
+                    action: if discard {
+                        Action::Discard
+                    } else {
+                        Action::Replay
+                    },
+                    which: one.map_or(Which::Open { after: 0, limit: 3 }, |pick| {
+                        Which::Id(letter(pick))
+                    }),
                     dry_run,
                 }
             }
             Wish::Route(which) => Job::Route(routes(which)),
-            Wish::Purge { age_s, limit } => Job::Purge { cutoff: self.now.minus(Duration::from_secs(age_s)), limit },
-            Wish::Spoil { user, reservation } => {
-                Job::Spoil(NewPayment { user_id: user, reservations: vec![one((reservation, 1))] })
-            }
+            Wish::Purge { age_s, limit } => Job::Purge {
+                cutoff: self.now.minus(Duration::from_secs(age_s)),
+                limit,
+            },
+            Wish::Spoil { user, reservation } => Job::Spoil(NewPayment {
+                user_id: user,
+                reservations: vec![one((reservation, 1))],
+            }),
         }
     }
 }
@@ -497,7 +691,10 @@ fn receipt(outbox_id: i64, to: To) -> Receipt {
     let place = match to {
         To::Application => Place::Delivery,
         To::Nowhere => Place::Rejected("too large".into()),
-        To::Topic { tells_offset } => Place::Topic { partition: 0, offset: tells_offset.then_some(outbox_id * 10) },
+        To::Topic { tells_offset } => Place::Topic {
+            partition: 0,
+            offset: tells_offset.then_some(outbox_id * 10),
+        },
     };
     Receipt { outbox_id, place }
 }
@@ -505,14 +702,15 @@ fn receipt(outbox_id: i64, to: To) -> Receipt {
 /// None to three channels, some of them in another order.
 fn routes(which: u8) -> Vec<Route> {
     let all = 0..=i64::MAX;
-    let route = |name: &str, status, amount: &RangeInclusive<i64>, user: &RangeInclusive<i64>| Route {
-        name: name.to_owned(),
-        webhook_url: None,
-        status,
-        amount: amount.clone(),
-        user: user.clone(),
-        messages_per_second: 1.0,
-    };
+    let route =
+        |name: &str, status, amount: &RangeInclusive<i64>, user: &RangeInclusive<i64>| Route {
+            name: name.to_owned(),
+            webhook_url: None,
+            status,
+            amount: amount.clone(),
+            user: user.clone(),
+            messages_per_second: 1.0,
+        };
     let failed = route("failed", Some(Status::Failed), &all, &all);
     let large = route("large", None, &(3..=i64::MAX), &all);
     let first = route("first", Some(Status::Completed), &all, &(0..=0));
@@ -527,10 +725,13 @@ fn routes(which: u8) -> Vec<Route> {
 
 #[test]
 fn the_store_is_what_a_plain_model_says() {
-    let cases = env::var("PAYRELAY_MODEL_CASES").map_or(CASES, |text| text.parse().expect("a number of cases"));
+    let cases = env::var("PAYRELAY_MODEL_CASES")
+        .map_or(CASES, |text| text.parse().expect("a number of cases"));
     let mut runner = TestRunner::new(Config {
         cases,
-        failure_persistence: Some(Box::new(FileFailurePersistence::Direct("proptest-regressions/model.txt"))),
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
+            "proptest-regressions/model.txt",
+        ))),
         source_file: Some(file!()),
         test_name: Some("the_store_is_what_a_plain_model_says"),
         ..Config::default()

@@ -1,4 +1,5 @@
-//! The relay, the notifier and the scheduler step by step, on a real database and without their threads.
+//! The relay, the notifier and the scheduler step by step, on a real database and without their
+//! threads.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -25,7 +26,15 @@ const DAY: Duration = Duration::from_hours(24);
 
 fn relay(database: &Database, publisher: impl Publisher + 'static, metrics: &Metrics) -> Relay {
     let store = database.store().clone();
-    Relay::new(store, Box::new(publisher), 10, Waker::new().1, Waker::new().0, Part::up(), metrics.clone())
+    Relay::new(
+        store,
+        Box::new(publisher),
+        10,
+        Waker::new().1,
+        Waker::new().0,
+        Part::up(),
+        metrics.clone(),
+    )
 }
 
 fn publish_all(database: &Database) {
@@ -35,15 +44,34 @@ fn publish_all(database: &Database) {
 
 /// A scheduler, and the sampler that looks for it.
 fn scheduler(database: &Database, relay: Waker, metrics: &Metrics) -> (Scheduler, Sampler) {
-    let settings =
-        config::Scheduler { interval: Duration::from_mins(1), retry_after: Duration::from_mins(1), retention: 7 * DAY };
-    let keys = config::Idempotency { retention: DAY, keys_max: NonZeroUsize::MIN };
+    let settings = config::Scheduler {
+        interval: Duration::from_mins(1),
+        retry_after: Duration::from_mins(1),
+        retention: 7 * DAY,
+    };
+    let keys = config::Idempotency {
+        retention: DAY,
+        keys_max: NonZeroUsize::MIN,
+    };
     let store = database.store();
-    let (sampler, snapshots) = Sampler::new(store.clone(), metrics.clone(), &["default".to_owned()]);
-    (Scheduler::new(store.clone(), settings, keys, relay, Waker::new().0, metrics.clone(), snapshots), sampler)
+    let (sampler, snapshots) =
+        Sampler::new(store.clone(), metrics.clone(), &["default".to_owned()]);
+    (
+        Scheduler::new(
+            store.clone(),
+            settings,
+            keys,
+            relay,
+            Waker::new().0,
+            metrics.clone(),
+            snapshots,
+        ),
+        sampler,
+    )
 }
 
-/// A publisher that takes a script's number of events at each call, and remembers what it was given.
+/// A publisher that takes a script's number of events at each call, and remembers what it was
+/// given.
 struct Scripted {
     take: Vec<usize>,
     /// Whether it says so when it takes less than it is given.
@@ -54,12 +82,30 @@ struct Scripted {
 impl Publisher for Scripted {
     fn publish(&mut self, batch: &[Event]) -> Published {
         let ids: Vec<i64> = batch.iter().map(|event| event.outbox_id).collect();
-        let count = if self.take.is_empty() { ids.len() } else { self.take.remove(0).min(ids.len()) };
-        let place = Place::Topic { partition: 0, offset: None };
-        let receipts = ids[..count].iter().map(|id| Receipt { outbox_id: *id, place: place.clone() }).collect();
-        let trouble = (self.says_away && count < ids.len()).then(|| Trouble::Away("the script says so".into()));
+        let count = if self.take.is_empty() {
+            ids.len()
+        } else {
+            self.take.remove(0).min(ids.len())
+        };
+        let place = Place::Topic {
+            partition: 0,
+            offset: None,
+        };
+        let receipts = ids[..count]
+            .iter()
+            .map(|id| Receipt {
+                outbox_id: *id,
+                place: place.clone(),
+            })
+            .collect();
+        let trouble = (self.says_away && count < ids.len())
+            .then(|| Trouble::Away("the script says so".into()));
         self.given.send(ids).unwrap();
-        Published { receipts, reached: None, trouble }
+        Published {
+            receipts,
+            reached: None,
+            trouble,
+        }
     }
 
     fn name(&self) -> &'static str {
@@ -72,12 +118,33 @@ fn a_failed_payment_has_its_event_and_the_others_go_on() {
     let database = Database::open();
     database.pay(1, [10]);
     let payments = database.pay(2, [9, 10, 11]);
-    let failures: Vec<_> = payments.iter().map(|payment| payment.failure.as_deref()).collect();
+    let failures: Vec<_> = payments
+        .iter()
+        .map(|payment| payment.failure.as_deref())
+        .collect();
     assert_eq!(failures, [None, Some("already paid"), None]);
-    assert_eq!(payments.iter().map(|payment| payment.id).collect::<Vec<_>>(), [2, 3, 4], "ids have no gaps");
-    let events = database.store().read(|connection| outbox::unpublished(connection, 0, 10)).unwrap();
+    assert_eq!(
+        payments
+            .iter()
+            .map(|payment| payment.id)
+            .collect::<Vec<_>>(),
+        [2, 3, 4],
+        "ids have no gaps"
+    );
+    let events = database
+        .store()
+        .read(|connection| outbox::unpublished(connection, 0, 10))
+        .unwrap();
     let kinds: Vec<_> = events.iter().map(|event| event.kind.as_str()).collect();
-    assert_eq!(kinds, ["payment.completed", "payment.completed", "payment.failed", "payment.completed"]);
+    assert_eq!(
+        kinds,
+        [
+            "payment.completed",
+            "payment.completed",
+            "payment.failed",
+            "payment.completed"
+        ]
+    );
     assert_eq!(database.number("SELECT count(*) FROM payment_history"), 4);
 }
 
@@ -86,13 +153,27 @@ fn the_relay_works_in_commit_order_and_retries_only_what_is_left() {
     let database = Database::open();
     database.pay(1, 1..=4);
     let (given, seen) = crossbeam_channel::unbounded();
-    let mut relay = relay(&database, Scripted { take: vec![0, 2], says_away: true, given }, &Metrics::default());
+    let mut relay = relay(
+        &database,
+        Scripted {
+            take: vec![0, 2],
+            says_away: true,
+            given,
+        },
+        &Metrics::default(),
+    );
     assert!(matches!(relay.step(), Step::Away(_)));
     assert!(matches!(relay.step(), Step::Away(_)));
     assert_eq!(relay.step(), Step::Progress);
     assert_eq!(relay.step(), Step::Idle);
-    assert_eq!(seen.try_iter().collect::<Vec<_>>(), [vec![1, 2, 3, 4], vec![1, 2, 3, 4], vec![3, 4]]);
-    assert_eq!(database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"), 4);
+    assert_eq!(
+        seen.try_iter().collect::<Vec<_>>(),
+        [vec![1, 2, 3, 4], vec![1, 2, 3, 4], vec![3, 4]]
+    );
+    assert_eq!(
+        database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"),
+        4
+    );
 }
 
 #[test]
@@ -100,30 +181,72 @@ fn what_a_publisher_did_not_take_is_published_before_anything_later() {
     let database = Database::open();
     database.pay(1, 1..=15);
     let (given, seen) = crossbeam_channel::unbounded();
-    // As the Kafka publisher does when the answers of an earlier call arrive: fewer, and nothing is away.
-    let mut relay = relay(&database, Scripted { take: vec![3, 10, 0], says_away: false, given }, &Metrics::default());
+    // As the Kafka publisher does when the answers of an earlier call arrive: fewer, and nothing is
+    // away.
+    let mut relay = relay(
+        &database,
+        Scripted {
+            take: vec![3, 10, 0],
+            says_away: false,
+            given,
+        },
+        &Metrics::default(),
+    );
     while relay.step() == Step::Progress {}
-    let batches = seen.try_iter().map(|batch| (batch[0], batch.len())).collect::<Vec<_>>();
+    let batches = seen
+        .try_iter()
+        .map(|batch| (batch[0], batch.len()))
+        .collect::<Vec<_>>();
     assert_eq!(batches, [(1, 10), (4, 10), (14, 2), (14, 2)]);
-    assert_eq!(database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"), 15);
+    assert_eq!(
+        database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"),
+        15
+    );
 }
 
 #[test]
 fn what_was_published_but_could_not_be_recorded_is_not_published_again() {
     let database = Database::open();
     database.pay(1, 1..=4);
-    let execute = |sql: &'static str| database.store().write(move |tx| tx.execute_batch(sql)).unwrap();
-    execute("CREATE TRIGGER refuse BEFORE UPDATE ON outbox BEGIN SELECT RAISE(ABORT, 'no room'); END");
+    let execute = |sql: &'static str| {
+        database
+            .store()
+            .write(move |tx| tx.execute_batch(sql))
+            .unwrap();
+    };
+    execute(
+        "CREATE TRIGGER refuse BEFORE UPDATE ON outbox BEGIN SELECT RAISE(ABORT, 'no room'); END",
+    );
     let (given, seen) = crossbeam_channel::unbounded();
-    let mut relay = relay(&database, Scripted { take: vec![], says_away: true, given }, &Metrics::default());
+    let mut relay = relay(
+        &database,
+        Scripted {
+            take: vec![],
+            says_away: true,
+            given,
+        },
+        &Metrics::default(),
+    );
     assert_eq!(relay.step(), Step::Progress, "it is being recorded");
-    assert!(matches!(relay.step(), Step::Away(_)), "the database refused");
+    assert!(
+        matches!(relay.step(), Step::Away(_)),
+        "the database refused"
+    );
     database.pay(1, [5]);
-    assert!(matches!(relay.step(), Step::Away(_)), "nothing more is published before it is recorded");
+    assert!(
+        matches!(relay.step(), Step::Away(_)),
+        "nothing more is published before it is recorded"
+    );
     execute("DROP TRIGGER refuse");
     while relay.step() == Step::Progress {}
-    assert_eq!(seen.try_iter().collect::<Vec<_>>(), [vec![1, 2, 3, 4], vec![5]]);
-    assert_eq!(database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"), 5);
+    assert_eq!(
+        seen.try_iter().collect::<Vec<_>>(),
+        [vec![1, 2, 3, 4], vec![5]]
+    );
+    assert_eq!(
+        database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"),
+        5
+    );
 }
 
 #[test]
@@ -131,8 +254,14 @@ fn the_application_publisher_marks_and_delivers_in_one_transaction() {
     let database = Database::open();
     database.pay(1, 1..=25);
     publish_all(&database);
-    assert_eq!(database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"), 25);
-    assert_eq!(database.number("SELECT count(*) FROM delivery WHERE status = 'PENDING'"), 25);
+    assert_eq!(
+        database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"),
+        25
+    );
+    assert_eq!(
+        database.number("SELECT count(*) FROM delivery WHERE status = 'PENDING'"),
+        25
+    );
 }
 
 #[test]
@@ -142,22 +271,47 @@ fn the_purge_deletes_what_is_finished_and_nothing_else() {
     let long_ago = now.minus(8 * DAY);
     database.pay_at(long_ago, 1, 1..=1203);
     let mark = move |tx: &payrelay::store::Transaction<'_>| {
-        // 1: INIT. 2: published, not delivered. 3: delivered yesterday. The others: finished long ago.
-        let published: Vec<_> = (2..=1203).map(|outbox_id| Receipt { outbox_id, place: Place::Delivery }).collect();
+        // 1: INIT. 2: published, not delivered. 3: delivered yesterday. The others: finished long
+        // ago.
+        let published: Vec<_> = (2..=1203)
+            .map(|outbox_id| Receipt {
+                outbox_id,
+                place: Place::Delivery,
+            })
+            .collect();
         outbox::mark_published(tx, &published, long_ago)?;
-        delivery::mark_delivered(tx, &(4..=1203).collect::<Vec<_>>(), Carrier::Single, long_ago)?;
+        delivery::mark_delivered(
+            tx,
+            &(4..=1203).collect::<Vec<_>>(),
+            Carrier::Single,
+            long_ago,
+        )?;
         delivery::mark_delivered(tx, &[3], Carrier::Single, now.minus(DAY))
     };
     database.store().write(mark).unwrap();
     let (_held, stop) = Stop::new();
-    scheduler(&database, Waker::new().0, &Metrics::default()).0.step(now, &stop).unwrap();
+    scheduler(&database, Waker::new().0, &Metrics::default())
+        .0
+        .step(now, &stop)
+        .unwrap();
     assert_eq!(database.number("SELECT count(*) FROM outbox"), 3);
     assert_eq!(database.number("SELECT sum(id) FROM outbox"), 6);
     assert_eq!(database.number("SELECT events_purged FROM node"), 1200);
     assert_eq!(database.number("SELECT count(*) FROM delivery"), 2);
-    assert_eq!(database.number("SELECT count(*) FROM payment"), 1203, "payments stay");
-    assert_eq!(database.number("SELECT count(*) FROM payment_history"), 1203);
-    let way = database.store().read(|connection| payment::find(connection, 4)).unwrap().unwrap();
+    assert_eq!(
+        database.number("SELECT count(*) FROM payment"),
+        1203,
+        "payments stay"
+    );
+    assert_eq!(
+        database.number("SELECT count(*) FROM payment_history"),
+        1203
+    );
+    let way = database
+        .store()
+        .read(|connection| payment::find(connection, 4))
+        .unwrap()
+        .unwrap();
     assert_eq!((way.event, way.notification), (None, None));
 }
 
@@ -166,7 +320,10 @@ fn the_purge_stops_when_asked() {
     let database = Database::open();
     let (held, stop) = Stop::new();
     drop(held);
-    scheduler(&database, Waker::new().0, &Metrics::default()).0.step(Timestamp::now(), &stop).unwrap();
+    scheduler(&database, Waker::new().0, &Metrics::default())
+        .0
+        .step(Timestamp::now(), &stop)
+        .unwrap();
 }
 
 #[test]
@@ -181,10 +338,14 @@ fn what_is_stuck_since_its_last_attempt_wakes_the_relay() {
     sampler.look();
     scheduler.step(now, &stop).unwrap();
     assert!(woken.try_recv().is_err(), "it is young");
-    scheduler.step(now.plus(Duration::from_secs(20)), &stop).unwrap();
+    scheduler
+        .step(now.plus(Duration::from_secs(20)), &stop)
+        .unwrap();
     assert!(woken.try_recv().is_ok(), "70 s old, never tried");
     metrics.relay_attempted(now.plus(Duration::from_secs(15)));
-    scheduler.step(now.plus(Duration::from_secs(70)), &stop).unwrap();
+    scheduler
+        .step(now.plus(Duration::from_secs(70)), &stop)
+        .unwrap();
     assert!(woken.try_recv().is_err(), "old, but tried 55 s ago");
 }
 
@@ -196,16 +357,35 @@ fn a_copy_of_an_event_changes_nothing_even_after_the_purge() {
     let long_ago = Timestamp::now().minus(8 * DAY);
     database.pay_at(long_ago, 1, [1, 2]);
     let accept = |outbox_id, payment_id| {
-        let notice = Notice { outbox_id, payment_id, created_at: None };
-        database.store().write(move |tx| delivery::accept(tx, notice, long_ago)).unwrap()
+        let notice = Notice {
+            outbox_id,
+            payment_id,
+            created_at: None,
+        };
+        database
+            .store()
+            .write(move |tx| delivery::accept(tx, notice, long_ago))
+            .unwrap()
     };
     assert_eq!(
         [accept(1, 1), accept(1, 1), accept(1, 2), accept(3, 3)],
-        [Arrival::Accepted, Arrival::Duplicate, Arrival::Unknown, Arrival::Unknown]
+        [
+            Arrival::Accepted,
+            Arrival::Duplicate,
+            Arrival::Unknown,
+            Arrival::Unknown
+        ]
     );
     assert_eq!(database.number("SELECT count(*) FROM delivery"), 1);
     let finish = move |tx: &payrelay::store::Transaction<'_>| {
-        outbox::mark_published(tx, &[Receipt { outbox_id: 1, place: Place::Delivery }], long_ago)?;
+        outbox::mark_published(
+            tx,
+            &[Receipt {
+                outbox_id: 1,
+                place: Place::Delivery,
+            }],
+            long_ago,
+        )?;
         delivery::mark_delivered(tx, &[1], Carrier::Single, long_ago)?;
         outbox::purge(tx, Timestamp::now(), 10)
     };
@@ -231,6 +411,10 @@ fn a_relay_on_its_thread_is_woken_by_the_commit() {
     let worker = payrelay::worker::Worker::spawn("relay", &exits, |stop| relay.run(&stop)).unwrap();
     database.pay(1, 1..=3);
     waker.wake();
-    wait_until("three deliveries", Duration::from_secs(10), || database.number("SELECT count(*) FROM delivery") == 3);
-    worker.stop(std::time::Instant::now() + Duration::from_secs(10)).unwrap();
+    wait_until("three deliveries", Duration::from_secs(10), || {
+        database.number("SELECT count(*) FROM delivery") == 3
+    });
+    worker
+        .stop(std::time::Instant::now() + Duration::from_secs(10))
+        .unwrap();
 }

@@ -1,4 +1,5 @@
-//! The real binary as an operator meets it: arguments, configuration, signals, exit codes, the lock, restarts.
+//! The real binary as an operator meets it: arguments, configuration, signals, exit codes, the
+//! lock, restarts.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -21,18 +22,26 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 fn options(dir: &Path, env: &[(&str, &str)], args: &[&str]) -> Options {
     let args = args.iter().map(|arg| (*arg).into()).collect();
-    Options { args, ..Options::new(dir, env) }
+    Options {
+        args,
+        ..Options::new(dir, env)
+    }
 }
 
 /// Exit code, standard output, standard error.
 fn run(dir: &Path, env: &[(&str, &str)], args: &[&str]) -> (Option<i32>, String, String) {
     let output = run_to_exit(options(dir, env, args));
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
 }
 
 fn pay(client: &mut Client, reservation: i64) {
-    let body = json!({"user_id": 1, "reservations": [{"reservation_id": reservation, "seat_price": 5}]});
+    let body =
+        json!({"user_id": 1, "reservations": [{"reservation_id": reservation, "seat_price": 5}]});
     assert_eq!(client.post_json("/payments", &body).status, 201);
 }
 
@@ -45,7 +54,10 @@ fn help_and_version_are_answers() {
         assert!(help.contains(word), "{word} is missing from:\n{help}");
     }
     let (code, version, _) = run(dir.path(), &[], &["--version"]);
-    assert_eq!((code, version.trim()), (Some(0), concat!("payrelay ", env!("CARGO_PKG_VERSION"))));
+    assert_eq!(
+        (code, version.trim()),
+        (Some(0), concat!("payrelay ", env!("CARGO_PKG_VERSION")))
+    );
 }
 
 #[test]
@@ -60,16 +72,35 @@ fn wrong_arguments_exit_with_64() {
 #[test]
 fn a_wrong_configuration_exits_with_78_and_every_problem() {
     let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("config.toml"), "[database]\npath = 5\n[slcak]\nx = 1\n").unwrap();
+    fs::write(
+        dir.path().join("config.toml"),
+        "[database]\npath = 5\n[slcak]\nx = 1\n",
+    )
+    .unwrap();
     let (code, _, error) = run(dir.path(), &[("PAYRELAY_SCHEDULER_INTERVAL", "soon")], &[]);
     assert_eq!(code, Some(78));
-    for part in ["3 problems", "database.path = 5 (file)", "slcak.x", "scheduler.interval = \"soon\" (environment)"] {
+    for part in [
+        "3 problems",
+        "database.path = 5 (file)",
+        "slcak.x",
+        "scheduler.interval = \"soon\" (environment)",
+    ] {
         assert!(error.contains(part), "{part} is missing from:\n{error}");
     }
     let (code, _, error) = run(dir.path(), &[], &["--config", "nowhere.toml"]);
-    assert!(code == Some(78) && error.contains("nowhere.toml"), "{error}");
-    let (code, _, error) = run(dir.path(), &[("PAYRELAY_LOG", "loud")], &["--config", "/dev/null"]);
-    assert!(code == Some(78) && error.contains("PAYRELAY_LOG = \"loud\""), "{error}");
+    assert!(
+        code == Some(78) && error.contains("nowhere.toml"),
+        "{error}"
+    );
+    let (code, _, error) = run(
+        dir.path(),
+        &[("PAYRELAY_LOG", "loud")],
+        &["--config", "/dev/null"],
+    );
+    assert!(
+        code == Some(78) && error.contains("PAYRELAY_LOG = \"loud\""),
+        "{error}"
+    );
 }
 
 #[test]
@@ -85,9 +116,21 @@ fn few_descriptors_mean_fewer_connections_not_a_dead_process() {
         .spawn()
         .unwrap();
     let log = || fs::read_to_string(dir.path().join("log")).unwrap_or_default();
-    wait_until("a payrelay that serves", LIMIT, || log().contains("listening on http://") && log().ends_with('\n'));
-    assert!(log().contains("only 50 connections are served at a time"), "{}", log());
-    let address = log().split("listening on http://").nth(1).unwrap().trim().parse().unwrap();
+    wait_until("a payrelay that serves", LIMIT, || {
+        log().contains("listening on http://") && log().ends_with('\n')
+    });
+    assert!(
+        log().contains("only 50 connections are served at a time"),
+        "{}",
+        log()
+    );
+    let address = log()
+        .split("listening on http://")
+        .nth(1)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
     let mut before = Client::connect(address);
     pay(&mut before, 1);
     let flood: Vec<_> = (0..120).map(|_| Client::connect(address)).collect();
@@ -100,7 +143,9 @@ fn few_descriptors_mean_fewer_connections_not_a_dead_process() {
     // More than the kernel keeps waiting, and new ones all the time.
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let floods: Vec<_> = (0..4).map(|_| scope.spawn(|| flood_until(address, &over))).collect();
+        let floods: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| flood_until(address, &over)))
+            .collect();
         let over = Over(&over);
         for reservation in 4..200 {
             let asked = Instant::now();
@@ -117,7 +162,11 @@ fn few_descriptors_mean_fewer_connections_not_a_dead_process() {
     });
     let over = Instant::now();
     pay(&mut Client::connect(address), 200);
-    assert!(over.elapsed() < AGAIN, "the first new client was served {:?} after the flood", over.elapsed());
+    assert!(
+        over.elapsed() < AGAIN,
+        "the first new client was served {:?} after the flood",
+        over.elapsed()
+    );
     pay(&mut before, 201);
     assert!(child.try_wait().unwrap().is_none(), "{}", log());
     child.kill().unwrap();
@@ -149,7 +198,10 @@ fn flood_until(address: SocketAddr, over: &AtomicBool) -> usize {
 fn check_config_shows_what_is_in_force_and_no_secret() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("mine.toml"), "[kafka]\ntopic = 'mine'\n").unwrap();
-    let env = [("PAYRELAY_SLACK_WEBHOOK_URL", "https://hooks.example/secret"), ("PAYRELAY_HTTP_LISTEN", "127.0.0.1:1")];
+    let env = [
+        ("PAYRELAY_SLACK_WEBHOOK_URL", "https://hooks.example/secret"),
+        ("PAYRELAY_HTTP_LISTEN", "127.0.0.1:1"),
+    ];
     let (code, shown, _) = run(dir.path(), &env, &["check-config", "--config", "mine.toml"]);
     assert_eq!(code, Some(0));
     for line in [
@@ -161,7 +213,10 @@ fn check_config_shows_what_is_in_force_and_no_secret() {
         assert!(shown.contains(line), "{line} is missing from:\n{shown}");
     }
     assert!(!shown.contains("secret"));
-    assert!(!dir.path().join("payrelay.db").exists(), "checking opens no database");
+    assert!(
+        !dir.path().join("payrelay.db").exists(),
+        "checking opens no database"
+    );
 }
 
 #[test]
@@ -172,7 +227,10 @@ fn sigterm_and_sigint_stop_it_with_0_and_a_whole_file() {
         let mut client = Client::connect(payrelay.addr());
         pay(&mut client, 1);
         let pid = payrelay.pid().to_string();
-        std::process::Command::new("kill").args([signal, &pid]).status().unwrap();
+        std::process::Command::new("kill")
+            .args([signal, &pid])
+            .status()
+            .unwrap();
         let mut status = None;
         wait_until("the exit", LIMIT, || {
             status = payrelay.try_exit();
@@ -180,7 +238,10 @@ fn sigterm_and_sigint_stop_it_with_0_and_a_whole_file() {
         });
         assert_eq!(status.unwrap().code(), Some(0), "{}", payrelay.log());
         assert!(payrelay.log().contains("stopped"));
-        assert!(!dir.path().join("payrelay.db-wal").exists(), "the log is folded into the file");
+        assert!(
+            !dir.path().join("payrelay.db-wal").exists(),
+            "the log is folded into the file"
+        );
     }
 }
 
@@ -189,12 +250,22 @@ fn a_request_under_way_is_finished_before_the_stop() {
     let dir = tempfile::tempdir().unwrap();
     let mut payrelay = Payrelay::start(options(dir.path(), &[], &[]));
     let mut client = Client::connect(payrelay.addr());
-    let body = json!({"user_id": 1, "reservations": [{"reservation_id": 1, "seat_price": 5}]}).to_string();
-    let head =
-        "POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n";
-    client.send_raw(format!("{head}Content-Length: {}\r\n\r\n", body.len()).as_bytes()).unwrap();
-    assert_eq!(client.read_interim().status, 100, "the request is under way");
-    std::process::Command::new("kill").args(["-TERM", &payrelay.pid().to_string()]).status().unwrap();
+    let body =
+        json!({"user_id": 1, "reservations": [{"reservation_id": 1, "seat_price": 5}]}).to_string();
+    let head = "POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: \
+        application/json\r\nExpect: 100-continue\r\n";
+    client
+        .send_raw(format!("{head}Content-Length: {}\r\n\r\n", body.len()).as_bytes())
+        .unwrap();
+    assert_eq!(
+        client.read_interim().status,
+        100,
+        "the request is under way"
+    );
+    std::process::Command::new("kill")
+        .args(["-TERM", &payrelay.pid().to_string()])
+        .status()
+        .unwrap();
     payrelay.wait_for_log("stopping: SIGTERM", LIMIT);
     client.send_raw(body.as_bytes()).unwrap();
     assert_eq!(client.read_response().status, 201);
@@ -206,7 +277,11 @@ fn a_slack_that_hangs_does_not_delay_the_stop_beyond_its_limit() {
     let dir = tempfile::tempdir().unwrap();
     let slack = FakeSlack::start();
     slack.answer_with(|_, _| Answer::Hang);
-    let mut payrelay = Payrelay::start(options(dir.path(), &[("PAYRELAY_SLACK_WEBHOOK_URL", &slack.url())], &[]));
+    let mut payrelay = Payrelay::start(options(
+        dir.path(),
+        &[("PAYRELAY_SLACK_WEBHOOK_URL", &slack.url())],
+        &[],
+    ));
     pay(&mut Client::connect(payrelay.addr()), 1);
     wait_until("the POST that hangs", LIMIT, || slack.attempts() >= 1);
     let asked = Instant::now();
@@ -220,30 +295,56 @@ fn the_second_process_on_a_database_is_refused() {
     let first = Payrelay::start(options(dir.path(), &[], &[]));
     let (code, _, error) = run(dir.path(), &[], &[]);
     assert_eq!(code, Some(75), "it may pass");
-    assert!(error.contains(&format!("in use by another payrelay (process {})", first.pid())), "{error}");
+    assert!(
+        error.contains(&format!(
+            "in use by another payrelay (process {})",
+            first.pid()
+        )),
+        "{error}"
+    );
 }
 
 #[test]
 fn a_link_to_a_database_leads_to_one_lock_also_where_the_file_is_not_there_yet() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("data")).unwrap();
-    let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, dir.path().join(name)).unwrap();
+    let link =
+        |to: &str, name: &str| std::os::unix::fs::symlink(to, dir.path().join(name)).unwrap();
     link("data/payments.db", "direct.db");
     link("direct.db", "chain.db");
-    link(dir.path().join("data/payments.db").to_str().unwrap(), "absolute.db");
-    let first = Payrelay::start(options(dir.path(), &[("PAYRELAY_DATABASE_PATH", "direct.db")], &[]));
+    link(
+        dir.path().join("data/payments.db").to_str().unwrap(),
+        "absolute.db",
+    );
+    let first = Payrelay::start(options(
+        dir.path(),
+        &[("PAYRELAY_DATABASE_PATH", "direct.db")],
+        &[],
+    ));
     pay(&mut Client::connect(first.addr()), 1);
     let target = dir.path().canonicalize().unwrap().join("data/payments.db");
-    assert!(first.log().contains(&format!("database {}", target.display())), "{}", first.log());
+    assert!(
+        first
+            .log()
+            .contains(&format!("database {}", target.display())),
+        "{}",
+        first.log()
+    );
     for path in ["direct.db", "chain.db", "absolute.db", "data/payments.db"] {
         let (code, _, error) = run(dir.path(), &[("PAYRELAY_DATABASE_PATH", path)], &[]);
-        assert!(code == Some(75) && error.contains("in use by another payrelay"), "{path}: {error}");
+        assert!(
+            code == Some(75) && error.contains("in use by another payrelay"),
+            "{path}: {error}"
+        );
         let env = [("PAYRELAY_DATABASE_PATH", path)];
         assert_eq!(run(dir.path(), &env, &["audit"]).0, Some(0), "{path}");
     }
     link("loop.db", "loop.db");
     let (code, _, error) = run(dir.path(), &[("PAYRELAY_DATABASE_PATH", "loop.db")], &[]);
-    assert!(code == Some(78) && error.contains("too many symbolic links"), "{error}");
+    assert!(
+        code == Some(78) && error.contains("too many symbolic links"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -252,8 +353,16 @@ fn new_files_are_for_their_owner_only() {
     let dir = tempfile::tempdir().unwrap();
     let payrelay = Payrelay::start(options(dir.path(), &[], &[]));
     pay(&mut Client::connect(payrelay.addr()), 1);
-    for name in ["payrelay.db", "payrelay.db-wal", "payrelay.db-shm", "payrelay.db.lock"] {
-        let mode = fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
+    for name in [
+        "payrelay.db",
+        "payrelay.db-wal",
+        "payrelay.db-shm",
+        "payrelay.db.lock",
+    ] {
+        let mode = fs::metadata(dir.path().join(name))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }
 }
@@ -270,10 +379,16 @@ fn variables_of_container_runtimes_stop_no_command() {
     ];
     let (code, shown, _) = run(dir.path(), &env, &["check-config"]);
     assert_eq!(code, Some(0));
-    assert!(shown.contains("# ignored: the environment variable PAYRELAY_HTTP_PORT names no key"), "{shown}");
+    assert!(
+        shown.contains("# ignored: the environment variable PAYRELAY_HTTP_PORT names no key"),
+        "{shown}"
+    );
     let payrelay = Payrelay::start(options(dir.path(), &env, &[]));
     pay(&mut Client::connect(payrelay.addr()), 1);
-    payrelay.wait_for_log("PAYRELAY_KAFKA_SERVICE_HOST names no key of the configuration: ignored", LIMIT);
+    payrelay.wait_for_log(
+        "PAYRELAY_KAFKA_SERVICE_HOST names no key of the configuration: ignored",
+        LIMIT,
+    );
 }
 
 #[test]
@@ -287,16 +402,29 @@ fn a_log_that_is_not_read_any_more_stops_nothing() {
     // Lines of some 130 bytes: more than the pipe and the queue hold.
     for request in 0..12 {
         let reservations = request * 1000..(request + 1) * 1000;
-        let list: Vec<_> = reservations.map(|id| json!({"reservation_id": id, "seat_price": 5})).collect();
-        assert_eq!(client.post_json("/payments", &json!({"user_id": 1, "reservations": list})).status, 201);
+        let list: Vec<_> = reservations
+            .map(|id| json!({"reservation_id": id, "seat_price": 5}))
+            .collect();
+        assert_eq!(
+            client
+                .post_json("/payments", &json!({"user_id": 1, "reservations": list}))
+                .status,
+            201
+        );
     }
-    wait_until("every payment to be delivered", Duration::from_mins(1), || {
-        client.get("/payments/12000").json()["notification"]["status"] == "DELIVERED"
-    });
+    wait_until(
+        "every payment to be delivered",
+        Duration::from_mins(1),
+        || client.get("/payments/12000").json()["notification"]["status"] == "DELIVERED",
+    );
     assert_eq!(client.get("/health/ready").json()["status"], "ready");
     let asked = Instant::now();
     assert_eq!(payrelay.terminate().code(), Some(0));
-    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    assert!(
+        asked.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        asked.elapsed()
+    );
 }
 
 #[test]
@@ -304,7 +432,10 @@ fn a_second_sigint_ends_the_process_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let slack = FakeSlack::start();
     slack.answer_with(|_, _| Answer::Hang);
-    let env = [("PAYRELAY_SLACK_WEBHOOK_URL", slack.url()), ("PAYRELAY_SLACK_TIMEOUT", "8s".to_owned())];
+    let env = [
+        ("PAYRELAY_SLACK_WEBHOOK_URL", slack.url()),
+        ("PAYRELAY_SLACK_TIMEOUT", "8s".to_owned()),
+    ];
     let env = env.each_ref().map(|(name, value)| (*name, value.as_str()));
     let mut payrelay = Payrelay::start(options(dir.path(), &env, &[]));
     pay(&mut Client::connect(payrelay.addr()), 1);
@@ -315,14 +446,22 @@ fn a_second_sigint_ends_the_process_at_once() {
     payrelay.signal("INT");
     let status = wait_for("the end", LIMIT, || payrelay.try_exit());
     assert_eq!(status.code(), Some(71));
-    assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
+    assert!(
+        asked.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        asked.elapsed()
+    );
 }
 
 #[test]
 fn an_address_that_is_taken_is_refused() {
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let first = Payrelay::start(options(dirs[0].path(), &[], &[]));
-    let (code, _, error) = run(dirs[1].path(), &[("PAYRELAY_HTTP_LISTEN", &first.addr().to_string())], &[]);
+    let (code, _, error) = run(
+        dirs[1].path(),
+        &[("PAYRELAY_HTTP_LISTEN", &first.addr().to_string())],
+        &[],
+    );
     assert!(code == Some(75) && error.contains("http.listen"), "{error}");
 }
 
@@ -331,16 +470,31 @@ fn certificates_and_a_proxy_that_cannot_be_used_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("empty.pem"), "no certificate").unwrap();
     for file in ["nowhere.pem", "empty.pem"] {
-        let env = [("PAYRELAY_SLACK_WEBHOOK_URL", "https://hooks.example/T0"), ("PAYRELAY_SLACK_CA_FILE", file)];
+        let env = [
+            ("PAYRELAY_SLACK_WEBHOOK_URL", "https://hooks.example/T0"),
+            ("PAYRELAY_SLACK_CA_FILE", file),
+        ];
         let (code, _, error) = run(dir.path(), &env, &[]);
-        assert!(code == Some(78) && error.contains(&format!("slack.ca_file {file}")), "{error}");
+        assert!(
+            code == Some(78) && error.contains(&format!("slack.ca_file {file}")),
+            "{error}"
+        );
     }
-    let env = [("PAYRELAY_SLACK_WEBHOOK_URL", "https://x"), ("PAYRELAY_SLACK_PROXY", "http://user:hush@:::")];
+    let env = [
+        ("PAYRELAY_SLACK_WEBHOOK_URL", "https://x"),
+        ("PAYRELAY_SLACK_PROXY", "http://user:hush@:::"),
+    ];
     let (code, _, error) = run(dir.path(), &env, &[]);
-    assert!(code == Some(78) && error.contains("slack.proxy") && !error.contains("hush"), "{error}");
+    assert!(
+        code == Some(78) && error.contains("slack.proxy") && !error.contains("hush"),
+        "{error}"
+    );
     // A command beside payrelay makes nothing.
     let (code, _, error) = run(dir.path(), &[], &["dead-letters", "list"]);
-    assert!(code == Some(78) && error.contains("database.path"), "{error}");
+    assert!(
+        code == Some(78) && error.contains("database.path"),
+        "{error}"
+    );
     assert!(!dir.path().join("payrelay.db").exists());
 }
 
@@ -351,7 +505,10 @@ fn a_database_that_cannot_be_used_is_refused() {
     fs::write(&path, "x".repeat(5000)).unwrap();
     for path in [path.to_str().unwrap(), "/nowhere/payrelay.db", "/"] {
         let (code, _, error) = run(dir.path(), &[("PAYRELAY_DATABASE_PATH", path)], &[]);
-        assert!(code == Some(78) && error.contains("database.path"), "{path}: {error}");
+        assert!(
+            code == Some(78) && error.contains("database.path"),
+            "{path}: {error}"
+        );
     }
 }
 
@@ -374,7 +531,11 @@ fn what_was_acknowledged_survives_sigkill() {
     for id in 1..=acknowledged {
         wait_until("every acknowledged payment to be delivered", LIMIT, || {
             let way = client.get(&format!("/payments/{id}")).json();
-            assert_eq!((&way["reservation_id"], &way["status"]), (&json!(id), &json!("COMPLETED")), "{way}");
+            assert_eq!(
+                (&way["reservation_id"], &way["status"]),
+                (&json!(id), &json!("COMPLETED")),
+                "{way}"
+            );
             way["notification"]["status"] == "DELIVERED"
         });
     }
@@ -383,7 +544,10 @@ fn what_was_acknowledged_survives_sigkill() {
 #[test]
 fn the_log_says_what_a_new_user_needs_to_see() {
     let dir = tempfile::tempdir().unwrap();
-    let env = [("PAYRELAY_SCHEDULER_INTERVAL", "50ms"), ("PAYRELAY_SERVICE_HOST", "x")];
+    let env = [
+        ("PAYRELAY_SCHEDULER_INTERVAL", "50ms"),
+        ("PAYRELAY_SERVICE_HOST", "x"),
+    ];
     let payrelay = Payrelay::start(options(dir.path(), &env, &[]));
     let mut client = Client::connect(payrelay.addr());
     pay(&mut client, 1001);
@@ -394,7 +558,8 @@ fn the_log_says_what_a_new_user_needs_to_see() {
         // Perhaps not in the same line.
         "summary: published 1, ",
         ", delivered 1, ",
-        "waiting: 0 (oldest 0 s) to publish, 0 (oldest 0 s) to consume, 0 (oldest 0 s) to deliver; dead letters: 0",
+        "waiting: 0 (oldest 0 s) to publish, 0 (oldest 0 s) to consume, 0 (oldest 0 s) to \
+            deliver; dead letters: 0",
     ] {
         payrelay.wait_for_log(line, LIMIT);
     }
@@ -413,7 +578,9 @@ fn log_with_descriptors(descriptors: u32, env: &[(&str, &str)]) -> String {
         .unwrap();
     let log = || fs::read_to_string(dir.path().join("log")).unwrap_or_default();
     let serves = || log().contains("listening on http://") && log().ends_with('\n');
-    wait_until("a payrelay that serves, or its end", LIMIT, || serves() || child.try_wait().unwrap().is_some());
+    wait_until("a payrelay that serves, or its end", LIMIT, || {
+        serves() || child.try_wait().unwrap().is_some()
+    });
     let (log, ended) = (log(), child.try_wait().unwrap());
     child.kill().unwrap();
     child.wait().unwrap();
@@ -427,16 +594,25 @@ fn each_reader_and_each_channel_has_its_descriptors() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("routes.toml");
     fs::write(&file, routes).unwrap();
-    let env = [("PAYRELAY_DATABASE_READERS", "64"), ("PAYRELAY_CONFIG", file.to_str().unwrap())];
+    let env = [
+        ("PAYRELAY_DATABASE_READERS", "64"),
+        ("PAYRELAY_CONFIG", file.to_str().unwrap()),
+    ];
     let log = log_with_descriptors(300, &env);
-    assert!(log.contains("only 74 connections are served at a time"), "{log}");
+    assert!(
+        log.contains("only 74 connections are served at a time"),
+        "{log}"
+    );
 }
 
 #[test]
 fn few_descriptors_leave_half_of_the_connections_to_others() {
     for env in [&[][..], &[("PAYRELAY_HTTP_CLIENT_CONNECTIONS_MAX", "2048")]] {
         let log = log_with_descriptors(300, env);
-        assert!(log.contains("only 200 connections are served at a time, at most 100 of one address"), "{log}");
+        assert!(
+            log.contains("only 200 connections are served at a time, at most 100 of one address"),
+            "{log}"
+        );
     }
 }
 
@@ -448,7 +624,10 @@ fn a_start_on_a_full_disk_is_refused_with_what_to_do() {
         let output = run_to_exit(machine.options(&[]));
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(78), "{error}");
-        assert!(error.contains("room") && !error.contains("kernel"), "{made}: {error}");
+        assert!(
+            error.contains("room") && !error.contains("kernel"),
+            "{made}: {error}"
+        );
         machine.clear("full");
         let mut payrelay = Payrelay::start(machine.options(&[]));
         pay(&mut Client::connect(payrelay.addr()), i64::from(made) + 1);
@@ -462,28 +641,51 @@ fn a_command_whose_output_nobody_reads_does_its_work_to_the_end() {
     drop(Payrelay::start(options(dir.path(), &[], &[])));
     let database = Connection::open(dir.path().join("payrelay.db")).unwrap();
     let letters = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 250) \
-                   INSERT INTO dead_letter (topic, \"partition\", \"offset\", reason, received_at) SELECT 'a', 0, n, 'no', 1 FROM n";
+        INSERT INTO dead_letter (topic, \"partition\", \"offset\", reason, received_at) \
+        SELECT 'a', 0, n, 'no', 1 FROM n";
     database.execute_batch(letters).unwrap();
     let unread = |args: &[&str]| {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let mut command = std::process::Command::new(BINARY);
-        command.args(args).current_dir(dir.path()).stdout(writer.try_clone().unwrap()).stderr(writer);
+        command
+            .args(args)
+            .current_dir(dir.path())
+            .stdout(writer.try_clone().unwrap())
+            .stderr(writer);
         let mut child = command.spawn().unwrap();
-        wait_for("the end of the command", LIMIT, || child.try_wait().unwrap()).code()
+        wait_for("the end of the command", LIMIT, || {
+            child.try_wait().unwrap()
+        })
+        .code()
     };
-    let commands: [&[&str]; 5] =
-        [&["check-config"], &["token"], &["dead-letters", "list"], &["audit"], &["backup", "copy.db"]];
+    let commands: [&[&str]; 5] = [
+        &["check-config"],
+        &["token"],
+        &["dead-letters", "list"],
+        &["audit"],
+        &["backup", "copy.db"],
+    ];
     for args in commands {
         assert_eq!(unread(args), Some(0), "{args:?}");
     }
     assert_eq!(unread(&["fly"]), Some(64));
     let open = |count: i64| {
-        let found = database.query_row("SELECT count(*) FROM dead_letter WHERE state = 'OPEN'", [], |row| row.get(0));
+        let found = database.query_row(
+            "SELECT count(*) FROM dead_letter WHERE state = 'OPEN'",
+            [],
+            |row| row.get(0),
+        );
         assert_eq!(found, Ok(count));
     };
-    assert_eq!(unread(&["dead-letters", "replay", "--all"]), Some(1), "none of them can be replayed");
-    let tried = database.query_row("SELECT count(*) FROM dead_letter_action", [], |row| row.get(0));
+    assert_eq!(
+        unread(&["dead-letters", "replay", "--all"]),
+        Some(1),
+        "none of them can be replayed"
+    );
+    let tried = database.query_row("SELECT count(*) FROM dead_letter_action", [], |row| {
+        row.get(0)
+    });
     assert_eq!(tried, Ok(250));
     open(250);
     assert_eq!(unread(&["dead-letters", "discard", "--all"]), Some(0));
@@ -495,9 +697,17 @@ fn output_that_cannot_be_written_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let full = || fs::File::options().write(true).open("/dev/full").unwrap();
     let mut command = std::process::Command::new(BINARY);
-    let output = command.arg("token").current_dir(dir.path()).stdout(full()).output().unwrap();
+    let output = command
+        .arg("token")
+        .current_dir(dir.path())
+        .stdout(full())
+        .output()
+        .unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.code() == Some(74) && error.contains("the output could not be written"), "{error}");
+    assert!(
+        output.status.code() == Some(74) && error.contains("the output could not be written"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -510,7 +720,10 @@ fn an_audit_with_a_certificate_that_cannot_be_used_is_refused() {
         ("PAYRELAY_KAFKA_CA_FILE", "nowhere.pem"),
     ];
     let (code, _, error) = run(dir.path(), &env, &["audit"]);
-    assert!(code == Some(78) && error.contains("kafka.ca_file nowhere.pem: cannot be read"), "{error}");
+    assert!(
+        code == Some(78) && error.contains("kafka.ca_file nowhere.pem: cannot be read"),
+        "{error}"
+    );
     let (code, _, error) = run(dir.path(), &env, &["audit", "--file-only"]);
     assert_eq!((code, error.as_str()), (Some(0), ""));
 }

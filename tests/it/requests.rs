@@ -1,5 +1,5 @@
-//! Mutated requests, heads and bodies, over real sockets to the real binary: it lives on, every connection is answered or
-//! closed, and nothing is answered with 201 that is not stored.
+//! Mutated requests, heads and bodies, over real sockets to the real binary: it lives on, every
+//! connection is answered or closed, and nothing is answered with 201 that is not stored.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -25,7 +25,9 @@ const CONNECTIONS: usize = 16;
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// All that payrelay and hyper answer.
-const KNOWN: [u16; 15] = [100, 200, 201, 202, 400, 403, 404, 405, 408, 413, 415, 421, 422, 431, 503];
+const KNOWN: [u16; 15] = [
+    100, 200, 201, 202, 400, 403, 404, 405, 408, 413, 415, 421, 422, 431, 503,
+];
 
 /// Sends bytes and reads until the server has closed the connection.
 fn converse(address: SocketAddr, name: &str, bytes: &[u8]) -> Vec<u8> {
@@ -41,7 +43,10 @@ fn converse(address: SocketAddr, name: &str, bytes: &[u8]) -> Vec<u8> {
             Ok(count) => answer.extend_from_slice(&buffer[..count]),
             // Closed with bytes unread: of the answer a part may be lost on the way.
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return Vec::new(),
-            Err(error) => panic!("{name}: {error}: neither answered nor closed: \"{}\"", bytes.escape_ascii()),
+            Err(error) => panic!(
+                "{name}: {error}: neither answered nor closed: \"{}\"",
+                bytes.escape_ascii()
+            ),
         }
     }
 }
@@ -50,12 +55,25 @@ fn converse(address: SocketAddr, name: &str, bytes: &[u8]) -> Vec<u8> {
 fn answers(mut bytes: &[u8]) -> Vec<(u16, Vec<u8>)> {
     let mut found = Vec::new();
     while let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
-        let (head, rest) = (String::from_utf8_lossy(&bytes[..end]).to_lowercase(), &bytes[end + 4..]);
-        let status = head.strip_prefix("http/1.").and_then(|rest| rest.get(2..5)?.parse().ok());
+        let (head, rest) = (
+            String::from_utf8_lossy(&bytes[..end]).to_lowercase(),
+            &bytes[end + 4..],
+        );
+        let status = head
+            .strip_prefix("http/1.")
+            .and_then(|rest| rest.get(2..5)?.parse().ok());
         let status = status.unwrap_or_else(|| panic!("no answer begins so: {head:?}"));
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).unwrap_or(0);
-        // The answer to a HEAD tells the length of a body that does not come; those that come are objects.
-        let length = if rest.starts_with(b"{") { rest.len().min(length) } else { 0 };
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok())
+            .unwrap_or(0);
+        // The answer to a HEAD tells the length of a body that does not come; those that come are
+        // objects.
+        let length = if rest.starts_with(b"{") {
+            rest.len().min(length)
+        } else {
+            0
+        };
         found.push((status, rest[..length].to_vec()));
         bytes = &rest[length..];
     }
@@ -66,7 +84,10 @@ fn answers(mut bytes: &[u8]) -> Vec<(u16, Vec<u8>)> {
 #[test]
 fn whatever_is_sent_is_answered_or_closed_and_201_means_stored() {
     let dir = tempfile::tempdir().unwrap();
-    let patience = [("PAYRELAY_HTTP_HEADER_TIMEOUT", "200ms"), ("PAYRELAY_HTTP_BODY_TIMEOUT", "200ms")];
+    let patience = [
+        ("PAYRELAY_HTTP_HEADER_TIMEOUT", "200ms"),
+        ("PAYRELAY_HTTP_BODY_TIMEOUT", "200ms"),
+    ];
     let mut payrelay = Payrelay::start(Options::new(dir.path(), &patience));
     let words = [
         "POST /payments HTTP/1.1\r\n",
@@ -86,19 +107,38 @@ fn whatever_is_sent_is_answered_or_closed_and_201_means_stored() {
         "0\r\n\r\n",
     ];
     let corpus = seeds("request");
-    let inputs: Vec<_> = corpus.iter().cloned().chain(mutations(&corpus, CASES, &words)).collect();
-    let (next, stored, statuses) = (AtomicUsize::new(0), Mutex::new(Vec::new()), Mutex::new(BTreeMap::new()));
+    let inputs: Vec<_> = corpus
+        .iter()
+        .cloned()
+        .chain(mutations(&corpus, CASES, &words))
+        .collect();
+    let (next, stored, statuses) = (
+        AtomicUsize::new(0),
+        Mutex::new(Vec::new()),
+        Mutex::new(BTreeMap::new()),
+    );
     thread::scope(|scope| {
         for _ in 0..CONNECTIONS {
             scope.spawn(|| {
                 while let Some((name, input)) = inputs.get(next.fetch_add(1, Ordering::Relaxed)) {
                     for (status, body) in answers(&converse(payrelay.addr(), name, input)) {
-                        assert!(KNOWN.contains(&status), "{name}: {status} to \"{}\"", input.escape_ascii());
-                        *statuses.lock().unwrap_or_else(PoisonError::into_inner).entry(status).or_insert(0) += 1;
+                        assert!(
+                            KNOWN.contains(&status),
+                            "{name}: {status} to \"{}\"",
+                            input.escape_ascii()
+                        );
+                        *statuses
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .entry(status)
+                            .or_insert(0) += 1;
                         if status == 201 {
                             let body: Value = serde_json::from_slice(&body).unwrap();
                             let payments = body["payments"].as_array().unwrap().clone();
-                            stored.lock().unwrap_or_else(PoisonError::into_inner).extend(payments);
+                            stored
+                                .lock()
+                                .unwrap_or_else(PoisonError::into_inner)
+                                .extend(payments);
                         }
                     }
                 }
@@ -106,21 +146,46 @@ fn whatever_is_sent_is_answered_or_closed_and_201_means_stored() {
         }
     });
     let (stored, statuses) = (stored.into_inner().unwrap(), statuses.into_inner().unwrap());
-    assert!(payrelay.try_exit().is_none(), "it has ended:\n{}", payrelay.log());
+    assert!(
+        payrelay.try_exit().is_none(),
+        "it has ended:\n{}",
+        payrelay.log()
+    );
     // More than a handful of each, or this test shows little.
     for status in [200, 201, 400, 404, 422] {
-        assert!(statuses.get(&status).is_some_and(|count| *count >= 5), "{statuses:?}");
+        assert!(
+            statuses.get(&status).is_some_and(|count| *count >= 5),
+            "{statuses:?}"
+        );
     }
     assert!(stored.len() >= 5, "{statuses:?}");
-    let ids: std::collections::BTreeSet<_> = stored.iter().map(|payment| payment["id"].as_i64().unwrap()).collect();
+    let ids: std::collections::BTreeSet<_> = stored
+        .iter()
+        .map(|payment| payment["id"].as_i64().unwrap())
+        .collect();
     assert_eq!(ids.len(), stored.len(), "an id was given twice");
     for payment in &stored {
-        let found = Client::connect(payrelay.addr()).get(&format!("/payments/{}", payment["id"])).json();
-        for field in ["id", "user_id", "reservation_id", "amount", "status", "executed_at"] {
-            assert_eq!(found[field], payment[field], "{found} was answered as {payment}");
+        let found = Client::connect(payrelay.addr())
+            .get(&format!("/payments/{}", payment["id"]))
+            .json();
+        for field in [
+            "id",
+            "user_id",
+            "reservation_id",
+            "amount",
+            "status",
+            "executed_at",
+        ] {
+            assert_eq!(
+                found[field], payment[field],
+                "{found} was answered as {payment}"
+            );
         }
     }
-    assert_eq!(Client::connect(payrelay.addr()).get("/health/ready").status, 200);
+    assert_eq!(
+        Client::connect(payrelay.addr()).get("/health/ready").status,
+        200
+    );
     let status = payrelay.terminate();
     assert_eq!(status.code(), Some(0), "{}", payrelay.log());
     assert!(!payrelay.log().contains("panic"), "{}", payrelay.log());

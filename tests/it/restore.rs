@@ -1,4 +1,5 @@
-//! `payrelay restore`: any copy of the file takes the place of the database, or is marked where it is, and no id is given twice.
+//! `payrelay restore`: any copy of the file takes the place of the database, or is marked where it
+//! is, and no id is given twice.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,7 +23,10 @@ struct Node {
 
 impl Node {
     fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), given: BTreeSet::new() }
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            given: BTreeSet::new(),
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -35,10 +39,14 @@ impl Node {
 
     /// Pays reservations; no id is ever given twice.
     fn pay(&mut self, payrelay: &Payrelay, reservations: impl IntoIterator<Item = i64>) {
-        let list: Vec<Value> =
-            reservations.into_iter().map(|id| json!({"reservation_id": id, "seat_price": 5})).collect();
+        let list: Vec<Value> = reservations
+            .into_iter()
+            .map(|id| json!({"reservation_id": id, "seat_price": 5}))
+            .collect();
         let body = json!({"user_id": 1, "reservations": list});
-        let answer = Client::connect(payrelay.addr()).post_json("/payments", &body).json();
+        let answer = Client::connect(payrelay.addr())
+            .post_json("/payments", &body)
+            .json();
         for payment in answer["payments"].as_array().unwrap() {
             let id = payment["id"].as_i64().unwrap();
             assert!(self.given.insert(id), "{id} was given twice");
@@ -48,19 +56,31 @@ impl Node {
     /// Exit code, standard output, standard error.
     fn run(&self, args: &[&str]) -> (Option<i32>, String, String) {
         let args = args.iter().map(|arg| (*arg).into()).collect();
-        let output = run_to_exit(Options { args, ..Options::new(self.dir.path(), &[]) });
+        let output = run_to_exit(Options {
+            args,
+            ..Options::new(self.dir.path(), &[])
+        });
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        (output.status.code(), text(output.stdout), text(output.stderr))
+        (
+            output.status.code(),
+            text(output.stdout),
+            text(output.stderr),
+        )
     }
 
     fn number(&self, sql: &str) -> i64 {
-        Connection::open(self.path("payrelay.db")).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
+        Connection::open(self.path("payrelay.db"))
+            .unwrap()
+            .query_row(sql, [], |row| row.get(0))
+            .unwrap()
     }
 
     fn wait_until_delivered(&self) {
         let waiting = "SELECT count(*) FROM outbox o LEFT JOIN delivery d ON d.outbox_id = o.id \
                        WHERE d.status IS NOT 'DELIVERED'";
-        wait_until("every payment to be delivered", LIMIT, || self.number(waiting) == 0);
+        wait_until("every payment to be delivered", LIMIT, || {
+            self.number(waiting) == 0
+        });
     }
 }
 
@@ -76,7 +96,11 @@ fn copy_files(from: &Path, to: &Path) {
 
 #[test]
 fn any_copy_can_be_restored_and_no_id_is_given_twice() {
-    for kind in ["backup", "files of a killed process", "the file alone, after a stop"] {
+    for kind in [
+        "backup",
+        "files of a killed process",
+        "the file alone, after a stop",
+    ] {
         let mut node = Node::new();
         let mut payrelay = node.start();
         node.pay(&payrelay, 1..=3);
@@ -97,26 +121,46 @@ fn any_copy_can_be_restored_and_no_id_is_given_twice() {
         // Answered, and lost with the file.
         node.pay(&payrelay, 4..=6);
         let (code, _, error) = node.run(&["restore", "copy.db", "--yes"]);
-        assert!(code == Some(75) && error.contains("in use by another payrelay"), "{kind}: {error}");
+        assert!(
+            code == Some(75) && error.contains("in use by another payrelay"),
+            "{kind}: {error}"
+        );
         payrelay.kill9();
         let (code, _, error) = node.run(&["restore", "copy.db"]);
-        assert!(code == Some(64) && error.contains("--yes"), "{kind}: {error}");
+        assert!(
+            code == Some(64) && error.contains("--yes"),
+            "{kind}: {error}"
+        );
 
         let (code, said, error) = node.run(&["restore", "copy.db", "--yes"]);
-        assert!(code == Some(0) && said.contains("restored 3 payments"), "{kind}: {said}{error}");
+        assert!(
+            code == Some(0) && said.contains("restored 3 payments"),
+            "{kind}: {said}{error}"
+        );
         let moved = fs::read_dir(node.dir.path()).unwrap().filter_map(|entry| {
             let name = entry.unwrap().file_name().into_string().unwrap();
             name.starts_with("payrelay.db.before-").then_some(name)
         });
         let moved: Vec<_> = moved.collect();
-        assert!(moved.len() == 1 && node.path(&moved[0]).join("payrelay.db").exists(), "{kind}: {moved:?}");
+        assert!(
+            moved.len() == 1 && node.path(&moved[0]).join("payrelay.db").exists(),
+            "{kind}: {moved:?}"
+        );
 
         let payrelay = node.start();
-        assert!(payrelay.log().contains("New ids begin at"), "{kind}: {}", payrelay.log());
+        assert!(
+            payrelay.log().contains("New ids begin at"),
+            "{kind}: {}",
+            payrelay.log()
+        );
         node.pay(&payrelay, 4..=6);
         node.wait_until_delivered();
         assert_eq!(node.number("SELECT count(*) FROM payment"), 6, "{kind}");
-        assert_eq!(node.number("SELECT count(*) FROM restored_copy WHERE restored_by IS NOT NULL"), 1, "{kind}");
+        assert_eq!(
+            node.number("SELECT count(*) FROM restored_copy WHERE restored_by IS NOT NULL"),
+            1,
+            "{kind}"
+        );
         let (code, report, _) = node.run(&["audit"]);
         assert_eq!(code, Some(0), "{kind}: {report}");
     }
@@ -173,7 +217,11 @@ fn a_copy_that_cannot_be_right_is_refused_and_changes_nothing() {
     copy_files(&other.path("payrelay.db"), &node.path("other.db"));
     fs::copy(node.path("copy.db"), node.path("unsound.db")).unwrap();
     let doctor = Connection::open(node.path("unsound.db")).unwrap();
-    doctor.execute_batch("PRAGMA foreign_keys = OFF; DELETE FROM payment_history WHERE payment_id = 2").unwrap();
+    doctor
+        .execute_batch(
+            "PRAGMA foreign_keys = OFF; DELETE FROM payment_history WHERE payment_id = 2",
+        )
+        .unwrap();
     drop(doctor);
     let mut damaged = fs::read(node.path("copy.db")).unwrap();
     damaged[4096 + 100..4096 * 3].fill(7);
@@ -190,11 +238,21 @@ fn a_copy_that_cannot_be_right_is_refused_and_changes_nothing() {
         if code == 0 {
             assert!(exit != Some(0), "{copy}: {said}");
         } else {
-            assert!(exit == Some(code) && error.contains(reason), "{copy}: {exit:?} {error}");
+            assert!(
+                exit == Some(code) && error.contains(reason),
+                "{copy}: {exit:?} {error}"
+            );
         }
-        assert_eq!(fs::read(node.path("payrelay.db")).unwrap(), before, "{copy}");
+        assert_eq!(
+            fs::read(node.path("payrelay.db")).unwrap(),
+            before,
+            "{copy}"
+        );
     }
     assert!(!node.path("payrelay.db.restore-part").exists());
-    let mode = fs::metadata(node.path("payrelay.db")).unwrap().permissions().mode();
+    let mode = fs::metadata(node.path("payrelay.db"))
+        .unwrap()
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o600);
 }

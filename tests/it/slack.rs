@@ -1,5 +1,5 @@
-//! Whatever Slack answers: the notifier step by step by a clock of the test's, and the real binary with channels, digests,
-//! dead letters and five thousand payments.
+//! Whatever Slack answers: the notifier step by step by a clock of the test's, and the real binary
+//! with channels, digests, dead letters and five thousand payments.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -44,11 +44,19 @@ struct Teller {
 }
 
 impl Teller {
-    fn new(database: &Database, slack: Option<&FakeSlack>, change: impl FnOnce(&mut Config, &mut usize)) -> Self {
+    fn new(
+        database: &Database,
+        slack: Option<&FakeSlack>,
+        change: impl FnOnce(&mut Config, &mut usize),
+    ) -> Self {
         Self::at(database, slack.map(FakeSlack::url), change)
     }
 
-    fn at(database: &Database, url: Option<String>, change: impl FnOnce(&mut Config, &mut usize)) -> Self {
+    fn at(
+        database: &Database,
+        url: Option<String>,
+        change: impl FnOnce(&mut Config, &mut usize),
+    ) -> Self {
         let mut config = Config::load("", &BTreeMap::new()).unwrap().config;
         // Each payment alone and at once, unless the test is about something else.
         config.slack.messages_per_second = 100_000.0;
@@ -65,7 +73,9 @@ impl Teller {
             public_url: None,
         };
         let voice = match url {
-            Some(url) => Voice::Slack(Box::new(Slack::new(Secret::new(url), &config.slack).unwrap())),
+            Some(url) => Voice::Slack(Box::new(
+                Slack::new(Secret::new(url), &config.slack).unwrap(),
+            )),
             None => Voice::Log,
         };
         let channel = Channel {
@@ -83,9 +93,24 @@ impl Teller {
         let (part, resume, metrics) = (Part::up(), Resume::new(waker), Metrics::default());
         let clock = Arc::new(AtomicU64::new(0));
         let now = Arc::clone(&clock);
-        let notifier = Notifier::new(database.store().clone(), channel, woken, resume.clone(), part.clone(), &metrics)
-            .with_clock(Box::new(move || Duration::from_micros(now.load(Ordering::Relaxed))));
-        Self { notifier, clock, part, resume, metrics }
+        let notifier = Notifier::new(
+            database.store().clone(),
+            channel,
+            woken,
+            resume.clone(),
+            part.clone(),
+            &metrics,
+        )
+        .with_clock(Box::new(move || {
+            Duration::from_micros(now.load(Ordering::Relaxed))
+        }));
+        Self {
+            notifier,
+            clock,
+            part,
+            resume,
+            metrics,
+        }
     }
 
     fn plain(database: &Database, slack: &FakeSlack) -> Self {
@@ -93,7 +118,10 @@ impl Teller {
     }
 
     fn advance(&self, by: Duration) {
-        self.clock.fetch_add(u64::try_from(by.as_micros()).unwrap() + 1, Ordering::Relaxed);
+        self.clock.fetch_add(
+            u64::try_from(by.as_micros()).unwrap() + 1,
+            Ordering::Relaxed,
+        );
     }
 
     fn step(&mut self) -> Step {
@@ -129,11 +157,17 @@ impl Teller {
 }
 
 fn completed(ids: impl IntoIterator<Item = i64>) -> Vec<String> {
-    ids.into_iter().map(|id| format!("Payment {id} COMPLETED: user 1 paid 100 KRW for reservation {id}")).collect()
+    ids.into_iter()
+        .map(|id| format!("Payment {id} COMPLETED: user 1 paid 100 KRW for reservation {id}"))
+        .collect()
 }
 
 fn told(database: &Database, id: i64) -> delivery::Notification {
-    let way = database.store().read(|connection| payment::find(connection, id)).unwrap().unwrap();
+    let way = database
+        .store()
+        .read(|connection| payment::find(connection, id))
+        .unwrap()
+        .unwrap();
     way.notification.unwrap()
 }
 
@@ -156,32 +190,52 @@ fn a_429_holds_the_channel_and_counts_no_attempt() {
     let (database, slack) = (waiting(2), FakeSlack::start());
     let after = |value: &str| Answer::StatusWith(429, vec![("Retry-After".into(), value.into())]);
     let soon = jiff::Timestamp::now() + Duration::from_secs(90);
-    let date = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&soon).unwrap();
+    let date = jiff::fmt::rfc2822::DateTimePrinter::new()
+        .timestamp_to_rfc9110_string(&soon)
+        .unwrap();
     script(&slack, [after("30"), after(&date), Answer::Status(429)]);
     let mut teller = Teller::plain(&database, &slack);
     assert_eq!(teller.wait().as_secs(), 30, "seconds");
     assert_eq!(teller.part.get().state, HealthState::RateLimited);
-    assert!(!teller.part.get().is_failing(), "to be limited is no failure");
+    assert!(
+        !teller.part.get().is_failing(),
+        "to be limited is no failure"
+    );
     assert!(matches!(teller.step(), Step::Later(_)));
     assert_eq!(slack.attempts(), 1, "nothing goes within the pause");
     teller.advance(Duration::from_secs(30));
     let left = || Duration::try_from(soon.duration_since(jiff::Timestamp::now())).unwrap();
     let (longest, wait, shortest) = (left(), teller.wait(), left());
     // The date that was sent has no fraction of a second.
-    assert!(wait <= longest && wait + Duration::from_secs(1) > shortest, "a date: {wait:?}");
+    assert!(
+        wait <= longest && wait + Duration::from_secs(1) > shortest,
+        "a date: {wait:?}"
+    );
     teller.advance(Duration::from_secs(90));
     let wait = teller.wait();
     assert!(wait >= Duration::from_secs(1), "none named: {wait:?}");
     teller.finish();
     assert_eq!(slack.messages(), completed(1..=2));
-    assert_eq!(told(&database, 1).attempts, 1, "only the one that was taken");
+    assert_eq!(
+        told(&database, 1).attempts,
+        1,
+        "only the one that was taken"
+    );
     assert_eq!(teller.part.get().state, HealthState::Up);
 }
 
 #[test]
 fn what_fails_backs_off_keeps_the_order_and_loses_nothing() {
     let (database, slack) = (waiting(3), FakeSlack::start());
-    script(&slack, [Answer::Status(500), Answer::Status(503), Answer::CloseAfterRead, Answer::Status(502)]);
+    script(
+        &slack,
+        [
+            Answer::Status(500),
+            Answer::Status(503),
+            Answer::CloseAfterRead,
+            Answer::Status(502),
+        ],
+    );
     let mut teller = Teller::plain(&database, &slack);
     let mut waited = Duration::ZERO;
     for failures in 1..=4_u32 {
@@ -194,15 +248,27 @@ fn what_fails_backs_off_keeps_the_order_and_loses_nothing() {
                 step => assert_eq!(step, Step::Progress),
             }
         }
-        assert_eq!(slack.attempts(), failures as usize, "and no other message before this one");
+        assert_eq!(
+            slack.attempts(),
+            failures as usize,
+            "and no other message before this one"
+        );
         assert!(teller.part.get().is_failing());
     }
-    // Full jitter draws each of three waits from nothing up to half a second, a second, two seconds.
+    // Full jitter draws each of three waits from nothing up to half a second, a second, two
+    // seconds.
     assert!(waited > Duration::from_millis(10), "{waited:?}");
     teller.finish();
     assert_eq!(slack.messages(), completed(1..=3));
     let first = told(&database, 1);
-    assert_eq!((first.status.as_str(), first.attempts, first.unknown_outcomes), ("DELIVERED", 5, 1));
+    assert_eq!(
+        (
+            first.status.as_str(),
+            first.attempts,
+            first.unknown_outcomes
+        ),
+        ("DELIVERED", 5, 1)
+    );
     assert_eq!(first.last_error.as_deref(), Some("Slack answered 502"));
     assert!(!teller.part.get().is_failing());
 }
@@ -213,14 +279,21 @@ fn a_channel_that_is_closed_is_paused_probed_and_resumed() {
         Answer::Word(403, "action_prohibited"),
         Answer::Word(404, "no_service"),
         Answer::Word(410, "channel_is_archived"),
-        Answer::StatusWith(302, vec![("Location".into(), "http://elsewhere.example/".into())]),
+        Answer::StatusWith(
+            302,
+            vec![("Location".into(), "http://elsewhere.example/".into())],
+        ),
     ];
     for answer in closed {
         let (database, slack) = (waiting(50), FakeSlack::start());
         script(&slack, [answer.clone(), answer.clone()]);
         let mut teller = Teller::plain(&database, &slack);
         assert_eq!(teller.wait(), PROBE, "{answer:?}");
-        assert_eq!((teller.part.get().state, slack.attempts()), (HealthState::Paused, 1), "not row after row");
+        assert_eq!(
+            (teller.part.get().state, slack.attempts()),
+            (HealthState::Paused, 1),
+            "not row after row"
+        );
         teller.advance(PROBE);
         assert_eq!(teller.wait(), PROBE, "one slow probe");
         assert_eq!(slack.attempts(), 2);
@@ -259,7 +332,10 @@ fn a_crowd_is_told_in_digests_and_a_few_alone() {
     let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
     teller.finish();
     let count = slack.count();
-    assert!((5..=6).contains(&count), "up to 200 in each, as far as 12,000 characters go: {count}");
+    assert!(
+        (5..=6).contains(&count),
+        "up to 200 in each, as far as 12,000 characters go: {count}"
+    );
     assert_eq!(slack.lines(), completed(1..=1000));
     database.pay(1, 1001..=1005);
     database.publish();
@@ -269,16 +345,33 @@ fn a_crowd_is_told_in_digests_and_a_few_alone() {
     let first = slack.messages()[0].clone();
     let heading = first.lines().next().unwrap();
     let number: i64 = heading.split(' ').next().unwrap().parse().unwrap();
-    let sum = if number == 200 { "20,000".to_owned() } else { format!("{},{:03}", number / 10, number % 10 * 100) };
-    assert_eq!(heading, format!("{number} payments, 1 to {number}: {number} COMPLETED ({sum} KRW)"));
+    let sum = if number == 200 {
+        "20,000".to_owned()
+    } else {
+        format!("{},{:03}", number / 10, number % 10 * 100)
+    };
+    assert_eq!(
+        heading,
+        format!("{number} payments, 1 to {number}: {number} COMPLETED ({sum} KRW)")
+    );
     let blocks = &slack.bodies()[0]["blocks"];
-    assert_eq!(blocks[0]["text"]["text"], format!("{number} payments, 1 to {number}"));
+    assert_eq!(
+        blocks[0]["text"]["text"],
+        format!("{number} payments, 1 to {number}")
+    );
 }
 
 #[test]
 fn a_digest_delivers_all_of_its_payments_or_none() {
     let (database, slack) = (waiting(100), FakeSlack::start());
-    script(&slack, [Answer::Status(500), Answer::Status(429), Answer::CloseAfterRead]);
+    script(
+        &slack,
+        [
+            Answer::Status(500),
+            Answer::Status(429),
+            Answer::CloseAfterRead,
+        ],
+    );
     let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
     let delivered = || database.number("SELECT count(*) FROM delivery WHERE status = 'DELIVERED'");
     while slack.count() == 0 {
@@ -305,7 +398,11 @@ fn any_answer() -> impl Strategy<Value = Answer> {
 }
 
 fn any_answer_or_refusal() -> impl Strategy<Value = Answer> {
-    prop_oneof![any_answer(), Just(Answer::Word(413, "too_large")), Just(Answer::Word(400, "invalid_payload"))]
+    prop_oneof![
+        any_answer(),
+        Just(Answer::Word(413, "too_large")),
+        Just(Answer::Word(400, "invalid_payload"))
+    ]
 }
 
 proptest! {
@@ -325,7 +422,8 @@ proptest! {
         prop_assert_eq!(database.number("SELECT count(*) FROM delivery WHERE status <> 'DELIVERED'"), 0);
     }
 
-    /// Rejections that have nothing to do with the payments: none is lost, and none is a dead letter.
+    /// Rejections that have nothing to do with the payments: none is lost, and none is a dead
+    /// letter.
     #[test]
     fn whatever_slack_refuses_no_payment_is_lost_or_told_twice(
         answers in proptest::collection::vec(any_answer_or_refusal(), 0..40),
@@ -341,14 +439,17 @@ proptest! {
         prop_assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 0);
         known.sort_unstable();
         prop_assert_eq!(known, (1..=count).collect::<Vec<_>>());
-        prop_assert_eq!(database.number("SELECT count(*) FROM delivery WHERE status IN ('PENDING', 'SENDING')"), 0);
+        prop_assert_eq!(database.number("SELECT count(*) FROM delivery \
+            WHERE status IN ('PENDING', 'SENDING')"), 0);
     }
 }
 
 #[test]
 fn the_pace_is_kept() {
     let (database, slack) = (waiting(10), FakeSlack::start());
-    let mut teller = Teller::new(&database, Some(&slack), |config, _| config.slack.messages_per_second = 1.0);
+    let mut teller = Teller::new(&database, Some(&slack), |config, _| {
+        config.slack.messages_per_second = 1.0;
+    });
     let mut waited = Duration::ZERO;
     loop {
         match teller.step() {
@@ -368,11 +469,16 @@ fn an_answer_that_is_lost_is_counted_and_the_message_told_again() {
     for answer in [Answer::Hang, Answer::CloseAfterRead, Answer::Half] {
         let (database, slack) = (waiting(1), FakeSlack::start());
         script(&slack, [answer.clone()]);
-        let mut teller =
-            Teller::new(&database, Some(&slack), |config, _| config.slack.timeout = Duration::from_secs(1));
+        let mut teller = Teller::new(&database, Some(&slack), |config, _| {
+            config.slack.timeout = Duration::from_secs(1);
+        });
         teller.finish();
         let notification = told(&database, 1);
-        assert_eq!((notification.unknown_outcomes, notification.attempts), (1, 2), "{answer:?}");
+        assert_eq!(
+            (notification.unknown_outcomes, notification.attempts),
+            (1, 2),
+            "{answer:?}"
+        );
         assert_eq!(teller.metrics.totals().unknown_outcomes, 1);
         assert_eq!(slack.count(), 1);
     }
@@ -388,7 +494,10 @@ fn a_refused_connection_is_no_unknown_outcome() {
     }
     assert_eq!(told(&database, 1).unknown_outcomes, 0);
     let error = teller.part.get().error.unwrap();
-    assert!(!error.contains("secret-token") && !error.is_empty(), "{error}");
+    assert!(
+        !error.contains("secret-token") && !error.is_empty(),
+        "{error}"
+    );
     slack.start_again();
     teller.finish();
     assert_eq!(slack.count(), 1);
@@ -400,7 +509,9 @@ fn the_row_says_sending_before_the_post() {
     let seen = Arc::new(Mutex::new(String::new()));
     let (store, saw) = (database.store().clone(), Arc::clone(&seen));
     slack.answer_with(move |_, _| {
-        let status = store.read(|c| c.query_row("SELECT status FROM delivery", [], |row| row.get(0))).unwrap();
+        let status = store
+            .read(|c| c.query_row("SELECT status FROM delivery", [], |row| row.get(0)))
+            .unwrap();
         *saw.lock().unwrap() = status;
         Answer::Ok
     });
@@ -416,13 +527,24 @@ fn the_row_says_sending_before_the_post() {
 fn a_payment_that_cannot_be_told_is_set_aside_and_the_others_go_on() {
     let (database, slack) = (waiting(3), FakeSlack::start());
     let beside = rusqlite::Connection::open(database.path()).unwrap();
-    beside.execute_batch("PRAGMA foreign_keys = OFF; DELETE FROM payment WHERE id = 2").unwrap();
+    beside
+        .execute_batch("PRAGMA foreign_keys = OFF; DELETE FROM payment WHERE id = 2")
+        .unwrap();
     let mut teller = Teller::plain(&database, &slack);
     teller.finish();
     assert_eq!(slack.messages(), completed([1, 3]));
-    assert_eq!(database.number("SELECT count(*) FROM delivery WHERE outbox_id = 2 AND status = 'DEAD'"), 1);
-    let letters = database.store().read(|connection| dead_letter::list(connection, true, 0, 9)).unwrap();
-    assert_eq!((letters.len(), letters[0].reason.as_str()), (1, "its payment is not there"));
+    assert_eq!(
+        database.number("SELECT count(*) FROM delivery WHERE outbox_id = 2 AND status = 'DEAD'"),
+        1
+    );
+    let letters = database
+        .store()
+        .read(|connection| dead_letter::list(connection, true, 0, 9))
+        .unwrap();
+    assert_eq!(
+        (letters.len(), letters[0].reason.as_str()),
+        (1, "its payment is not there")
+    );
 }
 
 fn rejected() -> Answer {
@@ -447,12 +569,17 @@ fn a_short_burst_of_rejections_costs_no_payment() {
         let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
         teller.finish();
         assert_eq!(slack.lines(), completed(1..=20), "{rejections}");
-        assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 0, "{rejections}");
+        assert_eq!(
+            database.number("SELECT count(*) FROM dead_letter"),
+            0,
+            "{rejections}"
+        );
     }
 }
 
 #[test]
-fn a_channel_that_rejects_everything_but_one_message_costs_no_payment_and_probes_one_message_each() {
+fn a_channel_that_rejects_everything_but_one_message_costs_no_payment_and_probes_one_message_each()
+{
     let (database, slack) = (waiting(100), FakeSlack::start());
     slack.answer_with(|_, _| rejected());
     let mut teller = Teller::plain(&database, &slack);
@@ -463,7 +590,13 @@ fn a_channel_that_rejects_everything_but_one_message_costs_no_payment_and_probes
         if probe == 3 {
             // One message of the probe goes through, and what follows is rejected again.
             let accepted = slack.attempts();
-            slack.answer_with(move |nth, _| if nth == accepted { Answer::Ok } else { rejected() });
+            slack.answer_with(move |nth, _| {
+                if nth == accepted {
+                    Answer::Ok
+                } else {
+                    rejected()
+                }
+            });
             assert_eq!(teller.step(), Step::Progress);
             until_paused(&mut teller);
             continue;
@@ -471,7 +604,13 @@ fn a_channel_that_rejects_everything_but_one_message_costs_no_payment_and_probes
         assert_eq!(teller.wait(), PROBE);
         assert_eq!(slack.attempts(), before + 1, "a probe is one message");
     }
-    assert_eq!((slack.lines().len(), database.number("SELECT count(*) FROM dead_letter")), (1, 0));
+    assert_eq!(
+        (
+            slack.lines().len(),
+            database.number("SELECT count(*) FROM dead_letter")
+        ),
+        (1, 0)
+    );
     slack.answer_with(|_, _| Answer::Ok);
     teller.finish();
     assert_eq!(slack.lines(), completed(1..=100));
@@ -481,10 +620,21 @@ fn a_channel_that_rejects_everything_but_one_message_costs_no_payment_and_probes
 fn a_channel_that_takes_no_blocks_gets_plain_text() {
     let (database, slack) = (waiting(3), FakeSlack::start());
     let mut teller = Teller::plain(&database, &slack);
-    slack.answer_to_bodies(|body| if body.get("blocks").is_some() { rejected() } else { Answer::Ok });
+    slack.answer_to_bodies(|body| {
+        if body.get("blocks").is_some() {
+            rejected()
+        } else {
+            Answer::Ok
+        }
+    });
     teller.finish();
     assert_eq!(slack.messages(), completed(1..=3));
-    assert!(slack.bodies().iter().all(|body| body.get("blocks").is_none()));
+    assert!(
+        slack
+            .bodies()
+            .iter()
+            .all(|body| body.get("blocks").is_none())
+    );
 }
 
 #[test]
@@ -493,17 +643,33 @@ fn three_messages_without_an_answer_pause_the_channel() {
     slack.answer_with(|_, _| Answer::Half);
     let mut teller = Teller::plain(&database, &slack);
     until_paused(&mut teller);
-    assert_eq!((slack.attempts(), told(&database, 1).unknown_outcomes), (3, 3));
+    assert_eq!(
+        (slack.attempts(), told(&database, 1).unknown_outcomes),
+        (3, 3)
+    );
 }
 
 #[test]
 fn a_page_is_no_delivery() {
     let (database, slack) = (waiting(1), FakeSlack::start());
     let failed = Answer::Word(200, "{\"ok\":false}");
-    script(&slack, [Answer::Word(200, "<html>sign in</html>"), failed, Answer::Word(200, "no_service")]);
+    script(
+        &slack,
+        [
+            Answer::Word(200, "<html>sign in</html>"),
+            failed,
+            Answer::Word(200, "no_service"),
+        ],
+    );
     let mut teller = Teller::plain(&database, &slack);
     teller.finish();
-    assert_eq!((told(&database, 1).attempts, told(&database, 1).unknown_outcomes), (4, 0));
+    assert_eq!(
+        (
+            told(&database, 1).attempts,
+            told(&database, 1).unknown_outcomes
+        ),
+        (4, 0)
+    );
 }
 
 #[test]
@@ -525,7 +691,13 @@ fn a_server_that_closes_idle_connections_causes_no_unknown_outcome() {
     let database = waiting(10);
     let mut teller = Teller::at(&database, Some(format!("http://{address}/x")), |_, _| {});
     teller.finish();
-    assert_eq!((count.load(Ordering::SeqCst), teller.metrics.totals().unknown_outcomes), (10, 0));
+    assert_eq!(
+        (
+            count.load(Ordering::SeqCst),
+            teller.metrics.totals().unknown_outcomes
+        ),
+        (10, 0)
+    );
 }
 
 #[test]
@@ -541,14 +713,29 @@ fn when_very_many_wait_one_summary_covers_all_of_them() {
     assert_eq!(slack.count(), 1);
     let body = &slack.bodies()[0];
     let text = body["text"].as_str().unwrap();
-    assert!(text.starts_with("1500 payments, 1 to 1500: 1500 COMPLETED (150,000 KRW); "), "{text}");
-    assert_eq!(database.number("SELECT count(*) FROM delivery WHERE status = 'DELIVERED'"), 1500);
-    assert_eq!(database.number("SELECT count(*) FROM delivery WHERE unknown_outcomes = 1"), 1500);
-    assert_eq!(told(&database, 700).delivered_in.as_deref(), Some("summary"));
+    assert!(
+        text.starts_with("1500 payments, 1 to 1500: 1500 COMPLETED (150,000 KRW); "),
+        "{text}"
+    );
+    assert_eq!(
+        database.number("SELECT count(*) FROM delivery WHERE status = 'DELIVERED'"),
+        1500
+    );
+    assert_eq!(
+        database.number("SELECT count(*) FROM delivery WHERE unknown_outcomes = 1"),
+        1500
+    );
+    assert_eq!(
+        told(&database, 700).delivered_in.as_deref(),
+        Some("summary")
+    );
     database.pay(2, [1, 2, 2001]);
     database.publish();
     teller.finish();
-    assert_eq!(told(&database, 1503).delivered_in.as_deref(), Some("single"));
+    assert_eq!(
+        told(&database, 1503).delivered_in.as_deref(),
+        Some("single")
+    );
 }
 
 #[test]
@@ -580,23 +767,36 @@ fn a_busy_channel_is_some_seconds_late_at_most() {
         let waiting = database.number("SELECT count(*) FROM delivery WHERE status <> 'DELIVERED'");
         longest = longest.max(waiting);
     }
-    assert!(longest <= 4 * 800, "{longest} payments waited: more than four seconds of them");
+    assert!(
+        longest <= 4 * 800,
+        "{longest} payments waited: more than four seconds of them"
+    );
     teller.finish();
-    assert_eq!(database.number("SELECT count(*) FROM delivery WHERE status <> 'DELIVERED'"), 0);
+    assert_eq!(
+        database.number("SELECT count(*) FROM delivery WHERE status <> 'DELIVERED'"),
+        0
+    );
 }
 
 #[test]
 fn an_answer_that_repeats_the_webhook_is_not_shown() {
-    for (status, page) in
-        [(404, "Cannot POST /services/T000/B000/secret-token"), (400, "<p>/services/T000/B000/secret")]
-    {
+    for (status, page) in [
+        (404, "Cannot POST /services/T000/B000/secret-token"),
+        (400, "<p>/services/T000/B000/secret"),
+    ] {
         let (database, slack) = (waiting(1), FakeSlack::start());
         slack.answer_with(move |_, _| Answer::Word(status, page));
         let mut teller = Teller::plain(&database, &slack);
         let _ = teller.wait();
         let shown = format!("{:?} {:?}", teller.part.get(), told(&database, 1));
-        assert!(!shown.contains("secret") && !shown.contains("T000"), "{shown}");
-        assert!(shown.contains(&format!("Slack answered {status}")), "{shown}");
+        assert!(
+            !shown.contains("secret") && !shown.contains("T000"),
+            "{shown}"
+        );
+        assert!(
+            shown.contains(&format!("Slack answered {status}")),
+            "{shown}"
+        );
     }
 }
 
@@ -604,11 +804,20 @@ fn an_answer_that_repeats_the_webhook_is_not_shown() {
 fn a_host_that_is_not_there_is_no_unknown_outcome() {
     let database = waiting(1);
     // A resolver without a network may take its time; what counts is what it is taken for.
-    let mut teller = Teller::at(&database, Some("http://no-such-host.invalid/x".into()), |_, _| {});
+    let mut teller = Teller::at(
+        &database,
+        Some("http://no-such-host.invalid/x".into()),
+        |_, _| {},
+    );
     while told(&database, 1).attempts == 0 {
         let _ = teller.step();
     }
-    assert_eq!(told(&database, 1).unknown_outcomes, 0, "{:?}", told(&database, 1));
+    assert_eq!(
+        told(&database, 1).unknown_outcomes,
+        0,
+        "{:?}",
+        told(&database, 1)
+    );
 }
 
 #[test]
@@ -617,7 +826,10 @@ fn without_a_webhook_messages_are_delivered_to_the_log() {
     let mut teller = Teller::new(&database, None, |_, _| {});
     assert_eq!(teller.step(), Step::Progress);
     assert_eq!(teller.step(), Step::Idle);
-    assert_eq!(database.number("SELECT count(*) FROM delivery WHERE status = 'DELIVERED'"), 7);
+    assert_eq!(
+        database.number("SELECT count(*) FROM delivery WHERE status = 'DELIVERED'"),
+        7
+    );
 }
 
 /// A certificate for `localhost`, and the configuration of a server that has it.
@@ -645,8 +857,15 @@ fn tls_is_trusted_by_the_ca_file_and_by_nothing_else() {
     while told(&database, 1).attempts == 0 {
         let _ = distrustful.step();
     }
-    assert_eq!((slack.attempts(), told(&database, 1).unknown_outcomes), (0, 0), "{:?}", told(&database, 1));
-    let mut teller = Teller::new(&database, Some(&slack), |config, _| config.slack.ca_file = Some(file));
+    assert_eq!(
+        (slack.attempts(), told(&database, 1).unknown_outcomes),
+        (0, 0),
+        "{:?}",
+        told(&database, 1)
+    );
+    let mut teller = Teller::new(&database, Some(&slack), |config, _| {
+        config.slack.ca_file = Some(file);
+    });
     teller.finish();
     assert_eq!(slack.messages(), completed([1]));
 }
@@ -659,9 +878,18 @@ fn proxy() -> (Server, String, Arc<AtomicUsize>) {
     let count = Arc::clone(&tunnels);
     let server = Server::start(listener, move |client| {
         let mut reader = BufReader::new(client);
-        let Ok(Some((line, _))) = read_head(&mut reader) else { return };
-        let Some(target) = line.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next()) else { return };
-        let Ok(upstream) = TcpStream::connect(target) else { return };
+        let Ok(Some((line, _))) = read_head(&mut reader) else {
+            return;
+        };
+        let Some(target) = line
+            .strip_prefix("CONNECT ")
+            .and_then(|rest| rest.split(' ').next())
+        else {
+            return;
+        };
+        let Ok(upstream) = TcpStream::connect(target) else {
+            return;
+        };
         count.fetch_add(1, Ordering::Relaxed);
         let mut to_client = client;
         let _ = to_client.write_all(b"HTTP/1.1 200 Connected\r\n\r\n");
@@ -681,15 +909,22 @@ fn proxy() -> (Server, String, Arc<AtomicUsize>) {
 fn a_proxy_is_used_when_one_is_set() {
     let (_server, url, tunnels) = proxy();
     let (database, slack) = (waiting(1), FakeSlack::start());
-    let mut teller = Teller::new(&database, Some(&slack), |config, _| config.slack.proxy = Some(Secret::new(url)));
+    let mut teller = Teller::new(&database, Some(&slack), |config, _| {
+        config.slack.proxy = Some(Secret::new(url));
+    });
     teller.finish();
     assert_eq!((slack.count(), tunnels.load(Ordering::Relaxed)), (1, 1));
 }
 
 fn pay(client: &mut Client, user: i64, price: i64, reservations: impl IntoIterator<Item = i64>) {
-    let reservations: Vec<_> =
-        reservations.into_iter().map(|id| json!({"reservation_id": id, "seat_price": price})).collect();
-    let response = client.post_json("/payments", &json!({"user_id": user, "reservations": reservations}));
+    let reservations: Vec<_> = reservations
+        .into_iter()
+        .map(|id| json!({"reservation_id": id, "seat_price": price}))
+        .collect();
+    let response = client.post_json(
+        "/payments",
+        &json!({"user_id": user, "reservations": reservations}),
+    );
     assert_eq!(response.status, 201);
 }
 
@@ -705,7 +940,10 @@ fn a_route_that_is_down_does_not_hold_another() {
     );
     fs::write(dir.path().join("config.toml"), config).unwrap();
     let (webhook, large_url) = (default.url(), large.url());
-    let env = [("PAYRELAY_SLACK_WEBHOOK_URL", webhook.as_str()), ("PAYRELAY_SLACK_ROUTE_1_WEBHOOK_URL", &large_url)];
+    let env = [
+        ("PAYRELAY_SLACK_WEBHOOK_URL", webhook.as_str()),
+        ("PAYRELAY_SLACK_ROUTE_1_WEBHOOK_URL", &large_url),
+    ];
     failures.answer_with(|_, _| Answer::Word(404, "no_service"));
     let mut payrelay = Payrelay::start(Options::new(dir.path(), &env));
     let mut client = Client::connect(payrelay.addr());
@@ -713,23 +951,50 @@ fn a_route_that_is_down_does_not_hold_another() {
     pay(&mut client, 1, 5, [1]);
     pay(&mut client, 1, 1_000_000, [3]);
     pay(&mut client, 1, 1_000_000, [3]);
-    wait_until("the messages", LIMIT, || default.lines().len() == 2 && large.lines().len() == 1);
+    wait_until("the messages", LIMIT, || {
+        default.lines().len() == 2 && large.lines().len() == 1
+    });
     assert!(large.lines()[0].starts_with("Payment 4 COMPLETED"));
     let channels = || client_get(&payrelay, "/admin/channels")["channels"].clone();
-    wait_until("the pause", LIMIT, || channels()[1]["state"] == "paused" && channels()[1]["waiting"] == 2);
-    assert_eq!((&channels()[0]["state"], &channels()[2]["state"]), (&json!("up"), &json!("up")));
+    wait_until("the pause", LIMIT, || {
+        channels()[1]["state"] == "paused" && channels()[1]["waiting"] == 2
+    });
+    assert_eq!(
+        (&channels()[0]["state"], &channels()[2]["state"]),
+        (&json!("up"), &json!("up"))
+    );
     let ready = client.get("/health/ready").json();
     assert_eq!(
-        (&ready["status"], &ready["components"]["slack:failures"]["state"]),
+        (
+            &ready["status"],
+            &ready["components"]["slack:failures"]["state"]
+        ),
         (&json!("degraded"), &json!("paused"))
     );
-    assert_eq!(client.get("/payments/3").json()["notification"]["channel"], "failures");
+    assert_eq!(
+        client.get("/payments/3").json()["notification"]["channel"],
+        "failures"
+    );
     failures.answer_with(|_, _| Answer::Ok);
-    assert_eq!(client.post_json("/admin/channels/nobody/resume", &Value::Null).status, 404);
-    assert_eq!(client.post_json("/admin/channels/failures/resume", &Value::Null).status, 202);
+    assert_eq!(
+        client
+            .post_json("/admin/channels/nobody/resume", &Value::Null)
+            .status,
+        404
+    );
+    assert_eq!(
+        client
+            .post_json("/admin/channels/failures/resume", &Value::Null)
+            .status,
+        202
+    );
     wait_until("the failures", LIMIT, || failures.lines().len() == 2);
     assert!(payrelay.terminate().success());
-    assert!(!payrelay.log().contains("secret-token"), "{}", payrelay.log());
+    assert!(
+        !payrelay.log().contains("secret-token"),
+        "{}",
+        payrelay.log()
+    );
 }
 
 fn client_get(payrelay: &Payrelay, path: &str) -> Value {
@@ -741,39 +1006,103 @@ fn an_operator_skips_one_payment_of_a_paused_channel() {
     let slack = FakeSlack::start();
     let dir = tempfile::tempdir().unwrap();
     let url = slack.url();
-    let env = [("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str()), ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "1000")];
-    slack.answer_with(|_, text| if text.ends_with(" 1") || text.ends_with(" 2") { rejected() } else { Answer::Ok });
+    let env = [
+        ("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str()),
+        ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "1000"),
+    ];
+    slack.answer_with(|_, text| {
+        if text.ends_with(" 1") || text.ends_with(" 2") {
+            rejected()
+        } else {
+            Answer::Ok
+        }
+    });
     let payrelay = Payrelay::start(Options::new(dir.path(), &env));
     let mut client = Client::connect(payrelay.addr());
     let command = |args: &[&str]| {
         let args = args.iter().map(|arg| (*arg).into()).collect();
-        let output = run_to_exit(Options { args, ..Options::new(dir.path(), &env) });
-        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+        let output = run_to_exit(Options {
+            args,
+            ..Options::new(dir.path(), &env)
+        });
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap(),
+        )
     };
     let skip = json!({"reason": "Slack does not like it"});
-    assert_eq!(client.post_json("/admin/channels/default/skip", &skip).status, 409, "it is not paused");
-    assert_eq!(command(&["channels", "skip", "default", "--reason", "x"]).0, Some(1), "nor for the command");
+    assert_eq!(
+        client
+            .post_json("/admin/channels/default/skip", &skip)
+            .status,
+        409,
+        "it is not paused"
+    );
+    assert_eq!(
+        command(&["channels", "skip", "default", "--reason", "x"]).0,
+        Some(1),
+        "nor for the command"
+    );
     pay(&mut client, 1, 5, [1, 2, 3]);
-    let paused = |client: &mut Client| client.get("/admin/channels").json()["channels"][0]["state"] == "paused";
+    let paused = |client: &mut Client| {
+        client.get("/admin/channels").json()["channels"][0]["state"] == "paused"
+    };
     wait_until("the pause", LIMIT, || paused(&mut client));
-    for bad in [json!({}), json!({"reason": ""}), json!({"reason": "x", "more": 1})] {
-        assert_eq!(client.post_json("/admin/channels/default/skip", &bad).status, 422, "{bad}");
+    for bad in [
+        json!({}),
+        json!({"reason": ""}),
+        json!({"reason": "x", "more": 1}),
+    ] {
+        assert_eq!(
+            client
+                .post_json("/admin/channels/default/skip", &bad)
+                .status,
+            422,
+            "{bad}"
+        );
     }
-    assert_eq!(client.post_json("/admin/channels/nowhere/skip", &skip).status, 404);
-    assert_eq!(client.post_json("/admin/channels/default/skip", &skip).status, 202);
-    let letters = |client: &mut Client| client.get("/admin/dead-letters").json()["dead_letters"].clone();
-    wait_until("the first dead letter", LIMIT, || letters(&mut client).as_array().unwrap().len() == 1);
-    assert_eq!(letters(&mut client)[0]["reason"], "skipped by http: Slack does not like it");
-    let payments = |client: &mut Client| client.get("/payments/2").json()["notification"]["attempts"].as_u64();
+    assert_eq!(
+        client
+            .post_json("/admin/channels/nowhere/skip", &skip)
+            .status,
+        404
+    );
+    assert_eq!(
+        client
+            .post_json("/admin/channels/default/skip", &skip)
+            .status,
+        202
+    );
+    let letters =
+        |client: &mut Client| client.get("/admin/dead-letters").json()["dead_letters"].clone();
+    wait_until("the first dead letter", LIMIT, || {
+        letters(&mut client).as_array().unwrap().len() == 1
+    });
+    assert_eq!(
+        letters(&mut client)[0]["reason"],
+        "skipped by http: Slack does not like it"
+    );
+    let payments =
+        |client: &mut Client| client.get("/payments/2").json()["notification"]["attempts"].as_u64();
     wait_until("the next payment to be tried, and the pause", LIMIT, || {
         payments(&mut client) >= Some(1) && paused(&mut client)
     });
-    assert_eq!(command(&["channels", "skip", "nowhere", "--reason", "x"]).0, Some(1));
+    assert_eq!(
+        command(&["channels", "skip", "nowhere", "--reason", "x"]).0,
+        Some(1)
+    );
     let (code, said) = command(&["channels", "skip", "default", "--reason", "as well"]);
-    assert_eq!((code, said.as_str()), (Some(0), "event 2 is a dead letter\n"));
+    assert_eq!(
+        (code, said.as_str()),
+        (Some(0), "event 2 is a dead letter\n")
+    );
     wait_until("the third payment", LIMIT, || slack.lines().len() == 1);
     drop(payrelay);
-    assert_eq!(command(&["channels", "resume", "default"]).0, Some(75), "no payrelay runs");
+    assert_eq!(
+        command(&["channels", "resume", "default"]).0,
+        Some(75),
+        "no payrelay runs"
+    );
 }
 
 #[test]
@@ -796,12 +1125,15 @@ fn payments_that_wait_for_a_webhook_do_not_go_to_the_log_by_accident() {
         let refused = run_to_exit(Options::new(dir.path(), env));
         let error = String::from_utf8_lossy(&refused.stderr);
         assert!(
-            refused.status.code() == Some(78) && error.contains("50 payments wait for the channel default"),
+            refused.status.code() == Some(78)
+                && error.contains("50 payments wait for the channel default"),
             "{error}"
         );
     }
     let payrelay = Payrelay::start(Options::new(dir.path(), &[("PAYRELAY_SLACK_SINK", "log")]));
-    wait_until("the log to have them", LIMIT, || payrelay.count_in_log("delivered to this log only") == 50);
+    wait_until("the log to have them", LIMIT, || {
+        payrelay.count_in_log("delivered to this log only") == 50
+    });
 }
 
 #[test]
@@ -819,7 +1151,10 @@ fn what_waits_for_a_route_that_is_gone_is_told_by_another() {
     let refused = run_to_exit(Options::new(dir.path(), &[]));
     assert_eq!(refused.status.code(), Some(78), "it would go to the log");
     let url = slack.url();
-    let _payrelay = Payrelay::start(Options::new(dir.path(), &[("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str())]));
+    let _payrelay = Payrelay::start(Options::new(
+        dir.path(),
+        &[("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str())],
+    ));
     wait_until("the message", LIMIT, || slack.count() == 1);
 }
 
@@ -834,55 +1169,142 @@ fn dead_letters_are_listed_replayed_and_discarded() {
         ("PAYRELAY_SLACK_DIGEST_OVER", "1000"),
         ("PAYRELAY_SCHEDULER_INTERVAL", "50ms"),
     ];
-    slack.answer_with(|_, text| if text.ends_with(" 1") || text.ends_with(" 2") { rejected() } else { Answer::Ok });
+    slack.answer_with(|_, text| {
+        if text.ends_with(" 1") || text.ends_with(" 2") {
+            rejected()
+        } else {
+            Answer::Ok
+        }
+    });
     let mut payrelay = Payrelay::start(Options::new(dir.path(), &env));
     let mut client = Client::connect(payrelay.addr());
     for (refused, accepted) in [(1, 11), (2, 12)] {
         pay(&mut client, 1, 5, [refused]);
         pay(&mut client, 1, 5, [accepted]);
         wait_until("the pause, and an operator who ends it", LIMIT, || {
-            client.post_json("/admin/channels/default/skip", &json!({"reason": "rejected"})).status == 202
+            client
+                .post_json(
+                    "/admin/channels/default/skip",
+                    &json!({"reason": "rejected"}),
+                )
+                .status
+                == 202
         });
-        let delivered = || slack.lines().iter().any(|line| line.ends_with(&format!(" {accepted}")));
+        let delivered = || {
+            slack
+                .lines()
+                .iter()
+                .any(|line| line.ends_with(&format!(" {accepted}")))
+        };
         wait_until("the other message", LIMIT, delivered);
     }
-    let open = |client: &mut Client| client.get("/admin/dead-letters").json()["dead_letters"].clone();
-    wait_until("two dead letters", LIMIT, || open(&mut client).as_array().unwrap().len() == 2);
+    let open =
+        |client: &mut Client| client.get("/admin/dead-letters").json()["dead_letters"].clone();
+    wait_until("two dead letters", LIMIT, || {
+        open(&mut client).as_array().unwrap().len() == 2
+    });
     let letters = open(&mut client);
-    assert_eq!((&letters[0]["payment_id"], &letters[1]["payment_id"]), (&json!(1), &json!(3)), "{letters}");
+    assert_eq!(
+        (&letters[0]["payment_id"], &letters[1]["payment_id"]),
+        (&json!(1), &json!(3)),
+        "{letters}"
+    );
     assert_eq!(letters[0]["reason"], "skipped by http: rejected");
     wait_until("the sampler to count the dead letters", LIMIT, || {
         client.get("/health/ready").json()["pending"]["dead_letters"]["count"] == 2
     });
 
     slack.answer_with(|_, _| Answer::Ok);
-    let dry = client.post_json("/admin/dead-letters/1/replay?dry_run=true", &Value::Null).json();
-    assert_eq!((&dry["dry_run"], &dry["outcomes"][0]["outcome"]), (&json!(true), &json!("waits to be told again")));
-    assert_eq!(open(&mut client).as_array().unwrap().len(), 2, "a dry run changes nothing");
-    assert_eq!(client.post_json("/admin/dead-letters/1/replay", &Value::Null).status, 200);
-    wait_until("the replayed message", LIMIT, || slack.lines().iter().any(|line| line.starts_with("Payment 1 ")));
+    let dry = client
+        .post_json("/admin/dead-letters/1/replay?dry_run=true", &Value::Null)
+        .json();
+    assert_eq!(
+        (&dry["dry_run"], &dry["outcomes"][0]["outcome"]),
+        (&json!(true), &json!("waits to be told again"))
+    );
+    assert_eq!(
+        open(&mut client).as_array().unwrap().len(),
+        2,
+        "a dry run changes nothing"
+    );
+    assert_eq!(
+        client
+            .post_json("/admin/dead-letters/1/replay", &Value::Null)
+            .status,
+        200
+    );
+    wait_until("the replayed message", LIMIT, || {
+        slack
+            .lines()
+            .iter()
+            .any(|line| line.starts_with("Payment 1 "))
+    });
     let letter = client.get("/admin/dead-letters/1").json();
-    assert_eq!((&letter["state"], &letter["actions"][0]["origin"]), (&json!("REPLAYED"), &json!("http")), "{letter}");
-    assert_eq!(client.post_json("/admin/dead-letters/9/discard", &Value::Null).status, 404);
-    let page = "POST /admin/dead-letters/discard HTTP/1.1\r\nHost: localhost\r\nOrigin: https://evil.example\r\nContent-Length: 0\r\n\r\n";
+    assert_eq!(
+        (&letter["state"], &letter["actions"][0]["origin"]),
+        (&json!("REPLAYED"), &json!("http")),
+        "{letter}"
+    );
+    assert_eq!(
+        client
+            .post_json("/admin/dead-letters/9/discard", &Value::Null)
+            .status,
+        404
+    );
+    let page = "POST /admin/dead-letters/discard HTTP/1.1\r\nHost: localhost\r\nOrigin: \
+        https://evil.example\r\nContent-Length: 0\r\n\r\n";
     client.send_raw(page.as_bytes()).unwrap();
-    assert_eq!(client.read_response().status, 403, "a web page gives no orders");
+    assert_eq!(
+        client.read_response().status,
+        403,
+        "a web page gives no orders"
+    );
 
     let command = |args: &[&str]| {
-        let args = [&["dead-letters"], args].concat().into_iter().map(str::to_owned).collect();
-        let output = run_to_exit(Options { args, ..Options::new(dir.path(), &env) });
-        (output.status.code(), String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap())
+        let args = [&["dead-letters"], args]
+            .concat()
+            .into_iter()
+            .map(str::to_owned)
+            .collect();
+        let output = run_to_exit(Options {
+            args,
+            ..Options::new(dir.path(), &env)
+        });
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap(),
+        )
     };
     let (code, listed) = command(&["list"]);
     assert_eq!((code, listed.lines().count()), (Some(0), 1), "{listed}");
-    assert_eq!(command(&["discard", "2", "--dry-run"]), (Some(0), "would be: 2: discarded\n".into()));
-    assert_eq!(command(&["replay", "2"]), (Some(0), "2: waits to be told again\n".into()));
-    wait_until("the second message", LIMIT, || slack.lines().iter().any(|line| line.starts_with("Payment 3 ")));
-    assert_eq!(command(&["discard", "2"]), (Some(1), "2: nothing was done: it is REPLAYED\n".into()));
+    assert_eq!(
+        command(&["discard", "2", "--dry-run"]),
+        (Some(0), "would be: 2: discarded\n".into())
+    );
+    assert_eq!(
+        command(&["replay", "2"]),
+        (Some(0), "2: waits to be told again\n".into())
+    );
+    wait_until("the second message", LIMIT, || {
+        slack
+            .lines()
+            .iter()
+            .any(|line| line.starts_with("Payment 3 "))
+    });
+    assert_eq!(
+        command(&["discard", "2"]),
+        (Some(1), "2: nothing was done: it is REPLAYED\n".into())
+    );
     assert_eq!(command(&["replay"]).0, Some(64), "which?");
-    assert_eq!(command(&["replay", "7"]), (Some(1), "payrelay: there is no dead letter 7\n".into()));
+    assert_eq!(
+        command(&["replay", "7"]),
+        (Some(1), "payrelay: there is no dead letter 7\n".into())
+    );
     let all = client.get("/admin/dead-letters?all=true").json();
-    assert_eq!(all["dead_letters"][1]["actions"][0]["origin"], "command line", "{all}");
+    assert_eq!(
+        all["dead_letters"][1]["actions"][0]["origin"], "command line",
+        "{all}"
+    );
     assert!(payrelay.terminate().success());
 }
 
@@ -903,23 +1325,59 @@ fn a_dead_record_is_taken_when_it_is_known_and_stays_when_it_is_not() {
     };
     let records = [record(7, node.event_id(1)), record(8, "another-1".into())];
     let now = payrelay::clock::Timestamp::now();
-    let keep = move |tx: &Transaction<'_>| records.iter().try_for_each(|r| dead_letter::insert_record(tx, r, now));
+    let keep = move |tx: &Transaction<'_>| {
+        records
+            .iter()
+            .try_for_each(|r| dead_letter::insert_record(tx, r, now))
+    };
     database.store().write(keep).unwrap();
     let act = |action, which| {
         let node = node.clone();
         let order = move |tx: &Transaction<'_>| {
-            dead_letter::act(tx, Order { action, which, dry_run: false, node: &node, origin: "test", now })
+            dead_letter::act(
+                tx,
+                Order {
+                    action,
+                    which,
+                    dry_run: false,
+                    node: &node,
+                    origin: "test",
+                    now,
+                },
+            )
         };
         database.store().write(order).unwrap()
     };
     let outcomes = act(Action::Replay, Which::Open { after: 0, limit: 9 });
-    let said: Vec<_> = outcomes.iter().map(|outcome| (outcome.outcome.as_str(), outcome.resolved)).collect();
+    let said: Vec<_> = outcomes
+        .iter()
+        .map(|outcome| (outcome.outcome.as_str(), outcome.resolved))
+        .collect();
     let still = "still: its ce_id \"another-1\" is not one of this node's";
-    assert_eq!(said, [("taken: its delivery is PENDING", true), (still, false)]);
-    let open = || database.store().read(|connection| dead_letter::list(connection, true, 0, 9)).unwrap();
-    assert_eq!((open().len(), open()[0].id, open()[0].count, open()[0].actions.len()), (1, 2, 2, 1));
+    assert_eq!(
+        said,
+        [("taken: its delivery is PENDING", true), (still, false)]
+    );
+    let open = || {
+        database
+            .store()
+            .read(|connection| dead_letter::list(connection, true, 0, 9))
+            .unwrap()
+    };
+    assert_eq!(
+        (
+            open().len(),
+            open()[0].id,
+            open()[0].count,
+            open()[0].actions.len()
+        ),
+        (1, 2, 2, 1)
+    );
     assert_eq!(act(Action::Discard, Which::Id(2))[0].outcome, "discarded");
-    assert_eq!((open().len(), act(Action::Discard, Which::Id(3)).len()), (0, 0));
+    assert_eq!(
+        (open().len(), act(Action::Discard, Which::Id(3)).len()),
+        (0, 0)
+    );
 }
 
 #[test]
@@ -932,7 +1390,14 @@ fn a_payment_that_dies_again_is_the_same_letter() {
         let which = Which::Id(1);
         dead_letter::act(
             tx,
-            Order { action: Action::Replay, which, dry_run: false, node: &node, origin: "test", now },
+            Order {
+                action: Action::Replay,
+                which,
+                dry_run: false,
+                node: &node,
+                origin: "test",
+                now,
+            },
         )?;
         delivery::bury(tx, 1, Some("second"), now)?;
         // It is dead already.
@@ -940,7 +1405,10 @@ fn a_payment_that_dies_again_is_the_same_letter() {
         dead_letter::list(tx, true, 0, 9)
     };
     let letters = database.store().write(twice).unwrap();
-    assert_eq!((letters.len(), letters[0].count, letters[0].reason.as_str()), (1, 2, "second"));
+    assert_eq!(
+        (letters.len(), letters[0].count, letters[0].reason.as_str()),
+        (1, 2, "second")
+    );
     assert_eq!(letters[0].payment_id, Some(1));
 }
 
@@ -969,8 +1437,8 @@ fn what_was_answered_is_not_told_again_after_a_kill_and_what_was_not_is_counted(
     assert_eq!(told()["unknown_outcomes"], 1);
 }
 
-/// Slack takes twenty a second, and a fifth of the messages fails: every payment is told once, but for those whose answer was
-/// lost, in order for each user, and in the time that the limits allow.
+/// Slack takes twenty a second, and a fifth of the messages fails: every payment is told once, but
+/// for those whose answer was lost, in order for each user, and in the time that the limits allow.
 #[test]
 fn five_thousand_payments_at_a_limited_and_failing_slack() {
     const COUNT: i64 = 5000;
@@ -1003,7 +1471,10 @@ fn five_thousand_payments_at_a_limited_and_failing_slack() {
     });
     let dir = tempfile::tempdir().unwrap();
     let url = slack.url();
-    let env = [("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str()), ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "20")];
+    let env = [
+        ("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str()),
+        ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "20"),
+    ];
     let payrelay = Payrelay::start(Options::new(dir.path(), &env));
     let mut client = Client::connect(payrelay.addr());
     let started = Instant::now();
@@ -1017,22 +1488,51 @@ fn five_thousand_payments_at_a_limited_and_failing_slack() {
     }
     let paid = started.elapsed();
     let all = || slack.lines().len() >= usize::try_from(COUNT).unwrap();
-    // At twenty messages a second, a digest for each second of payments, and the backoff of a few failures in a row.
+    // At twenty messages a second, a digest for each second of payments, and the backoff of a few
+    // failures in a row.
     wait_until("every payment", Duration::from_secs(30), all);
-    println!("5,000 payments posted in {paid:.1?}, told after {:.1?} in {} messages", started.elapsed(), slack.count());
+    println!(
+        "5,000 payments posted in {paid:.1?}, told after {:.1?} in {} messages",
+        started.elapsed(),
+        slack.count()
+    );
 
     let lines = slack.lines();
     let id_of = |line: &str| line.split(' ').nth(1).unwrap().parse::<i64>().unwrap();
     let ids: BTreeSet<_> = lines.iter().map(|line| id_of(line)).collect();
     assert_eq!(ids, (1..=COUNT).collect(), "every payment is told");
-    assert_eq!(lines.len(), ids.len(), "what was lost here was never shown, so nothing shows twice");
+    assert_eq!(
+        lines.len(),
+        ids.len(),
+        "what was lost here was never shown, so nothing shows twice"
+    );
     assert!(!lost.lock().unwrap().is_empty());
-    assert_eq!(limited.load(Ordering::Relaxed), 0, "payrelay keeps the pace by itself");
-    assert_eq!(lines.iter().filter(|line| line.contains(" FAILED: ")).count(), 500);
+    assert_eq!(
+        limited.load(Ordering::Relaxed),
+        0,
+        "payrelay keeps the pace by itself"
+    );
+    assert_eq!(
+        lines
+            .iter()
+            .filter(|line| line.contains(" FAILED: "))
+            .count(),
+        500
+    );
     let mut newest: BTreeMap<&str, i64> = BTreeMap::new();
     for line in &lines {
-        let user = line.split("user ").nth(1).unwrap().split([' ', ',']).next().unwrap();
+        let user = line
+            .split("user ")
+            .nth(1)
+            .unwrap()
+            .split([' ', ','])
+            .next()
+            .unwrap();
         let before = newest.insert(user, id_of(line)).unwrap_or(0);
-        assert!(before < id_of(line), "user {user}: {before} before {}", id_of(line));
+        assert!(
+            before < id_of(line),
+            "user {user}: {before} before {}",
+            id_of(line)
+        );
     }
 }

@@ -15,7 +15,12 @@ fn sources(folder: &str) -> Vec<(String, String)> {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let name = path.strip_prefix(ROOT).unwrap().to_str().unwrap().to_owned();
+                let name = path
+                    .strip_prefix(ROOT)
+                    .unwrap()
+                    .to_str()
+                    .unwrap()
+                    .to_owned();
                 found.push((name, fs::read_to_string(&path).unwrap()));
             }
         }
@@ -26,8 +31,14 @@ fn sources(folder: &str) -> Vec<(String, String)> {
 
 /// The code of a file, without comments and without its unit tests, which are at its end.
 fn code(text: &str) -> String {
-    let body = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-    body.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+    let body = text
+        .split("#[cfg(test)]\nmod tests {")
+        .next()
+        .unwrap_or_default();
+    body.lines()
+        .map(|line| line.split("//").next().unwrap_or_default())
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// Every path, such as `tokio::time::Instant`, and every word.
@@ -39,8 +50,14 @@ fn paths(code: &str) -> impl Iterator<Item = &str> {
 #[test]
 fn libraries_are_named_in_their_own_place() {
     let http = ["src/http/"].as_slice();
-    let kafka =
-        ["src/kafka.rs", "src/kafka/", "src/publisher/kafka.rs", "src/consumer.rs", "src/topic_reader.rs"].as_slice();
+    let kafka = [
+        "src/kafka.rs",
+        "src/kafka/",
+        "src/publisher/kafka.rs",
+        "src/consumer.rs",
+        "src/topic_reader.rs",
+    ]
+    .as_slice();
     let both = [http, kafka].concat();
     let allowed = [
         ("hyper", http),
@@ -62,13 +79,22 @@ fn libraries_are_named_in_their_own_place() {
         ("clap", &["src/main.rs", "src/cli/"]),
         ("env_logger", &["src/cli/"]),
         ("signal_hook", &["src/main.rs"]),
-        ("rustix", &["src/main.rs", "src/cli/", "src/store/space.rs", "src/store/backup.rs"]),
+        (
+            "rustix",
+            &[
+                "src/main.rs",
+                "src/cli/",
+                "src/store/space.rs",
+                "src/store/backup.rs",
+            ],
+        ),
     ];
     for (file, text) in sources("src") {
         let code = code(&text);
         for (library, places) in &allowed {
             let prefix = format!("{library}::");
-            let named = paths(&code).any(|path| path.starts_with(&prefix)) || code.contains(&format!("use {library};"));
+            let named = paths(&code).any(|path| path.starts_with(&prefix))
+                || code.contains(&format!("use {library};"));
             assert!(
                 !named || places.iter().any(|place| file.starts_with(place)),
                 "{file} names {library}, which belongs in {places:?}"
@@ -83,7 +109,13 @@ fn runtimes_are_current_thread() {
     let mut made = Vec::new();
     for (file, text) in sources("src") {
         let code = code(&text);
-        for forbidden in ["new_multi_thread", "Runtime::new", "tokio::main", "spawn_blocking", "Handle::current"] {
+        for forbidden in [
+            "new_multi_thread",
+            "Runtime::new",
+            "tokio::main",
+            "spawn_blocking",
+            "Handle::current",
+        ] {
             assert!(!code.contains(forbidden), "{file} has {forbidden}");
         }
         if code.contains("new_current_thread") {
@@ -100,7 +132,10 @@ fn nothing_sleeps_and_nobody_else_exits_or_prints() {
     let sleep = ["thread::", "sleep"].concat();
     for (file, text) in sources("src") {
         let code = code(&text);
-        assert!(!code.contains(&sleep) && !code.contains("park_timeout"), "{file} sleeps");
+        assert!(
+            !code.contains(&sleep) && !code.contains("park_timeout"),
+            "{file} sleeps"
+        );
         let main = file == "src/main.rs";
         for word in ["process::exit", "println!", "eprintln!", "print!("] {
             assert!(main || !code.contains(word), "{file} has {word}");
@@ -119,8 +154,17 @@ fn nothing_sleeps_and_nobody_else_exits_or_prints() {
 fn sql_is_in_the_store() {
     for (file, text) in sources("src") {
         let code = code(&text);
-        for verb in ["SELECT ", "INSERT INTO", "UPDATE ", "DELETE FROM", "PRAGMA "] {
-            assert!(file.starts_with("src/store/") || !code.contains(verb), "{file} has {verb}");
+        for verb in [
+            "SELECT ",
+            "INSERT INTO",
+            "UPDATE ",
+            "DELETE FROM",
+            "PRAGMA ",
+        ] {
+            assert!(
+                file.starts_with("src/store/") || !code.contains(verb),
+                "{file} has {verb}"
+            );
         }
     }
 }
@@ -151,11 +195,13 @@ fn the_top_level_is_complete() {
     }
 }
 
-/// Each fault that was once found has a row in the table, and each test that the row names is there.
+/// Each fault that was once found has a row in the table, and each test that the row names is
+/// there.
 #[test]
 fn every_fault_names_its_tests() {
     let text = fs::read_to_string(Path::new(ROOT).join("docs/development/testing.md")).unwrap();
-    let numbers = |letter: char, last: u32| (1..=last).map(move |number| format!("{letter}{number}"));
+    let numbers =
+        |letter: char, last: u32| (1..=last).map(move |number| format!("{letter}{number}"));
     // E9 is about speed: the benchmarks show it.
     let faults: Vec<_> = numbers('A', 13)
         .chain(numbers('B', 10))
@@ -163,10 +209,17 @@ fn every_fault_names_its_tests() {
         .chain(numbers('D', 10))
         .chain(numbers('E', 15).filter(|fault| fault != "E9"))
         .collect();
-    let code: String = sources("src").into_iter().chain(sources("tests")).map(|(_, text)| text).collect();
+    let code: String = sources("src")
+        .into_iter()
+        .chain(sources("tests"))
+        .map(|(_, text)| text)
+        .collect();
     for fault in &faults {
-        let row = text.lines().find(|line| line.starts_with(&format!("| {fault} |")));
-        let row = row.unwrap_or_else(|| panic!("{fault} has no row in docs/development/testing.md"));
+        let row = text
+            .lines()
+            .find(|line| line.starts_with(&format!("| {fault} |")));
+        let row =
+            row.unwrap_or_else(|| panic!("{fault} has no row in docs/development/testing.md"));
         let tests = row.split('|').nth(2).unwrap_or_default();
         let names: Vec<_> = tests.split('`').skip(1).step_by(2).collect();
         assert!(!names.is_empty(), "{row}");

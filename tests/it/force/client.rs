@@ -1,4 +1,5 @@
-//! Clients that pay while everything around them fails: each repeats a request under its key until it is answered.
+//! Clients that pay while everything around them fails: each repeats a request under its key until
+//! it is answered.
 
 use std::collections::BTreeSet;
 use std::io::{self, BufReader, Write as _};
@@ -50,13 +51,19 @@ impl Clients {
             };
             thread::spawn(|| client.work())
         };
-        Self { workload: Arc::clone(workload), threads: (0..CLIENTS).map(start).collect() }
+        Self {
+            workload: Arc::clone(workload),
+            threads: (0..CLIENTS).map(start).collect(),
+        }
     }
 
     /// Ends them once their last requests are answered.
     pub fn join(self) -> Vec<Receipt> {
         self.workload.finished.store(true, Ordering::Relaxed);
-        self.threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        self.threads
+            .into_iter()
+            .flat_map(|thread| thread.join().unwrap())
+            .collect()
     }
 }
 
@@ -81,7 +88,10 @@ impl Client {
         let count = self.random.u64(1..=3);
         // Some are paid already.
         let reservations: BTreeSet<u64> = (0..count).map(|_| self.random.u64(0..200_000)).collect();
-        let list: Vec<Value> = reservations.iter().map(|id| json!({"reservation_id": id, "seat_price": 100})).collect();
+        let list: Vec<Value> = reservations
+            .iter()
+            .map(|id| json!({"reservation_id": id, "seat_price": 100}))
+            .collect();
         let body = json!({"user_id": user, "reservations": list}).to_string();
         let turn = self.workload.requests.fetch_add(1, Ordering::Relaxed);
         let request = format!(
@@ -93,12 +103,21 @@ impl Client {
         let answer = self.until_answered(&request);
         if self.random.u8(0..20) == 0 {
             let again = self.until_answered(&request);
-            assert_eq!(again, answer, "the same answer to the same key, byte for byte");
+            assert_eq!(
+                again, answer,
+                "the same answer to the same key, byte for byte"
+            );
         }
         let answer: Value = serde_json::from_slice(&answer).unwrap();
         let payments = answer["payments"].as_array().unwrap().iter();
-        let payments = payments.map(|payment| payment["id"].as_i64().unwrap()).collect();
-        Receipt { user, reservations, payments }
+        let payments = payments
+            .map(|payment| payment["id"].as_i64().unwrap())
+            .collect();
+        Receipt {
+            user,
+            reservations,
+            payments,
+        }
     }
 
     fn until_answered(&mut self, request: &str) -> Vec<u8> {
@@ -117,16 +136,30 @@ impl Client {
 
     fn ask(&mut self, request: &str) -> io::Result<(u16, Vec<u8>)> {
         if self.connection.is_none() {
-            let address = self.workload.address.lock().unwrap().ok_or(io::ErrorKind::NotConnected)?;
+            let address = self
+                .workload
+                .address
+                .lock()
+                .unwrap()
+                .ok_or(io::ErrorKind::NotConnected)?;
             let stream = TcpStream::connect(address)?;
             stream.set_nodelay(true)?;
             stream.set_read_timeout(Some(Duration::from_secs(20)))?;
             self.connection = Some(BufReader::new(stream));
         }
-        let connection = self.connection.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        let connection = self
+            .connection
+            .as_mut()
+            .ok_or(io::ErrorKind::NotConnected)?;
         connection.get_mut().write_all(request.as_bytes())?;
         let (line, headers) = read_head(connection)?.ok_or(io::ErrorKind::UnexpectedEof)?;
-        let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());
-        Ok((status.ok_or(io::ErrorKind::InvalidData)?, read_body(connection, &headers)?))
+        let status = line
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok());
+        Ok((
+            status.ok_or(io::ErrorKind::InvalidData)?,
+            read_body(connection, &headers)?,
+        ))
     }
 }

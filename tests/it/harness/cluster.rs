@@ -1,4 +1,5 @@
-//! A Kafka that can be taken away and given back: a real broker, or the client's fake one. One contract, both.
+//! A Kafka that can be taken away and given back: a real broker, or the client's fake one. One
+//! contract, both.
 
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -43,20 +44,30 @@ impl Fake {
         let (tell, told) = mpsc::channel();
         let (stop, stopped) = oneshot::channel::<()>();
         thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
             runtime.block_on(async {
                 let broker = FakeBroker::start().await.expect("the fake broker starts");
-                tell.send(Arc::new(broker)).expect("somebody has started it");
+                tell.send(Arc::new(broker))
+                    .expect("somebody has started it");
                 let _ = stopped.await;
             });
         });
-        Self { broker: told.recv().expect("the fake broker starts"), _stop: stop }
+        Self {
+            broker: told.recv().expect("the fake broker starts"),
+            _stop: stop,
+        }
     }
 
     /// Tells the ends of partitions so many times more, and then so many times not.
     pub fn refuse_ends(&self, after: u32, times: u32) {
-        self.broker.on_times(ApiKey::ListOffsets, after, |_| Control::Pass);
-        self.broker.on_times(ApiKey::ListOffsets, times, |_| Control::Error(ErrorCode::OffsetNotAvailable));
+        self.broker
+            .on_times(ApiKey::ListOffsets, after, |_| Control::Pass);
+        self.broker.on_times(ApiKey::ListOffsets, times, |_| {
+            Control::Error(ErrorCode::OffsetNotAvailable)
+        });
     }
 
     /// How often an end that it was asked for was refused, or told.
@@ -66,7 +77,9 @@ impl Fake {
 
     /// Takes nobody into a group, until it is healed.
     pub fn refuse_members(&self) {
-        self.broker.on(ApiKey::JoinGroup, |_| Control::Error(ErrorCode::CoordinatorNotAvailable));
+        self.broker.on(ApiKey::JoinGroup, |_| {
+            Control::Error(ErrorCode::CoordinatorNotAvailable)
+        });
     }
 
     pub fn heal(&self) {
@@ -76,7 +89,9 @@ impl Fake {
     /// A partition loses its end, as by an unclean election: everything but so many batches.
     pub fn cut_off(&self, topic: &str, partition: i32, batches: usize, end: i64) {
         self.broker.with_state(|state| {
-            let partition = state.partition_mut(topic, partition).expect("the partition is there");
+            let partition = state
+                .partition_mut(topic, partition)
+                .expect("the partition is there");
             partition.log.truncate(batches);
             partition.next_offset = end;
         });

@@ -1,6 +1,7 @@
 //! HTTP/1.1 by hand, for requests that a well-behaved client would never send.
 //!
-//! [`Client`] speaks to the product; [`read_head`] and [`read_body`] also serve the stand-in for Slack.
+//! [`Client`] speaks to the product; [`read_head`] and [`read_body`] also serve the stand-in for
+//! Slack.
 
 use serde_json::Value;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -30,8 +31,12 @@ impl Response {
     /// The body as JSON; panics with the whole response when it is something else.
     #[track_caller]
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body)
-            .unwrap_or_else(|error| panic!("not JSON ({error}): {self:?}, {}", String::from_utf8_lossy(&self.body)))
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| {
+            panic!(
+                "not JSON ({error}): {self:?}, {}",
+                String::from_utf8_lossy(&self.body)
+            )
+        })
     }
 
     /// The first header of that lower-case name.
@@ -43,13 +48,22 @@ impl Response {
 impl Client {
     #[track_caller]
     pub fn connect(address: SocketAddr) -> Client {
-        let stream = TcpStream::connect(address).unwrap_or_else(|error| panic!("connect to {address}: {error}"));
-        stream.set_read_timeout(Some(READ_TIMEOUT)).expect("the time-out is not zero");
-        stream.set_nodelay(true).expect("a fresh socket takes options");
-        Client { address, reader: BufReader::new(stream) }
+        let stream = TcpStream::connect(address)
+            .unwrap_or_else(|error| panic!("connect to {address}: {error}"));
+        stream
+            .set_read_timeout(Some(READ_TIMEOUT))
+            .expect("the time-out is not zero");
+        stream
+            .set_nodelay(true)
+            .expect("a fresh socket takes options");
+        Client {
+            address,
+            reader: BufReader::new(stream),
+        }
     }
 
-    /// Sends the bytes as they are. An error is for the test to judge: a server may close on bad input.
+    /// Sends the bytes as they are. An error is for the test to judge: a server may close on bad
+    /// input.
     pub fn send_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.reader.get_mut().write_all(bytes)
     }
@@ -71,16 +85,26 @@ impl Client {
     /// The next status line and headers, without a body: for a 1xx, and for the answer to a HEAD.
     #[track_caller]
     pub fn read_interim(&mut self) -> Response {
-        let head = read_head(&mut self.reader).unwrap_or_else(|error| panic!("read a response: {error}"));
+        let head =
+            read_head(&mut self.reader).unwrap_or_else(|error| panic!("read a response: {error}"));
         let (line, headers) = head.expect("a response, but the server closed the connection");
-        let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let status = line
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok());
         let status = status.unwrap_or_else(|| panic!("not a status line: {line:?}"));
-        Response { status, headers, body: Vec::new() }
+        Response {
+            status,
+            headers,
+            body: Vec::new(),
+        }
     }
 
     #[track_caller]
     fn read_response_body(&mut self, response: &Response) -> Vec<u8> {
-        let framed = response.header("content-length").or(response.header("transfer-encoding"));
+        let framed = response
+            .header("content-length")
+            .or(response.header("transfer-encoding"));
         let body = if framed.is_some() {
             read_body(&mut self.reader, &response.headers)
         } else {
@@ -90,7 +114,8 @@ impl Client {
         body.unwrap_or_else(|error| panic!("read the body of {response:?}: {error}"))
     }
 
-    /// Whether the server has closed the connection: waits for that, or for a byte, or for the time-out.
+    /// Whether the server has closed the connection: waits for that, or for a byte, or for the
+    /// time-out.
     pub fn closed_by_server(&mut self) -> bool {
         loop {
             match self.reader.fill_buf() {
@@ -103,14 +128,22 @@ impl Client {
 
     #[track_caller]
     pub fn get(&mut self, path: &str) -> Response {
-        self.send(&format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.address))
+        self.send(&format!(
+            "GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n",
+            self.address
+        ))
     }
 
     #[track_caller]
     pub fn post_json(&mut self, path: &str, body: &Value) -> Response {
-        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let body = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
         self.send(&format!(
-            "POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            "POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Type: \
+                application/json\r\nContent-Length: {}\r\n\r\n{body}",
             self.address,
             body.len(),
         ))
@@ -125,7 +158,8 @@ impl Client {
     }
 }
 
-/// The first line and the headers (names in lower case) of a message; none when the peer has closed.
+/// The first line and the headers (names in lower case) of a message; none when the peer has
+/// closed.
 pub fn read_head(reader: &mut impl BufRead) -> io::Result<Option<(String, Headers)>> {
     let first = match read_line(reader) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
@@ -144,7 +178,9 @@ pub fn read_head(reader: &mut impl BufRead) -> io::Result<Option<(String, Header
 
 /// The body that the headers announce: chunked, or of a stated length, or none.
 pub fn read_body(reader: &mut impl BufRead, headers: &[(String, String)]) -> io::Result<Vec<u8>> {
-    if header(headers, "transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) {
+    if header(headers, "transfer-encoding")
+        .is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"))
+    {
         return read_chunks(reader);
     }
     let length = header(headers, "content-length").unwrap_or("0");
@@ -171,8 +207,9 @@ fn read_chunks(reader: &mut impl BufRead) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Reads what comes next. A socket with a time-out is also interrupted where a process is stopped and goes on, or frozen
-/// (<https://man7.org/linux/man-pages/man7/signal.7.html>): that is no answer.
+/// Reads what comes next. A socket with a time-out is also interrupted where a process is stopped
+/// and goes on, or frozen (<https://man7.org/linux/man-pages/man7/signal.7.html>): that is no
+/// answer.
 pub fn read_on(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         match reader.read(buffer) {

@@ -1,8 +1,10 @@
-//! A real Apache Kafka broker, without Docker: the jars come once from Maven Central, the rest is Java.
+//! A real Apache Kafka broker, without Docker: the jars come once from Maven Central, the rest is
+//! Java.
 //!
-//! One KRaft node on 127.0.0.1 with three listeners: CLIENT for the product, which a test may advertise
-//! through a proxy; INSIDE for the broker itself and for a test that looks past that proxy; CONTROLLER. One that is
-//! started with [`Broker::start_secure`] has four more, behind TLS and SASL.
+//! One KRaft node on 127.0.0.1 with three listeners: CLIENT for the product, which a test may
+//! advertise through a proxy; INSIDE for the broker itself and for a test that looks past that
+//! proxy; CONTROLLER. One that is started with [`Broker::start_secure`] has four more, behind TLS
+//! and SASL.
 
 use super::leash::Leashed;
 use super::listen::free_port;
@@ -24,11 +26,18 @@ const START_LIMIT: Duration = Duration::from_mins(1);
 /// What the broker logs once it is unfenced and answers requests; the ports are open long before.
 const SERVES: &str = "Kafka Server started";
 
-/// Lives short: the fast compiler and the plainest collector start soonest. The archive of loaded classes
-/// halves the start; a JVM that it does not suit goes on without it. The log tells only of the broker.
-/// Under a benchmark it lives long, and is to be as fast as anybody's.
+/// Lives short: the fast compiler and the plainest collector start soonest. The archive of loaded
+/// classes halves the start; a JVM that it does not suit goes on without it. The log tells only of
+/// the broker. Under a benchmark it lives long, and is to be as fast as anybody's.
 const JVM: &[&str] = if cfg!(test) {
-    &["-Xms256m", "-Xmx768m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-Xlog:disable"]
+    &[
+        "-Xms256m",
+        "-Xmx768m",
+        "-XX:+UseSerialGC",
+        "-XX:TieredStopAtLevel=1",
+        "-Xshare:auto",
+        "-Xlog:disable",
+    ]
 } else {
     &["-Xms512m", "-Xmx1g", "-Xlog:disable"]
 };
@@ -45,7 +54,8 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Starts a broker of a version on Maven Central, such as "4.4.0" or "3.9.2", and waits until it serves.
+    /// Starts a broker of a version on Maven Central, such as "4.4.0" or "3.9.2", and waits until
+    /// it serves.
     pub fn start(version: &str) -> Broker {
         let home = installed(version);
         retry_taken_ports(|| {
@@ -55,7 +65,8 @@ impl Broker {
         })
     }
 
-    /// Starts a broker that sends its clients to a proxy: who bootstraps through the proxy stays on it.
+    /// Starts a broker that sends its clients to a proxy: who bootstraps through the proxy stays on
+    /// it.
     pub fn start_behind_proxy(version: &str) -> (Broker, Proxy) {
         let home = installed(version);
         retry_taken_ports(|| {
@@ -69,7 +80,9 @@ impl Broker {
     /// Starts a broker that sends its clients to this address, whatever is there.
     pub fn start_advertising(version: &str, advertised: &str) -> Broker {
         let home = installed(version);
-        retry_taken_ports(|| Broker::boot(&home, Ports::choose(), advertised.to_owned(), USE_ARCHIVE))
+        retry_taken_ports(|| {
+            Broker::boot(&home, Ports::choose(), advertised.to_owned(), USE_ARCHIVE)
+        })
     }
 
     /// Starts a broker that also has listeners behind TLS and SASL.
@@ -81,13 +94,17 @@ impl Broker {
             let scratch = scratch();
             secure.authority.write(scratch.path());
             let data = scratch.path().join("data");
-            let properties = ports.properties(&ports.client(), &data, &secure.listeners(scratch.path()));
+            let properties =
+                ports.properties(&ports.client(), &data, &secure.listeners(scratch.path()));
             let file = scratch.path().join("server.properties");
             fs::write(&file, properties).expect("a fresh directory is writable");
             format(&home, &file, &["SCRAM-SHA-256", "SCRAM-SHA-512"]);
             drop(held);
             let advertised = ports.client();
-            Ok((Broker::run(&home, ports, advertised, scratch, USE_ARCHIVE)?, secure))
+            Ok((
+                Broker::run(&home, ports, advertised, scratch, USE_ARCHIVE)?,
+                secure,
+            ))
         })
     }
 
@@ -115,24 +132,34 @@ impl Broker {
     pub fn restart(&mut self) {
         self.kill();
         self.jvm = spawn(&self.home, self.scratch.path(), USE_ARCHIVE);
-        self.wait_until_it_serves().unwrap_or_else(|failure| failure.panic());
+        self.wait_until_it_serves()
+            .unwrap_or_else(|failure| failure.panic());
     }
 
-    /// SIGTERM: the broker closes its files, and does not look for damage in them at the next start.
+    /// SIGTERM: the broker closes its files, and does not look for damage in them at the next
+    /// start.
     pub fn stop(&mut self) {
         self.jvm.terminate(START_LIMIT);
     }
 
-    /// Changes one byte of a data batch, on the disk of a broker that was stopped: its checksum does not fit any more.
-    /// `choose` gets the number of batches, and returns the index of one. Returns the batch's offsets, if there is a batch.
+    /// Changes one byte of a data batch, on the disk of a broker that was stopped: its checksum
+    /// does not fit any more. `choose` gets the number of batches, and returns the index of one.
+    /// Returns the batch's offsets, if there is a batch.
     pub fn corrupt(
         &self,
         topic: &str,
         partition: i32,
         choose: impl FnOnce(usize) -> usize,
     ) -> Option<RangeInclusive<i64>> {
-        let folder = self.scratch.path().join(format!("data/{topic}-{partition}"));
-        let mut segments: Vec<PathBuf> = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).collect();
+        let folder = self
+            .scratch
+            .path()
+            .join(format!("data/{topic}-{partition}"));
+        let mut segments: Vec<PathBuf> = fs::read_dir(folder)
+            .ok()?
+            .flatten()
+            .map(|entry| entry.path())
+            .collect();
         segments.retain(|path| path.extension().is_some_and(|extension| extension == "log"));
         let path = segments.into_iter().max()?;
         let mut bytes = fs::read(&path).expect("a stopped broker's log can be read");
@@ -146,17 +173,36 @@ impl Broker {
 
     fn boot(home: &Path, ports: Ports, advertised: String, flag: &str) -> Result<Broker, Failure> {
         let scratch = scratch();
-        let properties = ports.properties(&advertised, &scratch.path().join("data"), &Listeners::default());
-        fs::write(scratch.path().join("server.properties"), properties).expect("a fresh directory is writable");
+        let properties = ports.properties(
+            &advertised,
+            &scratch.path().join("data"),
+            &Listeners::default(),
+        );
+        fs::write(scratch.path().join("server.properties"), properties)
+            .expect("a fresh directory is writable");
         let mut copy = Command::new("cp");
-        copy.arg("-r").arg(home.join("formatted")).arg(scratch.path().join("data"));
+        copy.arg("-r")
+            .arg(home.join("formatted"))
+            .arg(scratch.path().join("data"));
         run(&mut copy);
         Broker::run(home, ports, advertised, scratch, flag)
     }
 
-    fn run(home: &Path, ports: Ports, advertised: String, scratch: TempDir, flag: &str) -> Result<Broker, Failure> {
+    fn run(
+        home: &Path,
+        ports: Ports,
+        advertised: String,
+        scratch: TempDir,
+        flag: &str,
+    ) -> Result<Broker, Failure> {
         let jvm = spawn(home, scratch.path(), flag);
-        let mut broker = Broker { home: home.to_owned(), ports, advertised, scratch, jvm };
+        let mut broker = Broker {
+            home: home.to_owned(),
+            ports,
+            advertised,
+            scratch,
+            jvm,
+        };
         broker.wait_until_it_serves()?;
         Ok(broker)
     }
@@ -166,13 +212,20 @@ impl Broker {
         // The closure ends by itself at the deadline, to hand out the log.
         wait_for("a broker that starts or fails", START_LIMIT * 2, || {
             let exit = self.jvm.try_exit();
-            let log = fs::read_to_string(self.scratch.path().join("broker.log")).unwrap_or_default();
+            let log =
+                fs::read_to_string(self.scratch.path().join("broker.log")).unwrap_or_default();
             if let Some(status) = exit {
-                Some(Err(Failure { what: format!("the broker ended ({status})"), log }))
+                Some(Err(Failure {
+                    what: format!("the broker ended ({status})"),
+                    log,
+                }))
             } else if log.contains(SERVES) && TcpStream::connect(self.ports.client()).is_ok() {
                 Some(Ok(()))
             } else if Instant::now() > deadline {
-                Some(Err(Failure { what: format!("no broker within {START_LIMIT:?}"), log }))
+                Some(Err(Failure {
+                    what: format!("no broker within {START_LIMIT:?}"),
+                    log,
+                }))
             } else {
                 None
             }
@@ -183,13 +236,19 @@ impl Broker {
 /// Where each batch of records begins, and its offsets. Markers of transactions are left out.
 fn data_batches(bytes: &[u8]) -> Vec<(usize, RangeInclusive<i64>)> {
     let number = |at: usize, length: usize| {
-        bytes.get(at..at + length).map(|part| part.iter().fold(0_i64, |sum, byte| sum << 8 | i64::from(*byte)))
+        bytes.get(at..at + length).map(|part| {
+            part.iter()
+                .fold(0_i64, |sum, byte| sum << 8 | i64::from(*byte))
+        })
     };
     let mut found = Vec::new();
     let mut at = 0;
-    while let (Some(base), Some(length), Some(attributes), Some(last)) =
-        (number(at, 8), number(at + 8, 4), number(at + 21, 2), number(at + 23, 4))
-    {
+    while let (Some(base), Some(length), Some(attributes), Some(last)) = (
+        number(at, 8),
+        number(at + 8, 4),
+        number(at + 21, 2),
+        number(at + 23, 4),
+    ) {
         const CONTROL: i64 = 0x20;
         if length == 0 {
             break;
@@ -211,17 +270,20 @@ impl Drop for Broker {
 
 /// Not in /tmp: should anything stay behind, `cargo clean` takes it.
 fn scratch() -> TempDir {
-    TempDir::with_prefix_in("kafka-", env!("CARGO_TARGET_TMPDIR")).expect("the target directory is writable")
+    TempDir::with_prefix_in("kafka-", env!("CARGO_TARGET_TMPDIR"))
+        .expect("the target directory is writable")
 }
 
-/// The JVM of a broker whose files are in `scratch`. The class path is relative, because the archive of
-/// classes names it and must outlive the renaming of `home`.
+/// The JVM of a broker whose files are in `scratch`. The class path is relative, because the
+/// archive of classes names it and must outlive the renaming of `home`.
 fn spawn(home: &Path, scratch: &Path, flag: &str) -> Leashed {
     let log = File::create(scratch.join("broker.log")).expect("a fresh directory is writable");
     let mut java = Leashed::command_with_scratch("java", scratch);
     java.args(JVM).args([flag, "-cp", "libs/*", "kafka.Kafka"]);
-    java.arg(scratch.join("server.properties")).current_dir(home);
-    java.stdout(log.try_clone().expect("a descriptor is left")).stderr(log);
+    java.arg(scratch.join("server.properties"))
+        .current_dir(home);
+    java.stdout(log.try_clone().expect("a descriptor is left"))
+        .stderr(log);
     Leashed::spawn(java)
 }
 
@@ -239,7 +301,8 @@ impl Failure {
     }
 }
 
-/// Between the choice of ports and the start of the broker another process may take one: once is bad luck.
+/// Between the choice of ports and the start of the broker another process may take one: once is
+/// bad luck.
 fn retry_taken_ports<T>(attempt: impl Fn() -> Result<T, Failure>) -> T {
     let result = match attempt() {
         Err(failure) if failure.log.contains("Address already in use") => attempt(),
@@ -258,9 +321,17 @@ impl Ports {
     fn choose() -> Ports {
         // All three are held until the last is chosen.
         let listeners = [free_port(), free_port(), free_port()];
-        let [client, inside, controller] =
-            listeners.each_ref().map(|listener| listener.local_addr().expect("a bound listener has an address").port());
-        Ports { client, inside, controller }
+        let [client, inside, controller] = listeners.each_ref().map(|listener| {
+            listener
+                .local_addr()
+                .expect("a bound listener has an address")
+                .port()
+        });
+        Ports {
+            client,
+            inside,
+            controller,
+        }
     }
 
     fn client(&self) -> String {
@@ -268,11 +339,20 @@ impl Ports {
     }
 
     fn properties(&self, advertised: &str, data: &Path, more: &Listeners) -> String {
-        let Ports { client, inside, controller } = self;
-        let Listeners { bound, advertised: more_advertised, protocols, settings } = more;
+        let Ports {
+            client,
+            inside,
+            controller,
+        } = self;
+        let Listeners {
+            bound,
+            advertised: more_advertised,
+            protocols,
+            settings,
+        } = more;
         let data = data.display();
-        // The session is short because a broker killed with -9 stays fenced until its old session ends,
-        // and not shorter because a test machine may stop for a second.
+        // The session is short because a broker killed with -9 stays fenced until its old session
+        // ends, and not shorter because a test machine may stop for a second.
         format!(
             "process.roles=broker,controller
 node.id=1
@@ -309,23 +389,32 @@ fn installed(version: &str) -> PathBuf {
     static JAVA: OnceLock<()> = OnceLock::new();
     let _turn = lock(&FETCH);
     JAVA.get_or_init(require_java);
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("target/tmp is in target");
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .parent()
+        .expect("target/tmp is in target");
     let kafka = target.join("kafka");
     let home = kafka.join(version);
     if home.is_dir() {
         return home;
     }
     fs::create_dir_all(&kafka).expect("the target directory is writable");
-    let staging = TempDir::with_prefix_in(format!("{version}-"), &kafka).expect("kafka/ is writable");
+    let staging =
+        TempDir::with_prefix_in(format!("{version}-"), &kafka).expect("kafka/ is writable");
     fetch(version, staging.path());
-    let properties = Ports::choose().properties("127.0.0.1:1", Path::new("formatted"), &Listeners::default());
+    let properties =
+        Ports::choose().properties("127.0.0.1:1", Path::new("formatted"), &Listeners::default());
     let file = staging.path().join("format.properties");
     fs::write(&file, properties).expect("a fresh directory is writable");
     format(staging.path(), &file, &[]);
     archive_classes(staging.path());
     // Whole or not at all; when another test process was faster, its home is as good.
     if let Err(error) = fs::rename(staging.path(), &home) {
-        assert!(home.is_dir(), "rename {} to {}: {error}", staging.path().display(), home.display());
+        assert!(
+            home.is_dir(),
+            "rename {} to {}: {error}",
+            staging.path().display(),
+            home.display()
+        );
     }
     home
 }
@@ -346,18 +435,24 @@ fn fetch(version: &str, home: &Path) {
     fs::write(home.join("pom.xml"), pom).expect("a fresh directory is writable");
     let mut maven = Command::new("mvn");
     maven.args(["-B", "-q", "dependency:copy-dependencies"]);
-    maven.args(["-DincludeScope=runtime", "-DoutputDirectory=libs"]).current_dir(home);
+    maven
+        .args(["-DincludeScope=runtime", "-DoutputDirectory=libs"])
+        .current_dir(home);
     run(&mut maven);
 }
 
-/// Makes the data directory that a file of properties names. It holds no port and no path, so one formatted copy
-/// serves every broker of its version; one with users is made for each broker.
+/// Makes the data directory that a file of properties names. It holds no port and no path, so one
+/// formatted copy serves every broker of its version; one with users is made for each broker.
 fn format(home: &Path, properties: &Path, scram: &[&str]) {
     let mut java = Command::new("java");
-    java.args(JVM).args(["-cp", "libs/*", "kafka.tools.StorageTool", "format"]);
-    java.args(["-t", "cGF5cmVsYXktdGVzdHMtMQ", "-c"]).arg(properties).current_dir(home);
+    java.args(JVM)
+        .args(["-cp", "libs/*", "kafka.tools.StorageTool", "format"]);
+    java.args(["-t", "cGF5cmVsYXktdGVzdHMtMQ", "-c"])
+        .arg(properties)
+        .current_dir(home);
     for mechanism in scram {
-        java.arg("--add-scram").arg(format!("{mechanism}=[name={USER},password={PASSWORD}]"));
+        java.arg("--add-scram")
+            .arg(format!("{mechanism}=[name={USER},password={PASSWORD}]"));
     }
     run(&mut java);
 }
@@ -373,11 +468,18 @@ fn archive_classes(home: &Path) {
 }
 
 fn require_java() {
-    let version = String::from_utf8_lossy(&run(Command::new("java").arg("-version")).stderr).into_owned();
+    let version =
+        String::from_utf8_lossy(&run(Command::new("java").arg("-version")).stderr).into_owned();
     // `openjdk version "17.0.15" 2025-04-15`, and "1.8.0_402" in the old days.
-    let number = version.split('"').nth(1).and_then(|quoted| quoted.split(['.', '-', '_']).next());
+    let number = version
+        .split('"')
+        .nth(1)
+        .and_then(|quoted| quoted.split(['.', '-', '_']).next());
     let major = number.and_then(|number| number.parse::<u32>().ok());
-    assert!(major >= Some(17), "Kafka needs Java 17 or later, and `java -version` says:\n{version}\n{INSTALL}");
+    assert!(
+        major >= Some(17),
+        "Kafka needs Java 17 or later, and `java -version` says:\n{version}\n{INSTALL}"
+    );
 }
 
 const INSTALL: &str = "The tests run a real Kafka. Install what it needs: \
@@ -385,10 +487,20 @@ const INSTALL: &str = "The tests run a real Kafka. Install what it needs: \
 
 fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap_or_else(|error| match error.kind() {
-        ErrorKind::NotFound => panic!("{} is not installed. {INSTALL}", command.get_program().display()),
+        ErrorKind::NotFound => panic!(
+            "{} is not installed. {INSTALL}",
+            command.get_program().display()
+        ),
         _ => panic!("{command:?}: {error}"),
     });
-    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{command:?}: {}\n{stdout}\n{stderr}", output.status);
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{stdout}\n{stderr}",
+        output.status
+    );
     output
 }

@@ -1,8 +1,9 @@
 //! Child processes that cannot outlive the test process, however it ends.
 //!
-//! Drop is not enough: statics are never dropped, and a killed test process drops nothing. So each child
-//! is started by a shell that leaves a watcher behind and then becomes the child. The watcher reads a pipe
-//! whose other end only this process holds: a line lets it go, the end of the pipe makes it kill the child.
+//! Drop is not enough: statics are never dropped, and a killed test process drops nothing. So each
+//! child is started by a shell that leaves a watcher behind and then becomes the child. The watcher
+//! reads a pipe whose other end only this process holds: a line lets it go, the end of the pipe
+//! makes it kill the child.
 
 use super::wait_for;
 use std::ffi::OsStr;
@@ -12,9 +13,9 @@ use std::path::Path;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-/// `$$` is the shell, and after `exec` the child: the pid that the test knows is the program itself.
-/// The watcher closes its output, so that the end of the child is the end of the child's pipes.
-/// `$0` is a directory that nobody else is left to remove, or empty.
+/// `$$` is the shell, and after `exec` the child: the pid that the test knows is the program
+/// itself. The watcher closes its output, so that the end of the child is the end of the child's
+/// pipes. `$0` is a directory that nobody else is left to remove, or empty.
 const SCRIPT: &str = r#"exec 3<&0 </dev/null
 (read -r line <&3 || { kill -9 $$; rm -rf -- "$0"; }) >/dev/null 2>&1 &
 exec "$@" 3<&-"#;
@@ -31,7 +32,8 @@ impl Leashed {
         Leashed::command_with_scratch(program, Path::new(""))
     }
 
-    /// The same for a child whose directory `scratch` is to go with it, should this process just die.
+    /// The same for a child whose directory `scratch` is to go with it, should this process just
+    /// die.
     pub fn command_with_scratch(program: impl AsRef<OsStr>, scratch: &Path) -> Command {
         let mut command = Command::new("sh");
         command.args(["-c", SCRIPT]).arg(scratch).arg(program);
@@ -51,17 +53,27 @@ impl Leashed {
     }
 
     pub fn take_stdout(&mut self) -> ChildStdout {
-        self.child.stdout.take().expect("stdout is a pipe that nobody has taken")
+        self.child
+            .stdout
+            .take()
+            .expect("stdout is a pipe that nobody has taken")
     }
 
     pub fn take_stderr(&mut self) -> ChildStderr {
-        self.child.stderr.take().expect("stderr is a pipe that nobody has taken")
+        self.child
+            .stderr
+            .take()
+            .expect("stderr is a pipe that nobody has taken")
     }
 
     /// The status of a child that has ended, and none while it runs.
     pub fn try_exit(&mut self) -> Option<ExitStatus> {
-        let status = self.child.try_wait().expect("our own child can be waited for")?;
-        // The pid may now go to another process: the watcher must not kill it. It may have left already.
+        let status = self
+            .child
+            .try_wait()
+            .expect("our own child can be waited for")?;
+        // The pid may now go to another process: the watcher must not kill it. It may have left
+        // already.
         let _ = self.watcher.write_all(b"\n");
         Some(status)
     }
@@ -71,8 +83,13 @@ impl Leashed {
     pub fn signal(&self, name: &str) {
         let pid = self.id();
         // The shell's own kill: a small image may have no other.
-        let sent = Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status();
-        assert!(sent.is_ok_and(|status| status.success()), "SIG{name} to {pid}, which may have ended");
+        let sent = Command::new("sh")
+            .args(["-c", &format!("kill -{name} {pid}")])
+            .status();
+        assert!(
+            sent.is_ok_and(|status| status.success()),
+            "SIG{name} to {pid}, which may have ended"
+        );
     }
 
     /// SIGTERM, and the status of the exit that follows within `limit`.
@@ -80,7 +97,9 @@ impl Leashed {
     pub fn terminate(&mut self, limit: Duration) -> ExitStatus {
         let pid = self.id();
         self.signal("TERM");
-        wait_for(&format!("the exit of {pid} after SIGTERM"), limit, || self.try_exit())
+        wait_for(&format!("the exit of {pid} after SIGTERM"), limit, || {
+            self.try_exit()
+        })
     }
 
     /// SIGKILL, at once, and the child is gone on return. Does nothing to a child that has ended.

@@ -1,4 +1,5 @@
-//! The listening half of the stand-ins: a port that stays theirs, a thread a connection, a bounded end.
+//! The listening half of the stand-ins: a port that stays theirs, a thread a connection, a bounded
+//! end.
 
 use super::lock;
 use socket2::SockRef;
@@ -8,13 +9,14 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
-/// Below the ports that systems give to outgoing connections: while a server of ours is down, nobody
-/// takes its port by accident, and a client that retries there cannot end up connected to itself.
+/// Below the ports that systems give to outgoing connections: while a server of ours is down,
+/// nobody takes its port by accident, and a client that retries there cannot end up connected to
+/// itself.
 const FIRST_PORT: u16 = 20_000;
 const PORTS: u16 = 12_000;
 
-/// A listener on a port that no one else in this process was given. Another process can only take it
-/// between the closing of this listener and the next bind of the port.
+/// A listener on a port that no one else in this process was given. Another process can only take
+/// it between the closing of this listener and the next bind of the port.
 pub fn free_port() -> TcpListener {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Test processes that run at once begin at different places.
@@ -44,13 +46,23 @@ struct Connections {
 }
 
 impl Server {
-    pub fn start(listener: TcpListener, serve: impl Fn(&TcpStream) + Send + Sync + 'static) -> Server {
-        let (listener, connections) = (Arc::new(listener), Arc::new(Mutex::new(Connections::default())));
+    pub fn start(
+        listener: TcpListener,
+        serve: impl Fn(&TcpStream) + Send + Sync + 'static,
+    ) -> Server {
+        let (listener, connections) = (
+            Arc::new(listener),
+            Arc::new(Mutex::new(Connections::default())),
+        );
         let accepting = thread::spawn({
             let (listener, connections) = (Arc::clone(&listener), Arc::clone(&connections));
             move || accept(&listener, &connections, &Arc::new(serve))
         });
-        Server { listener, connections, accepting: Some(accepting) }
+        Server {
+            listener,
+            connections,
+            accepting: Some(accepting),
+        }
     }
 }
 
@@ -82,9 +94,9 @@ impl Drop for Server {
     /// Refuses new connections, closes the open ones, and waits for their threads.
     fn drop(&mut self) {
         lock(&self.connections).stopping = true;
-        // Ends the accept, and the listening of every copy: a test beside this one may be starting a process, which has a
-        // copy of each descriptor until its exec. Closing ours alone would leave the port taken, and a peer in a queue that
-        // nobody works off.
+        // Ends the accept, and the listening of every copy: a test beside this one may be starting
+        // a process, which has a copy of each descriptor until its exec. Closing ours alone would
+        // leave the port taken, and a peer in a queue that nobody works off.
         let _ = SockRef::from(&*self.listener).shutdown(Shutdown::Both);
         if let Some(accepting) = self.accepting.take() {
             let _ = accepting.join();

@@ -1,7 +1,8 @@
 //! What the tests stand on: a real Kafka, a stand-in for Slack, a hostile network, the real binary.
 //!
-//! Everything here talks over real sockets of 127.0.0.1 and ends with its owner: dropping a value stops
-//! its threads and processes, and a process also dies with a test run that never came to drop it.
+//! Everything here talks over real sockets of 127.0.0.1 and ends with its owner: dropping a value
+//! stops its threads and processes, and a process also dies with a test run that never came to drop
+//! it.
 
 pub mod cluster;
 pub mod hostile;
@@ -22,7 +23,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Between two looks at a condition: short beside what tests wait for, long beside the cost of a look.
+/// Between two looks at a condition: short beside what tests wait for, long beside the cost of a
+/// look.
 const POLL: Duration = Duration::from_millis(3);
 
 /// Waits until `condition` holds, and panics with `what` when it does not within `limit`.
@@ -36,12 +38,16 @@ pub fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bo
 pub fn wait_for<T>(what: &str, limit: Duration, mut poll: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
-        // Read before the look, so that a look which itself takes long is never the last one unseen.
+        // Read before the look, so that a look which itself takes long is never the last one
+        // unseen.
         let elapsed = start.elapsed();
         if let Some(value) = poll() {
             return value;
         }
-        assert!(elapsed < limit, "waited {elapsed:.1?} (limit {limit:?}) for: {what}");
+        assert!(
+            elapsed < limit,
+            "waited {elapsed:.1?} (limit {limit:?}) for: {what}"
+        );
         thread::park_timeout(POLL);
     }
 }
@@ -49,12 +55,16 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut poll: impl FnMut() -> Option
 /// Lets time pass: for a fault at a moment that nobody has chosen, never to wait for something.
 pub fn pass(time: Duration) {
     let end = Instant::now() + time;
-    while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+    while let Some(left) = end
+        .checked_duration_since(Instant::now())
+        .filter(|left| !left.is_zero())
+    {
         thread::park_timeout(left);
     }
 }
 
-/// Tells threads that it is over when it is dropped, also by a panic: whoever waits for them would wait for ever.
+/// Tells threads that it is over when it is dropped, also by a panic: whoever waits for them would
+/// wait for ever.
 pub struct Over<'a>(pub &'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -63,7 +73,8 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Locks even after a panic elsewhere: the first failure is the one to read, not the poisoned locks after it.
+/// Locks even after a panic elsewhere: the first failure is the one to read, not the poisoned locks
+/// after it.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,8 @@
 //! A corpus, and mutations of it in the same order in every run.
 //!
-//! A corpus is a folder of tests/corpus. A file whose name begins with `ok-` has to be taken, one that begins with `no-` to
-//! be refused. `PAYRELAY_FUZZ_CASES` says how many mutations there are, `PAYRELAY_FUZZ_SEED` which ones.
+//! A corpus is a folder of tests/corpus. A file whose name begins with `ok-` has to be taken, one
+//! that begins with `no-` to be refused. `PAYRELAY_FUZZ_CASES` says how many mutations there are,
+//! `PAYRELAY_FUZZ_SEED` which ones.
 
 use fastrand::Rng;
 use std::path::Path;
@@ -56,26 +57,46 @@ pub fn mutations<'a>(
     cases: usize,
     dictionary: &'a [&str],
 ) -> impl Iterator<Item = (String, Vec<u8>)> + 'a {
-    let (cases, seed) = (number("PAYRELAY_FUZZ_CASES", cases), number("PAYRELAY_FUZZ_SEED", 1));
+    let (cases, seed) = (
+        number("PAYRELAY_FUZZ_CASES", cases),
+        number("PAYRELAY_FUZZ_SEED", 1),
+    );
     (0..cases).map(move |case| {
         let mut rng = Rng::with_seed((seed as u64) << 40 | case as u64);
-        (format!("seed-{seed}-case-{case}"), mutated(seeds, dictionary, &mut rng))
+        (
+            format!("seed-{seed}-case-{case}"),
+            mutated(seeds, dictionary, &mut rng),
+        )
     })
 }
 
 fn number(variable: &str, default: usize) -> usize {
-    env::var(variable).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable} is no number")))
+    env::var(variable).map_or(default, |text| {
+        text.parse()
+            .unwrap_or_else(|_| panic!("{variable} is no number"))
+    })
 }
 
 /// The files of a corpus, by name.
 pub fn seeds(name: &str) -> Vec<(String, Vec<u8>)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(name);
-    let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/corpus")
+        .join(name);
+    let entries =
+        fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let read = |entry: fs::DirEntry| {
-        let name = entry.file_name().into_string().expect("the names of the corpus are UTF-8");
-        (name, fs::read(entry.path()).expect("the corpus can be read"))
+        let name = entry
+            .file_name()
+            .into_string()
+            .expect("the names of the corpus are UTF-8");
+        (
+            name,
+            fs::read(entry.path()).expect("the corpus can be read"),
+        )
     };
-    let mut seeds: Vec<_> = entries.map(|entry| read(entry.expect("the corpus can be read"))).collect();
+    let mut seeds: Vec<_> = entries
+        .map(|entry| read(entry.expect("the corpus can be read")))
+        .collect();
     seeds.sort();
     assert!(!seeds.is_empty(), "{name} has no corpus");
     seeds
@@ -84,7 +105,11 @@ pub fn seeds(name: &str) -> Vec<(String, Vec<u8>)> {
 /// Somewhere in so many bytes; mostly short, sometimes all.
 pub fn span(len: usize, rng: &mut Rng) -> (usize, usize) {
     let start = rng.usize(..=len);
-    let longest = if rng.bool() { len - start } else { 8.min(len - start) };
+    let longest = if rng.bool() {
+        len - start
+    } else {
+        8.min(len - start)
+    };
     (start, start + rng.usize(..=longest))
 }
 
@@ -92,7 +117,11 @@ pub fn mutated(seeds: &[(String, Vec<u8>)], dictionary: &[&str], rng: &mut Rng) 
     // A large one takes as long as many small ones.
     let mut any = || {
         let bytes = &seeds[rng.usize(..seeds.len())].1;
-        if bytes.len() < 4096 || rng.u8(..16) == 0 { bytes } else { &seeds[rng.usize(..seeds.len())].1 }
+        if bytes.len() < 4096 || rng.u8(..16) == 0 {
+            bytes
+        } else {
+            &seeds[rng.usize(..seeds.len())].1
+        }
     };
     let (mut bytes, other) = (any().clone(), any());
     for _ in 0..=rng.usize(..4) {
@@ -107,7 +136,9 @@ fn mutate(bytes: &mut Vec<u8>, other: &[u8], dictionary: &[&str], rng: &mut Rng)
     let word = |rng: &mut Rng| match rng.u8(..3) {
         0 => NUMBERS[rng.usize(..NUMBERS.len())].as_bytes().to_vec(),
         1 => NASTY[rng.usize(..NASTY.len())].to_vec(),
-        _ => dictionary.get(rng.usize(..dictionary.len().max(1))).map_or(Vec::new(), |word| word.as_bytes().to_vec()),
+        _ => dictionary
+            .get(rng.usize(..dictionary.len().max(1)))
+            .map_or(Vec::new(), |word| word.as_bytes().to_vec()),
     };
     match rng.u8(..10) {
         0 if !bytes.is_empty() => {
@@ -129,8 +160,12 @@ fn mutate(bytes: &mut Vec<u8>, other: &[u8], dictionary: &[&str], rng: &mut Rng)
         7 => {
             // A whole number by another one.
             let digits = |at: &usize| bytes[*at].is_ascii_digit();
-            let Some(from) = (start..bytes.len()).find(digits) else { return };
-            let to = (from..bytes.len()).find(|at| !digits(at)).unwrap_or(bytes.len());
+            let Some(from) = (start..bytes.len()).find(digits) else {
+                return;
+            };
+            let to = (from..bytes.len())
+                .find(|at| !digits(at))
+                .unwrap_or(bytes.len());
             let number = NUMBERS[rng.usize(..NUMBERS.len())].as_bytes();
             drop(bytes.splice(from..to, number.iter().copied()));
         }

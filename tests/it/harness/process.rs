@@ -1,4 +1,5 @@
-//! The real binary as a child process: started, watched through its log, ended with care or without.
+//! The real binary as a child process: started, watched through its log, ended with care or
+//! without.
 
 use super::leash::Leashed;
 use super::{POLL, lock, pass, wait_for, wait_until};
@@ -31,8 +32,15 @@ pub struct Options {
 
 impl Options {
     pub fn new(dir: impl Into<PathBuf>, env: &[(&str, &str)]) -> Self {
-        let env = env.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        Self { dir: dir.into(), env, args: Vec::new() }
+        let env = env
+            .iter()
+            .map(|(name, value)| ((*name).into(), (*value).into()))
+            .collect();
+        Self {
+            dir: dir.into(),
+            env,
+            args: Vec::new(),
+        }
     }
 }
 
@@ -78,7 +86,13 @@ impl Payrelay {
             assert!(hope, "payrelay does not serve (exit: {exit:?}):\n{lines}");
             address
         });
-        Payrelay { process, address, log, blocked, drain }
+        Payrelay {
+            process,
+            address,
+            log,
+            blocked,
+            drain,
+        }
     }
 
     /// Starts the binary and kills it so much later, wherever it is by then.
@@ -110,7 +124,9 @@ impl Payrelay {
 
     #[track_caller]
     pub fn wait_for_log(&self, needle: &str, limit: Duration) {
-        wait_until(&format!("{needle:?} in the log"), limit, || self.log().contains(needle));
+        wait_until(&format!("{needle:?} in the log"), limit, || {
+            self.log().contains(needle)
+        });
     }
 
     /// How often it stands there.
@@ -121,7 +137,9 @@ impl Payrelay {
     /// Waits until it stands there once more than `before` the fault that it is to tell of.
     #[track_caller]
     pub fn wait_for_another(&self, needle: &str, before: usize, limit: Duration) {
-        wait_until(&format!("another {needle:?} in the log"), limit, || self.count_in_log(needle) > before);
+        wait_until(&format!("another {needle:?} in the log"), limit, || {
+            self.count_in_log(needle) > before
+        });
     }
 
     /// SIGTERM, as systemd does it, and the status of the exit.
@@ -177,8 +195,13 @@ pub fn run_to_exit(options: Options) -> Output {
     let stdout = read_all(process.take_stdout());
     let stderr = read_all(process.take_stderr());
     let status = wait_for(&what, START_LIMIT, || process.try_exit());
-    let [stdout, stderr] = [stdout, stderr].map(|thread| thread.join().expect("reading does not panic"));
-    Output { status, stdout, stderr }
+    let [stdout, stderr] =
+        [stdout, stderr].map(|thread| thread.join().expect("reading does not panic"));
+    Output {
+        status,
+        stdout,
+        stderr,
+    }
 }
 
 fn spawn(options: Options, stdout: Stdio) -> Leashed {
@@ -189,15 +212,27 @@ fn spawn(options: Options, stdout: Stdio) -> Leashed {
             command.env_remove(name);
         }
     }
-    command.env("PAYRELAY_HTTP_LISTEN", "127.0.0.1:0").envs(options.env);
-    command.args(options.args).current_dir(options.dir).stdout(stdout).stderr(Stdio::piped());
+    command
+        .env("PAYRELAY_HTTP_LISTEN", "127.0.0.1:0")
+        .envs(options.env);
+    command
+        .args(options.args)
+        .current_dir(options.dir)
+        .stdout(stdout)
+        .stderr(Stdio::piped());
     Leashed::spawn(command)
 }
 
 fn listening_address(log: &str) -> Option<SocketAddr> {
     let (_, rest) = log.split_once(LISTENING)?;
-    let end = rest.find(|c: char| c.is_whitespace() || c == '/').unwrap_or(rest.len());
-    Some(rest[..end].parse().unwrap_or_else(|error| panic!("{:?} is no address: {error}", &rest[..end])))
+    let end = rest
+        .find(|c: char| c.is_whitespace() || c == '/')
+        .unwrap_or(rest.len());
+    Some(
+        rest[..end]
+            .parse()
+            .unwrap_or_else(|error| panic!("{:?} is no address: {error}", &rest[..end])),
+    )
 }
 
 fn read_all(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {

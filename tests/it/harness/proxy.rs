@@ -52,8 +52,15 @@ impl Proxy {
     /// Listens on a port of its own. The upstream is only contacted when somebody connects.
     pub fn start(upstream: String) -> Proxy {
         let listener = free_port();
-        let address = listener.local_addr().expect("a bound listener has an address");
-        let mut proxy = Proxy { address, upstream, gate: Arc::default(), server: None };
+        let address = listener
+            .local_addr()
+            .expect("a bound listener has an address");
+        let mut proxy = Proxy {
+            address,
+            upstream,
+            gate: Arc::default(),
+            server: None,
+        };
         proxy.serve(listener);
         proxy
     }
@@ -74,11 +81,12 @@ impl Proxy {
         self.gate.set(State::Stalled);
     }
 
-    /// Holds back all bytes of the connections that there are, as when their packets were lost and are sent again later. New
-    /// connections are not concerned.
+    /// Holds back all bytes of the connections that there are, as when their packets were lost and
+    /// are sent again later. New connections are not concerned.
     pub fn hold(&mut self) {
         assert!(self.server.is_some(), "a cut proxy has nothing to hold");
-        self.gate.set(State::Held(self.gate.connections.load(Ordering::SeqCst)));
+        self.gate
+            .set(State::Held(self.gate.connections.load(Ordering::SeqCst)));
     }
 
     /// Holds back each piece for so long, in both directions.
@@ -99,7 +107,9 @@ impl Proxy {
     fn serve(&mut self, listener: TcpListener) {
         let upstream = self.upstream.clone();
         let gate = Arc::clone(&self.gate);
-        self.server = Some(Server::start(listener, move |client| gate.join(client, &upstream)));
+        self.server = Some(Server::start(listener, move |client| {
+            gate.join(client, &upstream);
+        }));
     }
 }
 
@@ -116,7 +126,8 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// Connects a client to the upstream until either side ends; without an upstream the client is dropped.
+    /// Connects a client to the upstream until either side ends; without an upstream the client is
+    /// dropped.
     fn join(&self, client: &TcpStream, upstream: &str) {
         let Ok(upstream) = TcpStream::connect(upstream) else {
             return;
@@ -128,7 +139,8 @@ impl Gate {
         });
     }
 
-    /// Moves bytes one way. Its end is the end of both directions: a connection never hangs on by half.
+    /// Moves bytes one way. Its end is the end of both directions: a connection never hangs on by
+    /// half.
     fn pump(&self, connection: u64, mut from: &TcpStream, mut to: &TcpStream) {
         // Small messages must not wait for each other (Nagle) because a proxy is in between.
         let _ = to.set_nodelay(true);
@@ -145,7 +157,9 @@ impl Gate {
     /// Waits while the proxy stalls; false when it has been cut.
     fn pass(&self, connection: u64) -> bool {
         let state = lock(&self.state);
-        let state = self.changed.wait_while(state, |state| state.holds(connection));
+        let state = self
+            .changed
+            .wait_while(state, |state| state.holds(connection));
         let state = *state.unwrap_or_else(PoisonError::into_inner);
         if let State::Slow(delay) = state {
             thread::park_timeout(delay);

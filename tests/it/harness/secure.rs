@@ -1,4 +1,5 @@
-//! The listeners of a broker behind TLS and SASL, and an authority that signs certificates for both sides.
+//! The listeners of a broker behind TLS and SASL, and an authority that signs certificates for both
+//! sides.
 
 use super::listen::free_port;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -35,9 +36,19 @@ impl Secure {
     /// The ports are held until the second value is dropped.
     pub fn choose() -> (Secure, [TcpListener; 4]) {
         let held = [free_port(), free_port(), free_port(), free_port()];
-        let ports =
-            held.each_ref().map(|listener| listener.local_addr().expect("a bound listener has an address").port());
-        (Secure { ports, authority: Authority::new() }, held)
+        let ports = held.each_ref().map(|listener| {
+            listener
+                .local_addr()
+                .expect("a bound listener has an address")
+                .port()
+        });
+        (
+            Secure {
+                ports,
+                authority: Authority::new(),
+            },
+            held,
+        )
     }
 
     /// TLS, and no more.
@@ -69,7 +80,9 @@ impl Secure {
     pub fn listeners(&self, folder: &Path) -> Listeners {
         let each = |show: &dyn Fn(&str, &str, u16) -> String| -> String {
             let listeners = Self::NAMES.into_iter().zip(Self::PROTOCOLS).zip(self.ports);
-            listeners.map(|((name, protocol), port)| show(name, protocol, port)).collect()
+            listeners
+                .map(|((name, protocol), port)| show(name, protocol, port))
+                .collect()
         };
         let folder = folder.display();
         let tls = format!(
@@ -89,8 +102,10 @@ listener.name.mutual.ssl.client.auth=required
     }
 }
 
-/// Everything is allowed that no ACL is about, and all that comes without a name: tests, and the broker itself.
-const AUTHORIZER: &str = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+/// Everything is allowed that no ACL is about, and all that comes without a name: tests, and the
+/// broker itself.
+const AUTHORIZER: &str =
+    "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
 allow.everyone.if.no.acl.found=true
 super.users=User:ANONYMOUS
 ";
@@ -116,10 +131,18 @@ impl Authority {
     pub fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "payrelay's tests");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "payrelay's tests");
         let key = KeyPair::generate().expect("a key can be made");
-        let pem = params.self_signed(&key).expect("the parameters are right").pem();
-        Self { pem, issuer: Issuer::new(params, key) }
+        let pem = params
+            .self_signed(&key)
+            .expect("the parameters are right")
+            .pem();
+        Self {
+            pem,
+            issuer: Issuer::new(params, key),
+        }
     }
 
     /// Its own certificate.
@@ -131,7 +154,9 @@ impl Authority {
     pub fn sign(&self, name: &str) -> (String, String) {
         let key = KeyPair::generate().expect("a key can be made");
         let params = CertificateParams::new([name.to_owned()]).expect("the name is one");
-        let certificate = params.signed_by(&key, &self.issuer).expect("the parameters are right");
+        let certificate = params
+            .signed_by(&key, &self.issuer)
+            .expect("the parameters are right");
         (certificate.pem(), key.serialize_pem())
     }
 
@@ -139,6 +164,7 @@ impl Authority {
     pub fn write(&self, folder: &Path) {
         let (certificate, key) = self.sign(HOST);
         fs::write(folder.join("ca.pem"), &self.pem).expect("a fresh directory is writable");
-        fs::write(folder.join("broker.pem"), key + &certificate).expect("a fresh directory is writable");
+        fs::write(folder.join("broker.pem"), key + &certificate)
+            .expect("a fresh directory is writable");
     }
 }

@@ -1,4 +1,5 @@
-//! A stand-in for Slack's incoming webhook, over real HTTP, that records what it is sent and answers as told.
+//! A stand-in for Slack's incoming webhook, over real HTTP, that records what it is sent and
+//! answers as told.
 
 use super::http::{Headers, read_body, read_head};
 use super::listen::{Server, free_port};
@@ -64,9 +65,14 @@ impl FakeSlack {
 
     fn start_as(tls: Option<Arc<ServerConfig>>) -> FakeSlack {
         let listener = free_port();
-        let webhook = Webhook { script: Mutex::new(Arc::new(|_, _| Answer::Ok)), record: Mutex::default() };
+        let webhook = Webhook {
+            script: Mutex::new(Arc::new(|_, _| Answer::Ok)),
+            record: Mutex::default(),
+        };
         let mut slack = FakeSlack {
-            address: listener.local_addr().expect("a bound listener has an address"),
+            address: listener
+                .local_addr()
+                .expect("a bound listener has an address"),
             webhook: Arc::new(webhook),
             tls,
             server: None,
@@ -82,9 +88,11 @@ impl FakeSlack {
         }
     }
 
-    /// Answers from now on with `script(n, text)`, where `n` counts all requests since the start, from 0.
+    /// Answers from now on with `script(n, text)`, where `n` counts all requests since the start,
+    /// from 0.
     pub fn answer_with(&self, script: impl Fn(usize, &str) -> Answer + Send + Sync + 'static) {
-        let script = move |nth, body: &Value| script(nth, body["text"].as_str().unwrap_or_default());
+        let script =
+            move |nth, body: &Value| script(nth, body["text"].as_str().unwrap_or_default());
         *lock(&self.webhook.script) = Arc::new(script);
     }
 
@@ -107,7 +115,10 @@ impl FakeSlack {
     pub fn lines(&self) -> Vec<String> {
         let shown = lock(&self.webhook.record).shown.clone();
         let lines = shown.iter().flat_map(|text| text.lines());
-        lines.filter(|line| line.starts_with("Payment ")).map(str::to_owned).collect()
+        lines
+            .filter(|line| line.starts_with("Payment "))
+            .map(str::to_owned)
+            .collect()
     }
 
     /// How many of them there are.
@@ -138,7 +149,8 @@ impl FakeSlack {
         self.server = Some(Server::start(listener, move |stream| match &tls {
             None => drop(webhook.converse(stream)),
             Some(tls) => {
-                let session = ServerConnection::new(Arc::clone(tls)).expect("the configuration is whole");
+                let session =
+                    ServerConnection::new(Arc::clone(tls)).expect("the configuration is whole");
                 drop(webhook.converse(StreamOwned::new(session, stream)));
             }
         }));
@@ -164,7 +176,9 @@ impl Webhook {
                 // Before the answer leaves: who has seen the client succeed finds the message here.
                 let mut record = lock(&self.record);
                 record.shown.push(text);
-                record.bodies.push(serde_json::from_slice(&body).unwrap_or_default());
+                record
+                    .bodies
+                    .push(serde_json::from_slice(&body).unwrap_or_default());
             }
             respond(reader.get_mut(), status, &more, word)?;
         }
@@ -192,9 +206,16 @@ impl Webhook {
     }
 }
 
-fn respond(stream: &mut impl Write, status: u16, more: &[(String, String)], body: &str) -> io::Result<()> {
+fn respond(
+    stream: &mut impl Write,
+    status: u16,
+    more: &[(String, String)],
+    body: &str,
+) -> io::Result<()> {
     let length = body.len();
-    let mut response = format!("HTTP/1.1 {status} Told So\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n");
+    let mut response = format!(
+        "HTTP/1.1 {status} Told So\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n"
+    );
     for (name, value) in more {
         response.extend([name, ": ", value, "\r\n"]);
     }

@@ -17,15 +17,17 @@ use super::{wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Waits until the payrelay that works on this database has published and told everything. One look at all tables: an event
-/// that is published and not yet taken from the topic is in no backlog.
+/// Waits until the payrelay that works on this database has published and told everything. One look
+/// at all tables: an event that is published and not yet taken from the topic is in no backlog.
 #[track_caller]
 pub fn wait_until_all_is_told(database: &Path, limit: Duration) {
     let untold = "SELECT count(*) FROM outbox o LEFT JOIN delivery d ON d.outbox_id = o.id \
                   WHERE o.status <> 'PUBLISHED' OR d.status IS NOT 'DELIVERED'";
     let beside = Beside::open(database).expect("the database is there");
     wait_until("everything to be published and told", limit, || {
-        beside.read(|connection| connection.query_row(untold, [], |row| row.get::<_, i64>(0))).expect("it can be read")
+        beside
+            .read(|connection| connection.query_row(untold, [], |row| row.get::<_, i64>(0)))
+            .expect("it can be read")
             == 0
     });
 }
@@ -46,15 +48,26 @@ impl Database {
     pub fn open_in(dir: TempDir) -> Self {
         let size = |number| NonZeroUsize::new(number).expect("is not zero");
         let path = dir.path().join("payrelay.db");
-        let settings = config::Database { path, queue_max: size(1024), readers: size(2), min_free_bytes: 0 };
-        // A test beside this one may be starting a process: until its exec that has a copy of every descriptor, also of the
-        // lock file that was just closed.
-        let opened = wait_for("the lock of the one before", LIMIT, || match Store::open(&settings, None) {
-            Err(OpenError::Locked { .. }) => None,
-            opened => Some(opened.expect("the database opens")),
+        let settings = config::Database {
+            path,
+            queue_max: size(1024),
+            readers: size(2),
+            min_free_bytes: 0,
+        };
+        // A test beside this one may be starting a process: until its exec that has a copy of every
+        // descriptor, also of the lock file that was just closed.
+        let opened = wait_for("the lock of the one before", LIMIT, || {
+            match Store::open(&settings, None) {
+                Err(OpenError::Locked { .. }) => None,
+                opened => Some(opened.expect("the database opens")),
+            }
         });
         let (store, workers) = opened.start(&unbounded().0).expect("threads start");
-        Self { store: Some(store), workers, dir }
+        Self {
+            store: Some(store),
+            workers,
+            dir,
+        }
     }
 
     /// Stops it; what is left is its folder.
@@ -72,21 +85,44 @@ impl Database {
         self.pay_at(Timestamp::now(), user_id, reservations)
     }
 
-    pub fn pay_at(&self, at: Timestamp, user_id: i64, ids: impl IntoIterator<Item = i64>) -> Vec<Payment> {
-        let reservations = ids.into_iter().map(|id| Reservation { reservation_id: id, seat_price: 100 }).collect();
-        let new = NewPayment { user_id, reservations };
-        self.store().write(move |tx| payment::execute(tx, &new, "KRW", None, at)).expect("the payment is stored")
+    pub fn pay_at(
+        &self,
+        at: Timestamp,
+        user_id: i64,
+        ids: impl IntoIterator<Item = i64>,
+    ) -> Vec<Payment> {
+        let reservations = ids
+            .into_iter()
+            .map(|id| Reservation {
+                reservation_id: id,
+                seat_price: 100,
+            })
+            .collect();
+        let new = NewPayment {
+            user_id,
+            reservations,
+        };
+        self.store()
+            .write(move |tx| payment::execute(tx, &new, "KRW", None, at))
+            .expect("the payment is stored")
     }
 
     /// Has every event arrive in the delivery table, as the application publisher does.
     pub fn publish(&self) {
         let publish = |tx: &payrelay::store::Transaction<'_>| {
-            let receipt =
-                |event: payrelay::event::Event| Receipt { outbox_id: event.outbox_id, place: Place::Delivery };
-            let receipts: Vec<_> = outbox::unpublished(tx, 0, usize::MAX)?.into_iter().map(receipt).collect();
+            let receipt = |event: payrelay::event::Event| Receipt {
+                outbox_id: event.outbox_id,
+                place: Place::Delivery,
+            };
+            let receipts: Vec<_> = outbox::unpublished(tx, 0, usize::MAX)?
+                .into_iter()
+                .map(receipt)
+                .collect();
             outbox::mark_published(tx, &receipts, Timestamp::now())
         };
-        self.store().write(publish).expect("the events are published");
+        self.store()
+            .write(publish)
+            .expect("the events are published");
     }
 
     /// The file, for changes that no client could make.
@@ -96,7 +132,9 @@ impl Database {
 
     /// One number out of the database.
     pub fn number(&self, sql: &str) -> i64 {
-        self.store().read(|connection| connection.query_row(sql, [], |row| row.get(0))).expect("the query is right")
+        self.store()
+            .read(|connection| connection.query_row(sql, [], |row| row.get(0)))
+            .expect("the query is right")
     }
 }
 

@@ -6,9 +6,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use krafka::admin::{
-    AclBinding, AclOperation, AclPatternType, AclPermissionType, AclResourceType, AlterConsumerGroupOffsetsOptions,
-    CreateAclsOptions, CreatePartitionsOptions, CreateTopicsOptions, DeleteRecordsOptions, DeleteTopicsOptions,
-    DescribeProducersOptions, DescribeTopicsOptions, DescribeTransactionsOptions, ListConsumerGroupOffsetsOptions,
+    AclBinding, AclOperation, AclPatternType, AclPermissionType, AclResourceType,
+    AlterConsumerGroupOffsetsOptions, CreateAclsOptions, CreatePartitionsOptions,
+    CreateTopicsOptions, DeleteRecordsOptions, DeleteTopicsOptions, DescribeProducersOptions,
+    DescribeTopicsOptions, DescribeTransactionsOptions, ListConsumerGroupOffsetsOptions,
     ListTopicsOptions, NewTopic,
 };
 use krafka::consumer::{AutoOffsetReset, Consumer, IsolationLevel, TopicPartition};
@@ -44,11 +45,15 @@ pub fn read_all(bootstrap: &str, topic: &str, count: usize, limit: Duration) -> 
     })
 }
 
-/// All committed records of a topic, by partition, then by offset. Panics if they do not come within `limit`.
+/// All committed records of a topic, by partition, then by offset. Panics if they do not come
+/// within `limit`.
 pub fn read(bootstrap: &str, topic: &str, limit: Duration) -> Vec<Found> {
     block_on(async {
         let deadline = Instant::now() + limit;
-        let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
+        let kafka = Kafka::builder(bootstrap)
+            .connect()
+            .await
+            .expect("the broker answers");
         let consumer = kafka
             .consumer_without_group()
             .isolation_level(IsolationLevel::ReadCommitted)
@@ -67,13 +72,21 @@ pub fn read(bootstrap: &str, topic: &str, limit: Duration) -> Vec<Found> {
         };
         let mut found = Vec::new();
         while !ends.is_empty() {
-            assert!(Instant::now() < deadline, "{topic} could not be read to {ends:?} within {limit:?}");
+            assert!(
+                Instant::now() < deadline,
+                "{topic} could not be read to {ends:?} within {limit:?}"
+            );
             let records = match consumer.poll(Duration::from_millis(100)).await {
                 Ok(records) => records,
                 Err(error) => {
-                    // A batch that cannot be decoded: an offset further, until there is another batch.
-                    let (partition, offset) = undecodable(topic, &error.to_string()).expect("the topic can be read");
-                    consumer.seek(topic, partition, offset + 1).await.expect("the partition is assigned");
+                    // A batch that cannot be decoded: an offset further, until there is another
+                    // batch.
+                    let (partition, offset) =
+                        undecodable(topic, &error.to_string()).expect("the topic can be read");
+                    consumer
+                        .seek(topic, partition, offset + 1)
+                        .await
+                        .expect("the partition is assigned");
                     Vec::new()
                 }
             };
@@ -93,14 +106,20 @@ pub fn read(bootstrap: &str, topic: &str, limit: Duration) -> Vec<Found> {
 fn undecodable(topic: &str, error: &str) -> Option<(i32, i64)> {
     let (_, rest) = error.split_once(&format!("undecodable record batch at {topic}-"))?;
     let (partition, rest) = rest.split_once(" offset ")?;
-    Some((partition.parse().ok()?, rest.split(';').next()?.parse().ok()?))
+    Some((
+        partition.parse().ok()?,
+        rest.split(';').next()?.parse().ok()?,
+    ))
 }
 
-/// Has the consumer begin all partitions of a topic, if it is there; tells the end of each that has anything.
+/// Has the consumer begin all partitions of a topic, if it is there; tells the end of each that has
+/// anything.
 async fn assign(consumer: &Consumer, topic: &str) -> krafka::Result<BTreeMap<i32, i64>> {
     let mut ends = BTreeMap::new();
     let known = consumer.fetch_metadata(Some(topic)).await?.topics;
-    let Some(info) = known.first() else { return Ok(ends) };
+    let Some(info) = known.first() else {
+        return Ok(ends);
+    };
     let partitions: Vec<i32> = info.partitions.keys().copied().collect();
     consumer.assign(topic, partitions.clone()).await?;
     // Markers of transactions take offsets: the position tells the end, not the number of records.
@@ -115,8 +134,12 @@ async fn assign(consumer: &Consumer, topic: &str) -> krafka::Result<BTreeMap<i32
 
 impl From<&ConsumerRecord> for Found {
     fn from(record: &ConsumerRecord) -> Self {
-        let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
-        let headers = record.headers.iter().map(|(name, value)| (name.clone(), text(value.as_deref())));
+        let text =
+            |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
+        let headers = record
+            .headers
+            .iter()
+            .map(|(name, value)| (name.clone(), text(value.as_deref())));
         Found {
             partition: record.partition,
             offset: record.offset,
@@ -131,13 +154,19 @@ impl From<&ConsumerRecord> for Found {
 /// Makes a topic of one partition with these settings.
 pub fn create(bootstrap: &str, topic: &str, settings: &[(&str, &str)]) {
     block_on(async {
-        let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
+        let kafka = Kafka::builder(bootstrap)
+            .connect()
+            .await
+            .expect("the broker answers");
         let mut new = NewTopic::new(topic, 1, 1).expect("the name is right");
         for (name, value) in settings {
             new = new.with_config(*name, *value);
         }
-        let made =
-            kafka.admin().create_topics([new], CreateTopicsOptions::default()).await.expect("the broker answers");
+        let made = kafka
+            .admin()
+            .create_topics([new], CreateTopicsOptions::default())
+            .await
+            .expect("the broker answers");
         assert!(made.values().all(Result::is_ok), "{made:?}");
     });
 }
@@ -145,9 +174,16 @@ pub fn create(bootstrap: &str, topic: &str, settings: &[(&str, &str)]) {
 /// Deletes a topic, and waits until nobody knows it any more.
 pub fn delete(bootstrap: &str, topic: &str, limit: Duration) {
     block_on(async {
-        let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
+        let kafka = Kafka::builder(bootstrap)
+            .connect()
+            .await
+            .expect("the broker answers");
         let options = || DeleteTopicsOptions::default();
-        let gone = kafka.admin().delete_topics([topic], options()).await.expect("the broker answers");
+        let gone = kafka
+            .admin()
+            .delete_topics([topic], options())
+            .await
+            .expect("the broker answers");
         let is_gone = |deleted: &krafka::Result<()>| match deleted {
             Err(KrafkaError::Broker { code, .. }) => *code == ErrorCode::UnknownTopicOrPartition,
             deleted => deleted.is_ok(),
@@ -160,7 +196,10 @@ pub fn delete(bootstrap: &str, topic: &str, limit: Duration) {
             .await
             .is_ok_and(|all| !all.contains(&topic.into()))
         {
-            assert!(Instant::now() < deadline, "{topic} is still there after {limit:?}");
+            assert!(
+                Instant::now() < deadline,
+                "{topic} is still there after {limit:?}"
+            );
         }
     });
 }
@@ -168,19 +207,38 @@ pub fn delete(bootstrap: &str, topic: &str, limit: Duration) {
 /// Has a topic have so many partitions from now on, and waits until all of them show.
 pub fn add_partitions(bootstrap: &str, topic: &str, total: i32, limit: Duration) {
     block_on(async {
-        let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
+        let kafka = Kafka::builder(bootstrap)
+            .connect()
+            .await
+            .expect("the broker answers");
         let options = CreatePartitionsOptions::default();
-        let done = kafka.admin().create_partitions([(topic, total)], options).await;
-        assert!(done.as_ref().is_ok_and(|done| done.values().all(Result::is_ok)), "{done:?}");
+        let done = kafka
+            .admin()
+            .create_partitions([(topic, total)], options)
+            .await;
+        assert!(
+            done.as_ref()
+                .is_ok_and(|done| done.values().all(Result::is_ok)),
+            "{done:?}"
+        );
         let deadline = Instant::now() + limit;
         loop {
-            let told = kafka.admin().describe_topics([topic], DescribeTopicsOptions::default()).await;
-            let shown =
-                told.as_ref().ok().and_then(|told| told.get(topic)?.as_ref().ok()).map(|now| now.partitions.len());
+            let told = kafka
+                .admin()
+                .describe_topics([topic], DescribeTopicsOptions::default())
+                .await;
+            let shown = told
+                .as_ref()
+                .ok()
+                .and_then(|told| told.get(topic)?.as_ref().ok())
+                .map(|now| now.partitions.len());
             if shown == usize::try_from(total).ok() {
                 return;
             }
-            assert!(Instant::now() < deadline, "{topic} has not {total} partitions after {limit:?}: {told:?}");
+            assert!(
+                Instant::now() < deadline,
+                "{topic} has not {total} partitions after {limit:?}: {told:?}"
+            );
             thread::park_timeout(POLL);
         }
     });
@@ -189,10 +247,16 @@ pub fn add_partitions(bootstrap: &str, topic: &str, total: i32, limit: Duration)
 /// Deletes a partition's records before an offset, as the retention does.
 pub fn truncate(bootstrap: &str, topic: &str, partition: i32, offset: i64) {
     block_on(async {
-        let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
+        let kafka = Kafka::builder(bootstrap)
+            .connect()
+            .await
+            .expect("the broker answers");
         let before = [(TopicPartition::new(topic, partition), offset)];
-        let done =
-            kafka.admin().delete_records(before, DeleteRecordsOptions::default()).await.expect("the broker answers");
+        let done = kafka
+            .admin()
+            .delete_records(before, DeleteRecordsOptions::default())
+            .await
+            .expect("the broker answers");
         assert!(done.values().all(Result::is_ok), "{done:?}");
     });
 }
@@ -200,46 +264,90 @@ pub fn truncate(bootstrap: &str, topic: &str, partition: i32, offset: i64) {
 /// Deletes everything that a partition has, if the topic is there.
 pub fn truncate_to_end(bootstrap: &str, topic: &str, partition: i32) {
     block_on(async {
-        let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
+        let kafka = Kafka::builder(bootstrap)
+            .connect()
+            .await
+            .expect("the broker answers");
         // To the high watermark (https://kafka.apache.org/documentation/#deleterecords).
         let before = [(TopicPartition::new(topic, partition), -1)];
         // Not while the partition has no leader.
-        let _ = kafka.admin().delete_records(before, DeleteRecordsOptions::default()).await;
+        let _ = kafka
+            .admin()
+            .delete_records(before, DeleteRecordsOptions::default())
+            .await;
     });
 }
 
 /// Sets the offset of partition 0 of a group without members, as an operator's tool does.
 pub fn commit(bootstrap: &str, group: &str, topic: &str, offset: i64) {
     block_on(async {
-        let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
+        let kafka = Kafka::builder(bootstrap)
+            .connect()
+            .await
+            .expect("the broker answers");
         let offsets = [(TopicPartition::new(topic, 0), offset)];
         let options = AlterConsumerGroupOffsetsOptions::default();
-        let altered = kafka.admin().alter_consumer_group_offsets(group, offsets, options).await;
-        assert!(altered.as_ref().is_ok_and(|altered| altered.values().all(Result::is_ok)), "{altered:?}");
+        let altered = kafka
+            .admin()
+            .alter_consumer_group_offsets(group, offsets, options)
+            .await;
+        assert!(
+            altered
+                .as_ref()
+                .is_ok_and(|altered| altered.values().all(Result::is_ok)),
+            "{altered:?}"
+        );
     });
 }
 
 /// The offsets of a group, by partition.
 pub fn committed(bootstrap: &str, group: &str) -> BTreeMap<i32, i64> {
     block_on(async {
-        let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
+        let kafka = Kafka::builder(bootstrap)
+            .connect()
+            .await
+            .expect("the broker answers");
         let options = ListConsumerGroupOffsetsOptions::default();
-        let offsets = kafka.admin().list_consumer_group_offsets(group, options).await.expect("the broker answers");
-        offsets.into_iter().filter_map(|(place, offset)| Some((place.partition, offset.ok()?.offset?))).collect()
+        let offsets = kafka
+            .admin()
+            .list_consumer_group_offsets(group, options)
+            .await
+            .expect("the broker answers");
+        offsets
+            .into_iter()
+            .filter_map(|(place, offset)| Some((place.partition, offset.ok()?.offset?)))
+            .collect()
     })
 }
 
 /// Allows a user operations on a topic; what is not allowed is then denied.
 pub fn allow(bootstrap: &str, user: &str, topic: &str, operation: AclOperation) {
     block_on(async {
-        let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
+        let kafka = Kafka::builder(bootstrap)
+            .connect()
+            .await
+            .expect("the broker answers");
         let allowed = AclPermissionType::Allow;
-        let mut acl = AclBinding::new(AclResourceType::Topic, topic, format!("User:{user}"), "*", operation, allowed);
-        // krafka 0.28.1 writes the number of LITERAL for this one (https://kafka.apache.org/protocol#The_Messages_CreateAcls).
+        let mut acl = AclBinding::new(
+            AclResourceType::Topic,
+            topic,
+            format!("User:{user}"),
+            "*",
+            operation,
+            allowed,
+        );
+        // krafka 0.28.1 writes the number of LITERAL for this one
+        // (https://kafka.apache.org/protocol#The_Messages_CreateAcls).
         acl.pattern_type = AclPatternType::Prefixed;
-        let created =
-            kafka.admin().create_acls(vec![acl], CreateAclsOptions::default()).await.expect("the broker answers");
-        assert!(created.iter().all(|(_, result)| result.is_ok()), "{created:?}");
+        let created = kafka
+            .admin()
+            .create_acls(vec![acl], CreateAclsOptions::default())
+            .await
+            .expect("the broker answers");
+        assert!(
+            created.iter().all(|(_, result)| result.is_ok()),
+            "{created:?}"
+        );
     });
 }
 
@@ -252,9 +360,15 @@ pub struct OpenTransaction {
 impl OpenTransaction {
     /// With one record in it, which is on the broker.
     pub fn begin(bootstrap: &str, id: &str, topic: &str, value: &str, event_id: &str) -> Self {
-        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
         let producer = runtime.block_on(async {
-            let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
+            let kafka = Kafka::builder(bootstrap)
+                .connect()
+                .await
+                .expect("the broker answers");
             let producer = kafka
                 .producer()
                 .metrics_push(false)
@@ -263,7 +377,9 @@ impl OpenTransaction {
                 .await
                 .expect("nobody minds");
             producer.begin().expect("it is new");
-            let record = Record::new(topic, value.to_owned()).key("1").header("ce_id", event_id.to_owned());
+            let record = Record::new(topic, value.to_owned())
+                .key("1")
+                .header("ce_id", event_id.to_owned());
             let _ = producer.send(record).await.expect("the broker takes it");
             producer
         });
@@ -272,20 +388,29 @@ impl OpenTransaction {
 
     /// Whether the broker takes the commit.
     pub fn commit(self) -> bool {
-        self.runtime.block_on(async { self.producer.commit().await.is_ok() })
+        self.runtime
+            .block_on(async { self.producer.commit().await.is_ok() })
     }
 }
 
 /// The partitions whose leader calls a transaction open, and where that begins.
 pub fn open_transactions(bootstrap: &str, topic: &str, partitions: i32) -> Vec<(i32, i64)> {
     block_on(async {
-        let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
+        let kafka = Kafka::builder(bootstrap)
+            .connect()
+            .await
+            .expect("the broker answers");
         let all = (0..partitions).map(|partition| TopicPartition::new(topic, partition));
-        let described = kafka.admin().describe_producers(all, DescribeProducersOptions::default()).await;
+        let described = kafka
+            .admin()
+            .describe_producers(all, DescribeProducersOptions::default())
+            .await;
         let mut open = Vec::new();
         for (partition, producers) in described.expect("the broker answers") {
-            let starts =
-                producers.expect("it leads").into_iter().filter_map(|one| one.current_transaction_start_offset);
+            let starts = producers
+                .expect("it leads")
+                .into_iter()
+                .filter_map(|one| one.current_transaction_start_offset);
             open.extend(starts.map(|start| (partition.partition, start)));
         }
         open.sort_unstable();
@@ -296,18 +421,42 @@ pub fn open_transactions(bootstrap: &str, topic: &str, partitions: i32) -> Vec<(
 /// What the coordinator calls the state of a transactional id.
 pub fn transaction_state(bootstrap: &str, id: &str) -> String {
     block_on(async {
-        let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
-        let mut described = kafka.admin().describe_transactions([id], DescribeTransactionsOptions::default()).await;
-        let description = described.as_mut().ok().and_then(|described| described.remove(id)).and_then(Result::ok);
+        let kafka = Kafka::builder(bootstrap)
+            .connect()
+            .await
+            .expect("the broker answers");
+        let mut described = kafka
+            .admin()
+            .describe_transactions([id], DescribeTransactionsOptions::default())
+            .await;
+        let description = described
+            .as_mut()
+            .ok()
+            .and_then(|described| described.remove(id))
+            .and_then(Result::ok);
         description.map_or_else(String::new, |description| description.state)
     })
 }
 
 /// Puts a record on a topic: key, value, headers.
-pub fn put(bootstrap: &str, topic: &str, key: Option<&str>, value: Option<&[u8]>, headers: &[(&str, &str)]) {
+pub fn put(
+    bootstrap: &str,
+    topic: &str,
+    key: Option<&str>,
+    value: Option<&[u8]>,
+    headers: &[(&str, &str)],
+) {
     block_on(async {
-        let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
-        let producer = kafka.producer().metrics_push(false).build().await.expect("the settings are right");
+        let kafka = Kafka::builder(bootstrap)
+            .connect()
+            .await
+            .expect("the broker answers");
+        let producer = kafka
+            .producer()
+            .metrics_push(false)
+            .build()
+            .await
+            .expect("the settings are right");
         let mut record = Record::new(topic, value.unwrap_or_default().to_vec());
         if value.is_none() {
             record = record.without_value();
@@ -318,7 +467,10 @@ pub fn put(bootstrap: &str, topic: &str, key: Option<&str>, value: Option<&[u8]>
         for (name, value) in headers {
             record = record.header(*name, (*value).to_owned());
         }
-        let _ = producer.send(record).await.expect("the broker takes the record");
+        let _ = producer
+            .send(record)
+            .await
+            .expect("the broker takes the record");
         producer.close().await.expect("nothing is left to be sent");
     });
 }
@@ -326,15 +478,31 @@ pub fn put(bootstrap: &str, topic: &str, key: Option<&str>, value: Option<&[u8]>
 /// Puts a record on a topic whose batch is small, and holds so many bytes once it is inflated.
 pub fn put_inflating(bootstrap: &str, topic: &str, bytes: usize) {
     block_on(async {
-        let kafka = Kafka::builder(bootstrap).connect().await.expect("the broker answers");
-        let producer = kafka.producer().metrics_push(false).compression(Compression::Gzip);
-        let producer = producer.max_request_size(2 * bytes).buffer_memory(4 * bytes).batch_size(2 * bytes);
+        let kafka = Kafka::builder(bootstrap)
+            .connect()
+            .await
+            .expect("the broker answers");
+        let producer = kafka
+            .producer()
+            .metrics_push(false)
+            .compression(Compression::Gzip);
+        let producer = producer
+            .max_request_size(2 * bytes)
+            .buffer_memory(4 * bytes)
+            .batch_size(2 * bytes);
         let producer = producer.build().await.expect("the settings are right");
-        let _ = producer.send(Record::new(topic, vec![0; bytes])).await.expect("the broker takes the record");
+        let _ = producer
+            .send(Record::new(topic, vec![0; bytes]))
+            .await
+            .expect("the broker takes the record");
         producer.close().await.expect("nothing is left to be sent");
     });
 }
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {
-    Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(work)
+    Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
+        .block_on(work)
 }

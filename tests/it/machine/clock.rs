@@ -40,14 +40,26 @@ fn a_clock_that_jumps_loses_nothing_tells_nothing_twice_and_stops_nobody() {
                 }
             }
         });
-        let answers = load(&machine, payrelay.addr(), 8, for_at_least(Duration::from_secs(4)));
+        let answers = load(
+            &machine,
+            payrelay.addr(),
+            8,
+            for_at_least(Duration::from_secs(4)),
+        );
         done.store(true, Ordering::Relaxed);
         answers
     });
-    assert!(answers.refused.is_empty() && answers.lost == 0, "{:?}\n{}", answers.refused, payrelay.log());
+    assert!(
+        answers.refused.is_empty() && answers.lost == 0,
+        "{:?}\n{}",
+        answers.refused,
+        payrelay.log()
+    );
     machine.set("clock", "0");
     let told = answers.acknowledged.len();
-    wait_until("every payment to be told", LIMIT * 2, || slack.lines().len() >= told);
+    wait_until("every payment to be told", LIMIT * 2, || {
+        slack.lines().len() >= told
+    });
     let ids: Vec<i64> = slack.lines().iter().map(|line| id_of(line)).collect();
     assert!(
         ids.is_sorted() && ids.iter().collect::<HashSet<_>>().len() == told && ids.len() == told,
@@ -56,8 +68,14 @@ fn a_clock_that_jumps_loses_nothing_tells_nothing_twice_and_stops_nobody() {
     assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
     let connection = Connection::open(machine.database()).unwrap();
     // Those that were told ten years ago by the clock of that moment are purged: they are finished.
-    let purged = number(&connection, "SELECT count(*) FROM payment WHERE id NOT IN (SELECT payment_id FROM outbox)");
-    assert_eq!(number(&connection, "SELECT count(*) FROM payment"), i64::try_from(told).unwrap());
+    let purged = number(
+        &connection,
+        "SELECT count(*) FROM payment WHERE id NOT IN (SELECT payment_id FROM outbox)",
+    );
+    assert_eq!(
+        number(&connection, "SELECT count(*) FROM payment"),
+        i64::try_from(told).unwrap()
+    );
     eprintln!("{told} payments, {purged} of them purged");
     let unfinished = "SELECT count(*) FROM outbox o LEFT JOIN delivery d ON d.outbox_id = o.id \
                       WHERE o.status <> 'PUBLISHED' OR d.status <> 'DELIVERED'";
@@ -74,32 +92,49 @@ fn a_clock_that_is_years_ahead_purges_nothing_that_is_unfinished() {
     let machine = Machine::new();
     let slack = FakeSlack::start();
     slack.answer_with(|_, _| Answer::Status(500));
-    let env = [("PAYRELAY_SLACK_WEBHOOK_URL", slack.url()), ("PAYRELAY_SCHEDULER_INTERVAL", "20ms".to_owned())];
+    let env = [
+        ("PAYRELAY_SLACK_WEBHOOK_URL", slack.url()),
+        ("PAYRELAY_SCHEDULER_INTERVAL", "20ms".to_owned()),
+    ];
     let env = env.each_ref().map(|(name, value)| (*name, value.as_str()));
     let mut payrelay = Payrelay::start(machine.options(&env));
     let mut client = Connecting::new(payrelay.addr());
     let paid = client.post(&request(101, 3)).unwrap().1["payments"].clone();
     wait_until("a try", LIMIT, || slack.attempts() > 0);
     let shown = |client: &mut Connecting| -> Vec<Value> {
-        (1..=3).map(|id| client.get(&format!("/payments/{id}")).unwrap().1).collect()
+        (1..=3)
+            .map(|id| client.get(&format!("/payments/{id}")).unwrap().1)
+            .collect()
     };
     let rounds = || payrelay.log().matches("summary:").count();
     for seconds in [3650 * DAY, -3650 * DAY] {
         machine.set("clock", &seconds.to_string());
         let before = rounds();
-        wait_until("rounds of the scheduler by the other clock", LIMIT, || rounds() >= before + 5);
+        wait_until("rounds of the scheduler by the other clock", LIMIT, || {
+            rounds() >= before + 5
+        });
         for (stored, now) in paid.as_array().unwrap().iter().zip(shown(&mut client)) {
-            assert_eq!(stored["executed_at"], now["executed_at"], "times are shown as they were stored");
+            assert_eq!(
+                stored["executed_at"], now["executed_at"],
+                "times are shown as they were stored"
+            );
             assert_eq!(now["event"]["status"], "PUBLISHED", "{now}");
         }
-        let later = client.post(&request(201 + seconds.abs() + seconds.signum(), 1)).unwrap();
+        let later = client
+            .post(&request(201 + seconds.abs() + seconds.signum(), 1))
+            .unwrap();
         assert_eq!(later.0, 201, "{later:?}");
     }
     machine.set("clock", "0");
     slack.answer_with(|_, _| Answer::Ok);
     client.resume_slack();
     wait_until("all to be told, in order", LIMIT * 2, || {
-        slack.lines().iter().map(|line| id_of(line)).collect::<Vec<_>>() == [1, 2, 3, 4, 5]
+        slack
+            .lines()
+            .iter()
+            .map(|line| id_of(line))
+            .collect::<Vec<_>>()
+            == [1, 2, 3, 4, 5]
     });
     assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
     verify_times(&Connection::open(machine.database()).unwrap());
@@ -108,5 +143,11 @@ fn a_clock_that_is_years_ahead_purges_nothing_that_is_unfinished() {
 /// Nothing that was stored is nonsense: what happened first has the smaller id, whatever its time.
 fn verify_times(connection: &Connection) {
     verify(connection, &[]);
-    assert_eq!(number(connection, "SELECT count(*) FROM delivery WHERE delivered_at IS NULL"), 0);
+    assert_eq!(
+        number(
+            connection,
+            "SELECT count(*) FROM delivery WHERE delivered_at IS NULL"
+        ),
+        0
+    );
 }

@@ -1,4 +1,5 @@
-//! The file is damaged, foreign, newer, missing or not to be written: a clear refusal or correct work, never a panic.
+//! The file is damaged, foreign, newer, missing or not to be written: a clear refusal or correct
+//! work, never a panic.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +21,9 @@ const PAGE: usize = 4096;
 fn with_payments() -> Machine {
     let machine = Machine::new();
     let mut payrelay = Payrelay::start(machine.options(&[]));
-    load(&machine, payrelay.addr(), 8, |answers| answers.count() > PAYMENTS);
+    load(&machine, payrelay.addr(), 8, |answers| {
+        answers.count() > PAYMENTS
+    });
     wait_until_all_is_told(&machine.database(), LIMIT);
     assert_eq!(payrelay.terminate().code(), Some(0));
     machine
@@ -30,7 +33,9 @@ fn with_payments() -> Machine {
 fn killed_with_payments() -> Machine {
     let machine = Machine::new();
     let mut payrelay = Payrelay::start(machine.options(&[]));
-    load(&machine, payrelay.addr(), 8, |answers| answers.count() > 300);
+    load(&machine, payrelay.addr(), 8, |answers| {
+        answers.count() > 300
+    });
     payrelay.kill9();
     machine
 }
@@ -57,7 +62,8 @@ fn a_file_that_cannot_be_opened_is_refused_with_what_to_do() {
     let machine = with_payments();
     let (path, sound) = (machine.database(), fs::read(machine.database()).unwrap());
     let damaged = "restore a backup";
-    // The file's first words, the size of its pages, its first page's kind, and each half of it cut off.
+    // The file's first words, the size of its pages, its first page's kind, and each half of it cut
+    // off.
     overwrite(&path, |bytes| bytes[3] ^= 0x20);
     refused(&machine, &[damaged]);
     fs::write(&path, &sound).unwrap();
@@ -70,13 +76,23 @@ fn a_file_that_cannot_be_opened_is_refused_with_what_to_do() {
     refused(&machine, &[damaged]);
     fs::write(&path, &sound[..60]).unwrap();
     refused(&machine, &[damaged]);
-    assert_eq!(fs::read(&path).unwrap().len(), 60, "what is refused is left as it is");
+    assert_eq!(
+        fs::read(&path).unwrap().len(),
+        60,
+        "what is refused is left as it is"
+    );
 
     fs::remove_file(&path).unwrap();
-    Connection::open(&path).unwrap().execute_batch("CREATE TABLE theirs (x)").unwrap();
+    Connection::open(&path)
+        .unwrap()
+        .execute_batch("CREATE TABLE theirs (x)")
+        .unwrap();
     refused(&machine, &["was not made by payrelay"]);
     fs::write(&path, &sound).unwrap();
-    Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+    Connection::open(&path)
+        .unwrap()
+        .pragma_update(None, "user_version", 99)
+        .unwrap();
     refused(&machine, &["schema is version 99", "use a newer payrelay"]);
 
     fs::remove_file(&path).unwrap();
@@ -86,15 +102,26 @@ fn a_file_that_cannot_be_opened_is_refused_with_what_to_do() {
     // An empty file is a new database.
     fs::write(&path, "").unwrap();
     let mut payrelay = Payrelay::start(machine.options(&[]));
-    assert_eq!(Connecting::new(payrelay.addr()).post(&request(1, 1)).unwrap().0, 201);
+    assert_eq!(
+        Connecting::new(payrelay.addr())
+            .post(&request(1, 1))
+            .unwrap()
+            .0,
+        201
+    );
     assert_eq!(payrelay.terminate().code(), Some(0));
 }
 
 #[test]
 fn what_cannot_be_written_is_refused() {
-    for what in
-        ["30 payrelay.db", "30 payrelay.db-wal", "30", "13 payrelay.db", "13 payrelay.db-wal", "13 payrelay.db.lock"]
-    {
+    for what in [
+        "30 payrelay.db",
+        "30 payrelay.db-wal",
+        "30",
+        "13 payrelay.db",
+        "13 payrelay.db-wal",
+        "13 payrelay.db.lock",
+    ] {
         let machine = killed_with_payments();
         let before = fs::read(machine.database()).unwrap();
         machine.set("readonly", what);
@@ -126,23 +153,36 @@ fn the_log_of_another_database_is_refused_and_the_file_is_left_as_it_is() {
     let before = fs::read(ours.database()).unwrap();
     let log = ours.folder().join("payrelay.db-wal");
     fs::copy(theirs.folder().join("payrelay.db-wal"), &log).unwrap();
-    refused(&ours, &["its log belongs to another node's database", "restore a backup"]);
+    refused(
+        &ours,
+        &[
+            "its log belongs to another node's database",
+            "restore a backup",
+        ],
+    );
     assert_eq!(fs::read(ours.database()).unwrap(), before);
     fs::remove_file(log).unwrap();
     drop(Payrelay::start(ours.options(&[])));
     verify(&Connection::open(ours.database()).unwrap(), &[]);
 }
 
-/// The page of the file that the last row of a table is on: the one that the next payment is written to.
+/// The page of the file that the last row of a table is on: the one that the next payment is
+/// written to.
 fn last_leaf(path: &Path, table: &str) -> usize {
     let connection = Connection::open(path).unwrap();
-    let root = number(&connection, &format!("SELECT rootpage FROM sqlite_schema WHERE name = '{table}'"));
+    let root = number(
+        &connection,
+        &format!("SELECT rootpage FROM sqlite_schema WHERE name = '{table}'"),
+    );
     let file = fs::read(path).unwrap();
     let mut page = usize::try_from(root).unwrap();
-    // https://sqlite.org/fileformat2.html#b_tree_pages: 5 is an interior page, whose right-most child is at 8.
+    // https://sqlite.org/fileformat2.html#b_tree_pages: 5 is an interior page, whose right-most
+    // child is at 8.
     while file[(page - 1) * PAGE] == 5 {
         let child = (page - 1) * PAGE + 8;
-        page = u32::from_be_bytes(file[child..child + 4].try_into().unwrap()).try_into().unwrap();
+        page = u32::from_be_bytes(file[child..child + 4].try_into().unwrap())
+            .try_into()
+            .unwrap();
     }
     page
 }
@@ -150,7 +190,9 @@ fn last_leaf(path: &Path, table: &str) -> usize {
 /// Puts garbage over a page, without touching what SQLite looks at when it opens the file.
 fn spoil(machine: &Machine, table: &str) {
     let page = last_leaf(&machine.database(), table);
-    overwrite(&machine.database(), |bytes| bytes[(page - 1) * PAGE..page * PAGE].fill(0xA5));
+    overwrite(&machine.database(), |bytes| {
+        bytes[(page - 1) * PAGE..page * PAGE].fill(0xA5);
+    });
 }
 
 #[test]
@@ -163,17 +205,43 @@ fn damage_that_is_met_while_it_runs_stops_payments_loudly_and_once() {
     for n in 0..50 {
         let (status, problem) = client.post(&request(1_000_001 + n, 1)).unwrap();
         assert_eq!(status, 503, "{problem}");
-        assert!(problem["detail"].as_str().unwrap().contains("the database is damaged"), "{problem}");
+        assert!(
+            problem["detail"]
+                .as_str()
+                .unwrap()
+                .contains("the database is damaged"),
+            "{problem}"
+        );
     }
     let (status, ready) = client.get("/health/ready").unwrap();
-    assert_eq!((status, &ready["status"]), (503, &json!("unavailable")), "{ready}");
-    assert!(ready["components"]["database"]["error"].as_str().unwrap().contains("damaged"), "{ready}");
+    assert_eq!(
+        (status, &ready["status"]),
+        (503, &json!("unavailable")),
+        "{ready}"
+    );
+    assert!(
+        ready["components"]["database"]["error"]
+            .as_str()
+            .unwrap()
+            .contains("damaged"),
+        "{ready}"
+    );
     assert_eq!(client.get("/health/live").unwrap().0, 200);
-    assert_eq!(client.get("/payments/1").unwrap().0, 200, "what can be read is shown");
+    assert_eq!(
+        client.get("/payments/1").unwrap().0,
+        200,
+        "what can be read is shown"
+    );
     assert!(payrelay.try_exit().is_none());
     assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
     let log = payrelay.log();
-    assert_eq!(log.lines().filter(|line| line.contains("the database is damaged: ")).count(), 1, "{log}");
+    assert_eq!(
+        log.lines()
+            .filter(|line| line.contains("the database is damaged: "))
+            .count(),
+        1,
+        "{log}"
+    );
     assert!(!log.contains("panic") && log.lines().count() < 30, "{log}");
 }
 
@@ -182,8 +250,11 @@ fn damage_that_a_reader_meets_stops_payments_too() {
     let machine = with_payments();
     // The first leaf of the payments: nothing but a look at an old payment finds it.
     let connection = Connection::open(machine.database()).unwrap();
-    let root =
-        usize::try_from(number(&connection, "SELECT rootpage FROM sqlite_schema WHERE name = 'payment'")).unwrap();
+    let root = usize::try_from(number(
+        &connection,
+        "SELECT rootpage FROM sqlite_schema WHERE name = 'payment'",
+    ))
+    .unwrap();
     drop(connection);
     overwrite(&machine.database(), |bytes| {
         let root = (root - 1) * PAGE;
@@ -214,6 +285,12 @@ fn a_file_that_is_moved_away_while_it_is_open_takes_no_more_payments() {
     // Both are put back by a person: nothing is lost.
     fs::rename(machine.folder().join("moved.db"), machine.database()).unwrap();
     let payrelay = Payrelay::start(machine.options(&[]));
-    let found = Connecting::new(payrelay.addr()).post(&request(1_000_001, 1)).unwrap().1;
-    assert_eq!(found["payments"][0]["status"], "FAILED", "it was paid before: {found}");
+    let found = Connecting::new(payrelay.addr())
+        .post(&request(1_000_001, 1))
+        .unwrap()
+        .1;
+    assert_eq!(
+        found["payments"][0]["status"], "FAILED",
+        "it was paid before: {found}"
+    );
 }

@@ -28,50 +28,93 @@ fn a_full_disk_is_507_at_once_and_nothing_needs_a_person_when_it_has_room() {
     let mut payrelay = Payrelay::start(machine.options(&[NO_RESERVE]));
     let mut client = Connecting::new(payrelay.addr());
     let body = request(1, 1).to_string();
-    let head =
-        "POST /payments HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nIdempotency-Key: once\r\n";
+    let head = "POST /payments HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: \
+        application/json\r\nIdempotency-Key: once\r\n";
     let keyed = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
     assert_eq!(client.send(&keyed).unwrap().0, 201);
     machine.set("full", "0");
     for n in 0..200 {
         let asked = Instant::now();
         let (status, problem) = client.post(&request(101 + n, 1)).unwrap();
-        assert_eq!((status, &problem["type"]), (507, &json!("urn:payrelay:problem:insufficient-storage")), "{problem}");
+        assert_eq!(
+            (status, &problem["type"]),
+            (507, &json!("urn:payrelay:problem:insufficient-storage")),
+            "{problem}"
+        );
         assert!(asked.elapsed() < Duration::from_secs(5));
     }
     let (status, ready) = client.get("/health/ready").unwrap();
-    assert_eq!((status, &ready["status"]), (503, &json!("unavailable")), "{ready}");
-    assert!(ready["components"]["database"]["error"].as_str().unwrap().contains("full"), "{ready}");
-    assert_eq!(client.get("/payments/1").unwrap().0, 200, "what is there can be read");
-    // Nor is it ready because of a transaction that has nothing to write; each look has one tried that has, and who shares that
-    // one is refused with it.
+    assert_eq!(
+        (status, &ready["status"]),
+        (503, &json!("unavailable")),
+        "{ready}"
+    );
+    assert!(
+        ready["components"]["database"]["error"]
+            .as_str()
+            .unwrap()
+            .contains("full"),
+        "{ready}"
+    );
+    assert_eq!(
+        client.get("/payments/1").unwrap().0,
+        200,
+        "what is there can be read"
+    );
+    // Nor is it ready because of a transaction that has nothing to write; each look has one tried
+    // that has, and who shares that one is refused with it.
     let mut told_again = 0;
     wait_until("the answer of before to be told again", LIMIT, || {
         told_again += usize::from(client.send(&keyed).unwrap().0 == 201);
-        assert_eq!(client.get("/health/ready").unwrap().0, 503, "{}", payrelay.log());
+        assert_eq!(
+            client.get("/health/ready").unwrap().0,
+            503,
+            "{}",
+            payrelay.log()
+        );
         told_again >= 20
     });
     machine.clear("full");
     assert_eq!(client.post(&request(1001, 1)).unwrap().0, 201);
-    wait_until("the health page to say so", LIMIT, || client.get("/health/ready").unwrap().0 == 200);
+    wait_until("the health page to say so", LIMIT, || {
+        client.get("/health/ready").unwrap().0 == 200
+    });
     assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
     // Complete only now.
     let log = payrelay.log();
-    assert_eq!((count(&log, "the database refuses"), count(&log, "the database is back")), (1, 1), "{log}");
+    assert_eq!(
+        (
+            count(&log, "the database refuses"),
+            count(&log, "the database is back")
+        ),
+        (1, 1),
+        "{log}"
+    );
     assert!(log.lines().count() < 30, "{log}");
     let connection = Connection::open(machine.database()).unwrap();
     verify(&connection, &[]);
-    assert_eq!(super::number(&connection, "SELECT count(*) FROM payment"), 2);
+    assert_eq!(
+        super::number(&connection, "SELECT count(*) FROM payment"),
+        2
+    );
 }
 
 #[test]
 fn each_loop_reports_a_database_that_refuses_once_when_it_begins_and_once_when_it_is_over() {
     let machine = Machine::new();
-    let env = [NO_RESERVE, ("PAYRELAY_LOG", "debug"), ("PAYRELAY_SCHEDULER_INTERVAL", "1s")];
+    let env = [
+        NO_RESERVE,
+        ("PAYRELAY_LOG", "debug"),
+        ("PAYRELAY_SCHEDULER_INTERVAL", "1s"),
+    ];
     let slack = FakeSlack::start();
     slack.answer_with(|_, _| Answer::Status(500));
     let url = slack.url();
-    let env = [env.as_slice(), &[("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str())]].concat();
+    let env = [
+        env.as_slice(),
+        &[("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str())],
+    ]
+    .concat();
     let mut payrelay = Payrelay::start(machine.options(&env));
     let mut client = Connecting::new(payrelay.addr());
     assert_eq!(client.post(&request(1, 1)).unwrap().0, 201);
@@ -87,7 +130,11 @@ fn each_loop_reports_a_database_that_refuses_once_when_it_begins_and_once_when_i
         let over = count(&log, &format!(" {name}: the database works again"));
         assert!(begun <= 1 && over <= begun, "{name}: {log}");
     }
-    assert_eq!(count(&log, "notifier default: database error, retrying"), 1, "{log}");
+    assert_eq!(
+        count(&log, "notifier default: database error, retrying"),
+        1,
+        "{log}"
+    );
 }
 
 #[test]
@@ -110,7 +157,11 @@ fn a_disk_that_fills_and_empties_under_load_loses_nothing_and_keeps_nothing_that
         });
         let begun = Instant::now();
         let enough = |answers: &Answers| {
-            let span = if answers.refused.is_empty() { 2 * LIMIT } else { Duration::from_secs(3) };
+            let span = if answers.refused.is_empty() {
+                2 * LIMIT
+            } else {
+                Duration::from_secs(3)
+            };
             begun.elapsed() > span
         };
         let answers = load(&machine, payrelay.addr(), 16, enough);
@@ -125,11 +176,23 @@ fn a_disk_that_fills_and_empties_under_load_loses_nothing_and_keeps_nothing_that
     let connection = Connection::open(machine.database()).unwrap();
     verify(&connection, &answers.acknowledged);
     let refused: HashSet<i64> = answers.refused.iter().map(|(_, first, _)| *first).collect();
-    let told: HashSet<i64> = answers.acknowledged.iter().map(|payment| payment.id).collect();
-    let mut stored = connection.prepare("SELECT id, reservation_id FROM payment").unwrap();
-    for row in stored.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))).unwrap() {
+    let told: HashSet<i64> = answers
+        .acknowledged
+        .iter()
+        .map(|payment| payment.id)
+        .collect();
+    let mut stored = connection
+        .prepare("SELECT id, reservation_id FROM payment")
+        .unwrap();
+    for row in stored
+        .query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))
+        .unwrap()
+    {
         let (id, reservation) = row.unwrap();
-        assert!(told.contains(&id) || !refused.contains(&reservation), "payment {id} was refused, and is there");
+        assert!(
+            told.contains(&id) || !refused.contains(&reservation),
+            "payment {id} was refused, and is there"
+        );
     }
 }
 
@@ -139,7 +202,10 @@ fn payments_stop_before_the_disk_is_full_and_what_was_taken_goes_on() {
     let slack = FakeSlack::start();
     slack.answer_with(|_, _| Answer::Status(500));
     machine.set("full", "1000000000");
-    let env = [("PAYRELAY_SLACK_WEBHOOK_URL", slack.url()), ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "100".to_owned())];
+    let env = [
+        ("PAYRELAY_SLACK_WEBHOOK_URL", slack.url()),
+        ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "100".to_owned()),
+    ];
     let env = env.each_ref().map(|(name, value)| (*name, value.as_str()));
     let mut payrelay = Payrelay::start(machine.options(&env));
     let mut client = Connecting::new(payrelay.addr());
@@ -147,8 +213,15 @@ fn payments_stop_before_the_disk_is_full_and_what_was_taken_goes_on() {
         assert_eq!(client.post(&request(101 + n, 1)).unwrap().0, 201);
     }
     machine.set("full", "100000000");
-    payrelay.wait_for_log("the disk has 95.3 MiB left: below 64.0 no payment will be taken", LIMIT);
-    assert_eq!(client.post(&request(201, 1)).unwrap().0, 201, "a warning refuses nothing");
+    payrelay.wait_for_log(
+        "the disk has 95.3 MiB left: below 64.0 no payment will be taken",
+        LIMIT,
+    );
+    assert_eq!(
+        client.post(&request(201, 1)).unwrap().0,
+        201,
+        "a warning refuses nothing"
+    );
     machine.set("full", "10000000");
     payrelay.wait_for_log("no payment is taken below 64.0", LIMIT);
     for n in 0..100 {
@@ -156,18 +229,33 @@ fn payments_stop_before_the_disk_is_full_and_what_was_taken_goes_on() {
     }
     let (status, ready) = client.get("/health/ready").unwrap();
     assert_eq!(status, 503);
-    assert!(ready["components"]["disk"]["error"].as_str().unwrap().contains("database.min_free_bytes"), "{ready}");
+    assert!(
+        ready["components"]["disk"]["error"]
+            .as_str()
+            .unwrap()
+            .contains("database.min_free_bytes"),
+        "{ready}"
+    );
     slack.answer_with(|_, _| Answer::Ok);
     client.resume_slack();
-    wait_until("every payment that was taken to be told", LIMIT, || slack.lines().len() == 21);
+    wait_until("every payment that was taken to be told", LIMIT, || {
+        slack.lines().len() == 21
+    });
     wait_until("that to be recorded", LIMIT, || {
         client.get("/payments/21").unwrap().1["notification"]["status"] == "DELIVERED"
     });
     machine.clear("full");
     payrelay.wait_for_log("payments are taken again; 100 requests were refused", LIMIT);
-    assert_eq!(client.post(&request(501, 1)).unwrap().1["payments"][0]["id"], 22);
+    assert_eq!(
+        client.post(&request(501, 1)).unwrap().1["payments"][0]["id"],
+        22
+    );
     let log = payrelay.log();
-    for line in ["no payment will be taken", "no payment is taken below", "payments are taken again"] {
+    for line in [
+        "no payment will be taken",
+        "no payment is taken below",
+        "payments are taken again",
+    ] {
         assert_eq!(count(&log, line), 1, "{line}: {log}");
     }
     assert_eq!(payrelay.terminate().code(), Some(0));
@@ -184,7 +272,10 @@ fn a_quota_that_is_used_up_is_503_and_ends_nothing() {
         assert_eq!(client.post(&request(101 + n, 1)).unwrap().0, 503);
     }
     machine.clear("quota");
-    assert_eq!(client.post(&request(1001, 1)).unwrap().1["payments"][0]["id"], 1);
+    assert_eq!(
+        client.post(&request(1001, 1)).unwrap().1["payments"][0]["id"],
+        1
+    );
     assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
 }
 
@@ -193,14 +284,21 @@ fn a_quota_that_is_used_up_is_503_and_ends_nothing() {
 fn a_disk_that_is_full_when_the_log_is_copied_back_costs_nothing() {
     let machine = Machine::new();
     let mut payrelay = Payrelay::start(machine.options(&[NO_RESERVE]));
-    let before = load(&machine, payrelay.addr(), 8, |answers| answers.count() > 1500);
+    let before = load(&machine, payrelay.addr(), 8, |answers| {
+        answers.count() > 1500
+    });
     machine.set("full", "0");
-    let full = load(&machine, payrelay.addr(), 8, |answers| answers.count() > 200);
+    let full = load(&machine, payrelay.addr(), 8, |answers| {
+        answers.count() > 200
+    });
     assert!(full.acknowledged.is_empty() && full.lost == 0);
     // Its last connection copies the log back, or leaves it to the next start.
     assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
     machine.clear("full");
     let mut payrelay = Payrelay::start(machine.options(&[NO_RESERVE]));
     assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
-    verify(&Connection::open(machine.database()).unwrap(), &before.acknowledged);
+    verify(
+        &Connection::open(machine.database()).unwrap(),
+        &before.acknowledged,
+    );
 }

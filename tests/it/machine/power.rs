@@ -1,7 +1,7 @@
 //! The power fails: at any moment, what was acknowledged is on the disk.
 //!
-//! A run of the real binary is taken down, with every write and every sync; then the power fails at hundreds of points of it,
-//! and each time the store opens what the disk may hold.
+//! A run of the real binary is taken down, with every write and every sync; then the power fails at
+//! hundreds of points of it, and each time the store opens what the disk may hold.
 
 use std::env;
 use std::num::NonZeroUsize;
@@ -21,7 +21,11 @@ use crate::harness::process::Payrelay;
 /// Syncs cost nothing there, and what they do is not what is asked here.
 fn scratch() -> TempDir {
     let memory = Path::new("/dev/shm");
-    let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    let folder = if memory.is_dir() {
+        tempfile::tempdir_in(memory)
+    } else {
+        tempfile::tempdir()
+    };
     folder.unwrap()
 }
 
@@ -29,7 +33,12 @@ fn scratch() -> TempDir {
 fn open_and_verify(folder: &Path, acknowledged: &[Acknowledged]) {
     let path = folder.join("payrelay.db");
     let one = NonZeroUsize::MIN;
-    let settings = config::Database { path: path.clone(), queue_max: one, readers: one, min_free_bytes: 0 };
+    let settings = config::Database {
+        path: path.clone(),
+        queue_max: one,
+        readers: one,
+        min_free_bytes: 0,
+    };
     drop(Store::open(&settings, None).unwrap_or_else(|error| panic!("{error}")));
     let connection = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
     verify(&connection, acknowledged);
@@ -47,7 +56,15 @@ pub(super) fn fail_everywhere(machine: &Machine, acknowledged: &[Acknowledged]) 
     let mut random = fastrand::Rng::with_seed(seed);
     // As many in the first megabyte, where everything is made, as one in eight.
     let mut points: Vec<u64> = (0..points)
-        .map(|n| random.u64(0..if n % 8 == 0 { length.min(1 << 20) } else { length }))
+        .map(|n| {
+            random.u64(
+                0..if n % 8 == 0 {
+                    length.min(1 << 20)
+                } else {
+                    length
+                },
+            )
+        })
         .chain([length])
         .collect();
     points.sort_unstable();
@@ -60,11 +77,18 @@ pub(super) fn fail_everywhere(machine: &Machine, acknowledged: &[Acknowledged]) 
             2..=3 => Survival::Writes(random.f64()),
             _ => Survival::Sectors(random.f64()),
         };
-        let promised: Vec<_> = acknowledged.iter().filter(|payment| payment.journal <= point).cloned().collect();
+        let promised: Vec<_> = acknowledged
+            .iter()
+            .filter(|payment| payment.journal <= point)
+            .cloned()
+            .collect();
         let folder = scratch();
         lay_out(&disk.crash(survival, &mut random), folder.path());
         let verified = std::panic::catch_unwind(|| open_and_verify(folder.path(), &promised));
-        assert!(verified.is_ok(), "the power failed at {point} of {length} (seed {seed}), {survival:?} survived");
+        assert!(
+            verified.is_ok(),
+            "the power failed at {point} of {length} (seed {seed}), {survival:?} survived"
+        );
     }
     disk
 }
@@ -76,16 +100,31 @@ fn what_was_acknowledged_survives_a_power_failure_at_any_moment() {
     // Killed, killed, stopped: what one process has left unsynced the next one builds on.
     for stop in ["die", "die", "TERM", "die"] {
         let mut payrelay = Payrelay::start(machine.options(&[]));
-        acknowledged
-            .extend(load(&machine, payrelay.addr(), 16, for_at_least(Duration::from_millis(1500))).acknowledged);
+        acknowledged.extend(
+            load(
+                &machine,
+                payrelay.addr(),
+                16,
+                for_at_least(Duration::from_millis(1500)),
+            )
+            .acknowledged,
+        );
         if stop == "die" {
             kill(&machine, payrelay);
         } else {
             assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
         }
     }
-    eprintln!("{} payments, {} bytes", acknowledged.len(), machine.journal_length());
+    eprintln!(
+        "{} payments, {} bytes",
+        acknowledged.len(),
+        machine.journal_length()
+    );
     assert!(acknowledged.len() > 100, "{}", acknowledged.len());
     let disk = fail_everywhere(&machine, &acknowledged);
-    assert!(disk.synced("payrelay.db") >= 2, "the log was copied back on the way: {}", disk.synced("payrelay.db"));
+    assert!(
+        disk.synced("payrelay.db") >= 2,
+        "the log was copied back on the way: {}",
+        disk.synced("payrelay.db")
+    );
 }

@@ -1,4 +1,5 @@
-//! The disk cannot sync: the process ends before it acknowledges what may be lost, and the next one trusts nothing of it.
+//! The disk cannot sync: the process ends before it acknowledges what may be lost, and the next one
+//! trusts nothing of it.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
@@ -13,12 +14,33 @@ const SIGABRT: i32 = 6;
 /// Under load until the process has ended because a sync of such a file failed.
 fn load_until_a_sync_fails(machine: &Machine, file: &str) -> Vec<Acknowledged> {
     let mut payrelay = Payrelay::start(machine.options(&[]));
-    let mut acknowledged = load(machine, payrelay.addr(), 16, for_at_least(Duration::from_millis(500))).acknowledged;
+    let mut acknowledged = load(
+        machine,
+        payrelay.addr(),
+        16,
+        for_at_least(Duration::from_millis(500)),
+    )
+    .acknowledged;
     machine.set("eio", file);
     let answers = load(machine, payrelay.addr(), 16, for_at_least(LIMIT * 4));
-    assert_eq!(exit(&mut payrelay).signal(), Some(SIGABRT), "{}", payrelay.log());
-    assert!(payrelay.log().contains("the disk could not sync the database"), "{}", payrelay.log());
-    assert!(answers.refused.is_empty(), "nobody can say that nothing was stored: {:?}", answers.refused);
+    assert_eq!(
+        exit(&mut payrelay).signal(),
+        Some(SIGABRT),
+        "{}",
+        payrelay.log()
+    );
+    assert!(
+        payrelay
+            .log()
+            .contains("the disk could not sync the database"),
+        "{}",
+        payrelay.log()
+    );
+    assert!(
+        answers.refused.is_empty(),
+        "nobody can say that nothing was stored: {:?}",
+        answers.refused
+    );
     acknowledged.extend(answers.acknowledged);
     machine.clear("eio");
     acknowledged
@@ -33,7 +55,15 @@ fn a_commit_that_cannot_be_synced_ends_the_process_and_costs_nothing_acknowledge
     }
     // What comes now is written behind what the disk has lost.
     let payrelay = Payrelay::start(machine.options(&[]));
-    acknowledged.extend(load(&machine, payrelay.addr(), 16, for_at_least(Duration::from_secs(1))).acknowledged);
+    acknowledged.extend(
+        load(
+            &machine,
+            payrelay.addr(),
+            16,
+            for_at_least(Duration::from_secs(1)),
+        )
+        .acknowledged,
+    );
     kill(&machine, payrelay);
     fail_everywhere(&machine, &acknowledged);
 }
@@ -43,7 +73,15 @@ fn a_checkpoint_that_cannot_be_synced_ends_the_process_and_costs_nothing_acknowl
     let machine = Machine::recorded();
     let mut acknowledged = load_until_a_sync_fails(&machine, "payrelay.db");
     let payrelay = Payrelay::start(machine.options(&[]));
-    acknowledged.extend(load(&machine, payrelay.addr(), 16, for_at_least(Duration::from_secs(1))).acknowledged);
+    acknowledged.extend(
+        load(
+            &machine,
+            payrelay.addr(),
+            16,
+            for_at_least(Duration::from_secs(1)),
+        )
+        .acknowledged,
+    );
     kill(&machine, payrelay);
     fail_everywhere(&machine, &acknowledged);
 }
@@ -57,11 +95,16 @@ fn a_log_or_a_folder_that_cannot_be_synced_is_not_built_upon() {
         machine.clear("eio");
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(78), "{error}");
-        assert!(error.contains("database.path") && error.contains("the disk or its file system fails"), "{error}");
+        assert!(
+            error.contains("database.path") && error.contains("the disk or its file system fails"),
+            "{error}"
+        );
     };
     refused(".");
     let mut payrelay = Payrelay::start(machine.options(&[]));
-    load(&machine, payrelay.addr(), 1, |answers| answers.count() >= 10);
+    load(&machine, payrelay.addr(), 1, |answers| {
+        answers.count() >= 10
+    });
     payrelay.kill9();
     refused("payrelay.db-wal");
     drop(Payrelay::start(machine.options(&[])));

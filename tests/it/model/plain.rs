@@ -1,4 +1,5 @@
-//! What the store is to do, written as plainly as can be: maps in memory, no SQL, no threads, no crashes.
+//! What the store is to do, written as plainly as can be: maps in memory, no SQL, no threads, no
+//! crashes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -81,8 +82,15 @@ struct Letter {
 
 #[derive(Clone, PartialEq)]
 enum Of {
-    Event { id: i64, payment: Option<i64> },
-    Record { offset: i64, event_id: Option<String>, value: Option<Vec<u8>> },
+    Event {
+        id: i64,
+        payment: Option<i64>,
+    },
+    Record {
+        offset: i64,
+        event_id: Option<String>,
+        value: Option<Vec<u8>>,
+    },
 }
 
 impl Model {
@@ -149,7 +157,11 @@ impl Model {
                     row.attempts += 1;
                 }
             }),
-            Job::Fail { ids, error, unknown } => self.each(ids, |row| {
+            Job::Fail {
+                ids,
+                error,
+                unknown,
+            } => self.each(ids, |row| {
                 if row.waits() {
                     (row.status, row.last_error) = ("PENDING", Some(error.clone()));
                     row.attempts += 1;
@@ -161,11 +173,19 @@ impl Model {
                 self.bury(*id, reason.as_deref(), now);
                 Answer::Done
             }
-            Job::Keep { offset, event_id, value } => {
+            Job::Keep {
+                offset,
+                event_id,
+                value,
+            } => {
                 self.keep(*offset, event_id.clone(), value.clone(), now);
                 Answer::Done
             }
-            Job::Act { action, which, dry_run } => {
+            Job::Act {
+                action,
+                which,
+                dry_run,
+            } => {
                 let mut after = self.clone();
                 let outcomes = after.act(*action, *which, now);
                 if !dry_run {
@@ -186,10 +206,10 @@ impl Model {
         let from = self.payments.len();
         for reservation in &new.reservations {
             let first = self.paid.insert(reservation.reservation_id);
-            let paid = self
-                .payments
-                .iter()
-                .find(|paid| paid.reservation_id == reservation.reservation_id && paid.status == Status::Completed);
+            let paid = self.payments.iter().find(|paid| {
+                paid.reservation_id == reservation.reservation_id
+                    && paid.status == Status::Completed
+            });
             let paid_by = paid.map(|paid| paid.id);
             let id = i64::try_from(self.payments.len()).unwrap() + 1;
             self.payments.push(Payment {
@@ -198,13 +218,22 @@ impl Model {
                 reservation_id: reservation.reservation_id,
                 amount: reservation.seat_price,
                 currency: CURRENCY.to_owned(),
-                status: if first { Status::Completed } else { Status::Failed },
+                status: if first {
+                    Status::Completed
+                } else {
+                    Status::Failed
+                },
                 failure: (!first).then(|| "already paid".to_owned()),
                 paid_by,
                 executed_at: now,
             });
             self.last_event += 1;
-            let row = EventRow { payment_id: id, created_at: now, published: None, rejection: None };
+            let row = EventRow {
+                payment_id: id,
+                created_at: now,
+                published: None,
+                rejection: None,
+            };
             self.events.insert(self.last_event, row);
         }
         self.payments[from..].to_vec()
@@ -216,13 +245,19 @@ impl Model {
     }
 
     fn channel(&self, event: i64) -> String {
-        let Some(payment) = self.payment(event) else { return DEFAULT_CHANNEL.to_owned() };
+        let Some(payment) = self.payment(event) else {
+            return DEFAULT_CHANNEL.to_owned();
+        };
         let fits = |route: &&Route| {
             route.status.is_none_or(|status| status == payment.status)
                 && route.amount.contains(&payment.amount)
                 && route.user.contains(&payment.user_id)
         };
-        self.routes.iter().find(fits).map_or(DEFAULT_CHANNEL, |route| &route.name).to_owned()
+        self.routes
+            .iter()
+            .find(fits)
+            .map_or(DEFAULT_CHANNEL, |route| &route.name)
+            .to_owned()
     }
 
     fn insert_delivery(&mut self, event: i64) -> Arrival {
@@ -230,8 +265,14 @@ impl Model {
         if self.deliveries.contains_key(&event) {
             return Arrival::Duplicate;
         }
-        let row =
-            Delivery { status: "PENDING", channel, attempts: 0, unknown: 0, delivered_at: None, last_error: None };
+        let row = Delivery {
+            status: "PENDING",
+            channel,
+            attempts: 0,
+            unknown: 0,
+            delivered_at: None,
+            last_error: None,
+        };
         self.deliveries.insert(event, row);
         Arrival::Accepted
     }
@@ -262,7 +303,9 @@ impl Model {
         let payments = i64::try_from(self.payments.len()).unwrap();
         match self.payment_of(notice.outbox_id) {
             Some(payment) if payment == notice.payment_id => self.insert_delivery(notice.outbox_id),
-            None if notice.outbox_id <= self.last_event && (1..=payments).contains(&notice.payment_id) => {
+            None if notice.outbox_id <= self.last_event
+                && (1..=payments).contains(&notice.payment_id) =>
+            {
                 Arrival::Purged
             }
             _ => Arrival::Unknown,
@@ -280,7 +323,11 @@ impl Model {
 
     fn recover(&mut self) -> usize {
         let mut count = 0;
-        for row in self.deliveries.values_mut().filter(|row| row.status == "SENDING") {
+        for row in self
+            .deliveries
+            .values_mut()
+            .filter(|row| row.status == "SENDING")
+        {
             row.status = "PENDING";
             row.attempts += 1;
             row.unknown += 1;
@@ -291,7 +338,9 @@ impl Model {
     }
 
     fn bury(&mut self, event: i64, reason: Option<&str>, now: Timestamp) {
-        let Some(row) = self.deliveries.get_mut(&event).filter(|row| row.waits()) else { return };
+        let Some(row) = self.deliveries.get_mut(&event).filter(|row| row.waits()) else {
+            return;
+        };
         row.status = "DEAD";
         row.last_error = reason.map(str::to_owned).or(row.last_error.take());
         let reason = row.last_error.clone().unwrap_or_default();
@@ -310,18 +359,39 @@ impl Model {
         }
     }
 
-    fn keep(&mut self, offset: i64, event_id: Option<String>, value: Option<Vec<u8>>, now: Timestamp) {
+    fn keep(
+        &mut self,
+        offset: i64,
+        event_id: Option<String>,
+        value: Option<Vec<u8>>,
+        now: Timestamp,
+    ) {
         let known = |letter: &Letter| matches!(letter.of, Of::Record { offset: other, .. } if other == offset);
         if self.letters.values().any(known) {
             self.last_letter += 1;
         } else {
-            self.add_letter(Of::Record { offset, event_id, value }, "kept".to_owned(), now);
+            self.add_letter(
+                Of::Record {
+                    offset,
+                    event_id,
+                    value,
+                },
+                "kept".to_owned(),
+                now,
+            );
         }
     }
 
     fn add_letter(&mut self, of: Of, reason: String, now: Timestamp) {
         self.last_letter += 1;
-        let letter = Letter { of, state: "OPEN", reason, count: 1, received_at: now, actions: Vec::new() };
+        let letter = Letter {
+            of,
+            state: "OPEN",
+            reason,
+            count: 1,
+            received_at: now,
+            actions: Vec::new(),
+        };
         self.letters.insert(self.last_letter, letter);
     }
 
@@ -329,33 +399,56 @@ impl Model {
         let ids: Vec<i64> = match which {
             Which::Id(id) => vec![id],
             Which::Open { after, limit } => {
-                let open = self.letters.iter().filter(|(id, letter)| letter.state == "OPEN" && **id > after);
+                let open = self
+                    .letters
+                    .iter()
+                    .filter(|(id, letter)| letter.state == "OPEN" && **id > after);
                 open.map(|(id, _)| *id).take(limit).collect()
             }
         };
-        ids.into_iter().filter_map(|id| self.act_on(id, action, now)).collect()
+        ids.into_iter()
+            .filter_map(|id| self.act_on(id, action, now))
+            .collect()
     }
 
     fn act_on(&mut self, id: i64, action: Action, now: Timestamp) -> Option<Outcome> {
         let letter = self.letters.get(&id)?.clone();
         if letter.state != "OPEN" {
-            let wanted = if action == Action::Replay { "REPLAYED" } else { "DISCARDED" };
+            let wanted = if action == Action::Replay {
+                "REPLAYED"
+            } else {
+                "DISCARDED"
+            };
             let outcome = format!("nothing was done: it is {}", letter.state);
-            return Some(Outcome { id, outcome, resolved: letter.state == wanted });
+            return Some(Outcome {
+                id,
+                outcome,
+                resolved: letter.state == wanted,
+            });
         }
         let attempt = match (action, &letter.of) {
             (Action::Discard, of) => {
                 if let Of::Event { id, .. } = *of {
-                    let rejected = self.events.get(&id).is_some_and(|row| row.status() == "REJECTED");
+                    let rejected = self
+                        .events
+                        .get(&id)
+                        .is_some_and(|row| row.status() == "REJECTED");
                     let unheard_of = rejected && self.insert_delivery(id) == Arrival::Accepted;
-                    if let Some(row) = self.deliveries.get_mut(&id).filter(|row| unheard_of || row.status == "DEAD") {
+                    if let Some(row) = self
+                        .deliveries
+                        .get_mut(&id)
+                        .filter(|row| unheard_of || row.status == "DEAD")
+                    {
                         row.status = "DISCARDED";
                     }
                 }
                 Ok("discarded".to_owned())
             }
             (Action::Replay, Of::Event { id, .. })
-                if self.events.get(id).is_some_and(|row| row.status() == "REJECTED") =>
+                if self
+                    .events
+                    .get(id)
+                    .is_some_and(|row| row.status() == "REJECTED") =>
             {
                 self.events.get_mut(id)?.rejection = None;
                 Ok("waits to be published again".to_owned())
@@ -367,18 +460,24 @@ impl Model {
                 }
                 _ => Err("its delivery is not there any more: discard it".to_owned()),
             },
-            (Action::Replay, Of::Record { event_id, value, .. }) => {
-                match Notice::parse(&self.node, event_id.as_deref(), value.as_deref()) {
-                    Err(foreign) => Err(format!("still: {foreign}")),
-                    Ok(notice) => match self.accept(notice) {
-                        Arrival::Accepted | Arrival::Duplicate => {
-                            Ok(format!("taken: its delivery is {}", self.deliveries[&notice.outbox_id].status))
-                        }
-                        Arrival::Purged => Ok("its event was delivered and purged long ago".to_owned()),
-                        Arrival::Unknown => Err("still: no event of this database has this id and payment".to_owned()),
-                    },
-                }
-            }
+            (
+                Action::Replay,
+                Of::Record {
+                    event_id, value, ..
+                },
+            ) => match Notice::parse(&self.node, event_id.as_deref(), value.as_deref()) {
+                Err(foreign) => Err(format!("still: {foreign}")),
+                Ok(notice) => match self.accept(notice) {
+                    Arrival::Accepted | Arrival::Duplicate => Ok(format!(
+                        "taken: its delivery is {}",
+                        self.deliveries[&notice.outbox_id].status
+                    )),
+                    Arrival::Purged => Ok("its event was delivered and purged long ago".to_owned()),
+                    Arrival::Unknown => {
+                        Err("still: no event of this database has this id and payment".to_owned())
+                    }
+                },
+            },
         };
         let resolved = attempt.is_ok();
         let (Ok(outcome) | Err(outcome)) = attempt;
@@ -388,19 +487,31 @@ impl Model {
             (Action::Replay, false) => letter.count += 1,
             (Action::Discard, _) => letter.state = "DISCARDED",
         }
-        letter.actions.push(json!({"action": action.as_str(), "origin": ORIGIN, "outcome": outcome, "at": now}));
-        Some(Outcome { id, outcome, resolved })
+        letter.actions.push(
+            json!({"action": action.as_str(), "origin": ORIGIN, "outcome": outcome, "at": now}),
+        );
+        Some(Outcome {
+            id,
+            outcome,
+            resolved,
+        })
     }
 
     fn route(&mut self, routes: &[Route]) {
         self.routes = routes.to_vec();
-        let known = |channel: &str| channel == DEFAULT_CHANNEL || routes.iter().any(|route| route.name == channel);
+        let known = |channel: &str| {
+            channel == DEFAULT_CHANNEL || routes.iter().any(|route| route.name == channel)
+        };
         let replayable = |id: i64| {
-            let of =
-                |letter: &Letter| letter.state == "OPEN" && matches!(letter.of, Of::Event { id: of, .. } if of == id);
+            let of = |letter: &Letter| {
+                letter.state == "OPEN" && matches!(letter.of, Of::Event { id: of, .. } if of == id)
+            };
             self.letters.values().any(of)
         };
-        let lost = self.deliveries.iter().filter(|(id, row)| !known(&row.channel) && (row.waits() || replayable(**id)));
+        let lost = self
+            .deliveries
+            .iter()
+            .filter(|(id, row)| !known(&row.channel) && (row.waits() || replayable(**id)));
         let moved: Vec<_> = lost.map(|(id, _)| (*id, self.channel(*id))).collect();
         for (id, channel) in moved {
             self.deliveries.get_mut(&id).unwrap().channel = channel;
@@ -410,7 +521,11 @@ impl Model {
     fn purge(&mut self, cutoff: Timestamp, limit: usize) -> usize {
         let mut done: Vec<(Timestamp, i64)> = Vec::new();
         for (id, row) in &self.deliveries {
-            let published = self.events.get(id).and_then(|event| event.published).is_some_and(|(at, ..)| at < cutoff);
+            let published = self
+                .events
+                .get(id)
+                .and_then(|event| event.published)
+                .is_some_and(|(at, ..)| at < cutoff);
             if let Some(at) = row.delivered_at.filter(|at| *at < cutoff && published) {
                 done.push((at, *id));
             }
@@ -429,33 +544,54 @@ impl Model {
         let count = i64::try_from(self.payments.len()).unwrap();
         View {
             ways: (1..=count + 1).map(|id| self.way(id)).collect(),
-            histories: super::USERS.map(|user| (user, self.history(user))).collect(),
+            histories: super::USERS
+                .map(|user| (user, self.history(user)))
+                .collect(),
             unpublished: self.unpublished(),
-            channels: self.channels().into_iter().map(|channel| self.channel_view(channel)).collect(),
+            channels: self
+                .channels()
+                .into_iter()
+                .map(|channel| self.channel_view(channel))
+                .collect(),
             backlog: self.backlog(),
-            sequences: [count, self.last_event, self.last_letter].into_iter().filter(|last| *last > 0).collect(),
+            sequences: [count, self.last_event, self.last_letter]
+                .into_iter()
+                .filter(|last| *last > 0)
+                .collect(),
             routes: self.routes.iter().map(|route| route.name.clone()).collect(),
-            letters: self.letters.iter().map(|(id, letter)| Self::letter(*id, letter)).collect(),
+            letters: self
+                .letters
+                .iter()
+                .map(|(id, letter)| Self::letter(*id, letter))
+                .collect(),
         }
     }
 
     pub fn channels(&self) -> Vec<String> {
         let routes = self.routes.iter().map(|route| route.name.clone());
-        [DEFAULT_CHANNEL.to_owned()].into_iter().chain(routes).collect()
+        [DEFAULT_CHANNEL.to_owned()]
+            .into_iter()
+            .chain(routes)
+            .collect()
     }
 
     fn way(&self, payment: i64) -> Option<Way> {
         let found = self.payments.get(usize::try_from(payment).unwrap() - 1)?;
-        let event = self.events.iter().find(|(_, row)| row.payment_id == payment);
-        let notification = event.and_then(|(id, _)| self.deliveries.get(id)).map(|row| Notification {
-            status: row.status.to_owned(),
-            channel: row.channel.clone(),
-            attempts: row.attempts,
-            unknown_outcomes: row.unknown,
-            delivered_at: row.delivered_at,
-            delivered_in: row.delivered_at.map(|_| "single".to_owned()),
-            last_error: row.last_error.clone(),
-        });
+        let event = self
+            .events
+            .iter()
+            .find(|(_, row)| row.payment_id == payment);
+        let notification = event
+            .and_then(|(id, _)| self.deliveries.get(id))
+            .map(|row| Notification {
+                status: row.status.to_owned(),
+                channel: row.channel.clone(),
+                attempts: row.attempts,
+                unknown_outcomes: row.unknown,
+                delivered_at: row.delivered_at,
+                delivered_in: row.delivered_at.map(|_| "single".to_owned()),
+                last_error: row.last_error.clone(),
+            });
         let event = event.map(|(id, row)| EventState {
             outbox_id: *id,
             status: row.status().to_owned(),
@@ -465,11 +601,20 @@ impl Model {
             partition: row.published.and_then(|(_, partition, _)| partition),
             offset: row.published.and_then(|(.., offset)| offset),
         });
-        Some(Way { payment: found.clone(), event, notification })
+        Some(Way {
+            payment: found.clone(),
+            event,
+            notification,
+        })
     }
 
     pub fn history(&self, user: i64) -> Vec<Payment> {
-        self.payments.iter().rev().filter(|payment| payment.user_id == user).cloned().collect()
+        self.payments
+            .iter()
+            .rev()
+            .filter(|payment| payment.user_id == user)
+            .cloned()
+            .collect()
     }
 
     fn unpublished(&self) -> Vec<Event> {
@@ -489,23 +634,41 @@ impl Model {
     }
 
     fn channel_view(&self, channel: String) -> super::ChannelView {
-        let rows: Vec<_> = self.deliveries.iter().filter(|(_, row)| row.waits() && row.channel == channel).collect();
+        let rows: Vec<_> = self
+            .deliveries
+            .iter()
+            .filter(|(_, row)| row.waits() && row.channel == channel)
+            .collect();
         let waiting = rows.iter().map(|(id, _)| Waiting {
             outbox_id: **id,
             created_at: self.events[*id].created_at,
             payment: Ok(self.payment(**id).unwrap().clone()),
         });
-        super::ChannelView { waiting: waiting.collect(), more: (0..4).map(|n| rows.len() > n).collect(), channel }
+        super::ChannelView {
+            waiting: waiting.collect(),
+            more: (0..4).map(|n| rows.len() > n).collect(),
+            channel,
+        }
     }
 
     fn backlog(&self) -> Backlog {
         let count = |number: usize| i64::try_from(number).unwrap();
         let unpublished: Vec<_> = self.events.values().filter(|row| row.waits()).collect();
-        let letters: Vec<_> = self.letters.values().filter(|letter| letter.state == "OPEN").collect();
+        let letters: Vec<_> = self
+            .letters
+            .values()
+            .filter(|letter| letter.state == "OPEN")
+            .collect();
         let deliveries = |channel: String| {
-            let rows = self.deliveries.iter().filter(|(_, row)| row.waits() && row.channel == channel);
+            let rows = self
+                .deliveries
+                .iter()
+                .filter(|(_, row)| row.waits() && row.channel == channel);
             let ids: Vec<_> = rows.map(|(id, _)| id).collect();
-            Waits { count: count(ids.len()), oldest_at: ids.first().map(|id| self.events[*id].created_at) }
+            Waits {
+                count: count(ids.len()),
+                oldest_at: ids.first().map(|id| self.events[*id].created_at),
+            }
         };
         Backlog {
             unpublished: Waits {
@@ -532,7 +695,11 @@ impl Model {
                     shown["payment_id"] = json!(payment);
                 }
             }
-            Of::Record { offset, event_id, value } => {
+            Of::Record {
+                offset,
+                event_id,
+                value,
+            } => {
                 let headers: Vec<_> = event_id.iter().map(|id| json!(["ce_id", id])).collect();
                 let value = value.as_deref().map(String::from_utf8_lossy);
                 shown["record"] = json!({

@@ -1,9 +1,10 @@
 //! What a disk may hold after the power failed, from the journal of what was asked of it.
 //!
-//! What was synced is there. Of what was written since, anything may be there: each write, or each sector of 512 bytes of
-//! it, or nothing; in any order. A name that was made or removed since the folder was last synced may be there or not. A
-//! sync that failed has lost what it was to write, although whoever reads the file goes on seeing it: Linux keeps such pages,
-//! and counts them as written (<https://lwn.net/Articles/752063/>).
+//! What was synced is there. Of what was written since, anything may be there: each write, or each
+//! sector of 512 bytes of it, or nothing; in any order. A name that was made or removed since the
+//! folder was last synced may be there or not. A sync that failed has lost what it was to write,
+//! although whoever reads the file goes on seeing it: Linux keeps such pages, and counts them as
+//! written (<https://lwn.net/Articles/752063/>).
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -108,16 +109,33 @@ impl Disk {
         }
         let next = at + size(at);
         let data = at + 17 + size(at + 5);
-        let name = std::str::from_utf8(&self.journal[at + 17..data]).expect("names are UTF-8").to_owned();
-        Some((Record { op: self.journal[at + 4], name, number: number(at + 9, 8), bytes: data..next }, next))
+        let name = std::str::from_utf8(&self.journal[at + 17..data])
+            .expect("names are UTF-8")
+            .to_owned();
+        Some((
+            Record {
+                op: self.journal[at + 4],
+                name,
+                number: number(at + 9, 8),
+                bytes: data..next,
+            },
+            next,
+        ))
     }
 
     fn apply(&mut self, record: Record) {
-        let Record { op, name, number, bytes } = record;
+        let Record {
+            op,
+            name,
+            number,
+            bytes,
+        } = record;
         let file = self.names.get(&name).copied();
         let size = usize::try_from(number).expect("fits");
         let change = |disk: &mut Disk, change| {
-            disk.files[file.expect("a file that is changed was made")].pending.push((disk.at, change));
+            disk.files[file.expect("a file that is changed was made")]
+                .pending
+                .push((disk.at, change));
         };
         match op {
             CREATE => {
@@ -130,12 +148,24 @@ impl Disk {
                 self.names.remove(&name);
                 self.renamed.push((self.at, name, None));
             }
-            WRITE => change(self, Change::Write { offset: size, bytes }),
+            WRITE => change(
+                self,
+                Change::Write {
+                    offset: size,
+                    bytes,
+                },
+            ),
             TRUNCATE => change(self, Change::Truncate(size)),
-            SYNC_BEGIN => drop(self.syncs.insert(number, (self.at, (name != FOLDER).then(|| file.expect("was made"))))),
+            SYNC_BEGIN => drop(self.syncs.insert(
+                number,
+                (self.at, (name != FOLDER).then(|| file.expect("was made"))),
+            )),
             SYNC_END | SYNC_FAILED => {
                 *self.synced.entry(name).or_default() += usize::from(op == SYNC_END);
-                let (began, file) = self.syncs.remove(&number).expect("a sync that ends has begun");
+                let (began, file) = self
+                    .syncs
+                    .remove(&number)
+                    .expect("a sync that ends has begun");
                 match file {
                     None => self.sync_names(began, op == SYNC_END),
                     Some(file) => self.sync_file(file, began, op == SYNC_END),
@@ -169,21 +199,30 @@ impl Disk {
     }
 
     /// A folder as it may look when the power fails now.
-    pub fn crash(&self, survival: Survival, random: &mut fastrand::Rng) -> BTreeMap<String, Vec<u8>> {
+    pub fn crash(
+        &self,
+        survival: Survival,
+        random: &mut fastrand::Rng,
+    ) -> BTreeMap<String, Vec<u8>> {
         let mut names = self.durable_names.clone();
         for (_, name, file) in &self.renamed {
             if survives(survival, random) {
                 point(&mut names, name.clone(), *file);
             }
         }
-        names.into_iter().map(|(name, file)| (name, self.content(&self.files[file], survival, random))).collect()
+        names
+            .into_iter()
+            .map(|(name, file)| (name, self.content(&self.files[file], survival, random)))
+            .collect()
     }
 
     fn content(&self, file: &File, survival: Survival, random: &mut fastrand::Rng) -> Vec<u8> {
         let mut content = file.durable.clone();
         for (_, change) in &file.pending {
             match change {
-                Change::Truncate(length) if survives(survival, random) => content.resize(*length, 0),
+                Change::Truncate(length) if survives(survival, random) => {
+                    content.resize(*length, 0);
+                }
                 Change::Write { offset, bytes } if matches!(survival, Survival::Sectors(_)) => {
                     let (mut from, end) = (*offset, offset + bytes.len());
                     while from < end {
@@ -209,7 +248,9 @@ fn survives(survival: Survival, random: &mut fastrand::Rng) -> bool {
     match survival {
         Survival::Nothing => false,
         Survival::Everything => true,
-        Survival::Writes(probability) | Survival::Sectors(probability) => random.f64() < probability,
+        Survival::Writes(probability) | Survival::Sectors(probability) => {
+            random.f64() < probability
+        }
     }
 }
 
@@ -268,8 +309,16 @@ mod tests {
             entry(UNLINK, "a", 0, b""),
         ];
         let content = |n: usize, survival| after(&entries[..n], survival).get("a").cloned();
-        assert_eq!(content(5, Survival::Nothing), None, "the name was not synced");
-        assert_eq!(content(7, Survival::Nothing).unwrap(), b"old", "what came during the sync is not synced");
+        assert_eq!(
+            content(5, Survival::Nothing),
+            None,
+            "the name was not synced"
+        );
+        assert_eq!(
+            content(7, Survival::Nothing).unwrap(),
+            b"old",
+            "what came during the sync is not synced"
+        );
         assert_eq!(content(7, Survival::Everything).unwrap(), b"new");
         assert_eq!(content(8, Survival::Nothing).unwrap(), b"old");
         assert_eq!(content(8, Survival::Everything), None);
@@ -280,7 +329,11 @@ mod tests {
         let sync = |id, end| [entry(SYNC_BEGIN, "a", id, b""), entry(end, "a", id, b"")].concat();
         let entries = [
             entry(CREATE, "a", 0, b""),
-            [entry(SYNC_BEGIN, FOLDER, 9, b""), entry(SYNC_END, FOLDER, 9, b"")].concat(),
+            [
+                entry(SYNC_BEGIN, FOLDER, 9, b""),
+                entry(SYNC_END, FOLDER, 9, b""),
+            ]
+            .concat(),
             entry(WRITE, "a", 0, b"lost"),
             sync(1, SYNC_FAILED),
             entry(WRITE, "a", 4, b"kept"),
@@ -293,12 +346,19 @@ mod tests {
     fn a_write_is_torn_at_sectors() {
         let entries = [
             entry(CREATE, "a", 0, b""),
-            [entry(SYNC_BEGIN, FOLDER, 9, b""), entry(SYNC_END, FOLDER, 9, b"")].concat(),
+            [
+                entry(SYNC_BEGIN, FOLDER, 9, b""),
+                entry(SYNC_END, FOLDER, 9, b""),
+            ]
+            .concat(),
             entry(WRITE, "a", 100, &[1; 4096]),
         ];
         let torn = &after(&entries, Survival::Sectors(0.5))["a"];
         let there = |byte| torn[100..].contains(&byte);
         assert!(there(0) && there(1), "some of it is there, and some is not");
-        assert!(torn[512..1024].iter().all(|byte| *byte == torn[512]), "a sector is whole or not there");
+        assert!(
+            torn[512..1024].iter().all(|byte| *byte == torn[512]),
+            "a sector is whole or not there"
+        );
     }
 }

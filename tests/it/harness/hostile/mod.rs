@@ -1,7 +1,7 @@
 //! A machine that fails on demand: the disk is full, a sync fails, the clock jumps, the power goes.
 //!
-//! A C library (`shim.c`, which lists the switches) is loaded into the real binary and stands between it and the files
-//! of one folder. Nothing here needs root.
+//! A C library (`shim.c`, which lists the switches) is loaded into the real binary and stands
+//! between it and the files of one folder. Nothing here needs root.
 
 pub mod disk;
 
@@ -24,7 +24,10 @@ pub struct Machine {
 impl Machine {
     pub fn new() -> Machine {
         let folder = || tempfile::tempdir().expect("the machine has room for a folder");
-        Machine { files: folder(), control: folder() }
+        Machine {
+            files: folder(),
+            control: folder(),
+        }
     }
 
     /// One that takes down every change of a file from now on.
@@ -67,7 +70,9 @@ impl Machine {
 
     /// How much has been taken down: what is acknowledged now is in what comes before.
     pub fn journal_length(&self) -> u64 {
-        fs::metadata(self.control.path().join("journal")).expect("this machine is recorded").len()
+        fs::metadata(self.control.path().join("journal"))
+            .expect("this machine is recorded")
+            .len()
     }
 
     /// The same on a machine that may not be recorded.
@@ -88,10 +93,28 @@ fn shim() -> &'static Path {
         let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("hostile.so");
         // Under a name of its own first: another run may be loading the one that is there.
         let new = library.with_extension(format!("{}.so", std::process::id()));
-        let arguments = ["-std=gnu11", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o"].map(OsStr::new);
-        let built = Command::new("cc").args(arguments).args([&new, &source]).arg("-ldl").output();
-        let built = built.expect("a C compiler called cc is installed (apt-get install gcc libc6-dev)");
-        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        let arguments = [
+            "-std=gnu11",
+            "-O1",
+            "-Wall",
+            "-Werror",
+            "-shared",
+            "-fPIC",
+            "-o",
+        ]
+        .map(OsStr::new);
+        let built = Command::new("cc")
+            .args(arguments)
+            .args([&new, &source])
+            .arg("-ldl")
+            .output();
+        let built =
+            built.expect("a C compiler called cc is installed (apt-get install gcc libc6-dev)");
+        assert!(
+            built.status.success(),
+            "{}",
+            String::from_utf8_lossy(&built.stderr)
+        );
         fs::rename(&new, &library).expect("the library can be put in its place");
         library
     })
