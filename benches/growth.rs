@@ -34,14 +34,14 @@ use common::{Figure, Goal, Plan, Table, folder, target};
 use harness::process::{Options, Payrelay};
 use harness::store::Database;
 use harness::wait_until;
-use payrelay::clock::Timestamp;
-use payrelay::outage::Part;
-use payrelay::publisher::application::Application;
+use payrelay::domain::timestamp::Timestamp;
+use payrelay::relay::in_process::Application;
 use payrelay::relay::{Relay, Step};
+use payrelay::runtime::health::Part;
 use payrelay::runtime::metrics::Metrics;
+use payrelay::runtime::worker::Waker;
 use payrelay::store::outbox::{Place, Receipt};
 use payrelay::store::{Transaction, delivery, outbox};
-use payrelay::worker::Waker;
 use rusqlite::Connection;
 
 const WARM_UP: Duration = Duration::from_millis(500);

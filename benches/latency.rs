@@ -38,17 +38,17 @@ use harness::process::{Options, Payrelay};
 use harness::slack::{Answer, FakeSlack};
 use harness::store::Database;
 use harness::wait_until;
-use payrelay::clock::Timestamp;
 use payrelay::config::{self, Delivery};
-use payrelay::event::Event;
-use payrelay::outage::Part;
-use payrelay::payment::{NewPayment, Reservation};
-use payrelay::publisher::kafka::KafkaPublisher;
-use payrelay::publisher::{Published, Publisher};
+use payrelay::domain::event::Event;
+use payrelay::domain::payment::{NewPayment, Reservation};
+use payrelay::domain::timestamp::Timestamp;
+use payrelay::kafka::publisher::KafkaPublisher;
 use payrelay::relay::Relay;
+use payrelay::relay::publisher::{Published, Publisher};
+use payrelay::runtime::health::Part;
 use payrelay::runtime::metrics::Metrics;
+use payrelay::runtime::worker::{Waker, Worker};
 use payrelay::store::payment::execute;
-use payrelay::worker::{Waker, Worker};
 
 /// Remembers when each event was acked.
 struct Timed {

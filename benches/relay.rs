@@ -29,15 +29,15 @@ use std::time::{Duration, Instant};
 use common::{Figure, Goal, Plan, Table, delivery, folder, unless_transactions};
 use harness::kafka::Broker;
 use harness::store::Database;
-use payrelay::clock::Timestamp;
 use payrelay::config::{self, Delivery};
-use payrelay::event::{Event, Kind};
-use payrelay::outage::Part;
-use payrelay::publisher::Publisher;
-use payrelay::publisher::kafka::KafkaPublisher;
+use payrelay::domain::event::{Event, Kind};
+use payrelay::domain::timestamp::Timestamp;
+use payrelay::kafka::publisher::KafkaPublisher;
+use payrelay::relay::publisher::Publisher;
 use payrelay::relay::{Relay, Step};
+use payrelay::runtime::health::Part;
 use payrelay::runtime::metrics::Metrics;
-use payrelay::worker::Waker;
+use payrelay::runtime::worker::Waker;
 
 fn publisher(broker: &Broker, topic: &str, database: &Database) -> KafkaPublisher {
     let settings = config::Kafka {

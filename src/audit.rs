@@ -12,12 +12,13 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::config::{self, Config, Problems, PublisherKind};
-use crate::event::NodeId;
+use crate::domain::event::NodeId;
+use crate::kafka;
+use crate::kafka::cluster::{Driver, Failure, Link, within};
 use crate::kafka::errors::explain_failure;
-use crate::kafka::{self, Driver, Failure, Link, within};
+use crate::kafka::topic_reader::{End, TopicReader, TopicRecord};
 use crate::store::audit::{Audited, Extent, Reading, Recorded, Seen, Totals};
 use crate::store::{OpenError, StoreError};
-use crate::topic_reader::{End, TopicReader, TopicRecord};
 
 /// How long Kafka may take for a step: to answer at all, to tell the topic's ends, to send the next
 /// records.
@@ -187,8 +188,8 @@ async fn read_topic_through(link: &mut Link, database: &mut Audited) -> Result<T
         totals.foreign_records += (batch.len() - ours.len()) as u64;
         database.record(&ours)?;
     }
-    let skipped = |skipped: &crate::topic_reader::Skipped| {
-        let crate::topic_reader::Skipped {
+    let skipped = |skipped: &kafka::topic_reader::Skipped| {
+        let kafka::topic_reader::Skipped {
             partition,
             first,
             end,
@@ -201,7 +202,7 @@ async fn read_topic_through(link: &mut Link, database: &mut Audited) -> Result<T
     };
     database.skip(&reader.skipped().iter().map(skipped).collect::<Vec<_>>())?;
     reader.refresh_low(PATIENCE).await?;
-    let extent = |extent: &crate::topic_reader::Extent| Extent {
+    let extent = |extent: &kafka::topic_reader::Extent| Extent {
         partition: extent.partition,
         low: extent.low,
         end: extent.end,

@@ -1,49 +1,33 @@
 //! payrelay: a payment outbox for one small machine.
 //!
-//! A payment that was posted over HTTP is stored with its history and its event in one transaction;
-//! the event is published in commit order, consumed, and told to Slack. See ARCHITECTURE.md for the
-//! picture.
+//! A client posts a payment over HTTP. payrelay stores it with its history and its event in one
+//! transaction. The relay publishes the event in commit order, the consumer reads it back, and the
+//! notifier posts it to Slack. See ARCHITECTURE.md for the picture.
 //!
-//! The modules, in reading order:
+//! The library is an implementation detail of the binary, not a stable API. The modules, in reading
+//! order:
 
-pub mod clock;
+pub mod domain;
+
 pub mod config;
-pub mod payment;
-
-pub mod message;
-
-pub mod event;
-
-pub mod worker;
 
 pub mod store;
 
-pub mod http;
+pub mod runtime;
 
-pub mod publisher;
+pub mod http;
 
 pub mod relay;
 
-mod kafka;
-
-mod topic_reader;
-
-pub mod audit;
-
-pub mod consumer;
+pub mod kafka;
 
 pub mod slack;
-
-pub mod pace;
-
-pub mod notifier;
 
 pub mod scheduler;
 
 pub mod sampler;
 
-pub mod outage;
-pub mod runtime;
+pub mod audit;
 
 pub mod service;
 

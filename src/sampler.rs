@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, at, never, select_biased};
 
-use crate::clock::Timestamp;
+use crate::domain::timestamp::Timestamp;
 use crate::runtime::error_log::ErrorLog;
 use crate::runtime::metrics::{Metrics, Totals};
+use crate::runtime::worker::{Stop, Waker};
 use crate::store::backlog::{Backlog, BacklogCounter};
 use crate::store::{Store, StoreError};
-use crate::worker::{Stop, Waker};
 
 /// How often it looks when no reader asks.
 const INTERVAL: Duration = Duration::from_secs(5);

@@ -5,17 +5,17 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{after, select_biased};
 
-use crate::clock::Timestamp;
 use crate::config;
+use crate::domain::timestamp::Timestamp;
 use crate::runtime::error_log::ErrorLog;
 use crate::runtime::metrics::{Metrics, Totals};
+use crate::runtime::worker::{Stop, Waker};
 use crate::sampler::{Snapshot, Snapshots};
 use crate::store::backlog::Waiting;
 use crate::store::dead_letter;
 use crate::store::idempotency;
 use crate::store::outbox;
 use crate::store::{SqlResult, Store, StoreError, Transaction};
-use crate::worker::{Stop, Waker};
 
 /// How many events, or keys, one transaction of the purge deletes: it holds the writer for half a
 /// millisecond.

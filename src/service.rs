@@ -8,27 +8,27 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
-use crate::clock::Timestamp;
 use crate::config::{self, Config, Problems, PublisherKind};
-use crate::consumer::Consumer;
+use crate::domain::timestamp::Timestamp;
 use crate::http::{self, App, Change, Gate, NoToken};
 use crate::kafka;
-use crate::message::Style;
-use crate::notifier::{Channel, Notifier, Resume, Voice};
-use crate::outage::Part;
-use crate::publisher::Publisher;
-use crate::publisher::application::Application;
-use crate::publisher::kafka::KafkaPublisher;
+use crate::kafka::consumer::Consumer;
+use crate::kafka::publisher::KafkaPublisher;
 use crate::relay::Relay;
+use crate::relay::in_process::Application;
+use crate::relay::publisher::Publisher;
+use crate::runtime::health::Part;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::warnings::Warnings;
+use crate::runtime::worker::{Overdue, Waker, Worker, room_for};
 use crate::sampler::Sampler;
 use crate::scheduler::Scheduler;
-use crate::slack::{Slack, Unusable};
+use crate::slack::message::Style;
+use crate::slack::notifier::{Channel, Notifier, Resume, Voice};
+use crate::slack::webhook::{Slack, Unusable};
 use crate::store::channel::{self, Sink};
 use crate::store::unconsumed::{self, Page};
 use crate::store::{OpenError, Store, StoreError, delivery, route, topic};
-use crate::worker::{Overdue, Waker, Worker, room_for};
 
 /// How long the whole stop may take.
 pub const STOP_LIMIT: Duration = Duration::from_secs(10);

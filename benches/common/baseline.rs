@@ -10,8 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::unbounded;
-use payrelay::clock::Timestamp;
-use payrelay::payment::{NewPayment, Reservation};
+use payrelay::domain::payment::{NewPayment, Reservation};
+use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::{Store, payment};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 

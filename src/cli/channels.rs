@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use clap::Subcommand;
-use payrelay::clock::Timestamp;
 use payrelay::config::{Config, DEFAULT_CHANNEL};
+use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::channel::{self, Action};
 use payrelay::store::{Beside, StoreError};
 

@@ -4,8 +4,8 @@ use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 
 use clap::Args;
-use payrelay::clock::Timestamp;
 use payrelay::config::Config;
+use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::restore::{Request, RestoreError, Restored, restore};
 
 use super::user;

@@ -9,9 +9,9 @@ use super::problem::Problem;
 use super::routes::{
     App, Body, PAGE, PAGE_MAX, id_in_path, json, no_parameters, number, page_size, pairs,
 };
-use crate::clock::Timestamp;
-use crate::notifier::Resume;
-use crate::outage::{HealthState, Part, PartState};
+use crate::domain::timestamp::Timestamp;
+use crate::runtime::health::{HealthState, Part, PartState};
+use crate::slack::notifier::Resume;
 use crate::store::dead_letter::{self, Action, Order, Outcome, Shown, Which};
 use crate::store::{Connection, Transaction, channel, relay_action, topic};
 

@@ -7,7 +7,7 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use super::routes::Body;
-use crate::payment::{Invalid, shown};
+use crate::domain::payment::{Invalid, shown};
 use crate::store::StoreError;
 
 /// What went wrong, as the client is told.

@@ -24,19 +24,19 @@ use super::limits::{Account, Limits, Visit};
 use super::mailbox::Mailbox;
 use super::problem::Problem;
 use super::refusals::Refusals;
-use crate::clock::Timestamp;
 use crate::config;
-use crate::event::TraceContext;
-use crate::outage::{Part, PartState};
-use crate::payment::{NewPayment, Payment};
+use crate::domain::event::TraceContext;
+use crate::domain::payment::{NewPayment, Payment};
+use crate::domain::timestamp::Timestamp;
+use crate::runtime::health::{Part, PartState};
 use crate::runtime::metrics::Metrics;
 use crate::runtime::warnings::Warnings;
+use crate::runtime::worker::Waker;
 use crate::sampler::{Snapshot, Snapshots};
 use crate::store::backlog::Waiting;
 use crate::store::idempotency::{self as keys, Keyed, Once};
 use crate::store::payment::{self as payments, Way};
 use crate::store::{self, Connection, SqlResult, Store, StoreError, Transaction};
-use crate::worker::Waker;
 
 pub(super) type Body = Full<Bytes>;
 

@@ -20,7 +20,7 @@ use super::App;
 use super::connections::{Connections, Place, Watched};
 use super::limits::Visit;
 use super::refusals::LOG_INTERVAL;
-use crate::worker::Worker;
+use crate::runtime::worker::Worker;
 
 /// A request's head may have so many bytes, and a connection's buffer holds no more.
 const HEAD_BYTES_MAX: usize = 16 * 1024;

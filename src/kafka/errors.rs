@@ -4,10 +4,10 @@
 use krafka::error::ErrorCode;
 use krafka::{Kafka, KrafkaError};
 
-use super::Failure;
+use super::cluster::Failure;
 use super::reachability::{locate_silence, unreachable};
 use crate::config;
-use crate::event::NodeId;
+use crate::domain::event::NodeId;
 
 /// Errors that the same record would meet again, and another one would not. Every other code is
 /// about the cluster, a right, the network or a clock: the event waits.

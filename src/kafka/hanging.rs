@@ -18,8 +18,8 @@ use krafka::error::KrafkaError;
 use krafka::producer::TransactionalProducer;
 use krafka::{Kafka, Record};
 
-use crate::clock::Timestamp;
-use crate::event::NodeId;
+use crate::domain::event::NodeId;
+use crate::domain::timestamp::Timestamp;
 
 /// The transactional ids of a node.
 pub(crate) fn transactional_ids(node: &NodeId) -> [String; 1] {

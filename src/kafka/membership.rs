@@ -19,10 +19,10 @@ use krafka::consumer::{
 use krafka::error::KrafkaError;
 use krafka::{CloseOptions, GroupMembershipOperation, Kafka};
 
+use super::cluster::{ANSWER_BYTES_MAX, Failure, INFLATED_BYTES_MAX, Identified, Link, identify};
 use super::undecodable::{Attempts, RETRY_INTERVAL, Undecodable, next_readable};
-use super::{ANSWER_BYTES_MAX, Failure, INFLATED_BYTES_MAX, Identified, Link, identify};
-use crate::clock::Timestamp;
-use crate::event::NodeId;
+use crate::domain::event::NodeId;
+use crate::domain::timestamp::Timestamp;
 use crate::store::Store;
 use crate::store::dead_letter::{self, DeadRecord};
 use crate::store::topic::{self, Topic};

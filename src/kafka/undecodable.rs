@@ -12,7 +12,7 @@ use krafka::Kafka;
 use krafka::consumer::{AutoOffsetReset, Consumer, IsolationLevel};
 use krafka::error::KrafkaError;
 
-use super::{ANSWER_BYTES_MAX, INFLATED_BYTES_MAX};
+use super::cluster::{ANSWER_BYTES_MAX, INFLATED_BYTES_MAX};
 
 /// Between two tries: the third one comes after 5 s.
 pub(crate) const RETRY_INTERVAL: Duration = Duration::from_millis(2500);

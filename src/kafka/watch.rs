@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use krafka::Kafka;
 
+use super::cluster::{Failure, within};
 use super::hanging::{OpenTransaction, Owner, open_transactions, stable_offsets};
-use super::{Failure, within};
 use crate::store::Store;
 use crate::store::outbox::{Place, Receipt};
 use crate::store::topic::Topic;

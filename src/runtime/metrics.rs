@@ -13,7 +13,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::clock::Timestamp;
+use crate::domain::timestamp::Timestamp;
 
 /// The process's metrics. Cloning shares them.
 #[derive(Debug, Clone)]

@@ -2,5 +2,7 @@
 //! in a row.
 
 pub mod error_log;
+pub mod health;
 pub mod metrics;
 pub mod warnings;
+pub mod worker;

@@ -13,8 +13,8 @@ use rusqlite::{Connection, ErrorCode, Params, Row, Transaction};
 use serde::Serialize;
 
 use super::{OpenError, StoreError, schema};
-use crate::clock::Timestamp;
-use crate::event::NodeId;
+use crate::domain::event::NodeId;
+use crate::domain::timestamp::Timestamp;
 
 /// A database that is looked at. It may be in use, and stays as it is.
 pub struct Audited {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 
 use super::{dead_letter, unconsumed};
-use crate::clock::Timestamp;
+use crate::domain::timestamp::Timestamp;
 
 /// How many rows a segment has at most when it is closed: some 8 ms to count.
 const SEGMENT_ROWS: i64 = 100_000;

@@ -14,7 +14,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use super::{BUSY_TIMEOUT, Beside, schema};
-use crate::clock::Timestamp;
+use crate::domain::timestamp::Timestamp;
 
 /// Why there is no copy. Nothing is left behind.
 #[derive(Debug, thiserror::Error)]

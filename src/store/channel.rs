@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
-use crate::clock::Timestamp;
+use crate::domain::timestamp::Timestamp;
 
 /// Where a channel's messages go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -23,8 +23,8 @@ use rusqlite::ffi::{
 
 use super::BUSY_TIMEOUT;
 use super::schema::{OpenError, refusal};
-use crate::outage::Backoff;
-use crate::worker::{Stop, Waker};
+use crate::runtime::health::Backoff;
+use crate::runtime::worker::{Stop, Waker};
 
 /// So many pages of log (16 MiB) make a round. Pages that change with every commit are copied once
 /// a round.

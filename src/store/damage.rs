@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rusqlite::ErrorCode;
 
 use super::StoreError;
-use crate::outage::{Part, PartState};
+use crate::runtime::health::{Part, PartState};
 
 /// Whether the file is damaged, for all who work with it. Cloning it is cheap.
 #[derive(Debug, Clone)]

@@ -7,8 +7,8 @@ use serde::Serialize;
 use super::backlog::Waiting;
 use super::delivery::{self, Arrival};
 use super::{outbox, sql_limit};
-use crate::clock::Timestamp;
-use crate::event::{ID_HEADER, NodeId, Notice, TIME_HEADER};
+use crate::domain::event::{ID_HEADER, NodeId, Notice, TIME_HEADER};
+use crate::domain::timestamp::Timestamp;
 
 /// A record of the topic that is kept aside.
 #[derive(Debug, Clone, PartialEq, Eq)]

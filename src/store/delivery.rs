@@ -5,9 +5,9 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
 use super::payment::{self, COLUMN_COUNT, COLUMNS};
 use super::{dead_letter, outbox, sql_limit};
-use crate::clock::Timestamp;
-use crate::event::Notice;
-use crate::payment::Payment;
+use crate::domain::event::Notice;
+use crate::domain::payment::Payment;
+use crate::domain::timestamp::Timestamp;
 
 /// The channel of event `?1`: the first route that fits its payment. Without routes nothing is
 /// looked up.

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Transaction};
 
 use super::payment::{self, COLUMNS};
 use super::sql_limit;
-use crate::payment::Payment;
+use crate::domain::payment::Payment;
 
 /// A request's key, and what tells its body from others.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,8 +194,8 @@ pub fn purge(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Timestamp;
-    use crate::payment::{NewPayment, Reservation};
+    use crate::domain::payment::{NewPayment, Reservation};
+    use crate::domain::timestamp::Timestamp;
     use crate::store::{payment, schema};
     use rusqlite::TransactionBehavior;
 

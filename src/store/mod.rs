@@ -44,9 +44,9 @@ use self::damage::Damage;
 use self::idempotency::ServiceTime;
 use self::space::Admission;
 use crate::config;
-use crate::event::NodeId;
-use crate::outage::{Part, PartState};
-use crate::worker::Worker;
+use crate::domain::event::NodeId;
+use crate::runtime::health::{Part, PartState};
+use crate::runtime::worker::Worker;
 
 pub use rusqlite::{Connection, Result as SqlResult, Transaction};
 pub use schema::OpenError;

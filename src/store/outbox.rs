@@ -9,8 +9,8 @@ use rusqlite::{Connection, OptionalExtension, Transaction};
 
 use super::payment::unknown;
 use super::{dead_letter, delivery, sql_limit, unconsumed};
-use crate::clock::Timestamp;
-use crate::event::{Event, Kind, Notice, TraceContext};
+use crate::domain::event::{Event, Kind, Notice, TraceContext};
+use crate::domain::timestamp::Timestamp;
 
 pub(super) fn insert(
     tx: &Transaction<'_>,

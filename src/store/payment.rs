@@ -6,9 +6,9 @@ use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Row, Transact
 
 use super::delivery::{self, Notification};
 use super::outbox::{self, EventState};
-use crate::clock::Timestamp;
-use crate::event::{Kind, TraceContext};
-use crate::payment::{NewPayment, Payment, Reservation, Status};
+use crate::domain::event::{Kind, TraceContext};
+use crate::domain::payment::{NewPayment, Payment, Reservation, Status};
+use crate::domain::timestamp::Timestamp;
 
 /// Why a COMPLETED payment cannot be: the reservation already has one.
 const ALREADY_PAID: &str = "already paid";

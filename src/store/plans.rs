@@ -19,9 +19,9 @@ use super::{
     channel, dead_letter, delivery, idempotency, outbox, payment, relay_action, route, schema,
     unconsumed, visibility,
 };
-use crate::clock::Timestamp;
-use crate::event::{NodeId, Notice};
-use crate::payment::{NewPayment, Reservation};
+use crate::domain::event::{NodeId, Notice};
+use crate::domain::payment::{NewPayment, Reservation};
+use crate::domain::timestamp::Timestamp;
 
 thread_local! {
     static SEEN: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };

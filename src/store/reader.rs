@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender, select_biased};
 use rusqlite::Connection;
 
 use super::{Pool, StoreError};
-use crate::worker::{Stop, Worker};
+use crate::runtime::worker::{Stop, Worker};
 
 /// A query together with who is to be told; it is told also when there is no connection for it. It
 /// returns what SQLite said, if that refused.

@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, Transaction};
 
-use crate::clock::Timestamp;
+use crate::domain::timestamp::Timestamp;
 
 /// Has a fenced relay take its transactional ids over again. `origin` is where the operator asked:
 /// `http` or `command line`.

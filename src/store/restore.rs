@@ -15,8 +15,8 @@ use rusqlite::{Connection, OptionalExtension as _};
 use super::audit::{Audited, Seen, UNCONSUMED_KIND};
 use super::schema::{self, OpenError};
 use super::{BUSY_TIMEOUT, StoreError};
-use crate::clock::Timestamp;
-use crate::event::NodeId;
+use crate::domain::event::NodeId;
+use crate::domain::timestamp::Timestamp;
 
 /// Why nothing was restored. The database is as it was.
 #[derive(Debug, thiserror::Error)]

@@ -12,8 +12,8 @@ use rusqlite::{
 };
 
 use super::{BUSY_TIMEOUT, STATEMENTS, is_full};
-use crate::clock::Timestamp;
-use crate::event::NodeId;
+use crate::domain::event::NodeId;
+use crate::domain::timestamp::Timestamp;
 
 /// What an empty file gets.
 const SCHEMA: &str = include_str!("../../schema.sql");

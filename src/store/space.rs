@@ -16,8 +16,8 @@ use rustix::fs::statvfs;
 
 use super::StoreError;
 use super::damage::Damage;
-use crate::outage::{Part, PartState};
-use crate::worker::Stop;
+use crate::runtime::health::{Part, PartState};
+use crate::runtime::worker::Stop;
 
 /// How old the answer may be. At full load the log and the file grow by some 10 MB a second.
 const INTERVAL: Duration = Duration::from_millis(250);

@@ -13,8 +13,8 @@ use serde::Serialize;
 
 use super::delivery::{self, Arrival};
 use super::{outbox, unconsumed};
-use crate::clock::Timestamp;
-use crate::event::Notice;
+use crate::domain::event::Notice;
+use crate::domain::timestamp::Timestamp;
 
 /// A topic in one of its lives: one that is deleted and made again has another id (KIP-516).
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 use super::backlog::Waiting;
 use super::topic::Topic;
 use super::{delivery, sql_limit};
-use crate::clock::Timestamp;
+use crate::domain::timestamp::Timestamp;
 
 /// How many rows one page looks at.
 const PAGE_ROWS: usize = 10_000;

@@ -173,7 +173,7 @@ fn published_in(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Timestamp;
+    use crate::domain::timestamp::Timestamp;
     use crate::store::{outbox, schema};
     use rusqlite::TransactionBehavior;
 

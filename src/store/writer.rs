@@ -17,8 +17,8 @@ use super::checkpoint::{self, Checkpoints};
 use super::damage::{Damage, tells_of_damage};
 use super::schema::Lock;
 use super::{StoreError, is_full};
-use crate::outage::Part;
-use crate::worker::Stop;
+use crate::runtime::health::Part;
+use crate::runtime::worker::Stop;
 
 /// A transaction takes the jobs that wait when it starts, and so many in any case. It does not go
 /// on for as long as jobs arrive: those make the next transaction, and are prepared and answered

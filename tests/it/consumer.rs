@@ -5,15 +5,15 @@ use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use krafka::admin::AclOperation;
-use payrelay::clock::Timestamp;
 use payrelay::config;
 use payrelay::config::Delivery::{AtLeastOnce, ExactlyOnce};
-use payrelay::consumer::{Consumer, Step};
-use payrelay::outage::Part;
-use payrelay::publisher::kafka::KafkaPublisher;
-use payrelay::publisher::{Publisher, Trouble};
+use payrelay::domain::timestamp::Timestamp;
+use payrelay::kafka::consumer::{Consumer, Step};
+use payrelay::kafka::publisher::KafkaPublisher;
+use payrelay::relay::publisher::{Publisher, Trouble};
+use payrelay::runtime::health::Part;
+use payrelay::runtime::worker::Waker;
 use payrelay::store::dead_letter::{self, Action, Order, Which};
-use payrelay::worker::Waker;
 use serde_json::{Value, json};
 
 use super::audit::audit;

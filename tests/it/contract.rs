@@ -6,22 +6,22 @@ use std::fs;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use payrelay::clock::Timestamp;
 use payrelay::config::{
     self, Delivery,
     Delivery::{AtLeastOnce, ExactlyOnce},
 };
-use payrelay::consumer::{Consumer, Step};
-use payrelay::event::Event;
-use payrelay::outage::Part;
-use payrelay::publisher::kafka::KafkaPublisher;
-use payrelay::publisher::{Published, Publisher, Trouble};
+use payrelay::domain::event::Event;
+use payrelay::domain::timestamp::Timestamp;
+use payrelay::kafka::consumer::{Consumer, Step};
+use payrelay::kafka::publisher::KafkaPublisher;
 use payrelay::relay::Relay;
+use payrelay::relay::publisher::{Published, Publisher, Trouble};
+use payrelay::runtime::health::Part;
 use payrelay::runtime::metrics::Metrics;
+use payrelay::runtime::worker::Waker;
 use payrelay::store::dead_letter::{self, Action, Order, Which};
 use payrelay::store::outbox::{self, Place, Receipt};
 use payrelay::store::topic as store_topic;
-use payrelay::worker::Waker;
 
 use super::harness::cluster::{Cluster, Fake};
 use super::harness::kafka::Broker;

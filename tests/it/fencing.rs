@@ -9,15 +9,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use payrelay::clock::Timestamp;
-use payrelay::event::Event;
-use payrelay::outage::{HealthState, Part};
-use payrelay::publisher::{Published, Publisher, Trouble};
+use payrelay::domain::event::Event;
+use payrelay::domain::timestamp::Timestamp;
+use payrelay::relay::publisher::{Published, Publisher, Trouble};
 use payrelay::relay::{Relay, Step};
+use payrelay::runtime::health::{HealthState, Part};
 use payrelay::runtime::metrics::Metrics;
+use payrelay::runtime::worker::Waker;
 use payrelay::store::outbox::{Place, Receipt};
 use payrelay::store::{Beside, relay_action};
-use payrelay::worker::Waker;
 use serde_json::{Value, json};
 
 use super::harness::http::Client;

@@ -6,11 +6,11 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use payrelay::clock::Timestamp;
 use payrelay::config;
-use payrelay::event::Event;
-use payrelay::publisher::kafka::KafkaPublisher;
-use payrelay::publisher::{Published, Publisher, Trouble};
+use payrelay::domain::event::Event;
+use payrelay::domain::timestamp::Timestamp;
+use payrelay::kafka::publisher::KafkaPublisher;
+use payrelay::relay::publisher::{Published, Publisher, Trouble};
 use payrelay::store::outbox::{self, Place, Receipt};
 use payrelay::store::topic::{self as store_topic, Topic};
 use payrelay::store::{Beside, Transaction, visibility};

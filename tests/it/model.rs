@@ -16,10 +16,10 @@ use std::ops::RangeInclusive;
 use std::process::Command;
 use std::time::Duration;
 
-use payrelay::clock::Timestamp;
 use payrelay::config::Route;
-use payrelay::event::{Event, NodeId, Notice};
-use payrelay::payment::{NewPayment, Payment, Reservation, Status};
+use payrelay::domain::event::{Event, NodeId, Notice};
+use payrelay::domain::payment::{NewPayment, Payment, Reservation, Status};
+use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::backlog::{self, Backlog, BacklogCounter};
 use payrelay::store::dead_letter::{self, Action, DeadRecord, Order, Outcome, Which};
 use payrelay::store::delivery::{self, Arrival, Carrier, Outcome as DeliveryOutcome, Waiting};

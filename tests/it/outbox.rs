@@ -4,20 +4,20 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use payrelay::clock::Timestamp;
 use payrelay::config;
-use payrelay::event::Event;
-use payrelay::outage::Part;
-use payrelay::publisher::application::Application;
-use payrelay::publisher::{Published, Publisher, Trouble};
+use payrelay::domain::event::Event;
+use payrelay::domain::timestamp::Timestamp;
+use payrelay::relay::in_process::Application;
+use payrelay::relay::publisher::{Published, Publisher, Trouble};
 use payrelay::relay::{Relay, Step};
+use payrelay::runtime::health::Part;
 use payrelay::runtime::metrics::Metrics;
+use payrelay::runtime::worker::{Stop, Waker};
 use payrelay::sampler::Sampler;
 use payrelay::scheduler::Scheduler;
 use payrelay::store::delivery::{self, Carrier};
 use payrelay::store::outbox::{self, Place, Receipt};
 use payrelay::store::payment;
-use payrelay::worker::{Stop, Waker};
 
 use super::harness::store::Database;
 use super::harness::wait_until;
@@ -351,7 +351,7 @@ fn what_is_stuck_since_its_last_attempt_wakes_the_relay() {
 
 #[test]
 fn a_copy_of_an_event_changes_nothing_even_after_the_purge() {
-    use payrelay::event::Notice;
+    use payrelay::domain::event::Notice;
     use payrelay::store::delivery::Arrival;
     let database = Database::open();
     let long_ago = Timestamp::now().minus(8 * DAY);
@@ -408,7 +408,8 @@ fn a_relay_on_its_thread_is_woken_by_the_commit() {
         Metrics::default(),
     );
     let (exits, _exited) = crossbeam_channel::unbounded();
-    let worker = payrelay::worker::Worker::spawn("relay", &exits, |stop| relay.run(&stop)).unwrap();
+    let worker =
+        payrelay::runtime::worker::Worker::spawn("relay", &exits, |stop| relay.run(&stop)).unwrap();
     database.pay(1, 1..=3);
     waker.wake();
     wait_until("three deliveries", Duration::from_secs(10), || {

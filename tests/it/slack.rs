@@ -11,14 +11,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use payrelay::config::{Config, DEFAULT_CHANNEL, Secret};
-use payrelay::message::Style;
-use payrelay::notifier::{Channel, Notifier, Resume, Step, Voice};
-use payrelay::outage::{HealthState, Part};
+use payrelay::runtime::health::{HealthState, Part};
 use payrelay::runtime::metrics::Metrics;
-use payrelay::slack::Slack;
+use payrelay::runtime::worker::Waker;
+use payrelay::slack::message::Style;
+use payrelay::slack::notifier::{Channel, Notifier, Resume, Step, Voice};
+use payrelay::slack::webhook::Slack;
 use payrelay::store::dead_letter::{Action, DeadRecord, Order, Which};
 use payrelay::store::{Transaction, dead_letter, delivery, payment};
-use payrelay::worker::Waker;
 use proptest::prelude::*;
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -1324,7 +1324,7 @@ fn a_dead_record_is_taken_when_it_is_known_and_stays_when_it_is_not() {
         headers: vec![("ce_id".into(), Some(id))],
     };
     let records = [record(7, node.event_id(1)), record(8, "another-1".into())];
-    let now = payrelay::clock::Timestamp::now();
+    let now = payrelay::domain::timestamp::Timestamp::now();
     let keep = move |tx: &Transaction<'_>| {
         records
             .iter()
@@ -1384,7 +1384,7 @@ fn a_dead_record_is_taken_when_it_is_known_and_stays_when_it_is_not() {
 fn a_payment_that_dies_again_is_the_same_letter() {
     let database = waiting(1);
     let node = database.store().node().clone();
-    let now = payrelay::clock::Timestamp::now();
+    let now = payrelay::domain::timestamp::Timestamp::now();
     let twice = move |tx: &Transaction<'_>| {
         delivery::bury(tx, 1, Some("first"), now)?;
         let which = Which::Id(1);

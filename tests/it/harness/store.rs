@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::unbounded;
-use payrelay::clock::Timestamp;
 use payrelay::config;
-use payrelay::payment::{NewPayment, Payment, Reservation};
+use payrelay::domain::payment::{NewPayment, Payment, Reservation};
+use payrelay::domain::timestamp::Timestamp;
+use payrelay::runtime::worker::Worker;
 use payrelay::store::outbox::{self, Place, Receipt};
 use payrelay::store::{Beside, OpenError, Store, payment};
-use payrelay::worker::Worker;
 use tempfile::TempDir;
 
 use super::{wait_for, wait_until};
@@ -110,7 +110,7 @@ impl Database {
     /// Has every event arrive in the delivery table, as the application publisher does.
     pub fn publish(&self) {
         let publish = |tx: &payrelay::store::Transaction<'_>| {
-            let receipt = |event: payrelay::event::Event| Receipt {
+            let receipt = |event: payrelay::domain::event::Event| Receipt {
                 outbox_id: event.outbox_id,
                 place: Place::Delivery,
             };

@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use payrelay::clock::Timestamp;
 use payrelay::config::{DEFAULT_CHANNEL, Route};
-use payrelay::event::{Event, Kind, NodeId, Notice};
-use payrelay::payment::{NewPayment, Payment, Status};
+use payrelay::domain::event::{Event, Kind, NodeId, Notice};
+use payrelay::domain::payment::{NewPayment, Payment, Status};
+use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::backlog::{Backlog, Waiting as Waits};
 use payrelay::store::dead_letter::{Action, Outcome, Which};
 use payrelay::store::delivery::{Arrival, Notification, Waiting};

@@ -9,8 +9,8 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::clock::Timestamp;
-use crate::payment::Status;
+use crate::domain::payment::Status;
+use crate::domain::timestamp::Timestamp;
 
 /// Which payrelay this is: part of every event id, and of the consumer's identity in its group.
 #[derive(Debug, Clone, PartialEq, Eq)]

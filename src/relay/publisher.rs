@@ -1,11 +1,8 @@
 //! Who takes the events of the outbox: one trait, two publishers.
 
-pub mod application;
-pub mod kafka;
-
 use std::time::Instant;
 
-use crate::event::Event;
+use crate::domain::event::Event;
 use crate::store::outbox::Receipt;
 use crate::store::topic::Reached;
 

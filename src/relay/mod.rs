@@ -5,19 +5,22 @@
 //! next. After a crash between the word and the record the publisher finds those events on the
 //! topic, at the next start, before it publishes anything.
 
+pub mod in_process;
+pub mod publisher;
+
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, at, never, select_biased};
 
-use crate::clock::Timestamp;
-use crate::outage::{Backoff, Outage, Part};
-use crate::publisher::{Publisher, Trouble};
+use crate::domain::timestamp::Timestamp;
+use crate::relay::publisher::{Publisher, Trouble};
 use crate::runtime::error_log::ErrorLog;
+use crate::runtime::health::{Backoff, Outage, Part};
 use crate::runtime::metrics::Metrics;
+use crate::runtime::worker::{Stop, Waker};
 use crate::store::outbox::{self, Place, Receipt};
 use crate::store::topic::{self, Reached};
 use crate::store::{Store, StoreError, Transaction, Writing, relay_action, visibility};
-use crate::worker::{Stop, Waker};
 
 /// How long the relay waits when the other side is away. The cap is short because nothing is spent
 /// by trying: no attempt is counted against any row.

@@ -4,8 +4,8 @@
 //! PUBLISHED, so there is no moment in which an event is in one place and not yet, or no longer, in
 //! the other.
 
-use super::{Published, Publisher};
-use crate::event::Event;
+use super::publisher::{Published, Publisher};
+use crate::domain::event::Event;
 use crate::store::outbox::{Place, Receipt};
 
 /// Publishes in the process.

@@ -14,21 +14,10 @@ use tokio::net::lookup_host;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::{sleep, timeout};
 
-use self::security::Refusal;
+use super::tls::{self, Refusal};
 use crate::config;
 use crate::store::StoreError;
 use crate::store::topic::Topic;
-
-pub(crate) mod errors;
-pub(crate) mod hanging;
-pub(crate) mod membership;
-mod reachability;
-mod security;
-pub(crate) mod topic_config;
-pub(crate) mod undecodable;
-pub(crate) mod watch;
-
-pub(crate) use self::security::check;
 
 /// How long connecting to one broker may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -183,7 +172,7 @@ async fn connect(settings: &config::Kafka, client_id: &str) -> Result<Kafka, Kra
         .metadata_max_age(METADATA_AGE)
         // A payment may come after a quiet night: the topic's metadata is kept.
         .metadata_topic_cache_ttl(None)
-        .security(security::auth(&settings.security))
+        .security(tls::auth(&settings.security))
         .connect()
         .await
 }

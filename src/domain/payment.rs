@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use serde::de::value::MapAccessDeserializer;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use crate::clock::Timestamp;
+use crate::domain::timestamp::Timestamp;
 
 /// How many reservations one request may name.
 pub const RESERVATIONS_MAX: usize = 1000;

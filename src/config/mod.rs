@@ -15,11 +15,11 @@ use std::time::Duration;
 
 use toml::Value;
 
-use crate::clock::Zone;
-use crate::event::NodeId;
+use crate::domain::event::NodeId;
+use crate::domain::payment::Status;
+use crate::domain::timestamp::Zone;
 use crate::http::{self, Access, TokenHash};
-use crate::message::Template;
-use crate::payment::Status;
+use crate::slack::message::Template;
 
 /// A value that must not be seen: it shows as `***` wherever it is printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -1304,7 +1304,7 @@ fn show_duration(span: Duration) -> String {
 mod tests {
     use super::*;
 
-    const SHIPPED: &str = include_str!("../config.toml");
+    const SHIPPED: &str = include_str!("../../config.toml");
 
     fn load(file: &str, variables: &[(&str, &str)]) -> Result<Loaded, Problems> {
         let environment = variables

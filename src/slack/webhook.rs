@@ -18,10 +18,8 @@ use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 
-use crate::clock::{self, Timestamp};
 use crate::config::{self, Secret};
-
-pub mod isolation;
+use crate::domain::timestamp::{Timestamp, parse_http_date};
 
 /// An incoming webhook.
 pub struct Slack {
@@ -390,7 +388,7 @@ fn parse_retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     let text = text.trim();
     match text.parse() {
         Ok(seconds) => Some(Duration::from_secs(seconds)),
-        Err(_) => clock::parse_http_date(text).map(|time| time.since(now)),
+        Err(_) => parse_http_date(text).map(|time| time.since(now)),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::outage::Backoff;
+use crate::runtime::health::Backoff;
 
 /// A token bucket: so many messages at once after a quiet time, and so many a second for long.
 #[derive(Debug, Clone)]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::clock::Timestamp;
+use crate::domain::timestamp::Timestamp;
 
 /// Capped exponential backoff with equal jitter: half of the span is fixed, half is drawn, so that
 /// it never spins and several nodes never march in step.

@@ -15,19 +15,19 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, select_biased};
 
-use crate::clock::Timestamp;
 use crate::config::DEFAULT_CHANNEL;
-use crate::message::{Style, Summary};
-use crate::outage::{Backoff, Outage, Part};
-use crate::pace::Gate;
-use crate::payment::Payment;
+use crate::domain::payment::Payment;
+use crate::domain::timestamp::Timestamp;
 use crate::runtime::error_log::ErrorLog;
+use crate::runtime::health::{Backoff, Outage, Part};
 use crate::runtime::metrics::{ChannelMetrics, Metrics};
+use crate::runtime::worker::{Stop, Waker};
 use crate::slack::isolation::{Form, Isolation, Verdict};
-use crate::slack::{Answer, Slack};
+use crate::slack::message::{Style, Summary};
+use crate::slack::rate_limit::Gate;
+use crate::slack::webhook::{Answer, Slack};
 use crate::store::delivery::{self, Carrier, Outcome, Waiting};
 use crate::store::{self, SqlResult, Store, StoreError, Transaction, channel};
-use crate::worker::{Stop, Waker};
 
 /// How long a channel waits after a message that failed.
 pub const BACKOFF: Backoff = Backoff {

@@ -18,23 +18,23 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{after, select_biased};
 use krafka::consumer::ConsumerRecord;
 
-use crate::clock::Timestamp;
 use crate::config;
-use crate::event::{ID_HEADER, NodeId, Notice, TIME_HEADER};
+use crate::domain::event::{ID_HEADER, NodeId, Notice, TIME_HEADER};
+use crate::domain::timestamp::Timestamp;
+use crate::kafka::cluster::{Driver, Failure, Link, within};
 use crate::kafka::errors::explain_failure;
 use crate::kafka::membership::{FetchOutcome, Membership, Polled};
 use crate::kafka::undecodable::Undecodable;
-use crate::kafka::{Driver, Failure, Link, within};
-use crate::outage::{Outage, Part};
 use crate::relay::BACKOFF;
 use crate::runtime::error_log::ErrorLog;
+use crate::runtime::health::{Outage, Part};
 use crate::runtime::metrics::Metrics;
+use crate::runtime::worker::{Stop, Waker};
 use crate::store::dead_letter::{self, DeadRecord};
 use crate::store::delivery::{self, Arrival};
 use crate::store::topic::{self, ConsumeBatch, ConsumeStats, Topic};
 use crate::store::unconsumed::{self, Page, Unconsumed};
 use crate::store::{self, SqlResult, Store, StoreError, Transaction};
-use crate::worker::{Stop, Waker};
 
 /// How long one call of krafka may take where no broker answers; a poll that is dropped loses
 /// nothing.

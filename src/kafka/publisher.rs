@@ -25,24 +25,24 @@ use krafka::producer::{
 use tokio::sync::Mutex;
 use tokio::time::timeout_at;
 
-use super::{Published, Publisher, Trouble};
-use crate::clock::Timestamp;
 use crate::config::{self, Delivery};
-use crate::event::{Event, NodeId, Notice, Record};
+use crate::domain::event::{Event, NodeId, Notice, Record};
+use crate::domain::timestamp::Timestamp;
+use crate::kafka::cluster::{Driver, Failure, Identified, Link, ensure_topic, identify, within};
 use crate::kafka::errors::{explain, explain_failure, is_records_fault, is_unexplained};
 use crate::kafka::hanging::{
     Owner, end_hanging, open_transactions, stable_offsets, transactional_ids,
 };
 use crate::kafka::topic_config::risks;
+use crate::kafka::topic_reader::{End, TopicReader, TopicRecord};
 use crate::kafka::watch::{Sight, Watch};
-use crate::kafka::{Driver, Failure, Identified, Link, ensure_topic, identify, within};
+use crate::relay::publisher::{Published, Publisher, Trouble};
 use crate::runtime::metrics::Metrics;
 use crate::runtime::warnings::Warnings;
 use crate::store::outbox::{self, Place, Receipt};
 use crate::store::topic::{self, Found, Reached, Reconciled, Topic};
 use crate::store::visibility::{self, Unseen};
 use crate::store::{Store, StoreError, Transaction};
-use crate::topic_reader::{End, TopicReader, TopicRecord};
 
 /// How long one call takes at most before it says that the other side is away. What is under way
 /// goes on at the next call.

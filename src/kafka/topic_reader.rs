@@ -14,9 +14,9 @@ use krafka::consumer::{AutoOffsetReset, Consumer, ConsumerRecord, IsolationLevel
 use krafka::error::KrafkaError;
 use tokio::time::sleep;
 
-use crate::event::{ID_HEADER, TIME_HEADER};
+use crate::domain::event::{ID_HEADER, TIME_HEADER};
+use crate::kafka::cluster::{ANSWER_BYTES_MAX, Failure, INFLATED_BYTES_MAX, within};
 use crate::kafka::undecodable::{Attempts, Undecodable, next_readable};
-use crate::kafka::{ANSWER_BYTES_MAX, Failure, INFLATED_BYTES_MAX, within};
 
 /// How long one poll waits for records: the end may be a marker, after which none come.
 const POLL: Duration = Duration::from_millis(100);

@@ -10,8 +10,8 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use crate::clock::Zone;
-use crate::payment::{Payment, Status};
+use crate::domain::payment::{Payment, Status};
+use crate::domain::timestamp::Zone;
 
 /// A section's text may have 3,000 characters
 /// (<https://docs.slack.dev/reference/block-kit/blocks/section-block/>).
@@ -505,7 +505,7 @@ fn context(text: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Timestamp;
+    use crate::domain::timestamp::Timestamp;
     use proptest::prelude::*;
 
     fn style() -> Style {

@@ -1,0 +1,5 @@
+//! What payments, events and times are. Pure: names nothing of the outside world and no other module.
+
+pub mod event;
+pub mod payment;
+pub mod timestamp;

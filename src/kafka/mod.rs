@@ -1,0 +1,20 @@
+//! Apache Kafka: the one place that names krafka.
+//!
+//! [`publisher`] publishes the outbox, [`consumer`] reads the topic as a member of the group. Each
+//! runs krafka on a private runtime in its own thread; no other part of the program knows that there
+//! is one.
+
+pub(crate) mod cluster;
+pub mod consumer;
+pub(crate) mod errors;
+mod hanging;
+mod membership;
+pub mod publisher;
+mod reachability;
+mod tls;
+mod topic_config;
+pub(crate) mod topic_reader;
+mod undecodable;
+mod watch;
+
+pub(crate) use tls::check;
