@@ -17,8 +17,8 @@ use crossbeam_channel::{Receiver, bounded, select};
 use log::LevelFilter;
 use payrelay::audit::{self, AuditError, Scope};
 use payrelay::config::{Config, Loaded, Problems};
+use payrelay::domain::access::{self, TokenHash};
 use payrelay::domain::timestamp::Timestamp;
-use payrelay::http::{self, TokenHash};
 use payrelay::service::{self, Cause, Service, StartError};
 use payrelay::store::dead_letter::{self, Action, Order, Outcome, Which};
 use payrelay::store::{Beside, OpenError, StoreError, relay_action};
@@ -289,7 +289,7 @@ impl Output {
 
 /// The token goes to the client and nowhere else; payrelay keeps the hash.
 fn print_token() -> u8 {
-    match http::new_token() {
+    match access::new_token() {
         Ok(token) => {
             let mut output = Output::default();
             output.say(format_args!(

@@ -19,12 +19,13 @@ use crate::relay::in_process::Application;
 use crate::relay::publisher::Publisher;
 use crate::runtime::health::Part;
 use crate::runtime::metrics::Metrics;
+use crate::runtime::resume::ResumeHandle;
 use crate::runtime::warnings::Warnings;
 use crate::runtime::worker::{Overdue, Waker, Worker, room_for};
 use crate::sampler::Sampler;
 use crate::scheduler::Scheduler;
 use crate::slack::message::Style;
-use crate::slack::notifier::{Channel, Notifier, Resume, Voice};
+use crate::slack::notifier::{Channel, Notifier, Voice};
 use crate::slack::webhook::{Slack, Unusable};
 use crate::store::channel::{self, Sink};
 use crate::store::unconsumed::{self, Page};
@@ -151,7 +152,7 @@ impl Service {
         let (mut notifiers, mut wakers, mut resumes) = (Vec::new(), Vec::new(), Vec::new());
         for channel in channels {
             let (waker, woken) = Waker::new();
-            let (part, resume) = (Part::up(), Resume::new(waker.clone()));
+            let (part, resume) = (Part::up(), ResumeHandle::new(waker.clone()));
             let name = channel.name.clone();
             parts.push((part_name(&name), part.clone()));
             resumes.push(http::Channel {

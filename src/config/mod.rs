@@ -15,11 +15,11 @@ use std::time::Duration;
 
 use toml::Value;
 
+use crate::domain::access::{Access, TokenHash, is_loopback};
 use crate::domain::event::NodeId;
 use crate::domain::payment::Status;
+use crate::domain::template::Template;
 use crate::domain::timestamp::Zone;
-use crate::http::{self, Access, TokenHash};
-use crate::slack::message::Template;
 
 /// A value that must not be seen: it shows as `***` wherever it is printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -541,7 +541,7 @@ impl Config {
                     .to_owned(),
             );
         }
-        if s.tables("http.token") == 0 && !http::is_loopback(http.listen) {
+        if s.tables("http.token") == 0 && !is_loopback(http.listen) {
             s.problem(format!(
                 "http.listen = \"{}\": whoever reaches this address could pay and give orders: \
                     set an [[http.token]] (`payrelay token` makes one), or listen on 127.0.0.1",

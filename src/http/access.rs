@@ -5,8 +5,8 @@
 //! need for a slow hash. What a client sends is hashed and compared with every hash that is
 //! configured, in constant time.
 
-use std::fmt::{self, Write as _};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hyper::Method;
@@ -14,98 +14,12 @@ use hyper::Version;
 use hyper::header::{AUTHORIZATION, HOST, HeaderMap, ORIGIN};
 use hyper::http::request::Parts;
 use hyper::http::uri::Authority;
-use sha2::{Digest as _, Sha256};
-use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
+use subtle::ConditionallySelectable as _;
 
 use super::limits::Account;
 use super::problem::Problem;
 use crate::config;
-
-/// What a client may do; each includes those before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Access {
-    /// Looks at payments, histories and the state of payrelay.
-    ReadOnly,
-    /// Also pays.
-    Full,
-    /// Also gives orders: everything below /admin.
-    Admin,
-}
-
-impl Access {
-    /// As it is configured, and what it is called there.
-    pub const NAMED: [(&str, Self); 3] = [
-        ("read-only", Self::ReadOnly),
-        ("full", Self::Full),
-        ("admin", Self::Admin),
-    ];
-
-    fn name(self) -> &'static str {
-        Self::NAMED[self as usize].0
-    }
-}
-
-/// The SHA-256 of a token. A secret all the same: who could replace it would be let in, and it is
-/// nobody's business.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct TokenHash([u8; 32]);
-
-impl TokenHash {
-    /// What a hash looks like in the configuration.
-    pub const ALLOWED: &str =
-        "\"sha256:\" and 64 hexadecimal digits, as `payrelay token` prints it";
-
-    /// The hash of a token.
-    pub fn of(token: &str) -> Self {
-        Self(Sha256::digest(token).into())
-    }
-
-    /// Reads `sha256:<64 hexadecimal digits>`.
-    pub fn parse(text: &str) -> Option<Self> {
-        let digits = text
-            .strip_prefix("sha256:")
-            .filter(|digits| digits.len() == 64 && digits.is_ascii())?;
-        let mut hash = [0; 32];
-        for (index, byte) in hash.iter_mut().enumerate() {
-            let pair = digits.get(2 * index..2 * index + 2)?;
-            // `from_str_radix` would take a sign.
-            *byte = u8::from_str_radix(pair, 16)
-                .ok()
-                .filter(|_| !pair.starts_with('+'))?;
-        }
-        Some(Self(hash))
-    }
-
-    /// As it stands in the configuration.
-    pub fn expose(&self) -> String {
-        format!("sha256:{}", hex(&self.0))
-    }
-}
-
-impl fmt::Debug for TokenHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-/// A new token: 32 bytes of the operating system's randomness, in hexadecimal digits.
-pub fn new_token() -> std::io::Result<String> {
-    let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes)?;
-    Ok(hex(&bytes))
-}
-
-/// Whether only this machine reaches an address.
-pub fn is_loopback(address: SocketAddr) -> bool {
-    address.ip().to_canonical().is_loopback()
-}
+use crate::domain::access::{Access, TokenHash};
 
 /// Who asks.
 #[derive(Debug, Clone)]
@@ -148,7 +62,7 @@ impl Tokens {
         let hash = TokenHash::of(token);
         let mut found = u64::MAX;
         for (index, token) in (0..).zip(&self.0) {
-            found.conditional_assign(&index, token.hash.0.ct_eq(&hash.0));
+            found.conditional_assign(&index, token.hash.ct_eq(&hash));
         }
         self.0
             .get(usize::try_from(found).ok()?)
@@ -434,6 +348,7 @@ fn is_of_this_machine(host: &str, public: Option<&str>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::access::is_loopback;
     use hyper::Request;
     use proptest::prelude::*;
 
@@ -466,43 +381,6 @@ mod tests {
     fn who(gate: &Gate, headers: &[(&str, &str)]) -> Result<Option<String>, Problem> {
         let client = gate.identify(&head("POST", headers), &Arc::default());
         client.map(|client| client.map(|client| client.name.to_string()))
-    }
-
-    #[test]
-    fn a_hash_is_read_as_it_is_written() {
-        // The example of FIPS 180-2, B.1.
-        let abc = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!(TokenHash::of("abc").expose(), abc);
-        assert_eq!(TokenHash::parse(abc), Some(TokenHash::of("abc")));
-        assert_eq!(
-            TokenHash::parse(&abc.to_uppercase().replace("SHA", "sha")),
-            Some(TokenHash::of("abc"))
-        );
-        assert_eq!(format!("{:?}", TokenHash::of("abc")), "***");
-        let long = format!("{abc}0");
-        let signed = abc.replace("ba78", "+a78");
-        for bad in [
-            "",
-            "abc",
-            &abc[7..],
-            &abc[..70],
-            &long,
-            &signed,
-            &abc.replace("ba", "zz"),
-            &abc.replace("ba", "é"),
-        ] {
-            assert_eq!(TokenHash::parse(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_new_token_is_like_no_other() {
-        let (one, other) = (new_token().unwrap(), new_token().unwrap());
-        assert!(one.len() == 64 && one != other);
-        assert_eq!(
-            TokenHash::parse(&TokenHash::of(&one).expose()),
-            Some(TokenHash::of(&one))
-        );
     }
 
     #[test]

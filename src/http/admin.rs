@@ -11,7 +11,7 @@ use super::routes::{
 };
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::{HealthState, Part, PartState};
-use crate::slack::notifier::Resume;
+use crate::runtime::resume::ResumeHandle;
 use crate::store::dead_letter::{self, Action, Order, Outcome, Shown, Which};
 use crate::store::{Connection, Transaction, channel, relay_action, topic};
 
@@ -22,7 +22,7 @@ pub struct Channel {
     /// How it is.
     pub part: Part,
     /// Ends its pause.
-    pub resume: Resume,
+    pub resume: ResumeHandle,
 }
 
 /// A request that exists.

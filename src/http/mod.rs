@@ -15,7 +15,7 @@ mod refusals;
 mod routes;
 mod server;
 
-pub use access::{Access, Change, Gate, NoToken, TokenHash, is_loopback, new_token};
+pub use access::{Change, Gate, NoToken};
 pub use admin::Channel;
 pub use routes::{App, Context};
 pub use server::spawn;

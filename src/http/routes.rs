@@ -16,7 +16,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use super::access::{Access, Client, Gate, check_host};
+use super::access::{Client, Gate, check_host};
 use super::admin::{self, Channel};
 use super::body::{self, Arriving};
 use super::idempotency;
@@ -25,6 +25,7 @@ use super::mailbox::Mailbox;
 use super::problem::Problem;
 use super::refusals::Refusals;
 use crate::config;
+use crate::domain::access::Access;
 use crate::domain::event::TraceContext;
 use crate::domain::payment::{NewPayment, Payment};
 use crate::domain::timestamp::Timestamp;

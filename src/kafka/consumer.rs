@@ -25,9 +25,8 @@ use crate::kafka::cluster::{Driver, Failure, Link, within};
 use crate::kafka::errors::explain_failure;
 use crate::kafka::membership::{FetchOutcome, Membership, Polled};
 use crate::kafka::undecodable::Undecodable;
-use crate::relay::BACKOFF;
 use crate::runtime::error_log::ErrorLog;
-use crate::runtime::health::{Outage, Part};
+use crate::runtime::health::{Outage, Part, RECONNECT_BACKOFF};
 use crate::runtime::metrics::Metrics;
 use crate::runtime::worker::{Stop, Waker};
 use crate::store::dead_letter::{self, DeadRecord};
@@ -125,7 +124,7 @@ impl Consumer {
             driver: Driver::new()?,
             store,
             notifier,
-            outage: Outage::new("Kafka (consumer)", BACKOFF, part),
+            outage: Outage::new("Kafka (consumer)", RECONNECT_BACKOFF, part),
             errors: ErrorLog::new("consumer"),
             metrics: Metrics::default(),
             rejoined_for: None,

@@ -15,19 +15,12 @@ use crossbeam_channel::{Receiver, after, at, never, select_biased};
 use crate::domain::timestamp::Timestamp;
 use crate::relay::publisher::{Publisher, Trouble};
 use crate::runtime::error_log::ErrorLog;
-use crate::runtime::health::{Backoff, Outage, Part};
+use crate::runtime::health::{Outage, Part, RECONNECT_BACKOFF};
 use crate::runtime::metrics::Metrics;
 use crate::runtime::worker::{Stop, Waker};
 use crate::store::outbox::{self, Place, Receipt};
 use crate::store::topic::{self, Reached};
 use crate::store::{Store, StoreError, Transaction, Writing, relay_action, visibility};
-
-/// How long the relay waits when the other side is away. The cap is short because nothing is spent
-/// by trying: no attempt is counted against any row.
-pub const BACKOFF: Backoff = Backoff {
-    base: Duration::from_millis(100),
-    cap: Duration::from_secs(5),
-};
 
 /// How often a relay that is fenced asks whether an operator has resumed it.
 const RESUME_POLL: Duration = Duration::from_secs(1);
@@ -81,7 +74,7 @@ impl Relay {
         part: Part,
         metrics: Metrics,
     ) -> Self {
-        let outage = Outage::new(publisher.name(), BACKOFF, part);
+        let outage = Outage::new(publisher.name(), RECONNECT_BACKOFF, part);
         Self {
             store,
             publisher,

@@ -20,6 +20,13 @@ pub struct Backoff {
     pub cap: Duration,
 }
 
+/// How long a part waits for Kafka between two tries. The cap is short because trying costs nothing:
+/// no attempt is counted against any row.
+pub const RECONNECT_BACKOFF: Backoff = Backoff {
+    base: Duration::from_millis(100),
+    cap: Duration::from_secs(5),
+};
+
 impl Backoff {
     /// How long to wait after `failures` failures in a row; `jitter` is drawn from 0.0 to 1.0.
     pub fn delay(self, failures: u32, jitter: f64) -> Duration {

@@ -4,5 +4,6 @@
 pub mod error_log;
 pub mod health;
 pub mod metrics;
+pub mod resume;
 pub mod warnings;
 pub mod worker;

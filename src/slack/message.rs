@@ -11,6 +11,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use crate::domain::payment::{Payment, Status};
+use crate::domain::template::{Field, Piece, Template};
 use crate::domain::timestamp::Zone;
 
 /// A section's text may have 3,000 characters
@@ -41,64 +42,6 @@ const FAILURE_MAX: usize = 300;
 
 /// So many ids to a line of the list of those that failed.
 const IDS_A_LINE: usize = 20;
-
-/// A line about a payment, with places for what is known of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Template(Vec<Piece>);
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Piece {
-    Text(String),
-    Field(Field),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Field {
-    Id,
-    Status,
-    User,
-    Reservation,
-    Amount,
-    Currency,
-    Failure,
-    Time,
-}
-
-const FIELDS: [(&str, Field); 8] = [
-    ("id", Field::Id),
-    ("status", Field::Status),
-    ("user_id", Field::User),
-    ("reservation_id", Field::Reservation),
-    ("amount", Field::Amount),
-    ("currency", Field::Currency),
-    ("failure", Field::Failure),
-    ("time", Field::Time),
-];
-
-impl Template {
-    /// What a template may be, in words.
-    pub const ALLOWED: &str = "one line of 1 to 500 characters, with {id}, {status}, {user_id}, \
-        {reservation_id}, {amount}, {currency}, {failure} and {time} for what is known of the \
-        payment";
-
-    /// Reads a template.
-    pub fn parse(text: &str) -> Option<Self> {
-        if text.is_empty() || text.chars().count() > 500 || text.chars().any(char::is_control) {
-            return None;
-        }
-        let mut pieces = Vec::new();
-        let mut rest = text;
-        while let Some((before, after)) = rest.split_once('{') {
-            let (name, after) = after.split_once('}')?;
-            let (_, field) = FIELDS.iter().find(|(known, _)| *known == name)?;
-            pieces.push(Piece::Text(before.to_owned()));
-            pieces.push(Piece::Field(*field));
-            rest = after;
-        }
-        pieces.push(Piece::Text(rest.to_owned()));
-        (!rest.contains('}')).then_some(Self(pieces))
-    }
-}
 
 /// How messages look.
 #[derive(Debug, Clone)]
@@ -313,7 +256,7 @@ impl Style {
             Status::Failed => &self.failed,
         };
         let mut line = String::new();
-        for piece in &template.0 {
+        for piece in template.pieces() {
             let text = match piece {
                 Piece::Text(text) => text.clone(),
                 Piece::Field(field) => self.field(payment, *field, form),

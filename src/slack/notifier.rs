@@ -9,8 +9,6 @@
 //! Before a POST its rows say SENDING, and after the answer the outcome is recorded before the next
 //! POST, so that a crash repeats at most the one message whose answer was not recorded.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, select_biased};
@@ -21,7 +19,8 @@ use crate::domain::timestamp::Timestamp;
 use crate::runtime::error_log::ErrorLog;
 use crate::runtime::health::{Backoff, Outage, Part};
 use crate::runtime::metrics::{ChannelMetrics, Metrics};
-use crate::runtime::worker::{Stop, Waker};
+use crate::runtime::resume::ResumeHandle;
+use crate::runtime::worker::Stop;
 use crate::slack::isolation::{Form, Isolation, Verdict};
 use crate::slack::message::{Style, Summary};
 use crate::slack::rate_limit::Gate;
@@ -80,38 +79,6 @@ pub struct Channel {
     pub probe_interval: Duration,
 }
 
-/// Ends a channel's pause.
-#[derive(Debug, Clone)]
-pub struct Resume {
-    asked: Arc<AtomicBool>,
-    waker: Waker,
-}
-
-impl Resume {
-    /// For the notifier that `waker` wakes.
-    pub fn new(waker: Waker) -> Self {
-        Self {
-            asked: Arc::default(),
-            waker,
-        }
-    }
-
-    /// The channel is tried at once, whatever it waits for.
-    pub fn now(&self) {
-        self.asked.store(true, Ordering::Release);
-        self.waker.wake();
-    }
-
-    /// The notifier looks for an operator's order.
-    pub fn wake(&self) {
-        self.waker.wake();
-    }
-
-    fn take(&self) -> bool {
-        self.asked.swap(false, Ordering::Acquire)
-    }
-}
-
 /// The time since any beginning; it never goes back.
 pub type Clock = Box<dyn Fn() -> Duration + Send>;
 
@@ -122,7 +89,7 @@ pub struct Notifier {
     gate: Gate,
     clock: Clock,
     wake: Receiver<()>,
-    resume: Resume,
+    resume: ResumeHandle,
     outage: Outage,
     metrics: ChannelMetrics,
     errors: ErrorLog,
@@ -212,7 +179,7 @@ impl Notifier {
         store: Store,
         channel: Channel,
         wake: Receiver<()>,
-        resume: Resume,
+        resume: ResumeHandle,
         part: Part,
         metrics: &Metrics,
     ) -> Self {

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 use payrelay::config::{Config, DEFAULT_CHANNEL, Secret};
 use payrelay::runtime::health::{HealthState, Part};
 use payrelay::runtime::metrics::Metrics;
+use payrelay::runtime::resume::ResumeHandle;
 use payrelay::runtime::worker::Waker;
 use payrelay::slack::message::Style;
-use payrelay::slack::notifier::{Channel, Notifier, Resume, Step, Voice};
+use payrelay::slack::notifier::{Channel, Notifier, Step, Voice};
 use payrelay::slack::webhook::Slack;
 use payrelay::store::dead_letter::{Action, DeadRecord, Order, Which};
 use payrelay::store::{Transaction, dead_letter, delivery, payment};
@@ -39,7 +40,7 @@ struct Teller {
     notifier: Notifier,
     clock: Arc<AtomicU64>,
     part: Part,
-    resume: Resume,
+    resume: ResumeHandle,
     metrics: Metrics,
 }
 
@@ -90,7 +91,7 @@ impl Teller {
             probe_interval: PROBE,
         };
         let (waker, woken) = Waker::new();
-        let (part, resume, metrics) = (Part::up(), Resume::new(waker), Metrics::default());
+        let (part, resume, metrics) = (Part::up(), ResumeHandle::new(waker), Metrics::default());
         let clock = Arc::new(AtomicU64::new(0));
         let now = Arc::clone(&clock);
         let notifier = Notifier::new(

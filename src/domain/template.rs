@@ -1,0 +1,69 @@
+//! The line about a payment that an operator configures. Pure.
+
+/// A line about a payment, with places for what is known of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template(Vec<Piece>);
+
+/// A part of a template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    /// As it is.
+    Text(String),
+    /// What is known of the payment.
+    Field(Field),
+}
+
+/// What a template may show of a payment.
+#[expect(missing_docs, reason = "the names say it")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Field {
+    Id,
+    Status,
+    User,
+    Reservation,
+    Amount,
+    Currency,
+    Failure,
+    Time,
+}
+
+const FIELDS: [(&str, Field); 8] = [
+    ("id", Field::Id),
+    ("status", Field::Status),
+    ("user_id", Field::User),
+    ("reservation_id", Field::Reservation),
+    ("amount", Field::Amount),
+    ("currency", Field::Currency),
+    ("failure", Field::Failure),
+    ("time", Field::Time),
+];
+
+impl Template {
+    /// What a template may be, in words.
+    pub const ALLOWED: &str = "one line of 1 to 500 characters, with {id}, {status}, {user_id}, \
+        {reservation_id}, {amount}, {currency}, {failure} and {time} for what is known of the \
+        payment";
+
+    /// Reads a template.
+    pub fn parse(text: &str) -> Option<Self> {
+        if text.is_empty() || text.chars().count() > 500 || text.chars().any(char::is_control) {
+            return None;
+        }
+        let mut pieces = Vec::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('{') {
+            let (name, after) = after.split_once('}')?;
+            let (_, field) = FIELDS.iter().find(|(known, _)| *known == name)?;
+            pieces.push(Piece::Text(before.to_owned()));
+            pieces.push(Piece::Field(*field));
+            rest = after;
+        }
+        pieces.push(Piece::Text(rest.to_owned()));
+        (!rest.contains('}')).then_some(Self(pieces))
+    }
+
+    /// Its parts, in order.
+    pub fn pieces(&self) -> &[Piece] {
+        &self.0
+    }
+}

@@ -1,0 +1,39 @@
+//! A handle by which an operator ends the pause of a channel.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::worker::Waker;
+
+/// Ends a channel's pause.
+#[derive(Debug, Clone)]
+pub struct ResumeHandle {
+    asked: Arc<AtomicBool>,
+    waker: Waker,
+}
+
+impl ResumeHandle {
+    /// For the notifier that `waker` wakes.
+    pub fn new(waker: Waker) -> Self {
+        Self {
+            asked: Arc::default(),
+            waker,
+        }
+    }
+
+    /// The channel is tried at once, whatever it waits for.
+    pub fn now(&self) {
+        self.asked.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// The notifier looks for an operator's order.
+    pub fn wake(&self) {
+        self.waker.wake();
+    }
+
+    /// Whether it was asked for since the last call.
+    pub fn take(&self) -> bool {
+        self.asked.swap(false, Ordering::Acquire)
+    }
+}
