@@ -3,12 +3,12 @@
 use hyper::{Method, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 
-use super::access::Client;
+use super::app::App;
+use super::auth::Client;
 use super::body::{self, Arriving};
 use super::problem::Problem;
-use super::routes::{
-    App, Body, PAGE, PAGE_MAX, id_in_path, json, no_parameters, number, page_size, pairs,
-};
+use super::query::{PAGE, PAGE_MAX, id_in_path, no_parameters, number, page_size, pairs};
+use super::response::{Body, json};
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::{HealthState, Part, PartState};
 use crate::runtime::resume::ResumeHandle;

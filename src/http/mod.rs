@@ -3,19 +3,24 @@
 //! One thread, one current-thread runtime. It never waits for the database: writes go to the
 //! writer's queue, reads to the readers', and answers come back by a oneshot.
 
-mod access;
 mod admin;
+mod app;
+mod auth;
 mod body;
 mod connections;
-mod idempotency;
+mod health;
+mod idempotency_key;
 mod limits;
-mod mailbox;
+mod payments;
 mod problem;
+mod query;
 mod refusals;
-mod routes;
+mod reply_queue;
+mod response;
+mod router;
 mod server;
 
-pub use access::{Change, Gate, NoToken};
 pub use admin::Channel;
-pub use routes::{App, Context};
+pub use app::{App, Context};
+pub use auth::{Change, Gate, NoToken};
 pub use server::spawn;

@@ -6,7 +6,7 @@ use hyper::header::{
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
-use super::routes::Body;
+use super::response::{Body, json as json_response};
 use crate::domain::payment::{Invalid, shown};
 use crate::store::StoreError;
 
@@ -271,7 +271,7 @@ impl Problem {
             detail: &self.detail,
             field: self.field.as_deref(),
         };
-        let mut response = super::routes::json(self.status, &json);
+        let mut response = json_response(self.status, &json);
         let headers = response.headers_mut();
         headers.insert(
             CONTENT_TYPE,

@@ -13,12 +13,12 @@ type Letter = Box<dyn FnOnce() + Send>;
 
 /// The letters that have not been handed out.
 #[derive(Default)]
-pub(super) struct Mailbox {
+pub(super) struct ReplyQueue {
     letters: Mutex<Vec<Letter>>,
     arrived: Notify,
 }
 
-impl Mailbox {
+impl ReplyQueue {
     /// Called on any thread: has `value` sent to who waits for it. A request that went away gets no
     /// answer.
     pub(super) fn post<T: Send + 'static>(&self, to: oneshot::Sender<T>, value: T) {

@@ -1,0 +1,130 @@
+//! Health: is it alive, does it accept payments, and what waits.
+
+use std::collections::BTreeMap;
+
+use hyper::{Response, StatusCode};
+use serde::Serialize;
+
+use super::app::App;
+use super::response::{Body, json};
+use crate::domain::timestamp::Timestamp;
+use crate::runtime::health::PartState;
+use crate::sampler::Snapshot;
+use crate::store::backlog::Waiting;
+use crate::store::{self, StoreError};
+
+impl App {
+    /// Kafka or Slack away is ready all the same: payments are taken.
+    pub(super) async fn ready(&self) -> Response<Body> {
+        let (status, ready) = self.readiness().await;
+        json(status, &ready)
+    }
+
+    /// What a load balancer needs, and no more.
+    pub(super) async fn bare_ready(&self) -> Response<Body> {
+        let (status, ready) = self.readiness().await;
+        json(status, &serde_json::json!({ "status": ready.status }))
+    }
+
+    async fn readiness(&self) -> (StatusCode, Ready<'_>) {
+        let look = self.look(store::answer).await;
+        let store = &self.context.store;
+        let database = store.database_state();
+        let disk = store.disk_state();
+        if database.is_failing() {
+            // No payment is accepted any more, so that nothing else would show that the database
+            // works again.
+            store.probe();
+        }
+        let works = answers(&look) && !database.is_failing() && !disk.is_failing();
+        let mut components: BTreeMap<_, _> = self
+            .context
+            .parts
+            .iter()
+            .map(|(name, part)| (name.as_str(), part.get()))
+            .collect();
+        let pending = self
+            .context
+            .snapshots
+            .latest()
+            .map(|snapshot| Pending::new(&snapshot, Timestamp::now()));
+        let late = pending.as_ref().is_some_and(Pending::is_late);
+        let (status, word) = if !works {
+            (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
+        } else if late || components.values().any(PartState::is_failing) {
+            (StatusCode::OK, "degraded")
+        } else {
+            (StatusCode::OK, "ready")
+        };
+        components.extend([("database", database), ("disk", disk)]);
+        (
+            status,
+            Ready {
+                status: word,
+                node: store.node().as_str(),
+                components,
+                pending,
+                warnings: self.context.warnings.get(),
+            },
+        )
+    }
+}
+
+/// Whether the database answers. That too many reads wait is not its refusal: payments have a queue
+/// of their own.
+fn answers<T>(look: &Result<T, StoreError>) -> bool {
+    matches!(look, Ok(_) | Err(StoreError::Busy))
+}
+
+#[derive(Serialize)]
+struct Ready<'a> {
+    status: &'static str,
+    node: &'a str,
+    components: BTreeMap<&'a str, PartState>,
+    /// `null` until the database was looked at for the first time.
+    pending: Option<Pending>,
+    /// Risks of the configuration: they do not change the status.
+    warnings: Vec<String>,
+}
+
+/// What waits, as it was when the sampler last looked.
+#[derive(Serialize)]
+struct Pending {
+    sampled_at: Timestamp,
+    unpublished: Age,
+    unconsumed: Age,
+    undelivered: Age,
+    dead_letters: Age,
+}
+
+#[derive(Serialize)]
+struct Age {
+    count: i64,
+    oldest_at: Option<Timestamp>,
+    oldest_age_s: u64,
+}
+
+/// An event that was published is in the delivery table long before.
+const UNCONSUMED_AGE_MAX_S: u64 = 60;
+
+impl Pending {
+    fn new(snapshot: &Snapshot, now: Timestamp) -> Self {
+        let age = |waiting: Waiting| Age {
+            count: waiting.count,
+            oldest_at: waiting.oldest_at,
+            oldest_age_s: waiting.age(now).as_secs(),
+        };
+        let backlog = &snapshot.backlog;
+        Self {
+            sampled_at: snapshot.at,
+            unpublished: age(backlog.unpublished),
+            unconsumed: age(backlog.unconsumed),
+            undelivered: age(backlog.undelivered()),
+            dead_letters: age(backlog.dead_letters),
+        }
+    }
+
+    fn is_late(&self) -> bool {
+        self.unconsumed.oldest_age_s > UNCONSUMED_AGE_MAX_S
+    }
+}

@@ -1,0 +1,311 @@
+//! Payments: accepted, shown, listed.
+
+use std::sync::Arc;
+
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
+use hyper::{Response, StatusCode};
+use serde::Serialize;
+use tokio::sync::oneshot;
+
+use super::app::{App, received};
+use super::auth::Client;
+use super::body::{self, Arriving};
+use super::idempotency_key;
+use super::problem::Problem;
+use super::response::{Body, json};
+use crate::domain::event::TraceContext;
+use crate::domain::payment::{NewPayment, Payment};
+use crate::domain::timestamp::Timestamp;
+use crate::store::Store;
+use crate::store::idempotency::{self as keys, Keyed, Once};
+use crate::store::payment::{self as payments, Way};
+
+/// Without a type, or with one that is not JSON, a body is refused.
+fn is_json(headers: &HeaderMap) -> bool {
+    let text = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("");
+    let essence = text
+        .split(';')
+        .next()
+        .unwrap_or("")
+        .trim()
+        .to_ascii_lowercase();
+    essence == "application/json"
+        || essence
+            .strip_prefix("application/")
+            .is_some_and(|subtype| subtype.ends_with("+json"))
+}
+
+/// Whether a body has no coding, or only the one that changes nothing (RFC 9110, 8.4.1).
+fn is_plain(headers: &HeaderMap) -> bool {
+    headers.get_all(CONTENT_ENCODING).iter().all(|value| {
+        let mut codings = value
+            .as_bytes()
+            .split(|byte| *byte == b',')
+            .map(<[u8]>::trim_ascii);
+        codings.all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity"))
+    })
+}
+
+impl App {
+    pub(super) async fn pay(
+        &self,
+        client: &Client,
+        headers: &HeaderMap,
+        body: &mut Arriving,
+    ) -> Result<Response<Body>, Problem> {
+        if !is_json(headers) {
+            return Err(Problem::unsupported_media_type());
+        }
+        if !is_plain(headers) {
+            return Err(Problem::unsupported_coding());
+        }
+        let key = idempotency_key::key(headers)?;
+        let settings = &self.context.settings;
+        let mut held = self.limits.hold(&client.account);
+        let bytes = body::read(
+            body,
+            settings.body_bytes_max,
+            settings.body_timeout,
+            &mut held,
+        )
+        .await?;
+        self.context.store.admit()?;
+        let new = NewPayment::parse(&bytes)?;
+        let name = &client.name;
+        let keyed = key.map(|key| Keyed {
+            client: name.to_string(),
+            key,
+            body_hash: idempotency_key::hash(&bytes),
+        });
+        // While the writer works there is no body in memory.
+        drop((bytes, held));
+        let texts = |name| {
+            headers
+                .get_all(name)
+                .iter()
+                .map(|value| value.to_str().unwrap_or_default())
+        };
+        let trace = TraceContext::parse(texts("traceparent"), texts("tracestate"));
+        let (answer, answered) = oneshot::channel();
+        let (currency, relay) = (self.context.currency.clone(), self.context.relay.clone());
+        let keys_max = self.context.keys_max;
+        let arrived_at = self.context.store.service_time();
+        let mailbox = Arc::clone(&self.mailbox);
+        self.context.store.submit(
+            new.reservations.len(),
+            move |tx| {
+                let now = Timestamp::now();
+                let pay = || payments::execute(tx, &new, &currency, trace.as_ref(), now);
+                match &keyed {
+                    Some(keyed) => keys::once(tx, keyed, keys_max, arrived_at, pay),
+                    None => pay().map(Once::Executed),
+                }
+            },
+            move |result| {
+                if result.is_ok() {
+                    relay.wake();
+                }
+                // A client that went away meanwhile has its payment all the same.
+                mailbox.post(answer, result);
+            },
+        )?;
+        match received(answered.await)? {
+            Once::Executed(payments) => Ok(created(&payments)),
+            Once::Replayed(payments) => {
+                let mut response = created(&payments);
+                response
+                    .headers_mut()
+                    .insert("idempotency-replayed", HeaderValue::from_static("true"));
+                Ok(response)
+            }
+            Once::KeyReused => Err(Problem::key_reused()),
+        }
+    }
+
+    /// Whether a reservation is paid, and by which payment.
+    pub(super) async fn paid(&self, reservation_id: i64) -> Result<Response<Body>, Problem> {
+        let paid = self
+            .query(move |connection| payments::of_reservation(connection, reservation_id))
+            .await?;
+        Ok(json(
+            StatusCode::OK,
+            &Payments {
+                payments: paid.as_slice(),
+            },
+        ))
+    }
+
+    pub(super) async fn payment(&self, id: i64) -> Result<Response<Body>, Problem> {
+        let way = self
+            .query(move |connection| payments::find(connection, id))
+            .await?;
+        let way = way.ok_or_else(|| Problem::not_found(format!("there is no payment {id}")))?;
+        Ok(json(
+            StatusCode::OK,
+            &PaymentWay::new(&way, &self.context.store),
+        ))
+    }
+
+    pub(super) async fn history(
+        &self,
+        user_id: i64,
+        before: Option<i64>,
+        limit: usize,
+    ) -> Result<Response<Body>, Problem> {
+        // One more than the page tells whether there is a next one.
+        let payments = self
+            .query(move |connection| payments::history(connection, user_id, before, limit + 1))
+            .await?;
+        let not_theirs = || {
+            Problem::invalid_field(
+                "before",
+                "is not a payment of this user; use the path in next",
+            )
+        };
+        let mut payments = payments.ok_or_else(not_theirs)?;
+        let more = payments.len() > limit;
+        payments.truncate(limit);
+        let next = payments.last().filter(|_| more).map(|last| {
+            format!(
+                "/users/{user_id}/payment-history?before={}&limit={limit}",
+                last.id
+            )
+        });
+        Ok(json(
+            StatusCode::OK,
+            &History {
+                user_id,
+                payments: &payments,
+                next,
+            },
+        ))
+    }
+}
+
+/// The answer to a request that paid. One payment has an address of its own.
+fn created(payments: &[Payment]) -> Response<Body> {
+    let mut response = json(StatusCode::CREATED, &Payments { payments });
+    if let [payment] = payments
+        && let Ok(location) = HeaderValue::from_str(&format!("/payments/{}", payment.id))
+    {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    response
+}
+
+#[derive(Serialize)]
+struct Payments<'a> {
+    payments: &'a [Payment],
+}
+
+#[derive(Serialize)]
+struct History<'a> {
+    user_id: i64,
+    payments: &'a [Payment],
+    /// Where older payments are.
+    next: Option<String>,
+}
+
+/// A payment with how far it has come.
+#[derive(Serialize)]
+struct PaymentWay<'a> {
+    #[serde(flatten)]
+    payment: &'a Payment,
+    event: Option<Event<'a>>,
+    notification: Option<Notification<'a>>,
+}
+
+#[derive(Serialize)]
+struct Event<'a> {
+    id: String,
+    status: &'a str,
+    created_at: Timestamp,
+    published_at: Option<Timestamp>,
+    partition: Option<i32>,
+    offset: Option<i64>,
+    /// Why the broker does not take it, while it is set aside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rejection: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Notification<'a> {
+    status: &'a str,
+    channel: Option<&'a str>,
+    attempts: u32,
+    unknown_outcomes: u32,
+    delivered_at: Option<Timestamp>,
+    /// `single`, `digest` or `summary`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delivered_in: Option<&'a str>,
+    last_error: Option<&'a str>,
+}
+
+impl<'a> PaymentWay<'a> {
+    fn new(way: &'a Way, store: &Store) -> Self {
+        let event = way.event.as_ref().map(|event| Event {
+            id: store.node().event_id(event.outbox_id),
+            status: &event.status,
+            created_at: event.created_at,
+            published_at: event.published_at,
+            partition: event.partition,
+            offset: event.offset,
+            rejection: event.rejection.as_deref(),
+        });
+        let notification = match (&way.notification, &way.event) {
+            (Some(told), _) => Some(Notification {
+                status: &told.status,
+                channel: Some(&told.channel),
+                attempts: told.attempts,
+                unknown_outcomes: told.unknown_outcomes,
+                delivered_at: told.delivered_at,
+                delivered_in: told.delivered_in.as_deref(),
+                last_error: told.last_error.as_deref(),
+            }),
+            // On its way to the delivery table.
+            (None, Some(_)) => Some(Notification {
+                status: "PENDING",
+                channel: None,
+                attempts: 0,
+                unknown_outcomes: 0,
+                delivered_at: None,
+                delivered_in: None,
+                last_error: None,
+            }),
+            (None, None) => None,
+        };
+        Self {
+            payment: &way.payment,
+            event,
+            notification,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_told_by_its_type() {
+        let typed = |text| {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(text));
+            is_json(&headers)
+        };
+        assert!(
+            typed("application/json")
+                && typed("Application/JSON; charset=utf-8")
+                && typed("application/x+json")
+        );
+        assert!(
+            !typed("text/plain")
+                && !typed("application/jsonp")
+                && !typed("")
+                && !is_json(&HeaderMap::new())
+        );
+    }
+}

@@ -1,0 +1,84 @@
+//! Query parameters and ids in paths.
+
+use std::collections::HashSet;
+
+use super::problem::Problem;
+
+/// How many entries a page has, unless the client says.
+pub(super) const PAGE: usize = 50;
+
+/// The largest page.
+pub(super) const PAGE_MAX: usize = 500;
+
+/// A path with something else in the place of an id leads nowhere.
+pub(super) fn id_in_path(path: &str, text: &str) -> Result<i64, Problem> {
+    number("id", text).map_err(|_| Problem::not_found(format!("there is nothing at {path}")))
+}
+
+pub(super) fn no_parameters(query: &str) -> Result<(), Problem> {
+    match pairs(query).next() {
+        None => Ok(()),
+        Some((name, _)) => Err(Problem::invalid_field(
+            name,
+            "there is no such parameter; there are none here",
+        )),
+    }
+}
+
+pub(super) fn number(field: &str, text: &str) -> Result<i64, Problem> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let refused =
+        || Problem::invalid_field(field, "must be an integer from 0 to 9223372036854775807");
+    if digits {
+        text.parse().map_err(|_| refused())
+    } else {
+        Err(refused())
+    }
+}
+
+/// The names and values of a query; nothing here needs decoding.
+pub(super) fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
+    query
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+}
+
+/// A parameter that is named twice is refused: which one was meant is not for us to guess.
+pub(super) fn each_once(query: Option<&str>) -> Result<&str, Problem> {
+    let query = query.unwrap_or("");
+    let mut seen = HashSet::new();
+    match pairs(query).find(|(name, _)| !seen.insert(*name)) {
+        Some((name, _)) => Err(Problem::invalid_field(name, "is named twice")),
+        None => Ok(query),
+    }
+}
+
+pub(super) fn page_size(text: &str) -> Result<usize, Problem> {
+    let limit = usize::try_from(number("limit", text)?).unwrap_or(usize::MAX);
+    if (1..=PAGE_MAX).contains(&limit) {
+        Ok(limit)
+    } else {
+        Err(Problem::invalid_field(
+            "limit",
+            format!("must be an integer from 1 to {PAGE_MAX}"),
+        ))
+    }
+}
+
+pub(super) fn page(query: &str) -> Result<(Option<i64>, usize), Problem> {
+    let (mut before, mut limit) = (None, PAGE);
+    for (name, value) in pairs(query) {
+        match name {
+            "before" => before = Some(number("before", value)?),
+            "limit" => limit = page_size(value)?,
+            _ => {
+                return Err(Problem::invalid_field(
+                    name,
+                    "there is no such parameter; there are before and limit",
+                ));
+            }
+        }
+    }
+    Ok((before, limit))
+}

@@ -1,0 +1,439 @@
+//! Which request is which. What can be decided without the store is decided in pure functions.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::header::{EXPECT, HeaderMap, TRANSFER_ENCODING};
+use hyper::http::request::Parts;
+use hyper::{Method, Request, Response, StatusCode};
+
+use super::admin::{self};
+use super::app::App;
+use super::auth::check_host;
+use super::body::{self, Arriving};
+use super::limits::{Account, Visit};
+use super::problem::Problem;
+use super::query::{each_once, id_in_path, no_parameters, number, page, pairs};
+use super::response::{Body, json};
+use crate::domain::access::Access;
+
+/// A small body comes with its head: this long a refusal waits for it, so that the connection can
+/// be kept.
+const ARRIVED: Duration = Duration::from_millis(5);
+
+/// A request that exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Route {
+    About,
+    Pay,
+    Paid {
+        reservation_id: i64,
+    },
+    Payment {
+        id: i64,
+    },
+    History {
+        user_id: i64,
+        before: Option<i64>,
+        limit: usize,
+    },
+    Live,
+    Ready,
+    Admin(admin::Route),
+}
+
+impl Route {
+    /// What a client must be allowed to do.
+    fn needs(&self) -> Access {
+        match self {
+            Self::About
+            | Self::Live
+            | Self::Ready
+            | Self::Paid { .. }
+            | Self::Payment { .. }
+            | Self::History { .. } => Access::ReadOnly,
+            Self::Pay => Access::Full,
+            Self::Admin(_) => Access::Admin,
+        }
+    }
+
+    fn has_body(&self) -> bool {
+        matches!(self, Self::Pay | Self::Admin(admin::Route::Skip { .. }))
+    }
+}
+
+/// Tells what a method, a path and a query ask for.
+fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Problem> {
+    let segments: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
+    let reading = || match *method {
+        Method::GET | Method::HEAD => Ok(()),
+        _ => Err(Problem::method_not_allowed("GET, HEAD")),
+    };
+    let plain = |route| {
+        reading()
+            .and_then(|()| no_parameters(each_once(query)?))
+            .map(|()| route)
+    };
+    match *segments.as_slice() {
+        [""] if path == "/" => plain(Route::About),
+        ["payments"] => match *method {
+            Method::POST => no_parameters(each_once(query)?).map(|()| Route::Pay),
+            Method::GET | Method::HEAD => paid(each_once(query)?),
+            _ => Err(Problem::method_not_allowed("GET, HEAD, POST")),
+        },
+        ["payments", id] => plain(Route::Payment {
+            id: id_in_path(path, id)?,
+        }),
+        ["users", id, "payment-history"] => {
+            reading()?;
+            let user_id = id_in_path(path, id)?;
+            let (before, limit) = page(each_once(query)?)?;
+            Ok(Route::History {
+                user_id,
+                before,
+                limit,
+            })
+        }
+        ["health", "live"] => plain(Route::Live),
+        ["health", "ready"] => plain(Route::Ready),
+        ["admin", ref rest @ ..] => {
+            admin::route(method, path, rest, each_once(query)?).map(Route::Admin)
+        }
+        _ => Err(Problem::not_found(format!("there is nothing at {path}"))),
+    }
+}
+
+fn paid(query: &str) -> Result<Route, Problem> {
+    let mut reservation_id = None;
+    for (name, value) in pairs(query) {
+        if name != "reservation_id" {
+            return Err(Problem::invalid_field(
+                name,
+                "there is no such parameter; there is reservation_id",
+            ));
+        }
+        reservation_id = Some(number(name, value)?);
+    }
+    let missing = || {
+        Problem::invalid_field(
+            "reservation_id",
+            "is missing: GET /payments?reservation_id=1001",
+        )
+    };
+    reservation_id
+        .map(|reservation_id| Route::Paid { reservation_id })
+        .ok_or_else(missing)
+}
+
+impl App {
+    /// Answers a request. A refusal goes out at once, also while the body is still coming; then the
+    /// connection ends.
+    pub(super) async fn answer(&self, visit: &Visit, request: Request<Incoming>) -> Response<Body> {
+        let (head, body) = request.into_parts();
+        let mut body = Arriving::new(body);
+        match self.try_answer(&visit.account, &head, &mut body).await {
+            Ok(response) => response,
+            Err(problem) => {
+                self.refusals.request(problem.status(), visit.address);
+                // A client that still waits for 100 Continue has sent nothing, and will not.
+                let coming = body.is_coming(head.headers.contains_key(EXPECT));
+                let limit = self.context.settings.body_bytes_max;
+                if coming {
+                    body::discard(&mut body, limit, ARRIVED).await;
+                }
+                if body.is_read() {
+                    return problem.into_response();
+                }
+                // Another one may write before it reads: what it writes is read meanwhile, or the
+                // refusal would be lost with the connection.
+                if coming {
+                    let patience = self.context.settings.body_timeout;
+                    tokio::spawn(async move { body::discard(&mut body, limit, patience).await });
+                }
+                problem.closing().into_response()
+            }
+        }
+    }
+
+    async fn try_answer(
+        &self,
+        peer: &Arc<Account>,
+        head: &Parts,
+        body: &mut Arriving,
+    ) -> Result<Response<Body>, Problem> {
+        check_host(head)?;
+        check_transfer_coding(&head.headers)?;
+        let found = route(&head.method, head.uri.path(), head.uri.query());
+        if found == Ok(Route::Live) {
+            refuse_body(body, &head.headers).await?;
+            // Whoever supervises payrelay must not take a limit for its death; and it tells nothing
+            // else.
+            return Ok(json(
+                StatusCode::OK,
+                &serde_json::json!({ "status": "live" }),
+            ));
+        }
+        let client = self.context.gate.identify(head, peer);
+        let account = if let Ok(Some(client)) = &client {
+            &client.account
+        } else {
+            peer
+        };
+        self.limits.request(account)?;
+        let Some(client) = client? else {
+            // Who has no token does not even learn what there is.
+            return if found == Ok(Route::Ready) {
+                Ok(self.bare_ready().await)
+            } else {
+                Err(Problem::no_token())
+            };
+        };
+        let found = found?;
+        client.require(found.needs())?;
+        if !found.has_body() {
+            refuse_body(body, &head.headers).await?;
+        }
+        match found {
+            Route::About => Ok(about()),
+            Route::Paid { reservation_id } => self.paid(reservation_id).await,
+            Route::Pay => self.pay(&client, &head.headers, body).await,
+            Route::Payment { id } => self.payment(id).await,
+            Route::History {
+                user_id,
+                before,
+                limit,
+            } => self.history(user_id, before, limit).await,
+            Route::Live | Route::Ready => Ok(self.ready().await),
+            Route::Admin(route) => self.administer(&client, route, body).await,
+        }
+    }
+}
+
+/// Where none is expected, a body is refused. One that was asked to wait for 100 Continue is not
+/// asked for.
+async fn refuse_body(body: &mut Arriving, headers: &HeaderMap) -> Result<(), Problem> {
+    let is_empty = if headers.contains_key(EXPECT) {
+        body.is_read()
+    } else {
+        body::is_empty(body, ARRIVED).await
+    };
+    if is_empty {
+        Ok(())
+    } else {
+        Err(Problem::unexpected_body())
+    }
+}
+
+/// For who opens the address to see what is there.
+fn about() -> Response<Body> {
+    json(
+        StatusCode::OK,
+        &serde_json::json!({
+            "name": "payrelay",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": env!("CARGO_PKG_DESCRIPTION"),
+            "documentation": "README.md and docs/ of payrelay's source; `payrelay --help` lists \
+                the commands",
+            "routes": [
+                "POST /payments", "GET /payments/{id}", "GET /payments?reservation_id={id}",
+                "GET /users/{id}/payment-history", "GET /health/live", "GET /health/ready",
+            ],
+        }),
+    )
+}
+
+/// Only chunked is known (RFC 9112, 6.1). A body whose last coding is another one never gets here.
+fn check_transfer_coding(headers: &HeaderMap) -> Result<(), Problem> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter().flat_map(|value| {
+        let text = value.to_str().unwrap_or("?");
+        text.split(',')
+            .map(str::trim)
+            .filter(|coding| !coding.is_empty())
+    });
+    let known = codings.all(|coding| coding.eq_ignore_ascii_case("chunked"));
+    if known {
+        Ok(())
+    } else {
+        Err(Problem::unknown_transfer_coding())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::query::{PAGE, PAGE_MAX};
+    use super::*;
+
+    fn get(path: &str, query: Option<&str>) -> Result<Route, Problem> {
+        route(&Method::GET, path, query)
+    }
+
+    #[test]
+    fn knows_its_routes() {
+        assert_eq!(route(&Method::POST, "/payments", None), Ok(Route::Pay));
+        assert_eq!(get("/payments/7", None), Ok(Route::Payment { id: 7 }));
+        assert_eq!(
+            get("/payments", Some("reservation_id=7")),
+            Ok(Route::Paid { reservation_id: 7 })
+        );
+        assert_eq!(get("/", None), Ok(Route::About));
+        assert_eq!(route(&Method::HEAD, "/health/live", None), Ok(Route::Live));
+        assert_eq!(get("/health/ready", None), Ok(Route::Ready));
+        let history = |before, limit| {
+            Ok(Route::History {
+                user_id: 42,
+                before,
+                limit,
+            })
+        };
+        assert_eq!(get("/users/42/payment-history", None), history(None, PAGE));
+        assert_eq!(
+            get("/users/42/payment-history", Some("limit=2&before=9")),
+            history(Some(9), 2)
+        );
+    }
+
+    #[test]
+    fn each_route_needs_its_access() {
+        let needs = |method: &Method, path| route(method, path, None).map(|route| route.needs());
+        assert_eq!(needs(&Method::POST, "/payments"), Ok(Access::Full));
+        for path in [
+            "/payments/7",
+            "/users/42/payment-history",
+            "/health/live",
+            "/health/ready",
+        ] {
+            assert_eq!(needs(&Method::GET, path), Ok(Access::ReadOnly), "{path}");
+        }
+        for path in [
+            "/admin/channels",
+            "/admin/dead-letters",
+            "/admin/dead-letters/7",
+        ] {
+            assert_eq!(needs(&Method::GET, path), Ok(Access::Admin), "{path}");
+        }
+        for path in ["/admin/channels/a/resume", "/admin/dead-letters/7/replay"] {
+            assert_eq!(needs(&Method::POST, path), Ok(Access::Admin), "{path}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_not_there() {
+        for path in [
+            "/payment",
+            "/payments/",
+            "/payments/abc",
+            "/payments/1/x",
+            "/users/42",
+            "/health",
+            "//payments",
+        ] {
+            let missing = Problem::not_found(format!("there is nothing at {path}"));
+            assert_eq!(route(&Method::GET, path, None), Err(missing), "{path}");
+        }
+        let missing = Problem::invalid_field(
+            "reservation_id",
+            "is missing: GET /payments?reservation_id=1001",
+        );
+        assert_eq!(get("/payments", None), Err(missing));
+        assert_eq!(
+            route(&Method::PUT, "/payments", None),
+            Err(Problem::method_not_allowed("GET, HEAD, POST"))
+        );
+        assert_eq!(
+            route(&Method::DELETE, "/payments/1", None),
+            Err(Problem::method_not_allowed("GET, HEAD"))
+        );
+    }
+
+    #[test]
+    fn refuses_numbers_that_cannot_be() {
+        for id in ["9223372036854775808", "-1", "+1", "1.0", "x", "%31"] {
+            let path = format!("/payments/{id}");
+            let missing = Problem::not_found(format!("there is nothing at {path}"));
+            assert_eq!(get(&path, None), Err(missing), "{id}");
+            assert!(
+                get("/payments", Some(&format!("reservation_id={id}"))).is_err(),
+                "{id}"
+            );
+        }
+        for query in [
+            "limit=0",
+            "limit=501",
+            "limit=",
+            "before=x",
+            "page=1",
+            "limit",
+        ] {
+            assert!(
+                get("/users/1/payment-history", Some(query)).is_err(),
+                "{query}"
+            );
+        }
+        for path in ["/", "/payments/1", "/health/live", "/health/ready"] {
+            assert!(get(path, Some("verbose=true")).is_err(), "{path}");
+        }
+        assert!(route(&Method::POST, "/payments", Some("dry_run=true")).is_err());
+    }
+
+    /// A method, a path, a query, as in the first line of a request.
+    #[test]
+    fn the_corpus_of_targets() {
+        let words = [
+            "GET ",
+            "POST ",
+            "/payments/",
+            "/users/",
+            "/payment-history",
+            "?",
+            "&",
+            "=",
+            "limit=",
+            "before=",
+            "/admin/",
+            "dead-letters",
+            "dry_run=",
+            "all=",
+            "true",
+        ];
+        crate::fuzz::corpus("target", 10_000, &words, |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let (method, target) = text.split_once(' ').unwrap_or(("GET", &text));
+            let Ok(method) = Method::from_bytes(method.as_bytes()) else {
+                return false;
+            };
+            let (path, query) = target
+                .split_once('?')
+                .map_or((target, None), |(path, query)| (path, Some(query)));
+            match route(&method, path, query) {
+                Ok(Route::Payment { id }) => assert!(id >= 0),
+                Ok(Route::History {
+                    user_id,
+                    before,
+                    limit,
+                }) => {
+                    assert!(
+                        user_id >= 0
+                            && before.is_none_or(|id| id >= 0)
+                            && (1..=PAGE_MAX).contains(&limit)
+                    );
+                }
+                Ok(Route::Pay) => assert!(method == Method::POST && path.ends_with("payments")),
+                Ok(Route::Admin(
+                    admin::Route::Act { .. }
+                    | admin::Route::Resume { .. }
+                    | admin::Route::Skip { .. },
+                )) => {
+                    assert_eq!(method, Method::POST);
+                }
+                Ok(_) => assert!(method == Method::GET || method == Method::HEAD),
+                Err(problem) => {
+                    let status = problem.into_response().status().as_u16();
+                    assert!([404, 405, 422].contains(&status), "{status}");
+                    return false;
+                }
+            }
+            true
+        });
+    }
+}
