@@ -12,7 +12,8 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, Params, Row, Transaction};
 use serde::Serialize;
 
-use super::{OpenError, StoreError, schema};
+use super::engine::schema;
+use super::{OpenError, StoreError};
 use crate::domain::event::NodeId;
 use crate::domain::timestamp::Timestamp;
 

@@ -13,7 +13,8 @@ use rusqlite::{Connection, ErrorCode};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
-use super::{BUSY_TIMEOUT, Beside, schema};
+use super::Beside;
+use super::engine::{BUSY_TIMEOUT, schema};
 use crate::domain::timestamp::Timestamp;
 
 /// Why there is no copy. Nothing is left behind.
@@ -171,7 +172,7 @@ fn mark(copy: &Path, now: Timestamp) -> rusqlite::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::schema;
+    use crate::store::engine::schema;
 
     fn beside(dir: &Path) -> Beside {
         let path = dir.join("a.db");

@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use super::backlog::Waiting;
 use super::delivery::{self, Arrival};
-use super::{outbox, sql_limit};
+use super::outbox;
+use super::row::sql_limit;
 use crate::domain::event::{ID_HEADER, NodeId, Notice, TIME_HEADER};
 use crate::domain::timestamp::Timestamp;
 

@@ -4,7 +4,8 @@
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
 use super::payment::{self, COLUMN_COUNT, COLUMNS};
-use super::{dead_letter, outbox, sql_limit};
+use super::row::sql_limit;
+use super::{dead_letter, outbox};
 use crate::domain::event::Notice;
 use crate::domain::payment::Payment;
 use crate::domain::timestamp::Timestamp;

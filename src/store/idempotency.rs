@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Transaction};
 
 use super::payment::{self, COLUMNS};
-use super::sql_limit;
+use super::row::sql_limit;
 use crate::domain::payment::Payment;
 
 /// A request's key, and what tells its body from others.
@@ -196,7 +196,8 @@ mod tests {
     use super::*;
     use crate::domain::payment::{NewPayment, Reservation};
     use crate::domain::timestamp::Timestamp;
-    use crate::store::{payment, schema};
+    use crate::store::engine::schema;
+    use crate::store::payment;
     use rusqlite::TransactionBehavior;
 
     const KEYS_MAX: usize = 10;

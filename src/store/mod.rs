@@ -9,25 +9,22 @@ pub mod audit;
 pub mod backlog;
 pub mod backup;
 pub mod channel;
-mod checkpoint;
-mod damage;
 pub mod dead_letter;
 pub mod delivery;
+mod engine;
+mod error;
 pub mod idempotency;
 pub mod outbox;
 pub mod payment;
 #[cfg(test)]
-mod plans;
-mod reader;
+mod query_plans;
 pub mod relay_action;
 pub mod restore;
 pub mod route;
-mod schema;
-mod space;
+mod row;
 pub mod topic;
 pub mod unconsumed;
 pub mod visibility;
-mod writer;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -37,78 +34,29 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use r2d2_sqlite::SqliteConnectionManager;
-use rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
-use rusqlite::{ErrorCode, OpenFlags, TransactionBehavior};
+use rusqlite::{OpenFlags, TransactionBehavior};
 
-use self::damage::Damage;
+use self::engine::corruption::Damage;
+use self::engine::disk_space::Admission;
+use self::engine::{
+    BUSY_TIMEOUT, Pool, STATEMENTS, checkpointer, disk_space, readers, schema, writer,
+};
 use self::idempotency::ServiceTime;
-use self::space::Admission;
 use crate::config;
 use crate::domain::event::NodeId;
 use crate::runtime::health::{Part, PartState};
 use crate::runtime::worker::Worker;
 
+pub use engine::schema::OpenError;
+pub use error::StoreError;
 pub use rusqlite::{Connection, Result as SqlResult, Transaction};
-pub use schema::OpenError;
-
-/// Why the store could not do what it was asked.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum StoreError {
-    /// As many jobs wait as may: try again soon.
-    #[error("too much work waits for the database")]
-    Busy,
-    /// The disk is full, or nearly: try again when somebody has made room.
-    #[error("the disk has no room")]
-    Full,
-    /// The file is damaged: nobody can do anything before a person has put it right.
-    #[error("the database is damaged")]
-    Damaged,
-    /// The store is stopping.
-    #[error("the database is being closed")]
-    Closed,
-    /// SQLite refused, and nothing of the job was stored.
-    #[error("the database refused: {0}")]
-    Failed(Arc<str>),
-}
-
-impl From<&rusqlite::Error> for StoreError {
-    fn from(error: &rusqlite::Error) -> Self {
-        if damage::tells_of_damage(error) {
-            Self::Damaged
-        } else if is_full(error) {
-            Self::Full
-        } else {
-            Self::Failed(error.to_string().into())
-        }
-    }
-}
-
-impl From<rusqlite::Error> for StoreError {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::from(&error)
-    }
-}
-
-/// The index of the log, which grows with it, has a code of its own for a disk without room.
-fn is_full(error: &rusqlite::Error) -> bool {
-    let extended = error.sqlite_error().map(|error| error.extended_code);
-    error.sqlite_error_code() == Some(ErrorCode::DiskFull) || extended == Some(SQLITE_IOERR_SHMSIZE)
-}
-
-impl From<r2d2::Error> for StoreError {
-    fn from(error: r2d2::Error) -> Self {
-        Self::Failed(error.to_string().into())
-    }
-}
-
-type Pool = r2d2::Pool<SqliteConnectionManager>;
 
 /// A handle to the open database; cloning it is cheap.
 #[derive(Clone)]
 pub struct Store {
     jobs: Sender<writer::Job>,
     background: Sender<writer::Job>,
-    queries: Sender<reader::Query>,
+    queries: Sender<readers::Query>,
     pool: Pool,
     node: NodeId,
     part: Part,
@@ -173,14 +121,10 @@ impl<T> Writing<T> {
 pub struct Opened {
     store: Store,
     writer: writer::Writer,
-    checkpointer: checkpoint::Checkpointer,
-    watch: space::Watch,
-    readers: reader::Readers,
+    checkpointer: checkpointer::Checkpointer,
+    watch: disk_space::Watch,
+    readers: readers::Readers,
 }
-
-/// How long a connection waits for a lock that another one holds. Only a checkpoint or a recovery
-/// holds one that a reader meets, and neither takes long.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a thread waits before it asks a database again that has refused.
 pub const PAUSE: Duration = Duration::from_secs(5);
@@ -203,7 +147,7 @@ impl Store {
         let (background, background_queue) = bounded(1);
         let (queries, query_queue) = bounded(settings.queue_max.get());
         let (part, damage) = (Part::up(), Damage::none());
-        let (checkpoints, checkpointer) = checkpoint::take_over(&connection, &path)?;
+        let (checkpoints, checkpointer) = checkpointer::take_over(&connection, &path)?;
         let health = writer::Health::new(part.clone(), damage.clone());
         let writer = writer::Writer::new(
             connection,
@@ -213,8 +157,9 @@ impl Store {
             health,
             lock,
         );
-        let readers = reader::Readers::new(settings.readers, query_queue, pool.clone());
-        let (watch, admission) = space::Watch::new(&path, settings.min_free_bytes, damage.clone());
+        let readers = readers::Readers::new(settings.readers, query_queue, pool.clone());
+        let (watch, admission) =
+            disk_space::Watch::new(&path, settings.min_free_bytes, damage.clone());
         let waiting = Queue {
             waiting: Arc::default(),
             max: settings.queue_max.get(),
@@ -356,7 +301,7 @@ impl Store {
         done: impl FnOnce(Result<T, StoreError>) + Send + 'static,
     ) -> Result<(), StoreError> {
         let damage = self.damage.clone();
-        let job: reader::Query = Box::new(move |connection| {
+        let job: readers::Query = Box::new(move |connection| {
             let (answer, failure) = match connection.map(query) {
                 Ok(Ok(value)) => (Ok(value), None),
                 Ok(Err(error)) => {
@@ -479,14 +424,6 @@ fn pool(path: PathBuf, size: u32) -> Result<Pool, OpenError> {
 /// Whether the database answers at all.
 pub fn answer(connection: &Connection) -> SqlResult<()> {
     connection.query_row("SELECT 1", [], |_| Ok(()))
-}
-
-/// Prepared statements kept by each connection: more than there are.
-const STATEMENTS: usize = 64;
-
-/// A row count as SQL takes it.
-fn sql_limit(limit: usize) -> i64 {
-    i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
-use super::payment::unknown;
-use super::{dead_letter, delivery, sql_limit, unconsumed};
+use super::row::sql_limit;
+use super::row::unknown;
+use super::{dead_letter, delivery, unconsumed};
 use crate::domain::event::{Event, Kind, Notice, TraceContext};
 use crate::domain::timestamp::Timestamp;
 
@@ -296,7 +297,7 @@ pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, limit: usize) -> rusqlite:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::schema;
+    use crate::store::engine::schema;
     use rusqlite::TransactionBehavior;
 
     /// Events with these statuses and deliveries (`+`), by payment; what `renumber` from an id on

@@ -1,11 +1,11 @@
 //! Payments, their history, and the outbox rows that are written with them.
 
 use rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE;
-use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Row, Transaction};
 
 use super::delivery::{self, Notification};
 use super::outbox::{self, EventState};
+use super::row::unknown;
 use crate::domain::event::{Kind, TraceContext};
 use crate::domain::payment::{NewPayment, Payment, Reservation, Status};
 use crate::domain::timestamp::Timestamp;
@@ -226,15 +226,6 @@ pub(super) fn read(row: &Row<'_>) -> SqlResult<Payment> {
         executed_at: Timestamp::from_micros(row.get(7)?),
         paid_by: row.get(8)?,
     })
-}
-
-/// A stored word that this version does not know.
-pub(super) fn unknown(column: usize, word: &str) -> rusqlite::Error {
-    rusqlite::Error::FromSqlConversionFailure(
-        column,
-        Type::Text,
-        format!("unknown word {word:?}").into(),
-    )
 }
 
 pub(super) const fn status_text(status: Status) -> &'static str {

@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension as _};
 
+use super::OpenError;
 use super::audit::{Audited, Seen, UNCONSUMED_KIND};
-use super::schema::{self, OpenError};
+use super::engine::schema;
 use super::{BUSY_TIMEOUT, StoreError};
 use crate::domain::event::NodeId;
 use crate::domain::timestamp::Timestamp;

@@ -8,8 +8,9 @@
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
 use super::backlog::Waiting;
+use super::delivery;
+use super::row::sql_limit;
 use super::topic::Topic;
-use super::{delivery, sql_limit};
 use crate::domain::timestamp::Timestamp;
 
 /// How many rows one page looks at.
@@ -183,7 +184,7 @@ pub(super) fn reopen(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::schema;
+    use crate::store::engine::schema;
     use rusqlite::TransactionBehavior;
 
     /// Runs `work` on a database whose events are these: their statuses, and a `+` after those that

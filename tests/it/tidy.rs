@@ -77,7 +77,7 @@ fn libraries_are_named_in_their_own_place() {
             &[
                 "src/main.rs",
                 "src/cli/",
-                "src/store/space.rs",
+                "src/store/engine/disk_space.rs",
                 "src/store/backup.rs",
             ],
         ),

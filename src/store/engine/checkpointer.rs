@@ -46,12 +46,12 @@ thread_local! {
 
 /// Whether this thread has committed something since it last asked: a transaction that changed
 /// nothing succeeds also where nothing can be stored.
-pub(super) fn has_written() -> bool {
+pub(in crate::store) fn has_written() -> bool {
     HAS_WRITTEN.take()
 }
 
 /// The writer's side.
-pub(super) struct Checkpoints {
+pub(in crate::store) struct Checkpoints {
     wake: Waker,
     copied: Receiver<()>,
     asked: bool,
@@ -63,7 +63,7 @@ pub(super) struct Checkpoints {
 }
 
 /// The thread's side.
-pub(super) struct Checkpointer {
+pub(in crate::store) struct Checkpointer {
     connection: Connection,
     file: Arc<File>,
     woken: Receiver<()>,
@@ -71,7 +71,7 @@ pub(super) struct Checkpointer {
 }
 
 /// Takes the checkpoints over from SQLite, for the writer's `connection` to the database at `path`.
-pub(super) fn take_over(
+pub(in crate::store) fn take_over(
     connection: &Connection,
     path: &Path,
 ) -> Result<(Checkpoints, Checkpointer), OpenError> {
@@ -115,7 +115,7 @@ pub(super) fn take_over(
 impl Checkpoints {
     /// Called between two transactions: has the log copied when it is long, and begins it anew when
     /// it was.
-    pub(super) fn step(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+    pub(in crate::store) fn step(&mut self, connection: &Connection) -> rusqlite::Result<()> {
         let pages = LOG_PAGES.get();
         if pages < ROUND {
             self.next = ROUND;
@@ -157,7 +157,7 @@ fn copy(connection: &Connection, pragma: &str) -> rusqlite::Result<()> {
 
 impl Checkpointer {
     /// Works until the stop.
-    pub(super) fn run(self, stop: &Stop) {
+    pub(in crate::store) fn run(self, stop: &Stop) {
         loop {
             select_biased! {
                 recv(stop.signal()) -> _ => return,
@@ -193,7 +193,7 @@ impl Checkpointer {
 /// A commit whose sync failed leaves the log in the same doubt: whether its payments are there only
 /// the next start can tell. That start writes the log once more before it trusts it
 /// (`schema::settle`).
-pub(super) fn heed<T>(result: rusqlite::Result<T>) -> rusqlite::Result<T> {
+pub(in crate::store) fn heed<T>(result: rusqlite::Result<T>) -> rusqlite::Result<T> {
     let code = |error: &rusqlite::Error| error.sqlite_error().map(|error| error.extended_code);
     if let Err(error) = &result
         && matches!(
@@ -209,7 +209,7 @@ pub(super) fn heed<T>(result: rusqlite::Result<T>) -> rusqlite::Result<T> {
 /// As [`heed`], for a COMMIT: SQLite grows the WAL's index after it has synced the WAL. If that
 /// fails, or no memory is left for it, SQLite reports an error although the payments are on the
 /// disk, and the next start finds them: no client may be answered that they are not stored.
-pub(super) fn heed_commit(result: rusqlite::Result<()>) -> rusqlite::Result<()> {
+pub(in crate::store) fn heed_commit(result: rusqlite::Result<()>) -> rusqlite::Result<()> {
     if let Err(error) = &result
         && error
             .sqlite_error()

@@ -8,21 +8,19 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rusqlite::ErrorCode;
-
-use super::StoreError;
 use crate::runtime::health::{Part, PartState};
+use crate::store::error::{StoreError, tells_of_damage};
 
 /// Whether the file is damaged, for all who work with it. Cloning it is cheap.
 #[derive(Debug, Clone)]
-pub(super) struct Damage {
+pub(in crate::store) struct Damage {
     part: Part,
     known: Arc<AtomicBool>,
 }
 
 impl Damage {
     /// None is known of.
-    pub(super) fn none() -> Self {
+    pub(in crate::store) fn none() -> Self {
         Self {
             part: Part::up(),
             known: Arc::default(),
@@ -30,14 +28,14 @@ impl Damage {
     }
 
     /// Whether an error tells of it; it does for good.
-    pub(super) fn heed(&self, error: &rusqlite::Error) {
+    pub(in crate::store) fn heed(&self, error: &rusqlite::Error) {
         if tells_of_damage(error) {
             self.found(&error.to_string());
         }
     }
 
     /// Says so once.
-    pub(super) fn found(&self, what: &str) {
+    pub(in crate::store) fn found(&self, what: &str) {
         if !self.known.swap(true, Ordering::Relaxed) {
             self.part.fail(format!("the database is damaged: {what}"));
             log::error!(
@@ -48,12 +46,12 @@ impl Damage {
         }
     }
 
-    pub(super) fn is_known(&self) -> bool {
+    pub(in crate::store) fn is_known(&self) -> bool {
         self.known.load(Ordering::Relaxed)
     }
 
     /// Refuses for as long as this process lives.
-    pub(super) fn ask(&self) -> Result<(), StoreError> {
+    pub(in crate::store) fn ask(&self) -> Result<(), StoreError> {
         if self.is_known() {
             Err(StoreError::Damaged)
         } else {
@@ -61,17 +59,9 @@ impl Damage {
         }
     }
 
-    pub(super) fn state(&self) -> PartState {
+    pub(in crate::store) fn state(&self) -> PartState {
         self.part.get()
     }
-}
-
-/// What SQLite says of a file that cannot be (<https://sqlite.org/rescode.html#corrupt>).
-pub(super) fn tells_of_damage(error: &rusqlite::Error) -> bool {
-    matches!(
-        error.sqlite_error_code(),
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
-    )
 }
 
 #[cfg(test)]

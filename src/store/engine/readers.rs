@@ -8,25 +8,26 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, select_biased};
 use rusqlite::Connection;
 
-use super::{Pool, StoreError};
+use super::Pool;
 use crate::runtime::worker::{Stop, Worker};
+use crate::store::error::StoreError;
 
 /// A query together with who is to be told; it is told also when there is no connection for it. It
 /// returns what SQLite said, if that refused.
-pub(super) type Query =
+pub(in crate::store) type Query =
     Box<dyn FnOnce(Result<&Connection, StoreError>) -> Option<rusqlite::Error> + Send>;
 
 /// Many reads can fail in a row: a line tells of those of so long.
 const QUIET: Duration = Duration::from_secs(10);
 
-pub(super) struct Readers {
+pub(in crate::store) struct Readers {
     count: NonZeroUsize,
     queries: Receiver<Query>,
     pool: Pool,
 }
 
 impl Readers {
-    pub(super) fn new(count: NonZeroUsize, queries: Receiver<Query>, pool: Pool) -> Self {
+    pub(in crate::store) fn new(count: NonZeroUsize, queries: Receiver<Query>, pool: Pool) -> Self {
         Self {
             count,
             queries,
@@ -34,7 +35,7 @@ impl Readers {
         }
     }
 
-    pub(super) fn spawn(self, exits: &Sender<&'static str>) -> io::Result<Vec<Worker>> {
+    pub(in crate::store) fn spawn(self, exits: &Sender<&'static str>) -> io::Result<Vec<Worker>> {
         let spawn = |_| {
             let (queries, pool) = (self.queries.clone(), self.pool.clone());
             Worker::spawn("reader", exits, move |stop| run(&queries, &pool, &stop))

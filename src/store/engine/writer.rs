@@ -13,12 +13,12 @@ use crossbeam_channel::{Receiver, select_biased};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 
-use super::checkpoint::{self, Checkpoints};
-use super::damage::{Damage, tells_of_damage};
+use super::checkpointer::{self, Checkpoints};
+use super::corruption::Damage;
 use super::schema::Lock;
-use super::{StoreError, is_full};
 use crate::runtime::health::Part;
 use crate::runtime::worker::Stop;
+use crate::store::error::{StoreError, is_full, tells_of_damage};
 
 /// A transaction takes the jobs that wait when it starts, and so many in any case. It does not go
 /// on for as long as jobs arrive: those make the next transaction, and are prepared and answered
@@ -41,16 +41,16 @@ const BATCH_TIME: Duration = if cfg!(test) {
 };
 
 /// Work for the writer, and who is to be told.
-pub(super) trait Work: Send {
+pub(in crate::store) trait Work: Send {
     fn run(&mut self, tx: &Transaction<'_>) -> rusqlite::Result<()>;
     fn finish(self: Box<Self>, committed: Result<(), StoreError>);
 }
 
-pub(super) type Job = Box<dyn Work>;
+pub(in crate::store) type Job = Box<dyn Work>;
 
 /// A job out of two closures: one runs in the transaction, perhaps twice, one takes the result
 /// after the commit.
-pub(super) fn job<T: Send + 'static>(
+pub(in crate::store) fn job<T: Send + 'static>(
     work: impl Fn(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     done: impl FnOnce(Result<T, StoreError>) + Send + 'static,
 ) -> Job {
@@ -86,7 +86,7 @@ where
 }
 
 /// The writer's side of the store.
-pub(super) struct Writer {
+pub(in crate::store) struct Writer {
     connection: Connection,
     checkpoints: Checkpoints,
     jobs: Receiver<Job>,
@@ -98,7 +98,7 @@ pub(super) struct Writer {
 
 /// How it goes, for the log and for those who ask: a line when it begins to fail and one when it
 /// works again, with what was refused between, however much that was.
-pub(super) struct Health {
+pub(in crate::store) struct Health {
     part: Part,
     damage: Damage,
     failing_since: Option<Instant>,
@@ -107,7 +107,7 @@ pub(super) struct Health {
 }
 
 impl Health {
-    pub(super) fn new(part: Part, damage: Damage) -> Self {
+    pub(in crate::store) fn new(part: Part, damage: Damage) -> Self {
         Self {
             part,
             damage,
@@ -147,7 +147,7 @@ impl Health {
 }
 
 impl Writer {
-    pub(super) fn new(
+    pub(in crate::store) fn new(
         connection: Connection,
         checkpoints: Checkpoints,
         jobs: Receiver<Job>,
@@ -168,7 +168,7 @@ impl Writer {
     }
 
     /// Works until the stop, then works off what still waits, then closes the database.
-    pub(super) fn run(mut self, stop: &Stop) {
+    pub(in crate::store) fn run(mut self, stop: &Stop) {
         while let Some(first) = self.next(stop) {
             self.step(first);
         }
@@ -214,9 +214,9 @@ impl Writer {
         }
         let mut jobs = Vec::with_capacity(64);
         jobs.push(first);
-        match checkpoint::heed(self.commit(&mut jobs)) {
+        match checkpointer::heed(self.commit(&mut jobs)) {
             Ok(outcomes) => {
-                if checkpoint::has_written() {
+                if checkpointer::has_written() {
                     self.health.recovered();
                 }
                 for (job, outcome) in jobs.into_iter().zip(outcomes) {
@@ -249,7 +249,7 @@ impl Writer {
     fn commit(&mut self, jobs: &mut Vec<Job>) -> rusqlite::Result<Vec<Result<(), StoreError>>> {
         let tx = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
         if fill(&tx, jobs, &self.jobs).is_ok() {
-            checkpoint::heed_commit(tx.commit())?;
+            checkpointer::heed_commit(tx.commit())?;
             return Ok(jobs.iter().map(|_| Ok(())).collect());
         }
         // Rolls back.
@@ -265,7 +265,7 @@ impl Writer {
         let outcomes: rusqlite::Result<Vec<_>> =
             jobs.iter_mut().map(|job| in_savepoint(&tx, job)).collect();
         let outcomes = outcomes?;
-        checkpoint::heed_commit(tx.commit())?;
+        checkpointer::heed_commit(tx.commit())?;
         let refused = |error: rusqlite::Error| {
             log::warn!("a job was refused by the database, and nothing of it was stored: {error}");
             StoreError::from(error)
@@ -335,8 +335,9 @@ fn blames_the_machine(error: &rusqlite::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{checkpointer, schema};
     use super::*;
-    use crate::store::{checkpoint, schema, touch};
+    use crate::store::touch;
     use crossbeam_channel::{Sender, bounded, unbounded};
 
     struct Fixture {
@@ -358,7 +359,7 @@ mod tests {
         let (jobs, queue) = bounded(64);
         let (background, background_queue) = bounded(1);
         let part = Part::up();
-        let (checkpoints, _) = checkpoint::take_over(&connection, &path).unwrap();
+        let (checkpoints, _) = checkpointer::take_over(&connection, &path).unwrap();
         let health = Health::new(part.clone(), Damage::none());
         let writer = Writer::new(
             connection,

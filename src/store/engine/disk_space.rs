@@ -14,10 +14,10 @@ use std::time::Duration;
 use crossbeam_channel::{after, select_biased};
 use rustix::fs::statvfs;
 
-use super::StoreError;
-use super::damage::Damage;
+use super::corruption::Damage;
 use crate::runtime::health::{Part, PartState};
 use crate::runtime::worker::Stop;
+use crate::store::error::StoreError;
 
 /// How old the answer may be. At full load the log and the file grow by some 10 MB a second.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -55,7 +55,7 @@ impl Room {
 
 /// What those who take payments see. Cloning it is cheap.
 #[derive(Debug, Clone)]
-pub(super) struct Admission {
+pub(in crate::store) struct Admission {
     part: Part,
     short: Arc<AtomicBool>,
     refused: Arc<AtomicU64>,
@@ -63,7 +63,7 @@ pub(super) struct Admission {
 
 impl Admission {
     /// Refuses while there is too little room.
-    pub(super) fn ask(&self) -> Result<(), StoreError> {
+    pub(in crate::store) fn ask(&self) -> Result<(), StoreError> {
         if !self.short.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -71,13 +71,13 @@ impl Admission {
         Err(StoreError::Full)
     }
 
-    pub(super) fn state(&self) -> PartState {
+    pub(in crate::store) fn state(&self) -> PartState {
         self.part.get()
     }
 }
 
 /// The thread's side.
-pub(super) struct Watch {
+pub(in crate::store) struct Watch {
     database: PathBuf,
     /// Which file that was when it was opened.
     identity: Option<(u64, u64)>,
@@ -90,7 +90,7 @@ pub(super) struct Watch {
 
 impl Watch {
     /// Looks once, so that the first payment finds an answer.
-    pub(super) fn new(database: &Path, min: u64, damage: Damage) -> (Self, Admission) {
+    pub(in crate::store) fn new(database: &Path, min: u64, damage: Damage) -> (Self, Admission) {
         let admission = Admission {
             part: Part::up(),
             short: Arc::default(),
@@ -112,7 +112,7 @@ impl Watch {
     }
 
     /// Works until the stop.
-    pub(super) fn run(mut self, stop: &Stop) {
+    pub(in crate::store) fn run(mut self, stop: &Stop) {
         loop {
             select_biased! {
                 recv(stop.signal()) -> _ => return,

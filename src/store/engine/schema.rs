@@ -11,12 +11,13 @@ use rusqlite::{
     ffi,
 };
 
-use super::{BUSY_TIMEOUT, STATEMENTS, is_full};
+use super::{BUSY_TIMEOUT, STATEMENTS};
 use crate::domain::event::NodeId;
 use crate::domain::timestamp::Timestamp;
+use crate::store::error::is_full;
 
 /// What an empty file gets.
-const SCHEMA: &str = include_str!("../../schema.sql");
+const SCHEMA: &str = include_str!("../../../schema.sql");
 
 /// The version that [`SCHEMA`] makes. Until 0.2.0 a change raises it, and a file of an earlier
 /// version is refused.
@@ -166,14 +167,14 @@ impl OpenError {
 
 /// Held for as long as the database is open. The lock ends with the process, however that ends.
 #[derive(Debug)]
-pub(super) struct Lock {
+pub(in crate::store) struct Lock {
     _file: File,
 }
 
 /// Takes the lock file beside the database. It is a file of its own because closing any descriptor
 /// of the database file would drop SQLite's own locks (<https://sqlite.org/howtocorrupt.html>,
 /// 2.2).
-pub(super) fn lock(database: &Path) -> Result<Lock, OpenError> {
+pub(in crate::store) fn lock(database: &Path) -> Result<Lock, OpenError> {
     let path = lock_path(database).map_err(|source| OpenError::Io {
         path: database.into(),
         source,
@@ -224,7 +225,7 @@ const PRIVATE: u32 = 0o600;
 
 /// The absolute path of a database behind all symbolic links, also where the file that they lead to
 /// is not there yet.
-pub(super) fn resolve(database: &Path) -> io::Result<PathBuf> {
+pub(in crate::store) fn resolve(database: &Path) -> io::Result<PathBuf> {
     /// As many as Linux follows (<https://man7.org/linux/man-pages/man7/path_resolution.7.html>).
     const LINKS_MAX: usize = 40;
     let mut path = database.to_owned();
@@ -250,7 +251,7 @@ pub(super) fn resolve(database: &Path) -> io::Result<PathBuf> {
 }
 
 /// As [`resolve`], with what to do where that fails.
-pub(super) fn resolved(database: &Path) -> Result<PathBuf, OpenError> {
+pub(in crate::store) fn resolved(database: &Path) -> Result<PathBuf, OpenError> {
     resolve(database).map_err(|source| OpenError::Io {
         path: database.into(),
         source,
@@ -274,7 +275,7 @@ fn create_private(path: &Path) -> Result<(), OpenError> {
 }
 
 /// Opens the file for writing, brings its schema up to date, and tells whose it is.
-pub(super) fn open(
+pub(in crate::store) fn open(
     path: &Path,
     configured: Option<&NodeId>,
 ) -> Result<(Connection, NodeId), OpenError> {
@@ -361,7 +362,11 @@ const OUTSIDE: [&str; 4] = ["payment", "outbox", "dead_letter", "dead_letter_act
 
 /// No id up to `newest`, nor any that may have been given until now, is given any more. Tells the
 /// first that will be.
-pub(super) fn skip_ids(tx: &Transaction<'_>, newest: i64, now: Timestamp) -> rusqlite::Result<i64> {
+pub(in crate::store) fn skip_ids(
+    tx: &Transaction<'_>,
+    newest: i64,
+    now: Timestamp,
+) -> rusqlite::Result<i64> {
     let given: i64 = tx.query_row(
         "SELECT ifnull(max(seq), 0) FROM sqlite_sequence",
         [],
@@ -417,7 +422,7 @@ fn leave_backup(connection: &mut Connection) -> rusqlite::Result<()> {
 }
 
 /// Opens a database that some payrelay has made, which may be running. Creates nothing.
-pub(super) fn open_beside(path: &Path) -> Result<(Connection, NodeId), OpenError> {
+pub(in crate::store) fn open_beside(path: &Path) -> Result<(Connection, NodeId), OpenError> {
     let failed = |source| refusal(path, source);
     let (connection, node) = open_made(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     connection
@@ -434,7 +439,7 @@ pub(super) fn open_beside(path: &Path) -> Result<(Connection, NodeId), OpenError
 }
 
 /// As [`open_beside`], and the file stays as it is.
-pub(super) fn open_to_read(path: &Path) -> Result<(Connection, NodeId), OpenError> {
+pub(in crate::store) fn open_to_read(path: &Path) -> Result<(Connection, NodeId), OpenError> {
     open_made(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
 }
 
@@ -497,7 +502,7 @@ fn io_advice(error: &io::Error, otherwise: &'static str) -> &'static str {
 }
 
 /// What SQLite says, with what to do about it.
-pub(super) fn refusal(path: &Path, source: rusqlite::Error) -> OpenError {
+pub(in crate::store) fn refusal(path: &Path, source: rusqlite::Error) -> OpenError {
     let advice = match source.sqlite_error_code() {
         _ if is_full(&source) => MAKE_ROOM,
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
@@ -521,7 +526,7 @@ pub(super) fn refusal(path: &Path, source: rusqlite::Error) -> OpenError {
 }
 
 /// What stands beside a database.
-pub(super) fn beside(database: &Path, suffix: &str) -> PathBuf {
+pub(in crate::store) fn beside(database: &Path, suffix: &str) -> PathBuf {
     let mut name = database.as_os_str().to_owned();
     name.push(suffix);
     name.into()
@@ -609,7 +614,7 @@ fn settle(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
 }
 
 /// Some file systems know no such thing; then there is nothing to wait for.
-pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
+pub(in crate::store) fn sync_folder(folder: &Path) -> io::Result<()> {
     match File::open(folder).and_then(|folder| folder.sync_all()) {
         Err(error)
             if matches!(
