@@ -3,27 +3,16 @@
 use hyper::{Method, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 
-use super::app::App;
+use super::app::{App, Channel};
 use super::auth::Client;
 use super::body::{self, Arriving};
 use super::problem::Problem;
 use super::query::{PAGE, PAGE_MAX, id_in_path, no_parameters, number, page_size, pairs};
 use super::response::{Body, json};
 use crate::domain::timestamp::Timestamp;
-use crate::runtime::health::{HealthState, Part, PartState};
-use crate::runtime::resume::ResumeHandle;
+use crate::runtime::health::{HealthState, PartState};
 use crate::store::dead_letter::{self, Action, Order, Outcome, Shown, Which};
 use crate::store::{Connection, Transaction, channel, relay_action, topic};
-
-/// A channel, as the operator sees it.
-pub struct Channel {
-    /// As its rows in the delivery table say.
-    pub name: String,
-    /// How it is.
-    pub part: Part,
-    /// Ends its pause.
-    pub resume: ResumeHandle,
-}
 
 /// A request that exists.
 #[derive(Debug, Clone, PartialEq, Eq)]

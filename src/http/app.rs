@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::admin::Channel;
 use super::auth::Gate;
 use super::limits::Limits;
 use super::problem::Problem;
@@ -13,10 +12,21 @@ use super::reply_queue::ReplyQueue;
 use crate::config;
 use crate::runtime::health::Part;
 use crate::runtime::metrics::Metrics;
+use crate::runtime::resume::ResumeHandle;
 use crate::runtime::warnings::Warnings;
 use crate::runtime::worker::Waker;
 use crate::sampler::Snapshots;
 use crate::store::{Connection, SqlResult, Store, StoreError, Transaction};
+
+/// A channel, as the operator sees it.
+pub struct Channel {
+    /// As its rows in the delivery table say.
+    pub name: String,
+    /// How it is.
+    pub part: Part,
+    /// Ends its pause.
+    pub resume: ResumeHandle,
+}
 
 /// What the edge needs of the rest.
 pub struct Context {

@@ -20,7 +20,6 @@ mod response;
 mod router;
 mod server;
 
-pub use admin::Channel;
-pub use app::{App, Context};
+pub use app::{App, Channel, Context};
 pub use auth::{Change, Gate, NoToken};
 pub use server::spawn;

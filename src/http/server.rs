@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_io_timeout::TimeoutWriter;
 
-use super::App;
+use super::app::App;
 use super::connections::{Connections, Place, Watched};
 use super::limits::Visit;
 use super::refusals::LOG_INTERVAL;
