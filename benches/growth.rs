@@ -40,7 +40,7 @@ use payrelay::relay::{Relay, Step};
 use payrelay::runtime::health::Part;
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::Waker;
-use payrelay::store::outbox::{Place, Receipt};
+use payrelay::store::publication::{self, Place, Receipt};
 use payrelay::store::{Transaction, delivery, outbox};
 use rusqlite::Connection;
 
@@ -187,7 +187,7 @@ fn bytes_a_payment(rounds: i64) -> (f64, f64) {
                         place: Place::Delivery,
                     })
                     .collect();
-                outbox::mark_published(tx, &receipts, Timestamp::now())?;
+                publication::mark_published(tx, &receipts, Timestamp::now())?;
                 let ids: Vec<_> = (first + 1..=first + 1000).collect();
                 delivery::mark_delivered(tx, &ids, delivery::Carrier::Single, Timestamp::now())
             };

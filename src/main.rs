@@ -20,7 +20,8 @@ use payrelay::config::{Config, Loaded, Problems};
 use payrelay::domain::access::{self, TokenHash};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::service::{self, Cause, Service, StartError};
-use payrelay::store::dead_letter::{self, Action, Order, Outcome, Which};
+use payrelay::store::dead_letter;
+use payrelay::store::replay::{self, Action, Order, Outcome, Which};
 use payrelay::store::{Beside, OpenError, StoreError, relay_action};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -370,7 +371,7 @@ fn dead_letters(mut database: Beside, order: &DeadLetters) -> Result<u8, StoreEr
         let node = database.node().clone();
         database.write(|tx| {
             let (dry_run, now) = (chosen.dry_run, Timestamp::now());
-            dead_letter::act(
+            replay::act(
                 tx,
                 Order {
                     action,

@@ -11,10 +11,10 @@ use crate::runtime::error_log::ErrorLog;
 use crate::runtime::metrics::{Metrics, Totals};
 use crate::runtime::worker::{Stop, Waker};
 use crate::sampler::{Snapshot, Snapshots};
-use crate::store::backlog::Waiting;
 use crate::store::dead_letter;
 use crate::store::idempotency;
 use crate::store::outbox;
+use crate::store::waiting::Waiting;
 use crate::store::{SqlResult, Store, StoreError, Transaction};
 
 /// How many events, or keys, one transaction of the purge deletes: it holds the writer for half a

@@ -5,3 +5,4 @@ pub mod event;
 pub mod payment;
 pub mod template;
 pub mod timestamp;
+pub mod topic;

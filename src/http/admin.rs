@@ -11,7 +11,8 @@ use super::query::{PAGE, PAGE_MAX, id_in_path, no_parameters, number, page_size,
 use super::response::{Body, json};
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::{HealthState, PartState};
-use crate::store::dead_letter::{self, Action, Order, Outcome, Shown, Which};
+use crate::store::dead_letter::{self, Shown};
+use crate::store::replay::{self, Action, Order, Outcome, Which};
 use crate::store::{Connection, Transaction, channel, relay_action, topic};
 
 /// A request that exists.
@@ -377,7 +378,7 @@ impl App {
                 origin: "http",
                 now,
             };
-            dead_letter::act(tx, order)
+            replay::act(tx, order)
         };
         let outcomes = self.write(work).await?;
         if let (Which::Id(id), []) = (which, outcomes.as_slice()) {

@@ -10,7 +10,7 @@ use super::response::{Body, json};
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::PartState;
 use crate::sampler::Snapshot;
-use crate::store::backlog::Waiting;
+use crate::store::waiting::Waiting;
 use crate::store::{self, StoreError};
 
 impl App {

@@ -18,7 +18,8 @@ use crate::domain::payment::{NewPayment, Payment};
 use crate::domain::timestamp::Timestamp;
 use crate::store::Store;
 use crate::store::idempotency::{self as keys, Keyed, Once};
-use crate::store::payment::{self as payments, Way};
+use crate::store::payment as payments;
+use crate::store::timeline::{self, Way};
 
 /// Without a type, or with one that is not JSON, a body is refused.
 fn is_json(headers: &HeaderMap) -> bool {
@@ -140,7 +141,7 @@ impl App {
 
     pub(super) async fn payment(&self, id: i64) -> Result<Response<Body>, Problem> {
         let way = self
-            .query(move |connection| payments::find(connection, id))
+            .query(move |connection| timeline::find(connection, id))
             .await?;
         let way = way.ok_or_else(|| Problem::not_found(format!("there is no payment {id}")))?;
         Ok(json(

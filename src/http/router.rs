@@ -8,7 +8,7 @@ use hyper::header::{EXPECT, HeaderMap, TRANSFER_ENCODING};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 
-use super::admin::{self};
+use super::admin;
 use super::app::App;
 use super::auth::check_host;
 use super::body::{self, Arriving};

@@ -16,8 +16,8 @@ use tokio::time::{sleep, timeout};
 
 use super::tls::{self, Refusal};
 use crate::config;
+use crate::domain::topic::Topic;
 use crate::store::StoreError;
-use crate::store::topic::Topic;
 
 /// How long connecting to one broker may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);

@@ -21,6 +21,7 @@ use krafka::consumer::ConsumerRecord;
 use crate::config;
 use crate::domain::event::{ID_HEADER, NodeId, Notice, TIME_HEADER};
 use crate::domain::timestamp::Timestamp;
+use crate::domain::topic::Topic;
 use crate::kafka::cluster::{Driver, Failure, Link, within};
 use crate::kafka::errors::explain_failure;
 use crate::kafka::membership::{FetchOutcome, Membership, Polled};
@@ -29,9 +30,9 @@ use crate::runtime::error_log::ErrorLog;
 use crate::runtime::health::{Outage, Part, RECONNECT_BACKOFF};
 use crate::runtime::metrics::Metrics;
 use crate::runtime::worker::{Stop, Waker};
+use crate::store::arrival::{self, Arrival};
 use crate::store::dead_letter::{self, DeadRecord};
-use crate::store::delivery::{self, Arrival};
-use crate::store::topic::{self, ConsumeBatch, ConsumeStats, Topic};
+use crate::store::topic::{self, ConsumeBatch, ConsumeStats};
 use crate::store::unconsumed::{self, Page, Unconsumed};
 use crate::store::{self, SqlResult, Store, StoreError, Transaction};
 
@@ -589,7 +590,7 @@ fn store_record(
 ) -> SqlResult<Result<(i64, Arrival), DeadRecord>> {
     let reason = match Notice::parse(node, record.header_str(ID_HEADER), record.value.as_deref()) {
         Ok(notice) => {
-            match delivery::accept(tx, notice.created_at(record.header_str(TIME_HEADER)), now)? {
+            match arrival::accept(tx, notice.created_at(record.header_str(TIME_HEADER)), now)? {
                 Arrival::Unknown => "no event of this database has its id and payment".to_owned(),
                 arrival => return Ok(Ok((notice.outbox_id, arrival))),
             }

@@ -23,9 +23,10 @@ use super::cluster::{ANSWER_BYTES_MAX, Failure, INFLATED_BYTES_MAX, Identified, 
 use super::undecodable::{Attempts, RETRY_INTERVAL, Undecodable, next_readable};
 use crate::domain::event::NodeId;
 use crate::domain::timestamp::Timestamp;
+use crate::domain::topic::Topic;
 use crate::store::Store;
 use crate::store::dead_letter::{self, DeadRecord};
-use crate::store::topic::{self, Topic};
+use crate::store::topic;
 
 /// How long one poll waits for records: also how late a stop is noticed.
 const POLL: Duration = Duration::from_millis(500);

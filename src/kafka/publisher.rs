@@ -28,6 +28,7 @@ use tokio::time::timeout_at;
 use crate::config::{self, Delivery};
 use crate::domain::event::{Event, NodeId, Notice, Record};
 use crate::domain::timestamp::Timestamp;
+use crate::domain::topic::Topic;
 use crate::kafka::cluster::{Driver, Failure, Identified, Link, ensure_topic, identify, within};
 use crate::kafka::errors::{explain, explain_failure, is_records_fault, is_unexplained};
 use crate::kafka::hanging::{
@@ -39,8 +40,9 @@ use crate::kafka::watch::{Sight, Watch};
 use crate::relay::publisher::{Published, Publisher, Trouble};
 use crate::runtime::metrics::Metrics;
 use crate::runtime::warnings::Warnings;
-use crate::store::outbox::{self, Place, Receipt};
-use crate::store::topic::{self, Found, Reached, Reconciled, Topic};
+use crate::store::outbox;
+use crate::store::publication::{Place, Receipt};
+use crate::store::topic::{self, Found, Reached, Reconciled};
 use crate::store::visibility::{self, Unseen};
 use crate::store::{Store, StoreError, Transaction};
 

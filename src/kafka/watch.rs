@@ -12,9 +12,9 @@ use krafka::Kafka;
 
 use super::cluster::{Failure, within};
 use super::hanging::{OpenTransaction, Owner, open_transactions, stable_offsets};
+use crate::domain::topic::Topic;
 use crate::store::Store;
-use crate::store::outbox::{Place, Receipt};
-use crate::store::topic::Topic;
+use crate::store::publication::{Place, Receipt};
 use crate::store::visibility::{self, Unseen};
 
 /// How soon after publishing, and how often then, the last stable offset is looked at.

@@ -6,7 +6,7 @@
 
 use super::publisher::{Published, Publisher};
 use crate::domain::event::Event;
-use crate::store::outbox::{Place, Receipt};
+use crate::store::publication::{Place, Receipt};
 
 /// Publishes in the process.
 #[derive(Debug, Default)]

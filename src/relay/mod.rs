@@ -18,7 +18,8 @@ use crate::runtime::error_log::ErrorLog;
 use crate::runtime::health::{Outage, Part, RECONNECT_BACKOFF};
 use crate::runtime::metrics::Metrics;
 use crate::runtime::worker::{Stop, Waker};
-use crate::store::outbox::{self, Place, Receipt};
+use crate::store::outbox;
+use crate::store::publication::{self, Place, Receipt};
 use crate::store::topic::{self, Reached};
 use crate::store::{Store, StoreError, Transaction, Writing, relay_action, visibility};
 
@@ -248,7 +249,7 @@ impl Relay {
         if !self.unrecorded.is_empty() {
             let (receipts, reached) = (self.unrecorded.clone(), self.reached.clone());
             let mark = move |tx: &Transaction<'_>| {
-                outbox::mark_published(tx, &receipts, Timestamp::now())?;
+                publication::mark_published(tx, &receipts, Timestamp::now())?;
                 let Some(reached) = &reached else {
                     return Ok(());
                 };

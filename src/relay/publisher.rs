@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::domain::event::Event;
-use crate::store::outbox::Receipt;
+use crate::store::publication::Receipt;
 use crate::store::topic::Reached;
 
 /// What a publisher has taken of a batch.

@@ -5,17 +5,15 @@
 //! SQLite keeps on the disk (<https://sqlite.org/tempfiles.html>), so that memory stays small
 //! however long the topic is.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-use std::time::Duration;
-
-use rusqlite::{Connection, ErrorCode, Params, Row, Transaction};
-use serde::Serialize;
-
 use super::engine::schema;
 use super::{OpenError, StoreError};
 use crate::domain::event::NodeId;
 use crate::domain::timestamp::Timestamp;
+use rusqlite::{Connection, ErrorCode, Params, Row, Transaction};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
 
 /// A database that is looked at. It may be in use, and stays as it is.
 pub struct Audited {

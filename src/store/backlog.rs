@@ -5,32 +5,13 @@
 //! again, and one of those between them. A look costs the same however long the backlog is, and
 //! whatever else changed the rows shows after some looks.
 
-use std::time::Duration;
-
-use rusqlite::{Connection, OptionalExtension, Row, ToSql};
-
+use super::waiting::Waiting;
 use super::{dead_letter, unconsumed};
 use crate::domain::timestamp::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 
 /// How many rows a segment has at most when it is closed: some 8 ms to count.
 const SEGMENT_ROWS: i64 = 100_000;
-
-/// How many rows wait, and since when.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Waiting {
-    /// How many.
-    pub count: i64,
-    /// When the event of the oldest was committed.
-    pub oldest_at: Option<Timestamp>,
-}
-
-impl Waiting {
-    /// How long the oldest has waited; zero if none waits.
-    pub fn age(self, now: Timestamp) -> Duration {
-        self.oldest_at
-            .map_or(Duration::ZERO, |oldest| now.since(oldest))
-    }
-}
 
 /// Everything that waits in the database.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -4,18 +4,16 @@
 //! and the log grows until the copy is done. The mark in the copy is what keeps a restored node
 //! from giving ids again (see `schema::open`).
 
+use super::Beside;
+use super::engine::{BUSY_TIMEOUT, schema};
+use crate::domain::timestamp::Timestamp;
+use rusqlite::{Connection, ErrorCode};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-
-use rusqlite::{Connection, ErrorCode};
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::io::Errno;
-
-use super::Beside;
-use super::engine::{BUSY_TIMEOUT, schema};
-use crate::domain::timestamp::Timestamp;
 
 /// Why there is no copy. Nothing is left behind.
 #[derive(Debug, thiserror::Error)]

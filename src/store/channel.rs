@@ -1,8 +1,7 @@
 //! What is kept about a channel from start to start, and what operators ask of it.
 
-use rusqlite::{Connection, OptionalExtension, Transaction};
-
 use crate::domain::timestamp::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Transaction};
 
 /// Where a channel's messages go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,14 +1,12 @@
 //! What is to be told: a row an event, keyed by it, so that a second copy of an event changes
 //! nothing. Each row belongs to one channel, decided when it comes.
 
-use rusqlite::{Connection, OptionalExtension, Row, Transaction};
-
+use super::dead_letter;
 use super::payment::{self, COLUMN_COUNT, COLUMNS};
 use super::row::sql_limit;
-use super::{dead_letter, outbox};
-use crate::domain::event::Notice;
 use crate::domain::payment::Payment;
 use crate::domain::timestamp::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
 /// The channel of event `?1`: the first route that fits its payment. Without routes nothing is
 /// looked up.
@@ -31,42 +29,6 @@ pub(super) fn insert(
         ))?
         .execute((outbox_id, now.as_micros()))?;
     Ok(inserted > 0)
-}
-
-/// What became of a notice from the topic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Arrival {
-    /// It is in the delivery table now.
-    Accepted,
-    /// An earlier copy of it is.
-    Duplicate,
-    /// Its event was delivered and purged long ago.
-    Purged,
-    /// No event of this database has this id and payment.
-    Unknown,
-}
-
-/// Takes a notice of one of our events from the topic.
-pub fn accept(tx: &Transaction<'_>, notice: Notice, now: Timestamp) -> rusqlite::Result<Arrival> {
-    Ok(match outbox::is_of(tx, notice)? {
-        Some(true) if insert(tx, notice.outbox_id, now)? => Arrival::Accepted,
-        Some(true) => Arrival::Duplicate,
-        None if is_purged(tx, notice)? => Arrival::Purged,
-        Some(false) | None => Arrival::Unknown,
-    })
-}
-
-/// Whether an event that is not in the outbox once was: its id was given, and its payment is there.
-pub(super) fn is_purged(tx: &Transaction<'_>, notice: Notice) -> rusqlite::Result<bool> {
-    tx.prepare_cached(
-        "SELECT 1 FROM payment WHERE id = ?2 AND ?1 <= (SELECT seq FROM sqlite_sequence \
-            WHERE name = 'outbox') AND (?3 IS NULL OR executed_at = ?3)",
-    )?
-    .exists((
-        notice.outbox_id,
-        notice.payment_id,
-        notice.created_at.map(Timestamp::as_micros),
-    ))
 }
 
 /// What became of telling a payment.

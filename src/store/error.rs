@@ -1,9 +1,8 @@
 //! What a caller of the store can do about an error.
 
-use std::sync::Arc;
-
 use rusqlite::ErrorCode;
 use rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
+use std::sync::Arc;
 
 /// Why the store could not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]

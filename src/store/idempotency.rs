@@ -2,13 +2,11 @@
 //! A payment never changes, so the first answer can be written again from them, byte for byte, for
 //! as long as its key is kept.
 
-use std::time::{Duration, Instant};
-
-use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Transaction};
-
 use super::payment::{self, COLUMNS};
 use super::row::sql_limit;
 use crate::domain::payment::Payment;
+use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Transaction};
+use std::time::{Duration, Instant};
 
 /// A request's key, and what tells its body from others.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,6 +5,7 @@
 //! the writer does, for many jobs at a time. Readers never write: their connections are opened
 //! read-only.
 
+pub mod arrival;
 pub mod audit;
 pub mod backlog;
 pub mod backup;
@@ -16,25 +17,19 @@ mod error;
 pub mod idempotency;
 pub mod outbox;
 pub mod payment;
+pub mod publication;
 #[cfg(test)]
 mod query_plans;
 pub mod relay_action;
+pub mod replay;
 pub mod restore;
 pub mod route;
 mod row;
+pub mod timeline;
 pub mod topic;
 pub mod unconsumed;
 pub mod visibility;
-
-use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
-
-use crossbeam_channel::{Receiver, Sender, bounded};
-use r2d2_sqlite::SqliteConnectionManager;
-use rusqlite::{OpenFlags, TransactionBehavior};
+pub mod waiting;
 
 use self::engine::corruption::Damage;
 use self::engine::disk_space::Admission;
@@ -46,10 +41,17 @@ use crate::config;
 use crate::domain::event::NodeId;
 use crate::runtime::health::{Part, PartState};
 use crate::runtime::worker::Worker;
-
+use crossbeam_channel::{Receiver, Sender, bounded};
 pub use engine::schema::OpenError;
 pub use error::StoreError;
+use r2d2_sqlite::SqliteConnectionManager;
 pub use rusqlite::{Connection, Result as SqlResult, Transaction};
+use rusqlite::{OpenFlags, TransactionBehavior};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// A handle to the open database; cloning it is cheap.
 #[derive(Clone)]

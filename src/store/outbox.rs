@@ -3,15 +3,11 @@
 //! Ids are commit order: there is one writer. The relay reads and marks; nothing here deletes but
 //! [`purge`].
 
-use std::sync::Arc;
-
-use rusqlite::{Connection, OptionalExtension, Transaction};
-
 use super::row::sql_limit;
 use super::row::unknown;
-use super::{dead_letter, delivery, unconsumed};
 use crate::domain::event::{Event, Kind, Notice, TraceContext};
 use crate::domain::timestamp::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Transaction};
 
 pub(super) fn insert(
     tx: &Transaction<'_>,
@@ -132,101 +128,6 @@ pub fn renumber(tx: &Transaction<'_>, first: i64) -> rusqlite::Result<usize> {
     Ok(ids.len())
 }
 
-/// Where a publisher has put an event.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
-    /// On a topic; the consumer will bring it to the delivery table.
-    Topic {
-        /// The topic's partition.
-        partition: i32,
-        /// `None` where the broker had the record already and did not tell where.
-        offset: Option<i64>,
-    },
-    /// Into the delivery table, which is written in the same transaction as the mark.
-    Delivery,
-    /// Nowhere: the other side will never take this very event as it is, for this reason.
-    Rejected(Arc<str>),
-}
-
-/// A publisher's last word on an event.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Receipt {
-    /// Which event.
-    pub outbox_id: i64,
-    /// Where it is now.
-    pub place: Place,
-}
-
-/// Marks events PUBLISHED, or sets them aside. Marking one again changes nothing.
-pub fn mark_published(
-    tx: &Transaction<'_>,
-    receipts: &[Receipt],
-    now: Timestamp,
-) -> rusqlite::Result<()> {
-    receipts
-        .iter()
-        .try_for_each(|receipt| mark(tx, receipt, now).map(drop))?;
-    if receipts
-        .iter()
-        .any(|receipt| receipt.place == Place::Delivery)
-    {
-        unconsumed::advance(tx, 2 * receipts.len())?;
-    }
-    Ok(())
-}
-
-/// Tells how many events it has marked: none, if this one was.
-pub(super) fn mark(
-    tx: &Transaction<'_>,
-    receipt: &Receipt,
-    now: Timestamp,
-) -> rusqlite::Result<usize> {
-    let (partition, offset) = match &receipt.place {
-        Place::Topic { partition, offset } => (Some(*partition), *offset),
-        Place::Delivery => {
-            delivery::insert(tx, receipt.outbox_id, now)?;
-            (None, None)
-        }
-        Place::Rejected(reason) => return reject(tx, receipt.outbox_id, reason, now),
-    };
-    tx.prepare_cached(
-        "UPDATE outbox SET status = 'PUBLISHED', rejection = NULL, published_at = ?2, \
-            \"partition\" = ?3, \"offset\" = ?4 WHERE id = ?1 AND status <> 'PUBLISHED'",
-    )?
-    .execute((receipt.outbox_id, now.as_micros(), partition, offset))
-}
-
-/// Sets an event aside that cannot be published as it is, so that the others go on: a dead letter,
-/// for a person to see.
-fn reject(
-    tx: &Transaction<'_>,
-    outbox_id: i64,
-    reason: &str,
-    now: Timestamp,
-) -> rusqlite::Result<usize> {
-    let rejected = tx
-        .prepare_cached(
-            "UPDATE outbox SET status = 'REJECTED', rejection = ?2 WHERE id = ?1 \
-            AND status = 'INIT'",
-        )?
-        .execute((outbox_id, reason))?;
-    if rejected > 0 {
-        dead_letter::insert_event(tx, outbox_id, reason, now)?;
-    }
-    Ok(rejected)
-}
-
-/// Has an event published that was set aside; false if it was not.
-pub(super) fn send_again(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<bool> {
-    let sql =
-        "UPDATE outbox SET status = 'INIT', rejection = NULL WHERE id = ?1 AND status = 'REJECTED'";
-    let sent_again = tx.prepare_cached(sql)?.execute([outbox_id])? > 0;
-    if sent_again {
-        unconsumed::reopen(tx, outbox_id)?;
-    }
-    Ok(sent_again)
-}
-
 /// What is known of an event's way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventState {
@@ -297,7 +198,9 @@ pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, limit: usize) -> rusqlite:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::delivery;
     use crate::store::engine::schema;
+    use crate::store::publication::{Place, Receipt, mark, reject};
     use rusqlite::TransactionBehavior;
 
     /// Events with these statuses and deliveries (`+`), by payment; what `renumber` from an id on

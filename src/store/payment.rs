@@ -1,14 +1,12 @@
 //! Payments, their history, and the outbox rows that are written with them.
 
-use rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE;
-use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Row, Transaction};
-
-use super::delivery::{self, Notification};
-use super::outbox::{self, EventState};
+use super::outbox;
 use super::row::unknown;
 use crate::domain::event::{Kind, TraceContext};
 use crate::domain::payment::{NewPayment, Payment, Reservation, Status};
 use crate::domain::timestamp::Timestamp;
+use rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE;
+use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Row, Transaction};
 
 /// Why a COMPLETED payment cannot be: the reservation already has one.
 const ALREADY_PAID: &str = "already paid";
@@ -132,39 +130,6 @@ fn insert(tx: &Transaction<'_>, payment: &Payment) -> SqlResult<bool> {
         }
         Err(error) => Err(error),
     }
-}
-
-/// A payment and how far it has come.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Way {
-    /// The payment.
-    pub payment: Payment,
-    /// Its event; `None` once it was purged, long after it was delivered.
-    pub event: Option<EventState>,
-    /// What became of telling it; `None` until its event has arrived at the delivery table, or once
-    /// it was purged.
-    pub notification: Option<Notification>,
-}
-
-/// One payment's whole way.
-pub fn find(connection: &Connection, id: i64) -> SqlResult<Option<Way>> {
-    let payment = connection
-        .prepare_cached(&format!("SELECT {COLUMNS} FROM payment p WHERE p.id = ?1"))?
-        .query_row([id], read)
-        .optional()?;
-    let Some(payment) = payment else {
-        return Ok(None);
-    };
-    let event = outbox::of_payment(connection, id)?;
-    let notification = match &event {
-        Some(event) => delivery::find(connection, event.outbox_id)?,
-        None => None,
-    };
-    Ok(Some(Way {
-        payment,
-        event,
-        notification,
-    }))
 }
 
 /// A user's payments, newest first: at most `limit`, from the one before payment `before`, or from

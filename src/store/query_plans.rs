@@ -2,26 +2,26 @@
 //! (<https://sqlite.org/eqp.html>). The statements are taken down as they run:
 //! those of what is called here, whatever they become.
 
-use std::cell::RefCell;
-use std::collections::BTreeSet;
-use std::time::Duration;
-
-use rusqlite::trace::{TraceEvent, TraceEventCodes};
-use rusqlite::{Connection, Transaction, TransactionBehavior};
-
+use super::arrival::{self, Arrival};
 use super::backlog::BacklogCounter;
-use super::dead_letter::{Action, Order, Which};
-use super::delivery::{Arrival, Carrier, Outcome};
+use super::delivery::{Carrier, Outcome};
 use super::idempotency::{Keyed, Once};
-use super::outbox::{Place, Receipt};
-use super::topic::{self, ConsumeBatch, Found, Reached, Reconciled, Topic};
+use super::publication::{self, Place, Receipt};
+use super::replay::{self, Action, Order, Which};
+use super::topic::{self, ConsumeBatch, Found, Reached, Reconciled};
 use super::{
     channel, dead_letter, delivery, idempotency, outbox, payment, relay_action, route, schema,
-    unconsumed, visibility,
+    timeline, unconsumed, visibility,
 };
 use crate::domain::event::{NodeId, Notice};
 use crate::domain::payment::{NewPayment, Reservation};
 use crate::domain::timestamp::Timestamp;
+use crate::domain::topic::Topic;
+use rusqlite::trace::{TraceEvent, TraceEventCodes};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 thread_local! {
     static SEEN: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
@@ -109,8 +109,8 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
             place: Place::Delivery,
         },
     ];
-    outbox::mark_published(&tx, &receipts, now)?;
-    delivery::accept(
+    publication::mark_published(&tx, &receipts, now)?;
+    arrival::accept(
         &tx,
         Notice {
             outbox_id: 1,
@@ -119,7 +119,7 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
         },
         now,
     )?;
-    delivery::accept(
+    arrival::accept(
         &tx,
         Notice {
             outbox_id: 9,
@@ -191,7 +191,7 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
         origin: "",
         now,
     };
-    assert_eq!(dead_letter::act(&tx, order)?.len(), 1);
+    assert_eq!(replay::act(&tx, order)?.len(), 1);
     assert_eq!(
         (
             dead_letter::list(&tx, true, 0, 9)?.len(),
@@ -200,7 +200,7 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
         (0, 1)
     );
     delivery::mark_delivered(&tx, &[1, 2], Carrier::Single, now)?;
-    assert!(payment::find(&tx, 1)?.is_some());
+    assert!(timeline::find(&tx, 1)?.is_some());
     assert_eq!(
         payment::history(&tx, 1, Some(2), 10)?.map(|page| page.len()),
         Some(1)

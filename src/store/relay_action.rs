@@ -1,8 +1,7 @@
 //! What operators asked of the relay, and from where. A relay that is fenced looks for a new row.
 
-use rusqlite::{Connection, Transaction};
-
 use crate::domain::timestamp::Timestamp;
+use rusqlite::{Connection, Transaction};
 
 /// Has a fenced relay take its transactional ids over again. `origin` is where the operator asked:
 /// `http` or `command line`.

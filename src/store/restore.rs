@@ -5,19 +5,17 @@
 //! is checked as a whole before anything is changed, and the files that it replaces are moved, not
 //! deleted.
 
-use std::fs::{self, DirBuilder, File};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
-
-use rusqlite::{Connection, OptionalExtension as _};
-
 use super::OpenError;
 use super::audit::{Audited, Seen, UNCONSUMED_KIND};
 use super::engine::schema;
 use super::{BUSY_TIMEOUT, StoreError};
 use crate::domain::event::NodeId;
 use crate::domain::timestamp::Timestamp;
+use rusqlite::{Connection, OptionalExtension as _};
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
 
 /// Why nothing was restored. The database is as it was.
 #[derive(Debug, thiserror::Error)]

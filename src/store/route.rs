@@ -1,9 +1,8 @@
 //! The channels' routes, as the delivery table's insert reads them.
 
-use rusqlite::Transaction;
-
 use super::delivery::CHANNEL;
 use crate::config;
+use rusqlite::Transaction;
 
 /// Replaces the routes by those of the configuration. What waits for a channel that is no more is
 /// routed anew.

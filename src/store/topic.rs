@@ -5,25 +5,14 @@
 //! ahead of the rows: the publisher looks for its events from the one on, the consumer goes on from
 //! the other, and a crash costs neither.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
-use rusqlite::{Connection, Row, Transaction};
-use serde::Serialize;
-
-use super::delivery::{self, Arrival};
-use super::{outbox, unconsumed};
+use super::arrival::Arrival;
+use super::{arrival, outbox, publication, unconsumed};
 use crate::domain::event::Notice;
 use crate::domain::timestamp::Timestamp;
-
-/// A topic in one of its lives: one that is deleted and made again has another id (KIP-516).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Topic {
-    /// As it is configured.
-    pub name: Arc<str>,
-    /// Given by the cluster; zeros where it gives none.
-    pub id: [u8; 16],
-}
+use crate::domain::topic::Topic;
+use rusqlite::{Connection, Row, Transaction};
+use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// What is known of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -145,13 +134,13 @@ pub fn reconcile(
     {
         match outbox::is_of(tx, *notice)? {
             Some(true) => {
-                let place = outbox::Place::Topic {
+                let place = publication::Place::Topic {
                     partition: *partition,
                     offset: Some(*offset),
                 };
-                result.marked += outbox::mark(
+                result.marked += publication::mark(
                     tx,
-                    &outbox::Receipt {
+                    &publication::Receipt {
                         outbox_id: notice.outbox_id,
                         place,
                     },
@@ -166,7 +155,7 @@ pub fn reconcile(
                 }
                 newest = newest.max(notice.outbox_id);
             }
-            None if delivery::is_purged(tx, *notice)? => {}
+            None if arrival::is_purged(tx, *notice)? => {}
             None => {
                 result.unknown += 1;
                 // A backup that was put back has left its ids behind already.

@@ -5,13 +5,12 @@
 //! that is sent again moves it back. So nothing here scans the outbox, and what is above the mark
 //! is short unless something is wrong.
 
-use rusqlite::{Connection, OptionalExtension, Row, Transaction};
-
-use super::backlog::Waiting;
 use super::delivery;
 use super::row::sql_limit;
-use super::topic::Topic;
+use super::waiting::Waiting;
 use crate::domain::timestamp::Timestamp;
+use crate::domain::topic::Topic;
+use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
 /// How many rows one page looks at.
 const PAGE_ROWS: usize = 10_000;
@@ -276,7 +275,7 @@ mod tests {
     fn an_event_that_is_sent_again_is_counted_again() {
         with_events(&["PUBLISHED+", "REJECTED", "PUBLISHED+"], |tx| {
             advance(tx, 100).unwrap();
-            assert!(crate::store::outbox::send_again(tx, 2).unwrap());
+            assert!(crate::store::replay::send_again(tx, 2).unwrap());
             advance(tx, 100).unwrap();
             assert_eq!((mark(tx).unwrap(), counted(tx)), (1, (0, None)));
             tx.execute(

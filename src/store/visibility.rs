@@ -7,13 +7,11 @@
 //! also notes them here; the note goes when a reader could see them. What is noted when a new
 //! connection begins is read from the topic, and what the topic does not show is published again.
 
+use super::publication::{Place, Receipt};
+use crate::domain::topic::Topic;
+use rusqlite::{Connection, Transaction};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-
-use rusqlite::{Connection, Transaction};
-
-use super::outbox::{Place, Receipt};
-use super::topic::Topic;
 
 /// The first event of a partition that may not be visible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,7 +172,7 @@ fn published_in(
 mod tests {
     use super::*;
     use crate::domain::timestamp::Timestamp;
-    use crate::store::{outbox, schema};
+    use crate::store::{outbox, publication, schema};
     use rusqlite::TransactionBehavior;
 
     fn topic() -> Topic {
@@ -212,7 +210,7 @@ mod tests {
             tx.execute(sql, [id]).unwrap();
             receipts.push(receipt(id, i32::from(id % 2 == 1), 10 + id));
         }
-        outbox::mark_published(&tx, &receipts, Timestamp::now()).unwrap();
+        publication::mark_published(&tx, &receipts, Timestamp::now()).unwrap();
         note(&tx, &topic(), &receipts).unwrap();
         work(&tx)
     }

@@ -13,7 +13,8 @@ use payrelay::kafka::publisher::KafkaPublisher;
 use payrelay::relay::publisher::{Publisher, Trouble};
 use payrelay::runtime::health::Part;
 use payrelay::runtime::worker::Waker;
-use payrelay::store::dead_letter::{self, Action, Order, Which};
+use payrelay::store::dead_letter;
+use payrelay::store::replay::{self, Action, Order, Which};
 use serde_json::{Value, json};
 
 use super::audit::audit;
@@ -271,7 +272,7 @@ fn foreign_records_beyond_the_limit_are_counted_and_closed_letters_make_room() {
     let now = Timestamp::now();
     let discard = move |tx: &payrelay::store::Transaction<'_>| {
         let which = Which::Open { after: 0, limit: 3 };
-        dead_letter::act(
+        replay::act(
             tx,
             Order {
                 action: Action::Discard,

@@ -19,8 +19,9 @@ use payrelay::relay::publisher::{Published, Publisher, Trouble};
 use payrelay::runtime::health::Part;
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::Waker;
-use payrelay::store::dead_letter::{self, Action, Order, Which};
-use payrelay::store::outbox::{self, Place, Receipt};
+use payrelay::store::outbox;
+use payrelay::store::publication::{self, Place, Receipt};
+use payrelay::store::replay::{self, Action, Order, Which};
 use payrelay::store::topic as store_topic;
 
 use super::harness::cluster::{Cluster, Fake};
@@ -115,7 +116,7 @@ pub fn mark(database: &Database, published: Published) -> Vec<Receipt> {
     } = published;
     let taken = receipts.clone();
     let mark = move |tx: &payrelay::store::Transaction<'_>| {
-        outbox::mark_published(tx, &taken, Timestamp::now())?;
+        publication::mark_published(tx, &taken, Timestamp::now())?;
         reached
             .iter()
             .try_for_each(|reached| store_topic::reach(tx, reached))
@@ -639,7 +640,7 @@ fn a_record_that_the_broker_refuses_is_set_aside(delivery: Delivery) {
             origin: "http",
             now,
         };
-        dead_letter::act(tx, order)
+        replay::act(tx, order)
     };
     let outcomes = database.store().write(replay).unwrap();
     assert_eq!(
@@ -694,7 +695,7 @@ fn new_events_wait_while_one_is_suspected() {
         );
         database
             .store()
-            .write(move |tx| outbox::mark_published(tx, &receipts, Timestamp::now()))
+            .write(move |tx| publication::mark_published(tx, &receipts, Timestamp::now()))
             .unwrap();
         publish(&mut publisher, &database);
         let all = if calls > refusals {

@@ -16,7 +16,7 @@ use payrelay::relay::{Relay, Step};
 use payrelay::runtime::health::{HealthState, Part};
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::Waker;
-use payrelay::store::outbox::{Place, Receipt};
+use payrelay::store::publication::{Place, Receipt};
 use payrelay::store::{Beside, relay_action};
 use serde_json::{Value, json};
 

@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use payrelay::config;
 use payrelay::domain::event::Event;
 use payrelay::domain::timestamp::Timestamp;
+use payrelay::domain::topic::Topic;
 use payrelay::kafka::publisher::KafkaPublisher;
 use payrelay::relay::publisher::{Published, Publisher, Trouble};
-use payrelay::store::outbox::{self, Place, Receipt};
-use payrelay::store::topic::{self as store_topic, Topic};
+use payrelay::store::outbox;
+use payrelay::store::publication::{self, Place, Receipt};
+use payrelay::store::topic as store_topic;
 use payrelay::store::{Beside, Transaction, visibility};
 use serde_json::json;
 
@@ -67,7 +69,7 @@ fn mark(database: &Database, published: Published) -> Option<Trouble> {
         trouble,
     } = published;
     let mark = move |tx: &Transaction<'_>| {
-        outbox::mark_published(tx, &receipts, Timestamp::now())?;
+        publication::mark_published(tx, &receipts, Timestamp::now())?;
         let Some(reached) = &reached else {
             return Ok(());
         };
@@ -319,7 +321,7 @@ fn acknowledge(database: &Database, receipts: &[Receipt]) {
     let mark = move |tx: &Transaction<'_>| {
         let (name, id): (String, [u8; 16]) =
             tx.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        outbox::mark_published(tx, &receipts, Timestamp::now())?;
+        publication::mark_published(tx, &receipts, Timestamp::now())?;
         visibility::note(
             tx,
             &Topic {

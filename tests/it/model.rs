@@ -20,11 +20,16 @@ use payrelay::config::Route;
 use payrelay::domain::event::{Event, NodeId, Notice};
 use payrelay::domain::payment::{NewPayment, Payment, Reservation, Status};
 use payrelay::domain::timestamp::Timestamp;
-use payrelay::store::backlog::{self, Backlog, BacklogCounter};
-use payrelay::store::dead_letter::{self, Action, DeadRecord, Order, Outcome, Which};
-use payrelay::store::delivery::{self, Arrival, Carrier, Outcome as DeliveryOutcome, Waiting};
-use payrelay::store::outbox::{self, Place, Receipt};
-use payrelay::store::payment::{self, Way};
+use payrelay::store::arrival::{self, Arrival};
+use payrelay::store::backlog::{Backlog, BacklogCounter};
+use payrelay::store::dead_letter::{self, DeadRecord};
+use payrelay::store::delivery::{self, Carrier, Outcome as DeliveryOutcome, Waiting};
+use payrelay::store::outbox;
+use payrelay::store::payment;
+use payrelay::store::publication::{self, Place, Receipt};
+use payrelay::store::replay::{self, Action, Order, Outcome, Which};
+use payrelay::store::timeline::{self, Way};
+use payrelay::store::waiting;
 use payrelay::store::{SqlResult, Store, Transaction, Writing, route};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
@@ -117,8 +122,8 @@ fn run(job: &Job, tx: &Transaction<'_>, node: &NodeId, now: Timestamp) -> SqlRes
     let done = |result: SqlResult<()>| result.map(|()| Answer::Done);
     match job {
         Job::Pay(new) => payment::execute(tx, new, CURRENCY, None, now).map(Answer::Payments),
-        Job::Publish(receipts) => done(outbox::mark_published(tx, receipts, now)),
-        Job::Accept(notice) => delivery::accept(tx, *notice, now).map(Answer::Arrival),
+        Job::Publish(receipts) => done(publication::mark_published(tx, receipts, now)),
+        Job::Accept(notice) => arrival::accept(tx, *notice, now).map(Answer::Arrival),
         Job::Send(ids) => done(delivery::mark_sending(tx, ids)),
         Job::Release(ids) => done(delivery::record_outcome(
             tx,
@@ -179,7 +184,7 @@ fn run(job: &Job, tx: &Transaction<'_>, node: &NodeId, now: Timestamp) -> SqlRes
                 origin: ORIGIN,
                 now,
             };
-            dead_letter::act(tx, order).map(Answer::Outcomes)
+            replay::act(tx, order).map(Answer::Outcomes)
         }
         Job::Route(routes) => done(route::replace(tx, routes)),
         Job::Purge { cutoff, limit } => outbox::purge(tx, *cutoff, *limit).map(Answer::Count),
@@ -195,7 +200,7 @@ fn view(store: &Store, model: &Model) -> View {
     let look = |connection: &payrelay::store::Connection| -> SqlResult<View> {
         let mut ways = Vec::new();
         loop {
-            ways.push(payment::find(
+            ways.push(timeline::find(
                 connection,
                 i64::try_from(ways.len()).unwrap() + 1,
             )?);
@@ -237,7 +242,7 @@ fn view(store: &Store, model: &Model) -> View {
                 .collect::<SqlResult<_>>()?,
             // Which events the consumer has to bring is not part of the model.
             backlog: Backlog {
-                unconsumed: backlog::Waiting::default(),
+                unconsumed: waiting::Waiting::default(),
                 ..BacklogCounter::new(&model.channels()).count(connection)?
             },
             routes: connection

@@ -15,9 +15,11 @@ use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::{Stop, Waker};
 use payrelay::sampler::Sampler;
 use payrelay::scheduler::Scheduler;
+use payrelay::store::arrival;
 use payrelay::store::delivery::{self, Carrier};
-use payrelay::store::outbox::{self, Place, Receipt};
-use payrelay::store::payment;
+use payrelay::store::outbox;
+use payrelay::store::publication::{self, Place, Receipt};
+use payrelay::store::timeline;
 
 use super::harness::store::Database;
 use super::harness::wait_until;
@@ -279,7 +281,7 @@ fn the_purge_deletes_what_is_finished_and_nothing_else() {
                 place: Place::Delivery,
             })
             .collect();
-        outbox::mark_published(tx, &published, long_ago)?;
+        publication::mark_published(tx, &published, long_ago)?;
         delivery::mark_delivered(
             tx,
             &(4..=1203).collect::<Vec<_>>(),
@@ -309,7 +311,7 @@ fn the_purge_deletes_what_is_finished_and_nothing_else() {
     );
     let way = database
         .store()
-        .read(|connection| payment::find(connection, 4))
+        .read(|connection| timeline::find(connection, 4))
         .unwrap()
         .unwrap();
     assert_eq!((way.event, way.notification), (None, None));
@@ -352,7 +354,7 @@ fn what_is_stuck_since_its_last_attempt_wakes_the_relay() {
 #[test]
 fn a_copy_of_an_event_changes_nothing_even_after_the_purge() {
     use payrelay::domain::event::Notice;
-    use payrelay::store::delivery::Arrival;
+    use payrelay::store::arrival::Arrival;
     let database = Database::open();
     let long_ago = Timestamp::now().minus(8 * DAY);
     database.pay_at(long_ago, 1, [1, 2]);
@@ -364,7 +366,7 @@ fn a_copy_of_an_event_changes_nothing_even_after_the_purge() {
         };
         database
             .store()
-            .write(move |tx| delivery::accept(tx, notice, long_ago))
+            .write(move |tx| arrival::accept(tx, notice, long_ago))
             .unwrap()
     };
     assert_eq!(
@@ -378,7 +380,7 @@ fn a_copy_of_an_event_changes_nothing_even_after_the_purge() {
     );
     assert_eq!(database.number("SELECT count(*) FROM delivery"), 1);
     let finish = move |tx: &payrelay::store::Transaction<'_>| {
-        outbox::mark_published(
+        publication::mark_published(
             tx,
             &[Receipt {
                 outbox_id: 1,

@@ -18,8 +18,10 @@ use payrelay::runtime::worker::Waker;
 use payrelay::slack::message::Style;
 use payrelay::slack::notifier::{Channel, Notifier, Step, Voice};
 use payrelay::slack::webhook::Slack;
-use payrelay::store::dead_letter::{Action, DeadRecord, Order, Which};
-use payrelay::store::{Transaction, dead_letter, delivery, payment};
+use payrelay::store::dead_letter::DeadRecord;
+use payrelay::store::replay::{self, Action, Order, Which};
+use payrelay::store::timeline;
+use payrelay::store::{Transaction, dead_letter, delivery};
 use proptest::prelude::*;
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -166,7 +168,7 @@ fn completed(ids: impl IntoIterator<Item = i64>) -> Vec<String> {
 fn told(database: &Database, id: i64) -> delivery::Notification {
     let way = database
         .store()
-        .read(|connection| payment::find(connection, id))
+        .read(|connection| timeline::find(connection, id))
         .unwrap()
         .unwrap();
     way.notification.unwrap()
@@ -1335,7 +1337,7 @@ fn a_dead_record_is_taken_when_it_is_known_and_stays_when_it_is_not() {
     let act = |action, which| {
         let node = node.clone();
         let order = move |tx: &Transaction<'_>| {
-            dead_letter::act(
+            replay::act(
                 tx,
                 Order {
                     action,
@@ -1389,7 +1391,7 @@ fn a_payment_that_dies_again_is_the_same_letter() {
     let twice = move |tx: &Transaction<'_>| {
         delivery::bury(tx, 1, Some("first"), now)?;
         let which = Which::Id(1);
-        dead_letter::act(
+        replay::act(
             tx,
             Order {
                 action: Action::Replay,

@@ -9,7 +9,8 @@ use payrelay::config;
 use payrelay::domain::payment::{NewPayment, Payment, Reservation};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::runtime::worker::Worker;
-use payrelay::store::outbox::{self, Place, Receipt};
+use payrelay::store::outbox;
+use payrelay::store::publication::{self, Place, Receipt};
 use payrelay::store::{Beside, OpenError, Store, payment};
 use tempfile::TempDir;
 
@@ -118,7 +119,7 @@ impl Database {
                 .into_iter()
                 .map(receipt)
                 .collect();
-            outbox::mark_published(tx, &receipts, Timestamp::now())
+            publication::mark_published(tx, &receipts, Timestamp::now())
         };
         self.store()
             .write(publish)

@@ -1,0 +1,219 @@
+//! Replays and discards dead letters.
+
+use rusqlite::{OptionalExtension, Transaction};
+use serde::Serialize;
+
+use super::arrival::{self, Arrival};
+use super::dead_letter::headers;
+use super::row::sql_limit;
+use super::{delivery, unconsumed};
+use crate::domain::event::{ID_HEADER, NodeId, Notice, TIME_HEADER};
+use crate::domain::timestamp::Timestamp;
+
+/// Which dead letters an action is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// One.
+    Id(i64),
+    /// Those that are open and have larger ids, oldest first.
+    Open {
+        /// Not this one, and none before it.
+        after: i64,
+        /// So many at most.
+        limit: usize,
+    },
+}
+
+/// Who does something to dead letters, for what, and when.
+#[derive(Debug, Clone, Copy)]
+pub struct Order<'a> {
+    /// What is to be done.
+    pub action: Action,
+    /// To which.
+    pub which: Which,
+    /// Tell what would come of it, and leave everything as it is.
+    pub dry_run: bool,
+    /// Whose events are ours.
+    pub node: &'a NodeId,
+    /// `http` or `command line`.
+    pub origin: &'a str,
+    /// When.
+    pub now: Timestamp,
+}
+
+/// Does what is ordered, and records it. One that is not open is left as it is; one that is not
+/// there has no outcome.
+pub fn act(tx: &Transaction<'_>, order: Order<'_>) -> rusqlite::Result<Vec<Outcome>> {
+    let ids: Vec<i64> = match order.which {
+        Which::Id(id) => vec![id],
+        Which::Open { after, limit } => tx
+            .prepare_cached(
+                "SELECT id FROM dead_letter WHERE state = 'OPEN' AND id > ?1 ORDER BY id LIMIT ?2",
+            )?
+            .query_map((after, sql_limit(limit)), |row| row.get(0))?
+            .collect::<rusqlite::Result<_>>()?,
+    };
+    tx.execute_batch("SAVEPOINT dead_letters")?;
+    let outcomes: rusqlite::Result<Vec<_>> =
+        ids.into_iter().map(|id| act_on(tx, id, order)).collect();
+    // A dry run does everything, so that it knows, and then undoes it.
+    if order.dry_run || outcomes.is_err() {
+        tx.execute_batch("ROLLBACK TO dead_letters")?;
+    }
+    tx.execute_batch("RELEASE dead_letters")?;
+    Ok(outcomes?.into_iter().flatten().collect())
+}
+
+fn act_on(tx: &Transaction<'_>, id: i64, order: Order<'_>) -> rusqlite::Result<Option<Outcome>> {
+    let letter: Option<(String, Option<i64>)> = tx
+        .prepare_cached("SELECT state, outbox_id FROM dead_letter WHERE id = ?1")?
+        .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let Some((state, outbox_id)) = letter else {
+        return Ok(None);
+    };
+    if state != "OPEN" {
+        let outcome = format!("nothing was done: it is {state}");
+        let resolved = match order.action {
+            Action::Replay => state == "REPLAYED",
+            Action::Discard => state == "DISCARDED",
+        };
+        return Ok(Some(Outcome {
+            id,
+            outcome,
+            resolved,
+        }));
+    }
+    let attempt = match (order.action, outbox_id) {
+        (Action::Replay, Some(outbox_id)) => replay_event(tx, outbox_id)?,
+        (Action::Replay, None) => replay_record(tx, id, order)?,
+        (Action::Discard, outbox_id) => {
+            if let Some(outbox_id) = outbox_id {
+                delivery::discard(tx, outbox_id, order.now)?;
+            }
+            Ok("discarded".to_owned())
+        }
+    };
+    let resolved = attempt.is_ok();
+    let (Ok(outcome) | Err(outcome)) = attempt;
+    let (state, again) = match (order.action, resolved) {
+        (Action::Replay, true) => ("REPLAYED", 0),
+        (Action::Replay, false) => ("OPEN", 1),
+        (Action::Discard, _) => ("DISCARDED", 0),
+    };
+    let closed_at = resolved.then(|| order.now.as_micros());
+    tx.prepare_cached(
+        "UPDATE dead_letter SET state = ?2, count = count + ?3, closed_at = ?4 WHERE id = ?1",
+    )?
+    .execute((id, state, again, closed_at))?;
+    tx.prepare_cached(
+        "INSERT INTO dead_letter_action (dead_letter_id, action, origin, outcome, acted_at) \
+         VALUES (?1, ?2, ?3, ?4, ?5)",
+    )?
+    .execute((
+        id,
+        order.action.as_str(),
+        order.origin,
+        &outcome,
+        order.now.as_micros(),
+    ))?;
+    Ok(Some(Outcome {
+        id,
+        outcome,
+        resolved,
+    }))
+}
+
+fn replay_event(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<Attempt> {
+    if send_again(tx, outbox_id)? {
+        return Ok(Ok("waits to be published again".to_owned()));
+    }
+    let waits = tx
+        .prepare_cached(
+            "UPDATE delivery SET status = 'PENDING' WHERE outbox_id = ?1 AND status = 'DEAD'",
+        )?
+        .execute([outbox_id])?;
+    let gone = || "its delivery is not there any more: discard it".to_owned();
+    Ok(if waits > 0 {
+        Ok("waits to be told again".to_owned())
+    } else {
+        Err(gone())
+    })
+}
+
+/// As if it came from the topic now: another version, or a restored database, may know what to do
+/// with it.
+fn replay_record(tx: &Transaction<'_>, id: i64, order: Order<'_>) -> rusqlite::Result<Attempt> {
+    let (value, found): (Option<Vec<u8>>, _) = tx
+        .prepare_cached("SELECT value, headers FROM dead_letter WHERE id = ?1")?
+        .query_row([id], |row| Ok((row.get(0)?, headers(row.get(1)?))))?;
+    let header = |name| {
+        found
+            .iter()
+            .find(|(other, _)| other == name)
+            .and_then(|(_, value)| value.as_deref())
+    };
+    Ok(
+        match Notice::parse(order.node, header(ID_HEADER), value.as_deref()) {
+            Err(foreign) => Err(format!("still: {foreign}")),
+            Ok(notice) => {
+                match arrival::accept(tx, notice.created_at(header(TIME_HEADER)), order.now)? {
+                    Arrival::Accepted | Arrival::Duplicate => {
+                        let status: String = tx
+                            .prepare_cached("SELECT status FROM delivery WHERE outbox_id = ?1")?
+                            .query_row([notice.outbox_id], |row| row.get(0))?;
+                        Ok(format!("taken: its delivery is {status}"))
+                    }
+                    Arrival::Purged => Ok("its event was delivered and purged long ago".to_owned()),
+                    Arrival::Unknown => {
+                        Err("still: no event of this database has this id and payment".to_owned())
+                    }
+                }
+            }
+        },
+    )
+}
+
+/// What may be done to a dead letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Try once more: tell it, or take it as if it came from the topic now.
+    Replay,
+    /// Leave it for good.
+    Discard,
+}
+
+/// What came of an action on one dead letter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Outcome {
+    /// Of which.
+    pub id: i64,
+    /// In words.
+    pub outcome: String,
+    /// Whether it is as it was to be.
+    pub resolved: bool,
+}
+
+/// Has an event published that was set aside; false if it was not.
+pub(super) fn send_again(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<bool> {
+    let sql =
+        "UPDATE outbox SET status = 'INIT', rejection = NULL WHERE id = ?1 AND status = 'REJECTED'";
+    let sent_again = tx.prepare_cached(sql)?.execute([outbox_id])? > 0;
+    if sent_again {
+        unconsumed::reopen(tx, outbox_id)?;
+    }
+    Ok(sent_again)
+}
+
+impl Action {
+    /// As it is recorded.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Replay => "replay",
+            Self::Discard => "discard",
+        }
+    }
+}
+
+/// What came of it, or why it is as dead as before.
+type Attempt = Result<String, String>;
