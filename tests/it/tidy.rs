@@ -1,5 +1,6 @@
 //! The architecture as a test: who may name what, and what nobody does.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -224,4 +225,153 @@ fn every_fault_names_its_tests() {
             );
         }
     }
+}
+
+/// What each folder or top-level file of src/ may import; each line names lower layers only.
+/// Everything may be imported by `service`, `cli` and `main`.
+const LAYERS: [(&str, &[&str]); 11] = [
+    ("domain", &[]),
+    ("runtime", &["domain"]),
+    ("config", &["domain", "runtime"]),
+    ("store", &["config", "domain", "runtime"]),
+    ("sampler", &["config", "domain", "runtime", "store"]),
+    (
+        "scheduler",
+        &["config", "domain", "runtime", "sampler", "store"],
+    ),
+    ("http", &["config", "domain", "runtime", "sampler", "store"]),
+    ("slack", &["config", "domain", "runtime", "store"]),
+    ("relay", &["config", "domain", "runtime", "store"]),
+    // Its publisher implements the relay's trait.
+    ("kafka", &["config", "domain", "relay", "runtime", "store"]),
+    ("audit", &["config", "domain", "kafka", "runtime", "store"]),
+];
+
+/// The module paths that a file of src/ imports or names, from the crate's root.
+fn imports(module: &[&str], code: &str) -> BTreeSet<Vec<String>> {
+    let code = code.replace("pub(in crate::store)", "pub");
+    let mut found = BTreeSet::new();
+    for part in code.split(';') {
+        let Some((_, tree)) = part.rsplit_once("use ") else {
+            continue;
+        };
+        for path in leaves(tree.trim()) {
+            found.extend(absolute(module, &path));
+        }
+    }
+    for path in paths(&code) {
+        found.extend(absolute(module, path.trim_end_matches(':')));
+    }
+    found
+}
+
+/// `a::{b, c::d}` as `a::b` and `a::c::d`.
+fn leaves(tree: &str) -> Vec<String> {
+    let Some((prefix, rest)) = tree.split_once('{') else {
+        return vec![tree.trim().to_owned()];
+    };
+    let Some(inner) = rest.trim_end().strip_suffix('}') else {
+        return Vec::new();
+    };
+    let (mut depth, mut start, mut found) = (0, 0, Vec::new());
+    for (at, sign) in inner.char_indices().chain([(inner.len(), ',')]) {
+        match sign {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                found.extend(
+                    leaves(inner[start..at].trim())
+                        .iter()
+                        .map(|leaf| format!("{prefix}{leaf}")),
+                );
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// A path that begins with `crate`, `super` or `self`, from the crate's root.
+fn absolute(module: &[&str], path: &str) -> Option<Vec<String>> {
+    let mut base: Vec<&str> = module.to_vec();
+    let (first, rest) = path.split_once("::")?;
+    let mut parts = rest.split("::").peekable();
+    match first {
+        "crate" => base.clear(),
+        "self" => {}
+        "super" => {
+            base.pop();
+            while parts.next_if_eq(&"super").is_some() {
+                base.pop();
+            }
+        }
+        _ => return None,
+    }
+    Some(base.into_iter().chain(parts).map(str::to_owned).collect())
+}
+
+/// The modules of src/, each with those that it imports.
+fn module_graph() -> BTreeMap<Vec<String>, BTreeSet<Vec<String>>> {
+    let mut files = BTreeMap::new();
+    for (file, text) in sources("src") {
+        let path = file
+            .trim_start_matches("src/")
+            .trim_end_matches(".rs")
+            .trim_end_matches("/mod");
+        files.insert(
+            path.split('/').map(str::to_owned).collect::<Vec<_>>(),
+            code(&text),
+        );
+    }
+    let graph = files.iter().map(|(module, code)| {
+        let names: Vec<&str> = module.iter().map(String::as_str).collect();
+        let mut targets = BTreeSet::new();
+        for mut path in imports(&names, code) {
+            while !path.is_empty() && !files.contains_key(&path) {
+                path.pop();
+            }
+            if !path.is_empty() && path != *module {
+                targets.insert(path);
+            }
+        }
+        (module.clone(), targets)
+    });
+    graph.collect()
+}
+
+/// No module imports one of a higher layer, and no modules import each other in a circle.
+#[test]
+fn modules_point_downwards() {
+    let mut graph = module_graph();
+    assert!(graph.len() > 60, "{}", graph.len());
+    for (module, targets) in &graph {
+        let Some((_, allowed)) = LAYERS.iter().find(|(layer, _)| *layer == module[0]) else {
+            continue;
+        };
+        for target in targets {
+            assert!(
+                target[0] == module[0] || allowed.contains(&&*target[0]),
+                "{} imports {}, which is not below it",
+                module.join("::"),
+                target.join("::")
+            );
+        }
+    }
+    // Modules that import nothing more are taken out, until none is left, or a circle.
+    loop {
+        let done: Vec<_> = graph
+            .iter()
+            .filter(|(_, targets)| targets.is_empty())
+            .map(|(m, _)| m.clone())
+            .collect();
+        if done.is_empty() {
+            break;
+        }
+        graph.retain(|module, _| !done.contains(module));
+        for targets in graph.values_mut() {
+            targets.retain(|target| !done.contains(target));
+        }
+    }
+    assert!(graph.is_empty(), "a circle is among these: {graph:#?}");
 }
