@@ -16,6 +16,7 @@ use crate::domain::event::NodeId;
 use crate::kafka;
 use crate::kafka::cluster::{Driver, Failure, Link, within};
 use crate::kafka::errors::explain_failure;
+use crate::kafka::reachability::Reachability;
 use crate::kafka::topic_reader::{End, TopicReader, TopicRecord};
 use crate::store::audit::{Audited, Extent, Reading, Recorded, Seen, Totals};
 use crate::store::{OpenError, StoreError};
@@ -158,7 +159,14 @@ async fn read_topic(
         Ok(topic) => Ok(topic),
         Err(Failure::Store(error)) => Err(error.into()),
         Err(failure) => Err(AuditError::Kafka(
-            explain_failure(&failure, link.kafka(), settings, database.node()).await,
+            explain_failure(
+                &failure,
+                link.kafka(),
+                &mut Reachability::default(),
+                settings,
+                database.node(),
+            )
+            .await,
         )),
     }
 }

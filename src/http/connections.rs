@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -53,6 +53,8 @@ pub(super) struct Slot {
     /// How many requests it has had, the one under way included; 0: it has sent no head yet.
     requests: AtomicU64,
     close: Notify,
+    /// It was asked to end, and does when its request is answered.
+    is_ending: AtomicBool,
     clock: Clock,
 }
 
@@ -83,6 +85,7 @@ impl Connections {
             waits_since: AtomicU64::new(self.clock.now()),
             requests: AtomicU64::new(0),
             close: Notify::new(),
+            is_ending: AtomicBool::new(false),
             clock: self.clock,
         });
         let mut open = self.lock();
@@ -108,7 +111,7 @@ impl Connections {
         let Some((_, slot)) = victim else {
             return false;
         };
-        slot.waits_since.store(BUSY, Relaxed);
+        slot.is_ending.store(true, Relaxed);
         slot.close.notify_one();
         true
     }
@@ -123,7 +126,7 @@ impl Slot {
     /// Which connection is closed first; `None`: not this one.
     fn rank(&self, now: u64) -> Option<(bool, u64)> {
         let since = self.waits_since.load(Relaxed);
-        if matches!(since, BUSY | ANSWERING) {
+        if matches!(since, BUSY | ANSWERING) || self.is_ending.load(Relaxed) {
             return None;
         }
         let waited = now.saturating_sub(since);

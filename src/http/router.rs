@@ -184,6 +184,7 @@ impl App {
         let Some(client) = client? else {
             // Who has no token does not even learn what there is.
             return if found == Ok(Route::Ready) {
+                refuse_body(body, &head.headers).await?;
                 Ok(self.bare_ready().await)
             } else {
                 Err(Problem::no_token())

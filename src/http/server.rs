@@ -187,8 +187,8 @@ fn serve(stream: TcpStream, app: &Arc<App>, mut stopped: watch::Receiver<()>, he
         .serve_connection(TokioIo::new(stream), service);
     tokio::spawn(async move {
         let mut connection = pin!(connection);
-        // First what has come: a request that is there is answered, also on a connection that is
-        // asked to end.
+        // The connection first: the request that is under way is answered, also on a connection
+        // that is asked to end.
         let ended = tokio::select! {
             biased;
             result = connection.as_mut() => Some(result),

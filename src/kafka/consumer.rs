@@ -25,6 +25,7 @@ use crate::domain::topic::Topic;
 use crate::kafka::cluster::{Driver, Failure, Link, within};
 use crate::kafka::errors::explain_failure;
 use crate::kafka::membership::{FetchOutcome, Membership, Polled};
+use crate::kafka::reachability::Reachability;
 use crate::kafka::undecodable::Undecodable;
 use crate::runtime::error_log::ErrorLog;
 use crate::runtime::health::{Outage, Part, RECONNECT_BACKOFF};
@@ -64,6 +65,7 @@ pub struct Consumer {
     store: Store,
     notifier: Waker,
     outage: Outage,
+    reachability: Reachability,
     errors: ErrorLog,
     metrics: Metrics,
     /// The partition count for which it has rejoined: one rejoin for a missing assignment, not a
@@ -126,6 +128,7 @@ impl Consumer {
             store,
             notifier,
             outage: Outage::new("Kafka (consumer)", RECONNECT_BACKOFF, part),
+            reachability: Reachability::default(),
             errors: ErrorLog::new("consumer"),
             metrics: Metrics::default(),
             rejoined_for: None,
@@ -181,9 +184,13 @@ impl Consumer {
     }
 
     fn failed(&mut self, failure: &Failure) -> Duration {
-        let (kafka, settings) = (self.link.kafka(), self.link.settings());
-        let explained = explain_failure(failure, kafka, settings, self.store.node());
-        let explained = self.driver.runtime().block_on(explained);
+        let explained = self.driver.runtime().block_on(explain_failure(
+            failure,
+            self.link.kafka(),
+            &mut self.reachability,
+            self.link.settings(),
+            self.store.node(),
+        ));
         self.outage.failed(&explained)
     }
 
@@ -259,7 +266,10 @@ impl Consumer {
         match (fetch, &self.late) {
             (FetchOutcome::Failed(error), _) => return Some(self.failed(&error.into())),
             (_, Some(late)) => drop(self.outage.failed(late)),
-            (FetchOutcome::Answered, None) => self.outage.recovered(),
+            (FetchOutcome::Answered, None) => {
+                self.reachability.forget();
+                self.outage.recovered();
+            }
             (FetchOutcome::Unknown, None) => {}
         }
         None

@@ -5,7 +5,7 @@ use krafka::error::ErrorCode;
 use krafka::{Kafka, KrafkaError};
 
 use super::cluster::Failure;
-use super::reachability::{locate_silence, unreachable};
+use super::reachability::Reachability;
 use crate::config;
 use crate::domain::event::NodeId;
 
@@ -33,6 +33,7 @@ pub(crate) fn is_unexplained(error: &KrafkaError) -> bool {
 pub(crate) async fn explain_failure(
     failure: &Failure,
     kafka: Option<&Kafka>,
+    reachability: &mut Reachability,
     settings: &config::Kafka,
     node: &NodeId,
 ) -> String {
@@ -42,12 +43,12 @@ pub(crate) async fn explain_failure(
             format!(
                 "no answer within {} s: {}",
                 limit.as_secs(),
-                locate_silence(kafka, servers).await
+                reachability.locate_silence(kafka, servers).await
             )
         }
         (Failure::Client(error), Some(kafka)) if may_be_the_network(error) => {
             let text = explain(error, settings, node);
-            match unreachable(kafka, servers).await {
+            match reachability.unreachable(kafka, servers).await {
                 Some(unreachable) => format!("{text}; {unreachable}"),
                 None => text,
             }
@@ -67,7 +68,7 @@ fn may_be_the_network(error: &KrafkaError) -> bool {
 /// The error with what to do.
 pub(crate) fn explain(error: &KrafkaError, settings: &config::Kafka, node: &NodeId) -> String {
     let KrafkaError::Broker { code, .. } = error else {
-        return without_advice_for_programmers(&error.to_string());
+        return without_advice_for_programmers(without_client_backoff(&error.to_string()));
     };
     let topic = &settings.topic;
     let grant = |operations: &str, resource: &str| {
@@ -107,6 +108,14 @@ pub(crate) fn explain(error: &KrafkaError, settings: &config::Kafka, node: &Node
                 .to_owned()
         }
         _ => without_advice_for_programmers(&error.to_string()),
+    }
+}
+
+/// Inside its own backoff the client repeats the last error, with a waiting time that nobody needs.
+fn without_client_backoff(text: &str) -> &str {
+    match text.split_once("; last error: ") {
+        Some((before, last)) if before.contains("not reconnecting to") => last,
+        _ => text,
     }
 }
 

@@ -10,7 +10,7 @@ pub(crate) mod errors;
 mod hanging;
 mod membership;
 pub mod publisher;
-mod reachability;
+pub(crate) mod reachability;
 mod tls;
 mod topic_config;
 pub(crate) mod topic_reader;

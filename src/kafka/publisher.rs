@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use krafka::CloseOptions;
-use krafka::admin::DescribeTransactionsOptions;
+use krafka::admin::{DescribeTransactionsOptions, ListOffsetsOptions, OffsetSpec, TopicPartition};
 use krafka::error::{ErrorCode, KrafkaError};
 use krafka::producer::{
     Acks, DeliveryConfirmation, DeliveryHandle, Producer, RecordMetadata, TransactionalProducer,
@@ -29,11 +29,12 @@ use crate::config::{self, Delivery};
 use crate::domain::event::{Event, NodeId, Notice, Record};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::topic::Topic;
-use crate::kafka::cluster::{Driver, Failure, Identified, Link, ensure_topic, identify, within};
-use crate::kafka::errors::{explain, explain_failure, is_records_fault, is_unexplained};
-use crate::kafka::hanging::{
-    Owner, end_hanging, open_transactions, stable_offsets, transactional_ids,
+use crate::kafka::cluster::{
+    Driver, Failure, Identified, Link, REQUEST_TIMEOUT, ensure_topic, identify, within,
 };
+use crate::kafka::errors::{explain, explain_failure, is_records_fault, is_unexplained};
+use crate::kafka::hanging::{Owner, end_hanging, open_transactions, transactional_ids};
+use crate::kafka::reachability::Reachability;
 use crate::kafka::topic_config::risks;
 use crate::kafka::topic_reader::{End, TopicReader, TopicRecord};
 use crate::kafka::watch::{Sight, Watch};
@@ -111,6 +112,10 @@ struct Line {
     /// Why events that were published are not visible.
     hidden: Option<String>,
     metrics: Metrics,
+    reachability: Reachability,
+    /// Whether Kafka did not do what was asked last: the next call tries again, also without a
+    /// batch.
+    is_unavailable: bool,
 }
 
 struct Context {
@@ -136,7 +141,7 @@ enum Stage {
     Ready(Session),
     Sending(Work<(Session, Sent)>),
     /// Looking whether what was published is visible.
-    Checking(Work<(Session, Result<Sight, Failure>)>),
+    Checking(Work<(Session, Result<Option<Sight>, Failure>)>),
 }
 
 /// A producer on a topic.
@@ -176,14 +181,28 @@ impl Session {
         self.watch.due().map_or(quiet, |at| at.min(quiet))
     }
 
-    /// Asks the leaders and the coordinator for an answer. Any answer will do, also that something
-    /// is not allowed.
-    async fn ask(&self) -> Result<(), Failure> {
-        stable_offsets(&self.kafka, &self.topic.name, 0..self.partitions).await?;
+    /// Asks the leaders and the coordinator for an answer. Any answer of a broker will do, also
+    /// that something is not allowed.
+    async fn ask(&self) -> Result<(), KrafkaError> {
+        let admin = self.kafka.admin();
+        let ends = (0..self.partitions).map(|number| {
+            (
+                TopicPartition::new(&*self.topic.name, number),
+                OffsetSpec::Latest,
+            )
+        });
+        let answers = admin
+            .list_offsets(ends, ListOffsetsOptions::default())
+            .await?;
+        for answer in answers.into_values() {
+            match answer {
+                Ok(_) | Err(KrafkaError::Broker { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
         if let Sender::Transactional(producer) = &self.producer {
             let ids = [producer.transactional_id()];
-            self.kafka
-                .admin()
+            admin
                 .describe_transactions(ids, DescribeTransactionsOptions::default())
                 .await?;
         }
@@ -286,6 +305,8 @@ impl KafkaPublisher {
             is_unseen,
             hidden: None,
             metrics: Metrics::default(),
+            reachability: Reachability::default(),
+            is_unavailable: false,
         };
         Ok(Self {
             line: pipeline,
@@ -316,16 +337,26 @@ impl Publisher for KafkaPublisher {
 }
 
 impl Line {
-    /// While anything may be invisible, a session looks after it; and one that is quiet asks for an
-    /// answer.
+    /// While anything may be invisible, a session looks after it; one that is quiet asks for an
+    /// answer; and what is under way, or has failed, goes on without a batch.
     fn due(&self) -> Option<Instant> {
         match &self.stage {
             Stage::Ready(session) => Some(session.check_due()),
-            _ => self.is_unseen.then(Instant::now),
+            Stage::Closed => (self.is_unseen || self.is_unavailable).then(Instant::now),
+            _ => Some(Instant::now()),
         }
     }
 
     async fn publish(&mut self, batch: &[Event]) -> Published {
+        let published = self.go_on(batch).await;
+        self.is_unavailable = matches!(published.trouble, Some(Trouble::Away(_)));
+        if !self.is_unavailable {
+            self.reachability.forget();
+        }
+        published
+    }
+
+    async fn go_on(&mut self, batch: &[Event]) -> Published {
         let deadline = Instant::now() + PATIENCE;
         let first = batch.first().map(|event| event.outbox_id);
         // Also while one event is under suspicion: no other one goes along with it.
@@ -433,6 +464,7 @@ impl Line {
             Err(failed) => Some(self.failed(&failed).await),
             Ok(found) => {
                 self.stage = if reader.done() {
+                    session.answered_at = Instant::now();
                     Stage::Ready(session)
                 } else {
                     Stage::Looking(session, reader, Instant::now())
@@ -449,13 +481,14 @@ impl Line {
     async fn checked(
         &mut self,
         session: Session,
-        sight: Result<Sight, Failure>,
+        sight: Result<Option<Sight>, Failure>,
     ) -> Option<Published> {
         match sight {
-            Ok(Sight::Reopen) => return Some(Published::default()),
+            Ok(Some(Sight::Reopen)) => return Some(Published::default()),
             Err(failed) => return Some(self.failed(&failed).await),
-            Ok(Sight::Fine) => self.hidden = None,
-            Ok(Sight::Hidden(why)) => self.hidden = Some(why),
+            Ok(Some(Sight::Fine)) => self.hidden = None,
+            Ok(Some(Sight::Hidden(why))) => self.hidden = Some(why),
+            Ok(None) => {}
         }
         self.is_unseen = session.watch.due().is_some();
         self.stage = Stage::Ready(session);
@@ -677,7 +710,7 @@ impl Line {
     }
 
     /// Kafka did not do what was asked.
-    async fn failed(&self, failure: &Failure) -> Published {
+    async fn failed(&mut self, failure: &Failure) -> Published {
         let Context {
             settings,
             node,
@@ -686,7 +719,8 @@ impl Line {
         } = &*self.context;
         // It is locked only while no bootstrap server has answered.
         let kafka = link.try_lock().ok().and_then(|link| link.kafka().cloned());
-        away(&explain_failure(failure, kafka.as_ref(), settings, node).await)
+        let reachability = &mut self.reachability;
+        away(&explain_failure(failure, kafka.as_ref(), reachability, settings, node).await)
     }
 
     /// Once may be an echo: an attempt of ours to take the id over that the network brought late.
@@ -880,22 +914,25 @@ async fn end_ours(
     Ok(other.map(|open| format!(": {}", open.describe(&context.settings.bootstrap_servers))))
 }
 
-async fn check(mut session: Session, context: Arc<Context>) -> (Session, Result<Sight, Failure>) {
+/// `None`: there was nothing to look at.
+async fn check(
+    mut session: Session,
+    context: Arc<Context>,
+) -> (Session, Result<Option<Sight>, Failure>) {
     let Context {
         settings,
         node,
         store,
         ..
     } = &*context;
-    let now = Instant::now();
-    if now.duration_since(session.answered_at) >= QUIET_LIMIT
-        && let Err(failure) = within(PATIENCE, session.ask()).await
-    {
-        return (session, Err(failure));
+    if session.answered_at.elapsed() >= QUIET_LIMIT {
+        if let Err(failure) = within(REQUEST_TIMEOUT, session.ask()).await {
+            return (session, Err(failure));
+        }
+        session.answered_at = Instant::now();
     }
-    session.answered_at = now;
-    if session.watch.due().is_none_or(|at| at > now) {
-        return (session, Ok(Sight::Fine));
+    if session.watch.due().is_none_or(|at| at > Instant::now()) {
+        return (session, Ok(None));
     }
     let ids = transactional_ids(node);
     let Session {
@@ -907,7 +944,7 @@ async fn check(mut session: Session, context: Arc<Context>) -> (Session, Result<
     let sight = watch
         .check(kafka, store, topic, &ids, &settings.bootstrap_servers)
         .await;
-    (session, sight)
+    (session, sight.map(Some))
 }
 
 fn builder(kafka: &krafka::Kafka) -> krafka::producer::ProducerBuilder {

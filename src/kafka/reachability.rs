@@ -2,15 +2,19 @@
 //! no answer comes.
 
 use std::io;
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use krafka::{BrokerInfo, Kafka};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::timeout_at;
 
-/// How long one connection may take: a few round trips on any network.
-const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+/// How long one look may take: a few round trips on any network.
+const LOOK_LIMIT: Duration = Duration::from_secs(1);
+
+/// How old the last look may be. A lookup of a name cannot be cancelled, so looks must not pile up.
+const LOOK_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A broker, where the cluster says that it is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,25 +23,94 @@ struct Place {
     address: String,
 }
 
-/// Where no answer comes from, and what to do about it. `kafka` is `None` before the first answer
-/// of a bootstrap server.
-pub(crate) async fn locate_silence(kafka: Option<&Kafka>, bootstrap_servers: &[String]) -> String {
-    let places = match kafka {
-        Some(kafka) => places(kafka).await,
-        None => Vec::new(),
-    };
-    if places.is_empty() {
-        return format!("none from {}", bootstrap_servers.join(", "));
-    }
-    let refusals = refusals(&places).await;
-    describe(&places, &refusals, bootstrap_servers)
+/// What is known of the brokers' addresses.
+#[derive(Debug, Default)]
+pub(crate) struct Reachability {
+    looked_at: Option<Instant>,
+    places: Vec<Place>,
+    /// The brokers that accept no connection, and why.
+    refusals: Vec<(Place, String)>,
 }
 
-/// Brokers that accept no connection, and what to do about it; `None` if all of them do.
-pub(crate) async fn unreachable(kafka: &Kafka, bootstrap_servers: &[String]) -> Option<String> {
-    let places = places(kafka).await;
-    let refusals = refusals(&places).await;
-    (!refusals.is_empty()).then(|| describe(&places, &refusals, bootstrap_servers))
+impl Reachability {
+    /// Something was answered: the next failure looks again.
+    pub(crate) fn forget(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Where no answer comes from, and what to do about it. `kafka` is `None` before the first
+    /// answer of a bootstrap server.
+    pub(crate) async fn locate_silence(
+        &mut self,
+        kafka: Option<&Kafka>,
+        bootstrap_servers: &[String],
+    ) -> String {
+        self.look(kafka).await;
+        if self.places.is_empty() {
+            return format!("none from {}", bootstrap_servers.join(", "));
+        }
+        self.describe(bootstrap_servers)
+    }
+
+    /// Brokers that accept no connection, and what to do about it; `None` if all of them do.
+    pub(crate) async fn unreachable(
+        &mut self,
+        kafka: &Kafka,
+        bootstrap_servers: &[String],
+    ) -> Option<String> {
+        self.look(Some(kafka)).await;
+        (!self.refusals.is_empty()).then(|| self.describe(bootstrap_servers))
+    }
+
+    async fn look(&mut self, kafka: Option<&Kafka>) {
+        let Some(kafka) = kafka else { return };
+        if self
+            .looked_at
+            .is_some_and(|at| at.elapsed() < LOOK_INTERVAL)
+        {
+            return;
+        }
+        self.looked_at = Some(Instant::now());
+        self.places = places(kafka).await;
+        self.refusals = refusals(&self.places).await;
+    }
+
+    fn describe(&self, bootstrap_servers: &[String]) -> String {
+        const HINT: &str =
+            "if this machine cannot reach that address, correct advertised.listeners of the broker";
+        let is_known = |place: &Place| bootstrap_servers.contains(&place.address);
+        let name = |place: &Place| {
+            let Place { broker, address } = place;
+            // A bootstrap server has the right address.
+            let source = if is_known(place) {
+                ""
+            } else {
+                ", as the cluster says"
+            };
+            format!("broker {broker} at {address}{source}")
+        };
+        let (text, are_known) = if self.refusals.is_empty() {
+            let named: Vec<_> = self.places.iter().map(name).collect();
+            let text = format!(
+                "{}: connections are accepted and not answered; the broker is overloaded, or \
+                    something else listens there",
+                named.join(", ")
+            );
+            (text, self.places.iter().all(is_known))
+        } else {
+            let refused = self
+                .refusals
+                .iter()
+                .map(|(place, reason)| format!("{} {reason}", name(place)));
+            let text = refused.collect::<Vec<_>>().join("; ");
+            (text, self.refusals.iter().all(|(place, _)| is_known(place)))
+        };
+        if are_known {
+            text
+        } else {
+            format!("{text}; {HINT}")
+        }
+    }
 }
 
 /// What the last answer of the cluster said. Asks no broker.
@@ -64,20 +137,39 @@ async fn places(kafka: &Kafka) -> Vec<Place> {
     places
 }
 
-/// The brokers that accept no connection, and why.
 async fn refusals(places: &[Place]) -> Vec<(Place, String)> {
+    let deadline = (Instant::now() + LOOK_LIMIT).into();
+    let mut refusals = Vec::new();
     let mut attempts = JoinSet::new();
     for place in places.iter().cloned() {
+        // One after the other: the runtime has one thread for lookups, and a slow one blocks it.
+        let found = timeout_at(deadline, lookup_host(&place.address)).await;
+        let found = found.map(|found| found.map(Iterator::collect::<Vec<SocketAddr>>));
+        let addresses = match found {
+            Ok(Ok(addresses)) => addresses,
+            Ok(Err(error)) => {
+                refusals.push((
+                    place,
+                    format!("has a name that cannot be resolved ({error})"),
+                ));
+                continue;
+            }
+            Err(_) => {
+                let reason = format!("has a name that was not resolved within {LOOK_LIMIT:?}");
+                refusals.push((place, reason));
+                break;
+            }
+        };
         attempts.spawn(async move {
-            let refusal = match timeout(CONNECT_LIMIT, TcpStream::connect(&place.address)).await {
+            let reason = match timeout_at(deadline, TcpStream::connect(&*addresses)).await {
                 Ok(Ok(_)) => None,
                 Ok(Err(error)) => Some(reason(&error)),
-                Err(_) => Some(format!("no answer within {} s", CONNECT_LIMIT.as_secs())),
+                Err(_) => Some(format!("no answer within {LOOK_LIMIT:?}")),
             };
-            refusal.map(|refusal| (place, refusal))
+            reason.map(|reason| (place, format!("accepts no connection ({reason})")))
         });
     }
-    let mut refusals: Vec<_> = attempts.join_all().await.into_iter().flatten().collect();
+    refusals.extend(attempts.join_all().await.into_iter().flatten());
     refusals.sort();
     refusals
 }
@@ -86,38 +178,5 @@ fn reason(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
         _ => error.to_string(),
-    }
-}
-
-fn describe(
-    places: &[Place],
-    refusals: &[(Place, String)],
-    bootstrap_servers: &[String],
-) -> String {
-    const HINT: &str =
-        "if this machine cannot reach that address, correct advertised.listeners of the broker";
-    if refusals.is_empty() {
-        let places: Vec<_> = places
-            .iter()
-            .map(|Place { broker, address }| format!("broker {broker} at {address}"))
-            .collect();
-        return format!(
-            "the cluster gives {}, which accepts connections; {HINT}",
-            places.join(", ")
-        );
-    }
-    let is_known = |place: &Place| bootstrap_servers.contains(&place.address);
-    let refused = refusals.iter().map(|(Place { broker, address }, reason)| {
-        format!(
-            "the cluster gives {address} as the address of broker {broker}, which accepts no \
-            connection ({reason})"
-        )
-    });
-    let text = refused.collect::<Vec<_>>().join("; ");
-    // A bootstrap server that went away has the right address.
-    if refusals.iter().all(|(place, _)| is_known(place)) {
-        text
-    } else {
-        format!("{text}; {HINT}")
     }
 }

@@ -1,7 +1,7 @@
 //! Slack's incoming webhook: one POST, and what came of it
 //! (<https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks/>).
 //!
-//! Never decides when to try again; [`isolation`] decides what a rejection means. The webhook's URL
+//! Never decides when to try again; [`isolation`](super::isolation) decides what a rejection means. The webhook's URL
 //! and the proxy's are secrets: no error shows them.
 
 use std::io::{self, Read as _};

@@ -707,7 +707,7 @@ fn connections_of_one_address_are_bounded() {
     let before = descriptors(&payrelay);
     kept.truncate(1);
     wait_until("the server to see that they are gone", LIMIT, || {
-        descriptors(&payrelay) == before - 3
+        descriptors(&payrelay) <= before - 3
     });
     assert_eq!(
         payrelay.log().matches("client_connections_max").count(),

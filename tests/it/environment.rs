@@ -215,12 +215,15 @@ fn connections_that_the_network_forgets_delay_an_event_by_10_s_at_most() {
     pay(&payrelay, [1]);
     scene.wait_for_payments(1);
     let unavailable = "Kafka (publisher) unavailable";
+    let available = "Kafka (publisher) available again";
     for id in 2..=7 {
         let before = payrelay.count_in_log(unavailable);
         proxy.hold();
         if id % 2 == 0 {
-            // No payment is needed to find that nobody answers.
+            // No payment is needed to find that nothing is answered, nor to recover.
+            let recovered = payrelay.count_in_log(available);
             payrelay.wait_for_another(unavailable, before, NAMED);
+            payrelay.wait_for_another(available, recovered, NAMED);
         }
         pay(&payrelay, [id]);
         wait_until(&format!("event {id} to be published"), NAMED, || {
