@@ -183,6 +183,10 @@ fn the_top_level_is_complete() {
         "config.toml",
         "deny.toml",
         ".ci/run",
+        "scripts/test",
+        "justfile",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
     ];
     for file in files {
         assert!(Path::new(ROOT).join(file).exists(), "{file} is missing");
