@@ -35,7 +35,7 @@ use harness::process::{Options, Payrelay};
 use harness::store::Database;
 use harness::wait_until;
 use payrelay::domain::timestamp::Timestamp;
-use payrelay::relay::in_process::Application;
+use payrelay::relay::in_process::InProcess;
 use payrelay::relay::{Relay, Step};
 use payrelay::runtime::health::Part;
 use payrelay::runtime::metrics::Metrics;
@@ -151,7 +151,7 @@ fn drain(dir: tempfile::TempDir, count: i64) -> f64 {
     let store = database.store().clone();
     let mut relay = Relay::new(
         store,
-        Box::new(Application),
+        Box::new(InProcess),
         1000,
         woken,
         waker,

@@ -44,7 +44,7 @@ use payrelay::domain::payment::{NewPayment, Reservation};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::kafka::publisher::KafkaPublisher;
 use payrelay::relay::Relay;
-use payrelay::relay::publisher::{Published, Publisher};
+use payrelay::relay::publisher::{PublishOutcome, Publisher};
 use payrelay::runtime::health::Part;
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::{Waker, Worker};
@@ -57,7 +57,7 @@ struct Timed {
 }
 
 impl Publisher for Timed {
-    fn publish(&mut self, batch: &[Event]) -> Published {
+    fn publish(&mut self, batch: &[Event]) -> PublishOutcome {
         let published = self.inner.publish(batch);
         let now = Instant::now();
         let mut acked = self.acked.lock().unwrap();

@@ -14,10 +14,10 @@ use serde::Serialize;
 use crate::config::{self, Config, Problems, PublisherKind};
 use crate::domain::event::NodeId;
 use crate::kafka;
-use crate::kafka::cluster::{Driver, Failure, Link, within};
+use crate::kafka::cluster::{ClusterConnection, Failure, KafkaRuntime, with_timeout};
 use crate::kafka::errors::explain_failure;
 use crate::kafka::reachability::Reachability;
-use crate::kafka::topic_reader::{End, TopicReader, TopicRecord};
+use crate::kafka::topic_reader::{ReadTo, TopicReader, TopicRecord};
 use crate::store::audit::{Audited, Extent, Reading, Recorded, Seen, Totals};
 use crate::store::{OpenError, StoreError};
 
@@ -122,7 +122,7 @@ pub fn audit(config: &Config, scope: Scope) -> Result<Report, AuditError> {
             // Asking again would not help.
             kafka::check(&config.kafka.security)?;
             database.begin()?;
-            let driver = Driver::new()?;
+            let driver = KafkaRuntime::new()?;
             driver
                 .runtime()
                 .block_on(read_topic(&config.kafka, &mut database))?
@@ -154,7 +154,7 @@ async fn read_topic(
     settings: &config::Kafka,
     database: &mut Audited,
 ) -> Result<TopicPart, AuditError> {
-    let mut link = Link::new(settings.clone(), "payrelay-audit".to_owned());
+    let mut link = ClusterConnection::new(settings.clone(), "payrelay-audit".to_owned());
     match read_topic_through(&mut link, database).await {
         Ok(topic) => Ok(topic),
         Err(Failure::Store(error)) => Err(error.into()),
@@ -171,12 +171,16 @@ async fn read_topic(
     }
 }
 
-async fn read_topic_through(link: &mut Link, database: &mut Audited) -> Result<TopicPart, Failure> {
-    let kafka = within(PATIENCE, link.connect()).await?;
+async fn read_topic_through(
+    link: &mut ClusterConnection,
+    database: &mut Audited,
+) -> Result<TopicPart, Failure> {
+    let kafka = with_timeout(PATIENCE, link.connect()).await?;
     let settings = link.settings();
     let name = settings.topic.clone();
     let Some(mut reader) =
-        TopicReader::open_within(PATIENCE, &kafka, &name, End::Committed, |_| None).await?
+        TopicReader::open_within(PATIENCE, &kafka, &name, ReadTo::LastStableOffset, |_| None)
+            .await?
     else {
         return Ok(TopicPart::Absent { name });
     };
@@ -209,7 +213,7 @@ async fn read_topic_through(link: &mut Link, database: &mut Audited) -> Result<T
         }
     };
     database.skip(&reader.skipped().iter().map(skipped).collect::<Vec<_>>())?;
-    reader.refresh_low(PATIENCE).await?;
+    reader.refresh_start_offsets(PATIENCE).await?;
     let extent = |extent: &kafka::topic_reader::Extent| Extent {
         partition: extent.partition,
         low: extent.low,

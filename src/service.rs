@@ -15,7 +15,7 @@ use crate::kafka;
 use crate::kafka::consumer::Consumer;
 use crate::kafka::publisher::KafkaPublisher;
 use crate::relay::Relay;
-use crate::relay::in_process::Application;
+use crate::relay::in_process::InProcess;
 use crate::relay::publisher::Publisher;
 use crate::runtime::health::Part;
 use crate::runtime::metrics::Metrics;
@@ -169,7 +169,7 @@ impl Service {
         let wake_notifiers = Waker::all(&wakers);
 
         let publisher: Box<dyn Publisher> = match config.publisher.kind {
-            PublisherKind::Application => Box::new(Application),
+            PublisherKind::Application => Box::new(InProcess),
             PublisherKind::Kafka => {
                 let (settings, store) = (config.kafka.clone(), store.clone());
                 let publisher = KafkaPublisher::with_warnings(settings, store, warnings.clone())?;

@@ -49,28 +49,28 @@ pub(crate) enum Failure {
     Store(#[from] StoreError),
     /// The topic is not as it was when the work began.
     #[error("the topic was changed")]
-    Stale,
+    TopicChanged,
     /// Nothing came in the time that one call may take.
     #[error("no answer within {} s", .0.as_secs())]
-    Silent(Duration),
+    Timeout(Duration),
 }
 
 /// Waits no longer than `limit`, so that a thread that drives krafka looks up in time.
-pub(crate) async fn within<T, E: Into<Failure>>(
+pub(crate) async fn with_timeout<T, E: Into<Failure>>(
     limit: Duration,
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, Failure> {
     match timeout(limit, work).await {
         Ok(result) => result.map_err(Into::into),
-        Err(_) => Err(Failure::Silent(limit)),
+        Err(_) => Err(Failure::Timeout(limit)),
     }
 }
 
 /// The runtime of one Kafka thread. Ending it waits for nobody: a name that is just being resolved
 /// would take long.
-pub(crate) struct Driver(Option<Runtime>);
+pub(crate) struct KafkaRuntime(Option<Runtime>);
 
-impl Driver {
+impl KafkaRuntime {
     pub(crate) fn new() -> io::Result<Self> {
         let runtime = Builder::new_current_thread()
             .enable_all()
@@ -93,7 +93,7 @@ impl Driver {
     }
 }
 
-impl Drop for Driver {
+impl Drop for KafkaRuntime {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
@@ -103,7 +103,7 @@ impl Drop for Driver {
 
 /// A connection to the cluster that is made step by step: what was reached stays when a later step
 /// takes too long.
-pub(crate) struct Link {
+pub(crate) struct ClusterConnection {
     settings: config::Kafka,
     client_id: String,
     kafka: Option<Kafka>,
@@ -111,7 +111,7 @@ pub(crate) struct Link {
     refusal: Refusal,
 }
 
-impl Link {
+impl ClusterConnection {
     pub(crate) fn new(settings: config::Kafka, client_id: String) -> Self {
         Self {
             settings,
@@ -215,7 +215,7 @@ pub(crate) async fn ensure_topic(
 }
 
 /// A topic, as it is now.
-pub(crate) struct Identified {
+pub(crate) struct TopicDescription {
     pub(crate) topic: Topic,
     pub(crate) partitions: usize,
     /// Whether we have the right READ on it; true where the cluster does not say.
@@ -226,7 +226,10 @@ pub(crate) struct Identified {
 const READ: i32 = 1 << 3;
 
 /// Which of its lives the topic is in. One that was just made is not known to every broker at once.
-pub(crate) async fn identify(kafka: &Kafka, name: &str) -> Result<Identified, KrafkaError> {
+pub(crate) async fn describe_topic(
+    kafka: &Kafka,
+    name: &str,
+) -> Result<TopicDescription, KrafkaError> {
     const TRIES: u32 = 20;
     for attempt in 1.. {
         let mut described = kafka
@@ -242,7 +245,7 @@ pub(crate) async fn identify(kafka: &Kafka, name: &str) -> Result<Identified, Kr
                 let may_read = found
                     .authorized_operations
                     .is_none_or(|allowed| allowed & READ != 0);
-                return Ok(Identified {
+                return Ok(TopicDescription {
                     topic,
                     partitions: found.partitions.len(),
                     may_read,

@@ -22,7 +22,7 @@ use crate::config;
 use crate::domain::event::{ID_HEADER, NodeId, Notice, TIME_HEADER};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::topic::Topic;
-use crate::kafka::cluster::{Driver, Failure, Link, within};
+use crate::kafka::cluster::{ClusterConnection, Failure, KafkaRuntime, with_timeout};
 use crate::kafka::errors::explain_failure;
 use crate::kafka::membership::{FetchOutcome, Membership, Polled};
 use crate::kafka::reachability::Reachability;
@@ -60,8 +60,8 @@ const ADVANCE_MAX: usize = 10_000;
 pub struct Consumer {
     // Before the runtime, which its tasks need.
     membership: Option<Membership>,
-    link: Link,
-    driver: Driver,
+    link: ClusterConnection,
+    driver: KafkaRuntime,
     store: Store,
     notifier: Waker,
     outage: Outage,
@@ -123,8 +123,8 @@ impl Consumer {
     ) -> io::Result<Self> {
         Ok(Self {
             membership: None,
-            link: Link::new(settings, format!("payrelay-consumer-{}", store.node())),
-            driver: Driver::new()?,
+            link: ClusterConnection::new(settings, format!("payrelay-consumer-{}", store.node())),
+            driver: KafkaRuntime::new()?,
             store,
             notifier,
             outage: Outage::new("Kafka (consumer)", RECONNECT_BACKOFF, part),
@@ -169,7 +169,7 @@ impl Consumer {
                 self.errors.failed(&error);
                 Step::RetryAfter(store::PAUSE)
             }
-            Err(Failure::Stale) => {
+            Err(Failure::TopicChanged) => {
                 log::info!("the topic was changed: the consumer rejoins its group");
                 self.leave_group();
                 Step::Stored(0)
@@ -209,7 +209,7 @@ impl Consumer {
             } = self
                 .driver
                 .runtime()
-                .block_on(async { within(PATIENCE, poll).await })?;
+                .block_on(async { with_timeout(PATIENCE, poll).await })?;
             if let Some(batch) = undecodable {
                 self.skip(&batch)?;
             }
@@ -246,7 +246,7 @@ impl Consumer {
         let letter = self
             .driver
             .runtime()
-            .block_on(async { within(PATIENCE, skip).await })?;
+            .block_on(async { with_timeout(PATIENCE, skip).await })?;
         log::error!(
             "dead-lettered a batch of {}, partition {}: {}",
             letter.topic,
@@ -420,7 +420,7 @@ impl Consumer {
             Sweep::Idle if age < SWEEP_AFTER => {}
             // The events first, then the ends: so they are before the ends, if they are there.
             Sweep::Idle | Sweep::Due => {
-                match runtime.block_on(async { within(PATIENCE, membership.ends()).await }) {
+                match runtime.block_on(async { with_timeout(PATIENCE, membership.ends()).await }) {
                     Ok(ends) => {
                         let events = page.events.iter().map(|event| event.outbox_id).collect();
                         self.sweep = Sweep::Reading { events, ends };
@@ -470,7 +470,7 @@ impl Consumer {
             && let Err(error) = self
                 .driver
                 .runtime()
-                .block_on(async { within(PATIENCE, membership.commit()).await })
+                .block_on(async { with_timeout(PATIENCE, membership.commit()).await })
         {
             log::debug!(
                 "the group's offsets could not be committed, the next commit will: {error}"
@@ -482,7 +482,7 @@ impl Consumer {
 /// The next records. Joins the group first, unless this is a member.
 async fn poll(
     membership: &mut Option<Membership>,
-    link: &mut Link,
+    link: &mut ClusterConnection,
     store: &Store,
     rejoined_for: &mut Option<usize>,
 ) -> Result<Polled, Failure> {
@@ -493,7 +493,7 @@ async fn poll(
     membership.poll(store, rejoined_for).await
 }
 
-async fn join(link: &mut Link, store: &Store) -> Result<Membership, Failure> {
+async fn join(link: &mut ClusterConnection, store: &Store) -> Result<Membership, Failure> {
     let membership = Membership::join(link, store.node()).await?;
     let topic = membership.topic().clone();
     if store.write(move |tx| topic::abandon_others(tx, Some(&topic)))? {

@@ -39,7 +39,7 @@ pub(crate) async fn explain_failure(
 ) -> String {
     let servers = &settings.bootstrap_servers;
     match (failure, kafka) {
-        (Failure::Silent(limit), _) => {
+        (Failure::Timeout(limit), _) => {
             format!(
                 "no answer within {} s: {}",
                 limit.as_secs(),

@@ -19,7 +19,10 @@ use krafka::consumer::{
 use krafka::error::KrafkaError;
 use krafka::{CloseOptions, GroupMembershipOperation, Kafka};
 
-use super::cluster::{ANSWER_BYTES_MAX, Failure, INFLATED_BYTES_MAX, Identified, Link, identify};
+use super::cluster::{
+    ANSWER_BYTES_MAX, ClusterConnection, Failure, INFLATED_BYTES_MAX, TopicDescription,
+    describe_topic,
+};
 use super::undecodable::{Attempts, RETRY_INTERVAL, Undecodable, next_readable};
 use crate::domain::event::NodeId;
 use crate::domain::timestamp::Timestamp;
@@ -138,12 +141,15 @@ impl ConsumerRebalanceListener for AssignmentGeneration {
 
 impl Membership {
     /// Connects, and joins the group at the first poll.
-    pub(crate) async fn join(link: &mut Link, node: &NodeId) -> Result<Self, KrafkaError> {
+    pub(crate) async fn join(
+        link: &mut ClusterConnection,
+        node: &NodeId,
+    ) -> Result<Self, KrafkaError> {
         let kafka = link.get().await?;
         let settings = link.settings();
-        let Identified {
+        let TopicDescription {
             topic, partitions, ..
-        } = identify(&kafka, &settings.topic).await?;
+        } = describe_topic(&kafka, &settings.topic).await?;
         let assignments = AssignmentGeneration::default();
         let client = kafka
             .consumer(&settings.group)
@@ -425,7 +431,7 @@ impl Membership {
     /// that was recreated: then it joins again.
     async fn refresh(&mut self, rejoined_for: &mut Option<usize>) -> Result<(), Failure> {
         let _ = self.client.fetch_metadata(Some(&self.topic.name)).await?;
-        let found = identify(&self.kafka, &self.topic.name).await?;
+        let found = describe_topic(&self.kafka, &self.topic.name).await?;
         let changed = (&found.topic, found.partitions) != (&self.topic, self.partitions);
         // They were added while this process was stopped: a static member that comes back is given
         // what it had.
@@ -443,7 +449,7 @@ impl Membership {
             .is_some_and(|since| since.elapsed() > ASSIGNMENT_LIMIT);
         if changed || (fewer && *rejoined_for != Some(found.partitions)) {
             *rejoined_for = Some(found.partitions);
-            return Err(Failure::Stale);
+            return Err(Failure::TopicChanged);
         }
         self.stall = if !found.may_read {
             Some(Stall::ReadDenied(Arc::clone(&self.topic.name)))

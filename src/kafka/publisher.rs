@@ -30,15 +30,16 @@ use crate::domain::event::{Event, NodeId, Notice, Record};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::topic::Topic;
 use crate::kafka::cluster::{
-    Driver, Failure, Identified, Link, REQUEST_TIMEOUT, ensure_topic, identify, within,
+    ClusterConnection, Failure, KafkaRuntime, REQUEST_TIMEOUT, TopicDescription, describe_topic,
+    ensure_topic, with_timeout,
 };
 use crate::kafka::errors::{explain, explain_failure, is_records_fault, is_unexplained};
 use crate::kafka::hanging::{Owner, end_hanging, open_transactions, transactional_ids};
 use crate::kafka::reachability::Reachability;
 use crate::kafka::topic_config::risks;
-use crate::kafka::topic_reader::{End, TopicReader, TopicRecord};
+use crate::kafka::topic_reader::{ReadTo, TopicReader, TopicRecord};
 use crate::kafka::watch::{Sight, Watch};
-use crate::relay::publisher::{Published, Publisher, Trouble};
+use crate::relay::publisher::{PublishError, PublishOutcome, Publisher};
 use crate::runtime::metrics::Metrics;
 use crate::runtime::warnings::Warnings;
 use crate::store::outbox;
@@ -49,11 +50,11 @@ use crate::store::{Store, StoreError, Transaction};
 
 /// How long one call takes at most before it says that the other side is away. What is under way
 /// goes on at the next call.
-const PATIENCE: Duration = Duration::from_secs(3);
+const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long opening the topic may take: what was just made, or has another leader, is refused at
 /// first.
-const OPENING: Duration = Duration::from_secs(20);
+const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Without transactions krafka repeats a batch for this long, without ever doubling it.
 const DELIVERY_TIMEOUT: Duration = Duration::from_mins(5);
@@ -64,7 +65,7 @@ const TRANSACTION_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A transaction that was open for so long may have been ended by the broker itself, which then
 /// fences its producer: no sign of another one.
-const GIVEN_UP: Duration = Duration::from_secs(55);
+const BROKER_ABORTS_AFTER: Duration = Duration::from_secs(55);
 
 /// A session that was quiet for so long asks every broker that it uses for an answer, also while
 /// nothing is published. Firewalls and NAT forget quiet connections without a word, the earliest
@@ -72,7 +73,7 @@ const GIVEN_UP: Duration = Duration::from_secs(55);
 const QUIET_LIMIT: Duration = Duration::from_secs(5);
 
 /// Fenced twice within this time: there is another one.
-const RIVALRY: Duration = Duration::from_mins(5);
+const FENCED_TWICE_WITHIN: Duration = Duration::from_mins(5);
 
 /// In a transaction a batch is given up before the broker gives the transaction up.
 const DELIVERY_TIMEOUT_IN_TRANSACTION: Duration = Duration::from_secs(45);
@@ -84,27 +85,27 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// Room for 1,000 events in one batch of a partition, and less than what a broker takes by default
 /// (`message.max.bytes`, 1,048,588).
-const BATCH_BYTES: usize = 1_000_000;
+const BATCH_BYTES_MAX: usize = 1_000_000;
 
 /// Publishes to a topic.
 pub struct KafkaPublisher {
     // Before the runtime, which its tasks need.
-    line: Line,
-    driver: Driver,
+    line: Pipeline,
+    driver: KafkaRuntime,
 }
 
-struct Line {
-    stage: Stage,
+struct Pipeline {
+    state: State,
     context: Arc<Context>,
     /// A batch with an event up to this one was refused for the sake of one record: they go one by
     /// one.
-    alone_until: i64,
+    single_send_until: i64,
     /// This one was refused alone, in a transaction, which says little: it may be the transaction's
     /// fault.
-    refused: Option<i64>,
+    rejected_once: Option<i64>,
     /// This one was so twice: it goes once more outside of a transaction, where the client tells
     /// which code the broker gave.
-    suspect: Option<i64>,
+    rejected_twice: Option<i64>,
     /// When another producer has taken the transactional id over.
     fenced_at: Option<Instant>,
     /// Whether anything that was published may not be visible yet.
@@ -124,30 +125,30 @@ struct Context {
     store: Store,
     /// Of one opening after the other: it knows that a broker has refused us, and when it is to be
     /// asked again.
-    link: Mutex<Link>,
+    link: Mutex<ClusterConnection>,
     /// Risks of the topic's settings go here.
     warnings: Warnings,
 }
 
-type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// What is under way. It outlives the call that began it: a call waits for a bounded time, and the
 /// next one goes on.
-enum Stage {
+enum State {
     Closed,
-    Opening(Work<Result<(Session, Box<TopicReader>), Failure>>),
+    Connecting(BoxFuture<Result<(Session, Box<TopicReader>), Failure>>),
     /// Reading what is on the topic already; since when nothing has come.
-    Looking(Session, Box<TopicReader>, Instant),
+    Reconciling(Session, Box<TopicReader>, Instant),
     Ready(Session),
-    Sending(Work<(Session, Sent)>),
+    Sending(BoxFuture<(Session, SendOutcome)>),
     /// Looking whether what was published is visible.
-    Checking(Work<(Session, Result<Option<Sight>, Failure>)>),
+    Checking(BoxFuture<(Session, Result<Option<Sight>, Failure>)>),
 }
 
 /// A producer on a topic.
 struct Session {
     kafka: krafka::Kafka,
-    producer: Sender,
+    producer: AnyProducer,
     topic: Topic,
     /// Other producers' open transactions.
     blocked_by: Option<String>,
@@ -170,8 +171,8 @@ struct Session {
 impl Session {
     fn delivery(&self) -> Delivery {
         match self.producer {
-            Sender::Plain(_) => Delivery::AtLeastOnce,
-            Sender::Transactional(_) => Delivery::ExactlyOnce,
+            AnyProducer::Plain(_) => Delivery::AtLeastOnce,
+            AnyProducer::Transactional(_) => Delivery::ExactlyOnce,
         }
     }
 
@@ -200,7 +201,7 @@ impl Session {
                 Err(error) => return Err(error),
             }
         }
-        if let Sender::Transactional(producer) = &self.producer {
+        if let AnyProducer::Transactional(producer) = &self.producer {
             let ids = [producer.transactional_id()];
             admin
                 .describe_transactions(ids, DescribeTransactionsOptions::default())
@@ -251,13 +252,13 @@ impl Session {
     }
 }
 
-enum Sender {
+enum AnyProducer {
     Plain(Box<Producer>),
     Transactional(Box<TransactionalProducer>),
 }
 
 /// What came of handing a batch over.
-struct Sent {
+struct SendOutcome {
     /// What was handed over: outbox and payment ids.
     events: Vec<(i64, i64)>,
     receipts: Vec<Receipt>,
@@ -278,7 +279,7 @@ impl KafkaPublisher {
         warnings: Warnings,
     ) -> io::Result<Self> {
         let node = store.node().clone();
-        let link = Mutex::new(Link::new(
+        let link = Mutex::new(ClusterConnection::new(
             settings.clone(),
             format!("payrelay-publisher-{node}"),
         ));
@@ -289,18 +290,18 @@ impl KafkaPublisher {
             link,
             warnings,
         });
-        let driver = Driver::new()?;
+        let driver = KafkaRuntime::new()?;
         // If the database does not say, the topic does.
         let is_unseen = context
             .store
             .read(visibility::is_any_unseen)
             .unwrap_or(true);
-        let pipeline = Line {
-            stage: Stage::Closed,
+        let pipeline = Pipeline {
+            state: State::Closed,
             context,
-            alone_until: 0,
-            refused: None,
-            suspect: None,
+            single_send_until: 0,
+            rejected_once: None,
+            rejected_twice: None,
             fenced_at: None,
             is_unseen,
             hidden: None,
@@ -323,7 +324,7 @@ impl KafkaPublisher {
 }
 
 impl Publisher for KafkaPublisher {
-    fn publish(&mut self, batch: &[Event]) -> Published {
+    fn publish(&mut self, batch: &[Event]) -> PublishOutcome {
         self.driver.runtime().block_on(self.line.publish(batch))
     }
 
@@ -336,97 +337,101 @@ impl Publisher for KafkaPublisher {
     }
 }
 
-impl Line {
+impl Pipeline {
     /// While anything may be invisible, a session looks after it; one that is quiet asks for an
     /// answer; and what is under way, or has failed, goes on without a batch.
     fn due(&self) -> Option<Instant> {
-        match &self.stage {
-            Stage::Ready(session) => Some(session.check_due()),
-            Stage::Closed => (self.is_unseen || self.is_unavailable).then(Instant::now),
+        match &self.state {
+            State::Ready(session) => Some(session.check_due()),
+            State::Closed => (self.is_unseen || self.is_unavailable).then(Instant::now),
             _ => Some(Instant::now()),
         }
     }
 
-    async fn publish(&mut self, batch: &[Event]) -> Published {
-        let published = self.go_on(batch).await;
-        self.is_unavailable = matches!(published.trouble, Some(Trouble::Away(_)));
+    async fn publish(&mut self, batch: &[Event]) -> PublishOutcome {
+        let published = self.advance(batch).await;
+        self.is_unavailable = matches!(published.trouble, Some(PublishError::Unavailable(_)));
         if !self.is_unavailable {
             self.reachability.forget();
         }
         published
     }
 
-    async fn go_on(&mut self, batch: &[Event]) -> Published {
-        let deadline = Instant::now() + PATIENCE;
+    async fn advance(&mut self, batch: &[Event]) -> PublishOutcome {
+        let deadline = Instant::now() + CALL_TIMEOUT;
         let first = batch.first().map(|event| event.outbox_id);
         // Also while one event is under suspicion: no other one goes along with it.
-        let is_suspected = first.is_some() && (first == self.refused || first == self.suspect);
-        let alone = is_suspected || first.is_some_and(|id| id <= self.alone_until);
-        let delivery = if first.is_some() && first == self.suspect {
+        let is_suspected =
+            first.is_some() && (first == self.rejected_once || first == self.rejected_twice);
+        let alone = is_suspected || first.is_some_and(|id| id <= self.single_send_until);
+        let delivery = if first.is_some() && first == self.rejected_twice {
             Delivery::AtLeastOnce
         } else {
             self.context.settings.delivery
         };
         loop {
-            match std::mem::replace(&mut self.stage, Stage::Closed) {
-                Stage::Closed => {
-                    self.stage =
-                        Stage::Opening(Box::pin(open(Arc::clone(&self.context), delivery)));
+            match std::mem::replace(&mut self.state, State::Closed) {
+                State::Closed => {
+                    self.state =
+                        State::Connecting(Box::pin(open(Arc::clone(&self.context), delivery)));
                 }
-                Stage::Opening(mut work) => match timeout_at(deadline.into(), &mut work).await {
+                State::Connecting(mut work) => match timeout_at(deadline.into(), &mut work).await {
                     Ok(Ok((session, reader))) => {
-                        self.stage = Stage::Looking(session, reader, Instant::now());
+                        self.state = State::Reconciling(session, reader, Instant::now());
                     }
                     Ok(Err(failed)) => return self.failed(&failed).await,
                     Err(_) => {
-                        self.stage = Stage::Opening(work);
-                        return self.failed(&Failure::Silent(PATIENCE)).await;
+                        self.state = State::Connecting(work);
+                        return self.failed(&Failure::Timeout(CALL_TIMEOUT)).await;
                     }
                 },
-                Stage::Looking(session, reader, since)
+                State::Reconciling(session, reader, since)
                     if !reader.done() && Instant::now() >= deadline =>
                 {
                     // There is much to read: the caller sees in between whether it is to stop.
-                    self.stage = Stage::Looking(session, reader, since);
-                    return Published::default();
+                    self.state = State::Reconciling(session, reader, since);
+                    return PublishOutcome::default();
                 }
-                Stage::Looking(session, reader, since) => {
-                    if let Some(end) = self.look_on(session, reader, since, deadline).await {
+                State::Reconciling(session, reader, since) => {
+                    if let Some(end) = self
+                        .continue_reconciling(session, reader, since, deadline)
+                        .await
+                    {
                         return end;
                     }
                 }
-                Stage::Ready(session) if session.check_due() <= Instant::now() => {
-                    self.stage =
-                        Stage::Checking(Box::pin(check(session, Arc::clone(&self.context))));
+                State::Ready(session) if session.check_due() <= Instant::now() => {
+                    self.state =
+                        State::Checking(Box::pin(check(session, Arc::clone(&self.context))));
                 }
-                Stage::Ready(session) if batch.is_empty() => {
-                    self.stage = Stage::Ready(session);
-                    return Published {
-                        trouble: self.hidden.clone().map(Trouble::Hidden),
-                        ..Published::default()
+                State::Ready(session) if batch.is_empty() => {
+                    self.state = State::Ready(session);
+                    return PublishOutcome {
+                        trouble: self.hidden.clone().map(PublishError::Hidden),
+                        ..PublishOutcome::default()
                     };
                 }
                 // Nothing is under way on it; what it has published is recorded before the next one
                 // looks.
-                Stage::Ready(session) if session.delivery() != delivery => {
-                    return Published::default();
+                State::Ready(session) if session.delivery() != delivery => {
+                    return PublishOutcome::default();
                 }
-                Stage::Ready(session) => {
+                State::Ready(session) => {
                     let count = if alone { 1 } else { batch.len() };
                     let batch = Batch::new(&self.context, &batch[..count.min(batch.len())]);
-                    self.stage = Stage::Sending(Box::pin(send(session, batch)));
+                    self.state = State::Sending(Box::pin(send(session, batch)));
                 }
-                Stage::Sending(mut work) => {
+                State::Sending(mut work) => {
                     if let Ok((session, sent)) = timeout_at(deadline.into(), &mut work).await {
-                        return self.sent(session, sent);
+                        return self.on_sent(session, sent);
                     }
-                    self.stage = Stage::Sending(work);
-                    return self.failed(&Failure::Silent(PATIENCE)).await;
+                    self.state = State::Sending(work);
+                    return self.failed(&Failure::Timeout(CALL_TIMEOUT)).await;
                 }
-                Stage::Checking(mut work) => {
+                State::Checking(mut work) => {
                     let Ok((session, sight)) = timeout_at(deadline.into(), &mut work).await else {
-                        self.stage = Stage::Checking(work);
-                        return self.failed(&Failure::Silent(PATIENCE)).await;
+                        self.state = State::Checking(work);
+                        return self.failed(&Failure::Timeout(CALL_TIMEOUT)).await;
                     };
                     if let Some(end) = self.checked(session, sight).await {
                         return end;
@@ -437,24 +442,26 @@ impl Line {
     }
 
     /// Looks at the next records of the topic. Returns what the caller has to know first.
-    async fn look_on(
+    async fn continue_reconciling(
         &mut self,
         mut session: Session,
         mut reader: Box<TopicReader>,
         since: Instant,
         deadline: Instant,
-    ) -> Option<Published> {
-        match self.look(&mut session, &mut reader, deadline).await {
-            Err(silent @ Failure::Silent(_)) => {
-                let held = reader.held_back().map(|partition| Held {
-                    partition,
-                    topic: session.topic.name.clone(),
-                    blocked_by: session.blocked_by.clone().unwrap_or_default(),
-                });
+    ) -> Option<PublishOutcome> {
+        match self.reconcile(&mut session, &mut reader, deadline).await {
+            Err(silent @ Failure::Timeout(_)) => {
+                let held = reader
+                    .blocked_partition()
+                    .map(|partition| BlockedByOpenTransaction {
+                        partition,
+                        topic: session.topic.name.clone(),
+                        blocked_by: session.blocked_by.clone().unwrap_or_default(),
+                    });
                 // The reader is told of no other leader, and of no other life of the topic: the
                 // next try asks.
-                if since.elapsed() < OPENING {
-                    self.stage = Stage::Looking(session, reader, since);
+                if since.elapsed() < OPEN_TIMEOUT {
+                    self.state = State::Reconciling(session, reader, since);
                 }
                 Some(match held {
                     Some(held) => away(&held),
@@ -463,15 +470,15 @@ impl Line {
             }
             Err(failed) => Some(self.failed(&failed).await),
             Ok(found) => {
-                self.stage = if reader.done() {
+                self.state = if reader.done() {
                     session.answered_at = Instant::now();
-                    Stage::Ready(session)
+                    State::Ready(session)
                 } else {
-                    Stage::Looking(session, reader, Instant::now())
+                    State::Reconciling(session, reader, Instant::now())
                 };
                 // What was to be published may have been there already: the caller has to look
                 // again.
-                found.then(Published::default)
+                found.then(PublishOutcome::default)
             }
         }
     }
@@ -482,21 +489,21 @@ impl Line {
         &mut self,
         session: Session,
         sight: Result<Option<Sight>, Failure>,
-    ) -> Option<Published> {
+    ) -> Option<PublishOutcome> {
         match sight {
-            Ok(Some(Sight::Reopen)) => return Some(Published::default()),
+            Ok(Some(Sight::Reopen)) => return Some(PublishOutcome::default()),
             Err(failed) => return Some(self.failed(&failed).await),
             Ok(Some(Sight::Fine)) => self.hidden = None,
             Ok(Some(Sight::Hidden(why))) => self.hidden = Some(why),
             Ok(None) => {}
         }
         self.is_unseen = session.watch.due().is_some();
-        self.stage = Stage::Ready(session);
+        self.state = State::Ready(session);
         None
     }
 
     /// Marks what is on the topic; true if that concerned anything that was to be published.
-    async fn look(
+    async fn reconcile(
         &mut self,
         session: &mut Session,
         reader: &mut TopicReader,
@@ -504,7 +511,7 @@ impl Line {
     ) -> Result<bool, Failure> {
         let patience = deadline
             .saturating_duration_since(Instant::now())
-            .max(PATIENCE / 10);
+            .max(CALL_TIMEOUT / 10);
         let records = reader.next_within(patience).await?;
         let mut offsets: BTreeMap<i32, i64> = records
             .iter()
@@ -520,7 +527,7 @@ impl Line {
         }
         let found: Vec<Found> = records
             .iter()
-            .filter_map(|record| self.ours(record))
+            .filter_map(|record| self.own_event(record))
             .collect();
         session.ends.extend(&offsets);
         if reader.done() {
@@ -540,7 +547,7 @@ impl Line {
         let whole = reader.done();
         if whole && !session.unseen.is_empty() {
             // What was deleted meanwhile need not have been seen.
-            reader.refresh_low(patience).await?;
+            reader.refresh_start_offsets(patience).await?;
         }
         let conflict = session.first_conflict;
         let (reconciled, renumbered) = self.context.store.write(move |tx| {
@@ -627,7 +634,7 @@ impl Line {
         Ok(requeued)
     }
 
-    fn ours(&self, record: &TopicRecord) -> Option<Found> {
+    fn own_event(&self, record: &TopicRecord) -> Option<Found> {
         let notice = Notice::parse(
             &self.context.node,
             record.event_id.as_deref(),
@@ -642,8 +649,8 @@ impl Line {
         })
     }
 
-    fn sent(&mut self, mut session: Session, sent: Sent) -> Published {
-        let Sent {
+    fn on_sent(&mut self, mut session: Session, sent: SendOutcome) -> PublishOutcome {
+        let SendOutcome {
             events,
             mut receipts,
             error,
@@ -654,38 +661,38 @@ impl Line {
         self.is_unseen |= session.watch.due().is_some();
         if events
             .first()
-            .is_some_and(|(first, _)| *first > self.alone_until)
+            .is_some_and(|(first, _)| *first > self.single_send_until)
         {
-            self.alone_until = 0;
+            self.single_send_until = 0;
         }
         let Some(error) = error else {
-            self.suspect = None;
+            self.rejected_twice = None;
             // Otherwise the topic was made anew, and what is known of it has to be asked again.
             if reached.is_some() || receipts.is_empty() {
                 session.answered_at = Instant::now();
-                self.stage = Stage::Ready(session);
+                self.state = State::Ready(session);
             }
-            return Published {
+            return PublishOutcome {
                 receipts,
                 reached,
-                trouble: self.hidden.clone().map(Trouble::Hidden),
+                trouble: self.hidden.clone().map(PublishError::Hidden),
             };
         };
         // The next try starts afresh, and looks first: another leader, a batch whose answer was
         // lost.
         let mut trouble = None;
         let in_transaction = session.delivery() == Delivery::ExactlyOnce;
-        if in_transaction && is_fenced(&error) && began.elapsed() < GIVEN_UP {
-            trouble = Some(self.fenced(&error));
+        if in_transaction && is_fenced(&error) && began.elapsed() < BROKER_ABORTS_AFTER {
+            trouble = Some(self.on_fenced(&error));
         } else if !(is_records_fault(&error) || in_transaction && is_unexplained(&error)) {
             let Context { settings, node, .. } = &*self.context;
-            trouble = Some(Trouble::Away(explain(&error, settings, node)));
+            trouble = Some(PublishError::Unavailable(explain(&error, settings, node)));
         } else if let [(outbox_id, payment_id)] = *events.as_slice() {
             if in_transaction {
-                let again = self.refused.replace(outbox_id) == Some(outbox_id);
-                self.suspect = again.then_some(outbox_id);
+                let again = self.rejected_once.replace(outbox_id) == Some(outbox_id);
+                self.rejected_twice = again.then_some(outbox_id);
             } else {
-                self.suspect = None;
+                self.rejected_twice = None;
                 let id = self.context.node.event_id(outbox_id);
                 log::error!(
                     "event {id} (payment {payment_id}) is refused by the broker and set aside as \
@@ -700,9 +707,9 @@ impl Line {
             log::warn!(
                 "the broker refused a batch and may mean one record, so they go one by one: {error}"
             );
-            self.alone_until = *last;
+            self.single_send_until = *last;
         }
-        Published {
+        PublishOutcome {
             receipts,
             reached,
             trouble,
@@ -710,7 +717,7 @@ impl Line {
     }
 
     /// Kafka did not do what was asked.
-    async fn failed(&mut self, failure: &Failure) -> Published {
+    async fn failed(&mut self, failure: &Failure) -> PublishOutcome {
         let Context {
             settings,
             node,
@@ -726,17 +733,17 @@ impl Line {
     /// Once may be an echo: an attempt of ours to take the id over that the network brought late.
     /// Taking it back is safe, because the topic is looked at first. A rival would do the same, and
     /// then one of the two stops.
-    fn fenced(&mut self, error: &KrafkaError) -> Trouble {
+    fn on_fenced(&mut self, error: &KrafkaError) -> PublishError {
         if self
             .fenced_at
             .take()
-            .is_some_and(|before| before.elapsed() < RIVALRY)
+            .is_some_and(|before| before.elapsed() < FENCED_TWICE_WITHIN)
         {
             // When it is resumed, the count begins again.
-            return Trouble::Fenced(error.to_string());
+            return PublishError::Fenced(error.to_string());
         }
         self.fenced_at = Some(Instant::now());
-        Trouble::Away(format!(
+        PublishError::Unavailable(format!(
             "another process publishes as this node, or did: taking over from it ({error})"
         ))
     }
@@ -748,7 +755,7 @@ impl Line {
     "a transaction is open on partition {partition} of {topic}, and hides whether our events are \
         behind it{blocked_by}"
 )]
-struct Held {
+struct BlockedByOpenTransaction {
     partition: i32,
     topic: Arc<str>,
     /// Which one, where the cluster says so.
@@ -795,7 +802,7 @@ async fn open(
     ensure_topic(&kafka, settings).await?;
     // First the producer: once it is there, nothing of the one before it comes any more.
     let producer = match delivery {
-        Delivery::AtLeastOnce => Sender::Plain(Box::new(
+        Delivery::AtLeastOnce => AnyProducer::Plain(Box::new(
             builder(&kafka)
                 .delivery_timeout(DELIVERY_TIMEOUT)
                 .build()
@@ -803,12 +810,12 @@ async fn open(
         )),
         Delivery::ExactlyOnce => {
             let [id] = transactional_ids(node);
-            Sender::Transactional(Box::new(transactional(&kafka, &id).await?))
+            AnyProducer::Transactional(Box::new(transactional(&kafka, &id).await?))
         }
     };
-    let Identified {
+    let TopicDescription {
         topic, partitions, ..
-    } = identify(&kafka, &settings.topic).await?;
+    } = describe_topic(&kafka, &settings.topic).await?;
     warnings.set(risks(&kafka, &settings.topic, &settings.bootstrap_servers).await);
     let partitions = i32::try_from(partitions).unwrap_or(i32::MAX);
     let blocked_by = end_ours(&kafka, &producer, &context, &topic, partitions).await?;
@@ -827,7 +834,14 @@ async fn open(
             .map(|first| first.offset);
         Some(first_unseen.map_or(published_to, |offset| offset.min(published_to)))
     };
-    let reader = TopicReader::open_within(OPENING, &kafka, &topic.name, End::Whole, from).await?;
+    let reader = TopicReader::open_within(
+        OPEN_TIMEOUT,
+        &kafka,
+        &topic.name,
+        ReadTo::HighWatermark,
+        from,
+    )
+    .await?;
     // Gone, or made anew, since it was identified: the next try starts with what there is then.
     let reader = reader.filter(|reader| reader.topic_id() == topic.id);
     let reader = reader.ok_or_else(|| KrafkaError::UnknownTopic {
@@ -868,15 +882,15 @@ async fn transactional(
 /// transactions hold back.
 async fn end_ours(
     kafka: &krafka::Kafka,
-    sender: &Sender,
+    sender: &AnyProducer,
     context: &Context,
     topic: &Topic,
     partitions: i32,
 ) -> Result<Option<String>, KrafkaError> {
     let partitions = (0..partitions).collect();
     let ids = transactional_ids(&context.node);
-    let open = match within(
-        PATIENCE,
+    let open = match with_timeout(
+        CALL_TIMEOUT,
         open_transactions(kafka, &topic.name, &partitions, &ids),
     )
     .await
@@ -902,7 +916,7 @@ async fn end_ours(
     }
     for (id, partitions) in hanging {
         match sender {
-            Sender::Transactional(producer) if producer.transactional_id() == id => {
+            AnyProducer::Transactional(producer) if producer.transactional_id() == id => {
                 end_hanging(producer, &topic.name, &partitions).await?;
             }
             _ => end_hanging(&transactional(kafka, id).await?, &topic.name, &partitions).await?,
@@ -926,7 +940,7 @@ async fn check(
         ..
     } = &*context;
     if session.answered_at.elapsed() >= QUIET_LIMIT {
-        if let Err(failure) = within(REQUEST_TIMEOUT, session.ask()).await {
+        if let Err(failure) = with_timeout(REQUEST_TIMEOUT, session.ask()).await {
             return (session, Err(failure));
         }
         session.answered_at = Instant::now();
@@ -953,28 +967,30 @@ fn builder(kafka: &krafka::Kafka) -> krafka::producer::ProducerBuilder {
         .acks(Acks::All)
         .idempotent(true)
         .linger(LINGER)
-        .batch_size(BATCH_BYTES)
+        .batch_size(BATCH_BYTES_MAX)
         // Operators watch payrelay, not its client.
         .metrics_push(false)
 }
 
 /// Never dropped half-way: it is polled by one call after the other until it is through.
-async fn send(session: Session, batch: Batch) -> (Session, Sent) {
+async fn send(session: Session, batch: Batch) -> (Session, SendOutcome) {
     let began = Instant::now();
     let Batch { events, records } = batch;
     let (answers, error) = match &session.producer {
-        Sender::Plain(producer) => send_plain(producer, records).await,
-        Sender::Transactional(producer) => match send_in_transaction(producer, records).await {
-            Ok(answers) => (answers, None),
-            Err(error) => (Vec::new(), Some(error)),
-        },
+        AnyProducer::Plain(producer) => send_plain(producer, records).await,
+        AnyProducer::Transactional(producer) => {
+            match send_in_transaction(producer, records).await {
+                Ok(answers) => (answers, None),
+                Err(error) => (Vec::new(), Some(error)),
+            }
+        }
     };
     if error.is_some() {
         // What is still queued must not be sent behind the back of the next producer.
         let at_once = CloseOptions::new().timeout(Duration::ZERO);
         let _ = match &session.producer {
-            Sender::Plain(producer) => producer.close_with(at_once).await,
-            Sender::Transactional(producer) => producer.close_with(at_once).await,
+            AnyProducer::Plain(producer) => producer.close_with(at_once).await,
+            AnyProducer::Transactional(producer) => producer.close_with(at_once).await,
         };
     }
     let receipt = |(index, metadata): (usize, RecordMetadata)| Receipt {
@@ -984,7 +1000,7 @@ async fn send(session: Session, batch: Batch) -> (Session, Sent) {
     let receipts = answers.into_iter().map(receipt).collect();
     (
         session,
-        Sent {
+        SendOutcome {
             events,
             receipts,
             error,
@@ -1070,10 +1086,10 @@ fn is_fenced(error: &KrafkaError) -> bool {
         || matches!(error, KrafkaError::Broker { code, .. } if codes.contains(code))
 }
 
-fn away(failed: &dyn std::fmt::Display) -> Published {
-    Published {
-        trouble: Some(Trouble::Away(failed.to_string())),
-        ..Published::default()
+fn away(failed: &dyn std::fmt::Display) -> PublishOutcome {
+    PublishOutcome {
+        trouble: Some(PublishError::Unavailable(failed.to_string())),
+        ..PublishOutcome::default()
     }
 }
 

@@ -15,7 +15,7 @@ use krafka::error::KrafkaError;
 use tokio::time::sleep;
 
 use crate::domain::event::{ID_HEADER, TIME_HEADER};
-use crate::kafka::cluster::{ANSWER_BYTES_MAX, Failure, INFLATED_BYTES_MAX, within};
+use crate::kafka::cluster::{ANSWER_BYTES_MAX, Failure, INFLATED_BYTES_MAX, with_timeout};
 use crate::kafka::undecodable::{Attempts, Undecodable, next_readable};
 
 /// How long one poll waits for records: the end may be a marker, after which none come.
@@ -70,7 +70,7 @@ pub(crate) struct TopicReader {
     topic_id: [u8; 16],
     extents: Vec<Extent>,
     /// The ends of the partitions that are not read to their end yet.
-    unread: BTreeMap<i32, i64>,
+    remaining: BTreeMap<i32, i64>,
     /// Of these, the ones that had an open transaction before their end.
     held: BTreeSet<i32>,
     attempts: Attempts,
@@ -79,12 +79,12 @@ pub(crate) struct TopicReader {
 
 /// Where a partition ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum End {
+pub(crate) enum ReadTo {
     /// Before the first transaction that is open.
-    Committed,
+    LastStableOffset,
     /// Behind everything that the broker has. What is behind an open transaction shows when that
     /// has ended, and is waited for.
-    Whole,
+    HighWatermark,
 }
 
 impl TopicReader {
@@ -94,7 +94,7 @@ impl TopicReader {
     pub(crate) async fn open(
         kafka: &Kafka,
         topic: &str,
-        end: End,
+        end: ReadTo,
         from: impl Fn(i32) -> Option<i64>,
     ) -> Result<Option<Self>, KrafkaError> {
         let consumer = kafka
@@ -116,12 +116,12 @@ impl TopicReader {
         let mut partitions: Vec<i32> = info.partitions.keys().copied().collect();
         partitions.sort_unstable();
         consumer.assign(topic, partitions.clone()).await?;
-        let (mut extents, mut unread, mut held) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
+        let (mut extents, mut remaining, mut held) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
         for partition in partitions {
             let (low, committed) = consumer.fetch_watermarks(topic, partition).await?;
             let end = match end {
-                End::Committed => committed,
-                End::Whole => high_watermark(kafka, topic, partition)
+                ReadTo::LastStableOffset => committed,
+                ReadTo::HighWatermark => high_watermark(kafka, topic, partition)
                     .await?
                     .max(committed),
             };
@@ -138,7 +138,7 @@ impl TopicReader {
                 .unwrap_or(low);
             consumer.seek(topic, partition, first).await?;
             if first < end {
-                unread.insert(partition, end);
+                remaining.insert(partition, end);
             } else {
                 consumer.pause(topic, &[partition]).await;
             }
@@ -149,7 +149,7 @@ impl TopicReader {
             topic: topic.to_owned(),
             topic_id: info.topic_id,
             extents,
-            unread,
+            remaining,
             held,
             attempts: Attempts::default(),
             skipped: Vec::new(),
@@ -162,17 +162,17 @@ impl TopicReader {
         limit: Duration,
         kafka: &Kafka,
         topic: &str,
-        end: End,
+        end: ReadTo,
         from: impl Fn(i32) -> Option<i64>,
     ) -> Result<Option<Self>, Failure> {
         let started = Instant::now();
         loop {
-            let opened = within(
+            let opened = with_timeout(
                 limit.saturating_sub(started.elapsed()),
                 Self::open(kafka, topic, end, &from),
             )
             .await;
-            if opened.is_ok() || is_over(started, limit) {
+            if opened.is_ok() || no_time_left(started, limit) {
                 return opened;
             }
             sleep(RETRY).await;
@@ -190,8 +190,8 @@ impl TopicReader {
     }
 
     /// A partition that may be waiting for a transaction to end.
-    pub(crate) fn held_back(&self) -> Option<i32> {
-        self.unread
+    pub(crate) fn blocked_partition(&self) -> Option<i32> {
+        self.remaining
             .keys()
             .find(|partition| self.held.contains(partition))
             .copied()
@@ -199,7 +199,7 @@ impl TopicReader {
 
     /// Whether every partition is read to its end.
     pub(crate) fn done(&self) -> bool {
-        self.unread.is_empty()
+        self.remaining.is_empty()
     }
 
     /// The next records, in the order of their offsets within a partition; perhaps none, though
@@ -211,7 +211,7 @@ impl TopicReader {
         if self.done() {
             return Ok(Vec::new());
         }
-        let polled = match within(patience, self.consumer.poll(POLL.min(patience))).await {
+        let polled = match with_timeout(patience, self.consumer.poll(POLL.min(patience))).await {
             Ok(polled) => polled,
             Err(Failure::Client(error)) => {
                 self.pass(error).await?;
@@ -220,7 +220,7 @@ impl TopicReader {
             Err(failure) => return Err(failure),
         };
         let inside = |record: &ConsumerRecord| {
-            self.unread
+            self.remaining
                 .get(&record.partition)
                 .is_some_and(|end| record.offset < *end)
         };
@@ -230,7 +230,7 @@ impl TopicReader {
             .map(TopicRecord::from)
             .collect();
         let partitions: Vec<(i32, i64)> = self
-            .unread
+            .remaining
             .iter()
             .map(|(partition, end)| (*partition, *end))
             .collect();
@@ -241,7 +241,7 @@ impl TopicReader {
                 .await
                 .is_some_and(|position| position >= end)
             {
-                self.unread.remove(&partition);
+                self.remaining.remove(&partition);
                 self.consumer.pause(&self.topic, &[partition]).await;
             }
         }
@@ -269,7 +269,7 @@ impl TopicReader {
             return Ok(());
         }
         let (partition, first) = (batch.partition, batch.offset);
-        let end = within(SKIP_LIMIT, next_readable(&self.kafka, &self.topic, &batch)).await?;
+        let end = with_timeout(SKIP_LIMIT, next_readable(&self.kafka, &self.topic, &batch)).await?;
         self.consumer.seek(&self.topic, partition, end).await?;
         log::warn!(
             "{}/{partition}: the records {first} to {} cannot be decoded: {}",
@@ -301,7 +301,7 @@ impl TopicReader {
             let left = limit.saturating_sub(started.elapsed());
             match self.next_batch(left).await {
                 Ok(records) if records.is_empty() && left.is_zero() => {
-                    return Err(Failure::Silent(limit));
+                    return Err(Failure::Timeout(limit));
                 }
                 Ok(records) if records.is_empty() => {}
                 Err(failure) if left <= RETRY => return Err(failure),
@@ -314,18 +314,22 @@ impl TopicReader {
 
     /// Asks once more for the oldest offsets: what the broker deleted meanwhile need not have been
     /// read.
-    pub(crate) async fn refresh_low(&mut self, limit: Duration) -> Result<(), Failure> {
+    pub(crate) async fn refresh_start_offsets(&mut self, limit: Duration) -> Result<(), Failure> {
         let started = Instant::now();
         loop {
-            let asked = within(limit.saturating_sub(started.elapsed()), self.ask_for_low()).await;
-            if asked.is_ok() || is_over(started, limit) {
+            let asked = with_timeout(
+                limit.saturating_sub(started.elapsed()),
+                self.ask_for_start_offsets(),
+            )
+            .await;
+            if asked.is_ok() || no_time_left(started, limit) {
                 return asked;
             }
             sleep(RETRY).await;
         }
     }
 
-    async fn ask_for_low(&mut self) -> Result<(), KrafkaError> {
+    async fn ask_for_start_offsets(&mut self) -> Result<(), KrafkaError> {
         for extent in &mut self.extents {
             extent.low = self
                 .consumer
@@ -351,7 +355,7 @@ async fn high_watermark(kafka: &Kafka, topic: &str, partition: i32) -> Result<i6
 }
 
 /// Whether there is no time for another try.
-fn is_over(started: Instant, limit: Duration) -> bool {
+fn no_time_left(started: Instant, limit: Duration) -> bool {
     started.elapsed() + RETRY >= limit
 }
 
@@ -414,7 +418,7 @@ mod tests {
     }
 
     async fn open(kafka: &Kafka, from: impl Fn(i32) -> Option<i64>) -> TopicReader {
-        TopicReader::open(kafka, TOPIC, End::Committed, from)
+        TopicReader::open(kafka, TOPIC, ReadTo::LastStableOffset, from)
             .await
             .unwrap()
             .unwrap()
@@ -512,7 +516,7 @@ mod tests {
         let broker = FakeBroker::start().await.unwrap();
         let kafka = broker.kafka().connect().await.unwrap();
         assert!(
-            TopicReader::open(&kafka, TOPIC, End::Committed, |_| None)
+            TopicReader::open(&kafka, TOPIC, ReadTo::LastStableOffset, |_| None)
                 .await
                 .unwrap()
                 .is_none()

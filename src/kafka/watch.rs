@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use krafka::Kafka;
 
-use super::cluster::{Failure, within};
+use super::cluster::{Failure, with_timeout};
 use super::hanging::{OpenTransaction, Owner, open_transactions, stable_offsets};
 use crate::domain::topic::Topic;
 use crate::store::Store;
@@ -83,7 +83,8 @@ impl Watch {
         bootstrap_servers: &[String],
     ) -> Result<Sight, Failure> {
         let partitions: Vec<i32> = self.batches.keys().copied().collect();
-        let stable = within(CALL_TIMEOUT, stable_offsets(kafka, &topic.name, partitions)).await?;
+        let stable =
+            with_timeout(CALL_TIMEOUT, stable_offsets(kafka, &topic.name, partitions)).await?;
         let now = Instant::now();
         let rest = self.forget_visible(&stable);
         if self.was_late && rest.values().any(Option::is_none) {
@@ -97,7 +98,7 @@ impl Watch {
             return Ok(Sight::Fine);
         }
         self.was_late = true;
-        let open = within(
+        let open = with_timeout(
             CALL_TIMEOUT,
             open_transactions(kafka, &topic.name, &late, ours),
         )

@@ -4,23 +4,23 @@
 //! PUBLISHED, so there is no moment in which an event is in one place and not yet, or no longer, in
 //! the other.
 
-use super::publisher::{Published, Publisher};
+use super::publisher::{PublishOutcome, Publisher};
 use crate::domain::event::Event;
 use crate::store::publication::{Place, Receipt};
 
 /// Publishes in the process.
 #[derive(Debug, Default)]
-pub struct Application;
+pub struct InProcess;
 
-impl Publisher for Application {
-    fn publish(&mut self, batch: &[Event]) -> Published {
+impl Publisher for InProcess {
+    fn publish(&mut self, batch: &[Event]) -> PublishOutcome {
         let receipt = |event: &Event| Receipt {
             outbox_id: event.outbox_id,
             place: Place::Delivery,
         };
-        Published {
+        PublishOutcome {
             receipts: batch.iter().map(receipt).collect(),
-            ..Published::default()
+            ..PublishOutcome::default()
         }
     }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, after, at, never, select_biased};
 
 use crate::domain::timestamp::Timestamp;
-use crate::relay::publisher::{Publisher, Trouble};
+use crate::relay::publisher::{PublishError, Publisher};
 use crate::runtime::error_log::ErrorLog;
 use crate::runtime::health::{Outage, Part, RECONNECT_BACKOFF};
 use crate::runtime::metrics::Metrics;
@@ -169,8 +169,8 @@ impl Relay {
                 self.outage.recovered();
                 Step::Progress
             }
-            Some(Trouble::Away(away)) => Step::Away(self.outage.failed(&away)),
-            Some(Trouble::Hidden(why)) => {
+            Some(PublishError::Unavailable(away)) => Step::Away(self.outage.failed(&away)),
+            Some(PublishError::Hidden(why)) => {
                 let delay = self.outage.failed(&why);
                 if batch.is_empty() {
                     Step::Away(delay)
@@ -178,7 +178,7 @@ impl Relay {
                     Step::Progress
                 }
             }
-            Some(Trouble::Fenced(reason)) => {
+            Some(PublishError::Fenced(reason)) => {
                 self.fenced = Some(
                     self.store
                         .read(relay_action::last_resume)

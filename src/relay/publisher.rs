@@ -8,21 +8,21 @@ use crate::store::topic::Reached;
 
 /// What a publisher has taken of a batch.
 #[derive(Debug, Default)]
-pub struct Published {
+pub struct PublishOutcome {
     /// Its last word on each event that it has one for. None of them may be published again.
     pub receipts: Vec<Receipt>,
     /// How far these are the last ones on the topic.
     pub reached: Option<Reached>,
     /// Why there is no more, where something stands in the way; the rest stays as it is.
-    pub trouble: Option<Trouble>,
+    pub trouble: Option<PublishError>,
 }
 
 /// What stands in the way. Never the fault of an event.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Trouble {
+pub enum PublishError {
     /// The other side does not answer: try again.
     #[error("{0}")]
-    Away(String),
+    Unavailable(String),
     /// Events that were published are not visible to `read_committed` consumers. Publishing
     /// continues.
     #[error("{0}")]
@@ -44,7 +44,7 @@ pub trait Publisher: Send {
     /// itself, and is to be read again.
     ///
     /// An empty batch looks after what was published before.
-    fn publish(&mut self, batch: &[Event]) -> Published;
+    fn publish(&mut self, batch: &[Event]) -> PublishOutcome;
 
     /// When [`Publisher::publish`] is to be called even if nothing waits: what was published may
     /// not be visible yet.

@@ -26,7 +26,7 @@ pub enum StoreError {
 
 impl From<&rusqlite::Error> for StoreError {
     fn from(error: &rusqlite::Error) -> Self {
-        if tells_of_damage(error) {
+        if is_corruption(error) {
             Self::Damaged
         } else if is_full(error) {
             Self::Full
@@ -55,7 +55,7 @@ impl From<r2d2::Error> for StoreError {
 }
 
 /// What SQLite says of a file that cannot be (<https://sqlite.org/rescode.html#corrupt>).
-pub(super) fn tells_of_damage(error: &rusqlite::Error) -> bool {
+pub(super) fn is_corruption(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)

@@ -31,7 +31,7 @@ pub mod unconsumed;
 pub mod visibility;
 pub mod waiting;
 
-use self::engine::corruption::Damage;
+use self::engine::corruption::CorruptionFlag;
 use self::engine::disk_space::Admission;
 use self::engine::{
     BUSY_TIMEOUT, Pool, STATEMENTS, checkpointer, disk_space, readers, schema, writer,
@@ -62,7 +62,7 @@ pub struct Store {
     pool: Pool,
     node: NodeId,
     part: Part,
-    damage: Damage,
+    damage: CorruptionFlag,
     admission: Admission,
     queue: Queue,
     path: Arc<Path>,
@@ -148,8 +148,8 @@ impl Store {
         let (jobs, queue) = bounded(settings.queue_max.get());
         let (background, background_queue) = bounded(1);
         let (queries, query_queue) = bounded(settings.queue_max.get());
-        let (part, damage) = (Part::up(), Damage::none());
-        let (checkpoints, checkpointer) = checkpointer::take_over(&connection, &path)?;
+        let (part, damage) = (Part::up(), CorruptionFlag::none());
+        let (checkpoints, checkpointer) = checkpointer::replace_autocheckpoint(&connection, &path)?;
         let health = writer::Health::new(part.clone(), damage.clone());
         let writer = writer::Writer::new(
             connection,
@@ -275,7 +275,7 @@ impl Store {
 
     /// Whether a payment may come. Asked before work is prepared, so that a refusal costs little.
     pub fn admit(&self) -> Result<(), StoreError> {
-        self.damage.ask()?;
+        self.damage.check()?;
         self.admission.ask()?;
         if self.queue.waiting.load(Ordering::Relaxed) < self.queue.max {
             Ok(())
@@ -290,9 +290,9 @@ impl Store {
         &self,
         query: impl FnOnce(&Connection) -> SqlResult<T>,
     ) -> Result<T, StoreError> {
-        self.damage.ask()?;
+        self.damage.check()?;
         let result = query(&*self.pool.get()?);
-        Ok(result.inspect_err(|error| self.damage.heed(error))?)
+        Ok(result.inspect_err(|error| self.damage.observe(error))?)
     }
 
     /// Runs `query` on a reader's thread, which hands the result to `done`. Never waits. What a
@@ -308,7 +308,7 @@ impl Store {
                 Ok(Ok(value)) => (Ok(value), None),
                 Ok(Err(error)) => {
                     // Before the answer: who has read it must not find payments taken after that.
-                    damage.heed(&error);
+                    damage.observe(&error);
                     (Err(StoreError::from(&error)), Some(error))
                 }
                 Err(error) => (Err(error), None),

@@ -10,7 +10,7 @@ use payrelay::config::Delivery::{AtLeastOnce, ExactlyOnce};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::kafka::consumer::{Consumer, Step};
 use payrelay::kafka::publisher::KafkaPublisher;
-use payrelay::relay::publisher::{Publisher, Trouble};
+use payrelay::relay::publisher::{PublishError, Publisher};
 use payrelay::runtime::health::Part;
 use payrelay::runtime::worker::Waker;
 use payrelay::store::dead_letter;
@@ -361,7 +361,11 @@ fn a_right_to_write_that_is_taken_away_is_named_with_the_command_that_grants_it(
                     "nothing is published, and nothing is rejected"
                 );
                 match outcome.trouble {
-                    Some(Trouble::Away(why)) if why.contains("AUTHORIZATION_FAILED") => Some(why),
+                    Some(PublishError::Unavailable(why))
+                        if why.contains("AUTHORIZATION_FAILED") =>
+                    {
+                        Some(why)
+                    }
                     _ => None,
                 }
             },

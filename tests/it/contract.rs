@@ -15,7 +15,7 @@ use payrelay::domain::timestamp::Timestamp;
 use payrelay::kafka::consumer::{Consumer, Step};
 use payrelay::kafka::publisher::KafkaPublisher;
 use payrelay::relay::Relay;
-use payrelay::relay::publisher::{Published, Publisher, Trouble};
+use payrelay::relay::publisher::{PublishError, PublishOutcome, Publisher};
 use payrelay::runtime::health::Part;
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::Waker;
@@ -110,8 +110,8 @@ pub fn publish(publisher: &mut KafkaPublisher, database: &Database) -> Vec<Recei
 }
 
 /// As the relay does it.
-pub fn mark(database: &Database, published: Published) -> Vec<Receipt> {
-    let Published {
+pub fn mark(database: &Database, published: PublishOutcome) -> Vec<Receipt> {
+    let PublishOutcome {
         receipts, reached, ..
     } = published;
     let taken = receipts.clone();
@@ -484,13 +484,13 @@ fn two_of_the_same_node(version: &str) {
             let published = publisher.publish(&unpublished(&database));
             let trouble = published.trouble.clone();
             mark(&database, published);
-            trouble.filter(|trouble| matches!(trouble, Trouble::Fenced(_)))
+            trouble.filter(|trouble| matches!(trouble, PublishError::Fenced(_)))
         })
     });
     drop((first, second));
     reservation += 1;
     database.pay(1, [reservation]);
-    assert!(matches!(trouble, Trouble::Fenced(_)), "{trouble:?}");
+    assert!(matches!(trouble, PublishError::Fenced(_)), "{trouble:?}");
     let mut relay = Relay::new(
         database.store().clone(),
         Box::new(Fenced),
@@ -583,10 +583,10 @@ fn partitions_that_are_added_and_a_topic_that_is_made_anew_are_noticed_while_it_
 struct Fenced;
 
 impl Publisher for Fenced {
-    fn publish(&mut self, _: &[Event]) -> Published {
-        Published {
-            trouble: Some(Trouble::Fenced("another one".into())),
-            ..Published::default()
+    fn publish(&mut self, _: &[Event]) -> PublishOutcome {
+        PublishOutcome {
+            trouble: Some(PublishError::Fenced("another one".into())),
+            ..PublishOutcome::default()
         }
     }
 
@@ -956,11 +956,11 @@ fn what_is_held_back_by_a_strangers_transaction_is_told_to_be() {
     let mut next = self::publisher(&broker, &database, 1, ExactlyOnce);
     let reason = wait_for("the publisher to say why it waits", LIMIT, || {
         match next.publish(&unpublished(&database)) {
-            Published {
-                trouble: Some(Trouble::Away(reason)),
+            PublishOutcome {
+                trouble: Some(PublishError::Unavailable(reason)),
                 ..
             } if reason.contains("transaction") => Some(reason),
-            Published { receipts, .. } => {
+            PublishOutcome { receipts, .. } => {
                 assert_eq!(receipts, []);
                 None
             }

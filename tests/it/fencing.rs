@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use payrelay::domain::event::Event;
 use payrelay::domain::timestamp::Timestamp;
-use payrelay::relay::publisher::{Published, Publisher, Trouble};
+use payrelay::relay::publisher::{PublishError, PublishOutcome, Publisher};
 use payrelay::relay::{Relay, Step};
 use payrelay::runtime::health::{HealthState, Part};
 use payrelay::runtime::metrics::Metrics;
@@ -33,20 +33,20 @@ const TOPIC: &str = "payment-event";
 struct FencedOnce(Arc<AtomicUsize>);
 
 impl Publisher for FencedOnce {
-    fn publish(&mut self, batch: &[Event]) -> Published {
+    fn publish(&mut self, batch: &[Event]) -> PublishOutcome {
         if self.0.fetch_add(1, Ordering::SeqCst) == 0 {
-            return Published {
-                trouble: Some(Trouble::Fenced("another one".into())),
-                ..Published::default()
+            return PublishOutcome {
+                trouble: Some(PublishError::Fenced("another one".into())),
+                ..PublishOutcome::default()
             };
         }
         let receipt = |event: &Event| Receipt {
             outbox_id: event.outbox_id,
             place: Place::Delivery,
         };
-        Published {
+        PublishOutcome {
             receipts: batch.iter().map(receipt).collect(),
-            ..Published::default()
+            ..PublishOutcome::default()
         }
     }
 

@@ -11,7 +11,7 @@ use payrelay::domain::event::Event;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::domain::topic::Topic;
 use payrelay::kafka::publisher::KafkaPublisher;
-use payrelay::relay::publisher::{Published, Publisher, Trouble};
+use payrelay::relay::publisher::{PublishError, PublishOutcome, Publisher};
 use payrelay::store::outbox;
 use payrelay::store::publication::{self, Place, Receipt};
 use payrelay::store::topic as store_topic;
@@ -49,7 +49,7 @@ fn publisher(cluster: &dyn Cluster, database: &Database, partitions: i32) -> Kaf
 }
 
 /// One step of the relay. Returns what stands in the way.
-fn step(publisher: &mut KafkaPublisher, database: &Database) -> Option<Trouble> {
+fn step(publisher: &mut KafkaPublisher, database: &Database) -> Option<PublishError> {
     let answer = publisher.publish(&unpublished(database));
     mark(database, answer)
 }
@@ -62,8 +62,8 @@ fn unpublished(database: &Database) -> Vec<Event> {
 }
 
 /// As the relay does it.
-fn mark(database: &Database, published: Published) -> Option<Trouble> {
-    let Published {
+fn mark(database: &Database, published: PublishOutcome) -> Option<PublishError> {
+    let PublishOutcome {
         receipts,
         reached,
         trouble,
@@ -388,7 +388,7 @@ fn a_strangers_transaction_is_named_with_the_command_that_ends_it() {
     let why = wait_for("the publisher to say why", LIMIT, || {
         let is_due = publisher.due().is_some_and(|at| at <= Instant::now());
         match is_due.then(|| step(&mut publisher, &database)).flatten() {
-            Some(Trouble::Hidden(why)) => Some(why),
+            Some(PublishError::Hidden(why)) => Some(why),
             None => None,
             Some(other) => panic!("{other:?}"),
         }

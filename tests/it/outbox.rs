@@ -7,8 +7,8 @@ use std::time::Duration;
 use payrelay::config;
 use payrelay::domain::event::Event;
 use payrelay::domain::timestamp::Timestamp;
-use payrelay::relay::in_process::Application;
-use payrelay::relay::publisher::{Published, Publisher, Trouble};
+use payrelay::relay::in_process::InProcess;
+use payrelay::relay::publisher::{PublishError, PublishOutcome, Publisher};
 use payrelay::relay::{Relay, Step};
 use payrelay::runtime::health::Part;
 use payrelay::runtime::metrics::Metrics;
@@ -40,7 +40,7 @@ fn relay(database: &Database, publisher: impl Publisher + 'static, metrics: &Met
 }
 
 fn publish_all(database: &Database) {
-    let mut relay = relay(database, Application, &Metrics::default());
+    let mut relay = relay(database, InProcess, &Metrics::default());
     while relay.step() == Step::Progress {}
 }
 
@@ -82,7 +82,7 @@ struct Scripted {
 }
 
 impl Publisher for Scripted {
-    fn publish(&mut self, batch: &[Event]) -> Published {
+    fn publish(&mut self, batch: &[Event]) -> PublishOutcome {
         let ids: Vec<i64> = batch.iter().map(|event| event.outbox_id).collect();
         let count = if self.take.is_empty() {
             ids.len()
@@ -101,9 +101,9 @@ impl Publisher for Scripted {
             })
             .collect();
         let trouble = (self.says_away && count < ids.len())
-            .then(|| Trouble::Away("the script says so".into()));
+            .then(|| PublishError::Unavailable("the script says so".into()));
         self.given.send(ids).unwrap();
-        Published {
+        PublishOutcome {
             receipts,
             reached: None,
             trouble,
@@ -402,7 +402,7 @@ fn a_relay_on_its_thread_is_woken_by_the_commit() {
     let (waker, woken) = Waker::new();
     let relay = Relay::new(
         database.store().clone(),
-        Box::new(Application),
+        Box::new(InProcess),
         10,
         woken,
         Waker::new().0,

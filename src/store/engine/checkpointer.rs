@@ -28,18 +28,18 @@ use crate::runtime::worker::{Stop, Waker};
 
 /// So many pages of log (16 MiB) make a round. Pages that change with every commit are copied once
 /// a round.
-const ROUND: i32 = 4000;
+const CHECKPOINT_PAGES: i32 = 4000;
 
 /// How long the writer waits for readers of old pages before it goes on with a longer log: not at
 /// all in the first round, longer in each one after it.
-const PATIENCE: Backoff = Backoff {
+const READER_WAIT: Backoff = Backoff {
     base: Duration::from_millis(10),
     cap: Duration::from_millis(80),
 };
 
 thread_local! {
     /// The length of the log after this thread's last commit.
-    static LOG_PAGES: Cell<i32> = const { Cell::new(0) };
+    static WAL_PAGES: Cell<i32> = const { Cell::new(0) };
     /// Whether this thread has committed something since it was last asked.
     static HAS_WRITTEN: Cell<bool> = const { Cell::new(false) };
 }
@@ -51,7 +51,7 @@ pub(in crate::store) fn has_written() -> bool {
 }
 
 /// The writer's side.
-pub(in crate::store) struct Checkpoints {
+pub(in crate::store) struct CheckpointControl {
     wake: Waker,
     copied: Receiver<()>,
     asked: bool,
@@ -71,14 +71,14 @@ pub(in crate::store) struct Checkpointer {
 }
 
 /// Takes the checkpoints over from SQLite, for the writer's `connection` to the database at `path`.
-pub(in crate::store) fn take_over(
+pub(in crate::store) fn replace_autocheckpoint(
     connection: &Connection,
     path: &Path,
-) -> Result<(Checkpoints, Checkpointer), OpenError> {
+) -> Result<(CheckpointControl, Checkpointer), OpenError> {
     let failed = |source| refusal(path, source);
     // Also replaces the automatic checkpoint, which is such a hook.
     connection.wal_hook(Some(|_, pages| {
-        LOG_PAGES.set(pages);
+        WAL_PAGES.set(pages);
         HAS_WRITTEN.set(true);
         Ok(())
     }));
@@ -94,11 +94,11 @@ pub(in crate::store) fn take_over(
     let file = Arc::new(file);
     let (wake, woken) = Waker::new();
     let (copied_to, copied) = bounded(1);
-    let checkpoints = Checkpoints {
+    let checkpoints = CheckpointControl {
         wake,
         copied,
         asked: false,
-        next: ROUND,
+        next: CHECKPOINT_PAGES,
         _file: Arc::clone(&file),
     };
     Ok((
@@ -112,13 +112,13 @@ pub(in crate::store) fn take_over(
     ))
 }
 
-impl Checkpoints {
+impl CheckpointControl {
     /// Called between two transactions: has the log copied when it is long, and begins it anew when
     /// it was.
     pub(in crate::store) fn step(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        let pages = LOG_PAGES.get();
-        if pages < ROUND {
-            self.next = ROUND;
+        let pages = WAL_PAGES.get();
+        if pages < CHECKPOINT_PAGES {
+            self.next = CHECKPOINT_PAGES;
         }
         if !self.asked && pages >= self.next {
             self.asked = true;
@@ -130,9 +130,9 @@ impl Checkpoints {
                     self.asked = false;
                     // The next transaction begins the log anew, unless somebody reads old pages at
                     // that moment.
-                    self.next = pages.saturating_add(ROUND);
-                    let rounds = u32::try_from(pages / ROUND).unwrap_or(0);
-                    return heed(finish(connection, rounds.saturating_sub(1)));
+                    self.next = pages.saturating_add(CHECKPOINT_PAGES);
+                    let rounds = u32::try_from(pages / CHECKPOINT_PAGES).unwrap_or(0);
+                    return abort_on_failed_sync(finish(connection, rounds.saturating_sub(1)));
                 }
             }
         }
@@ -144,7 +144,7 @@ fn finish(connection: &Connection, missed: u32) -> rusqlite::Result<()> {
     if missed == 0 {
         return copy(connection, "PRAGMA wal_checkpoint(PASSIVE)");
     }
-    connection.busy_timeout(PATIENCE.delay(missed, 1.0))?;
+    connection.busy_timeout(READER_WAIT.delay(missed, 1.0))?;
     let result = copy(connection, "PRAGMA wal_checkpoint(RESTART)");
     connection.busy_timeout(BUSY_TIMEOUT)?;
     result
@@ -164,7 +164,9 @@ impl Checkpointer {
                 recv(self.woken) -> woken => if woken.is_err() { return },
             }
             // The second copy is short: what came during the first.
-            if let Err(error) = heed(self.copy_and_sync().and_then(|()| self.copy_and_sync())) {
+            if let Err(error) =
+                abort_on_failed_sync(self.copy_and_sync().and_then(|()| self.copy_and_sync()))
+            {
                 log::warn!(
                     "the database's log could not be copied back, the next round will try again: \
                         {error}"
@@ -179,7 +181,7 @@ impl Checkpointer {
     fn copy_and_sync(&self) -> rusqlite::Result<()> {
         copy(&self.connection, "PRAGMA wal_checkpoint(PASSIVE)")?;
         if let Err(error) = self.file.sync_data() {
-            give_up(&error);
+            abort_process(&error);
         }
         Ok(())
     }
@@ -193,7 +195,9 @@ impl Checkpointer {
 /// A commit whose sync failed leaves the log in the same doubt: whether its payments are there only
 /// the next start can tell. That start writes the log once more before it trusts it
 /// (`schema::settle`).
-pub(in crate::store) fn heed<T>(result: rusqlite::Result<T>) -> rusqlite::Result<T> {
+pub(in crate::store) fn abort_on_failed_sync<T>(
+    result: rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
     let code = |error: &rusqlite::Error| error.sqlite_error().map(|error| error.extended_code);
     if let Err(error) = &result
         && matches!(
@@ -201,7 +205,7 @@ pub(in crate::store) fn heed<T>(result: rusqlite::Result<T>) -> rusqlite::Result
             Some(SQLITE_IOERR_FSYNC | SQLITE_IOERR_DIR_FSYNC)
         )
     {
-        give_up(error);
+        abort_process(error);
     }
     result
 }
@@ -209,13 +213,15 @@ pub(in crate::store) fn heed<T>(result: rusqlite::Result<T>) -> rusqlite::Result
 /// As [`heed`], for a COMMIT: SQLite grows the WAL's index after it has synced the WAL. If that
 /// fails, or no memory is left for it, SQLite reports an error although the payments are on the
 /// disk, and the next start finds them: no client may be answered that they are not stored.
-pub(in crate::store) fn heed_commit(result: rusqlite::Result<()>) -> rusqlite::Result<()> {
+pub(in crate::store) fn abort_on_ambiguous_commit(
+    result: rusqlite::Result<()>,
+) -> rusqlite::Result<()> {
     if let Err(error) = &result
         && error
             .sqlite_error()
             .is_none_or(|error| !comes_before_the_sync(error.extended_code))
     {
-        give_up(error);
+        abort_process(error);
     }
     result
 }
@@ -243,7 +249,7 @@ fn comes_before_the_sync(extended_code: i32) -> bool {
     before.contains(&(extended_code & 0xff)) || io.contains(&extended_code)
 }
 
-fn give_up(error: &dyn Display) -> ! {
+fn abort_process(error: &dyn Display) -> ! {
     log::error!(
         "the disk could not sync the database, and may have lost a part of what was written: \
             ending at once, nothing that was acknowledged is lost: {error}"
@@ -337,7 +343,7 @@ mod tests {
                     }
                 });
             }
-            for _ in 0..rounds * ROUND / 100 {
+            for _ in 0..rounds * CHECKPOINT_PAGES / 100 {
                 store
                     .write(|tx| tx.execute("INSERT INTO t VALUES (zeroblob(100 * 4096))", []))
                     .unwrap();
@@ -348,7 +354,7 @@ mod tests {
         // It would be eight rounds long if it had never begun anew; the file does not shrink below
         // what it once was.
         assert!(
-            longest < 5 * u64::from(ROUND.unsigned_abs()),
+            longest < 5 * u64::from(CHECKPOINT_PAGES.unsigned_abs()),
             "the log was {longest} pages long"
         );
         drop(store);
@@ -361,7 +367,7 @@ mod tests {
         let rows: i64 = connection
             .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
             .unwrap();
-        assert_eq!(rows, i64::from(rounds * ROUND / 100));
+        assert_eq!(rows, i64::from(rounds * CHECKPOINT_PAGES / 100));
         assert_eq!(
             connection
                 .query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0))

@@ -9,16 +9,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::runtime::health::{Part, PartState};
-use crate::store::error::{StoreError, tells_of_damage};
+use crate::store::error::{StoreError, is_corruption};
 
 /// Whether the file is damaged, for all who work with it. Cloning it is cheap.
 #[derive(Debug, Clone)]
-pub(in crate::store) struct Damage {
+pub(in crate::store) struct CorruptionFlag {
     part: Part,
     known: Arc<AtomicBool>,
 }
 
-impl Damage {
+impl CorruptionFlag {
     /// None is known of.
     pub(in crate::store) fn none() -> Self {
         Self {
@@ -28,14 +28,14 @@ impl Damage {
     }
 
     /// Whether an error tells of it; it does for good.
-    pub(in crate::store) fn heed(&self, error: &rusqlite::Error) {
-        if tells_of_damage(error) {
-            self.found(&error.to_string());
+    pub(in crate::store) fn observe(&self, error: &rusqlite::Error) {
+        if is_corruption(error) {
+            self.set(&error.to_string());
         }
     }
 
     /// Says so once.
-    pub(in crate::store) fn found(&self, what: &str) {
+    pub(in crate::store) fn set(&self, what: &str) {
         if !self.known.swap(true, Ordering::Relaxed) {
             self.part.fail(format!("the database is damaged: {what}"));
             log::error!(
@@ -46,13 +46,13 @@ impl Damage {
         }
     }
 
-    pub(in crate::store) fn is_known(&self) -> bool {
+    pub(in crate::store) fn is_set(&self) -> bool {
         self.known.load(Ordering::Relaxed)
     }
 
     /// Refuses for as long as this process lives.
-    pub(in crate::store) fn ask(&self) -> Result<(), StoreError> {
-        if self.is_known() {
+    pub(in crate::store) fn check(&self) -> Result<(), StoreError> {
+        if self.is_set() {
             Err(StoreError::Damaged)
         } else {
             Ok(())
@@ -76,15 +76,15 @@ mod tests {
     fn only_damage_is_damage_and_it_stays() {
         let error = |code| Error::SqliteFailure(ffi::Error::new(code), None);
         for code in [SQLITE_BUSY, SQLITE_FULL, SQLITE_IOERR] {
-            let damage = Damage::none();
-            damage.heed(&error(code));
-            damage.ask().unwrap();
+            let damage = CorruptionFlag::none();
+            damage.observe(&error(code));
+            damage.check().unwrap();
         }
         for code in [SQLITE_CORRUPT, SQLITE_NOTADB] {
-            let damage = Damage::none();
-            damage.clone().heed(&error(code));
+            let damage = CorruptionFlag::none();
+            damage.clone().observe(&error(code));
             assert!(
-                matches!(damage.ask(), Err(StoreError::Damaged)) && damage.state().is_failing()
+                matches!(damage.check(), Err(StoreError::Damaged)) && damage.state().is_failing()
             );
         }
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use crossbeam_channel::{after, select_biased};
 use rustix::fs::statvfs;
 
-use super::corruption::Damage;
+use super::corruption::CorruptionFlag;
 use crate::runtime::health::{Part, PartState};
 use crate::runtime::worker::Stop;
 use crate::store::error::StoreError;
@@ -84,13 +84,17 @@ pub(in crate::store) struct Watch {
     min: u64,
     room: Room,
     admission: Admission,
-    damage: Damage,
+    damage: CorruptionFlag,
     blind: bool,
 }
 
 impl Watch {
     /// Looks once, so that the first payment finds an answer.
-    pub(in crate::store) fn new(database: &Path, min: u64, damage: Damage) -> (Self, Admission) {
+    pub(in crate::store) fn new(
+        database: &Path,
+        min: u64,
+        damage: CorruptionFlag,
+    ) -> (Self, Admission) {
         let admission = Admission {
             part: Part::up(),
             short: Arc::default(),
@@ -124,7 +128,7 @@ impl Watch {
     fn look(&mut self) {
         if is_another(&self.database, self.identity) {
             // SQLite would go on with a file that nobody finds again.
-            self.damage.found(&format!(
+            self.damage.set(&format!(
                 "{} is not the file that was opened: it was moved or removed",
                 self.database.display()
             ));
@@ -230,10 +234,10 @@ mod tests {
         assert_eq!(next(&[0, u64::MAX]), [Short, Ample]);
     }
 
-    fn watch(dir: &tempfile::TempDir, min: u64) -> (Watch, Admission, Damage) {
+    fn watch(dir: &tempfile::TempDir, min: u64) -> (Watch, Admission, CorruptionFlag) {
         let path = dir.path().join("a.db");
         fs::write(&path, "").unwrap();
-        let damage = Damage::none();
+        let damage = CorruptionFlag::none();
         let (watch, admission) = Watch::new(&path, min, damage.clone());
         (watch, admission, damage)
     }
@@ -270,10 +274,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut watch, _, damage) = watch(&dir, 0);
         watch.look();
-        damage.ask().unwrap();
+        damage.check().unwrap();
         fs::rename(dir.path().join("a.db"), dir.path().join("b.db")).unwrap();
         fs::write(dir.path().join("a.db"), "another").unwrap();
         watch.look();
-        assert!(matches!(damage.ask(), Err(StoreError::Damaged)));
+        assert!(matches!(damage.check(), Err(StoreError::Damaged)));
     }
 }

@@ -13,12 +13,12 @@ use crossbeam_channel::{Receiver, select_biased};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 
-use super::checkpointer::{self, Checkpoints};
-use super::corruption::Damage;
+use super::checkpointer::{self, CheckpointControl};
+use super::corruption::CorruptionFlag;
 use super::schema::Lock;
 use crate::runtime::health::Part;
 use crate::runtime::worker::Stop;
-use crate::store::error::{StoreError, is_full, tells_of_damage};
+use crate::store::error::{StoreError, is_corruption, is_full};
 
 /// A transaction takes the jobs that wait when it starts, and so many in any case. It does not go
 /// on for as long as jobs arrive: those make the next transaction, and are prepared and answered
@@ -88,7 +88,7 @@ where
 /// The writer's side of the store.
 pub(in crate::store) struct Writer {
     connection: Connection,
-    checkpoints: Checkpoints,
+    checkpoints: CheckpointControl,
     jobs: Receiver<Job>,
     background: Receiver<Job>,
     background_at: Instant,
@@ -100,14 +100,14 @@ pub(in crate::store) struct Writer {
 /// works again, with what was refused between, however much that was.
 pub(in crate::store) struct Health {
     part: Part,
-    damage: Damage,
+    damage: CorruptionFlag,
     failing_since: Option<Instant>,
     transactions: u64,
     jobs: u64,
 }
 
 impl Health {
-    pub(in crate::store) fn new(part: Part, damage: Damage) -> Self {
+    pub(in crate::store) fn new(part: Part, damage: CorruptionFlag) -> Self {
         Self {
             part,
             damage,
@@ -119,11 +119,11 @@ impl Health {
 
     fn failed(&mut self, error: &rusqlite::Error, jobs: usize) {
         // It says so itself, and once.
-        self.damage.heed(error);
+        self.damage.observe(error);
         self.part.fail(error.to_string());
         self.transactions += 1;
         self.jobs += jobs as u64;
-        if self.failing_since.is_none() && !self.damage.is_known() {
+        if self.failing_since.is_none() && !self.damage.is_set() {
             self.failing_since = Some(Instant::now());
             log::error!(
                 "the database refuses: {error}; {jobs} jobs were not stored, and those that come \
@@ -149,7 +149,7 @@ impl Health {
 impl Writer {
     pub(in crate::store) fn new(
         connection: Connection,
-        checkpoints: Checkpoints,
+        checkpoints: CheckpointControl,
         jobs: Receiver<Job>,
         background: Receiver<Job>,
         health: Health,
@@ -175,7 +175,7 @@ impl Writer {
         while let Ok(first) = self.jobs.try_recv() {
             self.step(first);
         }
-        if self.health.damage.is_known() {
+        if self.health.damage.is_set() {
             // What is in the log stays there, apart from the damage, for whoever puts it right.
             let _ = self
                 .connection
@@ -209,12 +209,12 @@ impl Writer {
 
     /// One transaction, from its first job to the answers.
     fn step(&mut self, first: Job) {
-        if let Err(error) = self.health.damage.ask() {
+        if let Err(error) = self.health.damage.check() {
             return first.finish(Err(error));
         }
         let mut jobs = Vec::with_capacity(64);
         jobs.push(first);
-        match checkpointer::heed(self.commit(&mut jobs)) {
+        match checkpointer::abort_on_failed_sync(self.commit(&mut jobs)) {
             Ok(outcomes) => {
                 if checkpointer::has_written() {
                     self.health.recovered();
@@ -223,7 +223,7 @@ impl Writer {
                     job.finish(outcome);
                 }
                 if let Err(error) = self.checkpoints.step(&self.connection) {
-                    self.health.damage.heed(&error);
+                    self.health.damage.observe(&error);
                     log::warn!(
                         "the database's log could not be copied back, the next round will try \
                             again: {error}"
@@ -249,7 +249,7 @@ impl Writer {
     fn commit(&mut self, jobs: &mut Vec<Job>) -> rusqlite::Result<Vec<Result<(), StoreError>>> {
         let tx = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
         if fill(&tx, jobs, &self.jobs).is_ok() {
-            checkpointer::heed_commit(tx.commit())?;
+            checkpointer::abort_on_ambiguous_commit(tx.commit())?;
             return Ok(jobs.iter().map(|_| Ok(())).collect());
         }
         // Rolls back.
@@ -265,7 +265,7 @@ impl Writer {
         let outcomes: rusqlite::Result<Vec<_>> =
             jobs.iter_mut().map(|job| in_savepoint(&tx, job)).collect();
         let outcomes = outcomes?;
-        checkpointer::heed_commit(tx.commit())?;
+        checkpointer::abort_on_ambiguous_commit(tx.commit())?;
         let refused = |error: rusqlite::Error| {
             log::warn!("a job was refused by the database, and nothing of it was stored: {error}");
             StoreError::from(error)
@@ -325,7 +325,7 @@ fn in_savepoint(tx: &Transaction<'_>, job: &mut Job) -> rusqlite::Result<rusqlit
 /// Whatever the job: any other would fail the same way.
 fn blames_the_machine(error: &rusqlite::Error) -> bool {
     let code = error.sqlite_error_code();
-    tells_of_damage(error)
+    is_corruption(error)
         || is_full(error)
         || matches!(
             code,
@@ -359,8 +359,8 @@ mod tests {
         let (jobs, queue) = bounded(64);
         let (background, background_queue) = bounded(1);
         let part = Part::up();
-        let (checkpoints, _) = checkpointer::take_over(&connection, &path).unwrap();
-        let health = Health::new(part.clone(), Damage::none());
+        let (checkpoints, _) = checkpointer::replace_autocheckpoint(&connection, &path).unwrap();
+        let health = Health::new(part.clone(), CorruptionFlag::none());
         let writer = Writer::new(
             connection,
             checkpoints,
