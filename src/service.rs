@@ -25,8 +25,8 @@ use crate::runtime::worker::{Overdue, Waker, Worker, room_for};
 use crate::sampler::Sampler;
 use crate::scheduler::Scheduler;
 use crate::slack::message::Style;
-use crate::slack::notifier::{Channel, Notifier, Voice};
-use crate::slack::webhook::{Slack, Unusable};
+use crate::slack::notifier::{self, Channel, Notifier};
+use crate::slack::webhook::{Slack, SlackConfigError};
 use crate::store::channel::{self, Sink};
 use crate::store::unconsumed::{self, Page};
 use crate::store::{OpenError, Store, StoreError, delivery, route, topic};
@@ -56,7 +56,7 @@ pub enum StartError {
     },
     /// A channel cannot be what it is configured to be.
     #[error(transparent)]
-    Slack(#[from] Unusable),
+    Slack(#[from] SlackConfigError),
     /// Kafka cannot be reached as it is configured.
     #[error(transparent)]
     Kafka(#[from] Problems),
@@ -399,16 +399,16 @@ fn check_kafka(config: &Config) -> Result<(), Problems> {
 }
 
 /// The channel "default", then those of the routes.
-fn channels(config: &Config) -> Result<Vec<Channel>, Unusable> {
+fn channels(config: &Config) -> Result<Vec<Channel>, SlackConfigError> {
     let slack = &config.slack;
     let channel = |name: &str,
                    url: &Option<config::Secret>,
                    messages_per_second|
-     -> Result<Channel, Unusable> {
+     -> Result<Channel, SlackConfigError> {
         let url = url.as_ref().filter(|_| slack.sink == config::Sink::Auto);
-        let voice = match url {
-            Some(url) => Voice::Slack(Box::new(Slack::new(url.clone(), slack)?)),
-            None => Voice::Log,
+        let sink = match url {
+            Some(url) => notifier::Sink::Slack(Box::new(Slack::new(url.clone(), slack)?)),
+            None => notifier::Sink::Log,
         };
         let style = Style {
             completed: slack.line_completed.clone(),
@@ -418,7 +418,7 @@ fn channels(config: &Config) -> Result<Vec<Channel>, Unusable> {
         };
         Ok(Channel {
             name: name.to_owned(),
-            voice,
+            sink,
             style,
             messages_per_second,
             burst: slack.burst.get(),

@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use super::app::{App, Channel};
 use super::auth::Client;
-use super::body::{self, Arriving};
+use super::body::{self, IncomingBody};
 use super::problem::Problem;
-use super::query::{PAGE, PAGE_MAX, id_in_path, no_parameters, number, page_size, pairs};
+use super::query::{PAGE, PAGE_MAX, id_in_path, no_parameters, number, page_size, query_params};
 use super::response::{Body, json};
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::{HealthState, PartState};
@@ -99,7 +99,7 @@ const ALL: Which = Which::Open {
 fn act(mut which: Which, action: Action, query: &str) -> Result<Route, Problem> {
     let mut dry_run = false;
     let mut all = false;
-    for (name, value) in pairs(query) {
+    for (name, value) in query_params(query) {
         match (name, &mut which) {
             ("dry_run", _) => dry_run = truth(name, value)?,
             ("all", Which::Open { .. }) => all = truth(name, value)?,
@@ -126,7 +126,7 @@ fn act(mut which: Which, action: Action, query: &str) -> Result<Route, Problem> 
 
 fn page(query: &str) -> Result<Route, Problem> {
     let (mut all, mut after, mut limit) = (false, 0, PAGE);
-    for (name, value) in pairs(query) {
+    for (name, value) in query_params(query) {
         match name {
             "all" => all = truth(name, value)?,
             "after" => after = number("after", value)?,
@@ -185,11 +185,11 @@ struct Acted<'a> {
 }
 
 impl App {
-    pub(super) async fn administer(
+    pub(super) async fn dispatch_admin(
         &self,
         client: &Client,
         route: Route,
-        body: &mut Arriving,
+        body: &mut IncomingBody,
     ) -> Result<Response<Body>, Problem> {
         match route {
             Route::Channels => Ok(self.channels()),
@@ -287,7 +287,7 @@ impl App {
         &self,
         client: &Client,
         name: &str,
-        body: &mut Arriving,
+        body: &mut IncomingBody,
     ) -> Result<Response<Body>, Problem> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]

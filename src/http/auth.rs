@@ -16,7 +16,7 @@ use hyper::http::request::Parts;
 use hyper::http::uri::Authority;
 use subtle::ConditionallySelectable as _;
 
-use super::limits::Account;
+use super::limits::ClientUsage;
 use super::problem::Problem;
 use crate::config;
 use crate::domain::access::{Access, TokenHash};
@@ -28,7 +28,7 @@ pub(super) struct Client {
     pub(super) name: Arc<str>,
     pub(super) access: Access,
     /// What it has of the room that all share.
-    pub(super) account: Arc<Account>,
+    pub(super) account: Arc<ClientUsage>,
 }
 
 impl Client {
@@ -190,7 +190,7 @@ impl Gate {
     pub(super) fn identify(
         &self,
         head: &Parts,
-        peer: &Arc<Account>,
+        peer: &Arc<ClientUsage>,
     ) -> Result<Option<Client>, Problem> {
         let tokens = self.tokens();
         if tokens.0.is_empty() {

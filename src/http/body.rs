@@ -11,18 +11,21 @@ use super::problem::Problem;
 
 /// A body that nobody wants is read on for so many times the limit, and thrown away, so that a
 /// client that writes before it reads gets to see the refusal instead of a broken connection.
-const DISCARD_TIMES: usize = 16;
+const DRAIN_FACTOR: usize = 16;
 
-/// The body of a request, and whether anybody has begun to read it: a client that expects 100
+/// The body of a request, and whether it was polled: a client that expects 100
 /// Continue sends it only then.
-pub(super) struct Arriving {
+pub(super) struct IncomingBody {
     body: Incoming,
-    begun: bool,
+    polled: bool,
 }
 
-impl Arriving {
+impl IncomingBody {
     pub(super) fn new(body: Incoming) -> Self {
-        Self { body, begun: false }
+        Self {
+            body,
+            polled: false,
+        }
     }
 
     /// Whether there is nothing of it that was not read.
@@ -31,15 +34,15 @@ impl Arriving {
     }
 
     /// Whether some of it may be on its way, or wait to be read.
-    pub(super) fn is_coming(&self, expects_continue: bool) -> bool {
-        !self.body.is_end_stream() && (self.begun || !expects_continue)
+    pub(super) fn may_have_more(&self, expects_continue: bool) -> bool {
+        !self.body.is_end_stream() && (self.polled || !expects_continue)
     }
 }
 
 /// Reads a body to its end. One that is there at once, as small ones are, waits for nothing and
 /// takes no room.
 pub(super) async fn read(
-    body: &mut Arriving,
+    body: &mut IncomingBody,
     limit: usize,
     patience: Duration,
     held: &mut Held<'_>,
@@ -63,7 +66,7 @@ pub(super) async fn read(
 }
 
 /// Whether there is no body, or an empty one that has arrived by the end of `patience`.
-pub(super) async fn is_empty(body: &mut Arriving, patience: Duration) -> bool {
+pub(super) async fn is_empty(body: &mut IncomingBody, patience: Duration) -> bool {
     if body.is_read() {
         return true;
     }
@@ -73,9 +76,9 @@ pub(super) async fn is_empty(body: &mut Arriving, patience: Duration) -> bool {
 }
 
 /// Reads and throws away what is left of a body, up to a limit of size and of time.
-pub(super) async fn discard(body: &mut Arriving, limit: usize, patience: Duration) {
+pub(super) async fn drain(body: &mut IncomingBody, limit: usize, patience: Duration) {
     let deadline = Instant::now() + patience;
-    let mut left = limit.saturating_mul(DISCARD_TIMES);
+    let mut left = limit.saturating_mul(DRAIN_FACTOR);
     while let Ok(Some(data)) = next(body, deadline).await {
         match left.checked_sub(data.len()) {
             Some(rest) => left = rest,
@@ -84,8 +87,8 @@ pub(super) async fn discard(body: &mut Arriving, limit: usize, patience: Duratio
     }
 }
 
-async fn next(body: &mut Arriving, deadline: Instant) -> Result<Option<Bytes>, Problem> {
-    body.begun = true;
+async fn next(body: &mut IncomingBody, deadline: Instant) -> Result<Option<Bytes>, Problem> {
+    body.polled = true;
     loop {
         match timeout_at(deadline, body.body.frame()).await {
             Err(_) => return Err(Problem::body_timeout()),

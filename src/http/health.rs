@@ -21,7 +21,7 @@ impl App {
     }
 
     /// What a load balancer needs, and no more.
-    pub(super) async fn bare_ready(&self) -> Response<Body> {
+    pub(super) async fn ready_status_only(&self) -> Response<Body> {
         let (status, ready) = self.readiness().await;
         json(status, &serde_json::json!({ "status": ready.status }))
     }

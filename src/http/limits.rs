@@ -20,17 +20,17 @@ const SWEEP_MIN: usize = 1024;
 
 /// What a client has taken.
 #[derive(Debug, Default)]
-pub(super) struct Account {
+pub(super) struct ClientUsage {
     /// Until when its requests are spent, one after the other at its pace, in nanoseconds; at most
     /// a second ahead.
-    spent_until: AtomicU64,
+    next_allowed: AtomicU64,
     body_bytes: AtomicUsize,
 }
 
 /// An address that calls.
 #[derive(Debug, Default)]
 struct Peer {
-    account: Arc<Account>,
+    account: Arc<ClientUsage>,
     connections: usize,
 }
 
@@ -77,12 +77,12 @@ impl Limits {
     }
 
     /// Takes note of a request, or refuses it.
-    pub(super) fn request(&self, account: &Account) -> Result<(), Problem> {
+    pub(super) fn request(&self, account: &ClientUsage) -> Result<(), Problem> {
         // Without a limit nobody looks at the clock.
         let Some(interval) = self.interval else {
             return Ok(());
         };
-        if account.spend(self.started.elapsed(), interval) {
+        if account.try_request(self.started.elapsed(), interval) {
             return Ok(());
         }
         Err(Problem::too_many_requests(
@@ -91,7 +91,7 @@ impl Limits {
     }
 
     /// Nothing of a body is held yet.
-    pub(super) fn hold<'a>(&'a self, account: &'a Account) -> Held<'a> {
+    pub(super) fn hold<'a>(&'a self, account: &'a ClientUsage) -> Held<'a> {
         Held {
             limits: self,
             account,
@@ -100,8 +100,8 @@ impl Limits {
     }
 
     /// Takes note of a connection; none: it is one too many.
-    pub(super) fn connect(self: &Arc<Self>, address: IpAddr) -> Option<Visit> {
-        let address = network(address);
+    pub(super) fn connect(self: &Arc<Self>, address: IpAddr) -> Option<ConnectionPermit> {
+        let address = client_network(address);
         let mut peers = self.peers();
         peers.sweep(self.started.elapsed());
         let peer = peers.known.entry(address).or_default();
@@ -109,7 +109,7 @@ impl Limits {
             return None;
         }
         peer.connections += 1;
-        Some(Visit {
+        Some(ConnectionPermit {
             limits: Arc::clone(self),
             address,
             account: Arc::clone(&peer.account),
@@ -133,15 +133,15 @@ impl Limits {
     }
 }
 
-impl Account {
+impl ClientUsage {
     /// A token bucket that holds what a second brings, as the time until which it is spent.
-    fn spend(&self, now: Duration, interval: Duration) -> bool {
+    fn try_request(&self, now: Duration, interval: Duration) -> bool {
         let (now, interval) = (nanoseconds(now), nanoseconds(interval));
         let spend = |until: u64| {
             let until = until.max(now) + interval;
             (until <= now + nanoseconds(SECOND)).then_some(until)
         };
-        self.spent_until
+        self.next_allowed
             .fetch_update(Relaxed, Relaxed, spend)
             .is_ok()
     }
@@ -154,7 +154,7 @@ fn nanoseconds(span: Duration) -> u64 {
 
 impl Peer {
     fn is_forgettable(&self, now: Duration) -> bool {
-        self.connections == 0 && self.account.spent_until.load(Relaxed) <= nanoseconds(now)
+        self.connections == 0 && self.account.next_allowed.load(Relaxed) <= nanoseconds(now)
     }
 }
 
@@ -169,7 +169,7 @@ impl Peers {
 }
 
 /// Whoever has one IPv6 address has the 2^64 of its network (RFC 6177): they are one client.
-fn network(address: IpAddr) -> IpAddr {
+fn client_network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) if !address.is_loopback() => {
             Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
@@ -180,13 +180,13 @@ fn network(address: IpAddr) -> IpAddr {
 
 /// A connection of a client; dropping it ends it in the books.
 #[derive(Debug)]
-pub(super) struct Visit {
+pub(super) struct ConnectionPermit {
     limits: Arc<Limits>,
     pub(super) address: IpAddr,
-    pub(super) account: Arc<Account>,
+    pub(super) account: Arc<ClientUsage>,
 }
 
-impl Drop for Visit {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.limits.disconnect(self.address);
     }
@@ -196,7 +196,7 @@ impl Drop for Visit {
 #[derive(Debug)]
 pub(super) struct Held<'a> {
     limits: &'a Limits,
-    account: &'a Account,
+    account: &'a ClientUsage,
     bytes: usize,
 }
 
@@ -259,8 +259,8 @@ mod tests {
 
     #[test]
     fn a_second_s_worth_of_requests_at_once_and_then_at_the_pace() {
-        let (account, interval) = (Account::default(), SECOND / 10);
-        let at = |ms| account.spend(Duration::from_millis(ms), interval);
+        let (account, interval) = (ClientUsage::default(), SECOND / 10);
+        let at = |ms| account.try_request(Duration::from_millis(ms), interval);
         assert!((0..10).all(|_| at(5000)), "the burst");
         assert!(!at(5000) && !at(5099));
         assert!(at(5100) && !at(5100));
@@ -274,15 +274,15 @@ mod tests {
     #[test]
     fn without_a_limit_everything_is_taken() {
         let limits = limits(|_| ());
-        let account = Account::default();
+        let account = ClientUsage::default();
         assert!((0..100_000).all(|_| limits.request(&account).is_ok()));
-        assert_eq!(account.spent_until.load(Relaxed), 0);
+        assert_eq!(account.next_allowed.load(Relaxed), 0);
     }
 
     #[test]
     fn the_pace_is_each_client_s_own() {
         let limits = limits(|http| http.client_requests_per_second = NonZeroU32::new(1));
-        let (one, other) = (Account::default(), Account::default());
+        let (one, other) = (ClientUsage::default(), ClientUsage::default());
         assert!(limits.request(&one).is_ok() && limits.request(&one).is_err());
         assert!(limits.request(&other).is_ok());
     }
@@ -291,7 +291,7 @@ mod tests {
     fn bodies_have_a_room_each_and_one_together() {
         let limits =
             limits(|http| (http.client_body_bytes_max, http.bodies_bytes_max) = (100, 150));
-        let (one, other) = (Account::default(), Account::default());
+        let (one, other) = (ClientUsage::default(), ClientUsage::default());
         let (mut first, mut second) = (limits.hold(&one), limits.hold(&one));
         first.more(60).unwrap();
         second.more(40).unwrap();
@@ -338,11 +338,14 @@ mod tests {
     #[test]
     fn an_ipv6_network_is_one_client() {
         assert_eq!(
-            network(address("2001:db8:1:2:3:4:5:6")),
+            client_network(address("2001:db8:1:2:3:4:5:6")),
             address("2001:db8:1:2::")
         );
-        assert_eq!(network(address("::1")), address("::1"));
-        assert_eq!(network(address("::ffff:192.0.2.1")), address("192.0.2.1"));
+        assert_eq!(client_network(address("::1")), address("::1"));
+        assert_eq!(
+            client_network(address("::ffff:192.0.2.1")),
+            address("192.0.2.1")
+        );
     }
 
     #[test]
@@ -354,14 +357,14 @@ mod tests {
                 .unwrap();
             visit
                 .account
-                .spent_until
+                .next_allowed
                 .store(if low < 10 { u64::MAX } else { 1 }, Relaxed);
         }
         assert_eq!(limits.peers().known.len(), 10, "whose pace has not");
         // Those that were still slowed down when they went are swept.
         let mut peers = limits.peers();
         for peer in peers.known.values() {
-            peer.account.spent_until.store(0, Relaxed);
+            peer.account.next_allowed.store(0, Relaxed);
         }
         peers.sweep_at = 10;
         peers.sweep(SECOND);

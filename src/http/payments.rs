@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::app::{App, received};
 use super::auth::Client;
-use super::body::{self, Arriving};
+use super::body::{self, IncomingBody};
 use super::idempotency_key;
 use super::problem::Problem;
 use super::response::{Body, json};
@@ -55,7 +55,7 @@ impl App {
         &self,
         client: &Client,
         headers: &HeaderMap,
-        body: &mut Arriving,
+        body: &mut IncomingBody,
     ) -> Result<Response<Body>, Problem> {
         if !is_json(headers) {
             return Err(Problem::unsupported_media_type());
@@ -146,7 +146,7 @@ impl App {
         let way = way.ok_or_else(|| Problem::not_found(format!("there is no payment {id}")))?;
         Ok(json(
             StatusCode::OK,
-            &PaymentWay::new(&way, &self.context.store),
+            &PaymentTimeline::new(&way, &self.context.store),
         ))
     }
 
@@ -212,7 +212,7 @@ struct History<'a> {
 
 /// A payment with how far it has come.
 #[derive(Serialize)]
-struct PaymentWay<'a> {
+struct PaymentTimeline<'a> {
     #[serde(flatten)]
     payment: &'a Payment,
     event: Option<Event<'a>>,
@@ -245,7 +245,7 @@ struct Notification<'a> {
     last_error: Option<&'a str>,
 }
 
-impl<'a> PaymentWay<'a> {
+impl<'a> PaymentTimeline<'a> {
     fn new(way: &'a Way, store: &Store) -> Self {
         let event = way.event.as_ref().map(|event| Event {
             id: store.node().event_id(event.outbox_id),

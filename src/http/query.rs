@@ -16,7 +16,7 @@ pub(super) fn id_in_path(path: &str, text: &str) -> Result<i64, Problem> {
 }
 
 pub(super) fn no_parameters(query: &str) -> Result<(), Problem> {
-    match pairs(query).next() {
+    match query_params(query).next() {
         None => Ok(()),
         Some((name, _)) => Err(Problem::invalid_field(
             name,
@@ -37,7 +37,7 @@ pub(super) fn number(field: &str, text: &str) -> Result<i64, Problem> {
 }
 
 /// The names and values of a query; nothing here needs decoding.
-pub(super) fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
+pub(super) fn query_params(query: &str) -> impl Iterator<Item = (&str, &str)> {
     query
         .split('&')
         .filter(|pair| !pair.is_empty())
@@ -45,10 +45,10 @@ pub(super) fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
 }
 
 /// A parameter that is named twice is refused: which one was meant is not for us to guess.
-pub(super) fn each_once(query: Option<&str>) -> Result<&str, Problem> {
+pub(super) fn reject_duplicates(query: Option<&str>) -> Result<&str, Problem> {
     let query = query.unwrap_or("");
     let mut seen = HashSet::new();
-    match pairs(query).find(|(name, _)| !seen.insert(*name)) {
+    match query_params(query).find(|(name, _)| !seen.insert(*name)) {
         Some((name, _)) => Err(Problem::invalid_field(name, "is named twice")),
         None => Ok(query),
     }
@@ -68,7 +68,7 @@ pub(super) fn page_size(text: &str) -> Result<usize, Problem> {
 
 pub(super) fn page(query: &str) -> Result<(Option<i64>, usize), Problem> {
     let (mut before, mut limit) = (None, PAGE);
-    for (name, value) in pairs(query) {
+    for (name, value) in query_params(query) {
         match name {
             "before" => before = Some(number("before", value)?),
             "limit" => limit = page_size(value)?,

@@ -11,10 +11,10 @@ use hyper::{Method, Request, Response, StatusCode};
 use super::admin;
 use super::app::App;
 use super::auth::check_host;
-use super::body::{self, Arriving};
-use super::limits::{Account, Visit};
+use super::body::{self, IncomingBody};
+use super::limits::{ClientUsage, ConnectionPermit};
 use super::problem::Problem;
-use super::query::{each_once, id_in_path, no_parameters, number, page, pairs};
+use super::query::{id_in_path, no_parameters, number, page, query_params, reject_duplicates};
 use super::response::{Body, json};
 use crate::domain::access::Access;
 
@@ -72,14 +72,14 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Prob
     };
     let plain = |route| {
         reading()
-            .and_then(|()| no_parameters(each_once(query)?))
+            .and_then(|()| no_parameters(reject_duplicates(query)?))
             .map(|()| route)
     };
     match *segments.as_slice() {
         [""] if path == "/" => plain(Route::About),
         ["payments"] => match *method {
-            Method::POST => no_parameters(each_once(query)?).map(|()| Route::Pay),
-            Method::GET | Method::HEAD => paid(each_once(query)?),
+            Method::POST => no_parameters(reject_duplicates(query)?).map(|()| Route::Pay),
+            Method::GET | Method::HEAD => paid(reject_duplicates(query)?),
             _ => Err(Problem::method_not_allowed("GET, HEAD, POST")),
         },
         ["payments", id] => plain(Route::Payment {
@@ -88,7 +88,7 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Prob
         ["users", id, "payment-history"] => {
             reading()?;
             let user_id = id_in_path(path, id)?;
-            let (before, limit) = page(each_once(query)?)?;
+            let (before, limit) = page(reject_duplicates(query)?)?;
             Ok(Route::History {
                 user_id,
                 before,
@@ -98,7 +98,7 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Prob
         ["health", "live"] => plain(Route::Live),
         ["health", "ready"] => plain(Route::Ready),
         ["admin", ref rest @ ..] => {
-            admin::route(method, path, rest, each_once(query)?).map(Route::Admin)
+            admin::route(method, path, rest, reject_duplicates(query)?).map(Route::Admin)
         }
         _ => Err(Problem::not_found(format!("there is nothing at {path}"))),
     }
@@ -106,7 +106,7 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Prob
 
 fn paid(query: &str) -> Result<Route, Problem> {
     let mut reservation_id = None;
-    for (name, value) in pairs(query) {
+    for (name, value) in query_params(query) {
         if name != "reservation_id" {
             return Err(Problem::invalid_field(
                 name,
@@ -129,18 +129,22 @@ fn paid(query: &str) -> Result<Route, Problem> {
 impl App {
     /// Answers a request. A refusal goes out at once, also while the body is still coming; then the
     /// connection ends.
-    pub(super) async fn answer(&self, visit: &Visit, request: Request<Incoming>) -> Response<Body> {
+    pub(super) async fn answer(
+        &self,
+        visit: &ConnectionPermit,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
         let (head, body) = request.into_parts();
-        let mut body = Arriving::new(body);
+        let mut body = IncomingBody::new(body);
         match self.try_answer(&visit.account, &head, &mut body).await {
             Ok(response) => response,
             Err(problem) => {
                 self.refusals.request(problem.status(), visit.address);
                 // A client that still waits for 100 Continue has sent nothing, and will not.
-                let coming = body.is_coming(head.headers.contains_key(EXPECT));
+                let coming = body.may_have_more(head.headers.contains_key(EXPECT));
                 let limit = self.context.settings.body_bytes_max;
                 if coming {
-                    body::discard(&mut body, limit, ARRIVED).await;
+                    body::drain(&mut body, limit, ARRIVED).await;
                 }
                 if body.is_read() {
                     return problem.into_response();
@@ -149,7 +153,7 @@ impl App {
                 // refusal would be lost with the connection.
                 if coming {
                     let patience = self.context.settings.body_timeout;
-                    tokio::spawn(async move { body::discard(&mut body, limit, patience).await });
+                    tokio::spawn(async move { body::drain(&mut body, limit, patience).await });
                 }
                 problem.closing().into_response()
             }
@@ -158,9 +162,9 @@ impl App {
 
     async fn try_answer(
         &self,
-        peer: &Arc<Account>,
+        peer: &Arc<ClientUsage>,
         head: &Parts,
-        body: &mut Arriving,
+        body: &mut IncomingBody,
     ) -> Result<Response<Body>, Problem> {
         check_host(head)?;
         check_transfer_coding(&head.headers)?;
@@ -185,7 +189,7 @@ impl App {
             // Who has no token does not even learn what there is.
             return if found == Ok(Route::Ready) {
                 refuse_body(body, &head.headers).await?;
-                Ok(self.bare_ready().await)
+                Ok(self.ready_status_only().await)
             } else {
                 Err(Problem::no_token())
             };
@@ -206,14 +210,14 @@ impl App {
                 limit,
             } => self.history(user_id, before, limit).await,
             Route::Live | Route::Ready => Ok(self.ready().await),
-            Route::Admin(route) => self.administer(&client, route, body).await,
+            Route::Admin(route) => self.dispatch_admin(&client, route, body).await,
         }
     }
 }
 
 /// Where none is expected, a body is refused. One that was asked to wait for 100 Continue is not
 /// asked for.
-async fn refuse_body(body: &mut Arriving, headers: &HeaderMap) -> Result<(), Problem> {
+async fn refuse_body(body: &mut IncomingBody, headers: &HeaderMap) -> Result<(), Problem> {
     let is_empty = if headers.contains_key(EXPECT) {
         body.is_read()
     } else {

@@ -18,7 +18,7 @@ use tokio_io_timeout::TimeoutWriter;
 
 use super::app::App;
 use super::connections::{Connections, Place, Watched};
-use super::limits::Visit;
+use super::limits::ConnectionPermit;
 use super::refusals::LOG_INTERVAL;
 use crate::runtime::worker::Worker;
 
@@ -27,7 +27,7 @@ const HEAD_BYTES_MAX: usize = 16 * 1024;
 
 /// How many bytes of answers the kernel keeps for a client that does not read them; it takes up to
 /// twice as much memory (socket(7), `SO_SNDBUF`). By itself it would keep some megabytes for each.
-const UNREAD_BYTES_MAX: usize = 128 * 1024;
+const SEND_BUFFER_BYTES: usize = 128 * 1024;
 
 /// How long a request that is under way when the stop comes may take.
 const STOP_TIME: Duration = Duration::from_secs(4);
@@ -44,7 +44,7 @@ const PLACE_RETRY: Duration = Duration::from_millis(50);
 pub fn spawn(listener: TcpListener, app: App, exits: &Sender<&'static str>) -> io::Result<Worker> {
     listener.set_nonblocking(true)?;
     // What it accepts inherits this.
-    SockRef::from(&listener).set_send_buffer_size(UNREAD_BYTES_MAX)?;
+    SockRef::from(&listener).set_send_buffer_size(SEND_BUFFER_BYTES)?;
     let stop = Arc::new(Notify::new());
     let interrupt = Arc::clone(&stop);
     let worker = Worker::spawn("http", exits, move |_| {
@@ -150,7 +150,7 @@ async fn acquire(
 
 /// What a connection holds until it ends.
 struct Held {
-    visit: Visit,
+    visit: ConnectionPermit,
     place: Place,
     _permit: OwnedSemaphorePermit,
 }

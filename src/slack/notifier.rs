@@ -23,8 +23,8 @@ use crate::runtime::resume::ResumeHandle;
 use crate::runtime::worker::Stop;
 use crate::slack::isolation::{Form, Isolation, Verdict};
 use crate::slack::message::{Style, Summary};
-use crate::slack::rate_limit::Gate;
-use crate::slack::webhook::{Answer, Slack};
+use crate::slack::rate_limit::RateLimiter;
+use crate::slack::webhook::{PostOutcome, Slack};
 use crate::store::delivery::{self, Carrier, Outcome, Waiting};
 use crate::store::{self, SqlResult, Store, StoreError, Transaction, channel};
 
@@ -49,7 +49,7 @@ const ACTION_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Who is told.
 #[derive(Debug)]
-pub enum Voice {
+pub enum Sink {
     /// An incoming webhook of Slack.
     Slack(Box<Slack>),
     /// Nobody yet: no webhook is configured.
@@ -62,7 +62,7 @@ pub struct Channel {
     /// As its rows in the delivery table say.
     pub name: String,
     /// Who is told.
-    pub voice: Voice,
+    pub sink: Sink,
     /// How messages look.
     pub style: Style,
     /// How many messages a second, for long.
@@ -86,7 +86,7 @@ pub type Clock = Box<dyn Fn() -> Duration + Send>;
 pub struct Notifier {
     store: Store,
     channel: Channel,
-    gate: Gate,
+    gate: RateLimiter,
     clock: Clock,
     wake: Receiver<()>,
     resume: ResumeHandle,
@@ -183,7 +183,7 @@ impl Notifier {
         part: Part,
         metrics: &Metrics,
     ) -> Self {
-        let gate = Gate::new(
+        let gate = RateLimiter::new(
             channel.messages_per_second,
             channel.burst,
             BACKOFF,
@@ -263,9 +263,9 @@ impl Notifier {
     fn try_step(&mut self) -> Result<Step, StoreError> {
         self.save_outcome()?;
         self.carry_out_actions()?;
-        match self.channel.voice {
-            Voice::Log => self.write_to_log(),
-            Voice::Slack(_) => self.send_next(),
+        match self.channel.sink {
+            Sink::Log => self.write_to_log(),
+            Sink::Slack(_) => self.send_next(),
         }
     }
 
@@ -314,7 +314,7 @@ impl Notifier {
             },
             Batch::Summary { summary, .. } => self.channel.style.summary(summary),
         };
-        let Voice::Slack(slack) = &self.channel.voice else {
+        let Sink::Slack(slack) = &self.channel.sink else {
             return Ok(Step::Idle);
         };
         self.gate.sent((self.clock)());
@@ -380,10 +380,10 @@ impl Notifier {
         }))
     }
 
-    fn handle(&mut self, answer: Answer, batch: Batch) -> Result<Step, StoreError> {
+    fn handle(&mut self, answer: PostOutcome, batch: Batch) -> Result<Step, StoreError> {
         let now = self.now();
         let (step, outcome) = match answer {
-            Answer::Taken(odd) => {
+            PostOutcome::Accepted(odd) => {
                 self.gate.succeeded();
                 self.outage.recovered();
                 self.isolation.accepted();
@@ -396,7 +396,7 @@ impl Notifier {
                 }
                 (Step::Progress, Outcome::Delivered(batch.carrier()))
             }
-            Answer::Limited(retry_after) => {
+            PostOutcome::RateLimited(retry_after) => {
                 let wait = self.gate.limited(now, retry_after, fastrand::f64());
                 self.outage.limited(&format!(
                     "Slack asks for a pause of {:.0} s",
@@ -404,14 +404,18 @@ impl Notifier {
                 ));
                 (Step::Later(wait), Outcome::Requeued)
             }
-            Answer::Failed(error, retry_after) => {
+            PostOutcome::Unavailable(error, retry_after) => {
                 let wait = self.gate.failed(now, retry_after, fastrand::f64());
                 let _ = self.outage.failed(&error);
                 (Step::Later(wait), Outcome::Failed(error))
             }
-            Answer::Unknown(error) => (self.unanswered(&error, &batch), Outcome::Unknown(error)),
-            Answer::Closed(error) => (Step::Later(self.pause(&error)), Outcome::Failed(error)),
-            Answer::Rejected(error) => self.rejected(error, batch.len()),
+            PostOutcome::Unknown(error) => {
+                (self.unanswered(&error, &batch), Outcome::Unknown(error))
+            }
+            PostOutcome::ChannelDisabled(error) => {
+                (Step::Later(self.pause(&error)), Outcome::Failed(error))
+            }
+            PostOutcome::PayloadRejected(error) => self.rejected(error, batch.len()),
         };
         self.unsaved = Some(Unsaved { batch, outcome });
         self.save_outcome()?;

@@ -7,14 +7,14 @@ use crate::runtime::health::Backoff;
 
 /// A token bucket: so many messages at once after a quiet time, and so many a second for long.
 #[derive(Debug, Clone)]
-struct Bucket {
+struct TokenBucket {
     per_second: f64,
     burst: f64,
     tokens: f64,
     filled_at: Duration,
 }
 
-impl Bucket {
+impl TokenBucket {
     fn fill(&mut self, now: Duration) {
         let gained = now.saturating_sub(self.filled_at).as_secs_f64() * self.per_second;
         self.tokens = (self.tokens + gained).min(self.burst);
@@ -47,8 +47,8 @@ impl Bucket {
 
 /// Decides when the next message may go.
 #[derive(Debug, Clone)]
-pub struct Gate {
-    bucket: Bucket,
+pub struct RateLimiter {
+    bucket: TokenBucket,
     backoff: Backoff,
     probe_interval: Duration,
     failures: u32,
@@ -59,13 +59,13 @@ pub struct Gate {
     overridden_at: Option<Duration>,
 }
 
-impl Gate {
+impl RateLimiter {
     /// Opens with one message: a process that starts again and again must not send a burst each
     /// time.
     pub fn new(per_second: f64, burst: usize, backoff: Backoff, probe_interval: Duration) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "a burst is small")]
         let burst = burst.max(1) as f64;
-        let bucket = Bucket {
+        let bucket = TokenBucket {
             per_second,
             burst,
             tokens: 1.0,
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_burst_after_a_quiet_time_then_the_pace() {
-        let mut gate = Gate::new(1.0, 3, BACKOFF, PROBE);
+        let mut gate = RateLimiter::new(1.0, 3, BACKOFF, PROBE);
         gate.sent(ms(0));
         assert!(gate.wait(ms(0)) > ms(999), "a start is no quiet time");
         for _ in 0..3 {
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn retry_after_holds_the_whole_channel_and_saves_up_nothing() {
-        let mut gate = Gate::new(10.0, 5, BACKOFF, PROBE);
+        let mut gate = RateLimiter::new(10.0, 5, BACKOFF, PROBE);
         assert_eq!(gate.limited(ms(0), Some(ms(30_000)), 0.5), ms(30_000));
         assert_eq!(gate.wait(ms(10_000)), ms(20_000));
         assert_eq!(gate.wait(ms(30_000)), ms(0));
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn failures_back_off_with_full_jitter_up_to_the_cap() {
-        let mut gate = Gate::new(1000.0, 1, BACKOFF, PROBE);
+        let mut gate = RateLimiter::new(1000.0, 1, BACKOFF, PROBE);
         let waits: Vec<_> = (0..9)
             .map(|_| gate.failed(ms(0), None, 1.0).as_millis())
             .collect();
@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_pause_is_probed_slowly_or_ended_by_a_person() {
-        let mut gate = Gate::new(1.0, 3, BACKOFF, PROBE);
+        let mut gate = RateLimiter::new(1.0, 3, BACKOFF, PROBE);
         gate.pause(ms(0));
         assert_eq!(gate.wait(ms(1000)) + ms(1000), PROBE);
         gate.resume(ms(1000));
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_503_with_retry_after_is_tried_again_then_and_not_before() {
-        let mut gate = Gate::new(1000.0, 1, BACKOFF, PROBE);
+        let mut gate = RateLimiter::new(1000.0, 1, BACKOFF, PROBE);
         assert_eq!(gate.failed(ms(0), Some(ms(30_000)), 0.0), ms(30_000));
         assert_eq!(gate.wait(ms(10_000)), ms(20_000));
         assert_eq!(
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn an_operator_overrides_a_429_once_a_minute_at_most() {
-        let mut gate = Gate::new(1000.0, 1, BACKOFF, PROBE);
+        let mut gate = RateLimiter::new(1000.0, 1, BACKOFF, PROBE);
         gate.limited(ms(0), Some(ms(300_000)), 0.5);
         gate.resume(ms(1000));
         assert_eq!(gate.wait(ms(1000)), ms(0));
@@ -290,7 +290,7 @@ mod tests {
             per_second in 0.5..50.0_f64,
             burst in 1_usize..6,
         ) {
-            let mut gate = Gate::new(per_second, burst, BACKOFF, PROBE);
+            let mut gate = RateLimiter::new(per_second, burst, BACKOFF, PROBE);
             let (mut now, mut sent, mut not_before) = (ms(0), Vec::new(), ms(0));
             for step in steps {
                 if let Step::Idle(idle) = step {

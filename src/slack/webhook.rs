@@ -30,26 +30,26 @@ pub struct Slack {
 
 /// What came of a POST.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
+pub enum PostOutcome {
     /// 2xx, and it can be Slack's: the channel accepted it. With what is odd about the answer, if
     /// something is.
-    Taken(Option<String>),
+    Accepted(Option<String>),
     /// 429: nothing may be posted for so long, if it says.
-    Limited(Option<Duration>),
+    RateLimited(Option<Duration>),
     /// Not accepted, and the next try may do better, after this time if it says: 5xx, no
     /// connection.
-    Failed(String, Option<Duration>),
+    Unavailable(String, Option<Duration>),
     /// Sent, and no answer came: it may be told or not.
     Unknown(String),
     /// This message is not taken, another one might be: 400, 413.
-    Rejected(String),
+    PayloadRejected(String),
     /// The channel takes nothing until a person has acted: 403, 404, 410, a redirect.
-    Closed(String),
+    ChannelDisabled(String),
 }
 
 /// A webhook that cannot be used as it is configured.
 #[derive(Debug, thiserror::Error)]
-pub enum Unusable {
+pub enum SlackConfigError {
     /// The certificates cannot be read.
     #[error("slack.ca_file {path}: {reason}")]
     Certificates {
@@ -74,14 +74,14 @@ const ANSWER_MAX: u64 = 200;
 
 impl Slack {
     /// A client for one webhook. Connects when it first posts, and keeps the connection.
-    pub fn new(url: Secret, settings: &config::Slack) -> Result<Self, Unusable> {
+    pub fn new(url: Secret, settings: &config::Slack) -> Result<Self, SlackConfigError> {
         if url.expose().parse::<Uri>().is_err() {
-            return Err(Unusable::Webhook);
+            return Err(SlackConfigError::Webhook);
         }
         let roots = match &settings.ca_file {
             None => RootCerts::WebPki,
             Some(path) => RootCerts::new_with_certs(&certificates(path).map_err(|reason| {
-                Unusable::Certificates {
+                SlackConfigError::Certificates {
                     path: path.clone(),
                     reason,
                 }
@@ -89,7 +89,7 @@ impl Slack {
         };
         let proxy = match &settings.proxy {
             None => None,
-            Some(url) => Some(ureq::Proxy::new(url.expose()).map_err(|_| Unusable::Proxy)?),
+            Some(url) => Some(ureq::Proxy::new(url.expose()).map_err(|_| SlackConfigError::Proxy)?),
         };
         let agent = ureq::Agent::config_builder()
             .timeout_global(Some(settings.timeout))
@@ -111,7 +111,7 @@ impl Slack {
             .tls_config(TlsConfig::builder().root_certs(roots).build())
             .user_agent(concat!("payrelay/", env!("CARGO_PKG_VERSION")))
             .build();
-        let names = Names::start().map_err(Unusable::Thread)?;
+        let names = DnsResolver::start().map_err(SlackConfigError::Thread)?;
         let agent = ureq::Agent::with_parts(agent, DefaultConnector::default(), names);
         Ok(Self {
             agent,
@@ -121,14 +121,14 @@ impl Slack {
     }
 
     /// Posts one message.
-    pub fn post(&self, message: &Value) -> Answer {
+    pub fn post(&self, message: &Value) -> PostOutcome {
         let request = self
             .agent
             .post(self.url.expose())
             .content_type("application/json; charset=utf-8");
         let mut answer = match request.send(message.to_string()) {
             Ok(answer) => answer,
-            Err(error) => return self.no_answer(&error),
+            Err(error) => return self.classify_error(&error),
         };
         let mut body = Vec::new();
         let _ = answer
@@ -153,7 +153,7 @@ impl Slack {
     }
 
     /// Before anything was sent nothing can have been told; afterwards nobody knows.
-    fn no_answer(&self, error: &ureq::Error) -> Answer {
+    fn classify_error(&self, error: &ureq::Error) -> PostOutcome {
         let unsent = match error {
             ureq::Error::HostNotFound
             | ureq::Error::ConnectionFailed
@@ -163,17 +163,17 @@ impl Slack {
             ureq::Error::Io(error) => is_unsent(error),
             _ => false,
         };
-        let text = self.hide(&error.to_string());
+        let text = self.redact(&error.to_string());
         if unsent {
-            Answer::Failed(text, None)
+            PostOutcome::Unavailable(text, None)
         } else {
-            Answer::Unknown(text)
+            PostOutcome::Unknown(text)
         }
     }
 
     /// Without the webhook, of which the path alone is as secret as the whole, and without the
     /// proxy.
-    fn hide(&self, text: &str) -> String {
+    fn redact(&self, text: &str) -> String {
         let url = self.url.expose();
         let mut text = text.replace(url, "(the webhook)");
         if let Some(path) = url.splitn(4, '/').nth(3).filter(|path| !path.is_empty()) {
@@ -190,10 +190,10 @@ impl Slack {
 /// connection, and panic where there is no room for it. It ends with its owner, or when the
 /// system's resolver lets it: nobody can break that off, or waits for it.
 #[derive(Debug)]
-struct Names(Sender<Question>);
+struct DnsResolver(Sender<Lookup>);
 
 /// A host and port, and who wants to know.
-type Question = (String, Sender<io::Result<Vec<SocketAddr>>>);
+type Lookup = (String, Sender<io::Result<Vec<SocketAddr>>>);
 
 /// As many as ureq takes of a name.
 const ADDRESSES_MAX: usize = 16;
@@ -201,9 +201,9 @@ const ADDRESSES_MAX: usize = 16;
 /// Longer than any time-out that is configured.
 const RESOLVE_MAX: Duration = Duration::from_mins(1);
 
-impl Names {
+impl DnsResolver {
     fn start() -> io::Result<Self> {
-        let (questions, asked) = bounded::<Question>(0);
+        let (questions, asked) = bounded::<Lookup>(0);
         thread::Builder::new()
             .name("names".to_owned())
             .spawn(move || {
@@ -215,7 +215,7 @@ impl Names {
     }
 }
 
-impl Resolver for Names {
+impl Resolver for DnsResolver {
     fn resolve(
         &self,
         uri: &Uri,
@@ -283,7 +283,7 @@ fn read(
     content_type: Option<&[u8]>,
     body: &[u8],
     now: Timestamp,
-) -> Answer {
+) -> PostOutcome {
     let body = String::from_utf8_lossy(body);
     let retry_after = retry_after.and_then(|bytes| std::str::from_utf8(bytes).ok());
     let retry_after = retry_after.and_then(|text| parse_retry_after(text, now));
@@ -321,9 +321,17 @@ const LIMIT_ERRORS: [&str; 2] = ["rate_limited", "ratelimited"];
 
 /// Not every 2xx is Slack's: a proxy may answer with a page, and some services put an error into
 /// it.
-fn classify_success(status: u16, page: bool, body: &str, retry_after: Option<Duration>) -> Answer {
+fn classify_success(
+    status: u16,
+    page: bool,
+    body: &str,
+    retry_after: Option<Duration>,
+) -> PostOutcome {
     if page || body.starts_with('<') {
-        return Answer::Failed(format!("the answer {status} is a page, not Slack's"), None);
+        return PostOutcome::Unavailable(
+            format!("the answer {status} is a page, not Slack's"),
+            None,
+        );
     }
     let json: Option<Value> = serde_json::from_str(body).ok().filter(Value::is_object);
     let says = |name: &str| json.as_ref().and_then(|json| json[name].as_bool());
@@ -332,19 +340,19 @@ fn classify_success(status: u16, page: bool, body: &str, retry_after: Option<Dur
         .map_or(Some(body), |json| json["error"].as_str());
     let known = |words: &[&str]| error.is_some_and(|error| words.contains(&error));
     if known(&CHANNEL_ERRORS) {
-        Answer::Closed(format!(
+        PostOutcome::ChannelDisabled(format!(
             "Slack answered {status} {}",
             error.unwrap_or_default()
         ))
     } else if known(&PAYLOAD_ERRORS) {
-        Answer::Rejected(format!(
+        PostOutcome::PayloadRejected(format!(
             "Slack answered {status} {}",
             error.unwrap_or_default()
         ))
     } else if known(&LIMIT_ERRORS) {
-        Answer::Limited(retry_after)
+        PostOutcome::RateLimited(retry_after)
     } else if says("ok") == Some(false) || says("success") == Some(false) {
-        Answer::Failed(
+        PostOutcome::Unavailable(
             format!("Slack answered {status}, and that it did not accept the message"),
             retry_after,
         )
@@ -354,9 +362,9 @@ fn classify_success(status: u16, page: bool, body: &str, retry_after: Option<Dur
         || says("ok") == Some(true)
         || says("success") == Some(true)
     {
-        Answer::Taken(None)
+        PostOutcome::Accepted(None)
     } else {
-        Answer::Taken(Some(format!(
+        PostOutcome::Accepted(Some(format!(
             "the answer {status} has a body that Slack does not send"
         )))
     }
@@ -364,7 +372,7 @@ fn classify_success(status: u16, page: bool, body: &str, retry_after: Option<Dur
 
 /// What an answer that is no success means
 /// (<https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks/#handling_errors>).
-fn classify(status: u16, word: &str, retry_after: Option<Duration>) -> Answer {
+fn classify(status: u16, word: &str, retry_after: Option<Duration>) -> PostOutcome {
     // Slack says what is wrong in a word; anything else may be a page that repeats the webhook.
     let is_word = (1..=64).contains(&word.len())
         && word
@@ -376,10 +384,10 @@ fn classify(status: u16, word: &str, retry_after: Option<Duration>) -> Answer {
         format!("Slack answered {status}")
     };
     match status {
-        429 => Answer::Limited(retry_after),
-        400 | 413 | 422 => Answer::Rejected(text),
-        408 | 425 | 500..=599 => Answer::Failed(text, retry_after),
-        _ => Answer::Closed(text),
+        429 => PostOutcome::RateLimited(retry_after),
+        400 | 413 | 422 => PostOutcome::PayloadRejected(text),
+        408 | 425 | 500..=599 => PostOutcome::Unavailable(text, retry_after),
+        _ => PostOutcome::ChannelDisabled(text),
     }
 }
 
@@ -417,15 +425,24 @@ mod tests {
     #[test]
     fn every_status_has_a_meaning() {
         let of = |status| classify(status, "x", None);
-        assert_eq!(of(429), Answer::Limited(None));
+        assert_eq!(of(429), PostOutcome::RateLimited(None));
         for status in [400, 413] {
-            assert!(matches!(of(status), Answer::Rejected(_)), "{status}");
+            assert!(
+                matches!(of(status), PostOutcome::PayloadRejected(_)),
+                "{status}"
+            );
         }
         for status in [500, 502, 503, 504, 599, 408] {
-            assert!(matches!(of(status), Answer::Failed(_, None)), "{status}");
+            assert!(
+                matches!(of(status), PostOutcome::Unavailable(_, None)),
+                "{status}"
+            );
         }
         for status in [301, 302, 307, 308, 401, 403, 404, 405, 410] {
-            assert!(matches!(of(status), Answer::Closed(_)), "{status}");
+            assert!(
+                matches!(of(status), PostOutcome::ChannelDisabled(_)),
+                "{status}"
+            );
         }
     }
 
@@ -451,7 +468,7 @@ mod tests {
         for (status, content_type, body) in accepted {
             assert_eq!(
                 of(status, content_type, body),
-                Answer::Taken(None),
+                PostOutcome::Accepted(None),
                 "{status} {content_type} {body}"
             );
         }
@@ -461,7 +478,7 @@ mod tests {
             ("text/html; charset=utf-8", ""),
         ] {
             assert!(
-                matches!(of(200, content_type, body), Answer::Failed(..)),
+                matches!(of(200, content_type, body), PostOutcome::Unavailable(..)),
                 "{content_type} {body}"
             );
         }
@@ -471,13 +488,16 @@ mod tests {
             r#"{"success":false}"#,
         ] {
             assert!(
-                matches!(of(200, "application/json", body), Answer::Failed(..)),
+                matches!(
+                    of(200, "application/json", body),
+                    PostOutcome::Unavailable(..)
+                ),
                 "{body}"
             );
         }
         assert!(matches!(
             of(200, "text/plain", "no_service"),
-            Answer::Closed(_)
+            PostOutcome::ChannelDisabled(_)
         ));
         assert!(matches!(
             of(
@@ -485,16 +505,19 @@ mod tests {
                 "application/json",
                 r#"{"ok":false,"error":"invalid_blocks"}"#
             ),
-            Answer::Rejected(_)
+            PostOutcome::PayloadRejected(_)
         ));
-        assert_eq!(of(200, "text/plain", "rate_limited"), Answer::Limited(None));
+        assert_eq!(
+            of(200, "text/plain", "rate_limited"),
+            PostOutcome::RateLimited(None)
+        );
         assert!(matches!(
             of(200, "text/plain", "thank you"),
-            Answer::Taken(Some(_))
+            PostOutcome::Accepted(Some(_))
         ));
         assert!(matches!(
             of(200, "application/json", r#"{"id":7}"#),
-            Answer::Taken(Some(_))
+            PostOutcome::Accepted(Some(_))
         ));
     }
 
@@ -504,7 +527,7 @@ mod tests {
         let answer = read(503, Some(b"30"), None, b"", now);
         assert_eq!(
             answer,
-            Answer::Failed("Slack answered 503".into(), Some(Duration::from_secs(30)))
+            PostOutcome::Unavailable("Slack answered 503".into(), Some(Duration::from_secs(30)))
         );
     }
 
@@ -531,7 +554,7 @@ mod tests {
     #[test]
     fn only_a_word_of_slacks_is_shown() {
         let text = |word| match classify(404, word, None) {
-            Answer::Closed(text) => text,
+            PostOutcome::ChannelDisabled(text) => text,
             other => panic!("{other:?}"),
         };
         assert_eq!(text("no_service"), "Slack answered 404 no_service");
@@ -570,9 +593,13 @@ mod tests {
             let now = Timestamp::from_micros(1_795_341_600_000_000);
             let answer = read(status, retry_after, None, body, now);
             match &answer {
-                Answer::Taken(_) => assert!((200..300).contains(&status)),
-                Answer::Limited(_) => assert!(status == 429 || (200..300).contains(&status)),
-                Answer::Failed(text, _) | Answer::Rejected(text) | Answer::Closed(text) => {
+                PostOutcome::Accepted(_) => assert!((200..300).contains(&status)),
+                PostOutcome::RateLimited(_) => {
+                    assert!(status == 429 || (200..300).contains(&status));
+                }
+                PostOutcome::Unavailable(text, _)
+                | PostOutcome::PayloadRejected(text)
+                | PostOutcome::ChannelDisabled(text) => {
                     let plain = text
                         .bytes()
                         .all(|b| b.is_ascii_alphanumeric() || b" _,'".contains(&b));
@@ -583,9 +610,9 @@ mod tests {
                     // A page may repeat the webhook, which has slashes.
                     assert!(!(body.contains(&b'/') && text.contains("s3cr3t")), "{text}");
                 }
-                Answer::Unknown(_) => unreachable!("an answer came"),
+                PostOutcome::Unknown(_) => unreachable!("an answer came"),
             }
-            matches!(answer, Answer::Taken(_))
+            matches!(answer, PostOutcome::Accepted(_))
         });
     }
 

@@ -16,7 +16,7 @@ use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::resume::ResumeHandle;
 use payrelay::runtime::worker::Waker;
 use payrelay::slack::message::Style;
-use payrelay::slack::notifier::{Channel, Notifier, Step, Voice};
+use payrelay::slack::notifier::{Channel, Notifier, Sink, Step};
 use payrelay::slack::webhook::Slack;
 use payrelay::store::dead_letter::DeadRecord;
 use payrelay::store::replay::{self, Action, Order, Which};
@@ -75,15 +75,15 @@ impl Teller {
             zone: config.slack.time_zone.clone(),
             public_url: None,
         };
-        let voice = match url {
-            Some(url) => Voice::Slack(Box::new(
+        let sink = match url {
+            Some(url) => Sink::Slack(Box::new(
                 Slack::new(Secret::new(url), &config.slack).unwrap(),
             )),
-            None => Voice::Log,
+            None => Sink::Log,
         };
         let channel = Channel {
             name: DEFAULT_CHANNEL.to_owned(),
-            voice,
+            sink,
             style,
             messages_per_second: config.slack.messages_per_second,
             burst: config.slack.burst.get(),
