@@ -30,7 +30,7 @@ use common::{Figure, Goal, Plan, Table, delivery, folder, unless_transactions};
 use harness::kafka::Broker;
 use harness::store::Database;
 use payrelay::config::{self, Delivery};
-use payrelay::domain::event::{Event, Kind};
+use payrelay::domain::event::{Event, EventType};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::kafka::publisher::KafkaPublisher;
 use payrelay::relay::publisher::Publisher;
@@ -65,7 +65,7 @@ fn events(ids: std::ops::Range<i64>) -> Vec<Event> {
         outbox_id: id,
         payment_id: id,
         user_id: id % 1000,
-        kind: Kind::Completed,
+        kind: EventType::Completed,
         created_at,
         trace: None,
     };

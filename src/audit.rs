@@ -18,7 +18,7 @@ use crate::kafka::cluster::{ClusterConnection, Failure, KafkaRuntime, with_timeo
 use crate::kafka::errors::explain_failure;
 use crate::kafka::reachability::Reachability;
 use crate::kafka::topic_reader::{ReadTo, TopicReader, TopicRecord};
-use crate::store::audit::{Audited, Extent, Reading, Recorded, Seen, Totals};
+use crate::store::audit::{AuditDatabase, Extent, Finding, TopicEvent, TopicSnapshot, Totals};
 use crate::store::{OpenError, StoreError};
 
 /// How long Kafka may take for a step: to answer at all, to tell the topic's ends, to send the next
@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(8);
 
 /// What is looked at, and how much of it is shown.
 #[derive(Debug, Clone, Copy)]
-pub struct Scope {
+pub struct AuditOptions {
     /// Leave the topic out.
     pub file_only: bool,
     /// How many examples of each finding are shown.
@@ -66,17 +66,17 @@ pub struct Report {
     #[serde(flatten)]
     pub totals: Totals,
     /// What was read of the topic.
-    pub topic: TopicPart,
+    pub topic: TopicReport,
     /// What is as it should be, and worth knowing.
-    pub notes: Vec<Seen>,
+    pub notes: Vec<Finding>,
     /// What must not be.
-    pub findings: Vec<Seen>,
+    pub findings: Vec<Finding>,
 }
 
 /// The topic's part of an audit.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
-pub enum TopicPart {
+pub enum TopicReport {
     /// It was read.
     Read(TopicTotals),
     /// There is no such topic.
@@ -113,11 +113,11 @@ impl Report {
 }
 
 /// Looks at everything.
-pub fn audit(config: &Config, scope: Scope) -> Result<Report, AuditError> {
-    let mut database = Audited::open(&config.database.path)?;
+pub fn audit(config: &Config, scope: AuditOptions) -> Result<Report, AuditError> {
+    let mut database = AuditDatabase::open(&config.database.path)?;
     let topic = match config.publisher.kind {
-        PublisherKind::Application => TopicPart::None,
-        PublisherKind::Kafka if scope.file_only => TopicPart::LeftOut,
+        PublisherKind::Application => TopicReport::None,
+        PublisherKind::Kafka if scope.file_only => TopicReport::LeftOut,
         PublisherKind::Kafka => {
             // Asking again would not help.
             kafka::check(&config.kafka.security)?;
@@ -130,15 +130,15 @@ pub fn audit(config: &Config, scope: Scope) -> Result<Report, AuditError> {
     };
     let node = database.node().to_string();
     let reading = match &topic {
-        TopicPart::Read(totals) => Some(Reading {
+        TopicReport::Read(totals) => Some(TopicSnapshot {
             id: Some(totals.id),
             extents: &totals.partitions,
         }),
-        TopicPart::Absent { .. } => Some(Reading {
+        TopicReport::Absent { .. } => Some(TopicSnapshot {
             id: None,
             extents: &[],
         }),
-        TopicPart::LeftOut | TopicPart::None => None,
+        TopicReport::LeftOut | TopicReport::None => None,
     };
     let checked = database.check(&config.kafka.topic, reading, scope.limit)?;
     Ok(Report {
@@ -152,8 +152,8 @@ pub fn audit(config: &Config, scope: Scope) -> Result<Report, AuditError> {
 
 async fn read_topic(
     settings: &config::Kafka,
-    database: &mut Audited,
-) -> Result<TopicPart, AuditError> {
+    database: &mut AuditDatabase,
+) -> Result<TopicReport, AuditError> {
     let mut link = ClusterConnection::new(settings.clone(), "payrelay-audit".to_owned());
     match read_topic_through(&mut link, database).await {
         Ok(topic) => Ok(topic),
@@ -173,8 +173,8 @@ async fn read_topic(
 
 async fn read_topic_through(
     link: &mut ClusterConnection,
-    database: &mut Audited,
-) -> Result<TopicPart, Failure> {
+    database: &mut AuditDatabase,
+) -> Result<TopicReport, Failure> {
     let kafka = with_timeout(PATIENCE, link.connect()).await?;
     let settings = link.settings();
     let name = settings.topic.clone();
@@ -182,7 +182,7 @@ async fn read_topic_through(
         TopicReader::open_within(PATIENCE, &kafka, &name, ReadTo::LastStableOffset, |_| None)
             .await?
     else {
-        return Ok(TopicPart::Absent { name });
+        return Ok(TopicReport::Absent { name });
     };
     let node = database.node().clone();
     let mut totals = TopicTotals {
@@ -220,11 +220,11 @@ async fn read_topic_through(
         end: extent.end,
     };
     totals.partitions = reader.extents().iter().map(extent).collect();
-    Ok(TopicPart::Read(totals))
+    Ok(TopicReport::Read(totals))
 }
 
 /// `None`: it is not one of this node's events.
-fn recorded(node: &NodeId, record: &TopicRecord) -> Option<Recorded> {
+fn recorded(node: &NodeId, record: &TopicRecord) -> Option<TopicEvent> {
     let outbox_id = node.outbox_id(record.event_id.as_deref()?)?;
     let number = |bytes: &Option<Vec<u8>>| {
         let text = std::str::from_utf8(bytes.as_deref()?).ok()?;
@@ -234,7 +234,7 @@ fn recorded(node: &NodeId, record: &TopicRecord) -> Option<Recorded> {
             .filter(|number: &i64| number.to_string() == text)
     };
     let (user_id, payment_id) = (number(&record.key), number(&record.value));
-    Some(Recorded {
+    Some(TopicEvent {
         partition: record.partition,
         offset: record.offset,
         outbox_id,
@@ -280,7 +280,7 @@ impl fmt::Display for Report {
     }
 }
 
-impl fmt::Display for TopicPart {
+impl fmt::Display for TopicReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::None => write!(
@@ -319,7 +319,7 @@ fn counts(by_status: &std::collections::BTreeMap<String, i64>, statuses: &[&str]
     statuses.iter().map(count).collect::<Vec<_>>().join(", ")
 }
 
-fn show(f: &mut fmt::Formatter<'_>, rank: &str, seen: &Seen) -> fmt::Result {
+fn show(f: &mut fmt::Formatter<'_>, rank: &str, seen: &Finding) -> fmt::Result {
     writeln!(f, "{rank} {}: {} {}", seen.kind, seen.count, seen.what)?;
     for example in &seen.examples {
         writeln!(f, "  {example}")?;

@@ -15,14 +15,14 @@ use std::{env, fs, io, panic, thread};
 use clap::{Args, Parser, Subcommand};
 use crossbeam_channel::{Receiver, bounded, select};
 use log::LevelFilter;
-use payrelay::audit::{self, AuditError, Scope};
+use payrelay::audit::{self, AuditError, AuditOptions};
 use payrelay::config::{Config, Loaded, Problems};
 use payrelay::domain::access::{self, TokenHash};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::service::{self, Cause, Service, StartError};
 use payrelay::store::dead_letter;
-use payrelay::store::replay::{self, Action, Order, Outcome, Which};
-use payrelay::store::{Beside, OpenError, StoreError, relay_action};
+use payrelay::store::replay::{self, Action, Outcome, ResolveRequest, Selection};
+use payrelay::store::{OfflineStore, OpenError, StoreError, relay_action};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -209,22 +209,24 @@ fn run() -> u8 {
                 service::check(&loaded.config).map_or_else(|problem| refuse(&problem), |()| OK),
             )
         }
-        Some(Command::DeadLetters { order }) => match Beside::open(&loaded.config.database.path) {
-            Ok(database) => dead_letters(database, &order).unwrap_or_else(|error| {
-                complain(format_args!("{error}; try again"));
-                TEMPORARY
-            }),
-            Err(problem) => cannot_open(&problem),
-        },
+        Some(Command::DeadLetters { order }) => {
+            match OfflineStore::open(&loaded.config.database.path) {
+                Ok(database) => dead_letters(database, &order).unwrap_or_else(|error| {
+                    complain(format_args!("{error}; try again"));
+                    TEMPORARY
+                }),
+                Err(problem) => cannot_open(&problem),
+            }
+        }
         Some(Command::Outbox {
             order: Outbox::Resume,
-        }) => match Beside::open(&loaded.config.database.path) {
+        }) => match OfflineStore::open(&loaded.config.database.path) {
             Ok(database) => resume_relay(database),
             Err(problem) => cannot_open(&problem),
         },
         Some(Command::Channels { order }) => order.run(&loaded.config),
         Some(Command::Restore(restore)) => restore.run(&loaded.config),
-        Some(Command::Backup { file }) => match Beside::open(&loaded.config.database.path) {
+        Some(Command::Backup { file }) => match OfflineStore::open(&loaded.config.database.path) {
             Ok(database) => backup(&database, &file),
             Err(problem) => cannot_open(&problem),
         },
@@ -361,7 +363,7 @@ fn default_file() -> Result<String, Problems> {
 /// Works on the database itself, so that it also helps where payrelay does not run. One that runs
 /// sees what was replayed at the next payment, or when its scheduler wakes those who tell (at each
 /// round) and the relay (when that has tried nothing for `scheduler.retry_after`).
-fn dead_letters(mut database: Beside, order: &DeadLetters) -> Result<u8, StoreError> {
+fn dead_letters(mut database: OfflineStore, order: &DeadLetters) -> Result<u8, StoreError> {
     let (action, chosen) = match order {
         DeadLetters::List { all } => return list_dead_letters(&database, !all),
         DeadLetters::Replay(chosen) => (Action::Replay, chosen),
@@ -371,9 +373,9 @@ fn dead_letters(mut database: Beside, order: &DeadLetters) -> Result<u8, StoreEr
         let node = database.node().clone();
         database.write(|tx| {
             let (dry_run, now) = (chosen.dry_run, Timestamp::now());
-            replay::act(
+            replay::resolve(
                 tx,
-                Order {
+                ResolveRequest {
                     action,
                     which,
                     dry_run,
@@ -403,7 +405,7 @@ fn dead_letters(mut database: Beside, order: &DeadLetters) -> Result<u8, StoreEr
     };
     let mut missing = false;
     for id in &chosen.ids {
-        let outcomes = act(Which::Id(*id))?;
+        let outcomes = act(Selection::Id(*id))?;
         if outcomes.is_empty() {
             complain(format_args!("there is no dead letter {id}"));
             missing = true;
@@ -412,7 +414,7 @@ fn dead_letters(mut database: Beside, order: &DeadLetters) -> Result<u8, StoreEr
     }
     let mut after = chosen.all.then_some(0);
     while let Some(id) = after {
-        let outcomes = act(Which::Open {
+        let outcomes = act(Selection::Open {
             after: id,
             limit: SLICE,
         })?;
@@ -430,7 +432,7 @@ const SLICE: usize = 100;
 /// Longer than SQLite waits between two tries for a lock, for most of its tries.
 const BETWEEN_SLICES: Duration = Duration::from_millis(30);
 
-fn list_dead_letters(database: &Beside, open: bool) -> Result<u8, StoreError> {
+fn list_dead_letters(database: &OfflineStore, open: bool) -> Result<u8, StoreError> {
     let (mut after, mut output) = (Some(0), Output::default());
     while let Some(id) = after {
         let letters = database.read(|connection| dead_letter::list(connection, open, id, SLICE))?;
@@ -443,7 +445,7 @@ fn list_dead_letters(database: &Beside, open: bool) -> Result<u8, StoreError> {
     Ok(output.code(OK))
 }
 
-fn resume_relay(mut database: Beside) -> u8 {
+fn resume_relay(mut database: OfflineStore) -> u8 {
     match database.write(|tx| relay_action::resume(tx, "command line", Timestamp::now())) {
         Ok(()) => {
             let mut output = Output::default();
@@ -457,7 +459,7 @@ fn resume_relay(mut database: Beside) -> u8 {
     }
 }
 
-fn backup(database: &Beside, file: &Path) -> u8 {
+fn backup(database: &OfflineStore, file: &Path) -> u8 {
     match database.backup(file, Timestamp::now()) {
         Ok(bytes) => {
             let mut output = Output::default();
@@ -473,7 +475,7 @@ fn backup(database: &Beside, file: &Path) -> u8 {
 }
 
 fn audit(config: &Config, order: &Audit) -> u8 {
-    let scope = Scope {
+    let scope = AuditOptions {
         file_only: order.file_only,
         limit: order.limit,
     };

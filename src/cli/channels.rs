@@ -6,7 +6,7 @@ use clap::Subcommand;
 use payrelay::config::{Config, DEFAULT_CHANNEL};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::channel::{self, Action};
-use payrelay::store::{Beside, StoreError};
+use payrelay::store::{OfflineStore, StoreError};
 
 use super::user;
 use crate::{LEFT, OK, Output, TEMPORARY, cannot_open, complain};
@@ -47,7 +47,7 @@ impl Channels {
             complain(format_args!("there is no channel {name}"));
             return LEFT;
         }
-        let mut database = match Beside::open(&config.database.path) {
+        let mut database = match OfflineStore::open(&config.database.path) {
             Ok(database) => database,
             Err(problem) => return cannot_open(&problem),
         };
@@ -76,7 +76,11 @@ impl Channels {
 }
 
 /// Gives the order, and waits for its outcome.
-fn order(database: &mut Beside, name: &str, action: &Action) -> Result<Option<String>, StoreError> {
+fn order(
+    database: &mut OfflineStore,
+    name: &str,
+    action: &Action,
+) -> Result<Option<String>, StoreError> {
     let origin = format!("local user {}", user());
     let id = database.write(|tx| channel::ask(tx, name, action, &origin, Timestamp::now()))?;
     let deadline = Instant::now() + ANSWER_TIME;

@@ -53,14 +53,14 @@ impl fmt::Display for NodeId {
 
 /// What happened to a payment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum EventType {
     /// The money was taken.
     Completed,
     /// It was not.
     Failed,
 }
 
-impl Kind {
+impl EventType {
     /// The `CloudEvents` type, also the outbox's.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -69,7 +69,7 @@ impl Kind {
         }
     }
 
-    /// The reverse of [`Kind::as_str`].
+    /// The reverse of [`EventType::as_str`].
     pub fn parse(text: &str) -> Option<Self> {
         [Self::Completed, Self::Failed]
             .into_iter()
@@ -77,7 +77,7 @@ impl Kind {
     }
 }
 
-impl From<Status> for Kind {
+impl From<Status> for EventType {
     fn from(status: Status) -> Self {
         match status {
             Status::Completed => Self::Completed,
@@ -96,7 +96,7 @@ pub struct Event {
     /// Whose payment.
     pub user_id: i64,
     /// What happened.
-    pub kind: Kind,
+    pub kind: EventType,
     /// When it was committed.
     pub created_at: Timestamp,
     /// The client's trace, if it sent one.
@@ -160,7 +160,7 @@ impl Event {
 
 /// Our event as it came back from the topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Notice {
+pub struct EventRef {
     /// Which event.
     pub outbox_id: i64,
     /// Which payment it says it tells of.
@@ -172,7 +172,7 @@ pub struct Notice {
 
 /// Why a record of the topic is no event of this node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Foreign {
+pub enum NotOwnEvent {
     /// Nobody's event.
     #[error("it has no {ID_HEADER} header that is text")]
     NoId,
@@ -184,21 +184,21 @@ pub enum Foreign {
     BadValue,
 }
 
-impl Notice {
+impl EventRef {
     /// Reads a record's id header and value.
     pub fn parse(
         node: &NodeId,
         event_id: Option<&str>,
         value: Option<&[u8]>,
-    ) -> Result<Self, Foreign> {
-        let event_id = event_id.ok_or(Foreign::NoId)?;
+    ) -> Result<Self, NotOwnEvent> {
+        let event_id = event_id.ok_or(NotOwnEvent::NoId)?;
         let outbox_id = node
             .outbox_id(event_id)
-            .ok_or_else(|| Foreign::NotOurs(shown(event_id)))?;
+            .ok_or_else(|| NotOwnEvent::NotOurs(shown(event_id)))?;
         let payment_id = value
             .and_then(|bytes| std::str::from_utf8(bytes).ok())
             .and_then(id)
-            .ok_or(Foreign::BadValue)?;
+            .ok_or(NotOwnEvent::BadValue)?;
         Ok(Self {
             outbox_id,
             payment_id,
@@ -331,7 +331,7 @@ mod tests {
             outbox_id: 12,
             payment_id: 34,
             user_id: 42,
-            kind: Kind::Completed,
+            kind: EventType::Completed,
             created_at: Timestamp::from_micros(1_795_341_600_123_456),
             trace: Some(TraceContext {
                 parent: TRACE.into(),
@@ -380,16 +380,16 @@ mod tests {
 
     #[test]
     fn what_is_not_ours_is_told_apart() {
-        let parse = |id, value: &'static str| Notice::parse(&node(), id, Some(value.as_bytes()));
+        let parse = |id, value: &'static str| EventRef::parse(&node(), id, Some(value.as_bytes()));
         assert_eq!(
             parse(Some("shop-7-12"), "34"),
-            Ok(Notice {
+            Ok(EventRef {
                 outbox_id: 12,
                 payment_id: 34,
                 created_at: None
             })
         );
-        assert_eq!(parse(None, "34"), Err(Foreign::NoId));
+        assert_eq!(parse(None, "34"), Err(NotOwnEvent::NoId));
         for id in [
             "shop-8-12",
             "shop-7-",
@@ -402,24 +402,24 @@ mod tests {
         ] {
             assert_eq!(
                 parse(Some(id), "34"),
-                Err(Foreign::NotOurs(id.into())),
+                Err(NotOwnEvent::NotOurs(id.into())),
                 "{id}"
             );
         }
         for value in ["", "x", "9223372036854775808"] {
             assert_eq!(
                 parse(Some("shop-7-12"), value),
-                Err(Foreign::BadValue),
+                Err(NotOwnEvent::BadValue),
                 "{value}"
             );
         }
         assert_eq!(
-            Notice::parse(&node(), Some("shop-7-12"), None),
-            Err(Foreign::BadValue)
+            EventRef::parse(&node(), Some("shop-7-12"), None),
+            Err(NotOwnEvent::BadValue)
         );
         assert_eq!(
-            Notice::parse(&node(), Some("shop-7-12"), Some(&[0xff])),
-            Err(Foreign::BadValue)
+            EventRef::parse(&node(), Some("shop-7-12"), Some(&[0xff])),
+            Err(NotOwnEvent::BadValue)
         );
     }
 
@@ -511,13 +511,13 @@ mod tests {
             let record = Event { outbox_id, payment_id, ..event() }.to_record(&node, Timestamp::now());
             let event_id = record.headers.iter().find(|(name, _)| *name == ID_HEADER).map(|(_, value)| value.as_str());
             let time = record.headers.iter().find(|(name, _)| *name == TIME_HEADER).map(|(_, value)| value.as_str());
-            let notice = Notice::parse(&node, event_id, Some(record.value.as_bytes())).map(|notice| notice.created_at(time));
-            prop_assert_eq!(notice, Ok(Notice { outbox_id, payment_id, created_at: Some(event().created_at) }));
+            let notice = EventRef::parse(&node, event_id, Some(record.value.as_bytes())).map(|notice| notice.created_at(time));
+            prop_assert_eq!(notice, Ok(EventRef { outbox_id, payment_id, created_at: Some(event().created_at) }));
         }
 
         #[test]
         fn never_panics(id in proptest::option::of(".{0,80}"), value in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..40))) {
-            let _ = Notice::parse(&node(), id.as_deref(), value.as_deref());
+            let _ = EventRef::parse(&node(), id.as_deref(), value.as_deref());
         }
     }
 }

@@ -11,8 +11,8 @@ use super::query::{PAGE, PAGE_MAX, id_in_path, no_parameters, number, page_size,
 use super::response::{Body, json};
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::{HealthState, PartState};
-use crate::store::dead_letter::{self, Shown};
-use crate::store::replay::{self, Action, Order, Outcome, Which};
+use crate::store::dead_letter::{self, DeadLetterView};
+use crate::store::replay::{self, Action, Outcome, ResolveRequest, Selection};
 use crate::store::{Connection, Transaction, channel, relay_action, topic};
 
 /// A request that exists.
@@ -36,7 +36,7 @@ pub(super) enum Route {
         id: i64,
     },
     Act {
-        which: Which,
+        which: Selection,
         action: Action,
         dry_run: bool,
     },
@@ -68,10 +68,10 @@ pub(super) fn route(
             })
         })?,
         ["dead-letters", id, "replay"] => {
-            act(Which::Id(id_in_path(path, id)?), Action::Replay, query)?
+            act(Selection::Id(id_in_path(path, id)?), Action::Replay, query)?
         }
         ["dead-letters", id, "discard"] => {
-            act(Which::Id(id_in_path(path, id)?), Action::Discard, query)?
+            act(Selection::Id(id_in_path(path, id)?), Action::Discard, query)?
         }
         _ => return Err(Problem::not_found(format!("there is nothing at {path}"))),
     };
@@ -91,19 +91,19 @@ pub(super) fn route(
 }
 
 /// The oldest that are open: a page of them is what one order is for.
-const ALL: Which = Which::Open {
+const ALL: Selection = Selection::Open {
     after: 0,
     limit: PAGE_MAX,
 };
 
-fn act(mut which: Which, action: Action, query: &str) -> Result<Route, Problem> {
+fn act(mut which: Selection, action: Action, query: &str) -> Result<Route, Problem> {
     let mut dry_run = false;
     let mut all = false;
     for (name, value) in query_params(query) {
         match (name, &mut which) {
             ("dry_run", _) => dry_run = truth(name, value)?,
-            ("all", Which::Open { .. }) => all = truth(name, value)?,
-            ("after", Which::Open { after, .. }) => *after = number("after", value)?,
+            ("all", Selection::Open { .. }) => all = truth(name, value)?,
+            ("after", Selection::Open { after, .. }) => *after = number("after", value)?,
             _ => {
                 let detail = "there is no such parameter; there is dry_run, and for all letters \
                     all=true and after";
@@ -111,7 +111,7 @@ fn act(mut which: Which, action: Action, query: &str) -> Result<Route, Problem> 
             }
         }
     }
-    if matches!(which, Which::Open { .. }) && !all {
+    if matches!(which, Selection::Open { .. }) && !all {
         return Err(Problem::invalid_field(
             "all",
             "is missing: this is done to all open dead letters with ?all=true",
@@ -171,13 +171,13 @@ struct Topic<'a> {
 
 #[derive(Serialize)]
 struct DeadLetters<'a> {
-    dead_letters: &'a [Shown],
+    dead_letters: &'a [DeadLetterView],
     /// Where later ones are.
     next: Option<String>,
 }
 
 #[derive(Serialize)]
-struct Acted<'a> {
+struct ActionRecord<'a> {
     dry_run: bool,
     outcomes: &'a [Outcome],
     /// Where the same is done to later ones.
@@ -364,13 +364,13 @@ impl App {
 
     async fn act(
         &self,
-        which: Which,
+        which: Selection,
         action: Action,
         dry_run: bool,
     ) -> Result<Response<Body>, Problem> {
         let (node, now) = (self.context.store.node().clone(), Timestamp::now());
         let work = move |tx: &Transaction<'_>| {
-            let order = Order {
+            let order = ResolveRequest {
                 action,
                 which,
                 dry_run,
@@ -378,10 +378,10 @@ impl App {
                 origin: "http",
                 now,
             };
-            replay::act(tx, order)
+            replay::resolve(tx, order)
         };
         let outcomes = self.write(work).await?;
-        if let (Which::Id(id), []) = (which, outcomes.as_slice()) {
+        if let (Selection::Id(id), []) = (which, outcomes.as_slice()) {
             return Err(no_letter(id));
         }
         if !dry_run {
@@ -396,16 +396,18 @@ impl App {
             self.context.relay.wake();
         }
         let next = match (which, outcomes.last()) {
-            (Which::Open { limit, .. }, Some(last)) if outcomes.len() == limit => Some(format!(
-                "/admin/dead-letters/{}?all=true&after={}&dry_run={dry_run}",
-                action.as_str(),
-                last.id
-            )),
+            (Selection::Open { limit, .. }, Some(last)) if outcomes.len() == limit => {
+                Some(format!(
+                    "/admin/dead-letters/{}?all=true&after={}&dry_run={dry_run}",
+                    action.as_str(),
+                    last.id
+                ))
+            }
             _ => None,
         };
         Ok(json(
             StatusCode::OK,
-            &Acted {
+            &ActionRecord {
                 dry_run,
                 outcomes: &outcomes,
                 next,
@@ -480,10 +482,10 @@ mod tests {
         };
         assert_eq!(
             find(post, "/admin/dead-letters/7/replay", ""),
-            act(Which::Id(7), Action::Replay, false)
+            act(Selection::Id(7), Action::Replay, false)
         );
         let all = act(
-            Which::Open {
+            Selection::Open {
                 after: 3,
                 limit: PAGE_MAX,
             },

@@ -27,7 +27,7 @@ impl App {
     }
 
     async fn readiness(&self) -> (StatusCode, Ready<'_>) {
-        let look = self.look(store::answer).await;
+        let look = self.look(store::ping).await;
         let store = &self.context.store;
         let database = store.database_state();
         let disk = store.disk_state();

@@ -19,7 +19,7 @@ use crate::domain::timestamp::Timestamp;
 use crate::store::Store;
 use crate::store::idempotency::{self as keys, Keyed, Once};
 use crate::store::payment as payments;
-use crate::store::timeline::{self, Way};
+use crate::store::timeline::{self, PaymentTimeline};
 
 /// Without a type, or with one that is not JSON, a body is refused.
 fn is_json(headers: &HeaderMap) -> bool {
@@ -146,7 +146,7 @@ impl App {
         let way = way.ok_or_else(|| Problem::not_found(format!("there is no payment {id}")))?;
         Ok(json(
             StatusCode::OK,
-            &PaymentTimeline::new(&way, &self.context.store),
+            &TimelineView::new(&way, &self.context.store),
         ))
     }
 
@@ -212,7 +212,7 @@ struct History<'a> {
 
 /// A payment with how far it has come.
 #[derive(Serialize)]
-struct PaymentTimeline<'a> {
+struct TimelineView<'a> {
     #[serde(flatten)]
     payment: &'a Payment,
     event: Option<Event<'a>>,
@@ -245,8 +245,8 @@ struct Notification<'a> {
     last_error: Option<&'a str>,
 }
 
-impl<'a> PaymentTimeline<'a> {
-    fn new(way: &'a Way, store: &Store) -> Self {
+impl<'a> TimelineView<'a> {
+    fn new(way: &'a PaymentTimeline, store: &Store) -> Self {
         let event = way.event.as_ref().map(|event| Event {
             id: store.node().event_id(event.outbox_id),
             status: &event.status,

@@ -19,7 +19,7 @@ use crossbeam_channel::{after, select_biased};
 use krafka::consumer::ConsumerRecord;
 
 use crate::config;
-use crate::domain::event::{ID_HEADER, NodeId, Notice, TIME_HEADER};
+use crate::domain::event::{EventRef, ID_HEADER, NodeId, TIME_HEADER};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::topic::Topic;
 use crate::kafka::cluster::{ClusterConnection, Failure, KafkaRuntime, with_timeout};
@@ -167,7 +167,7 @@ impl Consumer {
             }
             Err(Failure::Store(error)) => {
                 self.errors.failed(&error);
-                Step::RetryAfter(store::PAUSE)
+                Step::RetryAfter(store::DATABASE_RETRY_DELAY)
             }
             Err(Failure::TopicChanged) => {
                 log::info!("the topic was changed: the consumer rejoins its group");
@@ -598,7 +598,8 @@ fn store_record(
     record: &ConsumerRecord,
     now: Timestamp,
 ) -> SqlResult<Result<(i64, Arrival), DeadRecord>> {
-    let reason = match Notice::parse(node, record.header_str(ID_HEADER), record.value.as_deref()) {
+    let reason = match EventRef::parse(node, record.header_str(ID_HEADER), record.value.as_deref())
+    {
         Ok(notice) => {
             match arrival::accept(tx, notice.created_at(record.header_str(TIME_HEADER)), now)? {
                 Arrival::Unknown => "no event of this database has its id and payment".to_owned(),
@@ -683,7 +684,7 @@ mod tests {
         ];
         crate::fuzz::corpus("record", 10_000, &words, |bytes| {
             let record = raw(bytes);
-            match Notice::parse(&node, record.header_str(ID_HEADER), record.value.as_deref()) {
+            match EventRef::parse(&node, record.header_str(ID_HEADER), record.value.as_deref()) {
                 Ok(notice) => {
                     assert!(notice.outbox_id > 0 && notice.payment_id > 0);
                     // It is written as it was read.

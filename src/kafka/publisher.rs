@@ -26,7 +26,7 @@ use tokio::sync::Mutex;
 use tokio::time::timeout_at;
 
 use crate::config::{self, Delivery};
-use crate::domain::event::{Event, NodeId, Notice, Record};
+use crate::domain::event::{Event, EventRef, NodeId, Record};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::topic::Topic;
 use crate::kafka::cluster::{
@@ -44,7 +44,7 @@ use crate::runtime::metrics::Metrics;
 use crate::runtime::warnings::Warnings;
 use crate::store::outbox;
 use crate::store::publication::{Place, Receipt};
-use crate::store::topic::{self, Found, Reached, Reconciled};
+use crate::store::topic::{self, PublishedOffsets, PublishedRecord, Reconciled};
 use crate::store::visibility::{self, Unseen};
 use crate::store::{Store, StoreError, Transaction};
 
@@ -211,8 +211,8 @@ impl Session {
     }
 
     /// These are on the topic, where `read_committed` consumers see them.
-    fn saw(&mut self, found: &[Found]) {
-        for Found {
+    fn saw(&mut self, found: &[PublishedRecord]) {
+        for PublishedRecord {
             notice,
             partition,
             offset,
@@ -229,7 +229,7 @@ impl Session {
     /// Behind the last event of each partition that has a receipt. Everything before it has one,
     /// because a partition takes batches in their order. `None` if an offset is one that the topic
     /// has had before: then it is another topic by now.
-    fn reached(&mut self, receipts: &[Receipt]) -> Option<Reached> {
+    fn reached(&mut self, receipts: &[Receipt]) -> Option<PublishedOffsets> {
         let mut offsets = BTreeMap::new();
         for receipt in receipts {
             if let Place::Topic {
@@ -245,7 +245,7 @@ impl Session {
             }
         }
         self.ends.extend(&offsets);
-        (!offsets.is_empty()).then(|| Reached {
+        (!offsets.is_empty()).then(|| PublishedOffsets {
             topic: self.topic.clone(),
             offsets,
         })
@@ -525,7 +525,7 @@ impl Pipeline {
                     .map(|extent| (extent.partition, extent.end)),
             );
         }
-        let found: Vec<Found> = records
+        let found: Vec<PublishedRecord> = records
             .iter()
             .filter_map(|record| self.own_event(record))
             .collect();
@@ -539,7 +539,7 @@ impl Pipeline {
             // Should this process end, the next one has to find the conflict again.
             offsets.clear();
         }
-        let reached = Reached {
+        let reached = PublishedOffsets {
             topic: topic.clone(),
             offsets,
         };
@@ -563,7 +563,7 @@ impl Pipeline {
                 return Ok((reconciled, 0));
             };
             let renumbered = outbox::renumber(tx, first)?;
-            topic::reach(tx, &reached)?;
+            topic::save_published_offsets(tx, &reached)?;
             Ok((reconciled, renumbered))
         })?;
         let Reconciled {
@@ -634,15 +634,15 @@ impl Pipeline {
         Ok(requeued)
     }
 
-    fn own_event(&self, record: &TopicRecord) -> Option<Found> {
-        let notice = Notice::parse(
+    fn own_event(&self, record: &TopicRecord) -> Option<PublishedRecord> {
+        let notice = EventRef::parse(
             &self.context.node,
             record.event_id.as_deref(),
             record.value.as_deref(),
         )
         .ok()?;
         let notice = notice.created_at(record.time.as_deref());
-        Some(Found {
+        Some(PublishedRecord {
             notice,
             partition: record.partition,
             offset: record.offset,

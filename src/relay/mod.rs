@@ -20,8 +20,8 @@ use crate::runtime::metrics::Metrics;
 use crate::runtime::worker::{Stop, Waker};
 use crate::store::outbox;
 use crate::store::publication::{self, Place, Receipt};
-use crate::store::topic::{self, Reached};
-use crate::store::{Store, StoreError, Transaction, Writing, relay_action, visibility};
+use crate::store::topic::{self, PublishedOffsets};
+use crate::store::{PendingWrite, Store, StoreError, Transaction, relay_action, visibility};
 
 /// How often a relay that is fenced asks whether an operator has resumed it.
 const RESUME_POLL: Duration = Duration::from_secs(1);
@@ -39,9 +39,9 @@ pub struct Relay {
     /// Published, and not known to be recorded: never to be published again.
     unrecorded: Vec<Receipt>,
     /// How far the topic has everything that is recorded with those.
-    reached: Option<Reached>,
+    reached: Option<PublishedOffsets>,
     /// The recording of those, if it is under way.
-    recording: Option<Writing<()>>,
+    recording: Option<PendingWrite<()>>,
     /// Events up to here are published, and perhaps still being recorded: not to be read again.
     published_to: i64,
     /// Another process publishes as this node; the last time that the relay was resumed before
@@ -134,7 +134,7 @@ impl Relay {
             }
             Err(error) => {
                 self.errors.failed(&error);
-                Step::Away(crate::store::PAUSE)
+                Step::Away(crate::store::DATABASE_RETRY_DELAY)
             }
         }
     }
@@ -254,7 +254,7 @@ impl Relay {
                     return Ok(());
                 };
                 visibility::note(tx, &reached.topic, &receipts)?;
-                topic::reach(tx, reached)
+                topic::save_published_offsets(tx, reached)
             };
             self.recording = Some(self.store.begin_write(mark)?);
         }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::domain::event::Event;
 use crate::store::publication::Receipt;
-use crate::store::topic::Reached;
+use crate::store::topic::PublishedOffsets;
 
 /// What a publisher has taken of a batch.
 #[derive(Debug, Default)]
@@ -12,7 +12,7 @@ pub struct PublishOutcome {
     /// Its last word on each event that it has one for. None of them may be published again.
     pub receipts: Vec<Receipt>,
     /// How far these are the last ones on the topic.
-    pub reached: Option<Reached>,
+    pub reached: Option<PublishedOffsets>,
     /// Why there is no more, where something stands in the way; the rest stays as it is.
     pub trouble: Option<PublishError>,
 }

@@ -255,7 +255,7 @@ impl Notifier {
             }
             Err(error) => {
                 self.errors.failed(&error);
-                Step::Later(store::PAUSE)
+                Step::Later(store::DATABASE_RETRY_DELAY)
             }
         }
     }

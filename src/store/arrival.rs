@@ -4,7 +4,7 @@ use rusqlite::Transaction;
 
 use super::delivery::insert;
 use super::outbox;
-use crate::domain::event::Notice;
+use crate::domain::event::EventRef;
 use crate::domain::timestamp::Timestamp;
 
 /// What became of a notice from the topic.
@@ -21,7 +21,7 @@ pub enum Arrival {
 }
 
 /// Takes a notice of one of our events from the topic.
-pub fn accept(tx: &Transaction<'_>, notice: Notice, now: Timestamp) -> rusqlite::Result<Arrival> {
+pub fn accept(tx: &Transaction<'_>, notice: EventRef, now: Timestamp) -> rusqlite::Result<Arrival> {
     Ok(match outbox::is_of(tx, notice)? {
         Some(true) if insert(tx, notice.outbox_id, now)? => Arrival::Accepted,
         Some(true) => Arrival::Duplicate,
@@ -31,7 +31,7 @@ pub fn accept(tx: &Transaction<'_>, notice: Notice, now: Timestamp) -> rusqlite:
 }
 
 /// Whether an event that is not in the outbox once was: its id was given, and its payment is there.
-pub(super) fn is_purged(tx: &Transaction<'_>, notice: Notice) -> rusqlite::Result<bool> {
+pub(super) fn is_purged(tx: &Transaction<'_>, notice: EventRef) -> rusqlite::Result<bool> {
     tx.prepare_cached(
         "SELECT 1 FROM payment WHERE id = ?2 AND ?1 <= (SELECT seq FROM sqlite_sequence \
             WHERE name = 'outbox') AND (?3 IS NULL OR executed_at = ?3)",

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// A database that is looked at. It may be in use, and stays as it is.
-pub struct Audited {
+pub struct AuditDatabase {
     connection: Connection,
     node: NodeId,
     /// The newest event that was published before the topic's ends were asked for.
@@ -27,7 +27,7 @@ pub struct Audited {
 
 /// A record of the topic that is one of this node's events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Recorded {
+pub struct TopicEvent {
     /// Where it is.
     pub partition: i32,
     /// Where in the partition.
@@ -53,7 +53,7 @@ pub struct Extent {
 
 /// What was read of the topic.
 #[derive(Debug, Clone, Copy)]
-pub struct Reading<'a> {
+pub struct TopicSnapshot<'a> {
     /// Which of its lives it is in; `None` where there is no such topic.
     pub id: Option<[u8; 16]>,
     /// By partition.
@@ -75,7 +75,7 @@ pub struct Totals {
 
 /// Something of a kind, so many times, with examples.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Seen {
+pub struct Finding {
     /// One word for it.
     pub kind: &'static str,
     /// What it is.
@@ -88,13 +88,13 @@ pub struct Seen {
 
 /// What the checks have found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Checked {
+pub struct CheckResult {
     /// How much there is.
     pub totals: Totals,
     /// What must not be.
-    pub findings: Vec<Seen>,
+    pub findings: Vec<Finding>,
     /// What may be, and is worth knowing.
-    pub notes: Vec<Seen>,
+    pub notes: Vec<Finding>,
 }
 
 /// A question to the database: a row for each thing that is wrong, in words.
@@ -412,7 +412,7 @@ const TEMPORARY: &str = "
         AND (e.\"partition\", e.\"offset\") < (r.\"partition\", r.\"offset\"));
 ";
 
-impl Audited {
+impl AuditDatabase {
     /// Opens a database that some payrelay has made, for reading only.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         let (connection, node) = schema::open_to_read(&schema::resolved(path)?)?;
@@ -441,12 +441,12 @@ impl Audited {
     }
 
     /// Keeps what was read from the topic.
-    pub fn record(&mut self, records: &[Recorded]) -> Result<(), StoreError> {
+    pub fn record(&mut self, records: &[TopicEvent]) -> Result<(), StoreError> {
         let tx = self.connection.transaction()?;
         {
             let mut insert = tx
                 .prepare_cached("INSERT OR IGNORE INTO topic_record VALUES (?1, ?2, ?3, ?4, ?5)")?;
-            for Recorded {
+            for TopicEvent {
                 partition,
                 offset,
                 outbox_id,
@@ -481,9 +481,9 @@ impl Audited {
     pub fn check(
         mut self,
         topic: &str,
-        reading: Option<Reading<'_>>,
+        reading: Option<TopicSnapshot<'_>>,
         limit: usize,
-    ) -> Result<Checked, StoreError> {
+    ) -> Result<CheckResult, StoreError> {
         self.connection
             .execute_batch("CREATE INDEX temp.topic_event ON topic_record (outbox_id)")?;
         for Extent {
@@ -547,7 +547,7 @@ impl Audited {
         } else {
             Some(totals(&tx)?)
         };
-        Ok(Checked {
+        Ok(CheckResult {
             totals: totals.unwrap_or_default(),
             findings: found,
             notes,
@@ -562,7 +562,7 @@ const DAMAGED_FILE: &str = "places where the file is damaged";
 struct Findings<'a> {
     tx: &'a Transaction<'a>,
     limit: usize,
-    found: Vec<Seen>,
+    found: Vec<Finding>,
 }
 
 impl Findings<'_> {
@@ -605,10 +605,10 @@ impl Findings<'_> {
     }
 
     /// Told once, whichever check has met it.
-    fn damaged(&mut self) -> &mut Seen {
+    fn damaged(&mut self) -> &mut Finding {
         let known = self.found.iter().position(|seen| seen.kind == DAMAGED);
         let at = known.unwrap_or_else(|| {
-            self.found.push(Seen {
+            self.found.push(Finding {
                 kind: DAMAGED,
                 what: DAMAGED_FILE,
                 count: 0,
@@ -628,7 +628,7 @@ impl Findings<'_> {
         params: impl Params,
         show: impl Fn(&Row<'_>) -> rusqlite::Result<Option<String>>,
     ) -> Result<(), StoreError> {
-        let mut seen = Seen {
+        let mut seen = Finding {
             kind,
             what,
             count: 0,

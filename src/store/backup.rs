@@ -4,7 +4,7 @@
 //! and the log grows until the copy is done. The mark in the copy is what keeps a restored node
 //! from giving ids again (see `schema::open`).
 
-use super::Beside;
+use super::OfflineStore;
 use super::engine::{BUSY_TIMEOUT, schema};
 use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, ErrorCode};
@@ -139,7 +139,7 @@ fn folder(path: &Path) -> &Path {
         .unwrap_or(Path::new("."))
 }
 
-impl Beside {
+impl OfflineStore {
     /// Writes a copy as the file `to`, and tells its size in bytes.
     pub fn backup(&self, to: &Path, now: Timestamp) -> Result<u64, BackupError> {
         if to.symlink_metadata().is_ok() {
@@ -172,10 +172,10 @@ mod tests {
     use super::*;
     use crate::store::engine::schema;
 
-    fn beside(dir: &Path) -> Beside {
+    fn beside(dir: &Path) -> OfflineStore {
         let path = dir.join("a.db");
         drop(schema::open(&path, None).unwrap());
-        Beside::open(&path).unwrap()
+        OfflineStore::open(&path).unwrap()
     }
 
     fn names(dir: &Path) -> Vec<String> {

@@ -130,7 +130,7 @@ pub(super) fn open(connection: &Connection) -> rusqlite::Result<Waiting> {
 
 /// A dead letter, for people to look at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Shown {
+pub struct DeadLetterView {
     /// Given by the store.
     pub id: i64,
     /// OPEN, REPLAYED or DISCARDED.
@@ -148,7 +148,7 @@ pub struct Shown {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payment_id: Option<i64>,
     /// What was done to it.
-    pub actions: Vec<Acted>,
+    pub actions: Vec<ActionRecord>,
 }
 
 /// Where a record of the topic was read, and what it was.
@@ -164,7 +164,7 @@ pub struct Place {
 
 /// Something that was done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Acted {
+pub struct ActionRecord {
     action: String,
     origin: String,
     outcome: String,
@@ -180,7 +180,7 @@ pub fn list(
     open: bool,
     after: i64,
     limit: usize,
-) -> rusqlite::Result<Vec<Shown>> {
+) -> rusqlite::Result<Vec<DeadLetterView>> {
     let which = if open { "l.state = 'OPEN' AND" } else { "" };
     let letters = connection
         .prepare_cached(&format!(
@@ -195,7 +195,7 @@ pub fn list(
 }
 
 /// One dead letter.
-pub fn find(connection: &Connection, id: i64) -> rusqlite::Result<Option<Shown>> {
+pub fn find(connection: &Connection, id: i64) -> rusqlite::Result<Option<DeadLetterView>> {
     let letter = connection
         .prepare_cached(&format!("{SHOWN} WHERE l.id = ?1"))?
         .query_row([id], shown)
@@ -205,7 +205,7 @@ pub fn find(connection: &Connection, id: i64) -> rusqlite::Result<Option<Shown>>
         .transpose()
 }
 
-fn shown(row: &Row<'_>) -> rusqlite::Result<Shown> {
+fn shown(row: &Row<'_>) -> rusqlite::Result<DeadLetterView> {
     let text =
         |bytes: Option<Vec<u8>>| bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let record = match row.get::<_, Option<String>>(5)? {
@@ -219,7 +219,7 @@ fn shown(row: &Row<'_>) -> rusqlite::Result<Shown> {
             headers: headers(row.get(10)?),
         }),
     };
-    Ok(Shown {
+    Ok(DeadLetterView {
         id: row.get(0)?,
         state: row.get(1)?,
         reason: row.get(2)?,
@@ -237,14 +237,17 @@ pub(super) fn headers(json: Option<String>) -> Vec<(String, Option<String>)> {
         .unwrap_or_default()
 }
 
-fn with_actions(connection: &Connection, letter: Shown) -> rusqlite::Result<Shown> {
+fn with_actions(
+    connection: &Connection,
+    letter: DeadLetterView,
+) -> rusqlite::Result<DeadLetterView> {
     let actions = connection
         .prepare_cached(
             "SELECT action, origin, outcome, acted_at FROM dead_letter_action \
                 WHERE dead_letter_id = ?1 ORDER BY id",
         )?
         .query_map([letter.id], |row| {
-            Ok(Acted {
+            Ok(ActionRecord {
                 action: row.get(0)?,
                 origin: row.get(1)?,
                 outcome: row.get(2)?,
@@ -252,5 +255,5 @@ fn with_actions(connection: &Connection, letter: Shown) -> rusqlite::Result<Show
             })
         })?
         .collect::<rusqlite::Result<_>>()?;
-    Ok(Shown { actions, ..letter })
+    Ok(DeadLetterView { actions, ..letter })
 }

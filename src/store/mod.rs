@@ -64,7 +64,7 @@ pub struct Store {
     part: Part,
     damage: CorruptionFlag,
     admission: Admission,
-    queue: Queue,
+    queue: Backpressure,
     path: Arc<Path>,
     service_time: ServiceTime,
 }
@@ -72,27 +72,27 @@ pub struct Store {
 /// How many payments wait: jobs are of very different size, so their number alone bounds neither
 /// time nor memory.
 #[derive(Clone)]
-struct Queue {
+struct Backpressure {
     waiting: Arc<AtomicUsize>,
     max: usize,
 }
 
 /// What a job takes of the queue until it is answered.
-struct Place {
-    queue: Queue,
+struct QueueSlot {
+    queue: Backpressure,
     payments: usize,
 }
 
-impl Queue {
+impl Backpressure {
     /// While fewer than may wait do, one more job is taken, however large: none is so large that it
     /// never is.
-    fn take(&self, payments: usize) -> Result<Place, StoreError> {
+    fn take(&self, payments: usize) -> Result<QueueSlot, StoreError> {
         let add = |waiting| (waiting < self.max).then_some(waiting + payments);
         let taken = self
             .waiting
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
         taken
-            .map(|_| Place {
+            .map(|_| QueueSlot {
                 queue: self.clone(),
                 payments,
             })
@@ -100,7 +100,7 @@ impl Queue {
     }
 }
 
-impl Drop for Place {
+impl Drop for QueueSlot {
     fn drop(&mut self) {
         self.queue
             .waiting
@@ -110,9 +110,9 @@ impl Drop for Place {
 
 /// A write that is under way.
 #[derive(Debug)]
-pub struct Writing<T>(Receiver<Result<T, StoreError>>);
+pub struct PendingWrite<T>(Receiver<Result<T, StoreError>>);
 
-impl<T> Writing<T> {
+impl<T> PendingWrite<T> {
     /// Waits until it is on the disk, or has failed.
     pub fn wait(self) -> Result<T, StoreError> {
         self.0.recv().unwrap_or(Err(StoreError::Closed))
@@ -120,7 +120,7 @@ impl<T> Writing<T> {
 }
 
 /// An opened database whose threads have yet to be started.
-pub struct Opened {
+pub struct StoppedStore {
     store: Store,
     writer: writer::Writer,
     checkpointer: checkpointer::Checkpointer,
@@ -129,7 +129,7 @@ pub struct Opened {
 }
 
 /// How long a thread waits before it asks a database again that has refused.
-pub const PAUSE: Duration = Duration::from_secs(5);
+pub const DATABASE_RETRY_DELAY: Duration = Duration::from_secs(5);
 
 /// For the threads besides the readers that read: relay, sampler, and the notifiers, which take
 /// turns.
@@ -137,7 +137,10 @@ const OTHER_READERS: u32 = 3;
 
 impl Store {
     /// Takes the lock, opens and migrates the file, makes or checks the node's id.
-    pub fn open(settings: &config::Database, node: Option<&NodeId>) -> Result<Opened, OpenError> {
+    pub fn open(
+        settings: &config::Database,
+        node: Option<&NodeId>,
+    ) -> Result<StoppedStore, OpenError> {
         let path = schema::resolved(&settings.path)?;
         let lock = schema::lock(&path)?;
         let (connection, node) = schema::open(&path, node)?;
@@ -162,7 +165,7 @@ impl Store {
         let readers = readers::Readers::new(settings.readers, query_queue, pool.clone());
         let (watch, admission) =
             disk_space::Watch::new(&path, settings.min_free_bytes, damage.clone());
-        let waiting = Queue {
+        let waiting = Backpressure {
             waiting: Arc::default(),
             max: settings.queue_max.get(),
         };
@@ -179,7 +182,7 @@ impl Store {
             path: path.into(),
             service_time,
         };
-        Ok(Opened {
+        Ok(StoppedStore {
             store,
             writer,
             checkpointer,
@@ -225,7 +228,7 @@ impl Store {
         if !self.part.get().is_failing() {
             return;
         }
-        let _ = self.submit(1, touch, drop);
+        let _ = self.submit(1, write_probe, drop);
     }
 
     /// Runs `work` in a transaction and waits until it is on the disk. If `work` fails, nothing of
@@ -242,7 +245,7 @@ impl Store {
     pub fn begin_write<T: Send + 'static>(
         &self,
         work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
-    ) -> Result<Writing<T>, StoreError> {
+    ) -> Result<PendingWrite<T>, StoreError> {
         enqueue(&self.jobs, work)
     }
 
@@ -321,12 +324,12 @@ impl Store {
 }
 
 /// The database of a payrelay that may be running, for a command beside it.
-pub struct Beside {
+pub struct OfflineStore {
     connection: Connection,
     node: NodeId,
 }
 
-impl Beside {
+impl OfflineStore {
     /// Opens what is there.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         let (connection, node) = schema::open_beside(&schema::resolved(path)?)?;
@@ -360,7 +363,7 @@ impl Beside {
 }
 
 /// Writes a page, and changes nothing. There and back: SQLite does not write what is there already.
-fn touch(tx: &Transaction<'_>) -> SqlResult<()> {
+fn write_probe(tx: &Transaction<'_>) -> SqlResult<()> {
     tx.execute_batch(
         "UPDATE node SET created_at = created_at + 1; UPDATE node SET created_at = created_at - 1",
     )
@@ -369,11 +372,11 @@ fn touch(tx: &Transaction<'_>) -> SqlResult<()> {
 fn enqueue<T: Send + 'static>(
     queue: &Sender<writer::Job>,
     work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
-) -> Result<Writing<T>, StoreError> {
+) -> Result<PendingWrite<T>, StoreError> {
     let (answer, answered) = bounded(1);
     let job = writer::job(work, move |result| drop(answer.send(result)));
     queue.send(job).map_err(|_| StoreError::Closed)?;
-    Ok(Writing(answered))
+    Ok(PendingWrite(answered))
 }
 
 fn refused<T>(error: &crossbeam_channel::TrySendError<T>) -> StoreError {
@@ -383,7 +386,7 @@ fn refused<T>(error: &crossbeam_channel::TrySendError<T>) -> StoreError {
     }
 }
 
-impl Opened {
+impl StoppedStore {
     /// Starts the writer, the checkpointer and the readers. They are returned in the order in which
     /// they are to be stopped.
     pub fn start(self, exits: &Sender<&'static str>) -> io::Result<(Store, Vec<Worker>)> {
@@ -424,7 +427,7 @@ fn pool(path: PathBuf, size: u32) -> Result<Pool, OpenError> {
 }
 
 /// Whether the database answers at all.
-pub fn answer(connection: &Connection) -> SqlResult<()> {
+pub fn ping(connection: &Connection) -> SqlResult<()> {
     connection.query_row("SELECT 1", [], |_| Ok(()))
 }
 

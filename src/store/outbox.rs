@@ -5,7 +5,7 @@
 
 use super::row::sql_limit;
 use super::row::unknown;
-use crate::domain::event::{Event, Kind, Notice, TraceContext};
+use crate::domain::event::{Event, EventRef, EventType, TraceContext};
 use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
@@ -13,7 +13,7 @@ pub(super) fn insert(
     tx: &Transaction<'_>,
     payment_id: i64,
     user_id: i64,
-    kind: Kind,
+    kind: EventType,
     trace: Option<&TraceContext>,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
@@ -49,7 +49,7 @@ pub fn unpublished(
                 outbox_id: row.get(0)?,
                 payment_id: row.get(1)?,
                 user_id: row.get(2)?,
-                kind: Kind::parse(&kind).ok_or_else(|| unknown(3, &kind))?,
+                kind: EventType::parse(&kind).ok_or_else(|| unknown(3, &kind))?,
                 created_at: Timestamp::from_micros(row.get(4)?),
                 trace: match row.get(5)? {
                     Some(parent) => Some(TraceContext {
@@ -64,7 +64,7 @@ pub fn unpublished(
 }
 
 /// Whether a notice is of the event that has its id here; `None` if none has.
-pub(super) fn is_of(connection: &Connection, notice: Notice) -> rusqlite::Result<Option<bool>> {
+pub(super) fn is_of(connection: &Connection, notice: EventRef) -> rusqlite::Result<Option<bool>> {
     let found: Option<(i64, i64)> = connection
         .prepare_cached("SELECT payment_id, created_at FROM outbox WHERE id = ?1")?
         .query_row([notice.outbox_id], |row| Ok((row.get(0)?, row.get(1)?)))
@@ -215,7 +215,7 @@ mod tests {
                 [id],
             )
             .unwrap();
-            insert(&tx, id, 1, Kind::Completed, None, Timestamp::now()).unwrap();
+            insert(&tx, id, 1, EventType::Completed, None, Timestamp::now()).unwrap();
             if event.starts_with("REJECTED") {
                 reject(&tx, id, "no", Timestamp::now()).unwrap();
             }
@@ -281,7 +281,7 @@ mod tests {
             [],
         )
         .unwrap();
-        insert(tx, 1000, 1, Kind::Completed, None, Timestamp::now()).unwrap();
+        insert(tx, 1000, 1, EventType::Completed, None, Timestamp::now()).unwrap();
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::outbox;
 use super::row::unknown;
-use crate::domain::event::{Kind, TraceContext};
+use crate::domain::event::{EventType, TraceContext};
 use crate::domain::payment::{NewPayment, Payment, Reservation, Status};
 use crate::domain::timestamp::Timestamp;
 use rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE;
@@ -34,7 +34,7 @@ pub fn execute(
             tx,
             payment.id,
             payment.user_id,
-            Kind::from(payment.status),
+            EventType::from(payment.status),
             trace,
             now,
         )?;

@@ -7,13 +7,13 @@ use super::backlog::BacklogCounter;
 use super::delivery::{Carrier, Outcome};
 use super::idempotency::{Keyed, Once};
 use super::publication::{self, Place, Receipt};
-use super::replay::{self, Action, Order, Which};
-use super::topic::{self, ConsumeBatch, Found, Reached, Reconciled};
+use super::replay::{self, Action, ResolveRequest, Selection};
+use super::topic::{self, ConsumeBatch, PublishedOffsets, PublishedRecord, Reconciled};
 use super::{
     channel, dead_letter, delivery, idempotency, outbox, payment, relay_action, route, schema,
     timeline, unconsumed, visibility,
 };
-use crate::domain::event::{NodeId, Notice};
+use crate::domain::event::{EventRef, NodeId};
 use crate::domain::payment::{NewPayment, Reservation};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::topic::Topic;
@@ -112,7 +112,7 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     publication::mark_published(&tx, &receipts, now)?;
     arrival::accept(
         &tx,
-        Notice {
+        EventRef {
             outbox_id: 1,
             payment_id: 1,
             created_at: Some(now),
@@ -121,7 +121,7 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     )?;
     arrival::accept(
         &tx,
-        Notice {
+        EventRef {
             outbox_id: 9,
             payment_id: 9,
             created_at: Some(now),
@@ -132,8 +132,8 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
         name: "t".into(),
         id: [0; 16],
     };
-    let found = Found {
-        notice: Notice {
+    let found = PublishedRecord {
+        notice: EventRef {
             outbox_id: 1,
             payment_id: 1,
             created_at: Some(now),
@@ -141,7 +141,7 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
         partition: 0,
         offset: 0,
     };
-    let reached = Reached {
+    let reached = PublishedOffsets {
         topic: topic.clone(),
         offsets: [(0, 1)].into(),
     };
@@ -183,15 +183,15 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     );
     channel::finish(&tx, asked, "resumed")?;
     delivery::bury(&tx, 2, Some("poison"), now)?;
-    let order = Order {
+    let order = ResolveRequest {
         action: Action::Replay,
-        which: Which::Open { after: 0, limit: 9 },
+        which: Selection::Open { after: 0, limit: 9 },
         dry_run: false,
         node: &node,
         origin: "",
         now,
     };
-    assert_eq!(replay::act(&tx, order)?.len(), 1);
+    assert_eq!(replay::resolve(&tx, order)?.len(), 1);
     assert_eq!(
         (
             dead_letter::list(&tx, true, 0, 9)?.len(),

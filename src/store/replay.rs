@@ -7,12 +7,12 @@ use super::arrival::{self, Arrival};
 use super::dead_letter::headers;
 use super::row::sql_limit;
 use super::{delivery, unconsumed};
-use crate::domain::event::{ID_HEADER, NodeId, Notice, TIME_HEADER};
+use crate::domain::event::{EventRef, ID_HEADER, NodeId, TIME_HEADER};
 use crate::domain::timestamp::Timestamp;
 
 /// Which dead letters an action is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Which {
+pub enum Selection {
     /// One.
     Id(i64),
     /// Those that are open and have larger ids, oldest first.
@@ -26,11 +26,11 @@ pub enum Which {
 
 /// Who does something to dead letters, for what, and when.
 #[derive(Debug, Clone, Copy)]
-pub struct Order<'a> {
+pub struct ResolveRequest<'a> {
     /// What is to be done.
     pub action: Action,
     /// To which.
-    pub which: Which,
+    pub which: Selection,
     /// Tell what would come of it, and leave everything as it is.
     pub dry_run: bool,
     /// Whose events are ours.
@@ -43,10 +43,10 @@ pub struct Order<'a> {
 
 /// Does what is ordered, and records it. One that is not open is left as it is; one that is not
 /// there has no outcome.
-pub fn act(tx: &Transaction<'_>, order: Order<'_>) -> rusqlite::Result<Vec<Outcome>> {
+pub fn resolve(tx: &Transaction<'_>, order: ResolveRequest<'_>) -> rusqlite::Result<Vec<Outcome>> {
     let ids: Vec<i64> = match order.which {
-        Which::Id(id) => vec![id],
-        Which::Open { after, limit } => tx
+        Selection::Id(id) => vec![id],
+        Selection::Open { after, limit } => tx
             .prepare_cached(
                 "SELECT id FROM dead_letter WHERE state = 'OPEN' AND id > ?1 ORDER BY id LIMIT ?2",
             )?
@@ -54,8 +54,10 @@ pub fn act(tx: &Transaction<'_>, order: Order<'_>) -> rusqlite::Result<Vec<Outco
             .collect::<rusqlite::Result<_>>()?,
     };
     tx.execute_batch("SAVEPOINT dead_letters")?;
-    let outcomes: rusqlite::Result<Vec<_>> =
-        ids.into_iter().map(|id| act_on(tx, id, order)).collect();
+    let outcomes: rusqlite::Result<Vec<_>> = ids
+        .into_iter()
+        .map(|id| resolve_one(tx, id, order))
+        .collect();
     // A dry run does everything, so that it knows, and then undoes it.
     if order.dry_run || outcomes.is_err() {
         tx.execute_batch("ROLLBACK TO dead_letters")?;
@@ -64,7 +66,11 @@ pub fn act(tx: &Transaction<'_>, order: Order<'_>) -> rusqlite::Result<Vec<Outco
     Ok(outcomes?.into_iter().flatten().collect())
 }
 
-fn act_on(tx: &Transaction<'_>, id: i64, order: Order<'_>) -> rusqlite::Result<Option<Outcome>> {
+fn resolve_one(
+    tx: &Transaction<'_>,
+    id: i64,
+    order: ResolveRequest<'_>,
+) -> rusqlite::Result<Option<Outcome>> {
     let letter: Option<(String, Option<i64>)> = tx
         .prepare_cached("SELECT state, outbox_id FROM dead_letter WHERE id = ?1")?
         .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))
@@ -143,7 +149,11 @@ fn replay_event(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<Attemp
 
 /// As if it came from the topic now: another version, or a restored database, may know what to do
 /// with it.
-fn replay_record(tx: &Transaction<'_>, id: i64, order: Order<'_>) -> rusqlite::Result<Attempt> {
+fn replay_record(
+    tx: &Transaction<'_>,
+    id: i64,
+    order: ResolveRequest<'_>,
+) -> rusqlite::Result<Attempt> {
     let (value, found): (Option<Vec<u8>>, _) = tx
         .prepare_cached("SELECT value, headers FROM dead_letter WHERE id = ?1")?
         .query_row([id], |row| Ok((row.get(0)?, headers(row.get(1)?))))?;
@@ -154,7 +164,7 @@ fn replay_record(tx: &Transaction<'_>, id: i64, order: Order<'_>) -> rusqlite::R
             .and_then(|(_, value)| value.as_deref())
     };
     Ok(
-        match Notice::parse(order.node, header(ID_HEADER), value.as_deref()) {
+        match EventRef::parse(order.node, header(ID_HEADER), value.as_deref()) {
             Err(foreign) => Err(format!("still: {foreign}")),
             Ok(notice) => {
                 match arrival::accept(tx, notice.created_at(header(TIME_HEADER)), order.now)? {

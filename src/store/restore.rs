@@ -6,7 +6,7 @@
 //! deleted.
 
 use super::OpenError;
-use super::audit::{Audited, Seen, UNCONSUMED_KIND};
+use super::audit::{AuditDatabase, Finding, UNCONSUMED_KIND};
 use super::engine::schema;
 use super::{BUSY_TIMEOUT, StoreError};
 use crate::domain::event::NodeId;
@@ -39,7 +39,7 @@ pub enum RestoreError {
     },
     /// The copy is not sound.
     #[error("the copy is not sound, so it was not restored: {}", show(.0))]
-    Unsound(Vec<Seen>),
+    Unsound(Vec<Finding>),
     /// A file cannot be read, written or moved.
     #[error("{path}: {source}")]
     Io {
@@ -59,7 +59,7 @@ impl From<rusqlite::Error> for RestoreError {
     }
 }
 
-fn show(findings: &[Seen]) -> String {
+fn show(findings: &[Finding]) -> String {
     findings
         .iter()
         .map(|seen| format!("{} {}", seen.count, seen.what))
@@ -190,7 +190,7 @@ fn copy_file(from: &Path, to: &Path) -> Result<(), RestoreError> {
 
 /// The file as a whole, and what must hold between its tables.
 fn check(file: &Path, node: Option<&NodeId>) -> Result<(NodeId, i64), RestoreError> {
-    let checked = Audited::open(file)?;
+    let checked = AuditDatabase::open(file)?;
     let copy = checked.node().clone();
     if let Some(node) = node.filter(|node| **node != copy) {
         return Err(RestoreError::OtherNode {

@@ -9,7 +9,7 @@ use crate::domain::payment::Payment;
 
 /// A payment and how far it has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Way {
+pub struct PaymentTimeline {
     /// The payment.
     pub payment: Payment,
     /// Its event; `None` once it was purged, long after it was delivered.
@@ -20,7 +20,7 @@ pub struct Way {
 }
 
 /// One payment's whole way.
-pub fn find(connection: &Connection, id: i64) -> SqlResult<Option<Way>> {
+pub fn find(connection: &Connection, id: i64) -> SqlResult<Option<PaymentTimeline>> {
     let payment = connection
         .prepare_cached(&format!("SELECT {COLUMNS} FROM payment p WHERE p.id = ?1"))?
         .query_row([id], read)
@@ -33,7 +33,7 @@ pub fn find(connection: &Connection, id: i64) -> SqlResult<Option<Way>> {
         Some(event) => delivery::find(connection, event.outbox_id)?,
         None => None,
     };
-    Ok(Some(Way {
+    Ok(Some(PaymentTimeline {
         payment,
         event,
         notification,

@@ -7,7 +7,7 @@
 
 use super::arrival::Arrival;
 use super::{arrival, outbox, publication, unconsumed};
-use crate::domain::event::Notice;
+use crate::domain::event::EventRef;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::topic::Topic;
 use rusqlite::{Connection, Row, Transaction};
@@ -74,7 +74,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Partition> {
 
 /// Behind which offset of each partition every event of ours has its mark.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reached {
+pub struct PublishedOffsets {
     /// Of which topic.
     pub topic: Topic,
     /// By partition.
@@ -82,7 +82,10 @@ pub struct Reached {
 }
 
 /// Records how far everything is marked, in the transaction that marks it.
-pub fn reach(tx: &Transaction<'_>, reached: &Reached) -> rusqlite::Result<()> {
+pub fn save_published_offsets(
+    tx: &Transaction<'_>,
+    reached: &PublishedOffsets,
+) -> rusqlite::Result<()> {
     let mut reach = tx.prepare_cached(
         "INSERT INTO topic_partition (topic, topic_id, \"partition\", published_to) \
             VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO UPDATE SET published_to = excluded.published_to",
@@ -95,9 +98,9 @@ pub fn reach(tx: &Transaction<'_>, reached: &Reached) -> rusqlite::Result<()> {
 
 /// An event of ours that is on the topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Found {
+pub struct PublishedRecord {
     /// What the record says.
-    pub notice: Notice,
+    pub notice: EventRef,
     /// Where it is.
     pub partition: i32,
     /// Where it is.
@@ -119,14 +122,14 @@ pub struct Reconciled {
 /// and this database does not were given by a later state of it: they are not given a second time.
 pub fn reconcile(
     tx: &Transaction<'_>,
-    found: &[Found],
-    reached: &Reached,
+    found: &[PublishedRecord],
+    reached: &PublishedOffsets,
     now: Timestamp,
 ) -> rusqlite::Result<Reconciled> {
     record_incarnation(tx, &reached.topic, now)?;
     let mut result = Reconciled::default();
     let mut newest = 0;
-    for Found {
+    for PublishedRecord {
         notice,
         partition,
         offset,
@@ -170,7 +173,7 @@ pub fn reconcile(
     }
     // A conflict that is not settled has to be found again, should the process end.
     if result.first_conflict.is_none() {
-        reach(tx, reached)?;
+        save_published_offsets(tx, reached)?;
     }
     Ok(result)
 }

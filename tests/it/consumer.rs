@@ -14,7 +14,7 @@ use payrelay::relay::publisher::{PublishError, Publisher};
 use payrelay::runtime::health::Part;
 use payrelay::runtime::worker::Waker;
 use payrelay::store::dead_letter;
-use payrelay::store::replay::{self, Action, Order, Which};
+use payrelay::store::replay::{self, Action, ResolveRequest, Selection};
 use serde_json::{Value, json};
 
 use super::audit::audit;
@@ -271,10 +271,10 @@ fn foreign_records_beyond_the_limit_are_counted_and_closed_letters_make_room() {
     let node = database.store().node().clone();
     let now = Timestamp::now();
     let discard = move |tx: &payrelay::store::Transaction<'_>| {
-        let which = Which::Open { after: 0, limit: 3 };
-        replay::act(
+        let which = Selection::Open { after: 0, limit: 3 };
+        replay::resolve(
             tx,
-            Order {
+            ResolveRequest {
                 action: Action::Discard,
                 which,
                 dry_run: false,

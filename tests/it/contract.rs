@@ -21,7 +21,7 @@ use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::Waker;
 use payrelay::store::outbox;
 use payrelay::store::publication::{self, Place, Receipt};
-use payrelay::store::replay::{self, Action, Order, Which};
+use payrelay::store::replay::{self, Action, ResolveRequest, Selection};
 use payrelay::store::topic as store_topic;
 
 use super::harness::cluster::{Cluster, Fake};
@@ -119,7 +119,7 @@ pub fn mark(database: &Database, published: PublishOutcome) -> Vec<Receipt> {
         publication::mark_published(tx, &taken, Timestamp::now())?;
         reached
             .iter()
-            .try_for_each(|reached| store_topic::reach(tx, reached))
+            .try_for_each(|reached| store_topic::save_published_offsets(tx, reached))
     };
     database.store().write(mark).unwrap();
     receipts
@@ -626,13 +626,13 @@ fn a_record_that_the_broker_refuses_is_set_aside(delivery: Delivery) {
     let replay = move |tx: &payrelay::store::Transaction<'_>| {
         tx.execute_batch("UPDATE outbox SET traceparent = NULL")?;
         let (which, now) = (
-            Which::Open {
+            Selection::Open {
                 after: 0,
                 limit: 10,
             },
             Timestamp::now(),
         );
-        let order = Order {
+        let order = ResolveRequest {
             action: Action::Replay,
             which,
             dry_run: false,
@@ -640,7 +640,7 @@ fn a_record_that_the_broker_refuses_is_set_aside(delivery: Delivery) {
             origin: "http",
             now,
         };
-        replay::act(tx, order)
+        replay::resolve(tx, order)
     };
     let outcomes = database.store().write(replay).unwrap();
     assert_eq!(

@@ -17,7 +17,7 @@ use payrelay::runtime::health::{HealthState, Part};
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::Waker;
 use payrelay::store::publication::{Place, Receipt};
-use payrelay::store::{Beside, relay_action};
+use payrelay::store::{OfflineStore, relay_action};
 use serde_json::{Value, json};
 
 use super::harness::http::Client;
@@ -144,7 +144,7 @@ impl<'a> Node<'a> {
 
     fn count(&self, what: &str) -> i64 {
         let sql = format!("SELECT count(*) FROM {what}");
-        let database = Beside::open(&self.dir.join("payrelay.db")).unwrap();
+        let database = OfflineStore::open(&self.dir.join("payrelay.db")).unwrap();
         database
             .read(move |connection| connection.query_row(&sql, [], |row| row.get(0)))
             .unwrap()
@@ -376,7 +376,7 @@ fn payments_whose_event_ids_the_topic_has_get_new_ones() {
             pay(&payrelay, user, 100 + user);
         }
         proxy.heal();
-        let database = Beside::open(&dir.path().join("payrelay.db")).unwrap();
+        let database = OfflineStore::open(&dir.path().join("payrelay.db")).unwrap();
         let published = "SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'";
         wait_until("everything to be published", 2 * LIMIT, || {
             let number = database

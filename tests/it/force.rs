@@ -387,14 +387,14 @@ impl Scene {
     }
 
     fn number(&self, sql: &str) -> i64 {
-        let connection = payrelay::store::Beside::open(&self.database()).unwrap();
+        let connection = payrelay::store::OfflineStore::open(&self.database()).unwrap();
         connection
             .read(|connection| connection.query_row(sql, [], |row| row.get(0)))
             .unwrap()
     }
 
     fn ids(&self, sql: &str) -> BTreeSet<i64> {
-        let connection = payrelay::store::Beside::open(&self.database()).unwrap();
+        let connection = payrelay::store::OfflineStore::open(&self.database()).unwrap();
         let read = |connection: &payrelay::store::Connection| {
             connection
                 .prepare(sql)?

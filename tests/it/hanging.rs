@@ -15,7 +15,7 @@ use payrelay::relay::publisher::{PublishError, PublishOutcome, Publisher};
 use payrelay::store::outbox;
 use payrelay::store::publication::{self, Place, Receipt};
 use payrelay::store::topic as store_topic;
-use payrelay::store::{Beside, Transaction, visibility};
+use payrelay::store::{OfflineStore, Transaction, visibility};
 use serde_json::json;
 
 use super::harness::cluster::{Cluster, Fake};
@@ -74,7 +74,7 @@ fn mark(database: &Database, published: PublishOutcome) -> Option<PublishError> 
             return Ok(());
         };
         visibility::note(tx, &reached.topic, &receipts)?;
-        store_topic::reach(tx, reached)
+        store_topic::save_published_offsets(tx, reached)
     };
     database.store().write(mark).unwrap();
     trouble
@@ -222,7 +222,7 @@ fn a_broker_that_dies_when_an_event_is_published_hides_nothing(partitions: &str)
         ("PAYRELAY_SLACK_DIGEST_OVER", "1000000"),
     ];
     let payrelay = Payrelay::start(Options::new(dir.path(), &env));
-    let database = Beside::open(&dir.path().join("payrelay.db")).unwrap();
+    let database = OfflineStore::open(&dir.path().join("payrelay.db")).unwrap();
     let number = |sql: &'static str| {
         database
             .read(|tx| tx.query_row(sql, [], |row| row.get::<_, i64>(0)))

@@ -17,7 +17,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use payrelay::config::Route;
-use payrelay::domain::event::{Event, NodeId, Notice};
+use payrelay::domain::event::{Event, EventRef, NodeId};
 use payrelay::domain::payment::{NewPayment, Payment, Reservation, Status};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::arrival::{self, Arrival};
@@ -27,10 +27,10 @@ use payrelay::store::delivery::{self, Carrier, Outcome as DeliveryOutcome, Waiti
 use payrelay::store::outbox;
 use payrelay::store::payment;
 use payrelay::store::publication::{self, Place, Receipt};
-use payrelay::store::replay::{self, Action, Order, Outcome, Which};
-use payrelay::store::timeline::{self, Way};
+use payrelay::store::replay::{self, Action, Outcome, ResolveRequest, Selection};
+use payrelay::store::timeline::{self, PaymentTimeline};
 use payrelay::store::waiting;
-use payrelay::store::{SqlResult, Store, Transaction, Writing, route};
+use payrelay::store::{PendingWrite, SqlResult, Store, Transaction, route};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
 use serde_json::Value;
@@ -51,7 +51,7 @@ const CASES: u32 = 24;
 enum Job {
     Pay(NewPayment),
     Publish(Vec<Receipt>),
-    Accept(Notice),
+    Accept(EventRef),
     Send(Vec<i64>),
     Release(Vec<i64>),
     Deliver(Vec<i64>),
@@ -72,7 +72,7 @@ enum Job {
     },
     Act {
         action: Action,
-        which: Which,
+        which: Selection,
         dry_run: bool,
     },
     Route(Vec<Route>),
@@ -98,7 +98,7 @@ enum Answer {
 /// All that can be seen of a store.
 #[derive(Debug, PartialEq)]
 struct View {
-    ways: Vec<Option<Way>>,
+    ways: Vec<Option<PaymentTimeline>>,
     histories: Vec<(i64, Vec<Payment>)>,
     unpublished: Vec<Event>,
     channels: Vec<ChannelView>,
@@ -176,7 +176,7 @@ fn run(job: &Job, tx: &Transaction<'_>, node: &NodeId, now: Timestamp) -> SqlRes
             which,
             dry_run,
         } => {
-            let order = Order {
+            let order = ResolveRequest {
                 action: *action,
                 which: *which,
                 dry_run: *dry_run,
@@ -184,7 +184,7 @@ fn run(job: &Job, tx: &Transaction<'_>, node: &NodeId, now: Timestamp) -> SqlRes
                 origin: ORIGIN,
                 now,
             };
-            replay::act(tx, order).map(Answer::Outcomes)
+            replay::resolve(tx, order).map(Answer::Outcomes)
         }
         Job::Route(routes) => done(route::replace(tx, routes)),
         Job::Purge { cutoff, limit } => outbox::purge(tx, *cutoff, *limit).map(Answer::Count),
@@ -369,7 +369,7 @@ enum To {
 #[derive(Debug, Clone, Copy)]
 enum Kept {
     Ours { pick: u8, of_another: bool },
-    Foreign,
+    NotOwnEvent,
     NoId,
     NoText,
 }
@@ -393,7 +393,7 @@ fn wish() -> impl Strategy<Value = Wish> {
     ];
     let kept = prop_oneof![
         4 => (any::<u8>(), any::<bool>()).prop_map(|(pick, of_another)| Kept::Ours { pick, of_another }),
-        1 => Just(Kept::Foreign),
+        1 => Just(Kept::NotOwnEvent),
         1 => Just(Kept::NoId),
         1 => Just(Kept::NoText),
     ];
@@ -573,7 +573,7 @@ impl Pair {
             // A purged event's payment is not known any more.
             let payment_id =
                 model.payment_of(outbox_id).unwrap_or(outbox_id) + i64::from(of_another);
-            Notice {
+            EventRef {
                 outbox_id,
                 payment_id,
                 created_at: None,
@@ -634,7 +634,7 @@ impl Pair {
             Wish::Keep { offset, what } => {
                 let (event_id, value) = match what {
                     Kept::Ours { pick, of_another } => {
-                        let Notice {
+                        let EventRef {
                             outbox_id,
                             payment_id,
                             ..
@@ -644,7 +644,7 @@ impl Pair {
                             Some(payment_id.to_string().into_bytes()),
                         )
                     }
-                    Kept::Foreign => (Some("elsewhere-1".to_owned()), Some(b"1".to_vec())),
+                    Kept::NotOwnEvent => (Some("elsewhere-1".to_owned()), Some(b"1".to_vec())),
                     Kept::NoId => (None, Some(b"1".to_vec())),
                     Kept::NoText => (Some(model.node().event_id(1)), Some(vec![0xff, 0x00])),
                 };
@@ -666,8 +666,8 @@ impl Pair {
                     } else {
                         Action::Replay
                     },
-                    which: one.map_or(Which::Open { after: 0, limit: 3 }, |pick| {
-                        Which::Id(letter(pick))
+                    which: one.map_or(Selection::Open { after: 0, limit: 3 }, |pick| {
+                        Selection::Id(letter(pick))
                     }),
                     dry_run,
                 }
@@ -688,7 +688,7 @@ impl Pair {
 struct Begun {
     shown: String,
     expected: Answer,
-    writing: Writing<Answer>,
+    writing: PendingWrite<Answer>,
     after: Model,
 }
 

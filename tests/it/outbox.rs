@@ -353,13 +353,13 @@ fn what_is_stuck_since_its_last_attempt_wakes_the_relay() {
 
 #[test]
 fn a_copy_of_an_event_changes_nothing_even_after_the_purge() {
-    use payrelay::domain::event::Notice;
+    use payrelay::domain::event::EventRef;
     use payrelay::store::arrival::Arrival;
     let database = Database::open();
     let long_ago = Timestamp::now().minus(8 * DAY);
     database.pay_at(long_ago, 1, [1, 2]);
     let accept = |outbox_id, payment_id| {
-        let notice = Notice {
+        let notice = EventRef {
             outbox_id,
             payment_id,
             created_at: None,

@@ -19,7 +19,7 @@ use payrelay::slack::message::Style;
 use payrelay::slack::notifier::{Channel, Notifier, Sink, Step};
 use payrelay::slack::webhook::Slack;
 use payrelay::store::dead_letter::DeadRecord;
-use payrelay::store::replay::{self, Action, Order, Which};
+use payrelay::store::replay::{self, Action, ResolveRequest, Selection};
 use payrelay::store::timeline;
 use payrelay::store::{Transaction, dead_letter, delivery};
 use proptest::prelude::*;
@@ -1337,9 +1337,9 @@ fn a_dead_record_is_taken_when_it_is_known_and_stays_when_it_is_not() {
     let act = |action, which| {
         let node = node.clone();
         let order = move |tx: &Transaction<'_>| {
-            replay::act(
+            replay::resolve(
                 tx,
-                Order {
+                ResolveRequest {
                     action,
                     which,
                     dry_run: false,
@@ -1351,7 +1351,7 @@ fn a_dead_record_is_taken_when_it_is_known_and_stays_when_it_is_not() {
         };
         database.store().write(order).unwrap()
     };
-    let outcomes = act(Action::Replay, Which::Open { after: 0, limit: 9 });
+    let outcomes = act(Action::Replay, Selection::Open { after: 0, limit: 9 });
     let said: Vec<_> = outcomes
         .iter()
         .map(|outcome| (outcome.outcome.as_str(), outcome.resolved))
@@ -1376,9 +1376,12 @@ fn a_dead_record_is_taken_when_it_is_known_and_stays_when_it_is_not() {
         ),
         (1, 2, 2, 1)
     );
-    assert_eq!(act(Action::Discard, Which::Id(2))[0].outcome, "discarded");
     assert_eq!(
-        (open().len(), act(Action::Discard, Which::Id(3)).len()),
+        act(Action::Discard, Selection::Id(2))[0].outcome,
+        "discarded"
+    );
+    assert_eq!(
+        (open().len(), act(Action::Discard, Selection::Id(3)).len()),
         (0, 0)
     );
 }
@@ -1390,10 +1393,10 @@ fn a_payment_that_dies_again_is_the_same_letter() {
     let now = payrelay::domain::timestamp::Timestamp::now();
     let twice = move |tx: &Transaction<'_>| {
         delivery::bury(tx, 1, Some("first"), now)?;
-        let which = Which::Id(1);
-        replay::act(
+        let which = Selection::Id(1);
+        replay::resolve(
             tx,
-            Order {
+            ResolveRequest {
                 action: Action::Replay,
                 which,
                 dry_run: false,

@@ -337,7 +337,7 @@ fn blames_the_machine(error: &rusqlite::Error) -> bool {
 mod tests {
     use super::super::{checkpointer, schema};
     use super::*;
-    use crate::store::touch;
+    use crate::store::write_probe;
     use crossbeam_channel::{Sender, bounded, unbounded};
 
     struct Fixture {
@@ -481,7 +481,7 @@ mod tests {
                 .unwrap()
         };
         let before = made(&f.writer);
-        f.writer.step(job(touch, |result| result.unwrap()));
+        f.writer.step(job(write_probe, |result| result.unwrap()));
         assert!(!f.part.get().is_failing(), "the probe writes");
         assert_eq!(made(&f.writer), before, "and changes nothing");
     }

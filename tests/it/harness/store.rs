@@ -11,7 +11,7 @@ use payrelay::domain::timestamp::Timestamp;
 use payrelay::runtime::worker::Worker;
 use payrelay::store::outbox;
 use payrelay::store::publication::{self, Place, Receipt};
-use payrelay::store::{Beside, OpenError, Store, payment};
+use payrelay::store::{OfflineStore, OpenError, Store, payment};
 use tempfile::TempDir;
 
 use super::{wait_for, wait_until};
@@ -24,7 +24,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 pub fn wait_until_all_is_told(database: &Path, limit: Duration) {
     let untold = "SELECT count(*) FROM outbox o LEFT JOIN delivery d ON d.outbox_id = o.id \
                   WHERE o.status <> 'PUBLISHED' OR d.status IS NOT 'DELIVERED'";
-    let beside = Beside::open(database).expect("the database is there");
+    let beside = OfflineStore::open(database).expect("the database is there");
     wait_until("everything to be published and told", limit, || {
         beside
             .read(|connection| connection.query_row(untold, [], |row| row.get::<_, i64>(0)))

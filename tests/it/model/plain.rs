@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use payrelay::config::{DEFAULT_CHANNEL, Route};
-use payrelay::domain::event::{Event, Kind, NodeId, Notice};
+use payrelay::domain::event::{Event, EventRef, EventType, NodeId};
 use payrelay::domain::payment::{NewPayment, Payment, Status};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::arrival::Arrival;
@@ -12,8 +12,8 @@ use payrelay::store::backlog::Backlog;
 use payrelay::store::delivery::{Notification, Waiting};
 use payrelay::store::outbox::EventState;
 use payrelay::store::publication::{Place, Receipt};
-use payrelay::store::replay::{Action, Outcome, Which};
-use payrelay::store::timeline::Way;
+use payrelay::store::replay::{Action, Outcome, Selection};
+use payrelay::store::timeline::PaymentTimeline;
 use payrelay::store::waiting::Waiting as Waits;
 use serde_json::{Value, json};
 
@@ -302,7 +302,7 @@ impl Model {
         }
     }
 
-    fn accept(&mut self, notice: Notice) -> Arrival {
+    fn accept(&mut self, notice: EventRef) -> Arrival {
         let payments = i64::try_from(self.payments.len()).unwrap();
         match self.payment_of(notice.outbox_id) {
             Some(payment) if payment == notice.payment_id => self.insert_delivery(notice.outbox_id),
@@ -398,10 +398,10 @@ impl Model {
         self.letters.insert(self.last_letter, letter);
     }
 
-    fn act(&mut self, action: Action, which: Which, now: Timestamp) -> Vec<Outcome> {
+    fn act(&mut self, action: Action, which: Selection, now: Timestamp) -> Vec<Outcome> {
         let ids: Vec<i64> = match which {
-            Which::Id(id) => vec![id],
-            Which::Open { after, limit } => {
+            Selection::Id(id) => vec![id],
+            Selection::Open { after, limit } => {
                 let open = self
                     .letters
                     .iter()
@@ -468,7 +468,7 @@ impl Model {
                 Of::Record {
                     event_id, value, ..
                 },
-            ) => match Notice::parse(&self.node, event_id.as_deref(), value.as_deref()) {
+            ) => match EventRef::parse(&self.node, event_id.as_deref(), value.as_deref()) {
                 Err(foreign) => Err(format!("still: {foreign}")),
                 Ok(notice) => match self.accept(notice) {
                     Arrival::Accepted | Arrival::Duplicate => Ok(format!(
@@ -578,7 +578,7 @@ impl Model {
             .collect()
     }
 
-    fn way(&self, payment: i64) -> Option<Way> {
+    fn way(&self, payment: i64) -> Option<PaymentTimeline> {
         let found = self.payments.get(usize::try_from(payment).unwrap() - 1)?;
         let event = self
             .events
@@ -604,7 +604,7 @@ impl Model {
             partition: row.published.and_then(|(_, partition, _)| partition),
             offset: row.published.and_then(|(.., offset)| offset),
         });
-        Some(Way {
+        Some(PaymentTimeline {
             payment: found.clone(),
             event,
             notification,
@@ -628,7 +628,7 @@ impl Model {
                 outbox_id: *id,
                 payment_id: payment.id,
                 user_id: payment.user_id,
-                kind: Kind::from(payment.status),
+                kind: EventType::from(payment.status),
                 created_at: row.created_at,
                 trace: None,
             }
