@@ -53,7 +53,7 @@ impl Restore {
             Err(error) => {
                 complain(&error);
                 match error {
-                    RestoreError::Unsound(_) => LEFT,
+                    RestoreError::Unsound(_) | RestoreError::Damaged { .. } => LEFT,
                     RestoreError::Open(error) if error.is_temporary() => TEMPORARY,
                     RestoreError::Store(_) => TEMPORARY,
                     _ => CONFIG,

@@ -8,6 +8,7 @@
 use super::OpenError;
 use super::audit::{AuditDatabase, Finding, UNCONSUMED_KIND};
 use super::engine::schema;
+use super::error::is_corruption;
 use super::{BUSY_TIMEOUT, StoreError};
 use crate::domain::event::NodeId;
 use crate::domain::timestamp::Timestamp;
@@ -40,6 +41,17 @@ pub enum RestoreError {
     /// The copy is not sound.
     #[error("the copy is not sound, so it was not restored: {}", show(.0))]
     Unsound(Vec<Finding>),
+    /// The copy is no sound file.
+    #[error(
+        "the copy {copy} is damaged, or no database ({reason}): restore another one; nothing was \
+            changed"
+    )]
+    Damaged {
+        /// As it was named.
+        copy: PathBuf,
+        /// As SQLite says.
+        reason: String,
+    },
     /// A file cannot be read, written or moved.
     #[error("{path}: {source}")]
     Io {
@@ -51,6 +63,21 @@ pub enum RestoreError {
     /// SQLite refuses.
     #[error("the copy cannot be used: {0}")]
     Store(#[from] StoreError),
+}
+
+impl RestoreError {
+    /// The same, with the name of the copy instead of the temporary file's where it is damaged.
+    fn of_copy(self, copy: &Path) -> Self {
+        let reason = match &self {
+            Self::Open(OpenError::Sqlite { source, .. }) if is_corruption(source) => {
+                source.to_string()
+            }
+            Self::Store(error @ StoreError::Damaged) => error.to_string(),
+            _ => return self,
+        };
+        let copy = copy.to_owned();
+        Self::Damaged { copy, reason }
+    }
 }
 
 impl From<rusqlite::Error> for RestoreError {
@@ -120,7 +147,9 @@ fn replace(copy: &Path, database: &Path, request: &Request<'_>) -> Result<Restor
     }
     let current = current(database);
     let part = schema::beside(database, ".restore-part");
-    let restored = prepare(copy, &part, current.as_ref(), request).and_then(|(node, payments)| {
+    let prepared = prepare(copy, &part, current.as_ref(), request);
+    let prepared = prepared.map_err(|error| error.of_copy(copy));
+    let restored = prepared.and_then(|(node, payments)| {
         let before = move_away(database, request.now)?;
         fs::rename(&part, database).map_err(|source| RestoreError::Io {
             path: database.into(),

@@ -94,7 +94,7 @@ pub enum OpenError {
     },
     /// Some other program's file.
     #[error("database.path {0}: this SQLite file was not made by payrelay; set another path")]
-    NotOwnEvent(PathBuf),
+    NotOurs(PathBuf),
     /// Made by a later version.
     #[error(
         "database.path {path}: its schema is version {found}, this payrelay knows {known}; use a \
@@ -454,12 +454,12 @@ fn open_made(path: &Path, flags: OpenFlags) -> Result<(Connection, NodeId), Open
     connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
     keep_log(&connection, KeepLog::Yes).map_err(failed)?;
     if version(&connection, path)? == 0 {
-        return Err(OpenError::NotOwnEvent(path.into()));
+        return Err(OpenError::NotOurs(path.into()));
     }
     let node: String = connection
         .query_row("SELECT id FROM node", [], |row| row.get(0))
         .map_err(failed)?;
-    let node = NodeId::parse(&node).ok_or_else(|| OpenError::NotOwnEvent(path.into()))?;
+    let node = NodeId::parse(&node).ok_or_else(|| OpenError::NotOurs(path.into()))?;
     if before_log.is_some_and(|before| before != node.as_str()) {
         return Err(OpenError::Inconsistent {
             path: path.into(),
@@ -473,7 +473,7 @@ fn open_made(path: &Path, flags: OpenFlags) -> Result<(Connection, NodeId), Open
 fn version(connection: &Connection, path: &Path) -> Result<usize, OpenError> {
     let known = VERSION;
     match inspect(connection).map_err(|source| refusal(path, source))? {
-        Found::NotOwnEvent => Err(OpenError::NotOwnEvent(path.into())),
+        Found::NotOurs => Err(OpenError::NotOurs(path.into())),
         Found::Version(found) if found > known => Err(OpenError::Newer {
             path: path.into(),
             found,
@@ -650,7 +650,7 @@ fn disagreement(connection: &Connection) -> rusqlite::Result<Option<&'static str
 enum Found {
     /// 0: an empty file.
     Version(usize),
-    NotOwnEvent,
+    NotOurs,
 }
 
 fn inspect(connection: &Connection) -> rusqlite::Result<Found> {
@@ -663,7 +663,7 @@ fn inspect(connection: &Connection) -> rusqlite::Result<Found> {
         (id, _, Ok(version)) if id == i64::from(APPLICATION_ID) && version > 0 => {
             Found::Version(version)
         }
-        _ => Found::NotOwnEvent,
+        _ => Found::NotOurs,
     })
 }
 
@@ -858,10 +858,7 @@ mod tests {
             .execute_batch("CREATE TABLE theirs (x)")
             .unwrap();
         let before = fs::read(&foreign).unwrap();
-        assert!(matches!(
-            open(&foreign, None),
-            Err(OpenError::NotOwnEvent(_))
-        ));
+        assert!(matches!(open(&foreign, None), Err(OpenError::NotOurs(_))));
         assert_eq!(fs::read(&foreign).unwrap(), before);
 
         let text = dir.path().join("text.db");
