@@ -588,8 +588,9 @@ impl Pipeline {
         if unknown > 0 {
             log::error!(
                 "the topic {} has {unknown} events of this node that the database does not know: \
-                    it is an older state of the database. No id of that time is given again; \
-                    payrelay audit lists these events",
+                    it is an older state of the database (put copies back with `payrelay restore`, \
+                    which gives no id again), or another process publishes as this node. \
+                    `payrelay audit` lists these events",
                 topic.name
             );
         }
