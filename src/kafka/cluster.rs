@@ -3,11 +3,15 @@
 //! krafka is an async client. Each thread that uses it owns a current-thread runtime and drives it
 //! with `block_on` for as long as it waits; no other part of the program knows that there is one.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::time::Duration;
 
-use krafka::admin::{CreateTopicsOptions, DescribeTopicsOptions, NewTopic};
+use krafka::admin::{
+    CreateTopicsOptions, DescribeTopicsOptions, ListOffsetsOptions, ListedOffset, NewTopic,
+    OffsetSpec, TopicPartition,
+};
 use krafka::error::ErrorCode;
 use krafka::{Kafka, KrafkaError};
 use tokio::net::lookup_host;
@@ -133,17 +137,12 @@ impl ClusterConnection {
 
     /// Connects, unless connected. Creates nothing.
     pub(crate) async fn connect(&mut self) -> Result<Kafka, KrafkaError> {
-        Ok(match &self.kafka {
-            Some(kafka) => kafka.clone(),
-            None => self
-                .kafka
-                .insert(
-                    self.refusal
-                        .heed(connect(&self.settings, &self.client_id))
-                        .await?,
-                )
-                .clone(),
-        })
+        if let Some(kafka) = &self.kafka {
+            return Ok(kafka.clone());
+        }
+        let connecting = connect(&self.settings, &self.client_id);
+        let kafka = self.refusal.heed(connecting).await?;
+        Ok(self.kafka.insert(kafka).clone())
     }
 
     /// Connects, unless connected, and makes sure that the topic is there.
@@ -267,4 +266,34 @@ pub(crate) async fn describe_topic(
     Err(KrafkaError::UnknownTopic {
         topic: name.to_owned(),
     })
+}
+
+/// Where each of these partitions ends, or why its leader does not say.
+pub(crate) async fn partition_ends(
+    kafka: &Kafka,
+    topic: &str,
+    partitions: impl IntoIterator<Item = i32>,
+    options: ListOffsetsOptions,
+) -> Result<BTreeMap<i32, Result<i64, KrafkaError>>, KrafkaError> {
+    let wanted = partitions
+        .into_iter()
+        .map(|number| (TopicPartition::new(topic, number), OffsetSpec::Latest));
+    let found = kafka.admin().list_offsets(wanted, options).await?;
+    let end = |(place, end): (TopicPartition, Result<ListedOffset, KrafkaError>)| {
+        (place.partition, end.map(|end| end.offset))
+    };
+    Ok(found.into_iter().map(end).collect())
+}
+
+/// Where these partitions end. An error of one is an error of all.
+pub(crate) async fn end_offsets(
+    kafka: &Kafka,
+    topic: &str,
+    partitions: impl IntoIterator<Item = i32>,
+    options: ListOffsetsOptions,
+) -> Result<BTreeMap<i32, i64>, KrafkaError> {
+    let ends = partition_ends(kafka, topic, partitions, options).await?;
+    ends.into_iter()
+        .map(|(partition, end)| Ok((partition, end?)))
+        .collect()
 }

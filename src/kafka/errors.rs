@@ -111,7 +111,7 @@ pub(crate) fn explain(error: &KrafkaError, settings: &config::Kafka, node: &Node
     }
 }
 
-/// Inside its own backoff the client repeats the last error, with a waiting time that nobody needs.
+/// Inside its own backoff the client repeats the last error, with a waiting time that differs each time.
 fn without_client_backoff(text: &str) -> &str {
     match text.split_once("; last error: ") {
         Some((before, last)) if before.contains("not reconnecting to") => last,

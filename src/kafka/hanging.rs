@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use krafka::admin::{
     DescribeProducersOptions, DescribeTransactionsOptions, ListOffsetsOptions,
-    ListTransactionsOptions, OffsetSpec, TopicPartition,
+    ListTransactionsOptions, TopicPartition,
 };
 use krafka::error::KrafkaError;
 use krafka::producer::TransactionalProducer;
@@ -20,6 +20,7 @@ use krafka::{Kafka, Record};
 
 use crate::domain::event::NodeId;
 use crate::domain::timestamp::Timestamp;
+use crate::kafka::cluster::end_offsets;
 
 /// The transactional ids of a node.
 pub(crate) fn transactional_ids(node: &NodeId) -> [String; 1] {
@@ -110,22 +111,6 @@ pub(crate) async fn stable_offsets(
         ListOffsetsOptions::default().read_committed(true),
     )
     .await
-}
-
-async fn end_offsets(
-    kafka: &Kafka,
-    topic: &str,
-    partitions: impl IntoIterator<Item = i32>,
-    options: ListOffsetsOptions,
-) -> Result<BTreeMap<i32, i64>, KrafkaError> {
-    let wanted = partitions
-        .into_iter()
-        .map(|number| (TopicPartition::new(topic, number), OffsetSpec::Latest));
-    let mut ends = BTreeMap::new();
-    for (partition, end) in kafka.admin().list_offsets(wanted, options).await? {
-        ends.insert(partition.partition, end?.offset);
-    }
-    Ok(ends)
 }
 
 /// Every open transaction on those of these partitions whose last stable offset is behind their

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use krafka::admin::{ListOffsetsOptions, OffsetSpec};
+use krafka::admin::ListOffsetsOptions;
 use krafka::consumer::{
     AutoOffsetReset, Consumer as Client, ConsumerRebalanceListener, ConsumerRecord, GroupProtocol,
     IsolationLevel, TopicPartition,
@@ -21,7 +21,7 @@ use krafka::{CloseOptions, GroupMembershipOperation, Kafka};
 
 use super::cluster::{
     ANSWER_BYTES_MAX, ClusterConnection, Failure, INFLATED_BYTES_MAX, TopicDescription,
-    describe_topic,
+    describe_topic, end_offsets,
 };
 use super::undecodable::{Attempts, RETRY_INTERVAL, Undecodable, next_readable};
 use crate::domain::event::NodeId;
@@ -478,21 +478,8 @@ impl Membership {
     /// The high watermark of every partition: records of open transactions are before it as well.
     pub(crate) async fn ends(&self) -> Result<BTreeMap<i32, i64>, KrafkaError> {
         let partitions = 0..i32::try_from(self.partitions).unwrap_or(i32::MAX);
-        let asked = partitions.map(|p| {
-            (
-                TopicPartition::new(&*self.topic.name, p),
-                OffsetSpec::Latest,
-            )
-        });
-        let found = self
-            .kafka
-            .admin()
-            .list_offsets(asked, ListOffsetsOptions::default())
-            .await?;
-        found
-            .into_iter()
-            .map(|(place, end)| Ok((place.partition, end?.offset)))
-            .collect()
+        let options = ListOffsetsOptions::default();
+        end_offsets(&self.kafka, &self.topic.name, partitions, options).await
     }
 
     /// Whether everything before these offsets was read, so far as it is there.

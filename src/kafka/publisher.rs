@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use krafka::CloseOptions;
-use krafka::admin::{DescribeTransactionsOptions, ListOffsetsOptions, OffsetSpec, TopicPartition};
+use krafka::admin::{DescribeTransactionsOptions, ListOffsetsOptions};
 use krafka::error::{ErrorCode, KrafkaError};
 use krafka::producer::{
     Acks, DeliveryConfirmation, DeliveryHandle, Producer, RecordMetadata, TransactionalProducer,
@@ -31,7 +31,7 @@ use crate::domain::timestamp::Timestamp;
 use crate::domain::topic::Topic;
 use crate::kafka::cluster::{
     ClusterConnection, Failure, KafkaRuntime, REQUEST_TIMEOUT, TopicDescription, describe_topic,
-    ensure_topic, with_timeout,
+    ensure_topic, partition_ends, with_timeout,
 };
 use crate::kafka::errors::{explain, explain_failure, is_records_fault, is_unexplained};
 use crate::kafka::hanging::{Owner, end_hanging, open_transactions, transactional_ids};
@@ -68,8 +68,7 @@ const TRANSACTION_TIMEOUT: Duration = Duration::from_mins(1);
 const BROKER_ABORTS_AFTER: Duration = Duration::from_secs(55);
 
 /// A session that was quiet for so long asks every broker that it uses for an answer, also while
-/// nothing is published. Firewalls and NAT forget quiet connections without a word, the earliest
-/// ones after some tens of seconds.
+/// nothing is published: firewalls and NAT forget quiet connections without a sign.
 const QUIET_LIMIT: Duration = Duration::from_secs(5);
 
 /// Fenced twice within this time: there is another one.
@@ -185,25 +184,19 @@ impl Session {
     /// Asks the leaders and the coordinator for an answer. Any answer of a broker will do, also
     /// that something is not allowed.
     async fn ask(&self) -> Result<(), KrafkaError> {
-        let admin = self.kafka.admin();
-        let ends = (0..self.partitions).map(|number| {
-            (
-                TopicPartition::new(&*self.topic.name, number),
-                OffsetSpec::Latest,
-            )
-        });
-        let answers = admin
-            .list_offsets(ends, ListOffsetsOptions::default())
-            .await?;
-        for answer in answers.into_values() {
-            match answer {
+        let options = ListOffsetsOptions::default();
+        let partitions = 0..self.partitions;
+        let ends = partition_ends(&self.kafka, &self.topic.name, partitions, options).await?;
+        for end in ends.into_values() {
+            match end {
                 Ok(_) | Err(KrafkaError::Broker { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
         if let AnyProducer::Transactional(producer) = &self.producer {
             let ids = [producer.transactional_id()];
-            admin
+            self.kafka
+                .admin()
                 .describe_transactions(ids, DescribeTransactionsOptions::default())
                 .await?;
         }

@@ -9,13 +9,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use krafka::Kafka;
-use krafka::admin::{ListOffsetsOptions, OffsetSpec, TopicPartition};
+use krafka::admin::ListOffsetsOptions;
 use krafka::consumer::{AutoOffsetReset, Consumer, ConsumerRecord, IsolationLevel};
 use krafka::error::KrafkaError;
 use tokio::time::sleep;
 
 use crate::domain::event::{ID_HEADER, TIME_HEADER};
-use crate::kafka::cluster::{ANSWER_BYTES_MAX, Failure, INFLATED_BYTES_MAX, with_timeout};
+use crate::kafka::cluster::{
+    ANSWER_BYTES_MAX, Failure, INFLATED_BYTES_MAX, end_offsets, with_timeout,
+};
 use crate::kafka::undecodable::{Attempts, Undecodable, next_readable};
 
 /// How long one poll waits for records: the end may be a marker, after which none come.
@@ -342,16 +344,12 @@ impl TopicReader {
 }
 
 async fn high_watermark(kafka: &Kafka, topic: &str, partition: i32) -> Result<i64, KrafkaError> {
-    let asked = TopicPartition::new(topic, partition);
     let options = ListOffsetsOptions::default();
-    let mut told = kafka
-        .admin()
-        .list_offsets([(asked.clone(), OffsetSpec::Latest)], options)
-        .await?;
+    let mut ends = end_offsets(kafka, topic, [partition], options).await?;
     let unknown = || KrafkaError::UnknownTopic {
         topic: topic.to_owned(),
     };
-    Ok(told.remove(&asked).ok_or_else(unknown)??.offset)
+    ends.remove(&partition).ok_or_else(unknown)
 }
 
 /// Whether there is no time for another try.

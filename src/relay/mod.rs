@@ -157,7 +157,10 @@ impl Relay {
             self.published_to = 0;
             return Ok(Step::Idle);
         }
-        self.metrics.relay_attempted(Timestamp::now());
+        // Without events a call only looks after the connection and what was published.
+        if !batch.is_empty() {
+            self.metrics.relay_attempted(Timestamp::now());
+        }
         let published = self.publisher.publish(&batch);
         let whole = published
             .receipts
