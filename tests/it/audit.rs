@@ -15,7 +15,7 @@ use rusqlite::Connection;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::harness::http::Client;
+use super::harness::http::{Client, pay};
 use super::harness::kafka::Broker;
 use super::harness::process::{Options, Payrelay, run_to_exit};
 use super::harness::slack::FakeSlack;
@@ -41,18 +41,6 @@ pub fn audit(dir: &Path, env: &[(&str, &str)], args: &[&str]) -> (Option<i32>, S
         text(output.stdout),
         text(output.stderr),
     )
-}
-
-fn pay(client: &mut Client, user: i64, reservations: impl IntoIterator<Item = i64>) {
-    let reservations: Vec<_> = reservations
-        .into_iter()
-        .map(|id| json!({"reservation_id": id, "seat_price": 5}))
-        .collect();
-    let response = client.post_json(
-        "/payments",
-        &json!({"user_id": user, "reservations": reservations}),
-    );
-    assert_eq!(response.status, 201);
 }
 
 /// A database that was made by the real thing, whose payrelay has ended: payments 1 to 3 of user 1,

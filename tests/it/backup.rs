@@ -8,9 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
-use serde_json::json;
 
-use super::harness::http::Client;
+use super::harness::http::{Client, pay};
 use super::harness::kafka::Broker;
 use super::harness::process::{Options, Payrelay, run_to_exit};
 use super::harness::slack::FakeSlack;
@@ -31,25 +30,6 @@ fn backup(dir: &Path, file: &Path) -> Output {
 fn read<T: rusqlite::types::FromSql>(file: &Path, sql: &str) -> T {
     let connection = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
     connection.query_row(sql, [], |row| row.get(0)).unwrap()
-}
-
-/// Pays reservations, and tells the payments' ids.
-fn pay(client: &mut Client, user: i64, reservations: impl IntoIterator<Item = i64>) -> Vec<i64> {
-    let reservations: Vec<_> = reservations
-        .into_iter()
-        .map(|id| json!({"reservation_id": id, "seat_price": 5}))
-        .collect();
-    let response = client.post_json(
-        "/payments",
-        &json!({"user_id": user, "reservations": reservations}),
-    );
-    assert_eq!(response.status, 201);
-    response.json()["payments"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|payment| payment["id"].as_i64().unwrap())
-        .collect()
 }
 
 #[test]

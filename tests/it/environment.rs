@@ -6,10 +6,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::harness::hostile::Machine;
-use super::harness::http::Client;
+use super::harness::http::{self, Client};
 use super::harness::kafka::Broker;
 use super::harness::listen::free_port;
-use super::harness::process::Payrelay;
+use super::harness::process::{Options, Payrelay, run_to_exit};
 use super::harness::slack::FakeSlack;
 use super::harness::{topic, wait_until};
 
@@ -36,17 +36,17 @@ impl Scene {
     }
 
     fn start(&self) -> Payrelay {
-        self.start_with_bootstrap(&self.broker.bootstrap())
+        Payrelay::start(self.options(&self.broker.bootstrap()))
     }
 
-    fn start_with_bootstrap(&self, bootstrap: &str) -> Payrelay {
+    fn options(&self, bootstrap: &str) -> Options {
         let env = [
             ("PAYRELAY_PUBLISHER_KIND", "kafka"),
             ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", bootstrap),
             ("PAYRELAY_SLACK_WEBHOOK_URL", &self.slack.url()),
             ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "1000"),
         ];
-        Payrelay::start(self.machine.options(&env))
+        self.machine.options(&env)
     }
 
     fn wait_for_payments(&self, count: usize) {
@@ -64,17 +64,7 @@ impl Scene {
 }
 
 fn pay(payrelay: &Payrelay, reservations: impl IntoIterator<Item = i64>) {
-    let list: Vec<Value> = reservations
-        .into_iter()
-        .map(|id| json!({"reservation_id": id, "seat_price": 5}))
-        .collect();
-    let body = json!({"user_id": 1, "reservations": list});
-    assert_eq!(
-        Client::connect(payrelay.addr())
-            .post_json("/payments", &body)
-            .status,
-        201
-    );
+    http::pay(&mut Client::connect(payrelay.addr()), 1, reservations);
 }
 
 fn get(payrelay: &Payrelay, path: &str) -> Value {
@@ -185,7 +175,8 @@ fn a_wrong_advertised_address_is_named_within_10_s() {
     for advertised in ["127.0.0.1:1", "kafka.invalid:9092", &silent] {
         let scene = Scene::new(Broker::start_advertising("4.4.0", advertised));
         let listens = scene.broker.listens();
-        let payrelay = scene.start_with_bootstrap(&listens);
+        topic::create(&scene.broker.bootstrap_inside(), TOPIC, &[]);
+        let payrelay = Payrelay::start(scene.options(&listens));
         pay(&payrelay, [1]);
         let named = |part: &str| {
             let named = |line: &str| {
@@ -202,6 +193,14 @@ fn a_wrong_advertised_address_is_named_within_10_s() {
                 || named(part),
             );
         }
+        let audit = Options {
+            args: vec!["audit".to_owned()],
+            ..scene.options(&listens)
+        };
+        let audit = run_to_exit(audit);
+        let said = String::from_utf8_lossy(&audit.stderr);
+        assert_eq!(audit.status.code(), Some(75), "{said}");
+        assert!(said.contains(advertised), "{said}");
         let error = get(&payrelay, "/health/ready")["components"]["publisher"]["error"].to_string();
         assert!(error.contains(advertised), "{error}");
     }

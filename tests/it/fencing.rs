@@ -20,7 +20,7 @@ use payrelay::store::publication::{Place, Receipt};
 use payrelay::store::{OfflineStore, relay_action};
 use serde_json::{Value, json};
 
-use super::harness::http::Client;
+use super::harness::http::{self, Client};
 use super::harness::kafka::Broker;
 use super::harness::process::{Options, Payrelay, run_to_exit};
 use super::harness::store::Database;
@@ -128,8 +128,7 @@ impl<'a> Node<'a> {
     }
 
     fn pay(&self, reservation: i64) {
-        let body = json!({ "user_id": 1, "reservations": [{ "reservation_id": reservation, "seat_price": 1 }] });
-        assert_eq!(self.post("/payments", &body), 201);
+        http::pay(&mut Client::connect(self.payrelay.addr()), 1, [reservation]);
     }
 
     fn component(&self, name: &str) -> String {

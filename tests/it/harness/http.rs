@@ -3,7 +3,7 @@
 //! [`Client`] speaks to the product; [`read_head`] and [`read_body`] also serve the stand-in for
 //! Slack.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -235,4 +235,28 @@ fn header<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
 
 fn malformed(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("malformed: {text:?}"))
+}
+
+/// Pays reservations. Returns the payments' ids.
+#[track_caller]
+pub fn pay(
+    client: &mut Client,
+    user: i64,
+    reservations: impl IntoIterator<Item = i64>,
+) -> Vec<i64> {
+    let reservations: Vec<_> = reservations
+        .into_iter()
+        .map(|id| json!({"reservation_id": id, "seat_price": 5}))
+        .collect();
+    let response = client.post_json(
+        "/payments",
+        &json!({"user_id": user, "reservations": reservations}),
+    );
+    assert_eq!(response.status, 201);
+    response.json()["payments"]
+        .as_array()
+        .expect("a list of payments")
+        .iter()
+        .map(|payment| payment["id"].as_i64().expect("an id"))
+        .collect()
 }

@@ -50,10 +50,7 @@ pub fn read_all(bootstrap: &str, topic: &str, count: usize, limit: Duration) -> 
 pub fn read(bootstrap: &str, topic: &str, limit: Duration) -> Vec<Found> {
     block_on(async {
         let deadline = Instant::now() + limit;
-        let kafka = Kafka::builder(bootstrap)
-            .connect()
-            .await
-            .expect("the broker answers");
+        let kafka = connect(bootstrap).await;
         let consumer = kafka
             .consumer_without_group()
             .isolation_level(IsolationLevel::ReadCommitted)
@@ -154,10 +151,7 @@ impl From<&ConsumerRecord> for Found {
 /// Makes a topic of one partition with these settings.
 pub fn create(bootstrap: &str, topic: &str, settings: &[(&str, &str)]) {
     block_on(async {
-        let kafka = Kafka::builder(bootstrap)
-            .connect()
-            .await
-            .expect("the broker answers");
+        let kafka = connect(bootstrap).await;
         let mut new = NewTopic::new(topic, 1, 1).expect("the name is right");
         for (name, value) in settings {
             new = new.with_config(*name, *value);
@@ -174,10 +168,7 @@ pub fn create(bootstrap: &str, topic: &str, settings: &[(&str, &str)]) {
 /// Deletes a topic, and waits until nobody knows it any more.
 pub fn delete(bootstrap: &str, topic: &str, limit: Duration) {
     block_on(async {
-        let kafka = Kafka::builder(bootstrap)
-            .connect()
-            .await
-            .expect("the broker answers");
+        let kafka = connect(bootstrap).await;
         let options = || DeleteTopicsOptions::default();
         let gone = kafka
             .admin()
@@ -207,10 +198,7 @@ pub fn delete(bootstrap: &str, topic: &str, limit: Duration) {
 /// Has a topic have so many partitions from now on, and waits until all of them show.
 pub fn add_partitions(bootstrap: &str, topic: &str, total: i32, limit: Duration) {
     block_on(async {
-        let kafka = Kafka::builder(bootstrap)
-            .connect()
-            .await
-            .expect("the broker answers");
+        let kafka = connect(bootstrap).await;
         let options = CreatePartitionsOptions::default();
         let done = kafka
             .admin()
@@ -247,10 +235,7 @@ pub fn add_partitions(bootstrap: &str, topic: &str, total: i32, limit: Duration)
 /// Deletes a partition's records before an offset, as the retention does.
 pub fn truncate(bootstrap: &str, topic: &str, partition: i32, offset: i64) {
     block_on(async {
-        let kafka = Kafka::builder(bootstrap)
-            .connect()
-            .await
-            .expect("the broker answers");
+        let kafka = connect(bootstrap).await;
         let before = [(TopicPartition::new(topic, partition), offset)];
         let done = kafka
             .admin()
@@ -264,10 +249,7 @@ pub fn truncate(bootstrap: &str, topic: &str, partition: i32, offset: i64) {
 /// Deletes everything that a partition has, if the topic is there.
 pub fn truncate_to_end(bootstrap: &str, topic: &str, partition: i32) {
     block_on(async {
-        let kafka = Kafka::builder(bootstrap)
-            .connect()
-            .await
-            .expect("the broker answers");
+        let kafka = connect(bootstrap).await;
         // To the high watermark (https://kafka.apache.org/documentation/#deleterecords).
         let before = [(TopicPartition::new(topic, partition), -1)];
         // Not while the partition has no leader.
@@ -281,10 +263,7 @@ pub fn truncate_to_end(bootstrap: &str, topic: &str, partition: i32) {
 /// Sets the offset of partition 0 of a group without members, as an operator's tool does.
 pub fn commit(bootstrap: &str, group: &str, topic: &str, offset: i64) {
     block_on(async {
-        let kafka = Kafka::builder(bootstrap)
-            .connect()
-            .await
-            .expect("the broker answers");
+        let kafka = connect(bootstrap).await;
         let offsets = [(TopicPartition::new(topic, 0), offset)];
         let options = AlterConsumerGroupOffsetsOptions::default();
         let altered = kafka
@@ -303,10 +282,7 @@ pub fn commit(bootstrap: &str, group: &str, topic: &str, offset: i64) {
 /// The offsets of a group, by partition.
 pub fn committed(bootstrap: &str, group: &str) -> BTreeMap<i32, i64> {
     block_on(async {
-        let kafka = Kafka::builder(bootstrap)
-            .connect()
-            .await
-            .expect("the broker answers");
+        let kafka = connect(bootstrap).await;
         let options = ListConsumerGroupOffsetsOptions::default();
         let offsets = kafka
             .admin()
@@ -323,10 +299,7 @@ pub fn committed(bootstrap: &str, group: &str) -> BTreeMap<i32, i64> {
 /// Allows a user operations on a topic; what is not allowed is then denied.
 pub fn allow(bootstrap: &str, user: &str, topic: &str, operation: AclOperation) {
     block_on(async {
-        let kafka = Kafka::builder(bootstrap)
-            .connect()
-            .await
-            .expect("the broker answers");
+        let kafka = connect(bootstrap).await;
         let allowed = AclPermissionType::Allow;
         let mut acl = AclBinding::new(
             AclResourceType::Topic,
@@ -365,10 +338,7 @@ impl OpenTransaction {
             .build()
             .expect("a runtime");
         let producer = runtime.block_on(async {
-            let kafka = Kafka::builder(bootstrap)
-                .connect()
-                .await
-                .expect("the broker answers");
+            let kafka = connect(bootstrap).await;
             let producer = kafka
                 .producer()
                 .metrics_push(false)
@@ -396,10 +366,7 @@ impl OpenTransaction {
 /// The partitions whose leader calls a transaction open, and where that begins.
 pub fn open_transactions(bootstrap: &str, topic: &str, partitions: i32) -> Vec<(i32, i64)> {
     block_on(async {
-        let kafka = Kafka::builder(bootstrap)
-            .connect()
-            .await
-            .expect("the broker answers");
+        let kafka = connect(bootstrap).await;
         let all = (0..partitions).map(|partition| TopicPartition::new(topic, partition));
         let described = kafka
             .admin()
@@ -421,10 +388,7 @@ pub fn open_transactions(bootstrap: &str, topic: &str, partitions: i32) -> Vec<(
 /// What the coordinator calls the state of a transactional id.
 pub fn transaction_state(bootstrap: &str, id: &str) -> String {
     block_on(async {
-        let kafka = Kafka::builder(bootstrap)
-            .connect()
-            .await
-            .expect("the broker answers");
+        let kafka = connect(bootstrap).await;
         let mut described = kafka
             .admin()
             .describe_transactions([id], DescribeTransactionsOptions::default())
@@ -438,6 +402,13 @@ pub fn transaction_state(bootstrap: &str, id: &str) -> String {
     })
 }
 
+async fn connect(bootstrap: &str) -> Kafka {
+    Kafka::builder(bootstrap)
+        .connect()
+        .await
+        .expect("the broker answers")
+}
+
 /// Puts a record on a topic: key, value, headers.
 pub fn put(
     bootstrap: &str,
@@ -447,10 +418,7 @@ pub fn put(
     headers: &[(&str, &str)],
 ) {
     block_on(async {
-        let kafka = Kafka::builder(bootstrap)
-            .connect()
-            .await
-            .expect("the broker answers");
+        let kafka = connect(bootstrap).await;
         let producer = kafka
             .producer()
             .metrics_push(false)
@@ -478,10 +446,7 @@ pub fn put(
 /// Puts a record on a topic whose batch is small, and holds so many bytes once it is inflated.
 pub fn put_inflating(bootstrap: &str, topic: &str, bytes: usize) {
     block_on(async {
-        let kafka = Kafka::builder(bootstrap)
-            .connect()
-            .await
-            .expect("the broker answers");
+        let kafka = connect(bootstrap).await;
         let producer = kafka
             .producer()
             .metrics_push(false)
