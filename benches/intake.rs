@@ -28,8 +28,8 @@ use common::{Figure, Goal, Plan, Table, baseline, folder, percentile};
 use harness::process::{Options, Payrelay};
 use harness::store::Database;
 
-/// The real binary on a database of its own. With Kafka away only the intake works; with the
-/// application publisher every payment is also relayed and told to the log.
+/// The real binary on a database of its own. While Kafka is unavailable only the intake works; with
+/// the application publisher every payment is also relayed and written to the log.
 fn start(dir: &Path, publisher: &str) -> Payrelay {
     let env = [
         ("PAYRELAY_PUBLISHER_KIND", publisher),

@@ -238,12 +238,12 @@ fn main() {
             figures[offset + 1].0.push(outcome.percentile(99.0));
         }
         drop(payrelay);
-        let mut told = request_to_slack(
+        let mut to_slack = request_to_slack(
             &broker,
             &format!("slack-{run}"),
             if plan.quick { 200 } else { 1000 },
         );
-        figures[8].0.push(percentile(&mut told, 50.0));
+        figures[8].0.push(percentile(&mut to_slack, 50.0));
     }
     let [
         slow50,

@@ -1,4 +1,4 @@
-//! More than can be held: what is refused is refused at once, what is taken is answered in bounded
+//! More than can be held: requests are refused at once, or accepted and answered in bounded
 //! time, and memory does not grow, for as long as it lasts.
 #![expect(
     clippy::unwrap_used,
@@ -40,7 +40,7 @@ const WARM_UP: Duration = Duration::from_secs(1);
 /// Open loop needs enough connections for all requests that are under way.
 const CONNECTIONS: u64 = 2000;
 
-/// Reservations of a request: with one the clients, beside it on the two cores, could not ask for
+/// Reservations of a request: with one, the clients on the same two cores could not ask for
 /// twice what is held.
 const EACH: u64 = 10;
 

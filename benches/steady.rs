@@ -1,5 +1,5 @@
-//! What the whole system holds, with the broker beside it: HTTP in, Kafka, the delivery table, all
-//! at once; and what that costs in memory and time.
+//! What the whole system holds, with the broker on the same machine: HTTP in, Kafka, the delivery
+//! table, all at once; and what that costs in memory and time.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,

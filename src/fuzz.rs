@@ -24,7 +24,7 @@ const BOUND: Duration = Duration::from_secs(2);
 const SMALLER_TRIES: usize = 500;
 
 /// Runs a parser's check over a corpus and `cases` mutations of it. The check panics when something
-/// is not as it has to be; it tells whether the parser took its input.
+/// is not as it has to be; it returns whether the parser accepted its input.
 pub(crate) fn corpus(name: &str, cases: usize, dictionary: &[&str], check: impl Fn(&[u8]) -> bool) {
     let seeds = seeds(name);
     for (file, bytes) in &seeds {

@@ -41,7 +41,7 @@ fn status(pid: u32, name: &str) -> f64 {
     let line = status
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-        .expect("Linux tells it");
+        .expect("Linux reports it");
     line.split_whitespace()
         .next()
         .and_then(|number| number.parse().ok())

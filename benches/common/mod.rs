@@ -1,6 +1,6 @@
 //! What the benchmarks share: runs, the table, the load generator, the baselines, the real binary.
 //!
-//! Every figure stands beside its baseline, measured in the same run of the program, and is the
+//! Every figure has its baseline, measured in the same run of the program, and is the
 //! median of at least three runs with their spread. The machine is noisy; ratios are what to trust.
 
 pub mod baseline;

@@ -1,7 +1,7 @@
 //! The log on standard error. No thread waits for it: lines go into a bounded queue, and one thread
 //! writes them.
 //!
-//! Whoever reads standard error may stop reading, and a pipe holds 64 KiB. Then the queue fills,
+//! The reader of standard error may stop reading, and a pipe holds 64 KiB. Then the queue fills,
 //! further lines are dropped and counted, and the log says how many once it can be written again.
 
 use std::collections::VecDeque;

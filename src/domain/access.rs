@@ -31,8 +31,7 @@ impl Access {
     }
 }
 
-/// The SHA-256 of a token. A secret all the same: who could replace it would be let in, and it is
-/// nobody's business.
+/// The SHA-256 of a token. A secret all the same: a client that could replace it would have access.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct TokenHash([u8; 32]);
 
