@@ -33,9 +33,7 @@ pub mod waiting;
 
 use self::engine::corruption::CorruptionFlag;
 use self::engine::disk_space::Admission;
-use self::engine::{
-    BUSY_TIMEOUT, Pool, STATEMENTS, checkpointer, disk_space, readers, schema, writer,
-};
+use self::engine::{Pool, checkpointer, disk_space, readers, schema, writer};
 use self::idempotency::ServiceTime;
 use crate::config;
 use crate::domain::event::NodeId;
@@ -44,11 +42,10 @@ use crate::runtime::worker::Worker;
 use crossbeam_channel::{Receiver, Sender, bounded};
 pub use engine::schema::OpenError;
 pub use error::StoreError;
-use r2d2_sqlite::SqliteConnectionManager;
+use rusqlite::TransactionBehavior;
 pub use rusqlite::{Connection, Result as SqlResult, Transaction};
-use rusqlite::{OpenFlags, TransactionBehavior};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -145,7 +142,7 @@ impl Store {
         let lock = schema::lock(&path)?;
         let (connection, node) = schema::open(&path, node)?;
         let readers = u32::try_from(settings.readers.get()).unwrap_or(u32::MAX);
-        let pool = pool(path.clone(), readers.saturating_add(OTHER_READERS))?;
+        let pool = readers::pool(path.clone(), readers.saturating_add(OTHER_READERS))?;
         let service_time =
             ServiceTime::resume(&connection).map_err(|source| schema::refusal(&path, source))?;
         let (jobs, queue) = bounded(settings.queue_max.get());
@@ -402,30 +399,6 @@ impl StoppedStore {
     }
 }
 
-/// Read-only connections, all opened at the start: later there may be no descriptor left for one.
-fn pool(path: PathBuf, size: u32) -> Result<Pool, OpenError> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let manager = SqliteConnectionManager::file(path)
-        .with_flags(flags)
-        .with_init(|connection| {
-            connection.busy_timeout(BUSY_TIMEOUT)?;
-            connection.set_prepared_statement_cache_capacity(STATEMENTS);
-            // 2 MiB of pages each (https://sqlite.org/pragma.html#pragma_cache_size): what is asked
-            // is recent.
-            connection.pragma_update(None, "cache_size", -2048)
-        });
-    r2d2::Pool::builder()
-        .max_size(size)
-        .idle_timeout(None)
-        .max_lifetime(None)
-        .test_on_check_out(false)
-        // A wait means that a read hangs.
-        .connection_timeout(BUSY_TIMEOUT)
-        .error_handler(Box::new(r2d2::LoggingErrorHandler))
-        .build(manager)
-        .map_err(|error| OpenError::Pool(error.to_string()))
-}
-
 /// Whether the database answers at all.
 pub fn ping(connection: &Connection) -> SqlResult<()> {
     connection.query_row("SELECT 1", [], |_| Ok(()))
@@ -437,6 +410,7 @@ mod tests {
     use crossbeam_channel::unbounded;
     use rusqlite::ffi::{Error as Failure, SQLITE_CORRUPT};
     use std::num::NonZeroUsize;
+    use std::path::PathBuf;
     use std::time::Instant;
 
     fn settings(path: PathBuf, queue_max: usize) -> config::Database {

@@ -6,10 +6,11 @@
 //! deleted.
 
 use super::OpenError;
+use super::StoreError;
 use super::audit::{AuditDatabase, Finding, UNCONSUMED_KIND};
+use super::engine::BUSY_TIMEOUT;
 use super::engine::schema;
 use super::error::is_corruption;
-use super::{BUSY_TIMEOUT, StoreError};
 use crate::domain::event::NodeId;
 use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _};

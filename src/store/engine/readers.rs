@@ -3,12 +3,17 @@
 
 use std::io;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, select_biased};
-use rusqlite::Connection;
+use crossbeam_channel::{Receiver, Sender, bounded, select_biased};
+use r2d2_sqlite::SqliteConnectionManager;
+use rusqlite::{Connection, OpenFlags};
+use scheduled_thread_pool::ScheduledThreadPool;
 
-use super::Pool;
+use super::schema::OpenError;
+use super::{BUSY_TIMEOUT, Pool, STATEMENTS};
 use crate::runtime::worker::{Stop, Worker};
 use crate::store::error::StoreError;
 
@@ -19,6 +24,45 @@ pub(in crate::store) type Query =
 
 /// Many reads can fail in a row: a line tells of those of so long.
 const QUIET: Duration = Duration::from_secs(10);
+
+/// Opens `size` read-only connections at once: later there may be no descriptor left for one.
+pub(in crate::store) fn pool(path: PathBuf, size: u32) -> Result<Pool, OpenError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let manager = SqliteConnectionManager::file(path)
+        .with_flags(flags)
+        .with_init(|connection| {
+            connection.busy_timeout(BUSY_TIMEOUT)?;
+            connection.set_prepared_statement_cache_capacity(STATEMENTS);
+            // 2 MiB of pages each (https://sqlite.org/pragma.html#pragma_cache_size): what is asked
+            // is recent.
+            connection.pragma_update(None, "cache_size", -2048)
+        });
+    // One thread, which works in order.
+    let opener = ScheduledThreadPool::builder()
+        .num_threads(1)
+        .thread_name_pattern("sqlite-opener");
+    let opener = Arc::new(opener.build());
+    let pool = r2d2::Pool::builder()
+        .max_size(size)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .test_on_check_out(false)
+        // A wait means that a read hangs.
+        .connection_timeout(BUSY_TIMEOUT)
+        .error_handler(Box::new(r2d2::LoggingErrorHandler))
+        .thread_pool(Arc::clone(&opener))
+        .build(manager)
+        .map_err(|error| OpenError::Pool(error.to_string()))?;
+    // r2d2's thread owns the pool for a moment longer than the opening takes. If it owned it longer
+    // than the store does, it would close the connections after the writer, which then could not
+    // checkpoint the whole WAL. So wait until that thread has ended its last task.
+    let (idle, is_idle) = bounded(1);
+    opener.execute(move || {
+        let _ = idle.send(());
+    });
+    let _ = is_idle.recv();
+    Ok(pool)
+}
 
 pub(in crate::store) struct Readers {
     count: NonZeroUsize,
