@@ -199,8 +199,8 @@ fn run() -> u8 {
     match arguments.command {
         Some(Command::CheckConfig) => {
             let mut output = Output::default();
-            output.say(loaded.effective.trim_end());
-            for name in &loaded.ignored_variables {
+            output.say(loaded.effective().trim_end());
+            for name in loaded.ignored_variables() {
                 output.say(format_args!(
                     "# ignored: the environment variable {name} names no key"
                 ));
@@ -525,7 +525,7 @@ fn start_logger(level: LevelFilter) -> io::Result<()> {
 
 fn serve(mut loaded: Loaded, file: Option<&Path>) -> u8 {
     log::info!("payrelay {}", env!("CARGO_PKG_VERSION"));
-    for name in &loaded.ignored_variables {
+    for name in loaded.ignored_variables() {
         log::warn!("the environment variable {name} names no key of the configuration: ignored");
     }
     fit_connections(&mut loaded.config);

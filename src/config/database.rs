@@ -1,0 +1,29 @@
+//! `[database]`: the SQLite file and the limits of its queues.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use super::source::Source;
+
+/// `[database]`: the SQLite file.
+#[derive(Debug, Clone)]
+pub struct Database {
+    /// The file; `-wal`, `-shm` and `.lock` stand beside it.
+    pub path: PathBuf,
+    /// While as many payments wait for the writer, requests are refused with 503; and reads, while
+    /// as many wait for the readers.
+    pub queue_max: NonZeroUsize,
+    /// How many threads answer reads.
+    pub readers: NonZeroUsize,
+    /// With less room on the disk no payment is taken; 0: whatever the room.
+    pub min_free_bytes: u64,
+}
+
+pub(super) fn read(s: &mut Source<'_>) -> Database {
+    Database {
+        path: s.path("database.path", "payrelay.db"),
+        queue_max: s.count("database.queue_max", 4096, 1..=1_000_000),
+        readers: s.count("database.readers", 2, 1..=64),
+        min_free_bytes: s.integer("database.min_free_bytes", 67_108_864, 0..=1 << 50),
+    }
+}

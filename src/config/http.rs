@@ -1,0 +1,164 @@
+//! `[http]`: the API's address, limits and tokens.
+
+use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::duration::{FOREVER, MS};
+use super::source::Source;
+use super::typed::{is_url, non_empty};
+use crate::domain::access::{Access, TokenHash, is_loopback};
+
+/// `[http]`: the edge that clients call.
+#[derive(Debug, Clone)]
+pub struct Http {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// A larger body is refused with 413.
+    pub body_bytes_max: usize,
+    /// How long a body may take to arrive.
+    pub body_timeout: Duration,
+    /// How long a request's head may take to arrive; also how long a kept connection may be idle.
+    pub header_timeout: Duration,
+    /// How long an answer may wait for a client that does not read.
+    pub write_timeout: Duration,
+    /// More connections wait unaccepted.
+    pub connections_max: NonZeroUsize,
+    /// More connections of one address are closed at once. Never more than `connections_max`.
+    pub client_connections_max: NonZeroUsize,
+    /// `None`: as many as it likes.
+    pub client_requests_per_second: Option<NonZeroU32>,
+    /// Bytes of bodies under way that one client may have in memory.
+    pub client_body_bytes_max: usize,
+    /// The same for all clients together.
+    pub bodies_bytes_max: usize,
+    /// Where people reach this API, for links in messages.
+    pub public_url: Option<String>,
+    /// Who may call; none: whoever is on this machine.
+    pub tokens: Vec<Token>,
+}
+
+impl Http {
+    /// There is room for no more connections. One address keeps its share of them, and what it may
+    /// have up to half of them.
+    pub fn serve_fewer(&mut self, room: NonZeroUsize) {
+        let share = room.get() * self.client_connections_max.get() / self.connections_max.get();
+        let of_one = self
+            .client_connections_max
+            .get()
+            .min(share.max(room.get() / 2));
+        self.connections_max = room;
+        self.client_connections_max = NonZeroUsize::new(of_one).unwrap_or(NonZeroUsize::MIN);
+    }
+}
+
+/// `[[http.token]]`: somebody who may call.
+#[derive(Debug, Clone)]
+pub struct Token {
+    /// Whose it is, for people and for what is kept for a client.
+    pub name: String,
+    /// What it is good for.
+    pub access: Access,
+    /// The hash of the token itself, which is not kept.
+    pub hash: TokenHash,
+}
+
+/// Bytes of bodies under way.
+const BODIES: RangeInclusive<i64> = 1024..=68_719_476_736;
+
+pub(super) fn read(s: &mut Source<'_>) -> Http {
+    let connections_max = s.count("http.connections_max", 4096, 1..=100_000);
+    let half = i64::try_from(connections_max.get() / 2)
+        .unwrap_or(i64::MAX)
+        .max(1);
+    let http = Http {
+        listen: s.socket_address("http.listen", "127.0.0.1:8080"),
+        body_bytes_max: s.integer("http.body_bytes_max", 262_144, 1024..=67_108_864),
+        body_timeout: s.duration("http.body_timeout", "10s", MS..=FOREVER),
+        header_timeout: s.duration("http.header_timeout", "30s", MS..=FOREVER),
+        write_timeout: s.duration("http.write_timeout", "30s", MS..=FOREVER),
+        connections_max,
+        client_connections_max: s.count("http.client_connections_max", half, 1..=100_000),
+        client_requests_per_second: NonZeroU32::new(s.integer(
+            "http.client_requests_per_second",
+            0,
+            0..=1_000_000,
+        )),
+        client_body_bytes_max: s.integer("http.client_body_bytes_max", 33_554_432, BODIES),
+        bodies_bytes_max: s.integer("http.bodies_bytes_max", 67_108_864, BODIES),
+        public_url: non_empty(s.text(
+            "http.public_url",
+            "",
+            "empty, or an http:// or https:// URL without '<', '>' and '|'",
+            |text| text.is_empty() || (is_url(text) && !text.contains(['<', '>', '|'])),
+        )),
+        tokens: (0..s.tables("http.token"))
+            .filter_map(|index| token(s, index))
+            .collect(),
+    };
+    for (key, room) in [
+        ("client_body_bytes_max", http.client_body_bytes_max),
+        ("bodies_bytes_max", http.bodies_bytes_max),
+    ] {
+        if room < http.body_bytes_max {
+            s.problem(format!(
+                "http.{key} is smaller than http.body_bytes_max: a body of that size would \
+                    never be taken"
+            ));
+        }
+    }
+    if http.client_connections_max > http.connections_max {
+        s.problem(
+            "http.client_connections_max is larger than http.connections_max: set it to as \
+                many where one address, such as a proxy's, may have them all"
+                .to_owned(),
+        );
+    }
+    if s.tables("http.token") == 0 && !is_loopback(http.listen) {
+        s.problem(format!(
+            "http.listen = \"{}\": whoever reaches this address could pay and give orders: \
+                set an [[http.token]] (`payrelay token` makes one), or listen on 127.0.0.1",
+            http.listen
+        ));
+    }
+    http
+}
+
+fn token(s: &mut Source<'_>, index: usize) -> Option<Token> {
+    let key = |name: &str| format!("http.token[{index}].{name}");
+    let name = s.text(
+        &key("name"),
+        "",
+        "1 to 32 letters, digits, '.', '_' and '-'",
+        |text| {
+            text.len() <= 32
+                && text
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        },
+    );
+    let access = s.choice(&key("access"), &Access::NAMED);
+    let hash = s.secret(&key("hash"), TokenHash::ALLOWED, |text| {
+        TokenHash::parse(text).is_some()
+    });
+    let needed = [
+        ("name", "the log and the limits know a client by it"),
+        ("access", "say what the token is good for"),
+        (
+            "hash",
+            "a token is known by it; `payrelay token` prints one",
+        ),
+    ];
+    for (part, why) in needed {
+        if !s.is_set(&key(part)) {
+            s.problem(format!("{} is missing: {why}", key(part)));
+        }
+    }
+    if !name.is_empty() {
+        s.unique(&key("name"), &name);
+    }
+    let hash = hash.and_then(|hash| TokenHash::parse(hash.expose()))?;
+    s.require_distinct(&key("hash"), &hash.expose());
+    Some(Token { name, access, hash })
+}

@@ -1,0 +1,225 @@
+//! `[kafka]`: the cluster, the topic, and how to reach both.
+
+use std::net::Ipv6Addr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use super::secret::Secret;
+use super::source::Source;
+use super::typed::non_empty;
+
+/// `[kafka]`
+#[derive(Debug, Clone)]
+pub struct Kafka {
+    /// Where to ask for the cluster.
+    pub bootstrap_servers: Vec<String>,
+    /// The topic of the events.
+    pub topic: String,
+    /// The consumer group.
+    pub group: String,
+    /// How many partitions the topic gets if it is created here.
+    pub partitions: i32,
+    /// What holds when this process dies at the wrong moment.
+    pub delivery: Delivery,
+    /// How many records that are not this node's events, or cannot be read, are kept as open dead
+    /// letters.
+    pub dead_records_max: NonZeroUsize,
+    /// Behind which lock, and as whom.
+    pub security: KafkaSecurity,
+}
+
+/// How events are handed to Kafka.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// In a transaction a batch.
+    ExactlyOnce,
+    /// By an idempotent producer.
+    AtLeastOnce,
+}
+
+/// The keys of `[kafka]` about TLS and SASL. The default is neither.
+#[derive(Debug, Clone, Default)]
+pub struct KafkaSecurity {
+    /// `None`: everything goes over the wire in clear.
+    pub tls: Option<KafkaTls>,
+    /// `None`: the broker is not told who calls, except by a certificate.
+    pub sasl: Option<KafkaSasl>,
+}
+
+impl KafkaSecurity {
+    /// Whether anybody on the way can read the password.
+    pub fn shows_password(&self) -> bool {
+        self.tls.is_none()
+            && self
+                .sasl
+                .as_ref()
+                .is_some_and(|sasl| sasl.mechanism == SaslMechanism::Plain)
+    }
+}
+
+/// TLS to the brokers.
+#[derive(Debug, Clone, Default)]
+pub struct KafkaTls {
+    /// Whom to trust, instead of the built-in list.
+    pub ca_file: Option<PathBuf>,
+    /// Who we are, for brokers that ask for a certificate.
+    pub identity: Option<KafkaIdentity>,
+}
+
+/// A certificate of our own.
+#[derive(Debug, Clone)]
+pub struct KafkaIdentity {
+    /// The certificate, then those that lead to its authority.
+    pub certificate_file: PathBuf,
+    /// Its private key.
+    pub key_file: PathBuf,
+}
+
+/// Who we are, by a password.
+#[derive(Debug, Clone)]
+pub struct KafkaSasl {
+    /// How it is told.
+    pub mechanism: SaslMechanism,
+    /// The name.
+    pub username: String,
+    /// The password.
+    pub password: Secret,
+}
+
+/// How a password is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SaslMechanism {
+    /// As it is (RFC 4616).
+    Plain,
+    /// By a proof that one knows it (RFC 5802, RFC 7677).
+    ScramSha256,
+    /// The same with the longer hash.
+    ScramSha512,
+}
+
+pub(super) fn read(s: &mut Source<'_>) -> Kafka {
+    Kafka {
+        bootstrap_servers: s.list(
+            "kafka.bootstrap_servers",
+            &["127.0.0.1:9092"],
+            "one or more \"host:port\"",
+            is_host_and_port,
+        ),
+        topic: s.text("kafka.topic", "payment-event", TOPIC_ALLOWED, is_topic),
+        group: s.text(
+            "kafka.group",
+            "payment-group",
+            "1 to 255 characters",
+            |text| (1..=255).contains(&text.len()),
+        ),
+        partitions: s.integer("kafka.partitions", 1, 1..=10_000),
+        delivery: s.choice(
+            "kafka.delivery",
+            &[
+                ("exactly-once", Delivery::ExactlyOnce),
+                ("at-least-once", Delivery::AtLeastOnce),
+            ],
+        ),
+        dead_records_max: s.count("kafka.dead_records_max", 1000, 1..=1_000_000),
+        security: security(s),
+    }
+}
+
+fn security(s: &mut Source<'_>) -> KafkaSecurity {
+    let tls = s.choice("kafka.security", &[("plaintext", None), ("tls", Some(()))]);
+    let files = ["kafka.ca_file", "kafka.certificate_file", "kafka.key_file"];
+    let [ca_file, certificate_file, key_file] = files.map(|key| {
+        non_empty(s.text(key, "", "empty, or the path of a PEM file", |_| true)).map(PathBuf::from)
+    });
+    for key in files.into_iter().filter(|_| tls.is_none()) {
+        if s.is_set(key) {
+            s.problem(format!(
+                "{key} is set, and is only used with kafka.security = \"tls\""
+            ));
+        }
+    }
+    let [_, certificate, key] = files;
+    let identity = match (certificate_file, key_file) {
+        (Some(certificate_file), Some(key_file)) => Some(KafkaIdentity {
+            certificate_file,
+            key_file,
+        }),
+        (None, None) => None,
+        (Some(_), None) => {
+            s.problem(format!(
+                "{key} is missing: {certificate} is of no use without its key"
+            ));
+            None
+        }
+        (None, Some(_)) => {
+            s.problem(format!(
+                "{certificate} is missing: {key} is of no use without its certificate"
+            ));
+            None
+        }
+    };
+    let tls = tls.map(|()| KafkaTls { ca_file, identity });
+
+    let mechanism = s.choice(
+        "kafka.sasl_mechanism",
+        &[
+            ("", None),
+            ("PLAIN", Some(SaslMechanism::Plain)),
+            ("SCRAM-SHA-256", Some(SaslMechanism::ScramSha256)),
+            ("SCRAM-SHA-512", Some(SaslMechanism::ScramSha512)),
+        ],
+    );
+    // PLAIN separates the two by NUL (RFC 4616).
+    let without_nul = |text: &str| !text.contains('\0');
+    let username = non_empty(s.text("kafka.sasl_username", "", "a name without NUL", without_nul));
+    let password = s.secret("kafka.sasl_password", "a password without NUL", without_nul);
+    for (key, here) in [
+        ("kafka.sasl_username", username.is_some()),
+        ("kafka.sasl_password", password.is_some()),
+    ] {
+        if mechanism.is_some() && !here && !s.is_set(key) {
+            s.problem(format!("{key} is missing: kafka.sasl_mechanism needs it"));
+        }
+        if mechanism.is_none() && here {
+            s.problem(format!(
+                "{key} is set, and is only used with a kafka.sasl_mechanism"
+            ));
+        }
+    }
+    let sasl = match (mechanism, username, password) {
+        (Some(mechanism), Some(username), Some(password)) => Some(KafkaSasl {
+            mechanism,
+            username,
+            password,
+        }),
+        _ => None,
+    };
+    KafkaSecurity { tls, sasl }
+}
+
+const TOPIC_ALLOWED: &str = "1 to 249 letters, digits, '.', '_' and '-', not \".\" or \"..\"";
+
+fn is_topic(text: &str) -> bool {
+    (1..=249).contains(&text.len())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        && text != "."
+        && text != ".."
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else {
+        return false;
+    };
+    let number =
+        port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0);
+    let address = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    let named = !host.is_empty()
+        && host
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+    number && address.map_or(named, |address| address.parse::<Ipv6Addr>().is_ok())
+}

@@ -1,0 +1,350 @@
+//! The value of a key: from the environment, else from the file, else the default.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use toml::Value;
+
+use super::problems::Problems;
+use super::secret::Secret;
+
+/// Variables that are ours without being keys.
+const OTHER_VARIABLES: [&str; 2] = ["PAYRELAY_CONFIG", "PAYRELAY_LOG"];
+
+/// Whether a value may be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Display {
+    Shown,
+    Masked,
+}
+
+/// The raw values, asked for one key at a time.
+pub(super) struct Source<'a> {
+    file: BTreeMap<String, Value>,
+    environment: &'a BTreeMap<String, String>,
+    asked: BTreeSet<String>,
+    /// How many tables an array of tables has, by its key.
+    tables: BTreeMap<String, usize>,
+    /// Names that must not be given twice, with the key that gave them.
+    names: BTreeMap<String, String>,
+    variables: BTreeSet<String>,
+    effective: Vec<(String, String, &'static str)>,
+    given: BTreeMap<String, Secret>,
+    problems: Vec<String>,
+}
+
+/// The values that were read, for people and for a comparison with other ones.
+#[derive(Debug)]
+pub(super) struct Values {
+    /// As TOML, secrets masked, each key with the source of its value.
+    pub(super) effective: String,
+    /// Variables that begin with `PAYRELAY_` and name no key.
+    pub(super) ignored_variables: Vec<String>,
+    /// Each key's value as it was given.
+    pub(super) given: BTreeMap<String, Secret>,
+}
+
+impl<'a> Source<'a> {
+    /// Reads the text of a configuration file.
+    pub(super) fn parse(
+        file: &str,
+        environment: &'a BTreeMap<String, String>,
+    ) -> Result<Self, Problems> {
+        let table = file
+            .parse()
+            .map_err(|error| Problems::one(not_toml(file, &error)))?;
+        Ok(Self::new(table, environment))
+    }
+
+    fn new(table: toml::Table, environment: &'a BTreeMap<String, String>) -> Self {
+        let mut source = Self {
+            file: BTreeMap::new(),
+            environment,
+            asked: BTreeSet::new(),
+            tables: BTreeMap::new(),
+            names: BTreeMap::new(),
+            variables: BTreeSet::new(),
+            effective: Vec::new(),
+            given: BTreeMap::new(),
+            problems: Vec::new(),
+        };
+        for (section, value) in table {
+            match value {
+                Value::Table(keys) => {
+                    for (key, value) in keys {
+                        source.insert(format!("{section}.{key}"), value);
+                    }
+                }
+                value => {
+                    source.file.insert(section, value);
+                }
+            }
+        }
+        source
+    }
+
+    /// An array of tables becomes the keys of each.
+    fn insert(&mut self, key: String, value: Value) {
+        match value {
+            Value::Array(items) if !items.is_empty() && items.iter().all(Value::is_table) => {
+                self.tables.insert(key.clone(), items.len());
+                for (index, item) in items.into_iter().enumerate() {
+                    let keys = item.as_table().cloned().unwrap_or_default();
+                    self.file.extend(
+                        keys.into_iter()
+                            .map(|(name, value)| (format!("{key}[{index}].{name}"), value)),
+                    );
+                }
+            }
+            value => {
+                self.file.insert(key, value);
+            }
+        }
+    }
+
+    /// How many tables there are in an array of tables.
+    pub(super) fn tables(&self, key: &str) -> usize {
+        self.tables.get(key).copied().unwrap_or(0)
+    }
+
+    /// Whether somebody has set a key that was asked for already, rightly or wrongly.
+    pub(super) fn is_set(&self, key: &str) -> bool {
+        self.effective
+            .iter()
+            .any(|(asked, value, origin)| asked == key && *origin != "default" && value != "\"\"")
+    }
+
+    pub(super) fn problem(&mut self, problem: String) {
+        self.problems.push(problem);
+    }
+
+    /// No other table of the same array has that name.
+    pub(super) fn unique(&mut self, key: &str, name: &str) {
+        if let Some(other) = self.remember(key, name) {
+            self.problem(format!("{key} = {name:?}: {other} is called so already"));
+        }
+    }
+
+    /// The same for a secret.
+    pub(super) fn require_distinct(&mut self, key: &str, secret: &str) {
+        if let Some(other) = self.remember(key, secret) {
+            self.problem(format!("{key} is the same as {other}"));
+        }
+    }
+
+    fn remember(&mut self, key: &str, value: &str) -> Option<String> {
+        let array = key.split('[').next().unwrap_or(key).to_owned();
+        self.remember_as(&array, key, value)
+    }
+
+    /// Records a value that only one key of a kind may have, and returns the key that had it before.
+    pub(super) fn remember_as(&mut self, kind: &str, key: &str, value: &str) -> Option<String> {
+        self.names.insert(format!("{kind} {value}"), key.to_owned())
+    }
+
+    /// The one way to a value: the environment, else the file, else the default.
+    pub(super) fn read<T>(
+        &mut self,
+        key: &str,
+        default: &Value,
+        allowed: &str,
+        display: Display,
+        parse: impl Fn(&Value) -> Option<T>,
+    ) -> T {
+        self.asked.insert(key.to_owned());
+        let (value, origin) = match self.variable(key, display) {
+            Some(text) => (coerce(text, default), "environment"),
+            None => match self.file.get(key) {
+                Some(value) => (value.clone(), "file"),
+                None => (default.clone(), "default"),
+            },
+        };
+        // Variables know a table by its number: if one before it goes, they would speak of another.
+        if key.contains('[')
+            && origin == "environment"
+            && self.file.get(key).is_some_and(|v| v.as_str() != Some(""))
+        {
+            self.problems.push(format!(
+                "{key} is set in the file and in the environment: set it in one of them"
+            ));
+        }
+        let shown = if display == Display::Masked && value.as_str() != Some("") {
+            "\"***\"".to_owned()
+        } else {
+            value.to_string()
+        };
+        let parsed = parse(&value).unwrap_or_else(|| {
+            self.problems
+                .push(format!("{key} = {shown} ({origin}): allowed is {allowed}"));
+            match parse(default) {
+                Some(value) => value,
+                None => unreachable!("the default of {key} is not allowed"),
+            }
+        });
+        self.effective.push((key.to_owned(), shown, origin));
+        self.given
+            .insert(key.to_owned(), Secret::new(value.to_string()));
+        parsed
+    }
+
+    /// A key's environment variable; a secret's may name a file that holds it.
+    pub(super) fn variable(&mut self, key: &str, display: Display) -> Option<String> {
+        let name = format!(
+            "PAYRELAY_{}",
+            key.replace(['.', '['], "_").replace(']', "").to_uppercase()
+        );
+        let file_name = format!("{name}_FILE");
+        let set = |name: &String| {
+            self.environment
+                .get(name)
+                .filter(|value| !value.is_empty())
+                .cloned()
+        };
+        let value = set(&name);
+        self.variables.insert(name.clone());
+        if display == Display::Shown {
+            return value;
+        }
+        self.variables.insert(file_name.clone());
+        let Some(path) = set(&file_name) else {
+            return value;
+        };
+        if value.is_some() {
+            self.problems.push(format!(
+                "{name} and {file_name} are both set: set one of them"
+            ));
+        }
+        // Neither the path nor the content is shown: either may be the secret, given by mistake.
+        match std::fs::read_to_string(path) {
+            Ok(text) if text.trim().is_empty() => self
+                .problems
+                .push(format!("{file_name}: the file is empty")),
+            // Editors end a line, and a secret may well begin or end with a space.
+            Ok(text) => {
+                let line = text.strip_suffix('\n').unwrap_or(&text);
+                return Some(line.strip_suffix('\r').unwrap_or(line).to_owned());
+            }
+            Err(error) => self
+                .problems
+                .push(format!("{file_name}: the file cannot be read: {error}")),
+        }
+        value
+    }
+
+    /// A key that was not asked for does not exist. A variable under one of our sections is a key
+    /// that is spelt wrongly, unless it has the shape of those that container runtimes set.
+    pub(super) fn finish(mut self) -> Result<Values, Problems> {
+        for key in self
+            .file
+            .keys()
+            .filter(|key| !self.asked.contains(key.as_str()))
+        {
+            self.problems.push(format!(
+                "{key}: there is no such key; config.toml in the source lists them all"
+            ));
+        }
+        let sections: BTreeSet<_> = self
+            .asked
+            .iter()
+            .filter_map(|key| key.split('.').next())
+            .collect();
+        let mut ignored_variables = Vec::new();
+        for name in self
+            .environment
+            .keys()
+            .filter(|name| !self.variables.contains(*name))
+        {
+            let Some(rest) = name
+                .strip_prefix("PAYRELAY_")
+                .filter(|_| !OTHER_VARIABLES.contains(&name.as_str()))
+            else {
+                continue;
+            };
+            let value = self.environment.get(name).map_or("", String::as_str);
+            if value.is_empty() {
+                continue;
+            }
+            let section = rest.split('_').next().unwrap_or("").to_lowercase();
+            if sections.contains(section.as_str()) && !is_of_a_container_runtime(name, value) {
+                self.problems.push(format!(
+                    "{name}: there is no such key; config.toml in the source lists them all"
+                ));
+            } else {
+                ignored_variables.push(name.clone());
+            }
+        }
+        if !self.problems.is_empty() {
+            return Err(Problems(self.problems));
+        }
+        Ok(Values {
+            effective: render(&self.effective),
+            ignored_variables,
+            given: self.given,
+        })
+    }
+}
+
+/// Without the line at fault, which may hold a secret.
+fn not_toml(file: &str, error: &toml::de::Error) -> String {
+    let before = error
+        .span()
+        .and_then(|span| file.get(..span.start))
+        .unwrap_or("");
+    format!(
+        "not TOML: line {}: {}",
+        before.matches('\n').count() + 1,
+        error.message()
+    )
+}
+
+/// What Kubernetes sets for a service called payrelay-kafka, and Docker for a link
+/// (<https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>).
+fn is_of_a_container_runtime(name: &str, value: &str) -> bool {
+    let address = ["tcp://", "udp://", "sctp://"]
+        .iter()
+        .any(|scheme| value.starts_with(scheme));
+    let numbered = |(_, rest): (&str, &str)| {
+        let mut parts = rest.split('_');
+        let number = parts.next().is_some_and(|part| part.parse::<u16>().is_ok());
+        number
+            && parts
+                .next()
+                .is_some_and(|part| ["TCP", "UDP", "SCTP"].contains(&part))
+    };
+    name.ends_with("_SERVICE_HOST")
+        || name.ends_with("_SERVICE_PORT")
+        || name.contains("_SERVICE_PORT_")
+        || (name.ends_with("_PORT") && address)
+        || name.rsplit_once("_PORT_").is_some_and(numbered)
+        || name.split_once("_PORT_").is_some_and(numbered)
+        || (name.ends_with("_NAME") && value.starts_with('/'))
+        || name.contains("_ENV_")
+}
+
+/// A variable's text as the type that the key has.
+fn coerce(text: String, default: &Value) -> Value {
+    match default {
+        Value::Integer(_) => text.parse().map_or(Value::String(text), Value::Integer),
+        Value::Float(_) => text.parse().map_or(Value::String(text), Value::Float),
+        Value::Array(_) => Value::from(text.split(',').map(str::trim).collect::<Vec<_>>()),
+        _ => Value::String(text),
+    }
+}
+
+fn render(effective: &[(String, String, &'static str)]) -> String {
+    let mut text = String::new();
+    let mut current = "";
+    for (key, value, origin) in effective {
+        let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
+        if section != current {
+            let gap = if current.is_empty() { "" } else { "\n" };
+            let _ = match section.split_once('[') {
+                None => writeln!(text, "{gap}[{section}]"),
+                Some((array, _)) => writeln!(text, "{gap}[[{array}]]"),
+            };
+            current = section;
+        }
+        let _ = writeln!(text, "{name} = {value} # {origin}");
+    }
+    text
+}

@@ -1,0 +1,218 @@
+//! The value of a key as a text, a number, a duration or one of the other types, checked.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use toml::Value;
+
+use super::duration;
+use super::secret::Secret;
+use super::source::{Display, Source};
+use crate::domain::template::Template;
+use crate::domain::timestamp::Zone;
+
+impl Source<'_> {
+    pub(super) fn text(
+        &mut self,
+        key: &str,
+        default: &str,
+        allowed: &str,
+        check: impl Fn(&str) -> bool,
+    ) -> String {
+        self.read(
+            key,
+            &Value::from(default),
+            allowed,
+            Display::Shown,
+            |value| value.as_str().filter(|text| check(text)).map(str::to_owned),
+        )
+    }
+
+    pub(super) fn secret(
+        &mut self,
+        key: &str,
+        allowed: &str,
+        check: impl Fn(&str) -> bool,
+    ) -> Option<Secret> {
+        let text = self.read(key, &Value::from(""), allowed, Display::Masked, |value| {
+            value
+                .as_str()
+                .filter(|text| text.is_empty() || check(text))
+                .map(str::to_owned)
+        });
+        (!text.is_empty()).then(|| Secret::new(text))
+    }
+
+    pub(super) fn socket_address(&mut self, key: &str, default: &str) -> SocketAddr {
+        let allowed = "\"address:port\", such as \"127.0.0.1:8080\"";
+        self.read(
+            key,
+            &Value::from(default),
+            allowed,
+            Display::Shown,
+            |value| value.as_str()?.parse().ok(),
+        )
+    }
+
+    pub(super) fn path(&mut self, key: &str, default: &str) -> PathBuf {
+        let allowed = "the path of a file on the disk (:memory: and URIs are none)";
+        let is_file =
+            |text: &&str| !text.is_empty() && *text != ":memory:" && !text.starts_with("file:");
+        self.read(
+            key,
+            &Value::from(default),
+            allowed,
+            Display::Shown,
+            |value| value.as_str().filter(is_file).map(PathBuf::from),
+        )
+    }
+
+    pub(super) fn integer<T>(&mut self, key: &str, default: i64, range: RangeInclusive<i64>) -> T
+    where
+        T: TryFrom<i64>,
+    {
+        let allowed = format!("an integer from {} to {}", range.start(), range.end());
+        self.read(
+            key,
+            &Value::from(default),
+            &allowed,
+            Display::Shown,
+            |value| {
+                value
+                    .as_integer()
+                    .filter(|number| range.contains(number))
+                    .and_then(|number| T::try_from(number).ok())
+            },
+        )
+    }
+
+    pub(super) fn number(&mut self, key: &str, default: f64, range: RangeInclusive<f64>) -> f64 {
+        let allowed = format!("a number from {} to {}", range.start(), range.end());
+        self.read(
+            key,
+            &Value::from(default),
+            &allowed,
+            Display::Shown,
+            |value| {
+                #[expect(
+                    clippy::cast_precision_loss,
+                    reason = "the range has no such large numbers"
+                )]
+                let number = value
+                    .as_float()
+                    .or_else(|| value.as_integer().map(|number| number as f64));
+                number.filter(|number| range.contains(number))
+            },
+        )
+    }
+
+    pub(super) fn template(&mut self, key: &str, default: &str) -> Template {
+        self.read(
+            key,
+            &Value::from(default),
+            Template::ALLOWED,
+            Display::Shown,
+            |value| Template::parse(value.as_str()?),
+        )
+    }
+
+    pub(super) fn zone(&mut self, key: &str, default: &str) -> Zone {
+        let allowed = "a name of the IANA time zone database, such as \"Asia/Seoul\"";
+        self.read(
+            key,
+            &Value::from(default),
+            allowed,
+            Display::Shown,
+            |value| Zone::parse(value.as_str()?),
+        )
+    }
+
+    pub(super) fn count(
+        &mut self,
+        key: &str,
+        default: i64,
+        range: RangeInclusive<i64>,
+    ) -> NonZeroUsize {
+        let number = self.integer::<usize>(key, default, range);
+        NonZeroUsize::new(number).unwrap_or(NonZeroUsize::MIN)
+    }
+
+    pub(super) fn duration(
+        &mut self,
+        key: &str,
+        default: &str,
+        range: RangeInclusive<Duration>,
+    ) -> Duration {
+        let allowed = format!(
+            "a number and a unit (ms, s, m, h, d), from {} to {}",
+            duration::show(*range.start()),
+            duration::show(*range.end())
+        );
+        self.read(
+            key,
+            &Value::from(default),
+            &allowed,
+            Display::Shown,
+            |value| duration::parse(value.as_str()?).filter(|span| range.contains(span)),
+        )
+    }
+
+    pub(super) fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> T {
+        let names: Vec<_> = choices
+            .iter()
+            .map(|(name, _)| format!("{name:?}"))
+            .collect();
+        self.read(
+            key,
+            &Value::from(choices[0].0),
+            &names.join(" or "),
+            Display::Shown,
+            |value| {
+                let text = value.as_str()?;
+                choices
+                    .iter()
+                    .find(|(name, _)| *name == text)
+                    .map(|(_, choice)| *choice)
+            },
+        )
+    }
+
+    pub(super) fn list(
+        &mut self,
+        key: &str,
+        default: &[&str],
+        allowed: &str,
+        check: impl Fn(&str) -> bool,
+    ) -> Vec<String> {
+        self.read(
+            key,
+            &Value::from(default.to_vec()),
+            allowed,
+            Display::Shown,
+            |value| {
+                let items = value
+                    .as_array()?
+                    .iter()
+                    .map(|item| item.as_str().filter(|text| check(text)).map(str::to_owned));
+                items
+                    .collect::<Option<Vec<_>>>()
+                    .filter(|items| !items.is_empty())
+            },
+        )
+    }
+}
+
+pub(super) fn non_empty(text: String) -> Option<String> {
+    (!text.is_empty()).then_some(text)
+}
+
+pub(super) fn is_url(text: &str) -> bool {
+    let host = text
+        .strip_prefix("https://")
+        .or_else(|| text.strip_prefix("http://"));
+    host.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
+        && text.bytes().all(|b| b.is_ascii_graphic())
+}
