@@ -1,4 +1,4 @@
-//! `payrelay channels`: orders to the notifier of a running payrelay, by way of the database.
+//! `payrelay channels`: actions on the notifier of a running payrelay, through the database.
 
 use std::time::{Duration, Instant};
 
@@ -8,19 +8,18 @@ use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::channel::{self, Action};
 use payrelay::store::{OfflineStore, StoreError};
 
-use super::user;
-use crate::{LEFT, OK, Output, TEMPORARY, cannot_open, complain};
+use super::output::{Output, open_error, print_error, temporary_error};
+use super::{exit_code, local_user};
 
 #[derive(Subcommand)]
-pub(crate) enum Channels {
-    /// Has a channel try now, also while it is paused
+pub(super) enum Channels {
+    /// Lets a channel try now, also while it is paused
     Resume {
         /// Its name: default, or that of a route
         #[arg(value_name = "NAME")]
         name: String,
     },
-    /// Makes a dead letter of the oldest payment that waits for a paused channel, and tries the
-    /// next one
+    /// Dead-letters the oldest payment that waits for a paused channel, and tries the next one
     Skip {
         /// Its name: default, or that of a route
         #[arg(value_name = "NAME")]
@@ -31,64 +30,59 @@ pub(crate) enum Channels {
     },
 }
 
-/// How long a running payrelay may take to see the order.
-const ANSWER_TIME: Duration = Duration::from_secs(5);
+/// How long a running payrelay has to see the request.
+const OUTCOME_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Between two looks for the outcome.
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// Between two queries for the outcome.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 impl Channels {
-    pub(crate) fn run(&self, config: &Config) -> u8 {
+    pub(super) fn run(&self, config: &Config) -> u8 {
         let (name, action) = match self {
             Self::Resume { name } => (name, Action::Resume),
             Self::Skip { name, reason } => (name, Action::Skip(reason.clone())),
         };
         if name != DEFAULT_CHANNEL && !config.slack.routes.iter().any(|route| route.name == *name) {
-            complain(format_args!("there is no channel {name}"));
-            return LEFT;
+            print_error(format_args!("there is no channel {name}"));
+            return exit_code::PARTIAL;
         }
         let mut database = match OfflineStore::open(&config.database.path) {
             Ok(database) => database,
-            Err(problem) => return cannot_open(&problem),
+            Err(error) => return open_error(&error),
         };
-        match order(&mut database, name, &action) {
+        match request(&mut database, name, &action) {
             Ok(Some(outcome)) => {
                 let mut output = Output::default();
-                output.say(&outcome);
-                output.code(if outcome.starts_with("nothing") {
-                    LEFT
+                output.line(&outcome);
+                output.exit_code(if outcome.starts_with("nothing") {
+                    exit_code::PARTIAL
                 } else {
-                    OK
+                    exit_code::OK
                 })
             }
             Ok(None) => {
-                complain(
-                    "no payrelay that runs on this database has seen the order: it is withdrawn",
-                );
-                TEMPORARY
+                print_error("no running payrelay has seen the request within 5 s: it is withdrawn");
+                exit_code::TEMPORARY
             }
-            Err(error) => {
-                complain(format_args!("{error}; try again"));
-                TEMPORARY
-            }
+            Err(error) => temporary_error(error),
         }
     }
 }
 
-/// Gives the order, and waits for its outcome.
-fn order(
+/// Stores the request, and waits for its outcome.
+fn request(
     database: &mut OfflineStore,
     name: &str,
     action: &Action,
 ) -> Result<Option<String>, StoreError> {
-    let origin = format!("local user {}", user());
+    let origin = format!("local user {}", local_user());
     let id = database.write(|tx| channel::ask(tx, name, action, &origin, Timestamp::now()))?;
-    let deadline = Instant::now() + ANSWER_TIME;
+    let deadline = Instant::now() + OUTCOME_TIMEOUT;
     while Instant::now() < deadline {
         if let Some(outcome) = database.read(|connection| channel::outcome(connection, id))? {
             return Ok(Some(outcome));
         }
-        let _ = crossbeam_channel::after(LOOK_INTERVAL).recv();
+        let _ = crossbeam_channel::after(POLL_INTERVAL).recv();
     }
     if database.write(|tx| channel::withdraw(tx, id))? {
         return Ok(None);

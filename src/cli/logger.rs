@@ -19,7 +19,7 @@ use log::{LevelFilter, Log, Metadata, Record};
 const QUEUE_BYTES_MAX: usize = 1024 * 1024;
 
 /// How long the end of the process waits for lines that are still to be written.
-const FLUSH_TIME: Duration = Duration::from_millis(500);
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Lines that wait for standard error.
 #[derive(Default)]
@@ -33,7 +33,7 @@ struct State {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
     dropped: u64,
-    /// The thread is writing what it took last.
+    /// The thread is writing the lines that it removed last.
     writing: bool,
 }
 
@@ -81,7 +81,7 @@ impl Queue {
     }
 
     fn flush(&self) {
-        let deadline = Instant::now() + FLUSH_TIME;
+        let deadline = Instant::now() + FLUSH_TIMEOUT;
         let mut state = self.lock();
         while !state.lines.is_empty() || state.writing {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else {
@@ -101,7 +101,7 @@ impl Queue {
     }
 }
 
-/// What the logger formats goes here, a line at a time.
+/// Receives each formatted line.
 struct Input(Arc<Queue>);
 
 impl Write for Input {
@@ -129,16 +129,17 @@ impl Log for QueueLogger {
         self.format.log(record);
     }
 
-    /// Waits for what is queued, but not for ever.
+    /// Waits for the queued lines, at most `FLUSH_TIMEOUT`.
     fn flush(&self) {
         self.queue.flush();
     }
 }
 
-/// Libraries may warn; below that they could say what is secret, such as the webhook's URL.
-pub(crate) fn start(level: LevelFilter) -> io::Result<()> {
+/// Lines of libraries are shown from warnings on: below that level they could show a secret, such as
+/// the URL of a webhook.
+pub(super) fn start(level: LevelFilter) -> io::Result<()> {
     let queue = Arc::new(Queue::default());
-    // Not by way of std's standard error: its lock would be held for as long as the pipe is full.
+    // Not through std's handle: its lock would be held while the pipe is full.
     let out = File::from(io::stderr().as_fd().try_clone_to_owned()?);
     thread::Builder::new().name("log".to_owned()).spawn({
         let queue = Arc::clone(&queue);
@@ -160,7 +161,7 @@ mod tests {
     use super::*;
     use std::sync::mpsc::{Sender, channel};
 
-    /// Takes nothing until the gate is opened.
+    /// A writer that blocks until the gate is opened.
     struct Gate {
         opened: Arc<(Mutex<bool>, Condvar)>,
         written: Sender<Vec<u8>>,
@@ -202,7 +203,7 @@ mod tests {
         let started = Instant::now();
         queue.flush();
         assert!(
-            started.elapsed() < 10 * FLUSH_TIME,
+            started.elapsed() < 10 * FLUSH_TIMEOUT,
             "{:?}",
             started.elapsed()
         );

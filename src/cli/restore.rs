@@ -1,4 +1,4 @@
-//! `payrelay restore`: puts a copy in the place of the database, or marks the database as a copy.
+//! `payrelay restore`: replaces the database by a copy, or marks the database as a copy.
 
 use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
@@ -8,20 +8,20 @@ use payrelay::config::Config;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::restore::{Request, RestoreError, Restored, restore};
 
-use super::user;
-use crate::{CONFIG, LEFT, OK, Output, TEMPORARY, USAGE, complain};
+use super::output::{print_error, print_line};
+use super::{exit_code, local_user};
 
 #[derive(Args)]
-pub(crate) struct Restore {
-    /// The copy: a backup, or the file of rsync, a snapshot or litestream, with its -wal alongside
-    /// if it has one
+pub(super) struct Restore {
+    /// The copy: a backup, or a file of rsync, a snapshot or litestream, with its -wal file if it
+    /// has one
     #[arg(
         value_name = "COPY",
         required_unless_present = "adopt",
         conflicts_with = "adopt"
     )]
     copy: Option<PathBuf>,
-    /// The database at database.path is itself such a copy: marks it in its place
+    /// The database at database.path is itself such a copy: mark it as one
     #[arg(long)]
     adopt: bool,
     /// Needed unless standard input and standard error are terminals
@@ -30,13 +30,13 @@ pub(crate) struct Restore {
 }
 
 impl Restore {
-    pub(crate) fn run(&self, config: &Config) -> u8 {
+    pub(super) fn run(&self, config: &Config) -> u8 {
         let terminals = io::stdin().is_terminal() && io::stderr().is_terminal();
         if !self.yes && !terminals {
-            complain("restore replaces the database: add --yes");
-            return USAGE;
+            print_error("restore replaces the database: add --yes");
+            return exit_code::USAGE;
         }
-        let by = user();
+        let by = local_user();
         let request = Request {
             copy: self.copy.as_deref(),
             database: &config.database.path,
@@ -45,18 +45,14 @@ impl Restore {
             now: Timestamp::now(),
         };
         match restore(&request) {
-            Ok(restored) => {
-                let mut output = Output::default();
-                output.say(describe(&restored));
-                output.code(OK)
-            }
+            Ok(restored) => print_line(describe(&restored)),
             Err(error) => {
-                complain(&error);
+                print_error(&error);
                 match error {
-                    RestoreError::Unsound(_) | RestoreError::Damaged { .. } => LEFT,
-                    RestoreError::Open(error) if error.is_temporary() => TEMPORARY,
-                    RestoreError::Store(_) => TEMPORARY,
-                    _ => CONFIG,
+                    RestoreError::Unsound(_) | RestoreError::Damaged { .. } => exit_code::PARTIAL,
+                    RestoreError::Open(error) if error.is_temporary() => exit_code::TEMPORARY,
+                    RestoreError::Store(_) => exit_code::TEMPORARY,
+                    _ => exit_code::CONFIG,
                 }
             }
         }

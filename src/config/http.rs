@@ -40,15 +40,15 @@ pub struct Http {
 }
 
 impl Http {
-    /// There is room for no more connections. One address keeps its share of them, and what it may
-    /// have up to half of them.
-    pub fn serve_fewer(&mut self, room: NonZeroUsize) {
-        let share = room.get() * self.client_connections_max.get() / self.connections_max.get();
+    /// Lowers the limit of connections to `capacity`. One address keeps its share of them, or its
+    /// own limit if that is at most half of them.
+    pub fn limit_connections(&mut self, capacity: NonZeroUsize) {
+        let share = capacity.get() * self.client_connections_max.get() / self.connections_max.get();
         let of_one = self
             .client_connections_max
             .get()
-            .min(share.max(room.get() / 2));
-        self.connections_max = room;
+            .min(share.max(capacity.get() / 2));
+        self.connections_max = capacity;
         self.client_connections_max = NonZeroUsize::new(of_one).unwrap_or(NonZeroUsize::MIN);
     }
 }

@@ -129,7 +129,7 @@ impl Loaded {
 
     /// The keys in which another configuration differs, but for the tokens: they alone can change
     /// while payrelay runs.
-    pub fn differing<'a>(&'a self, other: &'a Self) -> BTreeSet<&'a str> {
+    pub fn changed_keys<'a>(&'a self, other: &'a Self) -> BTreeSet<&'a str> {
         let (ours, theirs) = (&self.values.given, &other.values.given);
         let keys = ours.keys().chain(theirs.keys());
         let differs =

@@ -647,7 +647,7 @@ fn fewer_connections_are_fewer_for_each_address() {
         let file =
             format!("[http]\nconnections_max = {connections}\nclient_connections_max = {of_one}\n");
         let mut http = load(&file, &[]).unwrap().config.http;
-        http.serve_fewer(NonZeroUsize::new(room).unwrap());
+        http.limit_connections(NonZeroUsize::new(room).unwrap());
         (
             http.connections_max.get(),
             http.client_connections_max.get(),
@@ -680,7 +680,7 @@ fn what_differs_is_told_by_its_key_but_for_the_tokens() {
         = 'payment-event'\n";
     let new = load(file, &[]).unwrap();
     let differing: Vec<_> = old
-        .differing(&new)
+        .changed_keys(&new)
         .into_iter()
         .filter(|key| !key.contains("route"))
         .collect();
@@ -689,7 +689,7 @@ fn what_differs_is_told_by_its_key_but_for_the_tokens() {
         ["http.body_timeout", "slack.webhook_url"],
         "a default that is spelt out is no difference"
     );
-    assert!(new.differing(&old).contains("slack.route[0].name"));
+    assert!(new.changed_keys(&old).contains("slack.route[0].name"));
 }
 
 /// Files as they are; `#env NAME=value` in a line of its own is a variable.

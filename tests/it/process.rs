@@ -120,7 +120,7 @@ fn few_descriptors_mean_fewer_connections_not_a_dead_process() {
         log().contains("listening on http://") && log().ends_with('\n')
     });
     assert!(
-        log().contains("only 50 connections are served at a time"),
+        log().contains("serving at most 50 connections at a time"),
         "{}",
         log()
     );
@@ -386,7 +386,7 @@ fn variables_of_container_runtimes_stop_no_command() {
     let payrelay = Payrelay::start(options(dir.path(), &env, &[]));
     pay(&mut Client::connect(payrelay.addr()), 1);
     payrelay.wait_for_log(
-        "PAYRELAY_KAFKA_SERVICE_HOST names no key of the configuration: ignored",
+        "ignoring the environment variable PAYRELAY_KAFKA_SERVICE_HOST: it names no configuration key",
         LIMIT,
     );
 }
@@ -553,7 +553,7 @@ fn the_log_says_what_a_new_user_needs_to_see() {
     pay(&mut client, 1001);
     for line in [
         "slack.webhook_url is not set: messages go to this log only",
-        "PAYRELAY_SERVICE_HOST names no key of the configuration: ignored",
+        "ignoring the environment variable PAYRELAY_SERVICE_HOST: it names no configuration key",
         "after its commit: Payment 1 COMPLETED: user 1 paid 5 KRW for reservation 1001",
         // Perhaps not in the same line.
         "summary: published 1, ",
@@ -600,7 +600,7 @@ fn each_reader_and_each_channel_has_its_descriptors() {
     ];
     let log = log_with_descriptors(300, &env);
     assert!(
-        log.contains("only 74 connections are served at a time"),
+        log.contains("serving at most 74 connections at a time"),
         "{log}"
     );
 }
@@ -610,7 +610,9 @@ fn few_descriptors_leave_half_of_the_connections_to_others() {
     for env in [&[][..], &[("PAYRELAY_HTTP_CLIENT_CONNECTIONS_MAX", "2048")]] {
         let log = log_with_descriptors(300, env);
         assert!(
-            log.contains("only 200 connections are served at a time, at most 100 of one address"),
+            log.contains(
+                "serving at most 200 connections at a time, and at most 100 of one address"
+            ),
             "{log}"
         );
     }

@@ -1,0 +1,51 @@
+//! `payrelay audit`: a report of everything that is inconsistent.
+
+use clap::Args;
+use payrelay::audit::{self, AuditError, AuditOptions};
+use payrelay::config::Config;
+
+use super::exit_code;
+use super::output::{Output, config_error, open_error, print_error};
+
+#[derive(Args)]
+pub(super) struct Audit {
+    /// Reads the database alone, and does not connect to Kafka
+    #[arg(long)]
+    file_only: bool,
+    /// How many examples of each finding are shown
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    limit: usize,
+    /// Prints one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Audit {
+    pub(super) fn run(&self, config: &Config) -> u8 {
+        let options = AuditOptions {
+            file_only: self.file_only,
+            limit: self.limit,
+        };
+        let report = match audit::audit(config, options) {
+            Ok(report) => report,
+            Err(AuditError::Open(error)) => return open_error(&error),
+            Err(AuditError::Config(problems)) => return config_error(problems),
+            Err(error) => {
+                print_error(error);
+                return exit_code::TEMPORARY;
+            }
+        };
+        let mut output = Output::default();
+        if self.json {
+            // Serializing our own types cannot fail.
+            output.line(serde_json::to_string(&report).unwrap_or_default());
+        } else {
+            output.line(&report);
+        }
+        output.exit_code(if report.is_clean() {
+            exit_code::OK
+        } else {
+            exit_code::PARTIAL
+        })
+    }
+}

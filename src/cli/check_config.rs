@@ -1,0 +1,22 @@
+//! `payrelay check-config`: the effective configuration, and the source of each value.
+
+use payrelay::config::Loaded;
+use payrelay::service;
+
+use super::exit_code;
+use super::output::{Output, config_error};
+
+pub(super) fn run(loaded: &Loaded) -> u8 {
+    let mut output = Output::default();
+    output.line(loaded.effective().trim_end());
+    for name in loaded.ignored_variables() {
+        output.line(format_args!(
+            "# ignored: the environment variable {name} names no key"
+        ));
+    }
+    let code = match service::check(&loaded.config) {
+        Ok(()) => exit_code::OK,
+        Err(problems) => config_error(problems),
+    };
+    output.exit_code(code)
+}

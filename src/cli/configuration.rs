@@ -1,0 +1,71 @@
+//! The configuration of a command: the file that the arguments or the environment name, and the
+//! variables.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::{env, fs, io};
+
+use log::LevelFilter;
+use payrelay::config::{Config, Loaded, Problems};
+
+/// Reads the file that `--config` or `PAYRELAY_CONFIG` names, else the first usual one.
+pub(super) fn load(argument: Option<&Path>) -> Result<Loaded, Problems> {
+    let variable = || {
+        env::var_os("PAYRELAY_CONFIG")
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from)
+    };
+    let named = argument
+        .map(|path| ("--config", path.to_owned()))
+        .or_else(|| Some(("PAYRELAY_CONFIG", variable()?)));
+    let text = match &named {
+        Some((origin, path)) => fs::read_to_string(path).map_err(|error| {
+            let path = path.display();
+            Problems::one(format!("{origin} {path}: cannot be read: {error}"))
+        })?,
+        None => default_file()?,
+    };
+    Config::load(&text, &variables()?)
+}
+
+/// The text of the first usual file that exists.
+fn default_file() -> Result<String, Problems> {
+    for path in ["config.toml", "/etc/payrelay/config.toml"] {
+        match fs::read_to_string(path) {
+            Ok(text) => return Ok(text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Problems::one(format!("{path}: cannot be read: {error}"))),
+        }
+    }
+    Ok(String::new())
+}
+
+/// The environment variables that begin with `PAYRELAY_`.
+fn variables() -> Result<BTreeMap<String, String>, Problems> {
+    let mut variables = BTreeMap::new();
+    for (name, value) in env::vars_os() {
+        let Ok(name) = name.into_string() else {
+            continue;
+        };
+        if name.starts_with("PAYRELAY_") {
+            let text = value
+                .into_string()
+                .map_err(|_| Problems::one(format!("{name}: is not UTF-8")))?;
+            variables.insert(name, text);
+        }
+    }
+    Ok(variables)
+}
+
+/// The level that `PAYRELAY_LOG` names; info without it.
+pub(super) fn log_level() -> Result<LevelFilter, Problems> {
+    let text = env::var("PAYRELAY_LOG")
+        .ok()
+        .filter(|text| !text.is_empty())
+        .unwrap_or_else(|| "info".to_owned());
+    text.parse().map_err(|_| {
+        Problems::one(format!(
+            "PAYRELAY_LOG = {text:?}: allowed is error, warn, info, debug, trace or off"
+        ))
+    })
+}

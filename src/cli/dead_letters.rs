@@ -1,0 +1,168 @@
+//! `payrelay dead-letters`: lists, replays or discards dead letters in the database.
+//!
+//! It also works while payrelay does not run. A running payrelay sees a replayed letter at the next
+//! payment, or when its scheduler wakes the notifiers (at each round) and the relay (when it has
+//! been idle for `scheduler.retry_after`).
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use payrelay::config::Config;
+use payrelay::domain::timestamp::Timestamp;
+use payrelay::store::dead_letter;
+use payrelay::store::replay::{self, Action, Outcome, ResolveRequest};
+use payrelay::store::{OfflineStore, StoreError};
+
+use super::output::{Output, print_error, temporary_error};
+use super::{exit_code, with_database};
+
+#[derive(Subcommand)]
+pub(super) enum DeadLetters {
+    /// Prints the open ones, oldest first
+    List {
+        /// Also those that were replayed or discarded
+        #[arg(long)]
+        all: bool,
+    },
+    /// Tries again: a payment goes to Slack, a record is consumed as if it arrived now
+    Replay(Selection),
+    /// Closes them: they are never delivered, and no longer listed
+    Discard(Selection),
+}
+
+#[derive(Args)]
+pub(super) struct Selection {
+    /// Their ids, as listed
+    #[arg(
+        value_name = "ID",
+        required_unless_present = "all",
+        conflicts_with = "all"
+    )]
+    ids: Vec<i64>,
+    /// All open ones
+    #[arg(long)]
+    all: bool,
+    /// Prints the outcome that it would have, and changes nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// How many dead letters are read, or resolved in one transaction, at a time.
+const BATCH: usize = 100;
+
+/// Between two batches the writer of a running payrelay gets its turn. Longer than SQLite waits
+/// between two tries for a lock, for most of its tries.
+const BATCH_PAUSE: Duration = Duration::from_millis(30);
+
+impl DeadLetters {
+    pub(super) fn run(&self, config: &Config) -> u8 {
+        with_database(config, |database| {
+            let result = match self {
+                Self::List { all } => list(&database, !all),
+                Self::Replay(selection) => Resolver::new(database, Action::Replay, selection).run(),
+                Self::Discard(selection) => {
+                    Resolver::new(database, Action::Discard, selection).run()
+                }
+            };
+            result.unwrap_or_else(temporary_error)
+        })
+    }
+}
+
+fn list(database: &OfflineStore, open_only: bool) -> Result<u8, StoreError> {
+    let mut output = Output::default();
+    let mut after = Some(0);
+    while let Some(id) = after {
+        let letters =
+            database.read(|connection| dead_letter::list(connection, open_only, id, BATCH))?;
+        // Serializing our own types cannot fail.
+        let is_open = letters
+            .iter()
+            .all(|letter| output.line(serde_json::to_string(letter).unwrap_or_default()));
+        after = letters.last().map(|last| last.id).filter(|_| is_open);
+    }
+    Ok(output.exit_code(exit_code::OK))
+}
+
+/// Replays or discards the selected letters, and prints each outcome.
+struct Resolver<'a> {
+    database: OfflineStore,
+    action: Action,
+    selection: &'a Selection,
+    output: Output,
+    code: u8,
+}
+
+impl<'a> Resolver<'a> {
+    fn new(database: OfflineStore, action: Action, selection: &'a Selection) -> Self {
+        Self {
+            database,
+            action,
+            selection,
+            output: Output::default(),
+            code: exit_code::OK,
+        }
+    }
+
+    fn run(mut self) -> Result<u8, StoreError> {
+        for id in &self.selection.ids {
+            let outcomes = self.resolve(replay::Selection::Id(*id))?;
+            if outcomes.is_empty() {
+                print_error(format_args!("there is no dead letter {id}"));
+                self.code = exit_code::PARTIAL;
+            }
+            self.print(&outcomes);
+        }
+        if self.selection.all {
+            self.resolve_all()?;
+        }
+        Ok(self.output.exit_code(self.code))
+    }
+
+    fn resolve_all(&mut self) -> Result<(), StoreError> {
+        let mut after = 0;
+        loop {
+            let selection = replay::Selection::Open {
+                after,
+                limit: BATCH,
+            };
+            let outcomes = self.resolve(selection)?;
+            self.print(&outcomes);
+            let Some(last) = outcomes.last() else {
+                return Ok(());
+            };
+            after = last.id;
+            let _ = crossbeam_channel::after(BATCH_PAUSE).recv();
+        }
+    }
+
+    fn resolve(&mut self, which: replay::Selection) -> Result<Vec<Outcome>, StoreError> {
+        let node = self.database.node().clone();
+        self.database.write(|tx| {
+            let request = ResolveRequest {
+                action: self.action,
+                which,
+                dry_run: self.selection.dry_run,
+                node: &node,
+                origin: "command line",
+                now: Timestamp::now(),
+            };
+            replay::resolve(tx, request)
+        })
+    }
+
+    fn print(&mut self, outcomes: &[Outcome]) {
+        let prefix = if self.selection.dry_run {
+            "would be: "
+        } else {
+            ""
+        };
+        for outcome in outcomes {
+            self.output
+                .line(format_args!("{prefix}{}: {}", outcome.id, outcome.outcome));
+            if !outcome.resolved {
+                self.code = exit_code::PARTIAL;
+            }
+        }
+    }
+}

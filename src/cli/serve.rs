@@ -1,0 +1,160 @@
+//! `payrelay serve`: the service, from its start to the signal that stops it.
+
+use std::path::Path;
+use std::{io, panic, process, thread};
+
+use crossbeam_channel::{Receiver, bounded, select};
+use log::LevelFilter;
+use payrelay::config::Loaded;
+use payrelay::service::{Cause, Service, StartError};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::output::print_error;
+use super::{configuration, descriptors, exit_code, logger};
+
+/// Runs until a signal, or until a thread dies.
+pub(super) fn run(loaded: Loaded, file: Option<&Path>, level: LevelFilter) -> u8 {
+    if let Err(error) = start_logger(level) {
+        return start_error(&StartError::Spawn(error));
+    }
+    let code = serve(loaded, file);
+    log::logger().flush();
+    code
+}
+
+fn start_logger(level: LevelFilter) -> io::Result<()> {
+    logger::start(level)?;
+    panic::set_hook(Box::new(|panic| {
+        let thread = thread::current();
+        log::error!(
+            "panic in thread {}: {panic}",
+            thread.name().unwrap_or("without a name")
+        );
+    }));
+    Ok(())
+}
+
+fn serve(mut loaded: Loaded, file: Option<&Path>) -> u8 {
+    log::info!("payrelay {}", env!("CARGO_PKG_VERSION"));
+    for name in loaded.ignored_variables() {
+        log::warn!("ignoring the environment variable {name}: it names no configuration key");
+    }
+    descriptors::raise_limit(&mut loaded.config);
+    let signals = match SignalChannels::open() {
+        Ok(signals) => signals,
+        Err(error) => return start_error(&StartError::Spawn(error)),
+    };
+    let service = match Service::start(&loaded.config) {
+        Ok(service) => service,
+        Err(error) => return start_error(&error),
+    };
+    let code = wait(&service, &signals, &loaded, file);
+    stop(service, code)
+}
+
+/// Waits for a reason to stop, and returns the exit code for it.
+fn wait(service: &Service, signals: &SignalChannels, loaded: &Loaded, file: Option<&Path>) -> u8 {
+    loop {
+        select! {
+            recv(signals.stop) -> signal => {
+                let name = if signal == Ok(SIGTERM) { "SIGTERM" } else { "SIGINT" };
+                log::info!("stopping: {name}");
+                return exit_code::OK;
+            }
+            recv(signals.reload) -> _ => reload(loaded, file, service),
+            recv(service.exits()) -> name => {
+                let name = name.unwrap_or("unknown");
+                log::error!("stopping: thread {name} exited unexpectedly");
+                return exit_code::THREAD_DIED;
+            }
+        }
+    }
+}
+
+fn stop(service: Service, code: u8) -> u8 {
+    match service.stop() {
+        Ok(()) => {
+            log::info!("stopped");
+            code
+        }
+        Err(timeouts) => {
+            for timeout in timeouts {
+                log::error!("{timeout}");
+            }
+            if code == exit_code::OK {
+                exit_code::STOP_TIMEOUT
+            } else {
+                code
+            }
+        }
+    }
+}
+
+/// A supervisor may start payrelay again after an error that may pass; an operator has to mend the
+/// others.
+fn start_error(error: &StartError) -> u8 {
+    log::logger().flush();
+    print_error(error);
+    match error.cause() {
+        Cause::Temporary => exit_code::TEMPORARY,
+        Cause::NotAllowed => exit_code::NOT_ALLOWED,
+        Cause::Configuration => exit_code::CONFIG,
+    }
+}
+
+/// Reads the configuration again, and replaces the tokens. When it has a problem, nothing changes.
+fn reload(running: &Loaded, file: Option<&Path>, service: &Service) {
+    let loaded = match configuration::load(file) {
+        Ok(loaded) => loaded,
+        Err(problems) => return log::error!("SIGHUP: nothing is changed: {problems}"),
+    };
+    match service.replace_tokens(&loaded.config) {
+        Ok(change) => log::info!("SIGHUP: tokens: {change}"),
+        Err(exposed) => return log::error!("SIGHUP: nothing is changed: {exposed}"),
+    }
+    let changed = Vec::from_iter(running.changed_keys(&loaded));
+    if !changed.is_empty() {
+        log::warn!(
+            "SIGHUP: only tokens change while payrelay runs; restart it for: {}",
+            changed.join(", ")
+        );
+    }
+}
+
+/// Signals as messages. Stop and reload have a channel each, so that a stop never waits behind a
+/// reload. A channel holds one message: two requests are one.
+struct SignalChannels {
+    stop: Receiver<i32>,
+    reload: Receiver<i32>,
+}
+
+impl SignalChannels {
+    /// Starts the thread that receives signals. It lives as long as the process.
+    fn open() -> io::Result<Self> {
+        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+        let (send_stop, stop) = bounded(1);
+        let (send_reload, reload) = bounded(1);
+        let receive = move || {
+            let mut interrupted = false;
+            for signal in signals.forever() {
+                // The operator does not want to wait.
+                if signal == SIGINT && interrupted {
+                    log::logger().flush();
+                    process::exit(i32::from(exit_code::STOP_TIMEOUT));
+                }
+                interrupted |= signal == SIGINT;
+                let channel = if signal == SIGHUP {
+                    &send_reload
+                } else {
+                    &send_stop
+                };
+                let _ = channel.try_send(signal);
+            }
+        };
+        thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(receive)?;
+        Ok(Self { stop, reload })
+    }
+}
