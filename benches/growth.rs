@@ -36,11 +36,11 @@ use harness::store::Database;
 use harness::wait_until;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::relay::in_process::InProcess;
-use payrelay::relay::{Relay, Step};
-use payrelay::runtime::health::Part;
+use payrelay::relay::{self, Relay, Step};
+use payrelay::runtime::health::HealthHandle;
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::Waker;
-use payrelay::store::publication::{self, Place, Receipt};
+use payrelay::store::publication::{self, Destination, Receipt};
 use payrelay::store::{Transaction, delivery, outbox};
 use rusqlite::Connection;
 
@@ -152,11 +152,13 @@ fn drain(dir: tempfile::TempDir, count: i64) -> f64 {
     let mut relay = Relay::new(
         store,
         Box::new(InProcess),
-        1000,
-        woken,
-        waker,
-        Part::up(),
-        Metrics::default(),
+        relay::Options {
+            batch_max: 1000,
+            wake: woken,
+            notifiers: waker,
+            health: HealthHandle::up(),
+            metrics: Metrics::default(),
+        },
     );
     let started = Instant::now();
     let last = std::iter::repeat_with(|| relay.step()).find(|step| *step != Step::Progress);
@@ -184,7 +186,7 @@ fn bytes_a_payment(rounds: i64) -> (f64, f64) {
                 let receipts: Vec<_> = (first + 1..=first + 1000)
                     .map(|id| Receipt {
                         outbox_id: id,
-                        place: Place::Delivery,
+                        place: Destination::Delivery,
                     })
                     .collect();
                 publication::mark_published(tx, &receipts, Timestamp::now())?;

@@ -38,14 +38,14 @@ use harness::process::{Options, Payrelay};
 use harness::slack::{Answer, FakeSlack};
 use harness::store::Database;
 use harness::wait_until;
-use payrelay::config::{self, Delivery};
+use payrelay::config::{self, DeliveryGuarantee};
 use payrelay::domain::event::Event;
 use payrelay::domain::payment::{NewPayment, Reservation};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::kafka::publisher::KafkaPublisher;
-use payrelay::relay::Relay;
 use payrelay::relay::publisher::{PublishOutcome, Publisher};
-use payrelay::runtime::health::Part;
+use payrelay::relay::{self, Relay};
+use payrelay::runtime::health::HealthHandle;
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::{Waker, Worker};
 use payrelay::store::payment::execute;
@@ -83,9 +83,9 @@ fn commit_to_ack(broker: &Broker, topic: &str, rate: f64, span: Duration) -> Vec
         group: "none".into(),
         partitions: 1,
         delivery: if delivery() == "exactly-once" {
-            Delivery::ExactlyOnce
+            DeliveryGuarantee::ExactlyOnce
         } else {
-            Delivery::AtLeastOnce
+            DeliveryGuarantee::AtLeastOnce
         },
         dead_records_max: std::num::NonZeroUsize::MAX,
         security: config::KafkaSecurity::default(),
@@ -102,11 +102,13 @@ fn commit_to_ack(broker: &Broker, topic: &str, rate: f64, span: Duration) -> Vec
     let relay = Relay::new(
         store,
         Box::new(publisher),
-        1000,
-        woken,
-        notifier,
-        Part::up(),
-        Metrics::default(),
+        relay::Options {
+            batch_max: 1000,
+            wake: woken,
+            notifiers: notifier,
+            health: HealthHandle::up(),
+            metrics: Metrics::default(),
+        },
     );
     let worker = Worker::spawn("relay", &unbounded().0, |stop| relay.run(&stop)).unwrap();
 

@@ -29,13 +29,13 @@ use std::time::{Duration, Instant};
 use common::{Figure, Goal, Plan, Table, delivery, folder, unless_transactions};
 use harness::kafka::Broker;
 use harness::store::Database;
-use payrelay::config::{self, Delivery};
+use payrelay::config::{self, DeliveryGuarantee};
 use payrelay::domain::event::{Event, EventType};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::kafka::publisher::KafkaPublisher;
 use payrelay::relay::publisher::Publisher;
-use payrelay::relay::{Relay, Step};
-use payrelay::runtime::health::Part;
+use payrelay::relay::{self, Relay, Step};
+use payrelay::runtime::health::HealthHandle;
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::Waker;
 
@@ -46,16 +46,16 @@ fn publisher(broker: &Broker, topic: &str, database: &Database) -> KafkaPublishe
         group: "none".into(),
         partitions: 1,
         delivery: if delivery() == "exactly-once" {
-            Delivery::ExactlyOnce
+            DeliveryGuarantee::ExactlyOnce
         } else {
-            Delivery::AtLeastOnce
+            DeliveryGuarantee::AtLeastOnce
         },
         dead_records_max: std::num::NonZeroUsize::MAX,
         security: config::KafkaSecurity::default(),
     };
     let mut publisher = KafkaPublisher::new(settings, database.store().clone()).unwrap();
     // Connected, and the topic made, before anything is timed.
-    while publisher.publish(&events(0..1)).trouble.is_some() {}
+    while publisher.publish(&events(0..1)).error.is_some() {}
     publisher
 }
 
@@ -79,7 +79,7 @@ fn without_a_database(publisher: &mut KafkaPublisher, count: i64) -> f64 {
         assert!(
             publisher
                 .publish(&events(first..first + 1000))
-                .trouble
+                .error
                 .is_none()
         );
     }
@@ -92,11 +92,13 @@ fn drain(database: &Database, publisher: impl Publisher + 'static, count: i64) -
     let mut relay = Relay::new(
         store,
         Box::new(publisher),
-        1000,
-        woken,
-        waker,
-        Part::up(),
-        Metrics::default(),
+        relay::Options {
+            batch_max: 1000,
+            wake: woken,
+            notifiers: waker,
+            health: HealthHandle::up(),
+            metrics: Metrics::default(),
+        },
     );
     let started = Instant::now();
     while relay.step() == Step::Progress {}

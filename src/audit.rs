@@ -14,16 +14,16 @@ use serde::Serialize;
 use crate::config::{self, Config, Problems, PublisherKind};
 use crate::domain::event::NodeId;
 use crate::kafka;
-use crate::kafka::cluster::{ClusterConnection, Failure, KafkaRuntime, with_timeout};
+use crate::kafka::cluster::{ClusterConnection, ClusterError, KafkaRuntime, with_timeout};
 use crate::kafka::errors::explain_failure;
 use crate::kafka::reachability::Reachability;
 use crate::kafka::topic_reader::{ReadTo, TopicReader, TopicRecord};
-use crate::store::audit::{AuditDatabase, Extent, Finding, TopicEvent, TopicSnapshot, Totals};
+use crate::store::audit::{AuditDatabase, Finding, OffsetRange, TopicEvent, TopicSnapshot, Totals};
 use crate::store::{OpenError, StoreError};
 
 /// How long Kafka may take for a step: to answer at all, to tell the topic's ends, to send the next
 /// records.
-const PATIENCE: Duration = Duration::from_secs(8);
+const CALL_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// What is looked at, and how much of it is shown.
 #[derive(Debug, Clone, Copy)]
@@ -102,7 +102,7 @@ pub struct TopicTotals {
     /// Records of others.
     pub foreign_records: u64,
     /// What was read.
-    pub partitions: Vec<Extent>,
+    pub partitions: Vec<OffsetRange>,
 }
 
 impl Report {
@@ -132,11 +132,11 @@ pub fn audit(config: &Config, scope: AuditOptions) -> Result<Report, AuditError>
     let reading = match &topic {
         TopicReport::Read(totals) => Some(TopicSnapshot {
             id: Some(totals.id),
-            extents: &totals.partitions,
+            ranges: &totals.partitions,
         }),
         TopicReport::Absent { .. } => Some(TopicSnapshot {
             id: None,
-            extents: &[],
+            ranges: &[],
         }),
         TopicReport::LeftOut | TopicReport::None => None,
     };
@@ -157,7 +157,7 @@ async fn read_topic(
     let mut link = ClusterConnection::new(settings.clone(), "payrelay-audit".to_owned());
     match read_topic_through(&mut link, database).await {
         Ok(topic) => Ok(topic),
-        Err(Failure::Store(error)) => Err(error.into()),
+        Err(ClusterError::Store(error)) => Err(error.into()),
         Err(failure) => Err(AuditError::Kafka(
             explain_failure(
                 &failure,
@@ -174,13 +174,18 @@ async fn read_topic(
 async fn read_topic_through(
     link: &mut ClusterConnection,
     database: &mut AuditDatabase,
-) -> Result<TopicReport, Failure> {
-    let kafka = with_timeout(PATIENCE, link.connect()).await?;
+) -> Result<TopicReport, ClusterError> {
+    let kafka = with_timeout(CALL_TIMEOUT, link.connect()).await?;
     let settings = link.settings();
     let name = settings.topic.clone();
-    let Some(mut reader) =
-        TopicReader::open_within(PATIENCE, &kafka, &name, ReadTo::LastStableOffset, |_| None)
-            .await?
+    let Some(mut reader) = TopicReader::open_within(
+        CALL_TIMEOUT,
+        &kafka,
+        &name,
+        ReadTo::LastStableOffset,
+        |_| None,
+    )
+    .await?
     else {
         return Ok(TopicReport::Absent { name });
     };
@@ -190,8 +195,8 @@ async fn read_topic_through(
         id: reader.topic_id(),
         ..TopicTotals::default()
     };
-    while !reader.done() {
-        let batch = reader.next_within(PATIENCE).await?;
+    while !reader.is_finished() {
+        let batch = reader.next_within(CALL_TIMEOUT).await?;
         let ours: Vec<_> = batch
             .iter()
             .filter_map(|record| recorded(&node, record))
@@ -206,20 +211,20 @@ async fn read_topic_through(
             first,
             end,
         } = *skipped;
-        Extent {
+        OffsetRange {
             partition,
-            low: first,
+            start: first,
             end,
         }
     };
     database.skip(&reader.skipped().iter().map(skipped).collect::<Vec<_>>())?;
-    reader.refresh_start_offsets(PATIENCE).await?;
-    let extent = |extent: &kafka::topic_reader::Extent| Extent {
+    reader.refresh_start_offsets(CALL_TIMEOUT).await?;
+    let extent = |extent: &kafka::topic_reader::OffsetRange| OffsetRange {
         partition: extent.partition,
-        low: extent.low,
+        start: extent.start,
         end: extent.end,
     };
-    totals.partitions = reader.extents().iter().map(extent).collect();
+    totals.partitions = reader.ranges().iter().map(extent).collect();
     Ok(TopicReport::Read(totals))
 }
 
@@ -300,13 +305,13 @@ impl fmt::Display for TopicReport {
                     f,
                     "{name}, {records} records of this node, {foreign_records} of others"
                 )?;
-                for Extent {
+                for OffsetRange {
                     partition,
-                    low,
+                    start,
                     end,
                 } in partitions
                 {
-                    write!(f, "; partition {partition} from offset {low} to {end}")?;
+                    write!(f, "; partition {partition} from offset {start} to {end}")?;
                 }
                 Ok(())
             }

@@ -29,7 +29,7 @@ pub(crate) fn corpus(name: &str, cases: usize, dictionary: &[&str], check: impl 
     let seeds = seeds(name);
     for (file, bytes) in &seeds {
         let taken =
-            attempt(&check, bytes).unwrap_or_else(|reason| panic!("{name}/{file}: {reason}"));
+            run_case(&check, bytes).unwrap_or_else(|reason| panic!("{name}/{file}: {reason}"));
         assert!(
             taken || !file.starts_with("ok-"),
             "{name}/{file} is refused"
@@ -37,19 +37,16 @@ pub(crate) fn corpus(name: &str, cases: usize, dictionary: &[&str], check: impl 
         assert!(!taken || !file.starts_with("no-"), "{name}/{file} is taken");
     }
     for (case, bytes) in mutations(&seeds, cases, dictionary) {
-        if let Err(reason) = attempt(&check, &bytes) {
+        if let Err(reason) = run_case(&check, &bytes) {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/fuzz");
-            let (smaller, path) = (
-                smaller(&check, bytes),
-                folder.join(format!("{name}-{case}")),
-            );
+            let (shrink, path) = (shrink(&check, bytes), folder.join(format!("{name}-{case}")));
             fs::create_dir_all(folder)
-                .and_then(|()| fs::write(&path, &smaller))
+                .and_then(|()| fs::write(&path, &shrink))
                 .unwrap();
             panic!(
                 "{name}, {case}: {reason}\nsmallest: \"{}\"\nleft in {}: name it and move it to \
                     tests/corpus/{name}",
-                smaller.escape_ascii(),
+                shrink.escape_ascii(),
                 path.display()
             );
         }
@@ -58,7 +55,7 @@ pub(crate) fn corpus(name: &str, cases: usize, dictionary: &[&str], check: impl 
 
 /// Whether it was taken; or what the check said. One that is late is asked again: the machine may
 /// have been busy.
-fn attempt(check: &impl Fn(&[u8]) -> bool, bytes: &[u8]) -> Result<bool, String> {
+fn run_case(check: &impl Fn(&[u8]) -> bool, bytes: &[u8]) -> Result<bool, String> {
     let mut fastest = Duration::MAX;
     for _ in 0..3 {
         let start = Instant::now();
@@ -76,7 +73,7 @@ fn attempt(check: &impl Fn(&[u8]) -> bool, bytes: &[u8]) -> Result<bool, String>
 }
 
 /// Without every piece that the failure does not need.
-fn smaller(check: &impl Fn(&[u8]) -> bool, mut bytes: Vec<u8>) -> Vec<u8> {
+fn shrink(check: &impl Fn(&[u8]) -> bool, mut bytes: Vec<u8>) -> Vec<u8> {
     let mut rng = Rng::with_seed(0);
     for _ in 0..SMALLER_TRIES {
         if bytes.is_empty() {
@@ -84,7 +81,7 @@ fn smaller(check: &impl Fn(&[u8]) -> bool, mut bytes: Vec<u8>) -> Vec<u8> {
         }
         let (start, end) = span(bytes.len(), &mut rng);
         let without = [&bytes[..start], &bytes[end..]].concat();
-        if attempt(check, &without).is_err() {
+        if run_case(check, &without).is_err() {
             bytes = without;
         }
     }
@@ -112,8 +109,8 @@ mod tests {
             .map(|_| mutated(&seeds, &["x"], &mut rng))
             .find(|bytes| !check(bytes))
             .unwrap();
-        assert_eq!(attempt(&panics, &found), Err("there it is".to_owned()));
-        assert_eq!(smaller(&panics, found), b"\r\n");
+        assert_eq!(run_case(&panics, &found), Err("there it is".to_owned()));
+        assert_eq!(shrink(&panics, found), b"\r\n");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The scheduler: at every interval it wakes the relay for what is stuck, deletes what is long
-//! finished, and writes one summary line.
+//! The scheduler: at every interval it wakes the relay for stuck events, deletes rows that are past
+//! their retention, and writes one summary line.
 
 use std::time::{Duration, Instant};
 
@@ -19,16 +19,16 @@ use crate::store::{SqlResult, Store, StoreError, Transaction};
 
 /// How many events, or keys, one transaction of the purge deletes: it holds the writer for half a
 /// millisecond.
-const SLICE: usize = 30;
+const BATCH: usize = 30;
 
-/// After each slice the purge rests for so many times as long as the slice took: payments have the
-/// disk four fifths of the time, and a million rows are gone within minutes.
-const REST: u32 = 4;
+/// After each batch the purge pauses for four times the duration of the batch: payments have the
+/// disk four fifths of the time, and a million rows are deleted within minutes.
+const PAUSE_FACTOR: u32 = 4;
 
-/// A slice that had to wait for its turn does not count as one that took long.
-const REST_MAX: Duration = Duration::from_millis(100);
+/// A batch that had to wait for its turn does not count as a long one.
+const PAUSE_MAX: Duration = Duration::from_millis(100);
 
-/// Looks after the outbox.
+/// Wakes stuck events, purges, and summarizes.
 pub struct Scheduler {
     store: Store,
     settings: config::Scheduler,
@@ -41,17 +41,33 @@ pub struct Scheduler {
     errors: ErrorLog,
 }
 
+/// The settings of a scheduler, and its connections to other threads.
+pub struct Options {
+    /// `[scheduler]`
+    pub settings: config::Scheduler,
+    /// `[idempotency]`
+    pub keys: config::Idempotency,
+    /// Wakes the relay when events are stuck.
+    pub relay: Waker,
+    /// Wakes the notifiers at each round.
+    pub notifiers: Waker,
+    /// Counts what was done since the last summary.
+    pub metrics: Metrics,
+    /// The waiting events of the summary.
+    pub snapshots: Snapshots,
+}
+
 impl Scheduler {
-    /// A scheduler that wakes `relay` and `notifiers`.
-    pub fn new(
-        store: Store,
-        settings: config::Scheduler,
-        keys: config::Idempotency,
-        relay: Waker,
-        notifiers: Waker,
-        metrics: Metrics,
-        snapshots: Snapshots,
-    ) -> Self {
+    /// A scheduler of `store`.
+    pub fn new(store: Store, options: Options) -> Self {
+        let Options {
+            settings,
+            keys,
+            relay,
+            notifiers,
+            metrics,
+            snapshots,
+        } = options;
         Self {
             store,
             settings,
@@ -65,7 +81,7 @@ impl Scheduler {
         }
     }
 
-    /// Works until the stop.
+    /// Runs until a stop is requested.
     pub fn run(mut self, stop: &Stop) {
         loop {
             select_biased! {
@@ -84,30 +100,30 @@ impl Scheduler {
         if let Some(snapshot) = self.snapshots.latest() {
             self.wake_for_stuck(snapshot.backlog.unpublished, now);
         }
-        // A command beside this process may have given them work.
+        // A command may have replayed dead letters in the database.
         self.notifiers.wake();
         let cutoff = now.minus(self.settings.retention);
-        let purged = self.purge(stop, move |tx| outbox::purge(tx, cutoff, SLICE))?;
+        let purged = self.purge(stop, move |tx| outbox::purge(tx, cutoff, BATCH))?;
         let cutoff = self
             .store
             .service_time()
             .saturating_sub(self.keys.retention);
         let keys_max = self.keys.keys_max.get();
         let keys = self.purge(stop, move |tx| {
-            idempotency::purge(tx, cutoff, keys_max, SLICE)
+            idempotency::purge(tx, cutoff, keys_max, BATCH)
         })?;
         let cutoff = now.minus(self.settings.retention);
-        let letters = self.purge(stop, move |tx| dead_letter::purge(tx, cutoff, SLICE))?;
+        let letters = self.purge(stop, move |tx| dead_letter::purge(tx, cutoff, BATCH))?;
         log::debug!("purged {keys} idempotency keys and {letters} closed dead letters");
-        // The purge may have taken as long as the interval.
+        // The purge may have run for as long as the interval.
         if let Some(snapshot) = self.snapshots.latest() {
             self.summary(&snapshot, purged, Timestamp::now());
         }
         Ok(())
     }
 
-    /// What counts is the time since the relay last tried, not the time since the event was made:
-    /// during an outage the relay tries all the time.
+    /// Counts the time since the relay's last attempt, not since the event was created: during an
+    /// outage the relay retries all the time.
     fn wake_for_stuck(&self, unpublished: Waiting, now: Timestamp) {
         let Some(oldest) = unpublished.oldest_at else {
             return;
@@ -115,7 +131,7 @@ impl Scheduler {
         let idle = now.since(oldest.max(self.metrics.last_relay_attempt()));
         if idle > self.settings.retry_after {
             log::warn!(
-                "{} events are unpublished and nothing was tried for {} s: waking the relay",
+                "{} events are unpublished, and the relay has not tried for {} s: waking it",
                 unpublished.count,
                 idle.as_secs()
             );
@@ -123,25 +139,25 @@ impl Scheduler {
         }
     }
 
-    /// Slice after slice, each in the background of the writer, until nothing is old enough, the
-    /// next round is due, or the stop comes.
+    /// Deletes batch after batch, each in the background of the writer, until no row is old enough,
+    /// the next round is due, or a stop is requested.
     fn purge(
         &self,
         stop: &Stop,
-        slice: impl Fn(&Transaction<'_>) -> SqlResult<usize> + Copy + Send + 'static,
+        batch: impl Fn(&Transaction<'_>) -> SqlResult<usize> + Copy + Send + 'static,
     ) -> Result<usize, StoreError> {
         let round = Instant::now();
         let mut purged = 0;
         loop {
             let started = Instant::now();
-            let count = self.store.write_in_background(slice)?;
+            let count = self.store.write_in_background(batch)?;
             purged += count;
-            if count < SLICE || round.elapsed() > self.settings.interval {
+            if count < BATCH || round.elapsed() > self.settings.interval {
                 return Ok(purged);
             }
             select_biased! {
                 recv(stop.signal()) -> _ => return Ok(purged),
-                recv(after((started.elapsed() * REST).min(REST_MAX))) -> _ => {}
+                recv(after((started.elapsed() * PAUSE_FACTOR).min(PAUSE_MAX))) -> _ => {}
             }
         }
     }

@@ -10,32 +10,32 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::config::{self, Config, Problems, PublisherKind};
 use crate::domain::timestamp::Timestamp;
-use crate::http::{self, App, Change, Gate, NoToken};
+use crate::http::{self, App, AppContext, Authenticator, LastTokenRemoved, TokenDiff};
 use crate::kafka;
 use crate::kafka::consumer::Consumer;
 use crate::kafka::publisher::KafkaPublisher;
-use crate::relay::Relay;
 use crate::relay::in_process::InProcess;
 use crate::relay::publisher::Publisher;
-use crate::runtime::health::Part;
+use crate::relay::{self, Relay};
+use crate::runtime::health::HealthHandle;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::resume::ResumeHandle;
 use crate::runtime::warnings::Warnings;
-use crate::runtime::worker::{Overdue, Waker, Worker, room_for};
-use crate::sampler::Sampler;
-use crate::scheduler::Scheduler;
-use crate::slack::message::Style;
-use crate::slack::notifier::{self, Channel, Notifier};
-use crate::slack::webhook::{Slack, SlackConfigError};
-use crate::store::channel::{self, Sink};
+use crate::runtime::worker::{StopTimeout, Waker, Worker, ensure_thread_capacity};
+use crate::sampler::{Sampler, Snapshots};
+use crate::scheduler::{self, Scheduler};
+use crate::slack::channel::{self, Channel};
+use crate::slack::notifier::{self, Notifier};
+use crate::slack::webhook::SlackConfigError;
+use crate::store::channel::{self as stored_channel, Sink};
 use crate::store::unconsumed::{self, Page};
 use crate::store::{OpenError, Store, StoreError, delivery, route, topic};
 
 /// How long the whole stop may take.
 pub const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// Besides the readers, and two for each channel: http, writer, checkpointer, disk, relay,
-/// consumer, scheduler, sampler, three of r2d2, and those that resolve names for Kafka.
+/// Threads in addition to the readers and two for each channel: http, writer, checkpointer, disk,
+/// relay, consumer, scheduler, sampler, one of r2d2, and those that resolve names for Kafka.
 const OTHER_THREADS: usize = 13;
 
 /// Why the service did not start. Each says what to do.
@@ -44,20 +44,20 @@ pub enum StartError {
     /// The database cannot be used.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// Nobody can call.
+    /// The address cannot be used.
     #[error(
-        "http.listen {address}: {source}; is something else listening there? Set another address"
+        "http.listen {address}: {source}; is another process listening there? Set another address"
     )]
     Listen {
         /// As configured.
         address: SocketAddr,
-        /// Why not.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// A channel cannot be what it is configured to be.
+    /// A channel's configuration cannot be used.
     #[error(transparent)]
     Slack(#[from] SlackConfigError),
-    /// Kafka cannot be reached as it is configured.
+    /// The configuration of Kafka cannot be used.
     #[error(transparent)]
     Kafka(#[from] Problems),
     /// A channel had a webhook, and has none now.
@@ -69,14 +69,14 @@ pub enum StartError {
     WebhookGone {
         /// The channel.
         channel: String,
-        /// How many.
+        /// How many payments wait.
         count: i64,
     },
-    /// The database opened, and then refused.
+    /// The database opened, and then failed.
     #[error("database.path: {0}")]
     Store(#[from] StoreError),
-    /// No thread, no runtime.
-    #[error("the machine has no room for another thread: {0}")]
+    /// A thread or a runtime could not be started.
+    #[error("the operating system starts no further thread: {0}")]
     Spawn(#[from] io::Error),
 }
 
@@ -87,7 +87,7 @@ pub enum Cause {
     Temporary,
     /// The operating system does not allow it.
     NotAllowed,
-    /// A person has to change something.
+    /// An operator has to change something.
     Configuration,
 }
 
@@ -108,163 +108,55 @@ impl StartError {
     }
 }
 
-/// Everything that runs.
+/// All threads of a running payrelay.
 pub struct Service {
-    /// Those who work with the database; asked to stop all at once.
+    /// Threads that work with the database; they get the request to stop all at once.
     users: Vec<Worker>,
-    /// The readers, then the writer: stopped one after the other, when nobody uses them any more.
+    /// The readers, then the writer: stopped one after the other, after all users.
     store: Vec<Worker>,
     exits: Receiver<&'static str>,
-    gate: Arc<Gate>,
+    authenticator: Arc<Authenticator>,
 }
 
 impl Service {
-    /// Starts everything: first what others need, last the door.
+    /// Starts everything: the threads that others need first, the HTTP server last.
     pub fn start(config: &Config) -> Result<Self, StartError> {
+        let channels = preflight(config)?;
+        let stopped = Store::open(&config.database, config.node.id.as_ref())?;
+        let listener = Listener::bind(config.http.listen)?;
         let (exited, exits) = unbounded();
-        let (wake_relay, relay_woken) = Waker::new();
-        let metrics = Metrics::default();
-        let warnings = Warnings::default();
-        room_for(
-            OTHER_THREADS + config.database.readers.get() + 2 * (1 + config.slack.routes.len()),
-        )?;
-        let channels = channels(config)?;
-        check_kafka(config)?;
-        warn_of_slack(&config.slack);
-        if config.publisher.kind == PublisherKind::Kafka && config.kafka.security.shows_password() {
-            log::warn!(
-                "kafka.sasl_mechanism is PLAIN without TLS: anybody on the way can read the \
-                    password; set kafka.security = \"tls\""
-            );
-        }
-        let mut parts = vec![("publisher".to_owned(), Part::up())];
-
-        let opened = Store::open(&config.database, config.node.id.as_ref())?;
-        let address = config.http.listen;
-        let listen_failed = |source| StartError::Listen { address, source };
-        let listener = TcpListener::bind(address).map_err(listen_failed)?;
-        let address = listener.local_addr().map_err(listen_failed)?;
-
-        let (store, store_workers) = opened.start(&exited)?;
+        let (store, store_workers) = stopped.start(&exited)?;
         log::info!("node {}, database {}", store.node(), store.path().display());
-
         recover(&store, config)?;
-        let (mut notifiers, mut wakers, mut resumes) = (Vec::new(), Vec::new(), Vec::new());
-        for channel in channels {
-            let (waker, woken) = Waker::new();
-            let (part, resume) = (Part::up(), ResumeHandle::new(waker.clone()));
-            let name = channel.name.clone();
-            parts.push((part_name(&name), part.clone()));
-            resumes.push(http::Channel {
-                name,
-                part: part.clone(),
-                resume: resume.clone(),
-            });
-            wakers.push(waker);
-            let notifier = Notifier::new(store.clone(), channel, woken, resume, part, &metrics);
-            notifiers.push(Worker::spawn("notifier", &exited, |stop| {
-                notifier.run(&stop);
-            })?);
-        }
-        let wake_notifiers = Waker::all(&wakers);
-
-        let publisher: Box<dyn Publisher> = match config.publisher.kind {
-            PublisherKind::Application => Box::new(InProcess),
-            PublisherKind::Kafka => {
-                let (settings, store) = (config.kafka.clone(), store.clone());
-                let publisher = KafkaPublisher::with_warnings(settings, store, warnings.clone())?;
-                Box::new(publisher.with_metrics(metrics.clone()))
-            }
-        };
-        let relay = Relay::new(
-            store.clone(),
-            publisher,
-            config.publisher.batch_max.get(),
-            relay_woken,
-            wake_notifiers.clone(),
-            parts[0].1.clone(),
-            metrics.clone(),
-        );
-        let relay = Worker::spawn("relay", &exited, |stop| relay.run(&stop))?;
-
-        let consumer = match config.publisher.kind {
-            PublisherKind::Application => None,
-            PublisherKind::Kafka => {
-                let part = Part::up();
-                parts.push(("consumer".to_owned(), part.clone()));
-                Some(spawn_consumer(
-                    config,
-                    &store,
-                    wake_notifiers.clone(),
-                    part,
-                    metrics.clone(),
-                    &exited,
-                )?)
-            }
-        };
-
-        let names: Vec<_> = resumes
-            .iter()
-            .map(|channel: &http::Channel| channel.name.clone())
-            .collect();
-        let (sampler, snapshots) = Sampler::new(store.clone(), metrics.clone(), &names);
-        let sampler = Worker::spawn("sampler", &exited, |stop| sampler.run(&stop))?;
-
-        let scheduler = Scheduler::new(
-            store.clone(),
-            config.scheduler.clone(),
-            config.idempotency.clone(),
-            wake_relay.clone(),
-            wake_notifiers.clone(),
-            metrics.clone(),
-            snapshots.clone(),
-        );
-        let scheduler = Worker::spawn("scheduler", &exited, |stop| scheduler.run(&stop))?;
-
-        let gate = Arc::new(Gate::new(&config.http));
-        let app = App::new(http::Context {
+        let mut spawner = Spawner {
+            config,
             store,
-            relay: wake_relay,
-            notifiers: wake_notifiers,
-            currency: config.payment.currency.clone(),
-            keys_max: config.idempotency.keys_max.get(),
-            settings: config.http.clone(),
-            gate: Arc::clone(&gate),
-            parts,
-            topic: config.kafka.topic.clone(),
-            channels: resumes,
-            snapshots,
-            metrics,
-            warnings,
-        });
-        let http = http::spawn(listener, app, &exited)?;
-        log::info!("listening on http://{address}");
-
-        let users = [http, sampler, scheduler, relay]
-            .into_iter()
-            .chain(notifiers)
-            .chain(consumer)
-            .collect();
+            exited,
+            metrics: Metrics::default(),
+            warnings: Warnings::default(),
+            components: Vec::new(),
+        };
+        let (users, authenticator) = spawner.spawn(channels, listener)?;
         Ok(Self {
             users,
             store: store_workers,
             exits,
-            gate,
+            authenticator,
         })
     }
 
-    /// Puts the tokens of another configuration in force, and nothing else of it.
-    pub fn replace_tokens(&self, config: &Config) -> Result<Change, NoToken> {
-        self.gate.replace(&config.http.tokens)
+    /// Replaces the tokens by those of another configuration, and changes nothing else.
+    pub fn replace_tokens(&self, config: &Config) -> Result<TokenDiff, LastTokenRemoved> {
+        self.authenticator.replace(&config.http.tokens)
     }
 
-    /// Tells the name of a thread that ended without having been asked.
+    /// Receives the name of a thread that ended without a request.
     pub fn exits(&self) -> &Receiver<&'static str> {
         &self.exits
     }
 
-    /// Stops everything within [`STOP_LIMIT`]. Tells which threads were late.
-    pub fn stop(mut self) -> Result<(), Vec<Overdue>> {
+    /// Stops everything within [`STOP_LIMIT`]. Returns the threads that did not stop in time.
+    pub fn stop(mut self) -> Result<(), Vec<StopTimeout>> {
         let deadline = Instant::now() + STOP_LIMIT;
         self.users.iter_mut().for_each(Worker::request_stop);
         let workers = self.users.into_iter().chain(self.store);
@@ -275,16 +167,64 @@ impl Service {
     }
 }
 
-/// What a process that ended, or another configuration, has left.
+/// Finds problems before anything is opened, and warns of risks.
+fn preflight(config: &Config) -> Result<Vec<Channel>, StartError> {
+    let channel_threads = 2 * (1 + config.slack.routes.len());
+    ensure_thread_capacity(OTHER_THREADS + config.database.readers.get() + channel_threads)?;
+    let channels = Channel::all(config)?;
+    check_kafka(config)?;
+    channel::warn_of_risks(&config.slack);
+    let security = &config.kafka.security;
+    if config.publisher.kind == PublisherKind::Kafka && security.sends_password_in_clear() {
+        log::warn!(
+            "kafka.sasl_mechanism is PLAIN without TLS: any host on the way can read the password; \
+                set kafka.security = \"tls\""
+        );
+    }
+    Ok(channels)
+}
+
+/// Finds the problems of a configuration, without starting anything.
+pub fn check(config: &Config) -> Result<(), StartError> {
+    Channel::all(config)?;
+    check_kafka(config)?;
+    Ok(())
+}
+
+/// Checks the files that connections to Kafka need.
+fn check_kafka(config: &Config) -> Result<(), Problems> {
+    match config.publisher.kind {
+        PublisherKind::Application => Ok(()),
+        PublisherKind::Kafka => kafka::check(&config.kafka.security),
+    }
+}
+
+/// The socket of the HTTP server.
+struct Listener {
+    socket: TcpListener,
+    address: SocketAddr,
+}
+
+impl Listener {
+    fn bind(address: SocketAddr) -> Result<Self, StartError> {
+        let error = |source| StartError::Listen { address, source };
+        let socket = TcpListener::bind(address).map_err(error)?;
+        // The port may have been 0.
+        let address = socket.local_addr().map_err(error)?;
+        Ok(Self { socket, address })
+    }
+}
+
+/// Continues after a process that ended, or after a change of the configuration.
 fn recover(store: &Store, config: &Config) -> Result<(), StartError> {
-    remember_sinks(store, config)?;
+    save_sinks(store, config)?;
     let routes = config.slack.routes.clone();
     let unknown =
         store.write(move |tx| route::replace(tx, &routes).and_then(|()| delivery::recover(tx)))?;
     if unknown > 0 {
         log::warn!(
-            "payrelay ended while {unknown} payments were being told: they are told again and may \
-                show twice"
+            "{unknown} deliveries were in flight when payrelay last stopped; sending them again \
+                (they may appear twice)"
         );
     }
     if config.publisher.kind == PublisherKind::Application
@@ -292,8 +232,8 @@ fn recover(store: &Store, config: &Config) -> Result<(), StartError> {
     {
         let count = backfill(store)?;
         log::warn!(
-            "events do not pass through Kafka any more: backfilled {count} published ones from \
-                the outbox"
+            "events no longer pass through Kafka: backfilled {count} published events from the \
+                outbox"
         );
     }
     Ok(())
@@ -301,7 +241,8 @@ fn recover(store: &Store, config: &Config) -> Result<(), StartError> {
 
 /// Gives every published event a delivery. With Kafka the consumer does that.
 fn backfill(store: &Store) -> Result<usize, StoreError> {
-    let (mut after, mut count) = (0, 0);
+    let mut after = 0;
+    let mut count = 0;
     loop {
         let Page { events, next } = store.read(|connection| unconsumed::page(connection, after))?;
         let ids: Vec<i64> = events.iter().map(|event| event.outbox_id).collect();
@@ -313,176 +254,189 @@ fn backfill(store: &Store) -> Result<usize, StoreError> {
     }
 }
 
-fn warn_of_slack(slack: &config::Slack) {
-    if slack.sink == config::Sink::Log {
-        log::warn!("slack.sink is \"log\": messages go to this log only");
-    } else if slack.webhook_url.is_none() {
-        log::warn!("slack.webhook_url is not set: messages go to this log only");
-    }
-    let routes = slack
-        .routes
-        .iter()
-        .map(|route| (route.name.as_str(), &route.webhook_url));
-    for (name, url) in [(config::DEFAULT_CHANNEL, &slack.webhook_url)]
-        .into_iter()
-        .chain(routes)
-    {
-        if url.as_ref().is_some_and(is_readable_on_the_way) {
-            log::warn!(
-                "channel {name}: its webhook_url is http://, so that others on the way can read \
-                    it: use https://"
-            );
-        }
-    }
-}
-
-/// Refuses to let payments that wait for a webhook go to the log because the webhook was forgotten.
-fn remember_sinks(store: &Store, config: &Config) -> Result<(), StartError> {
+/// Records the sink of each channel. Refuses to write payments to the log that wait for a webhook:
+/// the operator may have forgotten to set it.
+fn save_sinks(store: &Store, config: &Config) -> Result<(), StartError> {
     let slack = &config.slack;
-    let default = (config::DEFAULT_CHANNEL, &slack.webhook_url);
-    let routes = slack
-        .routes
-        .iter()
-        .map(|route| (route.name.as_str(), &route.webhook_url));
-    let sink = |url: &Option<config::Secret>| match (slack.sink, url) {
+    let sink = |url: Option<&config::Secret>| match (slack.sink, url) {
         (config::Sink::Auto, Some(_)) => Sink::Webhook,
         _ => Sink::Log,
     };
-    let sinks: Vec<_> = [default]
-        .into_iter()
-        .chain(routes)
+    let sinks: Vec<_> = channel::webhooks(slack)
         .map(|(name, url)| (name.to_owned(), sink(url)))
         .collect();
     if slack.sink == config::Sink::Auto {
-        for (channel, count) in store.read(channel::waiting_for_webhooks)? {
-            // A channel that is gone is routed to the others, at last to the default one.
-            let now = sinks
+        for (channel, count) in store.read(stored_channel::waiting_for_webhooks)? {
+            // The payments of a channel that is gone go to other channels, at last to the default.
+            let (_, sink) = sinks
                 .iter()
                 .find(|(name, _)| *name == channel)
-                .unwrap_or(&sinks[0])
-                .1;
-            if now == Sink::Log && count > 0 {
+                .unwrap_or(&sinks[0]);
+            if *sink == Sink::Log && count > 0 {
                 return Err(StartError::WebhookGone { channel, count });
             }
         }
     }
-    store.write(move |tx| channel::replace_sinks(tx, &sinks))?;
+    store.write(move |tx| stored_channel::replace_sinks(tx, &sinks))?;
     Ok(())
 }
 
-/// Whether a webhook's URL is in clear and leads beyond this machine.
-fn is_readable_on_the_way(url: &config::Secret) -> bool {
-    let Some(rest) = url.expose().strip_prefix("http://") else {
-        return false;
-    };
-    let host = rest.split(['/', '?', '#']).next().unwrap_or(rest);
-    let host = host.rsplit('@').next().unwrap_or(host);
-    let local = ["localhost", "127.", "[::1]"]
-        .iter()
-        .any(|name| host.starts_with(name));
-    !local
-}
-
-/// What can be found out about a configuration without starting anything.
-pub fn check(config: &Config) -> Result<(), StartError> {
-    channels(config)?;
-    check_kafka(config)?;
-    Ok(())
-}
-
-/// Where events go by way of Kafka: the files that its connections need.
-fn check_kafka(config: &Config) -> Result<(), Problems> {
-    match config.publisher.kind {
-        PublisherKind::Application => Ok(()),
-        PublisherKind::Kafka => kafka::check(&config.kafka.security),
-    }
-}
-
-/// The channel "default", then those of the routes.
-fn channels(config: &Config) -> Result<Vec<Channel>, SlackConfigError> {
-    let slack = &config.slack;
-    let channel = |name: &str,
-                   url: &Option<config::Secret>,
-                   messages_per_second|
-     -> Result<Channel, SlackConfigError> {
-        let url = url.as_ref().filter(|_| slack.sink == config::Sink::Auto);
-        let sink = match url {
-            Some(url) => notifier::Sink::Slack(Box::new(Slack::new(url.clone(), slack)?)),
-            None => notifier::Sink::Log,
-        };
-        let style = Style {
-            completed: slack.line_completed.clone(),
-            failed: slack.line_failed.clone(),
-            zone: slack.time_zone.clone(),
-            public_url: config.http.public_url.clone(),
-        };
-        Ok(Channel {
-            name: name.to_owned(),
-            sink,
-            style,
-            messages_per_second,
-            burst: slack.burst.get(),
-            digest_over: slack.digest_over,
-            digest_max: slack.digest_max.get(),
-            summary_over: slack.summary_over,
-            probe_interval: slack.probe_interval,
-        })
-    };
-    let default = channel(
-        config::DEFAULT_CHANNEL,
-        &slack.webhook_url,
-        slack.messages_per_second,
-    );
-    let routes = slack
-        .routes
-        .iter()
-        .map(|route| channel(&route.name, &route.webhook_url, route.messages_per_second));
-    [default].into_iter().chain(routes).collect()
-}
-
-/// What the health page calls a channel.
-fn part_name(channel: &str) -> String {
-    if channel == config::DEFAULT_CHANNEL {
-        "slack".to_owned()
-    } else {
-        format!("slack:{channel}")
-    }
-}
-
-fn spawn_consumer(
-    config: &Config,
-    store: &Store,
-    notifier: Waker,
-    part: Part,
+/// Starts the threads that work with the database.
+struct Spawner<'a> {
+    config: &'a Config,
+    store: Store,
+    exited: Sender<&'static str>,
     metrics: Metrics,
-    exits: &Sender<&'static str>,
-) -> io::Result<Worker> {
-    let consumer =
-        Consumer::new(config.kafka.clone(), store.clone(), notifier, part)?.with_metrics(metrics);
-    Worker::spawn("consumer", exits, |stop| consumer.run(&stop))
+    warnings: Warnings,
+    /// The components of the health page, by name.
+    components: Vec<(String, HealthHandle)>,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// The threads of the channels.
+struct Notifiers {
+    workers: Vec<Worker>,
+    channels: Vec<http::Channel>,
+    waker: Waker,
+}
 
-    #[test]
-    fn a_webhook_in_clear_beyond_this_machine_is_readable_on_the_way() {
-        let readable = |url: &str| is_readable_on_the_way(&config::Secret::new(url));
-        for url in [
-            "http://hooks.example/x",
-            "http://10.0.0.1:80/x",
-            "http://u:p@hooks.example",
-        ] {
-            assert!(readable(url), "{url}");
+impl Spawner<'_> {
+    fn spawn(
+        &mut self,
+        channels: Vec<Channel>,
+        listener: Listener,
+    ) -> Result<(Vec<Worker>, Arc<Authenticator>), StartError> {
+        let (relay_waker, relay_woken) = Waker::new();
+        let publisher_health = self.component("publisher".to_owned());
+        let Notifiers {
+            workers: notifiers,
+            channels,
+            waker: notifier_waker,
+        } = self.spawn_notifiers(channels)?;
+        let relay = self.spawn_relay(relay::Options {
+            batch_max: self.config.publisher.batch_max.get(),
+            wake: relay_woken,
+            notifiers: notifier_waker.clone(),
+            health: publisher_health,
+            metrics: self.metrics.clone(),
+        })?;
+        let consumer = self.spawn_consumer(&notifier_waker)?;
+        let (sampler, snapshots) = self.spawn_sampler(&channels)?;
+        let scheduler = self.spawn_scheduler(&relay_waker, &notifier_waker, &snapshots)?;
+        let authenticator = Arc::new(Authenticator::new(&self.config.http));
+        let app = App::new(AppContext {
+            store: self.store.clone(),
+            relay: relay_waker,
+            notifiers: notifier_waker,
+            currency: self.config.payment.currency.clone(),
+            keys_max: self.config.idempotency.keys_max.get(),
+            settings: self.config.http.clone(),
+            authenticator: Arc::clone(&authenticator),
+            components: std::mem::take(&mut self.components),
+            topic: self.config.kafka.topic.clone(),
+            channels,
+            snapshots,
+            metrics: self.metrics.clone(),
+            warnings: self.warnings.clone(),
+        });
+        let http = http::spawn(listener.socket, app, &self.exited)?;
+        log::info!("listening on http://{}", listener.address);
+        let mut workers = vec![http, sampler, scheduler, relay];
+        workers.extend(notifiers);
+        workers.extend(consumer);
+        Ok((workers, authenticator))
+    }
+
+    fn component(&mut self, name: String) -> HealthHandle {
+        let health = HealthHandle::up();
+        self.components.push((name, health.clone()));
+        health
+    }
+
+    fn spawn_notifiers(&mut self, channels: Vec<Channel>) -> io::Result<Notifiers> {
+        let mut workers = Vec::new();
+        let mut shown = Vec::new();
+        let mut wakers = Vec::new();
+        for channel in channels {
+            let (waker, woken) = Waker::new();
+            let name = channel.name.clone();
+            let health = self.component(channel.component());
+            let resume = ResumeHandle::new(waker.clone());
+            shown.push(http::Channel {
+                name,
+                health: health.clone(),
+                resume: resume.clone(),
+            });
+            wakers.push(waker);
+            let options = notifier::Options {
+                wake: woken,
+                resume,
+                health,
+                metrics: &self.metrics,
+            };
+            let notifier = Notifier::new(self.store.clone(), channel, options);
+            workers.push(Worker::spawn("notifier", &self.exited, |stop| {
+                notifier.run(&stop);
+            })?);
         }
-        for url in [
-            "https://hooks.example/x",
-            "http://127.0.0.1:1/x",
-            "http://localhost/x",
-            "http://[::1]:1/x",
-        ] {
-            assert!(!readable(url), "{url}");
+        Ok(Notifiers {
+            workers,
+            channels: shown,
+            waker: Waker::all(&wakers),
+        })
+    }
+
+    fn spawn_relay(&self, options: relay::Options) -> io::Result<Worker> {
+        let publisher: Box<dyn Publisher> = match self.config.publisher.kind {
+            PublisherKind::Application => Box::new(InProcess),
+            PublisherKind::Kafka => {
+                let publisher = KafkaPublisher::with_warnings(
+                    self.config.kafka.clone(),
+                    self.store.clone(),
+                    self.warnings.clone(),
+                )?;
+                Box::new(publisher.with_metrics(self.metrics.clone()))
+            }
+        };
+        let relay = Relay::new(self.store.clone(), publisher, options);
+        Worker::spawn("relay", &self.exited, |stop| relay.run(&stop))
+    }
+
+    fn spawn_consumer(&mut self, notifiers: &Waker) -> io::Result<Option<Worker>> {
+        if self.config.publisher.kind == PublisherKind::Application {
+            return Ok(None);
         }
+        let health = self.component("consumer".to_owned());
+        let settings = self.config.kafka.clone();
+        let consumer = Consumer::new(settings, self.store.clone(), notifiers.clone(), health)?
+            .with_metrics(self.metrics.clone());
+        Worker::spawn("consumer", &self.exited, |stop| consumer.run(&stop)).map(Some)
+    }
+
+    fn spawn_sampler(&self, channels: &[http::Channel]) -> io::Result<(Worker, Snapshots)> {
+        let names: Vec<_> = channels
+            .iter()
+            .map(|channel| channel.name.clone())
+            .collect();
+        let (sampler, snapshots) = Sampler::new(self.store.clone(), self.metrics.clone(), &names);
+        let worker = Worker::spawn("sampler", &self.exited, |stop| sampler.run(&stop))?;
+        Ok((worker, snapshots))
+    }
+
+    fn spawn_scheduler(
+        &self,
+        relay: &Waker,
+        notifiers: &Waker,
+        snapshots: &Snapshots,
+    ) -> io::Result<Worker> {
+        let options = scheduler::Options {
+            settings: self.config.scheduler.clone(),
+            keys: self.config.idempotency.clone(),
+            relay: relay.clone(),
+            notifiers: notifiers.clone(),
+            metrics: self.metrics.clone(),
+            snapshots: snapshots.clone(),
+        };
+        let scheduler = Scheduler::new(self.store.clone(), options);
+        Worker::spawn("scheduler", &self.exited, |stop| scheduler.run(&stop))
     }
 }

@@ -138,8 +138,8 @@ fn token(s: &mut Source<'_>, index: usize) -> Option<Token> {
                     .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
         },
     );
-    let access = s.choice(&key("access"), &Access::NAMED);
-    let hash = s.secret(&key("hash"), TokenHash::ALLOWED, |text| {
+    let access = s.choice(&key("access"), &Access::BY_NAME);
+    let hash = s.secret(&key("hash"), TokenHash::EXPECTED, |text| {
         TokenHash::parse(text).is_some()
     });
     let needed = [

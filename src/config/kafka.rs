@@ -20,7 +20,7 @@ pub struct Kafka {
     /// How many partitions the topic gets if it is created here.
     pub partitions: i32,
     /// What holds when this process dies at the wrong moment.
-    pub delivery: Delivery,
+    pub delivery: DeliveryGuarantee,
     /// How many records that are not this node's events, or cannot be read, are kept as open dead
     /// letters.
     pub dead_records_max: NonZeroUsize,
@@ -30,7 +30,7 @@ pub struct Kafka {
 
 /// How events are handed to Kafka.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Delivery {
+pub enum DeliveryGuarantee {
     /// In a transaction a batch.
     ExactlyOnce,
     /// By an idempotent producer.
@@ -48,7 +48,7 @@ pub struct KafkaSecurity {
 
 impl KafkaSecurity {
     /// Whether anybody on the way can read the password.
-    pub fn shows_password(&self) -> bool {
+    pub fn sends_password_in_clear(&self) -> bool {
         self.tls.is_none()
             && self
                 .sasl
@@ -116,8 +116,8 @@ pub(super) fn read(s: &mut Source<'_>) -> Kafka {
         delivery: s.choice(
             "kafka.delivery",
             &[
-                ("exactly-once", Delivery::ExactlyOnce),
-                ("at-least-once", Delivery::AtLeastOnce),
+                ("exactly-once", DeliveryGuarantee::ExactlyOnce),
+                ("at-least-once", DeliveryGuarantee::AtLeastOnce),
             ],
         ),
         dead_records_max: s.count("kafka.dead_records_max", 1000, 1..=1_000_000),

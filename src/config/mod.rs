@@ -25,7 +25,7 @@ pub use self::database::Database;
 use self::duration::{FOREVER, MS};
 pub use self::http::{Http, Token};
 pub use self::kafka::{
-    Delivery, Kafka, KafkaIdentity, KafkaSasl, KafkaSecurity, KafkaTls, SaslMechanism,
+    DeliveryGuarantee, Kafka, KafkaIdentity, KafkaSasl, KafkaSecurity, KafkaTls, SaslMechanism,
 };
 pub use self::problems::Problems;
 pub use self::secret::Secret;

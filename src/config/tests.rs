@@ -253,7 +253,7 @@ fn kafka_over_tls_and_sasl_is_read_and_its_password_masked() {
         !loaded.effective().contains("pass-word")
             && !format!("{:?}", loaded.config).contains("pass-word")
     );
-    assert!(!security.shows_password());
+    assert!(!security.sends_password_in_clear());
     let plain = "[kafka]\nsasl_mechanism = 'PLAIN'\nsasl_username = 'u'\nsasl_password = 'p'\n";
     assert!(
         load(plain, &[])
@@ -261,10 +261,10 @@ fn kafka_over_tls_and_sasl_is_read_and_its_password_masked() {
             .config
             .kafka
             .security
-            .shows_password()
+            .sends_password_in_clear()
     );
     let default = load("", &[]).unwrap().config.kafka.security;
-    assert!(default.tls.is_none() && default.sasl.is_none() && !default.shows_password());
+    assert!(default.tls.is_none() && default.sasl.is_none() && !default.sends_password_in_clear());
 }
 
 #[test]

@@ -113,7 +113,7 @@ impl Source<'_> {
         self.read(
             key,
             &Value::from(default),
-            Template::ALLOWED,
+            Template::EXPECTED,
             Display::Shown,
             |value| Template::parse(value.as_str()?),
         )

@@ -19,7 +19,7 @@ pub enum Access {
 
 impl Access {
     /// As it is configured, and what it is called there.
-    pub const NAMED: [(&str, Self); 3] = [
+    pub const BY_NAME: [(&str, Self); 3] = [
         ("read-only", Self::ReadOnly),
         ("full", Self::Full),
         ("admin", Self::Admin),
@@ -27,7 +27,7 @@ impl Access {
 
     /// Its name in the configuration.
     pub fn name(self) -> &'static str {
-        Self::NAMED[self as usize].0
+        Self::BY_NAME[self as usize].0
     }
 }
 
@@ -37,7 +37,7 @@ pub struct TokenHash([u8; 32]);
 
 impl TokenHash {
     /// What a hash looks like in the configuration.
-    pub const ALLOWED: &str =
+    pub const EXPECTED: &str =
         "\"sha256:\" and 64 hexadecimal digits, as `payrelay token` prints it";
 
     /// The hash of a token.

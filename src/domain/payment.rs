@@ -181,7 +181,7 @@ struct Natural(i64);
 
 impl<'de> Deserialize<'de> for Natural {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        const ALLOWED: &str = "an integer from 0 to 9223372036854775807";
+        const EXPECTED: &str = "an integer from 0 to 9223372036854775807";
 
         struct Visitor;
 
@@ -189,19 +189,19 @@ impl<'de> Deserialize<'de> for Natural {
             type Value = Natural;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(ALLOWED)
+                f.write_str(EXPECTED)
             }
 
             fn visit_u64<E: de::Error>(self, value: u64) -> Result<Natural, E> {
                 let number = i64::try_from(value);
                 number
                     .map(Natural)
-                    .map_err(|_| E::invalid_value(de::Unexpected::Unsigned(value), &ALLOWED))
+                    .map_err(|_| E::invalid_value(de::Unexpected::Unsigned(value), &EXPECTED))
             }
 
             fn visit_i64<E: de::Error>(self, value: i64) -> Result<Natural, E> {
                 u64::try_from(value)
-                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(value), &ALLOWED))
+                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(value), &EXPECTED))
                     .and_then(|value| self.visit_u64(value))
             }
         }

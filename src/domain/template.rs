@@ -2,11 +2,11 @@
 
 /// A line about a payment, with places for what is known of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Template(Vec<Piece>);
+pub struct Template(Vec<Segment>);
 
 /// A part of a template.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Piece {
+pub enum Segment {
     /// As it is.
     Text(String),
     /// What is known of the payment.
@@ -40,7 +40,7 @@ const FIELDS: [(&str, Field); 8] = [
 
 impl Template {
     /// What a template may be, in words.
-    pub const ALLOWED: &str = "one line of 1 to 500 characters, with {id}, {status}, {user_id}, \
+    pub const EXPECTED: &str = "one line of 1 to 500 characters, with {id}, {status}, {user_id}, \
         {reservation_id}, {amount}, {currency}, {failure} and {time} for what is known of the \
         payment";
 
@@ -54,16 +54,16 @@ impl Template {
         while let Some((before, after)) = rest.split_once('{') {
             let (name, after) = after.split_once('}')?;
             let (_, field) = FIELDS.iter().find(|(known, _)| *known == name)?;
-            pieces.push(Piece::Text(before.to_owned()));
-            pieces.push(Piece::Field(*field));
+            pieces.push(Segment::Text(before.to_owned()));
+            pieces.push(Segment::Field(*field));
             rest = after;
         }
-        pieces.push(Piece::Text(rest.to_owned()));
+        pieces.push(Segment::Text(rest.to_owned()));
         (!rest.contains('}')).then_some(Self(pieces))
     }
 
     /// Its parts, in order.
-    pub fn pieces(&self) -> &[Piece] {
+    pub fn pieces(&self) -> &[Segment] {
         &self.0
     }
 }

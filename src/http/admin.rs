@@ -10,7 +10,7 @@ use super::problem::Problem;
 use super::query::{PAGE, PAGE_MAX, id_in_path, no_parameters, number, page_size, query_params};
 use super::response::{Body, json};
 use crate::domain::timestamp::Timestamp;
-use crate::runtime::health::{HealthState, PartState};
+use crate::runtime::health::{Health, HealthLevel};
 use crate::store::dead_letter::{self, DeadLetterView};
 use crate::store::replay::{self, Action, Outcome, ResolveRequest, Selection};
 use crate::store::{Connection, Transaction, channel, relay_action, topic};
@@ -60,18 +60,18 @@ pub(super) fn route(
         })?,
         ["relay", "resume"] => no_parameters(query).map(|()| Route::ResumeRelay)?,
         ["dead-letters"] => page(query)?,
-        ["dead-letters", "replay"] => act(ALL, Action::Replay, query)?,
-        ["dead-letters", "discard"] => act(ALL, Action::Discard, query)?,
+        ["dead-letters", "replay"] => resolve(ALL, Action::Replay, query)?,
+        ["dead-letters", "discard"] => resolve(ALL, Action::Discard, query)?,
         ["dead-letters", id] => no_parameters(query).and_then(|()| {
             Ok(Route::DeadLetter {
                 id: id_in_path(path, id)?,
             })
         })?,
         ["dead-letters", id, "replay"] => {
-            act(Selection::Id(id_in_path(path, id)?), Action::Replay, query)?
+            resolve(Selection::Id(id_in_path(path, id)?), Action::Replay, query)?
         }
         ["dead-letters", id, "discard"] => {
-            act(Selection::Id(id_in_path(path, id)?), Action::Discard, query)?
+            resolve(Selection::Id(id_in_path(path, id)?), Action::Discard, query)?
         }
         _ => return Err(Problem::not_found(format!("there is nothing at {path}"))),
     };
@@ -96,13 +96,13 @@ const ALL: Selection = Selection::Open {
     limit: PAGE_MAX,
 };
 
-fn act(mut which: Selection, action: Action, query: &str) -> Result<Route, Problem> {
+fn resolve(mut which: Selection, action: Action, query: &str) -> Result<Route, Problem> {
     let mut dry_run = false;
     let mut all = false;
     for (name, value) in query_params(query) {
         match (name, &mut which) {
-            ("dry_run", _) => dry_run = truth(name, value)?,
-            ("all", Selection::Open { .. }) => all = truth(name, value)?,
+            ("dry_run", _) => dry_run = parse_bool(name, value)?,
+            ("all", Selection::Open { .. }) => all = parse_bool(name, value)?,
             ("after", Selection::Open { after, .. }) => *after = number("after", value)?,
             _ => {
                 let detail = "there is no such parameter; there is dry_run, and for all letters \
@@ -128,7 +128,7 @@ fn page(query: &str) -> Result<Route, Problem> {
     let (mut all, mut after, mut limit) = (false, 0, PAGE);
     for (name, value) in query_params(query) {
         match name {
-            "all" => all = truth(name, value)?,
+            "all" => all = parse_bool(name, value)?,
             "after" => after = number("after", value)?,
             "limit" => limit = page_size(value)?,
             _ => {
@@ -140,7 +140,7 @@ fn page(query: &str) -> Result<Route, Problem> {
     Ok(Route::DeadLetters { all, after, limit })
 }
 
-fn truth(name: &str, value: &str) -> Result<bool, Problem> {
+fn parse_bool(name: &str, value: &str) -> Result<bool, Problem> {
     match value {
         "true" => Ok(true),
         "false" => Ok(false),
@@ -157,7 +157,7 @@ struct Channels<'a> {
 struct ShownChannel<'a> {
     name: &'a str,
     #[serde(flatten)]
-    part: PartState,
+    part: Health,
     /// `null` until the database was looked at for the first time.
     waiting: Option<i64>,
     oldest_waiting_s: Option<u64>,
@@ -209,7 +209,7 @@ impl App {
                 which,
                 action,
                 dry_run,
-            } => self.act(which, action, dry_run).await,
+            } => self.resolve(which, action, dry_run).await,
         }
     }
 
@@ -228,7 +228,7 @@ impl App {
             .enumerate()
             .map(|(index, channel)| ShownChannel {
                 name: &channel.name,
-                part: channel.part.get(),
+                part: channel.health.get(),
                 waiting: waiting(index).map(|waiting| waiting.count),
                 oldest_waiting_s: waiting(index).map(|waiting| waiting.age(now).as_secs()),
             });
@@ -239,7 +239,7 @@ impl App {
     async fn topic(&self) -> Result<Response<Body>, Problem> {
         let name = self.context.topic.clone();
         let partitions = self
-            .query(move |connection| topic::of_name(connection, &name))
+            .query(move |connection| topic::partitions_by_name(connection, &name))
             .await?;
         Ok(json(
             StatusCode::OK,
@@ -295,7 +295,7 @@ impl App {
             reason: String,
         }
         let settings = &self.context.settings;
-        let mut held = self.limits().hold(&client.account);
+        let mut held = self.limits().body_budget(&client.account);
         let bytes = body::read(
             body,
             settings.body_bytes_max,
@@ -312,7 +312,7 @@ impl App {
                 format!("must have 1 to {REASON_MAX} bytes"),
             ));
         }
-        if self.channel(name)?.part.get().state != HealthState::Paused {
+        if self.channel(name)?.health.get().state != HealthLevel::Paused {
             return Err(Problem::conflict(
                 "the channel is not paused: nothing is skipped",
             ));
@@ -362,7 +362,7 @@ impl App {
         ))
     }
 
-    async fn act(
+    async fn resolve(
         &self,
         which: Selection,
         action: Action,
@@ -473,7 +473,7 @@ mod tests {
             find(get, "/admin/dead-letters/7", ""),
             Ok(Route::DeadLetter { id: 7 })
         );
-        let act = |which, action, dry_run| {
+        let resolve = |which, action, dry_run| {
             Ok(Route::Act {
                 which,
                 action,
@@ -482,9 +482,9 @@ mod tests {
         };
         assert_eq!(
             find(post, "/admin/dead-letters/7/replay", ""),
-            act(Selection::Id(7), Action::Replay, false)
+            resolve(Selection::Id(7), Action::Replay, false)
         );
-        let all = act(
+        let all = resolve(
             Selection::Open {
                 after: 3,
                 limit: PAGE_MAX,

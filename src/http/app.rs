@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::auth::Gate;
+use super::auth::Authenticator;
 use super::limits::Limits;
 use super::problem::Problem;
 use super::refusals::Refusals;
 use super::reply_queue::ReplyQueue;
 use crate::config;
-use crate::runtime::health::Part;
+use crate::runtime::health::HealthHandle;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::resume::ResumeHandle;
 use crate::runtime::warnings::Warnings;
@@ -23,13 +23,13 @@ pub struct Channel {
     /// As its rows in the delivery table say.
     pub name: String,
     /// How it is.
-    pub part: Part,
+    pub health: HealthHandle,
     /// Ends its pause.
     pub resume: ResumeHandle,
 }
 
 /// What the edge needs of the rest.
-pub struct Context {
+pub struct AppContext {
     /// Where payments go.
     pub store: Store,
     /// Woken when events were committed.
@@ -43,9 +43,9 @@ pub struct Context {
     /// Limits.
     pub settings: config::Http,
     /// Who may call.
-    pub gate: Arc<Gate>,
+    pub authenticator: Arc<Authenticator>,
     /// The remote parts, by name.
-    pub parts: Vec<(String, Part)>,
+    pub components: Vec<(String, HealthHandle)>,
     /// Where events go by way of, if they do.
     pub topic: String,
     /// Who is told.
@@ -60,7 +60,7 @@ pub struct Context {
 
 /// What the routes need.
 pub struct App {
-    pub(super) context: Context,
+    pub(super) context: AppContext,
     pub(super) mailbox: Arc<ReplyQueue>,
     pub(super) limits: Arc<Limits>,
     pub(super) refusals: Refusals,
@@ -68,7 +68,7 @@ pub struct App {
 
 impl App {
     /// An edge on the rest.
-    pub fn new(context: Context) -> Self {
+    pub fn new(context: AppContext) -> Self {
         let limits = Arc::new(Limits::new(&context.settings));
         let refusals = Refusals::new(context.metrics.clone());
         Self {
@@ -104,7 +104,7 @@ impl App {
         self.context
             .store
             .submit(1, work, move |result| mailbox.post(answer, result))?;
-        Ok(received(answered.await)?)
+        Ok(flatten(answered.await)?)
     }
 
     pub(super) async fn query<T: Send + 'static>(
@@ -124,12 +124,12 @@ impl App {
         self.context
             .store
             .query(query, move |result| mailbox.post(answer, result))?;
-        received(answered.await)
+        flatten(answered.await)
     }
 }
 
 /// The answer of the store's thread; none comes if the store was closed with the work undone.
-pub(super) fn received<T>(
+pub(super) fn flatten<T>(
     answer: Result<Result<T, StoreError>, oneshot::error::RecvError>,
 ) -> Result<T, StoreError> {
     answer.unwrap_or(Err(StoreError::Closed))

@@ -76,7 +76,7 @@ impl Tokens {
 
 /// How the tokens changed: their names.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Change {
+pub struct TokenDiff {
     /// There is one more.
     pub added: Vec<String>,
     /// It is not taken any more.
@@ -85,7 +85,7 @@ pub struct Change {
     pub changed: Vec<String>,
 }
 
-impl fmt::Display for Change {
+impl fmt::Display for TokenDiff {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts = [
             ("added", &self.added),
@@ -108,11 +108,11 @@ impl fmt::Display for Change {
     "http.token: there is none any more, and without tokens everybody is let in: set one, or \
         restart payrelay if that is meant"
 )]
-pub struct NoToken;
+pub struct LastTokenRemoved;
 
 /// Decides who is let in. Shared between the http thread and whoever reads the configuration again.
 #[derive(Debug)]
-pub struct Gate {
+pub struct Authenticator {
     /// The one host besides those of this machine that a request may be meant for.
     public_host: Option<String>,
     /// The name of all clients where there are no tokens.
@@ -120,10 +120,10 @@ pub struct Gate {
     tokens: Mutex<Arc<Tokens>>,
 }
 
-impl Gate {
+impl Authenticator {
     /// With the tokens of the configuration.
     pub fn new(settings: &config::Http) -> Self {
-        let gate = Self {
+        let authenticator = Self {
             public_host: settings
                 .public_url
                 .as_deref()
@@ -131,23 +131,23 @@ impl Gate {
             nobody: Arc::default(),
             tokens: Mutex::default(),
         };
-        gate.install(&settings.tokens);
-        gate
+        authenticator.install(&settings.tokens);
+        authenticator
     }
 
     /// Puts other tokens in force, from the next request on. A configuration that has lost its
     /// tokens, or is not there, opens nothing, wherever payrelay listens: a proxy may stand before
     /// it.
-    pub fn replace(&self, tokens: &[config::Token]) -> Result<Change, NoToken> {
+    pub fn replace(&self, tokens: &[config::Token]) -> Result<TokenDiff, LastTokenRemoved> {
         if tokens.is_empty() && !self.tokens().0.is_empty() {
-            return Err(NoToken);
+            return Err(LastTokenRemoved);
         }
         Ok(self.install(tokens))
     }
 
-    fn install(&self, tokens: &[config::Token]) -> Change {
+    fn install(&self, tokens: &[config::Token]) -> TokenDiff {
         let old = self.tokens();
-        let mut change = Change::default();
+        let mut change = TokenDiff::default();
         let new = tokens.iter().map(|token| {
             let known = old.named(&token.name);
             match known {
@@ -187,7 +187,7 @@ impl Gate {
     }
 
     /// Tells who asks; nobody, if there are tokens and the request has none.
-    pub(super) fn identify(
+    pub(super) fn authenticate(
         &self,
         head: &Parts,
         peer: &Arc<ClientUsage>,
@@ -378,28 +378,31 @@ mod tests {
         request.body(()).unwrap().into_parts().0
     }
 
-    fn who(gate: &Gate, headers: &[(&str, &str)]) -> Result<Option<String>, Problem> {
-        let client = gate.identify(&head("POST", headers), &Arc::default());
+    fn who(
+        authenticator: &Authenticator,
+        headers: &[(&str, &str)],
+    ) -> Result<Option<String>, Problem> {
+        let client = authenticator.authenticate(&head("POST", headers), &Arc::default());
         client.map(|client| client.map(|client| client.name.to_string()))
     }
 
     #[test]
     fn a_token_is_known_by_its_hash() {
-        let gate = Gate::new(&settings(&[
+        let authenticator = Authenticator::new(&settings(&[
             ("till", Access::Full, "abc"),
             ("boss", Access::Admin, "xyz"),
         ]));
         assert_eq!(
-            who(&gate, &[("authorization", "Bearer abc")]),
+            who(&authenticator, &[("authorization", "Bearer abc")]),
             Ok(Some("till".into()))
         );
         assert_eq!(
-            who(&gate, &[("authorization", "bearer  xyz")]),
+            who(&authenticator, &[("authorization", "bearer  xyz")]),
             Ok(Some("boss".into()))
         );
         assert_eq!(
             who(
-                &gate,
+                &authenticator,
                 &[("host", "evil.example"), ("origin", "https://evil.example")]
             ),
             Ok(None)
@@ -408,7 +411,7 @@ mod tests {
             ("authorization", "Bearer abc"),
             ("authorization", "Bearer abc"),
         ];
-        assert!(who(&gate, &twice).is_err());
+        assert!(who(&authenticator, &twice).is_err());
         for wrong in [
             "Bearer ABC",
             "Bearer abc def",
@@ -419,7 +422,10 @@ mod tests {
             "",
             "Bearer \u{fc}",
         ] {
-            assert!(who(&gate, &[("authorization", wrong)]).is_err(), "{wrong}");
+            assert!(
+                who(&authenticator, &[("authorization", wrong)]).is_err(),
+                "{wrong}"
+            );
         }
     }
 
@@ -440,57 +446,64 @@ mod tests {
             assert_eq!(allowed, [reads, pays, orders], "{access:?}");
         }
         assert_eq!(
-            Access::NAMED.map(|(_, access)| access.name()),
-            Access::NAMED.map(|(name, _)| name)
+            Access::BY_NAME.map(|(_, access)| access.name()),
+            Access::BY_NAME.map(|(name, _)| name)
         );
     }
 
     #[test]
     fn other_tokens_come_into_force_and_keep_what_they_hold() {
-        let gate = Gate::new(&settings(&[
+        let authenticator = Authenticator::new(&settings(&[
             ("a", Access::Full, "1"),
             ("b", Access::Full, "2"),
         ]));
-        let account = |gate: &Gate, name: &str| {
-            Arc::clone(&gate.tokens().named(name).unwrap().client.account)
+        let account = |authenticator: &Authenticator, name: &str| {
+            Arc::clone(&authenticator.tokens().named(name).unwrap().client.account)
         };
-        let before = account(&gate, "b");
+        let before = account(&authenticator, "b");
         let tokens = [("b", Access::Full, "3"), ("c", Access::ReadOnly, "4")];
-        let change = gate.replace(&configured(&tokens)).unwrap();
+        let change = authenticator.replace(&configured(&tokens)).unwrap();
         assert_eq!(change.to_string(), "added c; removed a; changed b");
-        assert!(Arc::ptr_eq(&before, &account(&gate, "b")));
-        assert!(who(&gate, &[("authorization", "Bearer 1")]).is_err());
+        assert!(Arc::ptr_eq(&before, &account(&authenticator, "b")));
+        assert!(who(&authenticator, &[("authorization", "Bearer 1")]).is_err());
         assert_eq!(
-            who(&gate, &[("authorization", "Bearer 3")]),
+            who(&authenticator, &[("authorization", "Bearer 3")]),
             Ok(Some("b".into()))
         );
         assert_eq!(
-            gate.replace(&configured(&tokens)).unwrap().to_string(),
+            authenticator
+                .replace(&configured(&tokens))
+                .unwrap()
+                .to_string(),
             "none changed"
         );
     }
 
     #[test]
     fn the_last_token_stays() {
-        let gate = Gate::new(&settings(&[]));
-        assert_eq!(gate.replace(&[]).unwrap().to_string(), "none changed");
-        gate.replace(&configured(&[("a", Access::Full, "1")]))
+        let authenticator = Authenticator::new(&settings(&[]));
+        assert_eq!(
+            authenticator.replace(&[]).unwrap().to_string(),
+            "none changed"
+        );
+        authenticator
+            .replace(&configured(&[("a", Access::Full, "1")]))
             .unwrap();
-        assert!(gate.replace(&[]).is_err());
-        assert_eq!(who(&gate, &[]), Ok(None));
-        assert!(who(&gate, &[("authorization", "Bearer 1")]).is_ok());
+        assert!(authenticator.replace(&[]).is_err());
+        assert_eq!(who(&authenticator, &[]), Ok(None));
+        assert!(who(&authenticator, &[("authorization", "Bearer 1")]).is_ok());
     }
 
     #[test]
     fn without_tokens_the_host_is_this_machine() {
         let mut http = settings(&[]);
         http.public_url = Some("https://x@pay.local:8080/path".into());
-        let gate = Gate::new(&http);
+        let authenticator = Authenticator::new(&http);
         let ours = "127.0.0.1 127.0.0.1:8080 192.0.2.7:1 [::1]:8080 [::1] localhost LocalHost:1 \
             localhost.:1 till.localhost:1 pay.local:8080 PAY.LOCAL.";
         for host in ours.split(' ') {
             assert_eq!(
-                who(&gate, &[("host", host)]),
+                who(&authenticator, &[("host", host)]),
                 Ok(Some(String::new())),
                 "{host}"
             );
@@ -499,23 +512,30 @@ mod tests {
             pay.local.evil.example xpay.local [::1].evil.example [evil] [::1 :80 \
             127.0.0.1@evil.example 0x7f000001 \u{fc}";
         for host in others.split(' ').chain([""]) {
-            assert!(who(&gate, &[("host", host)]).is_err(), "{host}");
+            assert!(who(&authenticator, &[("host", host)]).is_err(), "{host}");
         }
-        assert!(who(&gate, &[("host", "127.0.0.1"), ("host", "evil.example")]).is_err());
         assert!(
             who(
-                &gate,
+                &authenticator,
+                &[("host", "127.0.0.1"), ("host", "evil.example")]
+            )
+            .is_err()
+        );
+        assert!(
+            who(
+                &authenticator,
                 &[("host", "127.0.0.1"), ("origin", "http://127.0.0.1")]
             )
             .is_err()
         );
-        assert_eq!(who(&gate, &[]), Ok(Some(String::new())));
+        assert_eq!(who(&authenticator, &[]), Ok(Some(String::new())));
         let absolute = Request::get("http://evil.example/payments")
             .header("host", "localhost")
             .body(())
             .unwrap();
         assert!(
-            gate.identify(&absolute.into_parts().0, &Arc::default())
+            authenticator
+                .authenticate(&absolute.into_parts().0, &Arc::default())
                 .is_err()
         );
     }
@@ -537,7 +557,7 @@ mod tests {
                 if let Ok(value) = hyper::header::HeaderValue::from_bytes(value.as_bytes()) {
                     parts.headers.insert(name, value);
                 }
-                let _ = Gate::new(&http).identify(&parts, &Arc::default());
+                let _ = Authenticator::new(&http).authenticate(&parts, &Arc::default());
             }
         }
     }

@@ -6,7 +6,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as _, Bytes, Incoming};
 use tokio::time::{Instant, timeout_at};
 
-use super::limits::Held;
+use super::limits::BodyBudget;
 use super::problem::Problem;
 
 /// A body that nobody wants is read on for so many times the limit, and thrown away, so that a
@@ -45,7 +45,7 @@ pub(super) async fn read(
     body: &mut IncomingBody,
     limit: usize,
     patience: Duration,
-    held: &mut Held<'_>,
+    held: &mut BodyBudget<'_>,
 ) -> Result<Bytes, Problem> {
     let deadline = Instant::now() + patience;
     if body.body.size_hint().lower() > limit as u64 {
@@ -59,7 +59,7 @@ pub(super) async fn read(
         if whole.is_empty() && body.body.is_end_stream() {
             return Ok(data);
         }
-        held.more(data.len())?;
+        held.reserve(data.len())?;
         whole.extend_from_slice(&data);
     }
     Ok(whole.into())

@@ -66,7 +66,7 @@ const ANSWERING: u64 = u64::MAX - 1;
 
 /// An open connection; dropping it ends it.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct ConnectionSlot {
     connections: Arc<Connections>,
     number: u64,
     pub(super) slot: Arc<Slot>,
@@ -80,7 +80,7 @@ impl Connections {
         })
     }
 
-    pub(super) fn open(self: &Arc<Self>) -> Place {
+    pub(super) fn open(self: &Arc<Self>) -> ConnectionSlot {
         let slot = Arc::new(Slot {
             waits_since: AtomicU64::new(self.clock.now()),
             requests: AtomicU64::new(0),
@@ -92,7 +92,7 @@ impl Connections {
         let number = open.next;
         open.next += 1;
         open.slots.insert(number, Arc::clone(&slot));
-        Place {
+        ConnectionSlot {
             connections: Arc::clone(self),
             number,
             slot,
@@ -153,7 +153,7 @@ impl Slot {
     }
 }
 
-impl Place {
+impl ConnectionSlot {
     pub(super) fn request_begins(&self) {
         self.slot.requests.fetch_add(1, Relaxed);
         self.slot.waits_since.store(BUSY, Relaxed);
@@ -164,7 +164,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.connections.lock().slots.remove(&self.number);
     }
@@ -230,7 +230,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 mod tests {
     use super::*;
 
-    fn set(place: &Place, requests: u64, waits_since: u64) {
+    fn set(place: &ConnectionSlot, requests: u64, waits_since: u64) {
         place.slot.requests.store(requests, Relaxed);
         place.slot.waits_since.store(waits_since, Relaxed);
     }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::app::App;
 use super::response::{Body, json};
 use crate::domain::timestamp::Timestamp;
-use crate::runtime::health::PartState;
+use crate::runtime::health::Health;
 use crate::sampler::Snapshot;
 use crate::store::waiting::Waiting;
 use crate::store::{self, StoreError};
@@ -39,7 +39,7 @@ impl App {
         let works = answers(&look) && !database.is_failing() && !disk.is_failing();
         let mut components: BTreeMap<_, _> = self
             .context
-            .parts
+            .components
             .iter()
             .map(|(name, part)| (name.as_str(), part.get()))
             .collect();
@@ -51,7 +51,7 @@ impl App {
         let late = pending.as_ref().is_some_and(Pending::is_late);
         let (status, word) = if !works {
             (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
-        } else if late || components.values().any(PartState::is_failing) {
+        } else if late || components.values().any(Health::is_failing) {
             (StatusCode::OK, "degraded")
         } else {
             (StatusCode::OK, "ready")
@@ -80,7 +80,7 @@ fn answers<T>(look: &Result<T, StoreError>) -> bool {
 struct Ready<'a> {
     status: &'static str,
     node: &'a str,
-    components: BTreeMap<&'a str, PartState>,
+    components: BTreeMap<&'a str, Health>,
     /// `null` until the database was looked at for the first time.
     pending: Option<Pending>,
     /// Risks of the configuration: they do not change the status.

@@ -91,8 +91,8 @@ impl Limits {
     }
 
     /// Nothing of a body is held yet.
-    pub(super) fn hold<'a>(&'a self, account: &'a ClientUsage) -> Held<'a> {
-        Held {
+    pub(super) fn body_budget<'a>(&'a self, account: &'a ClientUsage) -> BodyBudget<'a> {
+        BodyBudget {
             limits: self,
             account,
             bytes: 0,
@@ -194,15 +194,15 @@ impl Drop for ConnectionPermit {
 
 /// Bytes of a body that wait in memory for the rest of it; dropping it gives the room back.
 #[derive(Debug)]
-pub(super) struct Held<'a> {
+pub(super) struct BodyBudget<'a> {
     limits: &'a Limits,
     account: &'a ClientUsage,
     bytes: usize,
 }
 
-impl Held<'_> {
+impl BodyBudget<'_> {
     /// Holds more, if there is room.
-    pub(super) fn more(&mut self, bytes: usize) -> Result<(), Problem> {
+    pub(super) fn reserve(&mut self, bytes: usize) -> Result<(), Problem> {
         if !add(
             &self.account.body_bytes,
             bytes,
@@ -227,7 +227,7 @@ impl Held<'_> {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for BodyBudget<'_> {
     fn drop(&mut self) {
         self.account.body_bytes.fetch_sub(self.bytes, Relaxed);
         self.limits.bodies_bytes.fetch_sub(self.bytes, Relaxed);
@@ -235,8 +235,8 @@ impl Drop for Held<'_> {
 }
 
 fn add(held: &AtomicUsize, bytes: usize, limit: usize) -> bool {
-    let more = |held: usize| held.checked_add(bytes).filter(|sum| *sum <= limit);
-    held.fetch_update(Relaxed, Relaxed, more).is_ok()
+    let reserve = |held: usize| held.checked_add(bytes).filter(|sum| *sum <= limit);
+    held.fetch_update(Relaxed, Relaxed, reserve).is_ok()
 }
 
 #[cfg(test)]
@@ -292,25 +292,25 @@ mod tests {
         let limits =
             limits(|http| (http.client_body_bytes_max, http.bodies_bytes_max) = (100, 150));
         let (one, other) = (ClientUsage::default(), ClientUsage::default());
-        let (mut first, mut second) = (limits.hold(&one), limits.hold(&one));
-        first.more(60).unwrap();
-        second.more(40).unwrap();
+        let (mut first, mut second) = (limits.body_budget(&one), limits.body_budget(&one));
+        first.reserve(60).unwrap();
+        second.reserve(40).unwrap();
         assert_eq!(
-            second.more(1),
+            second.reserve(1),
             Err(Problem::too_many_requests(
                 "more bodies under way than http.client_body_bytes_max"
             ))
         );
-        let mut third = limits.hold(&other);
-        third.more(50).unwrap();
-        assert!(third.more(1).unwrap_err().into_response().status() == 503);
+        let mut third = limits.body_budget(&other);
+        third.reserve(50).unwrap();
+        assert!(third.reserve(1).unwrap_err().into_response().status() == 503);
         assert_eq!(
             other.body_bytes.load(Relaxed),
             50,
             "what was refused is not held"
         );
         drop(first);
-        third.more(50).unwrap();
+        third.reserve(50).unwrap();
         drop((second, third));
         assert_eq!(
             [&one, &other].map(|account| account.body_bytes.load(Relaxed)),

@@ -20,6 +20,6 @@ mod response;
 mod router;
 mod server;
 
-pub use app::{App, Channel, Context};
-pub use auth::{Change, Gate, NoToken};
+pub use app::{App, AppContext, Channel};
+pub use auth::{Authenticator, LastTokenRemoved, TokenDiff};
 pub use server::spawn;

@@ -7,7 +7,7 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use super::app::{App, received};
+use super::app::{App, flatten};
 use super::auth::Client;
 use super::body::{self, IncomingBody};
 use super::idempotency_key;
@@ -17,7 +17,7 @@ use crate::domain::event::TraceContext;
 use crate::domain::payment::{NewPayment, Payment};
 use crate::domain::timestamp::Timestamp;
 use crate::store::Store;
-use crate::store::idempotency::{self as keys, Keyed, Once};
+use crate::store::idempotency::{self as keys, IdempotentRequest, Once};
 use crate::store::payment as payments;
 use crate::store::timeline::{self, PaymentTimeline};
 
@@ -65,7 +65,7 @@ impl App {
         }
         let key = idempotency_key::key(headers)?;
         let settings = &self.context.settings;
-        let mut held = self.limits.hold(&client.account);
+        let mut held = self.limits.body_budget(&client.account);
         let bytes = body::read(
             body,
             settings.body_bytes_max,
@@ -76,7 +76,7 @@ impl App {
         self.context.store.admit()?;
         let new = NewPayment::parse(&bytes)?;
         let name = &client.name;
-        let keyed = key.map(|key| Keyed {
+        let keyed = key.map(|key| IdempotentRequest {
             client: name.to_string(),
             key,
             body_hash: idempotency_key::hash(&bytes),
@@ -101,7 +101,7 @@ impl App {
                 let now = Timestamp::now();
                 let pay = || payments::execute(tx, &new, &currency, trace.as_ref(), now);
                 match &keyed {
-                    Some(keyed) => keys::once(tx, keyed, keys_max, arrived_at, pay),
+                    Some(keyed) => keys::execute_once(tx, keyed, keys_max, arrived_at, pay),
                     None => pay().map(Once::Executed),
                 }
             },
@@ -113,7 +113,7 @@ impl App {
                 mailbox.post(answer, result);
             },
         )?;
-        match received(answered.await)? {
+        match flatten(answered.await)? {
             Once::Executed(payments) => Ok(created(&payments)),
             Once::Replayed(payments) => {
                 let mut response = created(&payments);

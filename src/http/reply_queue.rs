@@ -9,12 +9,12 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::{Notify, oneshot};
 
-type Letter = Box<dyn FnOnce() + Send>;
+type Reply = Box<dyn FnOnce() + Send>;
 
 /// The letters that have not been handed out.
 #[derive(Default)]
 pub(super) struct ReplyQueue {
-    letters: Mutex<Vec<Letter>>,
+    letters: Mutex<Vec<Reply>>,
     arrived: Notify,
 }
 

@@ -178,7 +178,7 @@ impl App {
                 &serde_json::json!({ "status": "live" }),
             ));
         }
-        let client = self.context.gate.identify(head, peer);
+        let client = self.context.authenticator.authenticate(head, peer);
         let account = if let Ok(Some(client)) = &client {
             &client.account
         } else {

@@ -17,7 +17,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_io_timeout::TimeoutWriter;
 
 use super::app::App;
-use super::connections::{Connections, Place, Watched};
+use super::connections::{ConnectionSlot, Connections, Watched};
 use super::limits::ConnectionPermit;
 use super::refusals::LOG_INTERVAL;
 use crate::runtime::worker::Worker;
@@ -52,7 +52,7 @@ pub fn spawn(listener: TcpListener, app: App, exits: &Sender<&'static str>) -> i
             log::error!("the HTTP server could not start: {error}");
         }
     })?;
-    Ok(worker.interrupted_by(move || interrupt.notify_one()))
+    Ok(worker.on_stop(move || interrupt.notify_one()))
 }
 
 fn run(listener: TcpListener, app: &Arc<App>, stop: &Notify) -> io::Result<()> {
@@ -151,7 +151,7 @@ async fn acquire(
 /// What a connection holds until it ends.
 struct Held {
     visit: ConnectionPermit,
-    place: Place,
+    place: ConnectionSlot,
     _permit: OwnedSemaphorePermit,
 }
 

@@ -18,7 +18,7 @@ use tokio::net::lookup_host;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::{sleep, timeout};
 
-use super::tls::{self, Refusal};
+use super::tls::{self, AuthBackoff};
 use crate::config;
 use crate::domain::topic::Topic;
 use crate::store::StoreError;
@@ -34,7 +34,7 @@ const FOREVER: Duration = Duration::from_hours(24 * 3650);
 /// What one answer with records may hold: on a slow link it has to come within the few seconds that
 /// a call has, and memory stays small however many partitions there are. A batch that is larger
 /// comes all the same (KIP-74).
-pub(crate) const ANSWER_BYTES_MAX: i32 = 512 * 1024;
+pub(crate) const FETCH_BYTES_MAX: i32 = 512 * 1024;
 
 /// What one batch of records may hold once it is inflated; gzip makes 16 MiB of 16 KiB.
 pub(crate) const INFLATED_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -44,7 +44,7 @@ const METADATA_AGE: Duration = Duration::from_secs(30);
 
 /// Why work with Kafka did not get on.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
+pub(crate) enum ClusterError {
     /// krafka says why.
     #[error(transparent)]
     Client(#[from] KrafkaError),
@@ -60,13 +60,13 @@ pub(crate) enum Failure {
 }
 
 /// Waits no longer than `limit`, so that a thread that drives krafka looks up in time.
-pub(crate) async fn with_timeout<T, E: Into<Failure>>(
+pub(crate) async fn with_timeout<T, E: Into<ClusterError>>(
     limit: Duration,
     work: impl Future<Output = Result<T, E>>,
-) -> Result<T, Failure> {
+) -> Result<T, ClusterError> {
     match timeout(limit, work).await {
         Ok(result) => result.map_err(Into::into),
-        Err(_) => Err(Failure::Timeout(limit)),
+        Err(_) => Err(ClusterError::Timeout(limit)),
     }
 }
 
@@ -112,7 +112,7 @@ pub(crate) struct ClusterConnection {
     client_id: String,
     kafka: Option<Kafka>,
     topic_is_there: bool,
-    refusal: Refusal,
+    refusal: AuthBackoff,
 }
 
 impl ClusterConnection {
@@ -122,7 +122,7 @@ impl ClusterConnection {
             client_id,
             kafka: None,
             topic_is_there: false,
-            refusal: Refusal::default(),
+            refusal: AuthBackoff::default(),
         }
     }
 
@@ -141,12 +141,12 @@ impl ClusterConnection {
             return Ok(kafka.clone());
         }
         let connecting = connect(&self.settings, &self.client_id);
-        let kafka = self.refusal.heed(connecting).await?;
+        let kafka = self.refusal.connect(connecting).await?;
         Ok(self.kafka.insert(kafka).clone())
     }
 
     /// Connects, unless connected, and makes sure that the topic is there.
-    pub(crate) async fn get(&mut self) -> Result<Kafka, KrafkaError> {
+    pub(crate) async fn connect_to_topic(&mut self) -> Result<Kafka, KrafkaError> {
         let kafka = self.connect().await?;
         if !self.topic_is_there {
             ensure_topic(&kafka, &self.settings).await?;
@@ -156,7 +156,7 @@ impl ClusterConnection {
     }
 
     /// The next use starts afresh.
-    pub(crate) fn forget(&mut self) {
+    pub(crate) fn disconnect(&mut self) {
         self.kafka = None;
         self.topic_is_there = false;
     }

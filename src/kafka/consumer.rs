@@ -22,16 +22,16 @@ use crate::config;
 use crate::domain::event::{EventRef, ID_HEADER, NodeId, TIME_HEADER};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::topic::Topic;
-use crate::kafka::cluster::{ClusterConnection, Failure, KafkaRuntime, with_timeout};
+use crate::kafka::cluster::{ClusterConnection, ClusterError, KafkaRuntime, with_timeout};
 use crate::kafka::errors::explain_failure;
 use crate::kafka::membership::{FetchOutcome, Membership, Polled};
 use crate::kafka::reachability::Reachability;
 use crate::kafka::undecodable::Undecodable;
 use crate::runtime::error_log::ErrorLog;
-use crate::runtime::health::{Outage, Part, RECONNECT_BACKOFF};
+use crate::runtime::health::{HealthHandle, OutageTracker, RECONNECT_BACKOFF};
 use crate::runtime::metrics::Metrics;
 use crate::runtime::worker::{Stop, Waker};
-use crate::store::arrival::{self, Arrival};
+use crate::store::arrival::{self, AcceptOutcome};
 use crate::store::dead_letter::{self, DeadRecord};
 use crate::store::topic::{self, ConsumeBatch, ConsumeStats};
 use crate::store::unconsumed::{self, Page, Unconsumed};
@@ -39,7 +39,7 @@ use crate::store::{self, SqlResult, Store, StoreError, Transaction};
 
 /// How long one call of krafka may take where no broker answers; a poll that is dropped loses
 /// nothing.
-const PATIENCE: Duration = Duration::from_secs(3);
+const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How often unconsumed events are looked for, and offsets committed.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -60,11 +60,11 @@ const ADVANCE_MAX: usize = 10_000;
 pub struct Consumer {
     // Before the runtime, which its tasks need.
     membership: Option<Membership>,
-    link: ClusterConnection,
+    connection: ClusterConnection,
     driver: KafkaRuntime,
     store: Store,
     notifier: Waker,
-    outage: Outage,
+    outage: OutageTracker,
     reachability: Reachability,
     errors: ErrorLog,
     metrics: Metrics,
@@ -119,15 +119,18 @@ impl Consumer {
         settings: config::Kafka,
         store: Store,
         notifier: Waker,
-        part: Part,
+        part: HealthHandle,
     ) -> io::Result<Self> {
         Ok(Self {
             membership: None,
-            link: ClusterConnection::new(settings, format!("payrelay-consumer-{}", store.node())),
+            connection: ClusterConnection::new(
+                settings,
+                format!("payrelay-consumer-{}", store.node()),
+            ),
             driver: KafkaRuntime::new()?,
             store,
             notifier,
-            outage: Outage::new("Kafka (consumer)", RECONNECT_BACKOFF, part),
+            outage: OutageTracker::new("Kafka (consumer)", RECONNECT_BACKOFF, part),
             reachability: Reachability::default(),
             errors: ErrorLog::new("consumer"),
             metrics: Metrics::default(),
@@ -165,17 +168,17 @@ impl Consumer {
                 self.errors.succeeded();
                 step
             }
-            Err(Failure::Store(error)) => {
+            Err(ClusterError::Store(error)) => {
                 self.errors.failed(&error);
                 Step::RetryAfter(store::DATABASE_RETRY_DELAY)
             }
-            Err(Failure::TopicChanged) => {
+            Err(ClusterError::TopicChanged) => {
                 log::info!("the topic was changed: the consumer rejoins its group");
                 self.leave_group();
                 Step::Stored(0)
             }
             Err(failure) => {
-                if matches!(&failure, Failure::Client(error) if error.is_fatal()) {
+                if matches!(&failure, ClusterError::Client(error) if error.is_fatal()) {
                     self.disconnect();
                 }
                 Step::RetryAfter(self.failed(&failure))
@@ -183,22 +186,22 @@ impl Consumer {
         }
     }
 
-    fn failed(&mut self, failure: &Failure) -> Duration {
+    fn failed(&mut self, failure: &ClusterError) -> Duration {
         let explained = self.driver.runtime().block_on(explain_failure(
             failure,
-            self.link.kafka(),
+            self.connection.kafka(),
             &mut self.reachability,
-            self.link.settings(),
+            self.connection.settings(),
             self.store.node(),
         ));
         self.outage.failed(&explained)
     }
 
-    fn try_step(&mut self) -> Result<Step, Failure> {
+    fn try_step(&mut self) -> Result<Step, ClusterError> {
         if self.pending.is_empty() {
             let poll = poll(
                 &mut self.membership,
-                &mut self.link,
+                &mut self.connection,
                 &self.store,
                 &mut self.rejoined_for,
             );
@@ -209,7 +212,7 @@ impl Consumer {
             } = self
                 .driver
                 .runtime()
-                .block_on(async { with_timeout(PATIENCE, poll).await })?;
+                .block_on(async { with_timeout(CALL_TIMEOUT, poll).await })?;
             if let Some(batch) = undecodable {
                 self.skip(&batch)?;
             }
@@ -238,7 +241,7 @@ impl Consumer {
         Ok(Step::Stored(count))
     }
 
-    fn skip(&mut self, batch: &Undecodable) -> Result<(), Failure> {
+    fn skip(&mut self, batch: &Undecodable) -> Result<(), ClusterError> {
         let Some(membership) = &mut self.membership else {
             return Ok(());
         };
@@ -246,7 +249,7 @@ impl Consumer {
         let letter = self
             .driver
             .runtime()
-            .block_on(async { with_timeout(PATIENCE, skip).await })?;
+            .block_on(async { with_timeout(CALL_TIMEOUT, skip).await })?;
         log::error!(
             "dead-lettered a batch of {}, partition {}: {}",
             letter.topic,
@@ -267,7 +270,7 @@ impl Consumer {
             (FetchOutcome::Failed(error), _) => return Some(self.failed(&error.into())),
             (_, Some(late)) => drop(self.outage.failed(late)),
             (FetchOutcome::Answered, None) => {
-                self.reachability.forget();
+                self.reachability.reset();
                 self.outage.recovered();
             }
             (FetchOutcome::Unknown, None) => {}
@@ -277,7 +280,9 @@ impl Consumer {
 
     fn leave_group(&mut self) {
         if let Some(membership) = self.membership.take() {
-            self.driver.runtime().block_on(membership.leave(PATIENCE));
+            self.driver
+                .runtime()
+                .block_on(membership.leave(CALL_TIMEOUT));
         }
         self.disconnect();
     }
@@ -285,7 +290,7 @@ impl Consumer {
     /// The next poll joins again.
     fn disconnect(&mut self) {
         self.membership = None;
-        self.link.forget();
+        self.connection.disconnect();
     }
 
     fn store_pending(&mut self) -> Result<usize, StoreError> {
@@ -301,7 +306,7 @@ impl Consumer {
             Arc::clone(&self.pending),
             membership.topic().clone(),
         );
-        let dead_records_max = self.link.settings().dead_records_max.get();
+        let dead_records_max = self.connection.settings().dead_records_max.get();
         let StoredBatch {
             first_dead,
             dead_count,
@@ -420,7 +425,9 @@ impl Consumer {
             Sweep::Idle if age < SWEEP_AFTER => {}
             // The events first, then the ends: so they are before the ends, if they are there.
             Sweep::Idle | Sweep::Due => {
-                match runtime.block_on(async { with_timeout(PATIENCE, membership.ends()).await }) {
+                match runtime
+                    .block_on(async { with_timeout(CALL_TIMEOUT, membership.ends()).await })
+                {
                     Ok(ends) => {
                         let events = page.events.iter().map(|event| event.outbox_id).collect();
                         self.sweep = Sweep::Reading { events, ends };
@@ -470,7 +477,7 @@ impl Consumer {
             && let Err(error) = self
                 .driver
                 .runtime()
-                .block_on(async { with_timeout(PATIENCE, membership.commit()).await })
+                .block_on(async { with_timeout(CALL_TIMEOUT, membership.commit()).await })
         {
             log::debug!(
                 "the group's offsets could not be committed, the next commit will: {error}"
@@ -482,19 +489,22 @@ impl Consumer {
 /// The next records. Joins the group first, unless this is a member.
 async fn poll(
     membership: &mut Option<Membership>,
-    link: &mut ClusterConnection,
+    connection: &mut ClusterConnection,
     store: &Store,
     rejoined_for: &mut Option<usize>,
-) -> Result<Polled, Failure> {
+) -> Result<Polled, ClusterError> {
     let membership = match membership {
         Some(membership) => membership,
-        None => membership.insert(join(link, store).await?),
+        None => membership.insert(join(connection, store).await?),
     };
     membership.poll(store, rejoined_for).await
 }
 
-async fn join(link: &mut ClusterConnection, store: &Store) -> Result<Membership, Failure> {
-    let membership = Membership::join(link, store.node()).await?;
+async fn join(
+    connection: &mut ClusterConnection,
+    store: &Store,
+) -> Result<Membership, ClusterError> {
+    let membership = Membership::join(connection, store.node()).await?;
     let topic = membership.topic().clone();
     if store.write(move |tx| topic::abandon_others(tx, Some(&topic)))? {
         log::warn!(
@@ -597,12 +607,14 @@ fn store_record(
     node: &NodeId,
     record: &ConsumerRecord,
     now: Timestamp,
-) -> SqlResult<Result<(i64, Arrival), DeadRecord>> {
+) -> SqlResult<Result<(i64, AcceptOutcome), DeadRecord>> {
     let reason = match EventRef::parse(node, record.header_str(ID_HEADER), record.value.as_deref())
     {
         Ok(notice) => {
             match arrival::accept(tx, notice.created_at(record.header_str(TIME_HEADER)), now)? {
-                Arrival::Unknown => "no event of this database has its id and payment".to_owned(),
+                AcceptOutcome::Unknown => {
+                    "no event of this database has its id and payment".to_owned()
+                }
                 arrival => return Ok(Ok((notice.outbox_id, arrival))),
             }
         }

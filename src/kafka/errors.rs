@@ -4,7 +4,7 @@
 use krafka::error::ErrorCode;
 use krafka::{Kafka, KrafkaError};
 
-use super::cluster::Failure;
+use super::cluster::ClusterError;
 use super::reachability::Reachability;
 use crate::config;
 use crate::domain::event::NodeId;
@@ -31,7 +31,7 @@ pub(crate) fn is_unexplained(error: &KrafkaError) -> bool {
 /// The failure with what to do; where the network may be the reason, with the addresses that do not
 /// answer. `kafka` is `None` before the first answer of a bootstrap server.
 pub(crate) async fn explain_failure(
-    failure: &Failure,
+    failure: &ClusterError,
     kafka: Option<&Kafka>,
     reachability: &mut Reachability,
     settings: &config::Kafka,
@@ -39,21 +39,21 @@ pub(crate) async fn explain_failure(
 ) -> String {
     let servers = &settings.bootstrap_servers;
     match (failure, kafka) {
-        (Failure::Timeout(limit), _) => {
+        (ClusterError::Timeout(limit), _) => {
             format!(
                 "no answer within {} s: {}",
                 limit.as_secs(),
                 reachability.locate_silence(kafka, servers).await
             )
         }
-        (Failure::Client(error), Some(kafka)) if may_be_the_network(error) => {
+        (ClusterError::Client(error), Some(kafka)) if may_be_the_network(error) => {
             let text = explain(error, settings, node);
             match reachability.unreachable(kafka, servers).await {
                 Some(unreachable) => format!("{text}; {unreachable}"),
                 None => text,
             }
         }
-        (Failure::Client(error), _) => explain(error, settings, node),
+        (ClusterError::Client(error), _) => explain(error, settings, node),
         (failure, _) => failure.to_string(),
     }
 }

@@ -20,7 +20,7 @@ use krafka::error::KrafkaError;
 use krafka::{CloseOptions, GroupMembershipOperation, Kafka};
 
 use super::cluster::{
-    ANSWER_BYTES_MAX, ClusterConnection, Failure, INFLATED_BYTES_MAX, TopicDescription,
+    ClusterConnection, ClusterError, FETCH_BYTES_MAX, INFLATED_BYTES_MAX, TopicDescription,
     describe_topic, end_offsets,
 };
 use super::undecodable::{Attempts, RETRY_INTERVAL, Undecodable, next_readable};
@@ -145,7 +145,7 @@ impl Membership {
         link: &mut ClusterConnection,
         node: &NodeId,
     ) -> Result<Self, KrafkaError> {
-        let kafka = link.get().await?;
+        let kafka = link.connect_to_topic().await?;
         let settings = link.settings();
         let TopicDescription {
             topic, partitions, ..
@@ -164,7 +164,7 @@ impl Membership {
             .rebalance_listener(assignments.clone())
             .auto_offset_reset(AutoOffsetReset::None)
             .max_poll_records(RECORDS_MAX)
-            .fetch_max_bytes(ANSWER_BYTES_MAX)
+            .fetch_max_bytes(FETCH_BYTES_MAX)
             .max_decompressed_size(INFLATED_BYTES_MAX)
             .metrics_push(false)
             .build()
@@ -207,13 +207,13 @@ impl Membership {
         &mut self,
         store: &Store,
         rejoined_for: &mut Option<usize>,
-    ) -> Result<Polled, Failure> {
+    ) -> Result<Polled, ClusterError> {
         if self.refreshed_at.elapsed() > REFRESH_INTERVAL {
             self.refresh(rejoined_for).await?;
         }
         // A partition whose leader is unavailable does not keep the others waiting.
         let misplaced = match self.reposition(store).await {
-            Err(Failure::Client(error)) => Some(error),
+            Err(ClusterError::Client(error)) => Some(error),
             result => result.map(|()| None)?,
         };
         self.resume_paused().await;
@@ -286,7 +286,7 @@ impl Membership {
         &mut self,
         batch: &Undecodable,
         store: &Store,
-    ) -> Result<DeadRecord, Failure> {
+    ) -> Result<DeadRecord, ClusterError> {
         let (partition, offset) = (batch.partition, batch.offset);
         let next = next_readable(&self.kafka, &self.topic.name, batch).await?;
         let now = Timestamp::now();
@@ -374,7 +374,7 @@ impl Membership {
 
     /// Moves the partitions that are not in position to their stored offsets, or to their ends
     /// where they have none.
-    async fn reposition(&mut self, store: &Store) -> Result<(), Failure> {
+    async fn reposition(&mut self, store: &Store) -> Result<(), ClusterError> {
         let name = Arc::clone(&self.topic.name);
         let mut rest = self
             .client
@@ -429,7 +429,7 @@ impl Membership {
     /// krafka asks for metadata when an answer says so. A consumer that gets no such answer would
     /// never learn of partitions that were added, of a leader that is gone for good, or of a topic
     /// that was recreated: then it joins again.
-    async fn refresh(&mut self, rejoined_for: &mut Option<usize>) -> Result<(), Failure> {
+    async fn refresh(&mut self, rejoined_for: &mut Option<usize>) -> Result<(), ClusterError> {
         let _ = self.client.fetch_metadata(Some(&self.topic.name)).await?;
         let found = describe_topic(&self.kafka, &self.topic.name).await?;
         let changed = (&found.topic, found.partitions) != (&self.topic, self.partitions);
@@ -449,7 +449,7 @@ impl Membership {
             .is_some_and(|since| since.elapsed() > ASSIGNMENT_LIMIT);
         if changed || (fewer && *rejoined_for != Some(found.partitions)) {
             *rejoined_for = Some(found.partitions);
-            return Err(Failure::TopicChanged);
+            return Err(ClusterError::TopicChanged);
         }
         self.stall = if !found.may_read {
             Some(Stall::ReadDenied(Arc::clone(&self.topic.name)))

@@ -1,5 +1,5 @@
-//! Which brokers accept no connection at the addresses that the cluster gives: often the reason why
-//! no answer comes.
+//! The brokers that accept no connection at their advertised address: often the reason for missing
+//! answers.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,100 +10,103 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
 use tokio::time::timeout_at;
 
-/// How long one look may take: a few round trips on any network.
-const LOOK_LIMIT: Duration = Duration::from_secs(1);
+/// How long the test of all brokers may take: a few round trips on any network.
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How old the last look may be. A lookup of a name cannot be cancelled, so looks must not pile up.
-const LOOK_INTERVAL: Duration = Duration::from_secs(30);
+/// How long the last result is used. A DNS lookup cannot be cancelled, and lookups must not pile up.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(30);
 
-/// A broker, where the cluster says that it is.
+/// A broker, at the address that the cluster advertises.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
-    broker: i32,
+struct BrokerAddress {
+    id: i32,
     address: String,
 }
 
-/// What is known of the brokers' addresses.
+/// The last test of the brokers' addresses.
 #[derive(Debug, Default)]
 pub(crate) struct Reachability {
-    looked_at: Option<Instant>,
-    places: Vec<Place>,
+    refreshed_at: Option<Instant>,
+    brokers: Vec<BrokerAddress>,
     /// The brokers that accept no connection, and why.
-    refusals: Vec<(Place, String)>,
+    refusals: Vec<(BrokerAddress, String)>,
 }
 
 impl Reachability {
-    /// Something was answered: the next failure looks again.
-    pub(crate) fn forget(&mut self) {
+    /// A broker has answered: the next failure tests again.
+    pub(crate) fn reset(&mut self) {
         *self = Self::default();
     }
 
-    /// Where no answer comes from, and what to do about it. `kafka` is `None` before the first
-    /// answer of a bootstrap server.
+    /// The brokers that do not answer, and the remedy. `kafka` is `None` before the first answer of a
+    /// bootstrap server.
     pub(crate) async fn locate_silence(
         &mut self,
         kafka: Option<&Kafka>,
         bootstrap_servers: &[String],
     ) -> String {
-        self.look(kafka).await;
-        if self.places.is_empty() {
+        self.refresh(kafka).await;
+        if self.brokers.is_empty() {
             return format!("none from {}", bootstrap_servers.join(", "));
         }
         self.describe(bootstrap_servers)
     }
 
-    /// Brokers that accept no connection, and what to do about it; `None` if all of them do.
+    /// The brokers that accept no connection, and the remedy; `None` if all of them do.
     pub(crate) async fn unreachable(
         &mut self,
         kafka: &Kafka,
         bootstrap_servers: &[String],
     ) -> Option<String> {
-        self.look(Some(kafka)).await;
+        self.refresh(Some(kafka)).await;
         (!self.refusals.is_empty()).then(|| self.describe(bootstrap_servers))
     }
 
-    async fn look(&mut self, kafka: Option<&Kafka>) {
+    async fn refresh(&mut self, kafka: Option<&Kafka>) {
         let Some(kafka) = kafka else { return };
         if self
-            .looked_at
-            .is_some_and(|at| at.elapsed() < LOOK_INTERVAL)
+            .refreshed_at
+            .is_some_and(|at| at.elapsed() < REFRESH_INTERVAL)
         {
             return;
         }
-        self.looked_at = Some(Instant::now());
-        self.places = places(kafka).await;
-        self.refusals = refusals(&self.places).await;
+        self.refreshed_at = Some(Instant::now());
+        self.brokers = brokers(kafka).await;
+        self.refusals = refusals(&self.brokers).await;
     }
 
     fn describe(&self, bootstrap_servers: &[String]) -> String {
         const HINT: &str =
             "if this machine cannot reach that address, correct advertised.listeners of the broker";
-        let is_known = |place: &Place| bootstrap_servers.contains(&place.address);
-        let name = |place: &Place| {
-            let Place { broker, address } = place;
+        let is_known = |broker: &BrokerAddress| bootstrap_servers.contains(&broker.address);
+        let name = |broker: &BrokerAddress| {
+            let BrokerAddress { id, address } = broker;
             // A bootstrap server has the right address.
-            let source = if is_known(place) {
+            let source = if is_known(broker) {
                 ""
             } else {
                 ", as the cluster says"
             };
-            format!("broker {broker} at {address}{source}")
+            format!("broker {id} at {address}{source}")
         };
         let (text, are_known) = if self.refusals.is_empty() {
-            let named: Vec<_> = self.places.iter().map(name).collect();
+            let named: Vec<_> = self.brokers.iter().map(name).collect();
             let text = format!(
                 "{}: connections are accepted and not answered; the broker is overloaded, or \
                     something else listens there",
                 named.join(", ")
             );
-            (text, self.places.iter().all(is_known))
+            (text, self.brokers.iter().all(is_known))
         } else {
             let refused = self
                 .refusals
                 .iter()
-                .map(|(place, reason)| format!("{} {reason}", name(place)));
+                .map(|(broker, reason)| format!("{} {reason}", name(broker)));
             let text = refused.collect::<Vec<_>>().join("; ");
-            (text, self.refusals.iter().all(|(place, _)| is_known(place)))
+            (
+                text,
+                self.refusals.iter().all(|(broker, _)| is_known(broker)),
+            )
         };
         if are_known {
             text
@@ -113,8 +116,8 @@ impl Reachability {
     }
 }
 
-/// What the last answer of the cluster said. Asks no broker.
-async fn places(kafka: &Kafka) -> Vec<Place> {
+/// The brokers of the cluster's last metadata. Sends no request.
+async fn brokers(kafka: &Kafka) -> Vec<BrokerAddress> {
     let Ok(consumer) = kafka
         .consumer_without_group()
         .metrics_push(false)
@@ -126,37 +129,37 @@ async fn places(kafka: &Kafka) -> Vec<Place> {
     let brokers = consumer
         .fetch_metadata(None)
         .await
-        .map(|found| found.brokers)
+        .map(|metadata| metadata.brokers)
         .unwrap_or_default();
-    let place = |broker: BrokerInfo| Place {
-        broker: broker.id(),
+    let address = |broker: BrokerInfo| BrokerAddress {
+        id: broker.id(),
         address: broker.address().to_owned(),
     };
-    let mut places: Vec<Place> = brokers.into_iter().map(place).collect();
-    places.sort();
-    places
+    let mut brokers: Vec<BrokerAddress> = brokers.into_iter().map(address).collect();
+    brokers.sort();
+    brokers
 }
 
-async fn refusals(places: &[Place]) -> Vec<(Place, String)> {
-    let deadline = (Instant::now() + LOOK_LIMIT).into();
+async fn refusals(brokers: &[BrokerAddress]) -> Vec<(BrokerAddress, String)> {
+    let deadline = (Instant::now() + REFRESH_TIMEOUT).into();
     let mut refusals = Vec::new();
     let mut attempts = JoinSet::new();
-    for place in places.iter().cloned() {
-        // One after the other: the runtime has one thread for lookups, and a slow one blocks it.
-        let found = timeout_at(deadline, lookup_host(&place.address)).await;
+    for broker in brokers.iter().cloned() {
+        // One after the other: the runtime has a single thread for lookups, and a slow one blocks it.
+        let found = timeout_at(deadline, lookup_host(&broker.address)).await;
         let found = found.map(|found| found.map(Iterator::collect::<Vec<SocketAddr>>));
         let addresses = match found {
             Ok(Ok(addresses)) => addresses,
             Ok(Err(error)) => {
                 refusals.push((
-                    place,
+                    broker,
                     format!("has a name that cannot be resolved ({error})"),
                 ));
                 continue;
             }
             Err(_) => {
-                let reason = format!("has a name that was not resolved within {LOOK_LIMIT:?}");
-                refusals.push((place, reason));
+                let reason = format!("has a name that was not resolved within {REFRESH_TIMEOUT:?}");
+                refusals.push((broker, reason));
                 break;
             }
         };
@@ -164,9 +167,9 @@ async fn refusals(places: &[Place]) -> Vec<(Place, String)> {
             let reason = match timeout_at(deadline, TcpStream::connect(&*addresses)).await {
                 Ok(Ok(_)) => None,
                 Ok(Err(error)) => Some(reason(&error)),
-                Err(_) => Some(format!("no answer within {LOOK_LIMIT:?}")),
+                Err(_) => Some(format!("no answer within {REFRESH_TIMEOUT:?}")),
             };
-            reason.map(|reason| (place, format!("accepts no connection ({reason})")))
+            reason.map(|reason| (broker, format!("accepts no connection ({reason})")))
         });
     }
     refusals.extend(attempts.join_all().await.into_iter().flatten());

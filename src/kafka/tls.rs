@@ -84,7 +84,7 @@ pub(crate) fn check(security: &KafkaSecurity) -> Result<(), Problems> {
                     &mut problems,
                     "kafka.key_file",
                     key_file,
-                    belong_together(chain, key),
+                    check_key_matches(chain, key),
                 );
             }
         }
@@ -145,7 +145,7 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     fs::read(path).map_err(|error| format!("cannot be read: {error}"))
 }
 
-fn belong_together(
+fn check_key_matches(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 ) -> Result<(), String> {
@@ -162,7 +162,7 @@ fn belong_together(
 
 /// A broker that refuses us: said loudly once, then asked slowly, until it lets us in.
 #[derive(Default)]
-pub(crate) enum Refusal {
+pub(crate) enum AuthBackoff {
     /// It has not refused since it last let us in.
     #[default]
     None,
@@ -173,9 +173,9 @@ pub(crate) enum Refusal {
     },
 }
 
-impl Refusal {
+impl AuthBackoff {
     /// Connects, unless it is not time to ask again: then the last answer stands.
-    pub(crate) async fn heed<T>(
+    pub(crate) async fn connect<T>(
         &mut self,
         connecting: impl Future<Output = Result<T, KrafkaError>>,
     ) -> Result<T, KrafkaError> {
@@ -234,14 +234,14 @@ fn keys_to_look_at(error: &KrafkaError) -> Option<&'static str> {
         }
         (None, KrafkaError::Config { .. }) => Some("the keys of [kafka]"),
         // A broker that expects TLS answers with an alert, which is no length of a message.
-        (None, _) if chain(error).any(is_no_kafka) => {
+        (None, _) if chain(error).any(is_not_kafka) => {
             Some("kafka.security, and whether this listener speaks TLS")
         }
         (None, _) => None,
     }
 }
 
-fn is_no_kafka(error: &(dyn Error + 'static)) -> bool {
+fn is_not_kafka(error: &(dyn Error + 'static)) -> bool {
     matches!(
         error.downcast_ref(),
         Some(KrafkaError::Protocol {

@@ -1,9 +1,9 @@
-//! Reads a topic once, without a group: from given offsets, or from the beginning, to where it
-//! ended when the reading began. Only what is committed is read (`read_committed`): an open
-//! transaction ends a partition before it, or is waited for.
+//! Reads a topic once, without a group: from given offsets, or from the beginning, to its end at the
+//! start of the reading. It reads committed records only (`read_committed`): an open transaction
+//! ends a partition before it, or the reader waits for its end.
 //!
-//! Markers of transactions take offsets and are no records: where a partition is read to tells its
-//! position, never the offset of the last record.
+//! Markers of transactions have offsets and are no records. So the consumer's position says how far
+//! a partition was read, never the offset of the last record.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -16,17 +16,17 @@ use tokio::time::sleep;
 
 use crate::domain::event::{ID_HEADER, TIME_HEADER};
 use crate::kafka::cluster::{
-    ANSWER_BYTES_MAX, Failure, INFLATED_BYTES_MAX, end_offsets, with_timeout,
+    ClusterError, FETCH_BYTES_MAX, INFLATED_BYTES_MAX, end_offsets, with_timeout,
 };
 use crate::kafka::undecodable::{Attempts, Undecodable, next_readable};
 
 /// How long one poll waits for records: the end may be a marker, after which none come.
 const POLL: Duration = Duration::from_millis(100);
 
-/// Between two tries.
+/// Between two attempts.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// How many records one batch has at most; as many may lie in memory besides.
+/// How many records one batch has at most; up to as many more are in memory.
 const RECORDS_MAX: i32 = 1000;
 
 /// How long the search for the end of a batch that cannot be decoded may take.
@@ -45,13 +45,13 @@ pub(crate) struct TopicRecord {
     pub(crate) time: Option<String>,
 }
 
-/// What there is of a partition.
+/// The offsets that a partition has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Extent {
+pub(crate) struct OffsetRange {
     pub(crate) partition: i32,
     /// The oldest offset that the broker still has.
-    pub(crate) low: i64,
-    /// The offset after the last one that is committed.
+    pub(crate) start: i64,
+    /// The offset after the last one to be read.
     pub(crate) end: i64,
 }
 
@@ -64,35 +64,33 @@ pub(crate) struct Skipped {
     pub(crate) end: i64,
 }
 
-/// A reading that is under way.
+/// A reading in progress.
 pub(crate) struct TopicReader {
     kafka: Kafka,
     consumer: Consumer,
     topic: String,
     topic_id: [u8; 16],
-    extents: Vec<Extent>,
-    /// The ends of the partitions that are not read to their end yet.
+    ranges: Vec<OffsetRange>,
+    /// The ends of the partitions that still have records to read.
     remaining: BTreeMap<i32, i64>,
-    /// Of these, the ones that had an open transaction before their end.
-    held: BTreeSet<i32>,
+    /// The partitions that had an open transaction before their end.
+    blocked: BTreeSet<i32>,
     attempts: Attempts,
     skipped: Vec<Skipped>,
 }
 
-/// Where a partition ends.
+/// The end of the reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ReadTo {
-    /// Before the first transaction that is open.
+    /// Before the first open transaction.
     LastStableOffset,
-    /// Behind everything that the broker has. What is behind an open transaction shows when that
-    /// has ended, and is waited for.
+    /// After the broker's last record. The reader waits for the end of each open transaction.
     HighWatermark,
 }
 
 impl TopicReader {
-    /// Finds out where the topic begins and ends. `from` tells for a partition which offset to read
-    /// first: `None`, or an offset that the partition does not have, means the oldest. `None` where
-    /// there is no such topic.
+    /// Opens a topic. `from` returns the first offset to read of a partition: `None`, or an offset
+    /// that the partition does not have, means the oldest. Returns `None` if there is no such topic.
     pub(crate) async fn open(
         kafka: &Kafka,
         topic: &str,
@@ -106,7 +104,7 @@ impl TopicReader {
             .enable_auto_commit(false)
             .max_poll_records(RECORDS_MAX)
             .max_buffered_records(RECORDS_MAX)
-            .fetch_max_bytes(ANSWER_BYTES_MAX)
+            .fetch_max_bytes(FETCH_BYTES_MAX)
             .fetch_max_wait(POLL)
             .max_decompressed_size(INFLATED_BYTES_MAX)
             .metrics_push(false)
@@ -118,55 +116,69 @@ impl TopicReader {
         let mut partitions: Vec<i32> = info.partitions.keys().copied().collect();
         partitions.sort_unstable();
         consumer.assign(topic, partitions.clone()).await?;
-        let (mut extents, mut remaining, mut held) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
-        for partition in partitions {
-            let (low, committed) = consumer.fetch_watermarks(topic, partition).await?;
-            let end = match end {
-                ReadTo::LastStableOffset => committed,
-                ReadTo::HighWatermark => high_watermark(kafka, topic, partition)
-                    .await?
-                    .max(committed),
-            };
-            if committed < end {
-                held.insert(partition);
-            }
-            extents.push(Extent {
-                partition,
-                low,
-                end,
-            });
-            let first = from(partition)
-                .filter(|offset| (low..=end).contains(offset))
-                .unwrap_or(low);
-            consumer.seek(topic, partition, first).await?;
-            if first < end {
-                remaining.insert(partition, end);
-            } else {
-                consumer.pause(topic, &[partition]).await;
-            }
-        }
-        Ok(Some(Self {
+        let mut reader = Self {
             kafka: kafka.clone(),
             consumer,
             topic: topic.to_owned(),
             topic_id: info.topic_id,
-            extents,
-            remaining,
-            held,
+            ranges: Vec::new(),
+            remaining: BTreeMap::new(),
+            blocked: BTreeSet::new(),
             attempts: Attempts::default(),
             skipped: Vec::new(),
-        }))
+        };
+        for partition in partitions {
+            reader.position(partition, end, from(partition)).await?;
+        }
+        Ok(Some(reader))
     }
 
-    /// As [`TopicReader::open`], and again until the limit: what a topic that was just made, or has
-    /// another leader, answers at first passes.
+    /// Finds the range of a partition, and seeks to the first offset to read.
+    async fn position(
+        &mut self,
+        partition: i32,
+        end: ReadTo,
+        from: Option<i64>,
+    ) -> Result<(), KrafkaError> {
+        let Self {
+            consumer, topic, ..
+        } = self;
+        let (start, stable) = consumer.fetch_watermarks(topic, partition).await?;
+        let end = match end {
+            ReadTo::LastStableOffset => stable,
+            ReadTo::HighWatermark => high_watermark(&self.kafka, topic, partition)
+                .await?
+                .max(stable),
+        };
+        if stable < end {
+            self.blocked.insert(partition);
+        }
+        self.ranges.push(OffsetRange {
+            partition,
+            start,
+            end,
+        });
+        let first = from
+            .filter(|offset| (start..=end).contains(offset))
+            .unwrap_or(start);
+        consumer.seek(topic, partition, first).await?;
+        if first < end {
+            self.remaining.insert(partition, end);
+        } else {
+            consumer.pause(topic, &[partition]).await;
+        }
+        Ok(())
+    }
+
+    /// As [`TopicReader::open`], with retries until the limit: a topic that was just created, or has a
+    /// new leader, is refused at first.
     pub(crate) async fn open_within(
         limit: Duration,
         kafka: &Kafka,
         topic: &str,
         end: ReadTo,
         from: impl Fn(i32) -> Option<i64>,
-    ) -> Result<Option<Self>, Failure> {
+    ) -> Result<Option<Self>, ClusterError> {
         let started = Instant::now();
         loop {
             let opened = with_timeout(
@@ -181,42 +193,42 @@ impl TopicReader {
         }
     }
 
-    /// The topic's id: one that was deleted and made anew has another.
+    /// The topic's id (KIP-516): a recreated topic has another.
     pub(crate) fn topic_id(&self) -> [u8; 16] {
         self.topic_id
     }
 
     /// The partitions, by number.
-    pub(crate) fn extents(&self) -> &[Extent] {
-        &self.extents
+    pub(crate) fn ranges(&self) -> &[OffsetRange] {
+        &self.ranges
     }
 
     /// A partition that may be waiting for a transaction to end.
     pub(crate) fn blocked_partition(&self) -> Option<i32> {
         self.remaining
             .keys()
-            .find(|partition| self.held.contains(partition))
+            .find(|partition| self.blocked.contains(partition))
             .copied()
     }
 
     /// Whether every partition is read to its end.
-    pub(crate) fn done(&self) -> bool {
+    pub(crate) fn is_finished(&self) -> bool {
         self.remaining.is_empty()
     }
 
-    /// The next records, in the order of their offsets within a partition; perhaps none, though
-    /// there are more: the caller decides for how long it goes on. An error takes nothing away.
+    /// The next records, in the order of their offsets within a partition. It may return none while
+    /// there are more: the caller decides how long to continue. An error loses no record.
     pub(crate) async fn next_batch(
         &mut self,
-        patience: Duration,
-    ) -> Result<Vec<TopicRecord>, Failure> {
-        if self.done() {
+        limit: Duration,
+    ) -> Result<Vec<TopicRecord>, ClusterError> {
+        if self.is_finished() {
             return Ok(Vec::new());
         }
-        let polled = match with_timeout(patience, self.consumer.poll(POLL.min(patience))).await {
+        let polled = match with_timeout(limit, self.consumer.poll(POLL.min(limit))).await {
             Ok(polled) => polled,
-            Err(Failure::Client(error)) => {
-                self.pass(error).await?;
+            Err(ClusterError::Client(error)) => {
+                self.skip(error).await?;
                 Vec::new()
             }
             Err(failure) => return Err(failure),
@@ -250,16 +262,15 @@ impl TopicReader {
         Ok(records)
     }
 
-    /// Passes what stops the reading: deleted records, and, after some tries, a batch that cannot
-    /// be decoded.
-    async fn pass(&mut self, error: KrafkaError) -> Result<(), Failure> {
+    /// Skips deleted records and, after some attempts, a batch that cannot be decoded.
+    async fn skip(&mut self, error: KrafkaError) -> Result<(), ClusterError> {
         if let KrafkaError::NoOffset { partitions } = error {
             for (_, partition) in partitions {
-                let (low, _) = self
+                let (start, _) = self
                     .consumer
                     .fetch_watermarks(&self.topic, partition)
                     .await?;
-                self.consumer.seek(&self.topic, partition, low).await?;
+                self.consumer.seek(&self.topic, partition, start).await?;
             }
             return Ok(());
         }
@@ -287,23 +298,23 @@ impl TopicReader {
         Ok(())
     }
 
-    /// What was skipped because it cannot be decoded.
+    /// The records that were skipped because they cannot be decoded.
     pub(crate) fn skipped(&self) -> &[Skipped] {
         &self.skipped
     }
 
-    /// The next records; none come only at the end. Goes on past what passes, until nothing has
-    /// come for so long.
+    /// The next records; none only at the end. Retries after errors, until no record has arrived
+    /// within the limit.
     pub(crate) async fn next_within(
         &mut self,
         limit: Duration,
-    ) -> Result<Vec<TopicRecord>, Failure> {
+    ) -> Result<Vec<TopicRecord>, ClusterError> {
         let started = Instant::now();
-        while !self.done() {
+        while !self.is_finished() {
             let left = limit.saturating_sub(started.elapsed());
             match self.next_batch(left).await {
                 Ok(records) if records.is_empty() && left.is_zero() => {
-                    return Err(Failure::Timeout(limit));
+                    return Err(ClusterError::Timeout(limit));
                 }
                 Ok(records) if records.is_empty() => {}
                 Err(failure) if left <= RETRY => return Err(failure),
@@ -314,28 +325,31 @@ impl TopicReader {
         Ok(Vec::new())
     }
 
-    /// Asks once more for the oldest offsets: what the broker deleted meanwhile need not have been
+    /// Reads the oldest offsets again: records that the broker deleted meanwhile need not have been
     /// read.
-    pub(crate) async fn refresh_start_offsets(&mut self, limit: Duration) -> Result<(), Failure> {
+    pub(crate) async fn refresh_start_offsets(
+        &mut self,
+        limit: Duration,
+    ) -> Result<(), ClusterError> {
         let started = Instant::now();
         loop {
-            let asked = with_timeout(
+            let fetched = with_timeout(
                 limit.saturating_sub(started.elapsed()),
-                self.ask_for_start_offsets(),
+                self.fetch_start_offsets(),
             )
             .await;
-            if asked.is_ok() || no_time_left(started, limit) {
-                return asked;
+            if fetched.is_ok() || no_time_left(started, limit) {
+                return fetched;
             }
             sleep(RETRY).await;
         }
     }
 
-    async fn ask_for_start_offsets(&mut self) -> Result<(), KrafkaError> {
-        for extent in &mut self.extents {
-            extent.low = self
+    async fn fetch_start_offsets(&mut self) -> Result<(), KrafkaError> {
+        for range in &mut self.ranges {
+            range.start = self
                 .consumer
-                .fetch_watermarks(&self.topic, extent.partition)
+                .fetch_watermarks(&self.topic, range.partition)
                 .await?
                 .0;
         }
@@ -352,7 +366,7 @@ async fn high_watermark(kafka: &Kafka, topic: &str, partition: i32) -> Result<i6
     ends.remove(&partition).ok_or_else(unknown)
 }
 
-/// Whether there is no time for another try.
+/// Whether there is no time for another attempt.
 fn no_time_left(started: Instant, limit: Duration) -> bool {
     started.elapsed() + RETRY >= limit
 }
@@ -377,7 +391,7 @@ mod tests {
     use krafka::testing::FakeBroker;
 
     const TOPIC: &str = "t";
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
     fn record(partition: i32, value: i64) -> Record {
         Record::new(TOPIC, value.to_string())
@@ -396,8 +410,8 @@ mod tests {
     /// To the end, as (partition, offset, value).
     async fn read(reader: &mut TopicReader) -> Vec<(i32, i64, i64)> {
         let mut found = Vec::new();
-        while !reader.done() {
-            found.extend(reader.next_batch(PATIENCE).await.unwrap());
+        while !reader.is_finished() {
+            found.extend(reader.next_batch(CALL_TIMEOUT).await.unwrap());
         }
         found.sort_by_key(|record| (record.partition, record.offset));
         let value = |record: &TopicRecord| {
@@ -437,9 +451,9 @@ mod tests {
         let found = read(&mut reader).await;
         assert_eq!(
             reader
-                .extents()
+                .ranges()
                 .iter()
-                .map(|extent| extent.end)
+                .map(|range| range.end)
                 .collect::<Vec<_>>(),
             [2500, 5, 5, 0]
         );
@@ -449,12 +463,12 @@ mod tests {
             .chain([(1, 3, 3), (1, 4, 4)])
             .chain((0..5).map(|n| (2, n, n)));
         assert_eq!(found, expected.collect::<Vec<_>>());
-        assert_eq!(reader.next_batch(PATIENCE).await.unwrap(), []);
+        assert_eq!(reader.next_batch(CALL_TIMEOUT).await.unwrap(), []);
         let mut nothing = open(&kafka, |partition| {
             Some([2500, 105, 5, 100][usize::try_from(partition).unwrap()])
         })
         .await;
-        assert!(nothing.done() && read(&mut nothing).await.is_empty());
+        assert!(nothing.is_finished() && read(&mut nothing).await.is_empty());
     }
 
     #[tokio::test]
@@ -493,10 +507,10 @@ mod tests {
             ]
         );
         assert_eq!(
-            reader.extents(),
-            [Extent {
+            reader.ranges(),
+            [OffsetRange {
                 partition: 0,
-                low: 0,
+                start: 0,
                 end: 16
             }],
             "the last is a marker"
@@ -506,7 +520,7 @@ mod tests {
         put(&kafka, 0, [100]).await;
         let mut reader = open(&kafka, |_| Some(8)).await;
         assert_eq!(read(&mut reader).await.last(), Some(&(0, 10, 22)));
-        assert_eq!(reader.extents()[0].end, 16);
+        assert_eq!(reader.ranges()[0].end, 16);
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use krafka::Kafka;
 use krafka::consumer::{AutoOffsetReset, Consumer, IsolationLevel};
 use krafka::error::KrafkaError;
 
-use super::cluster::{ANSWER_BYTES_MAX, INFLATED_BYTES_MAX};
+use super::cluster::{FETCH_BYTES_MAX, INFLATED_BYTES_MAX};
 
 /// Between two tries: the third one comes after 5 s.
 pub(crate) const RETRY_INTERVAL: Duration = Duration::from_millis(2500);
@@ -98,7 +98,7 @@ pub(crate) async fn next_readable(
         .auto_offset_reset(AutoOffsetReset::None)
         .enable_auto_commit(false)
         .max_poll_records(1)
-        .fetch_max_bytes(ANSWER_BYTES_MAX)
+        .fetch_max_bytes(FETCH_BYTES_MAX)
         .fetch_max_wait(PROBE)
         .max_decompressed_size(INFLATED_BYTES_MAX)
         .metrics_push(false)

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use krafka::Kafka;
 
-use super::cluster::{Failure, with_timeout};
+use super::cluster::{ClusterError, with_timeout};
 use super::hanging::{OpenTransaction, Owner, open_transactions, stable_offsets};
 use crate::domain::topic::Topic;
 use crate::store::Store;
-use crate::store::publication::{Place, Receipt};
+use crate::store::publication::{Destination, Receipt};
 use crate::store::visibility::{self, Unseen};
 
 /// How soon after publishing, and how often then, the last stable offset is looked at.
@@ -28,7 +28,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Events that were acknowledged and may not be visible yet.
 #[derive(Debug, Default)]
-pub(crate) struct Watch {
+pub(crate) struct VisibilityWatch {
     batches: BTreeMap<i32, VecDeque<Batch>>,
     next_check: Option<Instant>,
     /// Something was invisible for too long.
@@ -45,7 +45,7 @@ struct Batch {
 
 /// What a look has found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Sight {
+pub(crate) enum Visibility {
     /// Everything is visible, or not yet late.
     Fine,
     /// The topic has to be read by a new session, which also ends what hangs.
@@ -54,7 +54,7 @@ pub(crate) enum Sight {
     Hidden(String),
 }
 
-impl Watch {
+impl VisibilityWatch {
     /// These were acknowledged.
     pub(crate) fn add(&mut self, receipts: &[Receipt], now: Instant) {
         for (partition, first) in visibility::firsts(receipts) {
@@ -81,21 +81,21 @@ impl Watch {
         topic: &Topic,
         ours: &[String],
         bootstrap_servers: &[String],
-    ) -> Result<Sight, Failure> {
+    ) -> Result<Visibility, ClusterError> {
         let partitions: Vec<i32> = self.batches.keys().copied().collect();
         let stable =
             with_timeout(CALL_TIMEOUT, stable_offsets(kafka, &topic.name, partitions)).await?;
         let now = Instant::now();
         let rest = self.forget_visible(&stable);
         if self.was_late && rest.values().any(Option::is_none) {
-            return Ok(Sight::Reopen);
+            return Ok(Visibility::Reopen);
         }
         self.next_check = (!self.batches.is_empty()).then_some(now + CHECK_INTERVAL);
         let saw = topic.clone();
         store.write(move |tx| visibility::saw(tx, &saw, &rest))?;
         let late = self.late(now);
         if late.is_empty() {
-            return Ok(Sight::Fine);
+            return Ok(Visibility::Fine);
         }
         self.was_late = true;
         let open = with_timeout(
@@ -149,9 +149,9 @@ impl Watch {
 
     fn judge(
         &self,
-        open: Result<Vec<OpenTransaction>, Failure>,
+        open: Result<Vec<OpenTransaction>, ClusterError>,
         bootstrap_servers: &[String],
-    ) -> Sight {
+    ) -> Visibility {
         let oldest = self
             .batches
             .values()
@@ -166,14 +166,14 @@ impl Watch {
                     .iter()
                     .any(|open| matches!(open.owner, Owner::OursEnded { .. })) =>
             {
-                return Sight::Reopen;
+                return Visibility::Reopen;
             }
             Ok(open) => match open.first() {
                 Some(open) => open.describe(bootstrap_servers),
                 None => "no transaction is open on its partition".to_owned(),
             },
         };
-        Sight::Hidden(format!(
+        Visibility::Hidden(format!(
             "event {event} was published and is not visible to read_committed consumers: {why}"
         ))
     }
@@ -181,7 +181,7 @@ impl Watch {
 
 fn last_offset(receipts: &[Receipt], wanted: i32) -> i64 {
     let offset = |receipt: &Receipt| match receipt.place {
-        Place::Topic { partition, offset } if partition == wanted => offset,
+        Destination::Topic { partition, offset } if partition == wanted => offset,
         _ => None,
     };
     receipts.iter().filter_map(offset).max().unwrap_or_default()
@@ -194,7 +194,7 @@ mod tests {
     fn receipt(outbox_id: i64, partition: i32, offset: i64) -> Receipt {
         Receipt {
             outbox_id,
-            place: Place::Topic {
+            place: Destination::Topic {
                 partition,
                 offset: Some(offset),
             },
@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn what_is_before_the_last_stable_offset_is_forgotten_batch_by_batch() {
-        let mut watch = Watch::default();
+        let mut watch = VisibilityWatch::default();
         let start = Instant::now();
         assert_eq!(watch.due(), None);
         watch.add(
@@ -240,11 +240,11 @@ mod tests {
 
     #[test]
     fn receipts_without_an_offset_are_not_watched() {
-        let mut watch = Watch::default();
+        let mut watch = VisibilityWatch::default();
         let nowhere = [
-            Place::Delivery,
-            Place::Rejected("no".into()),
-            Place::Topic {
+            Destination::Delivery,
+            Destination::Rejected("no".into()),
+            Destination::Topic {
                 partition: 0,
                 offset: None,
             },

@@ -6,7 +6,7 @@
 
 use super::publisher::{PublishOutcome, Publisher};
 use crate::domain::event::Event;
-use crate::store::publication::{Place, Receipt};
+use crate::store::publication::{Destination, Receipt};
 
 /// Publishes in the process.
 #[derive(Debug, Default)]
@@ -16,7 +16,7 @@ impl Publisher for InProcess {
     fn publish(&mut self, batch: &[Event]) -> PublishOutcome {
         let receipt = |event: &Event| Receipt {
             outbox_id: event.outbox_id,
-            place: Place::Delivery,
+            place: Destination::Delivery,
         };
         PublishOutcome {
             receipts: batch.iter().map(receipt).collect(),

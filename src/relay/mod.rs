@@ -1,9 +1,9 @@
 //! The relay: publishes the outbox in commit order, then marks what was published. It never
 //! deletes.
 //!
-//! Publish, wait for the word, then record; and while one batch is being recorded, publish the
-//! next. After a crash between the word and the record the publisher finds those events on the
-//! topic, at the next start, before it publishes anything.
+//! Publish, wait for the acknowledgement, then mark; and while one batch is being marked, publish
+//! the next. After a crash between acknowledgement and mark, the publisher finds those events on the
+//! topic at the next start, before it publishes anything.
 
 pub mod in_process;
 pub mod publisher;
@@ -12,18 +12,19 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, at, never, select_biased};
 
+use crate::domain::event::Event;
 use crate::domain::timestamp::Timestamp;
-use crate::relay::publisher::{PublishError, Publisher};
+use crate::relay::publisher::{PublishError, PublishOutcome, Publisher};
 use crate::runtime::error_log::ErrorLog;
-use crate::runtime::health::{Outage, Part, RECONNECT_BACKOFF};
+use crate::runtime::health::{HealthHandle, OutageTracker, RECONNECT_BACKOFF};
 use crate::runtime::metrics::Metrics;
 use crate::runtime::worker::{Stop, Waker};
 use crate::store::outbox;
-use crate::store::publication::{self, Place, Receipt};
+use crate::store::publication::{self, Destination, Receipt};
 use crate::store::topic::{self, PublishedOffsets};
 use crate::store::{PendingWrite, Store, StoreError, Transaction, relay_action, visibility};
 
-/// How often a relay that is fenced asks whether an operator has resumed it.
+/// How often a fenced relay checks whether an operator has resumed it.
 const RESUME_POLL: Duration = Duration::from_secs(1);
 
 /// Publishes the outbox.
@@ -32,76 +33,79 @@ pub struct Relay {
     publisher: Box<dyn Publisher>,
     batch_max: usize,
     wake: Receiver<()>,
-    notifier: Waker,
-    outage: Outage,
+    notifiers: Waker,
+    outage: OutageTracker,
     metrics: Metrics,
     errors: ErrorLog,
-    /// Published, and not known to be recorded: never to be published again.
-    unrecorded: Vec<Receipt>,
-    /// How far the topic has everything that is recorded with those.
-    reached: Option<PublishedOffsets>,
-    /// The recording of those, if it is under way.
-    recording: Option<PendingWrite<()>>,
-    /// Events up to here are published, and perhaps still being recorded: not to be read again.
+    /// Published, and not yet marked in the database: never to be published again.
+    unmarked: Vec<Receipt>,
+    /// The topic's offsets that are saved with these marks.
+    progress: Option<PublishedOffsets>,
+    /// The write that marks them, if it has begun.
+    marking: Option<PendingWrite<()>>,
+    /// Events up to this one are published, and may still be unmarked: not to be read again.
     published_to: i64,
-    /// Another process publishes as this node; the last time that the relay was resumed before
-    /// that.
+    /// Set while another process publishes as this node: the last resume before that.
     fenced: Option<i64>,
 }
 
-/// What a step has found.
+/// The settings of a relay, and its connections to other threads.
+pub struct Options {
+    /// The most events of one batch.
+    pub batch_max: usize,
+    /// Wakes the relay.
+    pub wake: Receiver<()>,
+    /// Wakes the notifiers when the relay has written deliveries itself.
+    pub notifiers: Waker,
+    /// The component on the health page.
+    pub health: HealthHandle,
+    /// Counts published events.
+    pub metrics: Metrics,
+}
+
+/// The result of one step.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
     /// There may be more at once.
     Progress,
-    /// Nothing waits.
+    /// No event waits.
     Idle,
-    /// Try again after this.
-    Away(Duration),
-    /// Another process publishes as this node: nothing is published here until an operator resumes
-    /// the relay.
+    /// Try again after this time.
+    RetryAfter(Duration),
+    /// Another process publishes as this node: the relay pauses until an operator resumes it.
     Fenced,
 }
 
 impl Relay {
-    /// A relay that is woken by `wake` and wakes the notifier when it has written deliveries
-    /// itself.
-    pub fn new(
-        store: Store,
-        publisher: Box<dyn Publisher>,
-        batch_max: usize,
-        wake: Receiver<()>,
-        notifier: Waker,
-        part: Part,
-        metrics: Metrics,
-    ) -> Self {
-        let outage = Outage::new(publisher.name(), RECONNECT_BACKOFF, part);
+    /// A relay of the outbox in `store`.
+    pub fn new(store: Store, publisher: Box<dyn Publisher>, options: Options) -> Self {
+        let outage = OutageTracker::new(publisher.name(), RECONNECT_BACKOFF, options.health);
         Self {
             store,
             publisher,
-            batch_max,
-            wake,
-            notifier,
+            batch_max: options.batch_max,
+            wake: options.wake,
+            notifiers: options.notifiers,
             outage,
-            metrics,
+            metrics: options.metrics,
             errors: ErrorLog::new("relay"),
-            unrecorded: Vec::new(),
-            reached: None,
-            recording: None,
+            unmarked: Vec::new(),
+            progress: None,
+            marking: None,
             published_to: 0,
             fenced: None,
         }
     }
 
-    /// Works until the stop, then once more tries to record what was published.
+    /// Runs until a stop is requested, then marks the last published events.
     pub fn run(mut self, stop: &Stop) {
         self.work(stop);
-        // The recording that is under way may fail; then there is one more try.
-        if let Err(error) = self.record().or_else(|_| self.record()) {
-            let count = self.unrecorded.len();
+        // The write in progress may fail; then there is one more attempt.
+        if let Err(error) = self.mark_all().or_else(|_| self.mark_all()) {
+            let count = self.unmarked.len();
             log::error!(
-                "{count} events are published but could not be recorded; the next start finds \
-                    them: {error}"
+                "{count} events are published but could not be marked; the next start finds them \
+                    on the topic: {error}"
             );
         }
     }
@@ -114,7 +118,7 @@ impl Relay {
                     self.wake.clone(),
                     self.publisher.due().map_or_else(never, at),
                 ),
-                Step::Away(delay) => (never(), after(delay)),
+                Step::RetryAfter(delay) => (never(), after(delay)),
                 Step::Fenced => (never(), after(RESUME_POLL)),
             };
             select_biased! {
@@ -125,7 +129,7 @@ impl Relay {
         }
     }
 
-    /// One batch: read, publish, begin to record.
+    /// One batch: read, publish, begin to mark.
     pub fn step(&mut self) -> Step {
         match self.try_step() {
             Ok(step) => {
@@ -134,7 +138,7 @@ impl Relay {
             }
             Err(error) => {
                 self.errors.failed(&error);
-                Step::Away(crate::store::DATABASE_RETRY_DELAY)
+                Step::RetryAfter(crate::store::DATABASE_RETRY_DELAY)
             }
         }
     }
@@ -143,50 +147,54 @@ impl Relay {
         if self.is_paused()? {
             return Ok(Step::Fenced);
         }
-        if self.recording.is_none() {
-            // Left over where the database refused: before anything else is published, it has to
-            // know.
-            self.record()?;
+        if self.marking.is_none() {
+            // Left over after a database error: the database has to know them before anything else
+            // is published.
+            self.mark_all()?;
         }
         let (after, limit) = (self.published_to, self.batch_max);
         let batch = self
             .store
             .read(|connection| outbox::unpublished(connection, after, limit))?;
         if batch.is_empty() && self.publisher.due().is_none_or(|at| at > Instant::now()) {
-            self.record()?;
+            self.mark_all()?;
             self.published_to = 0;
             return Ok(Step::Idle);
         }
-        // Without events a call only looks after the connection and what was published.
+        // Without events a call only checks the connection and what was published.
         if !batch.is_empty() {
             self.metrics.relay_attempted(Timestamp::now());
         }
-        let published = self.publisher.publish(&batch);
-        let whole = published
-            .receipts
-            .iter()
-            .map(|receipt| receipt.outbox_id)
-            .eq(batch.iter().map(|e| e.outbox_id));
-        let step = match published.trouble {
+        let PublishOutcome {
+            receipts,
+            progress,
+            error,
+        } = self.publisher.publish(&batch);
+        let step = self.next_step(&batch, error);
+        self.mark(&batch, receipts, progress)?;
+        Ok(step)
+    }
+
+    fn next_step(&mut self, batch: &[Event], error: Option<PublishError>) -> Step {
+        match error {
             None => {
                 self.outage.recovered();
                 Step::Progress
             }
-            Some(PublishError::Unavailable(away)) => Step::Away(self.outage.failed(&away)),
-            Some(PublishError::Hidden(why)) => {
-                let delay = self.outage.failed(&why);
+            Some(PublishError::Unavailable(reason)) => {
+                Step::RetryAfter(self.outage.failed(&reason))
+            }
+            Some(PublishError::Hidden(reason)) => {
+                let delay = self.outage.failed(&reason);
                 if batch.is_empty() {
-                    Step::Away(delay)
+                    Step::RetryAfter(delay)
                 } else {
                     Step::Progress
                 }
             }
             Some(PublishError::Fenced(reason)) => {
-                self.fenced = Some(
-                    self.store
-                        .read(relay_action::last_resume)
-                        .unwrap_or_default(),
-                );
+                let resumed = self.store.read(relay_action::last_resume);
+                self.fenced = Some(resumed.unwrap_or_default());
                 self.outage.fenced(&format!(
                     "another process publishes as node {}: {reason}. Payments are accepted, and \
                         their events wait. Stop the other process, then run `payrelay outbox \
@@ -195,24 +203,37 @@ impl Relay {
                 ));
                 Step::Fenced
             }
-        };
-        let before = self.record();
-        self.unrecorded.extend(published.receipts);
-        self.reached = published.reached;
-        before?;
-        self.begin_record()?;
-        if let Some(last) = batch.last().filter(|_| whole) {
-            self.published_to = last.outbox_id;
-        } else {
-            // What has no receipt is to be read again, and what has one is not: the database has to
-            // know first.
-            self.record()?;
-            self.published_to = 0;
         }
-        Ok(step)
     }
 
-    /// While it is fenced: whether no operator has resumed it yet.
+    /// Waits until the batch before is marked, then begins to mark this one.
+    fn mark(
+        &mut self,
+        batch: &[Event],
+        receipts: Vec<Receipt>,
+        progress: Option<PublishedOffsets>,
+    ) -> Result<(), StoreError> {
+        let is_whole = receipts
+            .iter()
+            .map(|receipt| receipt.outbox_id)
+            .eq(batch.iter().map(|event| event.outbox_id));
+        let before = self.mark_all();
+        self.unmarked.extend(receipts);
+        self.progress = progress;
+        before?;
+        self.begin_marking()?;
+        if let Some(last) = batch.last().filter(|_| is_whole) {
+            self.published_to = last.outbox_id;
+        } else {
+            // Events without a receipt are to be read again, and those with one are not: the
+            // database has to know first.
+            self.mark_all()?;
+            self.published_to = 0;
+        }
+        Ok(())
+    }
+
+    /// Whether it is fenced, and no operator has resumed it yet.
     fn is_paused(&mut self) -> Result<bool, StoreError> {
         let Some(before) = self.fenced else {
             return Ok(false);
@@ -225,42 +246,44 @@ impl Relay {
         Ok(false)
     }
 
-    /// Waits until all that was published is recorded; on success nothing is left to be recorded.
-    fn record(&mut self) -> Result<(), StoreError> {
-        if self.unrecorded.is_empty() {
+    /// Waits until every published event is marked.
+    fn mark_all(&mut self) -> Result<(), StoreError> {
+        if self.unmarked.is_empty() {
             return Ok(());
         }
-        if self.recording.is_none() {
-            self.begin_record()?;
+        if self.marking.is_none() {
+            self.begin_marking()?;
         }
-        if let Some(recording) = self.recording.take() {
-            recording.wait()?;
+        if let Some(marking) = self.marking.take() {
+            marking.wait()?;
         }
-        self.metrics.published(self.unrecorded.len());
-        if self
-            .unrecorded
+        self.metrics.published(self.unmarked.len());
+        let has_deliveries = self
+            .unmarked
             .iter()
-            .any(|receipt| receipt.place == Place::Delivery)
-        {
-            self.notifier.wake();
+            .any(|receipt| receipt.place == Destination::Delivery);
+        if has_deliveries {
+            self.notifiers.wake();
         }
-        self.unrecorded.clear();
+        self.unmarked.clear();
         Ok(())
     }
 
-    fn begin_record(&mut self) -> Result<(), StoreError> {
-        if !self.unrecorded.is_empty() {
-            let (receipts, reached) = (self.unrecorded.clone(), self.reached.clone());
-            let mark = move |tx: &Transaction<'_>| {
-                publication::mark_published(tx, &receipts, Timestamp::now())?;
-                let Some(reached) = &reached else {
-                    return Ok(());
-                };
-                visibility::note(tx, &reached.topic, &receipts)?;
-                topic::save_published_offsets(tx, reached)
-            };
-            self.recording = Some(self.store.begin_write(mark)?);
+    fn begin_marking(&mut self) -> Result<(), StoreError> {
+        if self.unmarked.is_empty() {
+            return Ok(());
         }
+        let receipts = self.unmarked.clone();
+        let progress = self.progress.clone();
+        let mark = move |tx: &Transaction<'_>| {
+            publication::mark_published(tx, &receipts, Timestamp::now())?;
+            let Some(progress) = &progress else {
+                return Ok(());
+            };
+            visibility::note(tx, &progress.topic, &receipts)?;
+            topic::save_published_offsets(tx, progress)
+        };
+        self.marking = Some(self.store.begin_write(mark)?);
         Ok(())
     }
 }

@@ -12,9 +12,9 @@ pub struct PublishOutcome {
     /// Its last word on each event that it has one for. None of them may be published again.
     pub receipts: Vec<Receipt>,
     /// How far these are the last ones on the topic.
-    pub reached: Option<PublishedOffsets>,
+    pub progress: Option<PublishedOffsets>,
     /// Why there is no more, where something stands in the way; the rest stays as it is.
-    pub trouble: Option<PublishError>,
+    pub error: Option<PublishError>,
 }
 
 /// What stands in the way. Never the fault of an event.

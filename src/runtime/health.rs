@@ -29,18 +29,18 @@ pub const RECONNECT_BACKOFF: Backoff = Backoff {
 
 impl Backoff {
     /// How long to wait after `failures` failures in a row; `jitter` is drawn from 0.0 to 1.0.
-    pub fn delay(self, failures: u32, jitter: f64) -> Duration {
-        let span = self.span(failures);
-        span / 2 + (span / 2).mul_f64(jitter.clamp(0.0, 1.0))
+    pub fn equal_jitter(self, failures: u32, jitter: f64) -> Duration {
+        let ceiling = self.ceiling(failures);
+        ceiling / 2 + (ceiling / 2).mul_f64(jitter.clamp(0.0, 1.0))
     }
 
     /// The same with full jitter: the whole span is drawn
     /// (<https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>).
-    pub fn full(self, failures: u32, jitter: f64) -> Duration {
-        self.span(failures).mul_f64(jitter.clamp(0.0, 1.0))
+    pub fn full_jitter(self, failures: u32, jitter: f64) -> Duration {
+        self.ceiling(failures).mul_f64(jitter.clamp(0.0, 1.0))
     }
 
-    fn span(self, failures: u32) -> Duration {
+    fn ceiling(self, failures: u32) -> Duration {
         let doublings = failures.saturating_sub(1).min(31);
         self.base.saturating_mul(1 << doublings).min(self.cap)
     }
@@ -49,7 +49,7 @@ impl Backoff {
 /// How a component is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum HealthState {
+pub enum HealthLevel {
     /// It works.
     Up,
     /// It fails.
@@ -64,9 +64,9 @@ pub enum HealthState {
 
 /// What the health page shows of one component.
 #[derive(Debug, Clone, Serialize)]
-pub struct PartState {
+pub struct Health {
     /// How it is.
-    pub state: HealthState,
+    pub state: HealthLevel,
     /// Since when it is as it is.
     pub since: Timestamp,
     /// Why it does not work.
@@ -74,48 +74,48 @@ pub struct PartState {
     pub error: Option<String>,
 }
 
-impl PartState {
+impl Health {
     /// Whether it does not do its work: a component that is rate limited does.
     pub fn is_failing(&self) -> bool {
-        !matches!(self.state, HealthState::Up | HealthState::RateLimited)
+        !matches!(self.state, HealthLevel::Up | HealthLevel::RateLimited)
     }
 }
 
 /// One part's state, shared between the thread that knows it and those that show it.
 #[derive(Debug, Clone)]
-pub struct Part(Arc<Mutex<PartState>>);
+pub struct HealthHandle(Arc<Mutex<Health>>);
 
-impl Part {
+impl HealthHandle {
     /// A part is up until it has failed.
     pub fn up() -> Self {
-        Self(Arc::new(Mutex::new(PartState {
-            state: HealthState::Up,
+        Self(Arc::new(Mutex::new(Health {
+            state: HealthLevel::Up,
             since: Timestamp::now(),
             error: None,
         })))
     }
 
     /// The state now.
-    pub fn get(&self) -> PartState {
+    pub fn get(&self) -> Health {
         self.lock().clone()
     }
 
     /// It has failed.
     pub fn fail(&self, error: impl Into<String>) {
-        self.set(HealthState::Unavailable, Some(error.into()));
+        self.set(HealthLevel::Unavailable, Some(error.into()));
     }
 
     /// It works.
     pub fn recover(&self) {
-        self.set(HealthState::Up, None);
+        self.set(HealthLevel::Up, None);
     }
 
     /// Another process publishes as this node.
     pub fn fence(&self, error: impl Into<String>) {
-        self.set(HealthState::Fenced, Some(error.into()));
+        self.set(HealthLevel::Fenced, Some(error.into()));
     }
 
-    fn set(&self, state: HealthState, error: Option<String>) {
+    fn set(&self, state: HealthLevel, error: Option<String>) {
         let mut part = self.lock();
         if part.state != state {
             part.since = Timestamp::now();
@@ -124,7 +124,7 @@ impl Part {
         part.error = error;
     }
 
-    fn lock(&self) -> MutexGuard<'_, PartState> {
+    fn lock(&self) -> MutexGuard<'_, Health> {
         // The value is whole whenever the lock is free: a panic elsewhere does not spoil it.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -132,13 +132,13 @@ impl Part {
 
 /// The failures in a row of one remote part, as its own thread sees them.
 #[derive(Debug)]
-pub struct Outage {
+pub struct OutageTracker {
     what: String,
     backoff: Backoff,
-    part: Part,
+    part: HealthHandle,
     failures: u32,
     since: Option<Instant>,
-    shown: HealthState,
+    shown: HealthLevel,
     /// The reasons that this outage has given so far, without their numbers.
     reasons: BTreeSet<String>,
 }
@@ -146,16 +146,16 @@ pub struct Outage {
 /// How many reasons of one outage are logged.
 const REASONS_MAX: usize = 20;
 
-impl Outage {
+impl OutageTracker {
     /// Nothing has failed yet.
-    pub fn new(what: impl Into<String>, backoff: Backoff, part: Part) -> Self {
+    pub fn new(what: impl Into<String>, backoff: Backoff, part: HealthHandle) -> Self {
         Self {
             what: what.into(),
             backoff,
             part,
             failures: 0,
             since: None,
-            shown: HealthState::Up,
+            shown: HealthLevel::Up,
             reasons: BTreeSet::new(),
         }
     }
@@ -165,7 +165,7 @@ impl Outage {
     pub fn failed(&mut self, error: &dyn Display) -> Duration {
         self.failures = self.failures.saturating_add(1);
         let error = error.to_string();
-        self.show(HealthState::Unavailable, Some(error.clone()));
+        self.show(HealthLevel::Unavailable, Some(error.clone()));
         // Waiting times and counts differ from try to try.
         let reason = error.replace(|c: char| c.is_ascii_digit(), "");
         let is_new = self.reasons.len() < REASONS_MAX && self.reasons.insert(reason);
@@ -188,7 +188,7 @@ impl Outage {
                 self.failures
             );
         }
-        self.backoff.delay(self.failures, fastrand::f64())
+        self.backoff.equal_jitter(self.failures, fastrand::f64())
     }
 
     /// It refuses until somebody acts: said loudly once, and again whenever it was tried in vain.
@@ -196,7 +196,7 @@ impl Outage {
         self.failures = self.failures.saturating_add(1);
         self.since.get_or_insert_with(Instant::now);
         let error = error.to_string();
-        self.show(HealthState::Paused, Some(error.clone()));
+        self.show(HealthLevel::Paused, Some(error.clone()));
         log::error!(
             "{} is paused: {error}; set it right and resume it, nothing is lost meanwhile",
             self.what
@@ -207,31 +207,31 @@ impl Outage {
     pub fn fenced(&mut self, error: &dyn Display) {
         self.failures = self.failures.saturating_add(1);
         self.since.get_or_insert_with(Instant::now);
-        self.show(HealthState::Fenced, Some(error.to_string()));
+        self.show(HealthLevel::Fenced, Some(error.to_string()));
         log::error!("{} fenced: {error}", self.what);
     }
 
     /// It asks for a pause: no failure.
     pub fn limited(&mut self, reason: &str) {
-        self.show(HealthState::RateLimited, Some(reason.to_owned()));
+        self.show(HealthLevel::RateLimited, Some(reason.to_owned()));
         log::info!("{} is limited: {reason}", self.what);
     }
 
     /// Whether it refuses until an operator acts.
     pub fn is_paused(&self) -> bool {
-        self.shown == HealthState::Paused
+        self.shown == HealthLevel::Paused
     }
 
     /// Before the line in the log: who reads that line finds the health page agree with it.
-    fn show(&mut self, state: HealthState, error: Option<String>) {
+    fn show(&mut self, state: HealthLevel, error: Option<String>) {
         self.shown = state;
         self.part.set(state, error);
     }
 
     /// Takes note of a success; says so in the log if it ends an outage.
     pub fn recovered(&mut self) {
-        if self.shown != HealthState::Up {
-            self.show(HealthState::Up, None);
+        if self.shown != HealthLevel::Up {
+            self.show(HealthLevel::Up, None);
         }
         if let Some(since) = self.since.take() {
             log::info!(
@@ -257,29 +257,29 @@ mod tests {
 
     #[test]
     fn doubles_up_to_the_cap() {
-        let full = |failures| BACKOFF.delay(failures, 1.0).as_millis();
-        assert_eq!([1, 2, 3, 4].map(full), [100, 200, 400, 800]);
-        assert_eq!([7, 8, u32::MAX].map(full), [5000, 5000, 5000]);
+        let full_jitter = |failures| BACKOFF.equal_jitter(failures, 1.0).as_millis();
+        assert_eq!([1, 2, 3, 4].map(full_jitter), [100, 200, 400, 800]);
+        assert_eq!([7, 8, u32::MAX].map(full_jitter), [5000, 5000, 5000]);
     }
 
     #[test]
     fn jitter_takes_at_most_half() {
-        assert_eq!(BACKOFF.delay(1, 0.0), Duration::from_millis(50));
-        assert_eq!(BACKOFF.delay(1, 0.5), Duration::from_millis(75));
+        assert_eq!(BACKOFF.equal_jitter(1, 0.0), Duration::from_millis(50));
+        assert_eq!(BACKOFF.equal_jitter(1, 0.5), Duration::from_millis(75));
     }
 
     #[test]
     fn an_outage_shows_until_it_ends() {
-        let part = Part::up();
-        let mut outage = Outage::new("a test part", BACKOFF, part.clone());
+        let part = HealthHandle::up();
+        let mut outage = OutageTracker::new("a test part", BACKOFF, part.clone());
         outage.failed(&"first reason");
         outage.failed(&"second reason");
-        assert_eq!(part.get().state, HealthState::Unavailable);
+        assert_eq!(part.get().state, HealthLevel::Unavailable);
         assert_eq!(part.get().error.as_deref(), Some("second reason"));
         outage.recovered();
         assert_eq!(
             (part.get().state, part.get().error),
-            (HealthState::Up, None)
+            (HealthLevel::Up, None)
         );
     }
 }

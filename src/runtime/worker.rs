@@ -79,7 +79,7 @@ pub struct Worker {
 /// A worker that did not end in time.
 #[derive(Debug, thiserror::Error)]
 #[error("thread {0} did not stop in time")]
-pub struct Overdue(pub &'static str);
+pub struct StopTimeout(pub &'static str);
 
 impl Worker {
     /// Starts `body` on a thread called `name`; its end, by return or by panic, is told on `exits`.
@@ -94,7 +94,7 @@ impl Worker {
         let handle = thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                let _report = Report {
+                let _report = ExitGuard {
                     name,
                     exits,
                     _alive: alive,
@@ -113,7 +113,7 @@ impl Worker {
     /// Calls `interrupt` when the stop is asked for, for a thread that waits on something else than
     /// a channel.
     #[must_use]
-    pub fn interrupted_by(mut self, interrupt: impl FnOnce() + Send + 'static) -> Self {
+    pub fn on_stop(mut self, interrupt: impl FnOnce() + Send + 'static) -> Self {
         self.interrupt = Some(Box::new(interrupt));
         self
     }
@@ -129,10 +129,10 @@ impl Worker {
 
     /// Asks the thread to stop and waits for its end until `deadline`. A thread that is late is
     /// left behind.
-    pub fn stop(mut self, deadline: Instant) -> Result<(), Overdue> {
+    pub fn stop(mut self, deadline: Instant) -> Result<(), StopTimeout> {
         self.request_stop();
         match self.exited.recv_deadline(deadline) {
-            Err(crossbeam_channel::RecvTimeoutError::Timeout) => Err(Overdue(self.name)),
+            Err(crossbeam_channel::RecvTimeoutError::Timeout) => Err(StopTimeout(self.name)),
             Err(crossbeam_channel::RecvTimeoutError::Disconnected) => {
                 // A panic was already reported by the hook and by the guard.
                 let _ = self.handle.join();
@@ -144,7 +144,7 @@ impl Worker {
 
 /// Whether the machine has room for so many more threads at once. Libraries that start some of
 /// their own panic where it has not.
-pub fn room_for(threads: usize) -> io::Result<()> {
+pub fn ensure_thread_capacity(threads: usize) -> io::Result<()> {
     let (release, held) = bounded::<Never>(0);
     let start = |_| {
         let held = held.clone();
@@ -160,13 +160,13 @@ pub fn room_for(threads: usize) -> io::Result<()> {
 }
 
 /// Dropped when the thread ends, however it ends.
-struct Report {
+struct ExitGuard {
     name: &'static str,
     exits: Sender<&'static str>,
     _alive: Sender<Never>,
 }
 
-impl Drop for Report {
+impl Drop for ExitGuard {
     fn drop(&mut self) {
         let _ = self.exits.send(self.name);
     }
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn there_is_room_for_some_threads() {
-        room_for(8).unwrap();
+        ensure_thread_capacity(8).unwrap();
     }
 
     #[test]

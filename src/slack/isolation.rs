@@ -20,7 +20,7 @@ const UNKNOWN_MAX: u32 = 3;
 
 /// How a message is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub enum Format {
     /// With Block Kit, and `text` for notifications.
     Blocks,
     /// `text` alone.
@@ -44,7 +44,7 @@ pub struct Isolation {
     max: usize,
     size: usize,
     small_until: Option<Duration>,
-    form: Form,
+    form: Format,
     unknown: u32,
 }
 
@@ -55,14 +55,14 @@ impl Isolation {
             max,
             size: max,
             small_until: None,
-            form: Form::Blocks,
+            form: Format::Blocks,
             unknown: 0,
         }
     }
 
     /// How many payments the next message may carry, at least one.
     pub fn size(&mut self, now: Duration) -> usize {
-        if self.form == Form::Plain {
+        if self.form == Format::Plain {
             return 1;
         }
         if self.small_until.is_some_and(|until| now >= until) {
@@ -74,17 +74,17 @@ impl Isolation {
 
     /// Whether every message is as large as it may be: a summary is the largest.
     pub fn is_whole(&mut self, now: Duration) -> bool {
-        self.size(now) == self.max && self.form == Form::Blocks
+        self.size(now) == self.max && self.form == Format::Blocks
     }
 
     /// How the next message is written.
-    pub fn form(&self) -> Form {
+    pub fn form(&self) -> Format {
         self.form
     }
 
     /// A message was accepted.
     pub fn accepted(&mut self) {
-        self.form = Form::Blocks;
+        self.form = Format::Blocks;
         self.unknown = 0;
     }
 
@@ -97,12 +97,12 @@ impl Isolation {
             return Verdict::SendFewer;
         }
         match self.form {
-            Form::Blocks => {
-                self.form = Form::Plain;
+            Format::Blocks => {
+                self.form = Format::Plain;
                 Verdict::SendPlain
             }
             // A probe of a paused channel is this one message again.
-            Form::Plain => Verdict::Pause,
+            Format::Plain => Verdict::Pause,
         }
     }
 
@@ -134,7 +134,7 @@ mod tests {
         assert_eq!(channel.rejected(1, Duration::ZERO), Verdict::SendPlain);
         assert_eq!(
             (channel.form(), channel.size(Duration::ZERO)),
-            (Form::Plain, 1)
+            (Format::Plain, 1)
         );
         assert_eq!(channel.rejected(1, Duration::ZERO), Verdict::Pause);
         assert_eq!(
@@ -145,7 +145,7 @@ mod tests {
         channel.accepted();
         assert_eq!(
             (channel.form(), channel.size(Duration::ZERO)),
-            (Form::Blocks, 200)
+            (Format::Blocks, 200)
         );
     }
 
@@ -196,14 +196,14 @@ mod tests {
                                 prop_assert!(size > 1);
                                 limit = Some((channel.size(now), now + SMALL_FOR));
                             }
-                            Verdict::SendPlain => prop_assert!(size == 1 && form == Form::Blocks),
-                            Verdict::Pause => prop_assert!(size == 1 && form == Form::Plain),
+                            Verdict::SendPlain => prop_assert!(size == 1 && form == Format::Blocks),
+                            Verdict::Pause => prop_assert!(size == 1 && form == Format::Plain),
                         }
                     }
                 }
             }
             let mut rejections = 0;
-            while channel.form() == Form::Blocks || rejections == 0 {
+            while channel.form() == Format::Blocks || rejections == 0 {
                 let size = channel.size(now);
                 let verdict = channel.rejected(size, now);
                 rejections += 1;

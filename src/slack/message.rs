@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use crate::domain::payment::{Payment, Status};
-use crate::domain::template::{Field, Piece, Template};
+use crate::domain::template::{Field, Segment, Template};
 use crate::domain::timestamp::Zone;
 
 /// A section's text may have 3,000 characters
@@ -45,7 +45,7 @@ const IDS_A_LINE: usize = 20;
 
 /// How messages look.
 #[derive(Debug, Clone)]
-pub struct Style {
+pub struct MessageStyle {
     /// Of a COMPLETED payment.
     pub completed: Template,
     /// Of a FAILED payment.
@@ -67,17 +67,17 @@ pub struct Message {
 
 /// Whom a line is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
+enum Format {
     /// Nothing escaped, no links.
     Plain,
     /// For a section of Block Kit.
     Mrkdwn,
 }
 
-impl Style {
+impl MessageStyle {
     /// A payment in one line of plain text.
     pub fn line(&self, payment: &Payment) -> String {
-        self.render(payment, Form::Plain)
+        self.render(payment, Format::Plain)
     }
 
     /// A message without blocks, for a channel that does not take them.
@@ -100,24 +100,27 @@ impl Style {
             return json!({ "text": "" });
         };
         let span = format!("{count} payments, {} to {}", first.id, last.id);
-        let sums = totals.lines();
+        let total_lines = totals.lines();
         let from = self.zone.show(first.executed_at);
         let to = self.zone.show(last.executed_at);
-        let mut lines = sums.clone();
+        let mut lines = total_lines.clone();
         // Two links may be long.
         let linked = self
             .public_url
             .as_ref()
             .map_or(0, |url| 2 * url.chars().count() + 200);
-        let sums_length: usize = sums.iter().map(|line| line.chars().count() + 1).sum();
-        let mut room = BLOCKS_MAX.saturating_sub(HEADING_MAX + linked + sums_length);
+        let totals_length: usize = total_lines
+            .iter()
+            .map(|line| line.chars().count() + 1)
+            .sum();
+        let mut space = BLOCKS_MAX.saturating_sub(HEADING_MAX + linked + totals_length);
         let mut shown = 0;
         for payment in failed {
             let line = self.shown(payment);
-            let Some(left) = room.checked_sub(line.chars().count() + 1) else {
+            let Some(left) = space.checked_sub(line.chars().count() + 1) else {
                 break;
             };
-            room = left;
+            space = left;
             shown += 1;
             lines.push(line);
         }
@@ -132,7 +135,7 @@ impl Style {
                 first.id, first.id, last.id, last.id
             ));
         }
-        let text = format!("{span}: {}; {from} to {to}", sums.join(", "));
+        let text = format!("{span}: {}; {from} to {to}", total_lines.join(", "));
         let mut blocks =
             vec![json!({"type": "header", "text": {"type": "plain_text", "text": span}})];
         blocks.extend(sections(&lines));
@@ -142,7 +145,7 @@ impl Style {
 
     /// A message with as many of the payments as fit, at least one: several have a heading.
     pub fn message(&self, payments: &[&Payment]) -> Message {
-        let count = self.fitting(payments);
+        let count = self.count_that_fit(payments);
         let json = match &payments[..count.min(payments.len())] {
             [] => json!({ "text": "" }),
             [payment] => self.single(payment),
@@ -155,7 +158,7 @@ impl Style {
     }
 
     /// How many of the first payments fit one message.
-    fn fitting(&self, payments: &[&Payment]) -> usize {
+    fn count_that_fit(&self, payments: &[&Payment]) -> usize {
         let mut text = 0;
         let mut blocks = 0;
         let mut sections = 1;
@@ -177,12 +180,12 @@ impl Style {
             section += line;
             blocks += line + named;
             totals.add(payment);
-            let sums: usize = totals
+            let totals: usize = totals
                 .lines()
                 .iter()
                 .map(|line| line.chars().count() + 1)
                 .sum();
-            let all = blocks + sums + HEADING_MAX;
+            let all = blocks + totals + HEADING_MAX;
             if index > 0 && (text > TEXT_MAX || sections > SECTIONS_MAX || all > BLOCKS_MAX) {
                 return index;
             }
@@ -243,14 +246,14 @@ impl Style {
 
     /// A line for the eye.
     fn shown(&self, payment: &Payment) -> String {
-        let line = self.render(payment, Form::Mrkdwn);
+        let line = self.render(payment, Format::Mrkdwn);
         match payment.status {
             Status::Completed => line,
             Status::Failed => format!(":x: {line}"),
         }
     }
 
-    fn render(&self, payment: &Payment, form: Form) -> String {
+    fn render(&self, payment: &Payment, form: Format) -> String {
         let template = match payment.status {
             Status::Completed => &self.completed,
             Status::Failed => &self.failed,
@@ -258,11 +261,11 @@ impl Style {
         let mut line = String::new();
         for piece in template.pieces() {
             let text = match piece {
-                Piece::Text(text) => text.clone(),
-                Piece::Field(field) => self.field(payment, *field, form),
+                Segment::Text(text) => text.clone(),
+                Segment::Field(field) => self.field(payment, *field, form),
             };
-            let linked = *piece == Piece::Field(Field::Id) && self.public_url.is_some();
-            let text = if form == Form::Mrkdwn && !linked {
+            let linked = *piece == Segment::Field(Field::Id) && self.public_url.is_some();
+            let text = if form == Format::Mrkdwn && !linked {
                 escape(&text)
             } else {
                 text
@@ -277,10 +280,10 @@ impl Style {
         line
     }
 
-    fn field(&self, payment: &Payment, field: Field, form: Form) -> String {
+    fn field(&self, payment: &Payment, field: Field, form: Format) -> String {
         match field {
             Field::Id => match (&self.public_url, form) {
-                (Some(url), Form::Mrkdwn) => {
+                (Some(url), Format::Mrkdwn) => {
                     format!(
                         "<{}/payments/{}|{}>",
                         escape(url.trim_end_matches('/')),
@@ -451,11 +454,11 @@ mod tests {
     use crate::domain::timestamp::Timestamp;
     use proptest::prelude::*;
 
-    fn style() -> Style {
+    fn style() -> MessageStyle {
         let config = crate::config::Config::load("", &BTreeMap::new())
             .unwrap()
             .config;
-        Style {
+        MessageStyle {
             completed: config.slack.line_completed,
             failed: config.slack.line_failed,
             zone: config.slack.time_zone,
@@ -501,7 +504,7 @@ mod tests {
 
     #[test]
     fn a_single_payment_is_nice_to_read() {
-        let style = Style {
+        let style = MessageStyle {
             public_url: Some("https://pay.shop/".into()),
             zone: Zone::parse("Asia/Seoul").unwrap(),
             ..style()
@@ -599,7 +602,7 @@ mod tests {
         for bad in ["", "{", "}", "{id", "{user}", "a\nb", &"x".repeat(501)] {
             assert_eq!(Template::parse(bad), None, "{bad:?}");
         }
-        let style = Style {
+        let style = MessageStyle {
             completed: Template::parse("{time} {id}/{status} {amount}").unwrap(),
             ..style()
         };
@@ -635,7 +638,7 @@ mod tests {
 
         #[test]
         fn every_summary_is_within_slacks_limits(payments in proptest::collection::vec(any_payment(), 1..500), link in any::<bool>()) {
-            let style = Style { public_url: link.then(|| "https://pay.example/".repeat(10)), ..style() };
+            let style = MessageStyle { public_url: link.then(|| "https://pay.example/".repeat(10)), ..style() };
             let mut summary = Summary::default();
             for payment in &payments {
                 summary.add(payment.clone());
@@ -651,7 +654,7 @@ mod tests {
 
         #[test]
         fn every_message_is_within_slacks_limits(payments in proptest::collection::vec(any_payment(), 1..500), link in any::<bool>()) {
-            let style = Style { public_url: link.then(|| "https://pay.example/".repeat(10)), ..style() };
+            let style = MessageStyle { public_url: link.then(|| "https://pay.example/".repeat(10)), ..style() };
             let all: Vec<_> = payments.iter().collect();
             let mut rest = all.as_slice();
             while !rest.is_empty() {

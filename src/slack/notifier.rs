@@ -13,20 +13,20 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, select_biased};
 
-use crate::config::DEFAULT_CHANNEL;
 use crate::domain::payment::Payment;
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::error_log::ErrorLog;
-use crate::runtime::health::{Backoff, Outage, Part};
+use crate::runtime::health::{Backoff, HealthHandle, OutageTracker};
 use crate::runtime::metrics::{ChannelMetrics, Metrics};
 use crate::runtime::resume::ResumeHandle;
 use crate::runtime::worker::Stop;
-use crate::slack::isolation::{Form, Isolation, Verdict};
-use crate::slack::message::{Style, Summary};
+use crate::slack::channel::{Channel, Sink};
+use crate::slack::isolation::{Format, Isolation, Verdict};
+use crate::slack::message::Summary;
 use crate::slack::rate_limit::RateLimiter;
-use crate::slack::webhook::{PostOutcome, Slack};
-use crate::store::delivery::{self, Carrier, Outcome, Waiting};
-use crate::store::{self, SqlResult, Store, StoreError, Transaction, channel};
+use crate::slack::webhook::PostOutcome;
+use crate::store::delivery::{self, Carrier, Outcome, PendingDelivery};
+use crate::store::{self, SqlResult, Store, StoreError, Transaction, channel as stored_channel};
 
 /// How long a channel waits after a message that failed.
 pub const BACKOFF: Backoff = Backoff {
@@ -47,38 +47,6 @@ const SUMMARY_MAX: usize = 100_000;
 /// How soon a waiting notifier sees an operator's order.
 const ACTION_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Who is told.
-#[derive(Debug)]
-pub enum Sink {
-    /// An incoming webhook of Slack.
-    Slack(Box<Slack>),
-    /// Nobody yet: no webhook is configured.
-    Log,
-}
-
-/// What a channel is.
-#[derive(Debug)]
-pub struct Channel {
-    /// As its rows in the delivery table say.
-    pub name: String,
-    /// Who is told.
-    pub sink: Sink,
-    /// How messages look.
-    pub style: Style,
-    /// How many messages a second, for long.
-    pub messages_per_second: f64,
-    /// How many at once after a quiet time.
-    pub burst: usize,
-    /// When more payments wait, they are told together.
-    pub digest_over: usize,
-    /// How many payments a message tells at most.
-    pub digest_max: usize,
-    /// When more payments wait, one message counts them all; 0: never.
-    pub summary_over: usize,
-    /// How often it is tried while it is paused.
-    pub probe_interval: Duration,
-}
-
 /// The time since any beginning; it never goes back.
 pub type Clock = Box<dyn Fn() -> Duration + Send>;
 
@@ -86,11 +54,11 @@ pub type Clock = Box<dyn Fn() -> Duration + Send>;
 pub struct Notifier {
     store: Store,
     channel: Channel,
-    gate: RateLimiter,
+    limiter: RateLimiter,
     clock: Clock,
     wake: Receiver<()>,
     resume: ResumeHandle,
-    outage: Outage,
+    outage: OutageTracker,
     metrics: ChannelMetrics,
     errors: ErrorLog,
     isolation: Isolation,
@@ -170,26 +138,37 @@ pub enum Step {
     /// Nothing waits.
     Idle,
     /// Nothing may be delivered before this has passed.
-    Later(Duration),
+    RetryAfter(Duration),
+}
+
+/// The connections of a notifier to other threads.
+pub struct Options<'a> {
+    /// Wakes it.
+    pub wake: Receiver<()>,
+    /// An operator's request to resume the channel.
+    pub resume: ResumeHandle,
+    /// The component on the health page.
+    pub health: HealthHandle,
+    /// Counts the channel's messages.
+    pub metrics: &'a Metrics,
 }
 
 impl Notifier {
-    /// A notifier that is woken by `wake`.
-    pub fn new(
-        store: Store,
-        channel: Channel,
-        wake: Receiver<()>,
-        resume: ResumeHandle,
-        part: Part,
-        metrics: &Metrics,
-    ) -> Self {
-        let gate = RateLimiter::new(
+    /// A notifier of `channel`.
+    pub fn new(store: Store, channel: Channel, options: Options<'_>) -> Self {
+        let Options {
+            wake,
+            resume,
+            health,
+            metrics,
+        } = options;
+        let limiter = RateLimiter::new(
             channel.messages_per_second,
             channel.burst,
             BACKOFF,
             channel.probe_interval,
         );
-        let outage = Outage::new(whom(&channel), BACKOFF, part);
+        let outage = OutageTracker::new(channel.display_name(), BACKOFF, health);
         let metrics = metrics.channel(&channel.name);
         let errors = ErrorLog::new(format!("notifier {}", channel.name));
         let isolation = Isolation::new(channel.digest_max);
@@ -197,7 +176,7 @@ impl Notifier {
         Self {
             store,
             channel,
-            gate,
+            limiter,
             clock: Box::new(move || started.elapsed()),
             wake,
             resume,
@@ -236,7 +215,7 @@ impl Notifier {
                 Step::Progress => continue,
                 // An operator's order comes by way of the database.
                 Step::Idle => after(ACTION_INTERVAL),
-                Step::Later(delay) => after(delay.min(ACTION_INTERVAL)),
+                Step::RetryAfter(delay) => after(delay.min(ACTION_INTERVAL)),
             };
             select_biased! {
                 recv(stop.signal()) -> _ => return,
@@ -255,7 +234,7 @@ impl Notifier {
             }
             Err(error) => {
                 self.errors.failed(&error);
-                Step::Later(store::DATABASE_RETRY_DELAY)
+                Step::RetryAfter(store::DATABASE_RETRY_DELAY)
             }
         }
     }
@@ -291,11 +270,11 @@ impl Notifier {
     /// Posts a message, and handles its outcome.
     fn send_next(&mut self) -> Result<Step, StoreError> {
         if self.resume.take() {
-            self.gate.resume(self.now());
+            self.limiter.resume(self.now());
         }
-        let wait = self.gate.wait(self.now());
+        let wait = self.limiter.wait(self.now());
         if !wait.is_zero() {
-            return Ok(Step::Later(wait));
+            return Ok(Step::RetryAfter(wait));
         }
         let Some(batch) = self.next_batch()? else {
             return Ok(Step::Progress);
@@ -306,7 +285,7 @@ impl Notifier {
         let form = self.isolation.form();
         let message = match &batch {
             Batch::Payments(payments) => match payments.as_slice() {
-                [only] if form == Form::Plain => self.channel.style.plain(&only.payment),
+                [only] if form == Format::Plain => self.channel.style.plain(&only.payment),
                 several => {
                     let payments: Vec<_> = several.iter().map(|payment| &payment.payment).collect();
                     self.channel.style.message(&payments).json
@@ -317,7 +296,7 @@ impl Notifier {
         let Sink::Slack(slack) = &self.channel.sink else {
             return Ok(Step::Idle);
         };
-        self.gate.sent((self.clock)());
+        self.limiter.sent((self.clock)());
         let answer = slack.post(&message);
         self.handle(answer, batch)
     }
@@ -337,8 +316,8 @@ impl Notifier {
             return Ok(None);
         };
         let all: Vec<_> = payments.iter().map(|payment| &payment.payment).collect();
-        let fitting = self.channel.style.message(&all).payments;
-        payments.truncate(fitting);
+        let count_that_fit = self.channel.style.message(&all).payments;
+        payments.truncate(count_that_fit);
         let ids: Vec<i64> = payments.iter().map(|payment| payment.outbox_id).collect();
         self.store
             .write(move |tx| delivery::mark_sending(tx, &ids))?;
@@ -357,7 +336,7 @@ impl Notifier {
                 .write(move |tx| delivery::begin_sending(tx, &name, last_event, SUMMARY_SLICE))?;
             let Some(last) = slice.last() else { break };
             last_event = last.outbox_id;
-            for Waiting {
+            for PendingDelivery {
                 outbox_id,
                 created_at,
                 payment,
@@ -384,36 +363,36 @@ impl Notifier {
         let now = self.now();
         let (step, outcome) = match answer {
             PostOutcome::Accepted(odd) => {
-                self.gate.succeeded();
+                self.limiter.succeeded();
                 self.outage.recovered();
                 self.isolation.accepted();
                 if let Some(odd) = odd.filter(|_| !self.odd_answer_logged) {
                     self.odd_answer_logged = true;
                     log::warn!(
                         "{}: {odd}; the message counts as delivered",
-                        whom(&self.channel)
+                        self.channel.display_name()
                     );
                 }
                 (Step::Progress, Outcome::Delivered(batch.carrier()))
             }
             PostOutcome::RateLimited(retry_after) => {
-                let wait = self.gate.limited(now, retry_after, fastrand::f64());
+                let wait = self.limiter.limited(now, retry_after, fastrand::f64());
                 self.outage.limited(&format!(
                     "Slack asks for a pause of {:.0} s",
                     wait.as_secs_f64()
                 ));
-                (Step::Later(wait), Outcome::Requeued)
+                (Step::RetryAfter(wait), Outcome::Requeued)
             }
             PostOutcome::Unavailable(error, retry_after) => {
-                let wait = self.gate.failed(now, retry_after, fastrand::f64());
+                let wait = self.limiter.failed(now, retry_after, fastrand::f64());
                 let _ = self.outage.failed(&error);
-                (Step::Later(wait), Outcome::Failed(error))
+                (Step::RetryAfter(wait), Outcome::Failed(error))
             }
             PostOutcome::Unknown(error) => {
                 (self.unanswered(&error, &batch), Outcome::Unknown(error))
             }
             PostOutcome::ChannelDisabled(error) => {
-                (Step::Later(self.pause(&error)), Outcome::Failed(error))
+                (Step::RetryAfter(self.pause(&error)), Outcome::Failed(error))
             }
             PostOutcome::PayloadRejected(error) => self.rejected(error, batch.len()),
         };
@@ -429,13 +408,13 @@ impl Notifier {
         );
         self.metrics.unknown_outcome();
         if self.isolation.unanswered() {
-            return Step::Later(
+            return Step::RetryAfter(
                 self.pause(&format!("several messages in a row got no answer: {error}")),
             );
         }
-        let wait = self.gate.failed(self.now(), None, fastrand::f64());
+        let wait = self.limiter.failed(self.now(), None, fastrand::f64());
         let _ = self.outage.failed(&error);
-        Step::Later(wait)
+        Step::RetryAfter(wait)
     }
 
     fn rejected(&mut self, error: String, payments: usize) -> (Step, Outcome) {
@@ -453,26 +432,26 @@ impl Notifier {
                 );
                 (Step::Progress, Outcome::Failed(error))
             }
-            Verdict::Pause => (Step::Later(self.pause(&error)), Outcome::Failed(error)),
+            Verdict::Pause => (Step::RetryAfter(self.pause(&error)), Outcome::Failed(error)),
         }
     }
 
     fn pause(&mut self, error: &str) -> Duration {
         self.outage.paused(&error);
-        self.gate.pause(self.now())
+        self.limiter.pause(self.now())
     }
 
     /// What operators asked since the last look.
     fn carry_out_actions(&mut self) -> Result<(), StoreError> {
         let Some(mut last) = self.last_action else {
             // What was asked of a process before this one is over.
-            self.last_action = Some(self.store.read(channel::last_action)?);
+            self.last_action = Some(self.store.read(stored_channel::last_action)?);
             return Ok(());
         };
         let name = self.channel.name.clone();
         while let Some(asked) = self
             .store
-            .read(|connection| channel::next_action(connection, &name, last))?
+            .read(|connection| stored_channel::next_action(connection, &name, last))?
         {
             last = asked.id;
             self.last_action = Some(last);
@@ -481,23 +460,23 @@ impl Notifier {
         Ok(())
     }
 
-    fn carry_out(&mut self, asked: channel::Asked) -> Result<(), StoreError> {
-        let channel::Asked { id, action, origin } = asked;
+    fn carry_out(&mut self, asked: stored_channel::Asked) -> Result<(), StoreError> {
+        let stored_channel::Asked { id, action, origin } = asked;
         let name = self.channel.name.clone();
         let outcome = match action {
-            channel::Action::Resume => {
-                self.gate.resume(self.now());
+            stored_channel::Action::Resume => {
+                self.limiter.resume(self.now());
                 self.store
-                    .write(move |tx| channel::finish(tx, id, "resumed"))?;
+                    .write(move |tx| stored_channel::finish(tx, id, "resumed"))?;
                 "resumed".to_owned()
             }
-            channel::Action::Skip(_) if !self.outage.is_paused() => {
+            stored_channel::Action::Skip(_) if !self.outage.is_paused() => {
                 let outcome = "nothing was skipped: the channel is not paused";
                 self.store
-                    .write(move |tx| channel::finish(tx, id, outcome))?;
+                    .write(move |tx| stored_channel::finish(tx, id, outcome))?;
                 outcome.to_owned()
             }
-            channel::Action::Skip(reason) => {
+            stored_channel::Action::Skip(reason) => {
                 let reason = format!("skipped by {origin}: {reason}");
                 let now = Timestamp::now();
                 let skipped = self.store.write(move |tx| {
@@ -506,11 +485,11 @@ impl Notifier {
                         Some(event) => format!("event {event} is a dead letter"),
                         None => "nothing was skipped: no payment waits".to_owned(),
                     };
-                    channel::finish(tx, id, &outcome)?;
+                    stored_channel::finish(tx, id, &outcome)?;
                     Ok(outcome)
                 })?;
                 self.metrics.dead(1);
-                self.gate.resume(self.now());
+                self.limiter.resume(self.now());
                 skipped
             }
         };
@@ -527,7 +506,7 @@ impl Notifier {
             .read(|connection| delivery::more_than(connection, name, count))
     }
 
-    fn waiting(&self, limit: usize) -> Result<Vec<Waiting>, StoreError> {
+    fn waiting(&self, limit: usize) -> Result<Vec<PendingDelivery>, StoreError> {
         let name = &self.channel.name;
         self.store
             .read(|connection| delivery::waiting(connection, name, limit))
@@ -537,11 +516,11 @@ impl Notifier {
     /// then there is nothing yet.
     fn split_unreadable(
         &self,
-        waiting: Vec<Waiting>,
+        waiting: Vec<PendingDelivery>,
     ) -> Result<Option<Vec<OutgoingPayment>>, StoreError> {
         let mut payments = Vec::with_capacity(waiting.len());
         let mut unreadable = Vec::new();
-        for Waiting {
+        for PendingDelivery {
             outbox_id,
             created_at,
             payment,
@@ -605,7 +584,7 @@ impl Notifier {
     }
 
     fn log_batch(&self, batch: &Batch, now: Timestamp) {
-        let to = whom(&self.channel);
+        let to = self.channel.display_name();
         let oldest = match batch {
             Batch::Payments(payments) => match payments.as_slice() {
                 [only] => return self.log_delivered(&to, only, now),
@@ -630,13 +609,5 @@ impl Notifier {
 
     fn now(&self) -> Duration {
         (self.clock)()
-    }
-}
-
-fn whom(channel: &Channel) -> String {
-    if channel.name == DEFAULT_CHANNEL {
-        "Slack".to_owned()
-    } else {
-        format!("Slack ({})", channel.name)
     }
 }

@@ -39,7 +39,7 @@ impl TokenBucket {
 
     /// At `at` there will be one token at most: what was saved up before is not sent at once
     /// afterwards.
-    fn settle(&mut self, at: Duration) {
+    fn cap_at(&mut self, at: Duration) {
         self.fill(at);
         self.tokens = self.tokens.min(1.0);
     }
@@ -52,7 +52,7 @@ pub struct RateLimiter {
     backoff: Backoff,
     probe_interval: Duration,
     failures: u32,
-    held_until: Duration,
+    blocked_until: Duration,
     /// The hold is what Slack asked for.
     limited: bool,
     /// When an operator last ended such a hold.
@@ -76,7 +76,7 @@ impl RateLimiter {
             backoff,
             probe_interval,
             failures: 0,
-            held_until: Duration::ZERO,
+            blocked_until: Duration::ZERO,
             limited: false,
             overridden_at: None,
         }
@@ -84,7 +84,7 @@ impl RateLimiter {
 
     /// How long until the next message may go; zero: now.
     pub fn wait(&mut self, now: Duration) -> Duration {
-        self.held_until
+        self.blocked_until
             .saturating_sub(now)
             .max(self.bucket.wait(now))
     }
@@ -109,9 +109,9 @@ impl RateLimiter {
     ) -> Duration {
         let wait = retry_after.unwrap_or_else(|| {
             self.failures = self.failures.saturating_add(1);
-            LIMITED_MIN + self.backoff.full(self.failures, jitter)
+            LIMITED_MIN + self.backoff.full_jitter(self.failures, jitter)
         });
-        let wait = self.hold(now, wait.clamp(LIMITED_MIN, LIMITED_MAX));
+        let wait = self.block(now, wait.clamp(LIMITED_MIN, LIMITED_MAX));
         self.limited = true;
         wait
     }
@@ -124,20 +124,20 @@ impl RateLimiter {
         jitter: f64,
     ) -> Duration {
         self.failures = self.failures.saturating_add(1);
-        let backoff = self.backoff.full(self.failures, jitter);
+        let backoff = self.backoff.full_jitter(self.failures, jitter);
         let wait = retry_after.map_or(backoff, |asked| asked.min(LIMITED_MAX).max(backoff));
-        self.hold(now, wait)
+        self.block(now, wait)
     }
 
     /// It refuses for good.
     pub fn pause(&mut self, now: Duration) -> Duration {
-        self.hold(now, self.probe_interval)
+        self.block(now, self.probe_interval)
     }
 
     /// The operator wants it tried now. What Slack asked for is overridden once a minute at most:
     /// who posts on against a 429 may lose the webhook.
     pub fn resume(&mut self, now: Duration) {
-        if self.limited && self.held_until > now {
+        if self.limited && self.blocked_until > now {
             if self
                 .overridden_at
                 .is_some_and(|at| now.saturating_sub(at) < OVERRIDE_INTERVAL)
@@ -148,15 +148,15 @@ impl RateLimiter {
         }
         self.limited = false;
         self.failures = 0;
-        self.held_until = now;
+        self.blocked_until = now;
         self.bucket.filled_at = now;
         self.bucket.tokens = 1.0;
     }
 
-    fn hold(&mut self, now: Duration, wait: Duration) -> Duration {
+    fn block(&mut self, now: Duration, wait: Duration) -> Duration {
         self.limited = false;
-        self.held_until = now.saturating_add(wait);
-        self.bucket.settle(self.held_until);
+        self.blocked_until = now.saturating_add(wait);
+        self.bucket.cap_at(self.blocked_until);
         wait
     }
 }
@@ -187,65 +187,71 @@ mod tests {
 
     #[test]
     fn a_burst_after_a_quiet_time_then_the_pace() {
-        let mut gate = RateLimiter::new(1.0, 3, BACKOFF, PROBE);
-        gate.sent(ms(0));
-        assert!(gate.wait(ms(0)) > ms(999), "a start is no quiet time");
+        let mut limiter = RateLimiter::new(1.0, 3, BACKOFF, PROBE);
+        limiter.sent(ms(0));
+        assert!(limiter.wait(ms(0)) > ms(999), "a start is no quiet time");
         for _ in 0..3 {
-            assert_eq!(gate.wait(ms(60_000)), ms(0));
-            gate.sent(ms(60_000));
+            assert_eq!(limiter.wait(ms(60_000)), ms(0));
+            limiter.sent(ms(60_000));
         }
-        assert!(gate.wait(ms(60_000)) > ms(999));
-        assert_eq!(gate.wait(ms(61_001)), ms(0));
+        assert!(limiter.wait(ms(60_000)) > ms(999));
+        assert_eq!(limiter.wait(ms(61_001)), ms(0));
     }
 
     #[test]
     fn retry_after_holds_the_whole_channel_and_saves_up_nothing() {
-        let mut gate = RateLimiter::new(10.0, 5, BACKOFF, PROBE);
-        assert_eq!(gate.limited(ms(0), Some(ms(30_000)), 0.5), ms(30_000));
-        assert_eq!(gate.wait(ms(10_000)), ms(20_000));
-        assert_eq!(gate.wait(ms(30_000)), ms(0));
-        gate.sent(ms(30_000));
-        gate.succeeded();
-        assert!(gate.wait(ms(30_000)) > ms(90), "no burst after the pause");
-        assert_eq!(gate.limited(ms(0), Some(Duration::MAX), 0.5), LIMITED_MAX);
-        assert!(gate.limited(ms(0), None, 0.0) >= LIMITED_MIN);
+        let mut limiter = RateLimiter::new(10.0, 5, BACKOFF, PROBE);
+        assert_eq!(limiter.limited(ms(0), Some(ms(30_000)), 0.5), ms(30_000));
+        assert_eq!(limiter.wait(ms(10_000)), ms(20_000));
+        assert_eq!(limiter.wait(ms(30_000)), ms(0));
+        limiter.sent(ms(30_000));
+        limiter.succeeded();
+        assert!(
+            limiter.wait(ms(30_000)) > ms(90),
+            "no burst after the pause"
+        );
+        assert_eq!(
+            limiter.limited(ms(0), Some(Duration::MAX), 0.5),
+            LIMITED_MAX
+        );
+        assert!(limiter.limited(ms(0), None, 0.0) >= LIMITED_MIN);
     }
 
     #[test]
     fn failures_back_off_with_full_jitter_up_to_the_cap() {
-        let mut gate = RateLimiter::new(1000.0, 1, BACKOFF, PROBE);
+        let mut limiter = RateLimiter::new(1000.0, 1, BACKOFF, PROBE);
         let waits: Vec<_> = (0..9)
-            .map(|_| gate.failed(ms(0), None, 1.0).as_millis())
+            .map(|_| limiter.failed(ms(0), None, 1.0).as_millis())
             .collect();
         assert_eq!(
             waits,
             [500, 1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000]
         );
         assert_eq!(
-            gate.failed(ms(0), None, 0.0),
+            limiter.failed(ms(0), None, 0.0),
             ms(0),
             "full jitter begins at nothing"
         );
-        gate.succeeded();
-        assert_eq!(gate.failed(ms(0), None, 1.0), ms(500));
+        limiter.succeeded();
+        assert_eq!(limiter.failed(ms(0), None, 1.0), ms(500));
     }
 
     #[test]
     fn a_pause_is_probed_slowly_or_ended_by_a_person() {
-        let mut gate = RateLimiter::new(1.0, 3, BACKOFF, PROBE);
-        gate.pause(ms(0));
-        assert_eq!(gate.wait(ms(1000)) + ms(1000), PROBE);
-        gate.resume(ms(1000));
-        assert_eq!(gate.wait(ms(1000)), ms(0));
+        let mut limiter = RateLimiter::new(1.0, 3, BACKOFF, PROBE);
+        limiter.pause(ms(0));
+        assert_eq!(limiter.wait(ms(1000)) + ms(1000), PROBE);
+        limiter.resume(ms(1000));
+        assert_eq!(limiter.wait(ms(1000)), ms(0));
     }
 
     #[test]
     fn a_503_with_retry_after_is_tried_again_then_and_not_before() {
-        let mut gate = RateLimiter::new(1000.0, 1, BACKOFF, PROBE);
-        assert_eq!(gate.failed(ms(0), Some(ms(30_000)), 0.0), ms(30_000));
-        assert_eq!(gate.wait(ms(10_000)), ms(20_000));
+        let mut limiter = RateLimiter::new(1000.0, 1, BACKOFF, PROBE);
+        assert_eq!(limiter.failed(ms(0), Some(ms(30_000)), 0.0), ms(30_000));
+        assert_eq!(limiter.wait(ms(10_000)), ms(20_000));
         assert_eq!(
-            gate.failed(ms(0), Some(ms(0)), 1.0),
+            limiter.failed(ms(0), Some(ms(0)), 1.0),
             ms(1000),
             "not faster than the backoff"
         );
@@ -253,15 +259,18 @@ mod tests {
 
     #[test]
     fn an_operator_overrides_a_429_once_a_minute_at_most() {
-        let mut gate = RateLimiter::new(1000.0, 1, BACKOFF, PROBE);
-        gate.limited(ms(0), Some(ms(300_000)), 0.5);
-        gate.resume(ms(1000));
-        assert_eq!(gate.wait(ms(1000)), ms(0));
-        gate.limited(ms(1000), Some(ms(300_000)), 0.5);
-        gate.resume(ms(2000));
-        assert!(gate.wait(ms(2000)) > ms(200_000), "again within a minute");
-        gate.resume(ms(62_000));
-        assert_eq!(gate.wait(ms(62_000)), ms(0));
+        let mut limiter = RateLimiter::new(1000.0, 1, BACKOFF, PROBE);
+        limiter.limited(ms(0), Some(ms(300_000)), 0.5);
+        limiter.resume(ms(1000));
+        assert_eq!(limiter.wait(ms(1000)), ms(0));
+        limiter.limited(ms(1000), Some(ms(300_000)), 0.5);
+        limiter.resume(ms(2000));
+        assert!(
+            limiter.wait(ms(2000)) > ms(200_000),
+            "again within a minute"
+        );
+        limiter.resume(ms(62_000));
+        assert_eq!(limiter.wait(ms(62_000)), ms(0));
     }
 
     #[derive(Debug, Clone)]
@@ -290,30 +299,30 @@ mod tests {
             per_second in 0.5..50.0_f64,
             burst in 1_usize..6,
         ) {
-            let mut gate = RateLimiter::new(per_second, burst, BACKOFF, PROBE);
+            let mut limiter = RateLimiter::new(per_second, burst, BACKOFF, PROBE);
             let (mut now, mut sent, mut not_before) = (ms(0), Vec::new(), ms(0));
             for step in steps {
                 if let Step::Idle(idle) = step {
                     now += ms(idle);
                     continue;
                 }
-                let wait = gate.wait(now);
+                let wait = limiter.wait(now);
                 now += wait;
-                prop_assert_eq!(gate.wait(now), ms(0), "a wait is waited once");
+                prop_assert_eq!(limiter.wait(now), ms(0), "a wait is waited once");
                 prop_assert!(now >= not_before);
-                gate.sent(now);
+                limiter.sent(now);
                 sent.push(now);
                 match step {
-                    Step::Fail(jitter) => drop(gate.failed(now, None, jitter)),
+                    Step::Fail(jitter) => drop(limiter.failed(now, None, jitter)),
                     Step::Limit(pause) => {
-                        gate.limited(now, Some(ms(pause)), 0.5);
+                        limiter.limited(now, Some(ms(pause)), 0.5);
                         not_before = now + ms(pause.max(1000));
                     }
                     Step::Pause => {
-                        gate.pause(now);
+                        limiter.pause(now);
                         not_before = now + PROBE;
                     }
-                    _ => gate.succeeded(),
+                    _ => limiter.succeeded(),
                 }
             }
             for first in 0..sent.len() {

@@ -5,19 +5,16 @@
 //! and the proxy's are secrets: no error shows them.
 
 use std::io::{self, Read as _};
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
-use std::{fmt, fs, thread};
+use std::time::Duration;
+use std::{fmt, fs};
 
-use crossbeam_channel::{Sender, bounded};
 use serde_json::Value;
-use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
-use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::unversioned::transport::DefaultConnector;
 
+use super::resolver::DnsResolver;
 use crate::config::{self, Secret};
 use crate::domain::timestamp::{Timestamp, parse_http_date};
 
@@ -62,7 +59,7 @@ pub enum SlackConfigError {
     #[error("a webhook_url of [slack] or [[slack.route]]: this is no URL")]
     Webhook,
     /// There is no thread to resolve names.
-    #[error("the machine has no room for another thread: {0}")]
+    #[error("the operating system starts no further thread: {0}")]
     Thread(io::Error),
     /// The proxy's URL is none; it may hold a password and is not shown.
     #[error("slack.proxy: this is no proxy's URL")]
@@ -182,69 +179,6 @@ impl Slack {
         match &self.proxy {
             Some(proxy) => text.replace(proxy.expose(), "(the proxy)"),
             None => text,
-        }
-    }
-}
-
-/// Resolves names on a thread that is there from the start. ureq would start one for each
-/// connection, and panic where there is no room for it. It ends with its owner, or when the
-/// system's resolver lets it: nobody can break that off, or waits for it.
-#[derive(Debug)]
-struct DnsResolver(Sender<Lookup>);
-
-/// A host and port, and who wants to know.
-type Lookup = (String, Sender<io::Result<Vec<SocketAddr>>>);
-
-/// As many as ureq takes of a name.
-const ADDRESSES_MAX: usize = 16;
-
-/// Longer than any time-out that is configured.
-const RESOLVE_MAX: Duration = Duration::from_mins(1);
-
-impl DnsResolver {
-    fn start() -> io::Result<Self> {
-        let (questions, asked) = bounded::<Lookup>(0);
-        thread::Builder::new()
-            .name("names".to_owned())
-            .spawn(move || {
-                for (name, answer) in asked {
-                    let _ = answer.send(name.to_socket_addrs().map(Iterator::collect));
-                }
-            })?;
-        Ok(Self(questions))
-    }
-}
-
-impl Resolver for DnsResolver {
-    fn resolve(
-        &self,
-        uri: &Uri,
-        _config: &Config,
-        timeout: NextTimeout,
-    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        let name = uri
-            .scheme()
-            .zip(uri.authority())
-            .and_then(|(s, a)| DefaultResolver::host_and_port(s, a));
-        let name = name.ok_or(ureq::Error::HostNotFound)?;
-        let (late, deadline) = (
-            ureq::Error::Timeout(timeout.reason),
-            Instant::now() + (*timeout.after).min(RESOLVE_MAX),
-        );
-        let (answer, answered) = bounded(1);
-        if self.0.send_deadline((name, answer), deadline).is_err() {
-            return Err(late);
-        }
-        let found = answered.recv_deadline(deadline).map_err(|_| late)??;
-        let mut addresses = self.empty();
-        found
-            .into_iter()
-            .take(ADDRESSES_MAX)
-            .for_each(|address| addresses.push(address));
-        if addresses.is_empty() {
-            Err(ureq::Error::HostNotFound)
-        } else {
-            Ok(addresses)
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::domain::timestamp::Timestamp;
 
 /// What became of a notice from the topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Arrival {
+pub enum AcceptOutcome {
     /// It is in the delivery table now.
     Accepted,
     /// An earlier copy of it is.
@@ -21,12 +21,16 @@ pub enum Arrival {
 }
 
 /// Takes a notice of one of our events from the topic.
-pub fn accept(tx: &Transaction<'_>, notice: EventRef, now: Timestamp) -> rusqlite::Result<Arrival> {
-    Ok(match outbox::is_of(tx, notice)? {
-        Some(true) if insert(tx, notice.outbox_id, now)? => Arrival::Accepted,
-        Some(true) => Arrival::Duplicate,
-        None if is_purged(tx, notice)? => Arrival::Purged,
-        Some(false) | None => Arrival::Unknown,
+pub fn accept(
+    tx: &Transaction<'_>,
+    notice: EventRef,
+    now: Timestamp,
+) -> rusqlite::Result<AcceptOutcome> {
+    Ok(match outbox::matches(tx, notice)? {
+        Some(true) if insert(tx, notice.outbox_id, now)? => AcceptOutcome::Accepted,
+        Some(true) => AcceptOutcome::Duplicate,
+        None if is_purged(tx, notice)? => AcceptOutcome::Purged,
+        Some(false) | None => AcceptOutcome::Unknown,
     })
 }
 

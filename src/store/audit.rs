@@ -5,7 +5,7 @@
 //! SQLite keeps on the disk (<https://sqlite.org/tempfiles.html>), so that memory stays small
 //! however long the topic is.
 
-use super::engine::schema;
+use super::engine::{files, open, open_error};
 use super::{OpenError, StoreError};
 use crate::domain::event::NodeId;
 use crate::domain::timestamp::Timestamp;
@@ -42,11 +42,11 @@ pub struct TopicEvent {
 
 /// What was read of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Extent {
+pub struct OffsetRange {
     /// Which.
     pub partition: i32,
     /// The oldest offset.
-    pub low: i64,
+    pub start: i64,
     /// The offset after the last one.
     pub end: i64,
 }
@@ -57,7 +57,7 @@ pub struct TopicSnapshot<'a> {
     /// Which of its lives it is in; `None` where there is no such topic.
     pub id: Option<[u8; 16]>,
     /// By partition.
-    pub extents: &'a [Extent],
+    pub ranges: &'a [OffsetRange],
 }
 
 /// How much there is of everything.
@@ -415,8 +415,8 @@ const TEMPORARY: &str = "
 impl AuditDatabase {
     /// Opens a database that some payrelay has made, for reading only.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let (connection, node) = schema::open_to_read(&schema::resolved(path)?)?;
-        let failed = |source| schema::refusal(path, source);
+        let (connection, node) = open::open_to_read(&files::resolve(path)?)?;
+        let failed = |source| open_error::open_error(path, source);
         connection.execute_batch(TEMPORARY).map_err(failed)?;
         Ok(Self {
             connection,
@@ -461,16 +461,16 @@ impl AuditDatabase {
     }
 
     /// Keeps which records of the topic cannot be decoded.
-    pub fn skip(&mut self, skipped: &[Extent]) -> Result<(), StoreError> {
-        for Extent {
+    pub fn skip(&mut self, skipped: &[OffsetRange]) -> Result<(), StoreError> {
+        for OffsetRange {
             partition,
-            low,
+            start,
             end,
         } in skipped
         {
             self.connection.execute(
                 "INSERT INTO undecodable VALUES (?1, ?2, ?3)",
-                (partition, low, end),
+                (partition, start, end),
             )?;
         }
         Ok(())
@@ -486,15 +486,15 @@ impl AuditDatabase {
     ) -> Result<CheckResult, StoreError> {
         self.connection
             .execute_batch("CREATE INDEX temp.topic_event ON topic_record (outbox_id)")?;
-        for Extent {
+        for OffsetRange {
             partition,
-            low,
+            start,
             end,
-        } in reading.map_or(&[][..], |reading| reading.extents)
+        } in reading.map_or(&[][..], |reading| reading.ranges)
         {
             self.connection.execute(
                 "INSERT INTO extent VALUES (?1, ?2, ?3)",
-                (partition, low, end),
+                (partition, start, end),
             )?;
         }
         self.connection.execute(

@@ -2,10 +2,10 @@
 //!
 //! `VACUUM INTO` reads one snapshot (<https://sqlite.org/lang_vacuum.html>): the writer goes on,
 //! and the log grows until the copy is done. The mark in the copy is what keeps a restored node
-//! from giving ids again (see `schema::open`).
+//! from giving ids again (see `engine::ids`).
 
 use super::OfflineStore;
-use super::engine::{BUSY_TIMEOUT, schema};
+use super::engine::{BUSY_TIMEOUT, files};
 use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, ErrorCode};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -23,7 +23,7 @@ pub enum BackupError {
     Exists(PathBuf),
     /// Somebody writes the same copy just now.
     #[error("{0} is being written by another backup")]
-    UnderWay(PathBuf),
+    InProgress(PathBuf),
     /// The copy cannot be written there.
     #[error("{path}: {source}")]
     Io {
@@ -41,7 +41,7 @@ impl BackupError {
     /// Whether it may go well when tried again as it is.
     pub fn is_temporary(&self) -> bool {
         match self {
-            Self::UnderWay(_) => true,
+            Self::InProgress(_) => true,
             Self::Sqlite(error) => {
                 matches!(
                     error.sqlite_error_code(),
@@ -54,12 +54,12 @@ impl BackupError {
 }
 
 /// The copy while it is being written. Dropping it leaves nothing behind.
-struct Part {
+struct PartialFile {
     path: PathBuf,
     file: File,
 }
 
-impl Part {
+impl PartialFile {
     /// Takes over what a backup that was killed has left.
     fn create(path: PathBuf) -> Result<Self, BackupError> {
         let failed = |source| BackupError::Io {
@@ -72,7 +72,7 @@ impl Part {
         let file = options.open(&path).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(BackupError::UnderWay(path)),
+            Err(TryLockError::WouldBlock) => return Err(BackupError::InProgress(path)),
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
         let part = Self { path, file };
@@ -99,7 +99,7 @@ impl Part {
             io::ErrorKind::AlreadyExists => BackupError::Exists(to.into()),
             _ => failed(source),
         })?;
-        schema::sync_folder(folder(to)).map_err(|source| {
+        files::sync_folder(folder(to)).map_err(|source| {
             // Nobody may take it for a copy that will be there after the next power cut.
             let _ = fs::remove_file(to);
             failed(source)
@@ -121,7 +121,7 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-impl Drop for Part {
+impl Drop for PartialFile {
     /// Of a copy that has its name by now, there is nothing left under this one.
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
@@ -130,7 +130,7 @@ impl Drop for Part {
 }
 
 fn remove_journal(path: &Path) {
-    let _ = fs::remove_file(schema::beside(path, "-journal"));
+    let _ = fs::remove_file(files::sibling(path, "-journal"));
 }
 
 fn folder(path: &Path) -> &Path {
@@ -146,7 +146,7 @@ impl OfflineStore {
             return Err(BackupError::Exists(to.into()));
         }
         let not_text = || io::Error::other("the file's name is not UTF-8");
-        let part = Part::create(schema::beside(to, ".part"))?;
+        let part = PartialFile::create(files::sibling(to, ".part"))?;
         let name = part.path.to_str().ok_or_else(|| BackupError::Io {
             path: to.into(),
             source: not_text(),
@@ -170,11 +170,11 @@ fn mark(copy: &Path, now: Timestamp) -> rusqlite::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::engine::schema;
+    use crate::store::engine::open;
 
     fn beside(dir: &Path) -> OfflineStore {
         let path = dir.join("a.db");
-        drop(schema::open(&path, None).unwrap());
+        drop(open::open(&path, None).unwrap());
         OfflineStore::open(&path).unwrap()
     }
 

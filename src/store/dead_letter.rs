@@ -143,7 +143,7 @@ pub struct DeadLetterView {
     pub received_at: Timestamp,
     /// Where a record of the topic was read.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub record: Option<Place>,
+    pub record: Option<RecordOrigin>,
     /// The payment that could not be told.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payment_id: Option<i64>,
@@ -153,7 +153,7 @@ pub struct DeadLetterView {
 
 /// Where a record of the topic was read, and what it was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Place {
+pub struct RecordOrigin {
     topic: String,
     partition: i32,
     offset: i64,
@@ -210,7 +210,7 @@ fn shown(row: &Row<'_>) -> rusqlite::Result<DeadLetterView> {
         |bytes: Option<Vec<u8>>| bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let record = match row.get::<_, Option<String>>(5)? {
         None => None,
-        Some(topic) => Some(Place {
+        Some(topic) => Some(RecordOrigin {
             topic,
             partition: row.get(6)?,
             offset: row.get(7)?,

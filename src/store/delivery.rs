@@ -75,7 +75,7 @@ pub(super) fn find(
 
 /// A message that waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Waiting {
+pub struct PendingDelivery {
     /// Which event it tells.
     pub outbox_id: i64,
     /// When that was committed.
@@ -90,7 +90,7 @@ pub fn waiting(
     connection: &Connection,
     channel: &str,
     limit: usize,
-) -> rusqlite::Result<Vec<Waiting>> {
+) -> rusqlite::Result<Vec<PendingDelivery>> {
     read_waiting(connection, channel, "'PENDING', 'SENDING'", 0, limit)
 }
 
@@ -100,13 +100,13 @@ fn read_waiting(
     statuses: &str,
     after: i64,
     limit: usize,
-) -> rusqlite::Result<Vec<Waiting>> {
+) -> rusqlite::Result<Vec<PendingDelivery>> {
     let read = |row: &Row<'_>| {
         let payment = match row.get_ref(0)? {
             rusqlite::types::ValueRef::Null => Err("its payment is not there".to_owned()),
             _ => payment::read(row).map_err(|error| format!("its payment cannot be read: {error}")),
         };
-        Ok(Waiting {
+        Ok(PendingDelivery {
             payment,
             outbox_id: row.get(COLUMN_COUNT)?,
             created_at: Timestamp::from_micros(row.get(COLUMN_COUNT + 1)?),
@@ -153,7 +153,7 @@ pub fn begin_sending(
     channel: &str,
     after: i64,
     limit: usize,
-) -> rusqlite::Result<Vec<Waiting>> {
+) -> rusqlite::Result<Vec<PendingDelivery>> {
     let waiting = read_waiting(tx, channel, "'PENDING'", after, limit)?;
     let readable: Vec<i64> = waiting
         .iter()

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 /// A request's key, and what tells its body from others.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Keyed {
+pub struct IdempotentRequest {
     /// Whose key it is: each client has keys of its own.
     pub client: String,
     /// As the client chose it.
@@ -64,7 +64,7 @@ pub enum Once {
 }
 
 /// What is kept of the first request with a key.
-struct Kept {
+struct StoredKey {
     body_hash: Vec<u8>,
     first_payment_id: i64,
     payment_count: i64,
@@ -72,9 +72,9 @@ struct Kept {
 
 /// Pays, unless the same request was answered before: then returns that answer.
 /// The key is kept with the payments or not at all, and never more than `keys_max` are.
-pub fn once(
+pub fn execute_once(
     tx: &Transaction<'_>,
-    request: &Keyed,
+    request: &IdempotentRequest,
     keys_max: usize,
     arrived_at: Duration,
     pay: impl FnOnce() -> SqlResult<Vec<Payment>>,
@@ -98,13 +98,13 @@ pub fn once(
     }
 }
 
-fn find(tx: &Transaction<'_>, request: &Keyed) -> SqlResult<Option<Kept>> {
+fn find(tx: &Transaction<'_>, request: &IdempotentRequest) -> SqlResult<Option<StoredKey>> {
     tx.prepare_cached(
         "SELECT body_hash, first_payment_id, payment_count FROM idempotency_key WHERE client = ?1 \
             AND \"key\" = ?2",
     )?
     .query_row((&request.client, &request.key), |row| {
-        Ok(Kept {
+        Ok(StoredKey {
             body_hash: row.get(0)?,
             first_payment_id: row.get(1)?,
             payment_count: row.get(2)?,
@@ -115,7 +115,7 @@ fn find(tx: &Transaction<'_>, request: &Keyed) -> SqlResult<Option<Kept>> {
 
 fn insert(
     tx: &Transaction<'_>,
-    request: &Keyed,
+    request: &IdempotentRequest,
     payments: &[Payment],
     arrived_at: Duration,
 ) -> SqlResult<()> {
@@ -138,7 +138,7 @@ fn insert(
 }
 
 /// The payments of a request have ids in a row: one transaction, one writer.
-fn answer(tx: &Transaction<'_>, kept: &Kept) -> SqlResult<Vec<Payment>> {
+fn answer(tx: &Transaction<'_>, kept: &StoredKey) -> SqlResult<Vec<Payment>> {
     tx.prepare_cached(&format!(
         "SELECT {COLUMNS} FROM payment p WHERE p.id >= ?1 AND p.id < ?1 + ?2 ORDER BY p.id"
     ))?
@@ -194,21 +194,21 @@ mod tests {
     use super::*;
     use crate::domain::payment::{NewPayment, Reservation};
     use crate::domain::timestamp::Timestamp;
-    use crate::store::engine::schema;
+    use crate::store::engine::open;
     use crate::store::payment;
     use rusqlite::TransactionBehavior;
 
     const KEYS_MAX: usize = 10;
 
-    fn keyed(client: &str, key: &str, body: u8) -> Keyed {
-        Keyed {
+    fn keyed(client: &str, key: &str, body: u8) -> IdempotentRequest {
+        IdempotentRequest {
             client: client.into(),
             key: key.into(),
             body_hash: [body; 32],
         }
     }
 
-    fn pay(tx: &Transaction<'_>, request: &Keyed, now: u32) -> Option<Vec<Payment>> {
+    fn pay(tx: &Transaction<'_>, request: &IdempotentRequest, now: u32) -> Option<Vec<Payment>> {
         let reservations = (1..=3)
             .map(|id| Reservation {
                 reservation_id: id,
@@ -223,7 +223,7 @@ mod tests {
             Timestamp::from_micros(now.into()),
             Duration::from_micros(now.into()),
         );
-        match once(tx, request, KEYS_MAX, arrived_at, || {
+        match execute_once(tx, request, KEYS_MAX, arrived_at, || {
             payment::execute(tx, &new, "KRW", None, now)
         })
         .unwrap()
@@ -235,7 +235,7 @@ mod tests {
 
     fn with_database(test: impl FnOnce(Transaction<'_>)) {
         let dir = tempfile::tempdir().unwrap();
-        let (mut connection, _) = schema::open(&dir.path().join("a.db"), None).unwrap();
+        let (mut connection, _) = open::open(&dir.path().join("a.db"), None).unwrap();
         test(Transaction::new(&mut connection, TransactionBehavior::Immediate).unwrap());
     }
 
@@ -318,7 +318,7 @@ mod tests {
     #[test]
     fn the_age_of_a_key_hangs_on_no_clock() {
         let dir = tempfile::tempdir().unwrap();
-        let (connection, _) = schema::open(&dir.path().join("a.db"), None).unwrap();
+        let (connection, _) = open::open(&dir.path().join("a.db"), None).unwrap();
         let first = ServiceTime::resume(&connection).unwrap();
         assert!(
             first.now() < Duration::from_mins(1),

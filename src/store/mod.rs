@@ -33,14 +33,16 @@ pub mod waiting;
 
 use self::engine::corruption::CorruptionFlag;
 use self::engine::disk_space::Admission;
-use self::engine::{Pool, checkpointer, disk_space, readers, schema, writer};
+use self::engine::{
+    Pool, checkpointer, disk_space, files, lock, open, open_error, readers, writer,
+};
 use self::idempotency::ServiceTime;
 use crate::config;
 use crate::domain::event::NodeId;
-use crate::runtime::health::{Part, PartState};
+use crate::runtime::health::{Health, HealthHandle};
 use crate::runtime::worker::Worker;
 use crossbeam_channel::{Receiver, Sender, bounded};
-pub use engine::schema::OpenError;
+pub use engine::open_error::OpenError;
 pub use error::StoreError;
 use rusqlite::TransactionBehavior;
 pub use rusqlite::{Connection, Result as SqlResult, Transaction};
@@ -58,7 +60,7 @@ pub struct Store {
     queries: Sender<readers::Query>,
     pool: Pool,
     node: NodeId,
-    part: Part,
+    part: HealthHandle,
     damage: CorruptionFlag,
     admission: Admission,
     queue: Backpressure,
@@ -121,7 +123,7 @@ pub struct StoppedStore {
     store: Store,
     writer: writer::Writer,
     checkpointer: checkpointer::Checkpointer,
-    watch: disk_space::Watch,
+    watch: disk_space::DiskMonitor,
     readers: readers::Readers,
 }
 
@@ -138,19 +140,19 @@ impl Store {
         settings: &config::Database,
         node: Option<&NodeId>,
     ) -> Result<StoppedStore, OpenError> {
-        let path = schema::resolved(&settings.path)?;
-        let lock = schema::lock(&path)?;
-        let (connection, node) = schema::open(&path, node)?;
+        let path = files::resolve(&settings.path)?;
+        let lock = lock::lock(&path)?;
+        let (connection, node) = open::open(&path, node)?;
         let readers = u32::try_from(settings.readers.get()).unwrap_or(u32::MAX);
         let pool = readers::pool(path.clone(), readers.saturating_add(OTHER_READERS))?;
-        let service_time =
-            ServiceTime::resume(&connection).map_err(|source| schema::refusal(&path, source))?;
+        let service_time = ServiceTime::resume(&connection)
+            .map_err(|source| open_error::open_error(&path, source))?;
         let (jobs, queue) = bounded(settings.queue_max.get());
         let (background, background_queue) = bounded(1);
         let (queries, query_queue) = bounded(settings.queue_max.get());
-        let (part, damage) = (Part::up(), CorruptionFlag::none());
+        let (part, damage) = (HealthHandle::up(), CorruptionFlag::none());
         let (checkpoints, checkpointer) = checkpointer::replace_autocheckpoint(&connection, &path)?;
-        let health = writer::Health::new(part.clone(), damage.clone());
+        let health = writer::WriterHealth::new(part.clone(), damage.clone());
         let writer = writer::Writer::new(
             connection,
             checkpoints,
@@ -161,7 +163,7 @@ impl Store {
         );
         let readers = readers::Readers::new(settings.readers, query_queue, pool.clone());
         let (watch, admission) =
-            disk_space::Watch::new(&path, settings.min_free_bytes, damage.clone());
+            disk_space::DiskMonitor::new(&path, settings.min_free_bytes, damage.clone());
         let waiting = Backpressure {
             waiting: Arc::default(),
             max: settings.queue_max.get(),
@@ -204,7 +206,7 @@ impl Store {
     }
 
     /// The database: whether the file is sound, and the last transaction was committed.
-    pub fn database_state(&self) -> PartState {
+    pub fn database_state(&self) -> Health {
         let damage = self.damage.state();
         if damage.is_failing() {
             damage
@@ -214,7 +216,7 @@ impl Store {
     }
 
     /// Whether the disk has enough space for payments.
-    pub fn disk_state(&self) -> PartState {
+    pub fn disk_state(&self) -> Health {
         self.admission.state()
     }
 
@@ -276,7 +278,7 @@ impl Store {
     /// Whether a payment may come. Asked before work is prepared, so that a refusal costs little.
     pub fn admit(&self) -> Result<(), StoreError> {
         self.damage.check()?;
-        self.admission.ask()?;
+        self.admission.check()?;
         if self.queue.waiting.load(Ordering::Relaxed) < self.queue.max {
             Ok(())
         } else {
@@ -329,7 +331,7 @@ pub struct OfflineStore {
 impl OfflineStore {
     /// Opens what is there.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let (connection, node) = schema::open_beside(&schema::resolved(path)?)?;
+        let (connection, node) = open::open_existing(&files::resolve(path)?)?;
         Ok(Self { connection, node })
     }
 

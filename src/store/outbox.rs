@@ -64,7 +64,7 @@ pub fn unpublished(
 }
 
 /// Whether a notice is of the event that has its id here; `None` if none has.
-pub(super) fn is_of(connection: &Connection, notice: EventRef) -> rusqlite::Result<Option<bool>> {
+pub(super) fn matches(connection: &Connection, notice: EventRef) -> rusqlite::Result<Option<bool>> {
     let found: Option<(i64, i64)> = connection
         .prepare_cached("SELECT payment_id, created_at FROM outbox WHERE id = ?1")?
         .query_row([notice.outbox_id], |row| Ok((row.get(0)?, row.get(1)?)))
@@ -199,15 +199,15 @@ pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, limit: usize) -> rusqlite:
 mod tests {
     use super::*;
     use crate::store::delivery;
-    use crate::store::engine::schema;
-    use crate::store::publication::{Place, Receipt, mark, reject};
+    use crate::store::engine::open;
+    use crate::store::publication::{Destination, Receipt, mark, reject};
     use rusqlite::TransactionBehavior;
 
     /// Events with these statuses and deliveries (`+`), by payment; what `renumber` from an id on
     /// makes of their ids.
     fn renumbered(events: &[&str], first: i64) -> Vec<i64> {
         let dir = tempfile::tempdir().unwrap();
-        let (mut connection, _) = schema::open(&dir.path().join("a.db"), None).unwrap();
+        let (mut connection, _) = open::open(&dir.path().join("a.db"), None).unwrap();
         let tx = Transaction::new(&mut connection, TransactionBehavior::Immediate).unwrap();
         for (id, event) in (1_i64..).zip(events) {
             tx.execute(
@@ -220,7 +220,7 @@ mod tests {
                 reject(&tx, id, "no", Timestamp::now()).unwrap();
             }
             if event.starts_with("PUBLISHED") {
-                let place = Place::Topic {
+                let place = Destination::Topic {
                     partition: 0,
                     offset: Some(id),
                 };

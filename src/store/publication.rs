@@ -9,7 +9,7 @@ use crate::domain::timestamp::Timestamp;
 
 /// Where a publisher has put an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum Destination {
     /// On a topic; the consumer will bring it to the delivery table.
     Topic {
         /// The topic's partition.
@@ -29,7 +29,7 @@ pub struct Receipt {
     /// Which event.
     pub outbox_id: i64,
     /// Where it is now.
-    pub place: Place,
+    pub place: Destination,
 }
 
 /// Marks events PUBLISHED, or sets them aside. Marking one again changes nothing.
@@ -43,7 +43,7 @@ pub fn mark_published(
         .try_for_each(|receipt| mark(tx, receipt, now).map(drop))?;
     if receipts
         .iter()
-        .any(|receipt| receipt.place == Place::Delivery)
+        .any(|receipt| receipt.place == Destination::Delivery)
     {
         unconsumed::advance(tx, 2 * receipts.len())?;
     }
@@ -57,12 +57,12 @@ pub(super) fn mark(
     now: Timestamp,
 ) -> rusqlite::Result<usize> {
     let (partition, offset) = match &receipt.place {
-        Place::Topic { partition, offset } => (Some(*partition), *offset),
-        Place::Delivery => {
+        Destination::Topic { partition, offset } => (Some(*partition), *offset),
+        Destination::Delivery => {
             delivery::insert(tx, receipt.outbox_id, now)?;
             (None, None)
         }
-        Place::Rejected(reason) => return reject(tx, receipt.outbox_id, reason, now),
+        Destination::Rejected(reason) => return reject(tx, receipt.outbox_id, reason, now),
     };
     tx.prepare_cached(
         "UPDATE outbox SET status = 'PUBLISHED', rejection = NULL, published_at = ?2, \

@@ -2,16 +2,16 @@
 //! (<https://sqlite.org/eqp.html>). The statements are taken down as they run:
 //! those of what is called here, whatever they become.
 
-use super::arrival::{self, Arrival};
+use super::arrival::{self, AcceptOutcome};
 use super::backlog::BacklogCounter;
 use super::delivery::{Carrier, Outcome};
-use super::idempotency::{Keyed, Once};
-use super::publication::{self, Place, Receipt};
+use super::idempotency::{IdempotentRequest, Once};
+use super::publication::{self, Destination, Receipt};
 use super::replay::{self, Action, ResolveRequest, Selection};
 use super::topic::{self, ConsumeBatch, PublishedOffsets, PublishedRecord, Reconciled};
 use super::{
-    channel, dead_letter, delivery, idempotency, outbox, payment, relay_action, route, schema,
-    timeline, unconsumed, visibility,
+    channel, dead_letter, delivery, idempotency, outbox, payment, relay_action, route, timeline,
+    unconsumed, visibility,
 };
 use crate::domain::event::{EventRef, NodeId};
 use crate::domain::payment::{NewPayment, Reservation};
@@ -31,7 +31,7 @@ thread_local! {
     clippy::needless_pass_by_value,
     reason = "rusqlite asks for a function of this type"
 )]
-fn take_down(event: TraceEvent<'_>) {
+fn record_statement(event: TraceEvent<'_>) {
     if let TraceEvent::Stmt(_, sql) = event {
         SEEN.with_borrow_mut(|seen| seen.insert(sql.to_owned()));
     }
@@ -59,7 +59,7 @@ const SMALL: [&str; 14] = [
     "SCAN (subquery-1)",
 ];
 
-fn is_fast(step: &str) -> bool {
+fn uses_index(step: &str) -> bool {
     let walks = step.starts_with("SCAN");
     // An automatic index is a scan and a sort for each execution.
     !step.contains("TEMP B-TREE")
@@ -81,12 +81,12 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     };
     payment::execute(&tx, &new, "KRW", None, now)?;
     let pay = |key: &str| {
-        let keyed = Keyed {
+        let keyed = IdempotentRequest {
             client: String::new(),
             key: key.to_owned(),
             body_hash: [0; 32],
         };
-        idempotency::once(&tx, &keyed, 1, Duration::from_millis(1), || {
+        idempotency::execute_once(&tx, &keyed, 1, Duration::from_millis(1), || {
             payment::execute(&tx, &new, "KRW", None, now)
         })
     };
@@ -95,7 +95,7 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     );
     assert!(payment::of_reservation(&tx, 1)?.is_some());
     assert_eq!(outbox::unpublished(&tx, 0, 10)?.len(), 2);
-    let place = Place::Topic {
+    let place = Destination::Topic {
         partition: 0,
         offset: Some(0),
     };
@@ -106,7 +106,7 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
         },
         Receipt {
             outbox_id: 2,
-            place: Place::Delivery,
+            place: Destination::Delivery,
         },
     ];
     publication::mark_published(&tx, &receipts, now)?;
@@ -151,11 +151,11 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     );
     look_at_what_is_visible(&tx, &topic, &receipts)?;
     let mut batch = ConsumeBatch::begin(&tx, &topic)?;
-    batch.add(0, 3, Some((2, Arrival::Accepted)));
+    batch.add(0, 3, Some((2, AcceptOutcome::Accepted)));
     batch.finish(1)?;
     assert_eq!(topic::partitions(&tx, &topic)?[0].consumed_to, Some(4));
     topic::set_positions(&tx, &topic, &[(0, 5)])?;
-    assert_eq!(topic::of_name(&tx, "t")?[0].consumed_to, Some(5));
+    assert_eq!(topic::partitions_by_name(&tx, "t")?[0].consumed_to, Some(5));
     assert!(delivery::more_than(&tx, "default", 1)?);
     assert_eq!(delivery::waiting(&tx, "default", 10)?.len(), 2);
     assert_eq!(
@@ -238,8 +238,9 @@ fn look_at_what_is_visible(
 #[test]
 fn no_hot_statement_scans_or_sorts() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut connection, _) = schema::open(&dir.path().join("a.db"), None).unwrap();
-    connection.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(take_down));
+    let (mut connection, _) =
+        crate::store::engine::open::open(&dir.path().join("a.db"), None).unwrap();
+    connection.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(record_statement));
     run_the_hot_paths(&mut connection).unwrap();
     connection.trace_v2(TraceEventCodes::empty(), None);
     let seen = SEEN.take();
@@ -258,7 +259,7 @@ fn no_hot_statement_scans_or_sorts() {
             .unwrap();
         for step in steps {
             let step: String = step.unwrap();
-            assert!(is_fast(&step), "{sql}\n  {step}");
+            assert!(uses_index(&step), "{sql}\n  {step}");
             uses_payment_paid |= step.contains("payment_paid");
         }
     }
@@ -272,7 +273,7 @@ fn what_is_slow_is_told() {
         "SCAN d USING INDEX delivery_delivered",
         "USE TEMP B-TREE FOR ORDER BY",
     ] {
-        assert!(!is_fast(step), "{step}");
+        assert!(!uses_index(step), "{step}");
     }
-    assert!(is_fast("SCAN outbox USING COVERING INDEX outbox_init"));
+    assert!(uses_index("SCAN outbox USING COVERING INDEX outbox_init"));
 }

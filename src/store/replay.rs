@@ -3,7 +3,7 @@
 use rusqlite::{OptionalExtension, Transaction};
 use serde::Serialize;
 
-use super::arrival::{self, Arrival};
+use super::arrival::{self, AcceptOutcome};
 use super::dead_letter::headers;
 use super::row::sql_limit;
 use super::{delivery, unconsumed};
@@ -168,14 +168,16 @@ fn replay_record(
             Err(foreign) => Err(format!("still: {foreign}")),
             Ok(notice) => {
                 match arrival::accept(tx, notice.created_at(header(TIME_HEADER)), order.now)? {
-                    Arrival::Accepted | Arrival::Duplicate => {
+                    AcceptOutcome::Accepted | AcceptOutcome::Duplicate => {
                         let status: String = tx
                             .prepare_cached("SELECT status FROM delivery WHERE outbox_id = ?1")?
                             .query_row([notice.outbox_id], |row| row.get(0))?;
                         Ok(format!("taken: its delivery is {status}"))
                     }
-                    Arrival::Purged => Ok("its event was delivered and purged long ago".to_owned()),
-                    Arrival::Unknown => {
+                    AcceptOutcome::Purged => {
+                        Ok("its event was delivered and purged long ago".to_owned())
+                    }
+                    AcceptOutcome::Unknown => {
                         Err("still: no event of this database has this id and payment".to_owned())
                     }
                 }

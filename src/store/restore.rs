@@ -9,7 +9,7 @@ use super::OpenError;
 use super::StoreError;
 use super::audit::{AuditDatabase, Finding, UNCONSUMED_KIND};
 use super::engine::BUSY_TIMEOUT;
-use super::engine::schema;
+use super::engine::{files, lock, open};
 use super::error::is_corruption;
 use crate::domain::event::NodeId;
 use crate::domain::timestamp::Timestamp;
@@ -123,11 +123,11 @@ pub struct Request<'a> {
 
 /// Restores a copy. No payrelay runs on the database meanwhile.
 pub fn restore(request: &Request<'_>) -> Result<Restored, RestoreError> {
-    let database = schema::resolved(request.database)?;
-    let _lock = schema::lock(&database)?;
+    let database = files::resolve(request.database)?;
+    let _lock = lock::lock(&database)?;
     match request.copy {
         None => adopt(&database, request),
-        Some(copy) => replace(&schema::resolved(copy)?, &database, request),
+        Some(copy) => replace(&files::resolve(copy)?, &database, request),
     }
 }
 
@@ -147,7 +147,7 @@ fn replace(copy: &Path, database: &Path, request: &Request<'_>) -> Result<Restor
         return Err(RestoreError::Same(copy.to_owned()));
     }
     let current = current(database);
-    let part = schema::beside(database, ".restore-part");
+    let part = files::sibling(database, ".restore-part");
     let prepared = prepare(copy, &part, current.as_ref(), request);
     let prepared = prepared.map_err(|error| error.of_copy(copy));
     let restored = prepared.and_then(|(node, payments)| {
@@ -157,7 +157,7 @@ fn replace(copy: &Path, database: &Path, request: &Request<'_>) -> Result<Restor
             source,
         })?;
         let folder = database.parent().unwrap_or(Path::new("/"));
-        schema::sync_folder(folder).map_err(|source| RestoreError::Io {
+        files::sync_folder(folder).map_err(|source| RestoreError::Io {
             path: folder.into(),
             source,
         })?;
@@ -169,7 +169,7 @@ fn replace(copy: &Path, database: &Path, request: &Request<'_>) -> Result<Restor
     });
     // After a success there is nothing left under this name.
     for suffix in SUFFIXES {
-        let _ = fs::remove_file(schema::beside(&part, suffix));
+        let _ = fs::remove_file(files::sibling(&part, suffix));
     }
     restored
 }
@@ -184,12 +184,12 @@ fn prepare(
     request: &Request<'_>,
 ) -> Result<(NodeId, i64), RestoreError> {
     for suffix in SUFFIXES {
-        let _ = fs::remove_file(schema::beside(part, suffix));
+        let _ = fs::remove_file(files::sibling(part, suffix));
     }
     copy_file(copy, part)?;
-    let wal = schema::beside(copy, "-wal");
+    let wal = files::sibling(copy, "-wal");
     if wal.exists() {
-        copy_file(&wal, &schema::beside(part, "-wal"))?;
+        copy_file(&wal, &files::sibling(part, "-wal"))?;
     }
     let node = request.node.or(current.map(|current| &current.node));
     let checked = check(part, node)?;
@@ -264,7 +264,7 @@ struct Current {
 
 /// `None` where there is none, or it cannot be read: that may be why a copy is restored.
 fn current(database: &Path) -> Option<Current> {
-    let (connection, node) = schema::open_to_read(database).ok()?;
+    let (connection, node) = open::open_to_read(database).ok()?;
     let sql = "SELECT max(seq) FROM sqlite_sequence";
     let given: Option<i64> = connection
         .query_row(sql, [], |row| row.get(0))
@@ -278,7 +278,7 @@ fn current(database: &Path) -> Option<Current> {
 
 /// Moves the files of the database into a folder of their own.
 fn move_away(database: &Path, now: Timestamp) -> Result<Option<PathBuf>, RestoreError> {
-    let files = SUFFIXES.map(|suffix| schema::beside(database, suffix));
+    let files = SUFFIXES.map(|suffix| files::sibling(database, suffix));
     if !files.iter().any(|file| file.exists()) {
         return Ok(None);
     }
@@ -287,7 +287,7 @@ fn move_away(database: &Path, now: Timestamp) -> Result<Option<PathBuf>, Restore
         .chars()
         .filter(char::is_ascii_alphanumeric)
         .collect();
-    let folder = schema::beside(database, &format!(".before-{time}"));
+    let folder = files::sibling(database, &format!(".before-{time}"));
     let made = DirBuilder::new().mode(0o700).create(&folder);
     made.map_err(|source| RestoreError::Io {
         path: folder.clone(),
@@ -297,7 +297,7 @@ fn move_away(database: &Path, now: Timestamp) -> Result<Option<PathBuf>, Restore
         let to = folder.join(file.file_name().unwrap_or_default());
         fs::rename(file, &to).map_err(|source| RestoreError::Io { path: to, source })?;
     }
-    schema::sync_folder(&folder).map_err(|source| RestoreError::Io {
+    files::sync_folder(&folder).map_err(|source| RestoreError::Io {
         path: folder.clone(),
         source,
     })?;

@@ -5,7 +5,7 @@
 //! ahead of the rows: the publisher looks for its events from the one on, the consumer goes on from
 //! the other, and a crash costs neither.
 
-use super::arrival::Arrival;
+use super::arrival::AcceptOutcome;
 use super::{arrival, outbox, publication, unconsumed};
 use crate::domain::event::EventRef;
 use crate::domain::timestamp::Timestamp;
@@ -45,7 +45,7 @@ pub fn partitions(connection: &Connection, topic: &Topic) -> rusqlite::Result<Ve
 
 /// What is known of the topic that has this name, for people to look at: of the incarnation that is
 /// consumed, if one is.
-pub fn of_name(connection: &Connection, name: &str) -> rusqlite::Result<Vec<Partition>> {
+pub fn partitions_by_name(connection: &Connection, name: &str) -> rusqlite::Result<Vec<Partition>> {
     connection
         .prepare_cached(&format!(
             "{PARTITION} WHERE topic = ?1 AND topic_id = coalesce( (SELECT topic_id \
@@ -135,9 +135,9 @@ pub fn reconcile(
         offset,
     } in found
     {
-        match outbox::is_of(tx, *notice)? {
+        match outbox::matches(tx, *notice)? {
             Some(true) => {
-                let place = publication::Place::Topic {
+                let place = publication::Destination::Topic {
                     partition: *partition,
                     offset: Some(*offset),
                 };
@@ -169,7 +169,7 @@ pub fn reconcile(
         }
     }
     if newest > 0 {
-        super::schema::skip_ids(tx, newest, now)?;
+        super::engine::ids::advance_sequences(tx, newest, now)?;
     }
     // A conflict that is not settled has to be found again, should the process end.
     if result.first_conflict.is_none() {
@@ -237,7 +237,7 @@ impl<'a> ConsumeBatch<'a> {
     }
 
     /// The record at this place was stored; `event` is what it was, if it was one of ours.
-    pub fn add(&mut self, partition: i32, offset: i64, event: Option<(i64, Arrival)>) {
+    pub fn add(&mut self, partition: i32, offset: i64, event: Option<(i64, AcceptOutcome)>) {
         let last_outbox_id = self.last_outbox_ids.get(&partition).copied().unwrap_or(0);
         let new = || PartitionProgress {
             consumed_to: 0,
@@ -247,12 +247,14 @@ impl<'a> ConsumeBatch<'a> {
         let progress = self.partitions.entry(partition).or_insert_with(new);
         progress.consumed_to = offset + 1;
         match event {
-            Some((id, Arrival::Accepted)) => {
+            Some((id, AcceptOutcome::Accepted)) => {
                 progress.stats.inversions += i64::from(id < progress.last_outbox_id);
                 progress.last_outbox_id = progress.last_outbox_id.max(id);
             }
-            Some((_, Arrival::Duplicate | Arrival::Purged)) => progress.stats.duplicates += 1,
-            Some((_, Arrival::Unknown)) | None => {}
+            Some((_, AcceptOutcome::Duplicate | AcceptOutcome::Purged)) => {
+                progress.stats.duplicates += 1;
+            }
+            Some((_, AcceptOutcome::Unknown)) | None => {}
         }
     }
 

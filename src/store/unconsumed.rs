@@ -183,14 +183,14 @@ pub(super) fn reopen(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::engine::schema;
+    use crate::store::engine::open;
     use rusqlite::TransactionBehavior;
 
     /// Runs `work` on a database whose events are these: their statuses, and a `+` after those that
     /// have a delivery.
     fn with_events<T>(events: &[&str], work: impl FnOnce(&Transaction<'_>) -> T) -> T {
         let dir = tempfile::tempdir().unwrap();
-        let (mut connection, _) = schema::open(&dir.path().join("a.db"), None).unwrap();
+        let (mut connection, _) = open::open(&dir.path().join("a.db"), None).unwrap();
         let tx = Transaction::new(&mut connection, TransactionBehavior::Immediate).unwrap();
         for (id, event) in (1_i64..).zip(events) {
             let status = event.trim_end_matches('+');

@@ -7,7 +7,7 @@
 //! also notes them here; the note goes when a reader could see them. What is noted when a new
 //! connection begins is read from the topic, and what the topic does not show is published again.
 
-use super::publication::{Place, Receipt};
+use super::publication::{Destination, Receipt};
 use crate::domain::topic::Topic;
 use rusqlite::{Connection, Transaction};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +28,7 @@ pub struct Unseen {
 pub fn firsts(receipts: &[Receipt]) -> BTreeMap<i32, Unseen> {
     let mut firsts: BTreeMap<i32, Unseen> = BTreeMap::new();
     for receipt in receipts {
-        if let Place::Topic {
+        if let Destination::Topic {
             partition,
             offset: Some(offset),
         } = receipt.place
@@ -172,7 +172,8 @@ fn published_in(
 mod tests {
     use super::*;
     use crate::domain::timestamp::Timestamp;
-    use crate::store::{outbox, publication, schema};
+    use crate::store::engine::open;
+    use crate::store::{outbox, publication};
     use rusqlite::TransactionBehavior;
 
     fn topic() -> Topic {
@@ -185,7 +186,7 @@ mod tests {
     fn receipt(outbox_id: i64, partition: i32, offset: i64) -> Receipt {
         Receipt {
             outbox_id,
-            place: Place::Topic {
+            place: Destination::Topic {
                 partition,
                 offset: Some(offset),
             },
@@ -196,7 +197,7 @@ mod tests {
     /// ones to 0.
     fn with_published<T>(work: impl FnOnce(&Transaction<'_>) -> T) -> T {
         let dir = tempfile::tempdir().unwrap();
-        let (mut connection, _) = schema::open(&dir.path().join("a.db"), None).unwrap();
+        let (mut connection, _) = open::open(&dir.path().join("a.db"), None).unwrap();
         let tx = Transaction::new(&mut connection, TransactionBehavior::Immediate).unwrap();
         let mut receipts = Vec::new();
         for id in 1..=6_i64 {

@@ -330,7 +330,7 @@ fn a_restored_node_sends_nothing_again(is_backup: bool) {
         wait_until("what was lost to be reported", LIMIT, || {
             read::<i64>(&database, letters) == 5
         });
-        payrelay.wait_for_log("it is an older state of the database", LIMIT);
+        payrelay.wait_for_log("the database is an older copy", LIMIT);
         payrelay.wait_for_log("1 unpublished events have new ids", LIMIT);
         given.extend(pay(&mut client, 2, [101]));
         assert!(given[1] > JUMP, "{given:?}");

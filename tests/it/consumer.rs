@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use krafka::admin::AclOperation;
 use payrelay::config;
-use payrelay::config::Delivery::{AtLeastOnce, ExactlyOnce};
+use payrelay::config::DeliveryGuarantee::{AtLeastOnce, ExactlyOnce};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::kafka::consumer::{Consumer, Step};
 use payrelay::kafka::publisher::KafkaPublisher;
 use payrelay::relay::publisher::{PublishError, Publisher};
-use payrelay::runtime::health::Part;
+use payrelay::runtime::health::HealthHandle;
 use payrelay::runtime::worker::Waker;
 use payrelay::store::dead_letter;
 use payrelay::store::replay::{self, Action, ResolveRequest, Selection};
@@ -126,8 +126,13 @@ fn records_deleted_while_the_consumer_is_behind_are_backfilled_and_wake_the_noti
         drop(positioned(&broker, &database));
         let (notifier, woken) = Waker::new();
         let settings = settings(&broker, 1, ExactlyOnce);
-        let mut consumer =
-            Consumer::new(settings, database.store().clone(), notifier, Part::up()).unwrap();
+        let mut consumer = Consumer::new(
+            settings,
+            database.store().clone(),
+            notifier,
+            HealthHandle::up(),
+        )
+        .unwrap();
         database.pay(1, [1]);
         publish(
             &mut publisher(&broker, &database, 1, AtLeastOnce),
@@ -188,7 +193,7 @@ fn a_copy_that_is_older_than_the_groups_offsets_loses_no_event() {
     assert_eq!(audited(database, &broker), (json!([]), json!([])));
 }
 
-fn unavailable_within_5_s(consumer: &mut Consumer, part: &Part, fault: Instant) {
+fn unavailable_within_5_s(consumer: &mut Consumer, part: &HealthHandle, fault: Instant) {
     wait_until("the consumer to be unavailable", LIMIT, || {
         let _ = consumer.step();
         part.get().is_failing()
@@ -204,7 +209,7 @@ fn unavailable_within_5_s(consumer: &mut Consumer, part: &Part, fault: Instant) 
 fn a_broker_that_dies_or_hangs_makes_the_consumer_unavailable_within_5_s_until_it_answers() {
     let (mut broker, mut proxy) = Broker::start_behind_proxy("4.4.0");
     let database = Database::open();
-    let part = Part::up();
+    let part = HealthHandle::up();
     let (settings, store) = (settings(&broker, 1, ExactlyOnce), database.store().clone());
     let mut consumer = Consumer::new(settings, store, Waker::new().0, part.clone()).unwrap();
     let recovered = |consumer: &mut Consumer| {
@@ -252,7 +257,7 @@ fn foreign_records_beyond_the_limit_are_counted_and_closed_letters_make_room() {
         settings,
         database.store().clone(),
         Waker::new().0,
-        Part::up(),
+        HealthHandle::up(),
     )
     .unwrap();
     let put = |count| {
@@ -350,7 +355,7 @@ fn a_right_to_write_that_is_taken_away_is_named_with_the_command_that_grants_it(
         topic::allow(&broker.bootstrap(), USER, &topic, AclOperation::Read);
         let taken_away = Instant::now();
         database.pay(1, 4..=6);
-        let trouble = wait_for(
+        let error = wait_for(
             "the publisher to say why it does not publish",
             LIMIT,
             || {
@@ -360,7 +365,7 @@ fn a_right_to_write_that_is_taken_away_is_named_with_the_command_that_grants_it(
                     [],
                     "nothing is published, and nothing is rejected"
                 );
-                match outcome.trouble {
+                match outcome.error {
                     Some(PublishError::Unavailable(why))
                         if why.contains("AUTHORIZATION_FAILED") =>
                     {
@@ -376,8 +381,8 @@ fn a_right_to_write_that_is_taken_away_is_named_with_the_command_that_grants_it(
             taken_away.elapsed()
         );
         assert!(
-            trouble.contains("grant WRITE") && trouble.contains(&format!("--topic {topic}")),
-            "{trouble}"
+            error.contains("grant WRITE") && error.contains(&format!("--topic {topic}")),
+            "{error}"
         );
         topic::allow(&broker.bootstrap(), USER, &topic, AclOperation::Write);
         publish(&mut publisher, &database);
@@ -393,7 +398,7 @@ fn a_right_to_write_that_is_taken_away_is_named_with_the_command_that_grants_it(
 fn a_right_to_read_that_is_taken_away_is_named_within_10_s() {
     let (broker, secure) = Broker::start_secure("4.4.0");
     let database = Database::open();
-    let part = Part::up();
+    let part = HealthHandle::up();
     let settings = as_user(&secure, settings(&broker, 1, ExactlyOnce));
     let mut consumer = Consumer::new(
         settings,

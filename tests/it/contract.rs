@@ -7,20 +7,20 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use payrelay::config::{
-    self, Delivery,
-    Delivery::{AtLeastOnce, ExactlyOnce},
+    self, DeliveryGuarantee,
+    DeliveryGuarantee::{AtLeastOnce, ExactlyOnce},
 };
 use payrelay::domain::event::Event;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::kafka::consumer::{Consumer, Step};
 use payrelay::kafka::publisher::KafkaPublisher;
-use payrelay::relay::Relay;
 use payrelay::relay::publisher::{PublishError, PublishOutcome, Publisher};
-use payrelay::runtime::health::Part;
+use payrelay::relay::{self, Relay};
+use payrelay::runtime::health::HealthHandle;
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::Waker;
 use payrelay::store::outbox;
-use payrelay::store::publication::{self, Place, Receipt};
+use payrelay::store::publication::{self, Destination, Receipt};
 use payrelay::store::replay::{self, Action, ResolveRequest, Selection};
 use payrelay::store::topic as store_topic;
 
@@ -63,7 +63,11 @@ contract![
     what_is_not_ours_is_kept_aside_and_the_rest_goes_on,
 ];
 
-pub fn settings(cluster: &dyn Cluster, partitions: i32, delivery: Delivery) -> config::Kafka {
+pub fn settings(
+    cluster: &dyn Cluster,
+    partitions: i32,
+    delivery: DeliveryGuarantee,
+) -> config::Kafka {
     config::Kafka {
         bootstrap_servers: vec![cluster.bootstrap()],
         topic: TOPIC.into(),
@@ -79,7 +83,7 @@ pub fn publisher(
     cluster: &dyn Cluster,
     database: &Database,
     partitions: i32,
-    delivery: Delivery,
+    delivery: DeliveryGuarantee,
 ) -> KafkaPublisher {
     KafkaPublisher::new(
         settings(cluster, partitions, delivery),
@@ -112,14 +116,14 @@ pub fn publish(publisher: &mut KafkaPublisher, database: &Database) -> Vec<Recei
 /// As the relay does it.
 pub fn mark(database: &Database, published: PublishOutcome) -> Vec<Receipt> {
     let PublishOutcome {
-        receipts, reached, ..
+        receipts, progress, ..
     } = published;
     let taken = receipts.clone();
     let mark = move |tx: &payrelay::store::Transaction<'_>| {
         publication::mark_published(tx, &taken, Timestamp::now())?;
-        reached
+        progress
             .iter()
-            .try_for_each(|reached| store_topic::save_published_offsets(tx, reached))
+            .try_for_each(|progress| store_topic::save_published_offsets(tx, progress))
     };
     database.store().write(mark).unwrap();
     receipts
@@ -130,7 +134,7 @@ pub fn consumer(cluster: &dyn Cluster, database: &Database) -> Consumer {
         settings(cluster, 1, ExactlyOnce),
         database.store().clone(),
         Waker::new().0,
-        Part::up(),
+        HealthHandle::up(),
     )
     .unwrap()
 }
@@ -153,7 +157,10 @@ pub fn consume(consumer: &mut Consumer, database: &Database, sql: &str, count: i
     assert_eq!(database.number(sql), count);
 }
 
-fn records_are_cloud_events_in_commit_order(cluster: &mut dyn Cluster, delivery: Delivery) {
+fn records_are_cloud_events_in_commit_order(
+    cluster: &mut dyn Cluster,
+    delivery: DeliveryGuarantee,
+) {
     let database = Database::open();
     for user in 0..40 {
         database.pay(user % 7, [user, 1000]);
@@ -192,7 +199,7 @@ fn records_are_cloud_events_in_commit_order(cluster: &mut dyn Cluster, delivery:
             .unwrap();
         assert_eq!(
             receipt.place,
-            Place::Topic {
+            Destination::Topic {
                 partition: record.partition,
                 offset: Some(record.offset)
             }
@@ -220,7 +227,7 @@ fn number(record: &topic::Found) -> i64 {
 
 fn a_broker_that_is_failing_at_the_start_loses_nothing(
     cluster: &mut dyn Cluster,
-    delivery: Delivery,
+    delivery: DeliveryGuarantee,
 ) {
     let database = Database::open();
     database.pay(1, 1..=10);
@@ -228,7 +235,7 @@ fn a_broker_that_is_failing_at_the_start_loses_nothing(
     let mut publisher = publisher(cluster, &database, 1, delivery);
     let answer = publisher.publish(&unpublished(&database));
     assert_eq!(answer.receipts, []);
-    assert!(answer.trouble.is_some());
+    assert!(answer.error.is_some());
     cluster.give_back();
     publish(&mut publisher, &database);
     let found = topic::read_all(&cluster.bootstrap(), TOPIC, 10, LIMIT);
@@ -240,7 +247,7 @@ fn a_broker_that_is_failing_at_the_start_loses_nothing(
 
 fn a_broker_that_goes_in_the_middle_loses_and_doubles_nothing(
     cluster: &mut dyn Cluster,
-    delivery: Delivery,
+    delivery: DeliveryGuarantee,
 ) {
     let database = Database::open();
     let mut publisher = publisher(cluster, &database, 1, delivery);
@@ -249,7 +256,7 @@ fn a_broker_that_goes_in_the_middle_loses_and_doubles_nothing(
     database.pay(1, 101..=200);
     cluster.take_away();
     // Handed over, never answered: it stays in flight.
-    assert!(publisher.publish(&unpublished(&database)).trouble.is_some());
+    assert!(publisher.publish(&unpublished(&database)).error.is_some());
     database.pay(1, 201..=300);
     cluster.give_back();
     publish(&mut publisher, &database);
@@ -262,7 +269,7 @@ fn a_broker_that_goes_in_the_middle_loses_and_doubles_nothing(
 
 fn what_is_on_the_topic_and_not_marked_is_found_and_not_published_again(
     cluster: &mut dyn Cluster,
-    delivery: Delivery,
+    delivery: DeliveryGuarantee,
 ) {
     let database = Database::open();
     for user in 0..20 {
@@ -286,7 +293,7 @@ fn what_is_on_the_topic_and_not_marked_is_found_and_not_published_again(
     assert_eq!(found.len(), 42, "none is there twice");
     assert_commit_order(&found);
     for Receipt { outbox_id, place } in lost {
-        let Place::Topic { partition, offset } = place else {
+        let Destination::Topic { partition, offset } = place else {
             panic!("{place:?}")
         };
         let sql = format!(
@@ -300,7 +307,7 @@ fn what_is_on_the_topic_and_not_marked_is_found_and_not_published_again(
 
 fn what_comes_is_stored_once_and_the_offset_committed(
     cluster: &mut dyn Cluster,
-    delivery: Delivery,
+    delivery: DeliveryGuarantee,
 ) {
     let database = Database::open();
     let mut first = positioned(cluster, &database);
@@ -344,7 +351,7 @@ fn what_comes_is_stored_once_and_the_offset_committed(
 
 fn what_is_not_ours_is_kept_aside_and_the_rest_goes_on(
     cluster: &mut dyn Cluster,
-    delivery: Delivery,
+    delivery: DeliveryGuarantee,
 ) {
     let database = Database::open();
     let metrics = Metrics::default();
@@ -477,30 +484,32 @@ fn two_of_the_same_node(version: &str) {
     publish(&mut first, &database);
     // Each takes the id over from the other, once; fenced again, one of them stops.
     let mut reservation = 1;
-    let trouble = wait_for("one of them to stop", LIMIT, || {
+    let error = wait_for("one of them to stop", LIMIT, || {
         [&mut second, &mut first].into_iter().find_map(|publisher| {
             reservation += 1;
             database.pay(1, [reservation]);
             let published = publisher.publish(&unpublished(&database));
-            let trouble = published.trouble.clone();
+            let error = published.error.clone();
             mark(&database, published);
-            trouble.filter(|trouble| matches!(trouble, PublishError::Fenced(_)))
+            error.filter(|error| matches!(error, PublishError::Fenced(_)))
         })
     });
     drop((first, second));
     reservation += 1;
     database.pay(1, [reservation]);
-    assert!(matches!(trouble, PublishError::Fenced(_)), "{trouble:?}");
+    assert!(matches!(error, PublishError::Fenced(_)), "{error:?}");
     let mut relay = Relay::new(
         database.store().clone(),
         Box::new(Fenced),
-        10,
-        Waker::new().1,
-        Waker::new().0,
-        Part::up(),
-        Metrics::default(),
+        relay::Options {
+            batch_max: 10,
+            wake: Waker::new().1,
+            notifiers: Waker::new().0,
+            health: HealthHandle::up(),
+            metrics: Metrics::default(),
+        },
     );
-    assert_eq!(relay.step(), payrelay::relay::Step::Fenced);
+    assert_eq!(relay.step(), relay::Step::Fenced);
     publish(
         &mut publisher(&broker, &database, 1, ExactlyOnce),
         &database,
@@ -511,7 +520,7 @@ fn two_of_the_same_node(version: &str) {
 
 /// A batch that the network holds back, and delivers when its sender is dead and the next process
 /// is through: what is on the topic then.
-fn with_a_batch_that_comes_too_late(delivery: Delivery) -> Vec<i64> {
+fn with_a_batch_that_comes_too_late(delivery: DeliveryGuarantee) -> Vec<i64> {
     let (broker, mut proxy) = Broker::start_behind_proxy("4.4.0");
     let database = Database::open();
     let mut dead = publisher(&broker, &database, 1, delivery);
@@ -520,7 +529,7 @@ fn with_a_batch_that_comes_too_late(delivery: Delivery) -> Vec<i64> {
     proxy.hold();
     database.pay(1, 6..=10);
     assert!(
-        dead.publish(&unpublished(&database)).trouble.is_some(),
+        dead.publish(&unpublished(&database)).error.is_some(),
         "its batch is under way"
     );
     drop(dead);
@@ -585,7 +594,7 @@ struct Fenced;
 impl Publisher for Fenced {
     fn publish(&mut self, _: &[Event]) -> PublishOutcome {
         PublishOutcome {
-            trouble: Some(PublishError::Fenced("another one".into())),
+            error: Some(PublishError::Fenced("another one".into())),
             ..PublishOutcome::default()
         }
     }
@@ -595,7 +604,7 @@ impl Publisher for Fenced {
     }
 }
 
-fn a_record_that_the_broker_refuses_is_set_aside(delivery: Delivery) {
+fn a_record_that_the_broker_refuses_is_set_aside(delivery: DeliveryGuarantee) {
     let broker = Broker::start("4.4.0");
     let database = Database::open();
     database.pay(1, 1..=4);
@@ -688,7 +697,7 @@ fn new_events_wait_while_one_is_suspected() {
                 receipts.as_slice(),
                 [Receipt {
                     outbox_id: 1,
-                    place: Place::Rejected(_)
+                    place: Destination::Rejected(_)
                 }]
             ),
             "{receipts:?}"
@@ -762,7 +771,7 @@ fn the_consumer_goes_on_from_the_database_whatever_happened_to_the_topic() {
             settings,
             database.store().clone(),
             Waker::new().0,
-            Part::up(),
+            HealthHandle::up(),
         )
         .unwrap();
         let all = database.number("SELECT count(*) FROM outbox");
@@ -909,7 +918,7 @@ fn a_consumer_that_its_group_does_not_take_says_so() {
     database.pay(1, 1..=3);
     publish(&mut publisher(&fake, &database, 1, ExactlyOnce), &database);
     fake.refuse_members();
-    let part = Part::up();
+    let part = HealthHandle::up();
     let (settings, store) = (settings(&fake, 1, ExactlyOnce), database.store().clone());
     let mut consumer = Consumer::new(settings, store, Waker::new().0, part.clone()).unwrap();
     wait_until("the consumer to be away", 2 * LIMIT, || {
@@ -930,7 +939,7 @@ fn a_consumer_that_its_group_does_not_take_says_so() {
 fn what_is_held_back_by_a_strangers_transaction_is_told_to_be() {
     let broker = Broker::start("4.4.0");
     let database = Database::open();
-    let part = Part::up();
+    let part = HealthHandle::up();
     let (settings, store) = (settings(&broker, 1, ExactlyOnce), database.store().clone());
     let mut consumer = Consumer::new(settings, store, Waker::new().0, part.clone()).unwrap();
     database.pay(1, 1..=3);
@@ -957,7 +966,7 @@ fn what_is_held_back_by_a_strangers_transaction_is_told_to_be() {
     let reason = wait_for("the publisher to say why it waits", LIMIT, || {
         match next.publish(&unpublished(&database)) {
             PublishOutcome {
-                trouble: Some(PublishError::Unavailable(reason)),
+                error: Some(PublishError::Unavailable(reason)),
                 ..
             } if reason.contains("transaction") => Some(reason),
             PublishOutcome { receipts, .. } => {

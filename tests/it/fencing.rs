@@ -12,11 +12,11 @@ use std::time::Duration;
 use payrelay::domain::event::Event;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::relay::publisher::{PublishError, PublishOutcome, Publisher};
-use payrelay::relay::{Relay, Step};
-use payrelay::runtime::health::{HealthState, Part};
+use payrelay::relay::{self, Relay, Step};
+use payrelay::runtime::health::{HealthHandle, HealthLevel};
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::Waker;
-use payrelay::store::publication::{Place, Receipt};
+use payrelay::store::publication::{Destination, Receipt};
 use payrelay::store::{OfflineStore, relay_action};
 use serde_json::{Value, json};
 
@@ -36,13 +36,13 @@ impl Publisher for FencedOnce {
     fn publish(&mut self, batch: &[Event]) -> PublishOutcome {
         if self.0.fetch_add(1, Ordering::SeqCst) == 0 {
             return PublishOutcome {
-                trouble: Some(PublishError::Fenced("another one".into())),
+                error: Some(PublishError::Fenced("another one".into())),
                 ..PublishOutcome::default()
             };
         }
         let receipt = |event: &Event| Receipt {
             outbox_id: event.outbox_id,
-            place: Place::Delivery,
+            place: Destination::Delivery,
         };
         PublishOutcome {
             receipts: batch.iter().map(receipt).collect(),
@@ -67,15 +67,17 @@ fn a_fenced_relay_pauses_until_an_operator_resumes_it() {
             .unwrap();
         let calls = Arc::new(AtomicUsize::new(0));
         let publisher = Box::new(FencedOnce(Arc::clone(&calls)));
-        let (store, part) = (database.store().clone(), Part::up());
+        let (store, part) = (database.store().clone(), HealthHandle::up());
         let mut relay = Relay::new(
             store,
             publisher,
-            10,
-            Waker::new().1,
-            Waker::new().0,
-            part.clone(),
-            Metrics::default(),
+            relay::Options {
+                batch_max: 10,
+                wake: Waker::new().1,
+                notifiers: Waker::new().0,
+                health: part.clone(),
+                metrics: Metrics::default(),
+            },
         );
         for _ in 0..3 {
             assert_eq!(relay.step(), Step::Fenced);
@@ -85,7 +87,7 @@ fn a_fenced_relay_pauses_until_an_operator_resumes_it() {
             1,
             "it asks nothing of Kafka meanwhile"
         );
-        assert_eq!(part.get().state, HealthState::Fenced);
+        assert_eq!(part.get().state, HealthLevel::Fenced);
         assert!(part.get().error.unwrap().contains("payrelay outbox resume"));
         database.pay(1, [2]);
         database
@@ -98,7 +100,7 @@ fn a_fenced_relay_pauses_until_an_operator_resumes_it() {
             2,
             "{origin}"
         );
-        assert_eq!(part.get().state, HealthState::Up);
+        assert_eq!(part.get().state, HealthLevel::Up);
     }
 }
 

@@ -13,7 +13,7 @@ use payrelay::domain::topic::Topic;
 use payrelay::kafka::publisher::KafkaPublisher;
 use payrelay::relay::publisher::{PublishError, PublishOutcome, Publisher};
 use payrelay::store::outbox;
-use payrelay::store::publication::{self, Place, Receipt};
+use payrelay::store::publication::{self, Destination, Receipt};
 use payrelay::store::topic as store_topic;
 use payrelay::store::{OfflineStore, Transaction, visibility};
 use serde_json::json;
@@ -41,7 +41,7 @@ fn publisher(cluster: &dyn Cluster, database: &Database, partitions: i32) -> Kaf
         topic: TOPIC.into(),
         group: "payment-group".into(),
         partitions,
-        delivery: config::Delivery::ExactlyOnce,
+        delivery: config::DeliveryGuarantee::ExactlyOnce,
         dead_records_max: std::num::NonZeroUsize::MAX,
         security: config::KafkaSecurity::default(),
     };
@@ -65,19 +65,19 @@ fn unpublished(database: &Database) -> Vec<Event> {
 fn mark(database: &Database, published: PublishOutcome) -> Option<PublishError> {
     let PublishOutcome {
         receipts,
-        reached,
-        trouble,
+        progress,
+        error,
     } = published;
     let mark = move |tx: &Transaction<'_>| {
         publication::mark_published(tx, &receipts, Timestamp::now())?;
-        let Some(reached) = &reached else {
+        let Some(progress) = &progress else {
             return Ok(());
         };
-        visibility::note(tx, &reached.topic, &receipts)?;
-        store_topic::save_published_offsets(tx, reached)
+        visibility::note(tx, &progress.topic, &receipts)?;
+        store_topic::save_published_offsets(tx, progress)
     };
     database.store().write(mark).unwrap();
-    trouble
+    error
 }
 
 fn publish(publisher: &mut KafkaPublisher, database: &Database) {
@@ -290,7 +290,7 @@ fn what_an_abort_takes_along_is_published_again(cluster: &dyn Cluster) {
         topic::OpenTransaction::begin(&cluster.bootstrap(), &id, TOPIC, "4", &node.event_id(4));
     let end = database.number("SELECT published_to FROM topic_partition");
     // Behind the marker of the first batch.
-    let place = Place::Topic {
+    let place = Destination::Topic {
         partition: 0,
         offset: Some(end + 1),
     };

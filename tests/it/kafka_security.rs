@@ -89,7 +89,7 @@ fn assert_goes_round(
     let log = go_round(broker, secure, bootstrap, name, more);
     assert!(!log.contains(" unavailable: "), "{name}:\n{log}");
     assert_eq!(
-        log.contains("anybody on the way can read the password"),
+        log.contains("any host on the way can read the password"),
         name == "plain-in-clear",
         "{name}"
     );

@@ -20,13 +20,13 @@ use payrelay::config::Route;
 use payrelay::domain::event::{Event, EventRef, NodeId};
 use payrelay::domain::payment::{NewPayment, Payment, Reservation, Status};
 use payrelay::domain::timestamp::Timestamp;
-use payrelay::store::arrival::{self, Arrival};
+use payrelay::store::arrival::{self, AcceptOutcome};
 use payrelay::store::backlog::{Backlog, BacklogCounter};
 use payrelay::store::dead_letter::{self, DeadRecord};
-use payrelay::store::delivery::{self, Carrier, Outcome as DeliveryOutcome, Waiting};
+use payrelay::store::delivery::{self, Carrier, Outcome as DeliveryOutcome, PendingDelivery};
 use payrelay::store::outbox;
 use payrelay::store::payment;
-use payrelay::store::publication::{self, Place, Receipt};
+use payrelay::store::publication::{self, Destination, Receipt};
 use payrelay::store::replay::{self, Action, Outcome, ResolveRequest, Selection};
 use payrelay::store::timeline::{self, PaymentTimeline};
 use payrelay::store::waiting;
@@ -90,7 +90,7 @@ enum Answer {
     Done,
     Count(usize),
     Payments(Vec<Payment>),
-    Arrival(Arrival),
+    Arrival(AcceptOutcome),
     Outcomes(Vec<Outcome>),
     Refused,
 }
@@ -113,7 +113,7 @@ struct View {
 #[derive(Debug, PartialEq)]
 struct ChannelView {
     channel: String,
-    waiting: Vec<Waiting>,
+    waiting: Vec<PendingDelivery>,
     more: Vec<bool>,
 }
 
@@ -694,9 +694,9 @@ struct Begun {
 
 fn receipt(outbox_id: i64, to: To) -> Receipt {
     let place = match to {
-        To::Application => Place::Delivery,
-        To::Nowhere => Place::Rejected("too large".into()),
-        To::Topic { tells_offset } => Place::Topic {
+        To::Application => Destination::Delivery,
+        To::Nowhere => Destination::Rejected("too large".into()),
+        To::Topic { tells_offset } => Destination::Topic {
             partition: 0,
             offset: tells_offset.then_some(outbox_id * 10),
         },

@@ -9,16 +9,16 @@ use payrelay::domain::event::Event;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::relay::in_process::InProcess;
 use payrelay::relay::publisher::{PublishError, PublishOutcome, Publisher};
-use payrelay::relay::{Relay, Step};
-use payrelay::runtime::health::Part;
+use payrelay::relay::{self, Relay, Step};
+use payrelay::runtime::health::HealthHandle;
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::{Stop, Waker};
 use payrelay::sampler::Sampler;
-use payrelay::scheduler::Scheduler;
+use payrelay::scheduler::{self, Scheduler};
 use payrelay::store::arrival;
 use payrelay::store::delivery::{self, Carrier};
 use payrelay::store::outbox;
-use payrelay::store::publication::{self, Place, Receipt};
+use payrelay::store::publication::{self, Destination, Receipt};
 use payrelay::store::timeline;
 
 use super::harness::store::Database;
@@ -31,11 +31,13 @@ fn relay(database: &Database, publisher: impl Publisher + 'static, metrics: &Met
     Relay::new(
         store,
         Box::new(publisher),
-        10,
-        Waker::new().1,
-        Waker::new().0,
-        Part::up(),
-        metrics.clone(),
+        relay::Options {
+            batch_max: 10,
+            wake: Waker::new().1,
+            notifiers: Waker::new().0,
+            health: HealthHandle::up(),
+            metrics: metrics.clone(),
+        },
     )
 }
 
@@ -61,12 +63,14 @@ fn scheduler(database: &Database, relay: Waker, metrics: &Metrics) -> (Scheduler
     (
         Scheduler::new(
             store.clone(),
-            settings,
-            keys,
-            relay,
-            Waker::new().0,
-            metrics.clone(),
-            snapshots,
+            scheduler::Options {
+                settings,
+                keys,
+                relay,
+                notifiers: Waker::new().0,
+                metrics: metrics.clone(),
+                snapshots,
+            },
         ),
         sampler,
     )
@@ -89,7 +93,7 @@ impl Publisher for Scripted {
         } else {
             self.take.remove(0).min(ids.len())
         };
-        let place = Place::Topic {
+        let place = Destination::Topic {
             partition: 0,
             offset: None,
         };
@@ -100,13 +104,13 @@ impl Publisher for Scripted {
                 place: place.clone(),
             })
             .collect();
-        let trouble = (self.says_away && count < ids.len())
+        let error = (self.says_away && count < ids.len())
             .then(|| PublishError::Unavailable("the script says so".into()));
         self.given.send(ids).unwrap();
         PublishOutcome {
             receipts,
-            reached: None,
-            trouble,
+            progress: None,
+            error,
         }
     }
 
@@ -164,8 +168,8 @@ fn the_relay_works_in_commit_order_and_retries_only_what_is_left() {
         },
         &Metrics::default(),
     );
-    assert!(matches!(relay.step(), Step::Away(_)));
-    assert!(matches!(relay.step(), Step::Away(_)));
+    assert!(matches!(relay.step(), Step::RetryAfter(_)));
+    assert!(matches!(relay.step(), Step::RetryAfter(_)));
     assert_eq!(relay.step(), Step::Progress);
     assert_eq!(relay.step(), Step::Idle);
     assert_eq!(
@@ -231,12 +235,12 @@ fn what_was_published_but_could_not_be_recorded_is_not_published_again() {
     );
     assert_eq!(relay.step(), Step::Progress, "it is being recorded");
     assert!(
-        matches!(relay.step(), Step::Away(_)),
+        matches!(relay.step(), Step::RetryAfter(_)),
         "the database refused"
     );
     database.pay(1, [5]);
     assert!(
-        matches!(relay.step(), Step::Away(_)),
+        matches!(relay.step(), Step::RetryAfter(_)),
         "nothing more is published before it is recorded"
     );
     execute("DROP TRIGGER refuse");
@@ -278,7 +282,7 @@ fn the_purge_deletes_what_is_finished_and_nothing_else() {
         let published: Vec<_> = (2..=1203)
             .map(|outbox_id| Receipt {
                 outbox_id,
-                place: Place::Delivery,
+                place: Destination::Delivery,
             })
             .collect();
         publication::mark_published(tx, &published, long_ago)?;
@@ -354,7 +358,7 @@ fn what_is_stuck_since_its_last_attempt_wakes_the_relay() {
 #[test]
 fn a_copy_of_an_event_changes_nothing_even_after_the_purge() {
     use payrelay::domain::event::EventRef;
-    use payrelay::store::arrival::Arrival;
+    use payrelay::store::arrival::AcceptOutcome;
     let database = Database::open();
     let long_ago = Timestamp::now().minus(8 * DAY);
     database.pay_at(long_ago, 1, [1, 2]);
@@ -372,10 +376,10 @@ fn a_copy_of_an_event_changes_nothing_even_after_the_purge() {
     assert_eq!(
         [accept(1, 1), accept(1, 1), accept(1, 2), accept(3, 3)],
         [
-            Arrival::Accepted,
-            Arrival::Duplicate,
-            Arrival::Unknown,
-            Arrival::Unknown
+            AcceptOutcome::Accepted,
+            AcceptOutcome::Duplicate,
+            AcceptOutcome::Unknown,
+            AcceptOutcome::Unknown
         ]
     );
     assert_eq!(database.number("SELECT count(*) FROM delivery"), 1);
@@ -384,7 +388,7 @@ fn a_copy_of_an_event_changes_nothing_even_after_the_purge() {
             tx,
             &[Receipt {
                 outbox_id: 1,
-                place: Place::Delivery,
+                place: Destination::Delivery,
             }],
             long_ago,
         )?;
@@ -392,7 +396,7 @@ fn a_copy_of_an_event_changes_nothing_even_after_the_purge() {
         outbox::purge(tx, Timestamp::now(), 10)
     };
     assert_eq!(database.store().write(finish).unwrap(), 1);
-    assert_eq!(accept(1, 1), Arrival::Purged);
+    assert_eq!(accept(1, 1), AcceptOutcome::Purged);
     assert_eq!(database.number("SELECT count(*) FROM delivery"), 0);
 }
 
@@ -403,11 +407,13 @@ fn a_relay_on_its_thread_is_woken_by_the_commit() {
     let relay = Relay::new(
         database.store().clone(),
         Box::new(InProcess),
-        10,
-        woken,
-        Waker::new().0,
-        Part::up(),
-        Metrics::default(),
+        relay::Options {
+            batch_max: 10,
+            wake: woken,
+            notifiers: Waker::new().0,
+            health: HealthHandle::up(),
+            metrics: Metrics::default(),
+        },
     );
     let (exits, _exited) = crossbeam_channel::unbounded();
     let worker =

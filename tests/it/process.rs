@@ -627,7 +627,7 @@ fn a_start_on_a_full_disk_is_refused_with_what_to_do() {
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(78), "{error}");
         assert!(
-            error.contains("room") && !error.contains("kernel"),
+            error.contains("free space") && !error.contains("kernel"),
             "{made}: {error}"
         );
         machine.clear("full");

@@ -11,12 +11,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use payrelay::config::{Config, DEFAULT_CHANNEL, Secret};
-use payrelay::runtime::health::{HealthState, Part};
+use payrelay::runtime::health::{HealthHandle, HealthLevel};
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::resume::ResumeHandle;
 use payrelay::runtime::worker::Waker;
-use payrelay::slack::message::Style;
-use payrelay::slack::notifier::{Channel, Notifier, Sink, Step};
+use payrelay::slack::channel::{Channel, Sink};
+use payrelay::slack::message::MessageStyle;
+use payrelay::slack::notifier::{self, Notifier, Step};
 use payrelay::slack::webhook::Slack;
 use payrelay::store::dead_letter::DeadRecord;
 use payrelay::store::replay::{self, Action, ResolveRequest, Selection};
@@ -41,7 +42,7 @@ const PROBE: Duration = Duration::from_mins(5);
 struct Teller {
     notifier: Notifier,
     clock: Arc<AtomicU64>,
-    part: Part,
+    part: HealthHandle,
     resume: ResumeHandle,
     metrics: Metrics,
 }
@@ -69,7 +70,7 @@ impl Teller {
         config.slack.summary_over = 0;
         let mut digest_over = usize::MAX >> 1;
         change(&mut config, &mut digest_over);
-        let style = Style {
+        let style = MessageStyle {
             completed: config.slack.line_completed.clone(),
             failed: config.slack.line_failed.clone(),
             zone: config.slack.time_zone.clone(),
@@ -93,16 +94,22 @@ impl Teller {
             probe_interval: PROBE,
         };
         let (waker, woken) = Waker::new();
-        let (part, resume, metrics) = (Part::up(), ResumeHandle::new(waker), Metrics::default());
+        let (part, resume, metrics) = (
+            HealthHandle::up(),
+            ResumeHandle::new(waker),
+            Metrics::default(),
+        );
         let clock = Arc::new(AtomicU64::new(0));
         let now = Arc::clone(&clock);
         let notifier = Notifier::new(
             database.store().clone(),
             channel,
-            woken,
-            resume.clone(),
-            part.clone(),
-            &metrics,
+            notifier::Options {
+                wake: woken,
+                resume: resume.clone(),
+                health: part.clone(),
+                metrics: &metrics,
+            },
         )
         .with_clock(Box::new(move || {
             Duration::from_micros(now.load(Ordering::Relaxed))
@@ -137,8 +144,8 @@ impl Teller {
         loop {
             match self.step() {
                 // The pace, which is not what these tests are about.
-                Step::Later(wait) if wait < Duration::from_millis(1) => self.advance(wait),
-                Step::Later(wait) => return wait,
+                Step::RetryAfter(wait) if wait < Duration::from_millis(1) => self.advance(wait),
+                Step::RetryAfter(wait) => return wait,
                 Step::Progress => {}
                 Step::Idle => panic!("nothing waits"),
             }
@@ -150,7 +157,7 @@ impl Teller {
     fn finish(&mut self) {
         for _ in 0..10_000 {
             match self.step() {
-                Step::Later(wait) => self.advance(wait),
+                Step::RetryAfter(wait) => self.advance(wait),
                 Step::Progress => {}
                 Step::Idle => return,
             }
@@ -199,12 +206,12 @@ fn a_429_holds_the_channel_and_counts_no_attempt() {
     script(&slack, [after("30"), after(&date), Answer::Status(429)]);
     let mut teller = Teller::plain(&database, &slack);
     assert_eq!(teller.wait().as_secs(), 30, "seconds");
-    assert_eq!(teller.part.get().state, HealthState::RateLimited);
+    assert_eq!(teller.part.get().state, HealthLevel::RateLimited);
     assert!(
         !teller.part.get().is_failing(),
         "to be limited is no failure"
     );
-    assert!(matches!(teller.step(), Step::Later(_)));
+    assert!(matches!(teller.step(), Step::RetryAfter(_)));
     assert_eq!(slack.attempts(), 1, "nothing goes within the pause");
     teller.advance(Duration::from_secs(30));
     let left = || Duration::try_from(soon.duration_since(jiff::Timestamp::now())).unwrap();
@@ -224,7 +231,7 @@ fn a_429_holds_the_channel_and_counts_no_attempt() {
         1,
         "only the one that was taken"
     );
-    assert_eq!(teller.part.get().state, HealthState::Up);
+    assert_eq!(teller.part.get().state, HealthLevel::Up);
 }
 
 #[test]
@@ -244,7 +251,7 @@ fn what_fails_backs_off_keeps_the_order_and_loses_nothing() {
     for failures in 1..=4_u32 {
         while told(&database, 1).attempts < failures {
             match teller.step() {
-                Step::Later(wait) => {
+                Step::RetryAfter(wait) => {
                     waited += wait;
                     teller.advance(wait);
                 }
@@ -294,7 +301,7 @@ fn a_channel_that_is_closed_is_paused_probed_and_resumed() {
         assert_eq!(teller.wait(), PROBE, "{answer:?}");
         assert_eq!(
             (teller.part.get().state, slack.attempts()),
-            (HealthState::Paused, 1),
+            (HealthLevel::Paused, 1),
             "not row after row"
         );
         teller.advance(PROBE);
@@ -304,7 +311,7 @@ fn a_channel_that_is_closed_is_paused_probed_and_resumed() {
         assert_eq!(teller.step(), Step::Progress, "the operator need not wait");
         teller.finish();
         assert_eq!(slack.messages(), completed(1..=50));
-        assert_eq!(teller.part.get().state, HealthState::Up);
+        assert_eq!(teller.part.get().state, HealthLevel::Up);
         assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 0);
     }
 }
@@ -314,9 +321,9 @@ fn a_channel_that_takes_no_payload_at_all_is_paused_and_nothing_is_set_aside() {
     let (database, slack) = (waiting(200), FakeSlack::start());
     slack.answer_with(|_, _| Answer::Word(400, "invalid_payload"));
     let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
-    while teller.part.get().state != HealthState::Paused {
+    while teller.part.get().state != HealthLevel::Paused {
         match teller.step() {
-            Step::Later(wait) => teller.advance(wait),
+            Step::RetryAfter(wait) => teller.advance(wait),
             step => assert_eq!(step, Step::Progress),
         }
     }
@@ -380,7 +387,7 @@ fn a_digest_delivers_all_of_its_payments_or_none() {
     while slack.count() == 0 {
         assert_eq!(delivered(), 0);
         match teller.step() {
-            Step::Later(wait) => teller.advance(wait),
+            Step::RetryAfter(wait) => teller.advance(wait),
             step => assert_eq!(step, Step::Progress),
         }
     }
@@ -456,7 +463,7 @@ fn the_pace_is_kept() {
     let mut waited = Duration::ZERO;
     loop {
         match teller.step() {
-            Step::Later(wait) => {
+            Step::RetryAfter(wait) => {
                 waited += wait;
                 teller.advance(wait);
             }
@@ -556,9 +563,9 @@ fn rejected() -> Answer {
 
 /// Steps until the channel pauses.
 fn until_paused(teller: &mut Teller) {
-    while teller.part.get().state != HealthState::Paused {
+    while teller.part.get().state != HealthLevel::Paused {
         match teller.step() {
-            Step::Later(wait) => teller.advance(wait),
+            Step::RetryAfter(wait) => teller.advance(wait),
             step => assert_eq!(step, Step::Progress),
         }
     }
@@ -758,11 +765,11 @@ fn a_busy_channel_is_some_seconds_late_at_most() {
         let mut left = Duration::from_secs(1);
         loop {
             match teller.step() {
-                Step::Later(wait) if wait <= left => {
+                Step::RetryAfter(wait) if wait <= left => {
                     left -= wait;
                     teller.advance(wait);
                 }
-                Step::Later(_) | Step::Idle => break,
+                Step::RetryAfter(_) | Step::Idle => break,
                 Step::Progress => {}
             }
         }
@@ -1435,7 +1442,10 @@ fn what_was_answered_is_not_told_again_after_a_kill_and_what_was_not_is_counted(
     wait_until("the second POST", LIMIT, || slack.attempts() == 2);
     payrelay.kill9();
     let payrelay = Payrelay::start(Options::new(dir.path(), &env));
-    payrelay.wait_for_log("payrelay ended while 1 payments were being told", LIMIT);
+    payrelay.wait_for_log(
+        "1 deliveries were in flight when payrelay last stopped",
+        LIMIT,
+    );
     wait_until("the second message", LIMIT, || slack.count() == 2);
     assert_eq!(slack.lines().len(), 2, "{:?}", slack.lines());
     let told = || client_get(&payrelay, "/payments/2")["notification"].clone();

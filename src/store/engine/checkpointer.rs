@@ -22,7 +22,7 @@ use rusqlite::ffi::{
 };
 
 use super::BUSY_TIMEOUT;
-use super::schema::{OpenError, refusal};
+use super::open_error::{OpenError, open_error};
 use crate::runtime::health::Backoff;
 use crate::runtime::worker::{Stop, Waker};
 
@@ -75,7 +75,7 @@ pub(in crate::store) fn replace_autocheckpoint(
     connection: &Connection,
     path: &Path,
 ) -> Result<(CheckpointControl, Checkpointer), OpenError> {
-    let failed = |source| refusal(path, source);
+    let failed = |source| open_error(path, source);
     // Also replaces the automatic checkpoint, which is such a hook.
     connection.wal_hook(Some(|_, pages| {
         WAL_PAGES.set(pages);
@@ -144,7 +144,7 @@ fn finish(connection: &Connection, missed: u32) -> rusqlite::Result<()> {
     if missed == 0 {
         return copy(connection, "PRAGMA wal_checkpoint(PASSIVE)");
     }
-    connection.busy_timeout(READER_WAIT.delay(missed, 1.0))?;
+    connection.busy_timeout(READER_WAIT.equal_jitter(missed, 1.0))?;
     let result = copy(connection, "PRAGMA wal_checkpoint(RESTART)");
     connection.busy_timeout(BUSY_TIMEOUT)?;
     result
@@ -194,7 +194,7 @@ impl Checkpointer {
 ///
 /// A commit whose sync failed leaves the log in the same doubt: whether its payments are there only
 /// the next start can tell. That start writes the log once more before it trusts it
-/// (`schema::settle`).
+/// (`wal::rewrite_and_sync_wal`).
 pub(in crate::store) fn abort_on_failed_sync<T>(
     result: rusqlite::Result<T>,
 ) -> rusqlite::Result<T> {

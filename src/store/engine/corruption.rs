@@ -8,13 +8,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::runtime::health::{Part, PartState};
+use crate::runtime::health::{Health, HealthHandle};
 use crate::store::error::{StoreError, is_corruption};
 
 /// Whether the file is damaged, for all who work with it. Cloning it is cheap.
 #[derive(Debug, Clone)]
 pub(in crate::store) struct CorruptionFlag {
-    part: Part,
+    part: HealthHandle,
     known: Arc<AtomicBool>,
 }
 
@@ -22,7 +22,7 @@ impl CorruptionFlag {
     /// None is known of.
     pub(in crate::store) fn none() -> Self {
         Self {
-            part: Part::up(),
+            part: HealthHandle::up(),
             known: Arc::default(),
         }
     }
@@ -59,7 +59,7 @@ impl CorruptionFlag {
         }
     }
 
-    pub(in crate::store) fn state(&self) -> PartState {
+    pub(in crate::store) fn state(&self) -> Health {
         self.part.get()
     }
 }

@@ -15,7 +15,7 @@ use crossbeam_channel::{after, select_biased};
 use rustix::fs::statvfs;
 
 use super::corruption::CorruptionFlag;
-use crate::runtime::health::{Part, PartState};
+use crate::runtime::health::{Health, HealthHandle};
 use crate::runtime::worker::Stop;
 use crate::store::error::StoreError;
 
@@ -24,15 +24,15 @@ const INTERVAL: Duration = Duration::from_millis(250);
 
 /// How much room there is, as the rest sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Room {
-    Ample,
+enum DiskSpace {
+    Ok,
     /// Less than twice what is needed.
     Low,
     /// Less than what is needed.
-    Short,
+    Critical,
 }
 
-impl Room {
+impl DiskSpace {
     /// A disk at the very edge does not change its mind with every file that comes and goes: what
     /// has been left is reached again with an eighth more.
     fn next(self, free: u64, min: u64) -> Self {
@@ -43,12 +43,12 @@ impl Room {
                 limit
             }
         };
-        if !reached(min, self == Self::Short) {
-            Self::Short
-        } else if !reached(min.saturating_mul(2), self != Self::Ample) {
+        if !reached(min, self == Self::Critical) {
+            Self::Critical
+        } else if !reached(min.saturating_mul(2), self != Self::Ok) {
             Self::Low
         } else {
-            Self::Ample
+            Self::Ok
         }
     }
 }
@@ -56,14 +56,14 @@ impl Room {
 /// What those who take payments see. Cloning it is cheap.
 #[derive(Debug, Clone)]
 pub(in crate::store) struct Admission {
-    part: Part,
+    part: HealthHandle,
     short: Arc<AtomicBool>,
     refused: Arc<AtomicU64>,
 }
 
 impl Admission {
     /// Refuses while there is too little room.
-    pub(in crate::store) fn ask(&self) -> Result<(), StoreError> {
+    pub(in crate::store) fn check(&self) -> Result<(), StoreError> {
         if !self.short.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -71,24 +71,24 @@ impl Admission {
         Err(StoreError::Full)
     }
 
-    pub(in crate::store) fn state(&self) -> PartState {
+    pub(in crate::store) fn state(&self) -> Health {
         self.part.get()
     }
 }
 
 /// The thread's side.
-pub(in crate::store) struct Watch {
+pub(in crate::store) struct DiskMonitor {
     database: PathBuf,
     /// Which file that was when it was opened.
     identity: Option<(u64, u64)>,
     min: u64,
-    room: Room,
+    room: DiskSpace,
     admission: Admission,
     damage: CorruptionFlag,
-    blind: bool,
+    statvfs_failed: bool,
 }
 
-impl Watch {
+impl DiskMonitor {
     /// Looks once, so that the first payment finds an answer.
     pub(in crate::store) fn new(
         database: &Path,
@@ -96,12 +96,12 @@ impl Watch {
         damage: CorruptionFlag,
     ) -> (Self, Admission) {
         let admission = Admission {
-            part: Part::up(),
+            part: HealthHandle::up(),
             short: Arc::default(),
             refused: Arc::default(),
         };
         let (database, identity) = (database.to_owned(), identity(database));
-        let (room, blind) = (Room::Ample, false);
+        let (room, statvfs_failed) = (DiskSpace::Ok, false);
         let mut watch = Self {
             database,
             identity,
@@ -109,7 +109,7 @@ impl Watch {
             room,
             admission: admission.clone(),
             damage,
-            blind,
+            statvfs_failed,
         };
         watch.look();
         (watch, admission)
@@ -126,7 +126,7 @@ impl Watch {
     }
 
     fn look(&mut self) {
-        if is_another(&self.database, self.identity) {
+        if was_replaced(&self.database, self.identity) {
             // SQLite would go on with a file that nobody finds again.
             self.damage.set(&format!(
                 "{} is not the file that was opened: it was moved or removed",
@@ -138,12 +138,12 @@ impl Watch {
         }
         match statvfs(&self.database) {
             Ok(told) => {
-                self.blind = false;
+                self.statvfs_failed = false;
                 self.found(told.f_bavail.saturating_mul(told.f_frsize));
             }
             // Not a reason to refuse: the disk itself will.
-            Err(error) if !self.blind => {
-                self.blind = true;
+            Err(error) if !self.statvfs_failed => {
+                self.statvfs_failed = true;
                 log::warn!("how much room the disk has cannot be told: {error}");
             }
             Err(_) => {}
@@ -157,7 +157,7 @@ impl Watch {
         // A line is written last: who reads it finds what it tells.
         match (before, self.room) {
             (before, now) if before == now => {}
-            (_, Room::Short) => {
+            (_, DiskSpace::Critical) => {
                 let error = format!(
                     "the disk has less than {} MiB left (database.min_free_bytes)",
                     mib(min)
@@ -170,7 +170,7 @@ impl Watch {
                     mib(min)
                 );
             }
-            (Room::Short, _) => {
+            (DiskSpace::Critical, _) => {
                 self.admission.short.store(false, Ordering::Relaxed);
                 self.admission.part.recover();
                 let refused = self.admission.refused.swap(0, Ordering::Relaxed);
@@ -179,7 +179,7 @@ impl Watch {
                         were refused"
                 );
             }
-            (_, Room::Low) => log::warn!(
+            (_, DiskSpace::Low) => log::warn!(
                 "the disk has {free} MiB left: below {} no payment will be taken \
                     (database.min_free_bytes); make room",
                 mib(min)
@@ -194,7 +194,7 @@ fn identity(file: &Path) -> Option<(u64, u64)> {
 }
 
 /// A look that fails says nothing of the file.
-fn is_another(file: &Path, opened: Option<(u64, u64)>) -> bool {
+fn was_replaced(file: &Path, opened: Option<(u64, u64)>) -> bool {
     match fs::metadata(file) {
         Ok(file) => Some((file.dev(), file.ino())) != opened,
         Err(error) => error.kind() == io::ErrorKind::NotFound,
@@ -213,9 +213,9 @@ mod tests {
 
     #[test]
     fn refuses_below_the_limit_and_does_not_waver_at_it() {
-        use Room::{Ample, Low, Short};
+        use DiskSpace::{Critical, Low, Ok};
         let next = |rooms: &[u64]| {
-            let mut room = Ample;
+            let mut room = Ok;
             let mut seen = Vec::new();
             for free in rooms {
                 room = room.next(*free, 80);
@@ -223,22 +223,19 @@ mod tests {
             }
             seen
         };
-        assert_eq!(
-            next(&[160, 159, 160, 169, 170]),
-            [Ample, Low, Low, Low, Ample]
-        );
+        assert_eq!(next(&[160, 159, 160, 169, 170]), [Ok, Low, Low, Low, Ok]);
         assert_eq!(
             next(&[80, 79, 80, 89, 90, 170]),
-            [Low, Short, Short, Short, Low, Ample]
+            [Low, Critical, Critical, Critical, Low, Ok]
         );
-        assert_eq!(next(&[0, u64::MAX]), [Short, Ample]);
+        assert_eq!(next(&[0, u64::MAX]), [Critical, Ok]);
     }
 
-    fn watch(dir: &tempfile::TempDir, min: u64) -> (Watch, Admission, CorruptionFlag) {
+    fn watch(dir: &tempfile::TempDir, min: u64) -> (DiskMonitor, Admission, CorruptionFlag) {
         let path = dir.path().join("a.db");
         fs::write(&path, "").unwrap();
         let damage = CorruptionFlag::none();
-        let (watch, admission) = Watch::new(&path, min, damage.clone());
+        let (watch, admission) = DiskMonitor::new(&path, min, damage.clone());
         (watch, admission, damage)
     }
 
@@ -247,13 +244,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut watch, admission, _) = watch(&dir, 1 << 20);
         watch.found(1 << 30);
-        admission.ask().unwrap();
+        admission.check().unwrap();
         watch.found(1 << 19);
-        assert!(matches!(admission.ask(), Err(StoreError::Full)));
+        assert!(matches!(admission.check(), Err(StoreError::Full)));
         let state = admission.state();
         assert!(state.is_failing() && state.error.unwrap().contains("less than 1.0 MiB"));
         watch.found(1 << 30);
-        admission.ask().unwrap();
+        admission.check().unwrap();
         assert!(!admission.state().is_failing());
     }
 
@@ -262,11 +259,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (_, admission, _) = watch(&dir, 1 << 50);
         assert!(
-            matches!(admission.ask(), Err(StoreError::Full)),
+            matches!(admission.check(), Err(StoreError::Full)),
             "nobody has a disk with a PiB of room"
         );
         let (_, admission, _) = watch(&dir, 0);
-        admission.ask().unwrap();
+        admission.check().unwrap();
     }
 
     #[test]

@@ -12,7 +12,7 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, OpenFlags};
 use scheduled_thread_pool::ScheduledThreadPool;
 
-use super::schema::OpenError;
+use super::open_error::OpenError;
 use super::{BUSY_TIMEOUT, Pool, STATEMENTS};
 use crate::runtime::worker::{Stop, Worker};
 use crate::store::error::StoreError;
@@ -23,7 +23,7 @@ pub(in crate::store) type Query =
     Box<dyn FnOnce(Result<&Connection, StoreError>) -> Option<rusqlite::Error> + Send>;
 
 /// Many reads can fail in a row: a line tells of those of so long.
-const QUIET: Duration = Duration::from_secs(10);
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Opens `size` read-only connections at once: later there may be no descriptor left for one.
 pub(in crate::store) fn pool(path: PathBuf, size: u32) -> Result<Pool, OpenError> {
@@ -102,7 +102,7 @@ fn run(queries: &Receiver<Query>, pool: &Pool, stop: &Stop) {
         };
         let Some(error) = failure else { continue };
         failures += 1;
-        if told_at.is_none_or(|at| at.elapsed() > QUIET) {
+        if told_at.is_none_or(|at| at.elapsed() > LOG_INTERVAL) {
             log::warn!(
                 "{failures} reads failed since the last such line, the last one because: {error}"
             );

@@ -15,8 +15,8 @@ use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 
 use super::checkpointer::{self, CheckpointControl};
 use super::corruption::CorruptionFlag;
-use super::schema::Lock;
-use crate::runtime::health::Part;
+use super::lock::Lock;
+use crate::runtime::health::HealthHandle;
 use crate::runtime::worker::Stop;
 use crate::store::error::{StoreError, is_corruption, is_full};
 
@@ -92,22 +92,22 @@ pub(in crate::store) struct Writer {
     jobs: Receiver<Job>,
     background: Receiver<Job>,
     background_at: Instant,
-    health: Health,
+    health: WriterHealth,
     _lock: Lock,
 }
 
 /// How it goes, for the log and for those who ask: a line when it begins to fail and one when it
 /// works again, with what was refused between, however much that was.
-pub(in crate::store) struct Health {
-    part: Part,
+pub(in crate::store) struct WriterHealth {
+    part: HealthHandle,
     damage: CorruptionFlag,
     failing_since: Option<Instant>,
     transactions: u64,
     jobs: u64,
 }
 
-impl Health {
-    pub(in crate::store) fn new(part: Part, damage: CorruptionFlag) -> Self {
+impl WriterHealth {
+    pub(in crate::store) fn new(part: HealthHandle, damage: CorruptionFlag) -> Self {
         Self {
             part,
             damage,
@@ -152,7 +152,7 @@ impl Writer {
         checkpoints: CheckpointControl,
         jobs: Receiver<Job>,
         background: Receiver<Job>,
-        health: Health,
+        health: WriterHealth,
         lock: Lock,
     ) -> Self {
         let background_at = Instant::now();
@@ -335,7 +335,7 @@ fn blames_the_machine(error: &rusqlite::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{checkpointer, schema};
+    use super::super::{checkpointer, lock, open};
     use super::*;
     use crate::store::write_probe;
     use crossbeam_channel::{Sender, bounded, unbounded};
@@ -344,23 +344,23 @@ mod tests {
         writer: Writer,
         jobs: Sender<Job>,
         background: Sender<Job>,
-        part: Part,
+        part: HealthHandle,
         _dir: tempfile::TempDir,
     }
 
     fn fixture() -> Fixture {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.db");
-        let lock = schema::lock(&path).unwrap();
-        let (connection, _) = schema::open(&path, None).unwrap();
+        let lock = lock::lock(&path).unwrap();
+        let (connection, _) = open::open(&path, None).unwrap();
         connection
             .execute_batch("CREATE TABLE t (x INTEGER UNIQUE)")
             .unwrap();
         let (jobs, queue) = bounded(64);
         let (background, background_queue) = bounded(1);
-        let part = Part::up();
+        let part = HealthHandle::up();
         let (checkpoints, _) = checkpointer::replace_autocheckpoint(&connection, &path).unwrap();
-        let health = Health::new(part.clone(), CorruptionFlag::none());
+        let health = WriterHealth::new(part.clone(), CorruptionFlag::none());
         let writer = Writer::new(
             connection,
             checkpoints,

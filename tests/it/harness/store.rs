@@ -10,7 +10,7 @@ use payrelay::domain::payment::{NewPayment, Payment, Reservation};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::runtime::worker::Worker;
 use payrelay::store::outbox;
-use payrelay::store::publication::{self, Place, Receipt};
+use payrelay::store::publication::{self, Destination, Receipt};
 use payrelay::store::{OfflineStore, OpenError, Store, payment};
 use tempfile::TempDir;
 
@@ -113,7 +113,7 @@ impl Database {
         let publish = |tx: &payrelay::store::Transaction<'_>| {
             let receipt = |event: payrelay::domain::event::Event| Receipt {
                 outbox_id: event.outbox_id,
-                place: Place::Delivery,
+                place: Destination::Delivery,
             };
             let receipts: Vec<_> = outbox::unpublished(tx, 0, usize::MAX)?
                 .into_iter()

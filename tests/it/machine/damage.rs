@@ -87,7 +87,7 @@ fn a_file_that_cannot_be_opened_is_refused_with_what_to_do() {
         .unwrap()
         .execute_batch("CREATE TABLE theirs (x)")
         .unwrap();
-    refused(&machine, &["was not made by payrelay"]);
+    refused(&machine, &["did not create this SQLite file"]);
     fs::write(&path, &sound).unwrap();
     Connection::open(&path)
         .unwrap()
@@ -156,7 +156,7 @@ fn the_log_of_another_database_is_refused_and_the_file_is_left_as_it_is() {
     refused(
         &ours,
         &[
-            "its log belongs to another node's database",
+            "its WAL belongs to another node's database",
             "restore a backup",
         ],
     );

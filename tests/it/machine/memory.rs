@@ -27,7 +27,7 @@ fn a_machine_without_room_for_the_threads_is_told_so_at_the_start() {
         let output = run_to_exit(machine.options(&[]));
         let error = String::from_utf8(output.stderr).unwrap();
         assert!(
-            error.contains("the machine has no room for another thread"),
+            error.contains("the operating system starts no further thread"),
             "{threads}: {error}"
         );
         assert!(!error.contains("panic"), "{threads}: {error}");

@@ -7,11 +7,11 @@ use payrelay::config::{DEFAULT_CHANNEL, Route};
 use payrelay::domain::event::{Event, EventRef, EventType, NodeId};
 use payrelay::domain::payment::{NewPayment, Payment, Status};
 use payrelay::domain::timestamp::Timestamp;
-use payrelay::store::arrival::Arrival;
+use payrelay::store::arrival::AcceptOutcome;
 use payrelay::store::backlog::Backlog;
-use payrelay::store::delivery::{Notification, Waiting};
+use payrelay::store::delivery::{Notification, PendingDelivery};
 use payrelay::store::outbox::EventState;
-use payrelay::store::publication::{Place, Receipt};
+use payrelay::store::publication::{Destination, Receipt};
 use payrelay::store::replay::{Action, Outcome, Selection};
 use payrelay::store::timeline::PaymentTimeline;
 use payrelay::store::waiting::Waiting as Waits;
@@ -263,10 +263,10 @@ impl Model {
             .to_owned()
     }
 
-    fn insert_delivery(&mut self, event: i64) -> Arrival {
+    fn insert_delivery(&mut self, event: i64) -> AcceptOutcome {
         let channel = self.channel(event);
         if self.deliveries.contains_key(&event) {
-            return Arrival::Duplicate;
+            return AcceptOutcome::Duplicate;
         }
         let row = Delivery {
             status: "PENDING",
@@ -277,17 +277,17 @@ impl Model {
             last_error: None,
         };
         self.deliveries.insert(event, row);
-        Arrival::Accepted
+        AcceptOutcome::Accepted
     }
 
     fn publish(&mut self, receipt: &Receipt, now: Timestamp) {
         let (partition, offset) = match &receipt.place {
-            Place::Topic { partition, offset } => (Some(*partition), *offset),
-            Place::Delivery => {
+            Destination::Topic { partition, offset } => (Some(*partition), *offset),
+            Destination::Delivery => {
                 self.insert_delivery(receipt.outbox_id);
                 (None, None)
             }
-            Place::Rejected(reason) => return self.reject(receipt.outbox_id, reason, now),
+            Destination::Rejected(reason) => return self.reject(receipt.outbox_id, reason, now),
         };
         if let Some(row) = self.events.get_mut(&receipt.outbox_id) {
             row.published.get_or_insert((now, partition, offset));
@@ -302,16 +302,16 @@ impl Model {
         }
     }
 
-    fn accept(&mut self, notice: EventRef) -> Arrival {
+    fn accept(&mut self, notice: EventRef) -> AcceptOutcome {
         let payments = i64::try_from(self.payments.len()).unwrap();
         match self.payment_of(notice.outbox_id) {
             Some(payment) if payment == notice.payment_id => self.insert_delivery(notice.outbox_id),
             None if notice.outbox_id <= self.last_event
                 && (1..=payments).contains(&notice.payment_id) =>
             {
-                Arrival::Purged
+                AcceptOutcome::Purged
             }
-            _ => Arrival::Unknown,
+            _ => AcceptOutcome::Unknown,
         }
     }
 
@@ -436,7 +436,8 @@ impl Model {
                         .events
                         .get(&id)
                         .is_some_and(|row| row.status() == "REJECTED");
-                    let unheard_of = rejected && self.insert_delivery(id) == Arrival::Accepted;
+                    let unheard_of =
+                        rejected && self.insert_delivery(id) == AcceptOutcome::Accepted;
                     if let Some(row) = self
                         .deliveries
                         .get_mut(&id)
@@ -471,12 +472,14 @@ impl Model {
             ) => match EventRef::parse(&self.node, event_id.as_deref(), value.as_deref()) {
                 Err(foreign) => Err(format!("still: {foreign}")),
                 Ok(notice) => match self.accept(notice) {
-                    Arrival::Accepted | Arrival::Duplicate => Ok(format!(
+                    AcceptOutcome::Accepted | AcceptOutcome::Duplicate => Ok(format!(
                         "taken: its delivery is {}",
                         self.deliveries[&notice.outbox_id].status
                     )),
-                    Arrival::Purged => Ok("its event was delivered and purged long ago".to_owned()),
-                    Arrival::Unknown => {
+                    AcceptOutcome::Purged => {
+                        Ok("its event was delivered and purged long ago".to_owned())
+                    }
+                    AcceptOutcome::Unknown => {
                         Err("still: no event of this database has this id and payment".to_owned())
                     }
                 },
@@ -642,7 +645,7 @@ impl Model {
             .iter()
             .filter(|(_, row)| row.waits() && row.channel == channel)
             .collect();
-        let waiting = rows.iter().map(|(id, _)| Waiting {
+        let waiting = rows.iter().map(|(id, _)| PendingDelivery {
             outbox_id: **id,
             created_at: self.events[*id].created_at,
             payment: Ok(self.payment(**id).unwrap().clone()),

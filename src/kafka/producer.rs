@@ -1,0 +1,273 @@
+//! One batch, handed over to Kafka: in a transaction, or by an idempotent producer.
+
+use std::time::{Duration, Instant};
+
+use krafka::error::{ErrorCode, KrafkaError};
+use krafka::producer::{
+    Acks, DeliveryConfirmation, DeliveryHandle, Producer, ProducerBuilder, RecordMetadata,
+    TransactionalProducer,
+};
+use krafka::{CloseOptions, Kafka};
+
+use crate::config::DeliveryGuarantee;
+use crate::domain::event::{Event, NodeId, Record};
+use crate::domain::timestamp::Timestamp;
+use crate::store::publication::{Destination, Receipt};
+
+/// Without transactions krafka retries a batch for this long, and never doubles it.
+const DELIVERY_TIMEOUT: Duration = Duration::from_mins(5);
+
+/// In a transaction a batch is given up before the broker ends the transaction.
+const DELIVERY_TIMEOUT_IN_TRANSACTION: Duration = Duration::from_secs(45);
+
+/// How long the broker leaves a transaction open that no producer ends; until then
+/// `read_committed` consumers wait behind it. A shorter limit would abort the batches of a slow
+/// broker.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// Longer than it takes to queue a batch, so that the flush sends a batch of the outbox as one
+/// batch for each partition. The broker accepts or rejects such a batch as a whole, and no event
+/// overtakes another.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Capacity for 1,000 events in one batch of a partition, and less than a broker accepts by default
+/// (`message.max.bytes`, 1,048,588).
+const BATCH_BYTES_MAX: usize = 1_000_000;
+
+/// A producer of either kind.
+pub(super) enum AnyProducer {
+    Plain(Box<Producer>),
+    Transactional(Box<TransactionalProducer>),
+}
+
+impl AnyProducer {
+    /// An idempotent producer.
+    pub(super) async fn plain(kafka: &Kafka) -> Result<Self, KrafkaError> {
+        let producer = builder(kafka).delivery_timeout(DELIVERY_TIMEOUT);
+        Ok(Self::Plain(Box::new(producer.build().await?)))
+    }
+
+    /// A producer that has acquired the transactional id.
+    pub(super) async fn transactional(kafka: &Kafka, id: &str) -> Result<Self, KrafkaError> {
+        let producer = transactional_producer(kafka, id).await?;
+        Ok(Self::Transactional(Box::new(producer)))
+    }
+
+    pub(super) fn guarantee(&self) -> DeliveryGuarantee {
+        match self {
+            Self::Plain(_) => DeliveryGuarantee::AtLeastOnce,
+            Self::Transactional(_) => DeliveryGuarantee::ExactlyOnce,
+        }
+    }
+
+    async fn close(&self) {
+        let at_once = CloseOptions::new().timeout(Duration::ZERO);
+        let _ = match self {
+            Self::Plain(producer) => producer.close_with(at_once).await,
+            Self::Transactional(producer) => producer.close_with(at_once).await,
+        };
+    }
+}
+
+/// Acquires the transactional id: fences its last producer, and aborts its open transaction.
+pub(super) async fn transactional_producer(
+    kafka: &Kafka,
+    id: &str,
+) -> Result<TransactionalProducer, KrafkaError> {
+    builder(kafka)
+        .delivery_timeout(DELIVERY_TIMEOUT_IN_TRANSACTION)
+        .transaction_timeout(TRANSACTION_TIMEOUT)
+        .build_transactional(id)
+        .await
+}
+
+fn builder(kafka: &Kafka) -> ProducerBuilder {
+    kafka
+        .producer()
+        .acks(Acks::All)
+        .idempotent(true)
+        .linger(LINGER)
+        .batch_size(BATCH_BYTES_MAX)
+        // Operators watch payrelay, not its client.
+        .metrics_push(false)
+}
+
+/// The ids of an event in a batch.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SentEvent {
+    pub(super) outbox_id: i64,
+    pub(super) payment_id: i64,
+}
+
+/// A batch, as it is handed over.
+pub(super) struct Batch {
+    events: Vec<SentEvent>,
+    records: Vec<krafka::Record>,
+}
+
+impl Batch {
+    pub(super) fn new(topic: &str, node: &NodeId, events: &[Event]) -> Self {
+        let now = Timestamp::now();
+        let to_krafka = |event: &Event| to_krafka(topic, event.to_record(node, now));
+        let sent = |event: &Event| SentEvent {
+            outbox_id: event.outbox_id,
+            payment_id: event.payment_id,
+        };
+        Self {
+            events: events.iter().map(sent).collect(),
+            records: events.iter().map(to_krafka).collect(),
+        }
+    }
+}
+
+fn to_krafka(topic: &str, record: Record) -> krafka::Record {
+    let out = krafka::Record::new(topic, record.value)
+        .key(record.key)
+        .timestamp(record.timestamp_ms);
+    record
+        .headers
+        .into_iter()
+        .fold(out, |out, (name, value)| out.header(name, value))
+}
+
+/// The outcome of a batch.
+pub(super) struct SendOutcome {
+    pub(super) events: Vec<SentEvent>,
+    pub(super) receipts: Vec<Receipt>,
+    pub(super) error: Option<KrafkaError>,
+    pub(super) began: Instant,
+}
+
+/// The acknowledged records, each with its index in the batch, and the first error.
+#[derive(Default)]
+struct Acknowledged {
+    records: Vec<(usize, RecordMetadata)>,
+    error: Option<KrafkaError>,
+}
+
+/// Sends a batch. The future is never dropped half-way: call after call polls it to its end.
+pub(super) async fn send(producer: &AnyProducer, batch: Batch) -> SendOutcome {
+    let began = Instant::now();
+    let Batch { events, records } = batch;
+    let Acknowledged { records, error } = match producer {
+        AnyProducer::Plain(producer) => send_plain(producer, records).await,
+        AnyProducer::Transactional(producer) => send_in_transaction(producer, records).await,
+    };
+    if error.is_some() {
+        // Records that are still queued must not be sent after the next producer has started.
+        producer.close().await;
+    }
+    let receipt = |(index, metadata): (usize, RecordMetadata)| Receipt {
+        outbox_id: events[index].outbox_id,
+        place: destination(&metadata),
+    };
+    SendOutcome {
+        receipts: records.into_iter().map(receipt).collect(),
+        events,
+        error,
+        began,
+    }
+}
+
+/// Some records may be acknowledged while others are not.
+async fn send_plain(producer: &Producer, records: Vec<krafka::Record>) -> Acknowledged {
+    let mut handles = Vec::with_capacity(records.len());
+    let mut enqueue_error = None;
+    for record in records {
+        match producer.enqueue(record).await {
+            Ok(handle) => handles.push(handle),
+            Err(error) => {
+                enqueue_error = Some(error);
+                break;
+            }
+        }
+    }
+    let flushed = producer.flush().await;
+    let acknowledged = confirm(handles).await;
+    Acknowledged {
+        error: enqueue_error.or(acknowledged.error).or(flushed.err()),
+        ..acknowledged
+    }
+}
+
+/// All records are acknowledged, or none. Where the outcome is unknown, the next session reads it
+/// from the topic before it sends anything.
+async fn send_in_transaction(
+    producer: &TransactionalProducer,
+    records: Vec<krafka::Record>,
+) -> Acknowledged {
+    match try_in_transaction(producer, records).await {
+        Ok(records) => Acknowledged {
+            records,
+            error: None,
+        },
+        Err(error) => Acknowledged {
+            records: Vec::new(),
+            error: Some(error),
+        },
+    }
+}
+
+async fn try_in_transaction(
+    producer: &TransactionalProducer,
+    records: Vec<krafka::Record>,
+) -> Result<Vec<(usize, RecordMetadata)>, KrafkaError> {
+    producer.begin()?;
+    match send_open(producer, records).await {
+        Ok(acknowledged) => producer.commit().await.map(|()| acknowledged),
+        Err(error) if is_fenced(&error) => Err(error),
+        Err(error) => match producer.abort().await {
+            // With the later protocol a fenced producer learns it here.
+            Err(fenced) if is_fenced(&fenced) => Err(fenced),
+            // When the abort fails, the next producer has the broker abort it.
+            Ok(()) | Err(_) => Err(error),
+        },
+    }
+}
+
+/// Sends the records in the open transaction.
+async fn send_open(
+    producer: &TransactionalProducer,
+    records: Vec<krafka::Record>,
+) -> Result<Vec<(usize, RecordMetadata)>, KrafkaError> {
+    let mut handles = Vec::with_capacity(records.len());
+    for record in records {
+        handles.push(producer.enqueue(record).await?);
+    }
+    let flushed = producer.flush().await;
+    let acknowledged = confirm(handles).await;
+    // The record's own error has the broker's code, where the client gives it.
+    match acknowledged.error {
+        Some(error) => Err(error),
+        None => flushed.map(|()| acknowledged.records),
+    }
+}
+
+async fn confirm(handles: Vec<DeliveryHandle>) -> Acknowledged {
+    let mut acknowledged = Acknowledged::default();
+    for (index, handle) in handles.into_iter().enumerate() {
+        match handle.await {
+            Ok(metadata) => acknowledged.records.push((index, metadata)),
+            Err(error) => {
+                acknowledged.error.get_or_insert(error);
+            }
+        }
+    }
+    acknowledged
+}
+
+fn destination(metadata: &RecordMetadata) -> Destination {
+    // A broker that drops a duplicate need not report the offset of the first copy.
+    let offset = (metadata.delivery == DeliveryConfirmation::Offset).then_some(metadata.offset);
+    Destination::Topic {
+        partition: metadata.partition,
+        offset,
+    }
+}
+
+/// Whether another producer has acquired the transactional id.
+pub(super) fn is_fenced(error: &KrafkaError) -> bool {
+    let codes = [ErrorCode::ProducerFenced, ErrorCode::InvalidProducerEpoch];
+    matches!(error, KrafkaError::Fenced { .. })
+        || matches!(error, KrafkaError::Broker { code, .. } if codes.contains(code))
+}

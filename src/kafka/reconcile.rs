@@ -1,0 +1,234 @@
+//! The reading of the topic that precedes publishing: marks the events that are on it already.
+
+use std::collections::BTreeMap;
+use std::mem;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::cluster::ClusterError;
+use super::session::{Context, OPEN_TIMEOUT, Session};
+use super::topic_reader::{TopicReader, TopicRecord};
+use crate::domain::event::{EventRef, NodeId};
+use crate::domain::timestamp::Timestamp;
+use crate::store::topic::{self, PublishedOffsets, PublishedRecord, Reconciled};
+use crate::store::{Store, StoreError, Transaction, outbox, visibility};
+
+/// The least time to wait for records.
+const WAIT_MIN: Duration = Duration::from_millis(300);
+
+/// A session that still reads the topic.
+pub(super) struct Reconciliation {
+    session: Box<Session>,
+    reader: TopicReader,
+    /// Since when no records have arrived.
+    idle_since: Instant,
+}
+
+/// How many events the records of a step have changed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Changes {
+    /// Marked as published.
+    pub(super) marked: usize,
+    /// Given new ids, because the topic has their ids under other payments.
+    renumbered: usize,
+}
+
+impl Changes {
+    pub(super) fn is_any(self) -> bool {
+        self.marked + self.renumbered > 0
+    }
+}
+
+/// Our events may be behind another producer's open transaction, where no consumer sees them.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "a transaction is open on partition {partition} of {topic}, and hides whether our events are \
+        behind it{blocked_by}"
+)]
+pub(super) struct BlockedByOpenTransaction {
+    partition: i32,
+    topic: Arc<str>,
+    /// Which transaction, where the cluster says so.
+    blocked_by: String,
+}
+
+impl Reconciliation {
+    pub(super) fn new(session: Box<Session>, reader: TopicReader) -> Self {
+        Self {
+            session,
+            reader,
+            idle_since: Instant::now(),
+        }
+    }
+
+    /// Whether everything up to the topic's end was read.
+    pub(super) fn is_complete(&self) -> bool {
+        self.reader.is_finished()
+    }
+
+    /// Whether no records have arrived for too long.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.idle_since.elapsed() >= OPEN_TIMEOUT
+    }
+
+    /// Whether events of earlier sessions may be hidden.
+    pub(super) fn has_unseen(&self) -> bool {
+        !self.session.unseen.is_empty()
+    }
+
+    /// The open transaction of another producer that the reader waits behind.
+    pub(super) fn blocked(&self) -> Option<BlockedByOpenTransaction> {
+        Some(BlockedByOpenTransaction {
+            partition: self.reader.blocked_partition()?,
+            topic: self.session.topic.name.clone(),
+            blocked_by: self.session.blocked_by.clone().unwrap_or_default(),
+        })
+    }
+
+    /// The session, ready to publish.
+    pub(super) fn into_session(mut self) -> Box<Session> {
+        self.session.answered_at = Instant::now();
+        self.session
+    }
+
+    /// Reads the next records, and marks the events that they are.
+    pub(super) async fn read_next(
+        &mut self,
+        context: &Context,
+        deadline: Instant,
+    ) -> Result<Changes, ClusterError> {
+        let limit = deadline
+            .saturating_duration_since(Instant::now())
+            .max(WAIT_MIN);
+        let records = self.reader.next_within(limit).await?;
+        let found: Vec<_> = records
+            .iter()
+            .filter_map(|record| own_event(&context.node, record))
+            .collect();
+        let offsets = self.read_to(&records);
+        self.session.saw(&found);
+        if self.is_complete() && self.has_unseen() {
+            // Records that were deleted meanwhile need not have been seen.
+            self.reader.refresh_start_offsets(limit).await?;
+        }
+        let changes = self.save(&context.store, found, offsets)?;
+        self.idle_since = Instant::now();
+        Ok(changes)
+    }
+
+    /// How far the topic was read, to be recorded with the events.
+    fn read_to(&mut self, records: &[TopicRecord]) -> PublishedOffsets {
+        let mut offsets: BTreeMap<i32, i64> = records
+            .iter()
+            .map(|record| (record.partition, record.offset + 1))
+            .collect();
+        if self.is_complete() {
+            let ranges = self.reader.ranges().iter();
+            offsets.extend(ranges.map(|range| (range.partition, range.end)));
+        }
+        self.session.ends.extend(&offsets);
+        if self.is_complete() {
+            offsets.clone_from(&self.session.ends);
+        } else if self.session.first_conflict.is_some() {
+            // Should this process end, the next one has to find the conflict again.
+            offsets.clear();
+        }
+        PublishedOffsets {
+            topic: self.session.topic.clone(),
+            offsets,
+        }
+    }
+
+    /// Marks the events in one transaction. Events whose ids the topic has under other payments get
+    /// new ids once the whole topic was read: until then one of them may turn out to be on it.
+    fn save(
+        &mut self,
+        store: &Store,
+        found: Vec<PublishedRecord>,
+        offsets: PublishedOffsets,
+    ) -> Result<Changes, StoreError> {
+        let now = Timestamp::now();
+        let is_complete = self.is_complete();
+        let known_conflict = self.session.first_conflict;
+        let (reconciled, renumbered) = store.write(move |tx| {
+            let reconciled = topic::reconcile(tx, &found, &offsets, now)?;
+            let conflict = earlier(reconciled.first_conflict, known_conflict);
+            let Some(first) = conflict.filter(|_| is_complete) else {
+                return Ok((reconciled, 0));
+            };
+            let renumbered = outbox::renumber(tx, first)?;
+            topic::save_published_offsets(tx, &offsets)?;
+            Ok((reconciled, renumbered))
+        })?;
+        let conflict = earlier(reconciled.first_conflict, known_conflict);
+        self.session.first_conflict = conflict.filter(|_| !is_complete);
+        log_changes(&self.session.topic.name, &reconciled, renumbered);
+        Ok(Changes {
+            marked: reconciled.marked,
+            renumbered,
+        })
+    }
+
+    /// After the whole topic was read: published events that it does not have are to be published
+    /// again. Returns how many.
+    pub(super) fn requeue_hidden(&mut self, store: &Store) -> Result<usize, StoreError> {
+        let unseen = mem::take(&mut self.session.unseen);
+        let visible = mem::take(&mut self.session.visible);
+        let read = self
+            .reader
+            .ranges()
+            .iter()
+            .map(|range| (range.partition, range.start..range.end))
+            .collect();
+        let requeue =
+            move |tx: &Transaction<'_>| visibility::requeue_hidden(tx, &unseen, &read, &visible);
+        let requeued = store.write(requeue)?;
+        if requeued > 0 {
+            log::warn!(
+                "{requeued} published events are not visible on {}: their transaction was \
+                    aborted; publishing them again",
+                self.session.topic.name
+            );
+        }
+        Ok(requeued)
+    }
+}
+
+fn earlier(one: Option<i64>, other: Option<i64>) -> Option<i64> {
+    one.into_iter().chain(other).min()
+}
+
+fn log_changes(topic: &str, reconciled: &Reconciled, renumbered: usize) {
+    let Reconciled {
+        marked, unknown, ..
+    } = reconciled;
+    if *marked > 0 {
+        log::info!(
+            "reconciled {marked} events: they are on the topic already, and are not published again"
+        );
+    }
+    if *unknown > 0 {
+        log::error!(
+            "the topic {topic} has {unknown} events of this node that the database does not know: \
+                the database is an older copy (put copies back with `payrelay restore`, which \
+                gives no id twice), or another process publishes as this node. `payrelay audit` \
+                lists these events"
+        );
+    }
+    if renumbered > 0 {
+        log::warn!(
+            "{renumbered} unpublished events have new ids: the topic has their ids under other \
+                payments"
+        );
+    }
+}
+
+fn own_event(node: &NodeId, record: &TopicRecord) -> Option<PublishedRecord> {
+    let (id, value) = (record.event_id.as_deref(), record.value.as_deref());
+    let event = EventRef::parse(node, id, value).ok()?;
+    Some(PublishedRecord {
+        notice: event.created_at(record.time.as_deref()),
+        partition: record.partition,
+        offset: record.offset,
+    })
+}

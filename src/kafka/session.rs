@@ -1,0 +1,312 @@
+//! A publisher session: a connection, a producer, and what both know of the topic.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use krafka::admin::{DescribeTransactionsOptions, ListOffsetsOptions};
+use krafka::{Kafka, KrafkaError};
+use tokio::sync::Mutex;
+
+use super::cluster::{
+    ClusterConnection, ClusterError, REQUEST_TIMEOUT, TopicDescription, describe_topic,
+    ensure_topic, partition_ends, with_timeout,
+};
+use super::hanging::{OpenTransaction, Owner, end_hanging, open_transactions, transactional_ids};
+use super::producer::{AnyProducer, transactional_producer};
+use super::topic_config::risks;
+use super::topic_reader::{ReadTo, TopicReader};
+use super::watch::{Visibility, VisibilityWatch};
+use crate::config::{self, DeliveryGuarantee};
+use crate::domain::event::NodeId;
+use crate::domain::topic::Topic;
+use crate::runtime::warnings::Warnings;
+use crate::store::Store;
+use crate::store::publication::{Destination, Receipt};
+use crate::store::topic::{self, PublishedOffsets, PublishedRecord};
+use crate::store::visibility::{self, Unseen};
+
+/// A session that was quiet for this long asks every broker that it uses for an answer, also while
+/// nothing is published: firewalls and NAT forget quiet connections without a sign.
+const QUIET_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long the topic may need until its first record arrives: a topic that was just created, or
+/// has a new leader, is refused at first.
+pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long the cluster may need to describe open transactions.
+const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Work that outlives the call that began it.
+pub(super) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// What all sessions share.
+pub(super) struct Context {
+    pub(super) settings: config::Kafka,
+    pub(super) node: NodeId,
+    pub(super) store: Store,
+    /// Kept from one session to the next: it knows that a broker rejected our credentials, and when
+    /// the next attempt is due.
+    pub(super) connection: Mutex<ClusterConnection>,
+    /// Receives the risks of the topic's settings.
+    pub(super) warnings: Warnings,
+}
+
+/// A producer on a topic.
+pub(super) struct Session {
+    kafka: Kafka,
+    pub(super) producer: AnyProducer,
+    pub(super) topic: Topic,
+    /// Other producers' open transactions.
+    pub(super) blocked_by: Option<String>,
+    /// The first events of earlier sessions that may be hidden.
+    pub(super) unseen: Vec<Unseen>,
+    /// Those of their events that the topic has shown.
+    pub(super) visible: BTreeSet<i64>,
+    /// The first unpublished event whose id has another payment on the topic.
+    pub(super) first_conflict: Option<i64>,
+    /// The events that this session has published.
+    pub(super) watch: VisibilityWatch,
+    partitions: i32,
+    /// When every broker that it uses has last answered.
+    pub(super) answered_at: Instant,
+    /// By partition, the offset after the last record that was read or sent. Every new record has a
+    /// higher offset.
+    pub(super) ends: BTreeMap<i32, i64>,
+}
+
+impl Session {
+    pub(super) fn guarantee(&self) -> DeliveryGuarantee {
+        self.producer.guarantee()
+    }
+
+    /// When [`check`] is due.
+    pub(super) fn check_due(&self) -> Instant {
+        let quiet = self.answered_at + QUIET_LIMIT;
+        self.watch.due().map_or(quiet, |at| at.min(quiet))
+    }
+
+    /// Asks the leaders and the coordinator for an answer. Any answer of a broker will do, also an
+    /// authorization error.
+    async fn ping(&self) -> Result<(), KrafkaError> {
+        let options = ListOffsetsOptions::default();
+        let partitions = 0..self.partitions;
+        let ends = partition_ends(&self.kafka, &self.topic.name, partitions, options).await?;
+        for end in ends.into_values() {
+            match end {
+                Ok(_) | Err(KrafkaError::Broker { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if let AnyProducer::Transactional(producer) = &self.producer {
+            let ids = [producer.transactional_id()];
+            self.kafka
+                .admin()
+                .describe_transactions(ids, DescribeTransactionsOptions::default())
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Records that these are on the topic, where `read_committed` consumers see them.
+    pub(super) fn saw(&mut self, found: &[PublishedRecord]) {
+        for record in found {
+            let is_unseen = |first: &Unseen| {
+                first.partition == record.partition && first.offset <= record.offset
+            };
+            if self.unseen.iter().any(is_unseen) {
+                self.visible.insert(record.notice.outbox_id);
+            }
+        }
+    }
+
+    /// Watches the visibility of acknowledged events. Returns, for each partition, the offset after
+    /// the last one: a partition accepts batches in order, so everything before it is acknowledged
+    /// too. `None` if the topic has had such an offset before: then it was recreated.
+    pub(super) fn record_progress(&mut self, receipts: &[Receipt]) -> Option<PublishedOffsets> {
+        self.watch.add(receipts, Instant::now());
+        let mut offsets = BTreeMap::new();
+        for receipt in receipts {
+            if let Destination::Topic {
+                partition,
+                offset: Some(offset),
+            } = receipt.place
+            {
+                if self.ends.get(&partition).is_some_and(|end| offset < *end) {
+                    return None;
+                }
+                let end = offsets.entry(partition).or_insert(0);
+                *end = offset.max(*end - 1) + 1;
+            }
+        }
+        self.ends.extend(&offsets);
+        (!offsets.is_empty()).then(|| PublishedOffsets {
+            topic: self.topic.clone(),
+            offsets,
+        })
+    }
+}
+
+/// A session, and the reader of its topic.
+pub(super) type Opened = (Box<Session>, TopicReader);
+
+/// Connects, and opens the topic at the first offset that may not be recorded.
+pub(super) async fn open(
+    context: Arc<Context>,
+    guarantee: DeliveryGuarantee,
+) -> Result<Opened, ClusterError> {
+    let settings = &context.settings;
+    let kafka = reconnect(&context).await?;
+    ensure_topic(&kafka, settings).await?;
+    // The producer first: once it exists, no record of the one before it arrives any more.
+    let producer = match guarantee {
+        DeliveryGuarantee::AtLeastOnce => AnyProducer::plain(&kafka).await?,
+        DeliveryGuarantee::ExactlyOnce => {
+            let [id] = transactional_ids(&context.node);
+            AnyProducer::transactional(&kafka, &id).await?
+        }
+    };
+    let TopicDescription {
+        topic, partitions, ..
+    } = describe_topic(&kafka, &settings.topic).await?;
+    let risks = risks(&kafka, &settings.topic, &settings.bootstrap_servers).await;
+    context.warnings.set(risks);
+    let mut session = Session {
+        kafka,
+        producer,
+        topic,
+        blocked_by: None,
+        unseen: Vec::new(),
+        visible: BTreeSet::new(),
+        first_conflict: None,
+        watch: VisibilityWatch::default(),
+        partitions: i32::try_from(partitions).unwrap_or(i32::MAX),
+        answered_at: Instant::now(),
+        ends: BTreeMap::new(),
+    };
+    session.blocked_by = end_own_transactions(&session, &context).await?;
+    let reader = open_reader(&mut session, &context).await?;
+    Ok((Box::new(session), reader))
+}
+
+async fn reconnect(context: &Context) -> Result<Kafka, KrafkaError> {
+    let mut connection = context.connection.lock().await;
+    connection.disconnect();
+    connection.connect().await
+}
+
+/// Opens the topic from the first offset that may not be recorded. Reads the first events that may
+/// be hidden as well.
+async fn open_reader(
+    session: &mut Session,
+    context: &Context,
+) -> Result<TopicReader, ClusterError> {
+    let topic = session.topic.clone();
+    let known = context
+        .store
+        .read(|connection| topic::partitions(connection, &topic))?;
+    // On the writer's thread, after it has recorded the latest receipts.
+    let name = topic.clone();
+    let unseen = context
+        .store
+        .write(move |tx| visibility::unseen(tx, &name))?;
+    let from = |number| {
+        let published_to = known
+            .iter()
+            .find(|known| known.partition == number)
+            .map(|known| known.published_to)?;
+        let first_unseen = unseen
+            .iter()
+            .find(|first| first.partition == number)
+            .map(|first| first.offset);
+        Some(first_unseen.map_or(published_to, |offset| offset.min(published_to)))
+    };
+    let (kafka, to) = (&session.kafka, ReadTo::HighWatermark);
+    let reader = TopicReader::open_within(OPEN_TIMEOUT, kafka, &topic.name, to, from).await?;
+    session.unseen = unseen;
+    // Deleted or recreated since it was described: the next attempt starts with the new state.
+    let reader = reader.filter(|reader| reader.topic_id() == topic.id);
+    Ok(reader.ok_or_else(|| KrafkaError::UnknownTopic {
+        topic: context.settings.topic.clone(),
+    })?)
+}
+
+/// Ends our own hanging transactions, before anything else is sent. Returns the description of
+/// another producer's open transaction.
+async fn end_own_transactions(
+    session: &Session,
+    context: &Context,
+) -> Result<Option<String>, KrafkaError> {
+    let Session { kafka, topic, .. } = session;
+    let partitions = (0..session.partitions).collect();
+    let ids = transactional_ids(&context.node);
+    let describe = open_transactions(kafka, &topic.name, &partitions, &ids);
+    let open = match with_timeout(DESCRIBE_TIMEOUT, describe).await {
+        Ok(open) => open,
+        Err(error) => {
+            log::debug!("the cluster does not describe open transactions: {error}");
+            return Ok(None);
+        }
+    };
+    for (id, partitions) in hanging_partitions(&open) {
+        match &session.producer {
+            AnyProducer::Transactional(producer) if producer.transactional_id() == id => {
+                end_hanging(producer, &topic.name, &partitions).await?;
+            }
+            _ => {
+                let producer = transactional_producer(kafka, id).await?;
+                end_hanging(&producer, &topic.name, &partitions).await?;
+            }
+        }
+    }
+    let other = open
+        .iter()
+        .find(|open| matches!(open.owner, Owner::Other { .. }));
+    Ok(other.map(|open| format!(": {}", open.describe(&context.settings.bootstrap_servers))))
+}
+
+/// The partitions of our own transactions that hang, by transactional id.
+fn hanging_partitions(open: &[OpenTransaction]) -> BTreeMap<&str, Vec<i32>> {
+    let mut hanging = BTreeMap::<&str, Vec<i32>>::new();
+    for open in open {
+        if let Owner::OursEnded { transactional_id } = &open.owner {
+            log::warn!(
+                "{open}, although its coordinator has ended it: ending it, and publishing its \
+                    events again"
+            );
+            let partitions = hanging.entry(transactional_id).or_default();
+            partitions.push(open.partition);
+        }
+    }
+    hanging
+}
+
+/// The session after a check. `None` if no check of the visibility was due.
+pub(super) type Checked = (Box<Session>, Result<Option<Visibility>, ClusterError>);
+
+/// Asks quiet connections for an answer, and checks whether published events are visible.
+pub(super) async fn check(mut session: Box<Session>, context: Arc<Context>) -> Checked {
+    if session.answered_at.elapsed() >= QUIET_LIMIT {
+        if let Err(error) = with_timeout(REQUEST_TIMEOUT, session.ping()).await {
+            return (session, Err(error));
+        }
+        session.answered_at = Instant::now();
+    }
+    if session.watch.due().is_none_or(|at| at > Instant::now()) {
+        return (session, Ok(None));
+    }
+    let ids = transactional_ids(&context.node);
+    let servers = &context.settings.bootstrap_servers;
+    let Session {
+        kafka,
+        topic,
+        watch,
+        ..
+    } = &mut *session;
+    let visibility = watch
+        .check(kafka, &context.store, topic, &ids, servers)
+        .await;
+    (session, visibility.map(Some))
+}
