@@ -83,6 +83,13 @@ struct QueueSlot {
 }
 
 impl Backpressure {
+    fn new(max: usize) -> Self {
+        Self {
+            waiting: Arc::default(),
+            max,
+        }
+    }
+
     /// While fewer than may wait do, one more job is taken, however large: none is so large that it
     /// never is.
     fn take(&self, payments: usize) -> Result<QueueSlot, StoreError> {
@@ -150,24 +157,20 @@ impl Store {
         let (jobs, queue) = bounded(settings.queue_max.get());
         let (background, background_queue) = bounded(1);
         let (queries, query_queue) = bounded(settings.queue_max.get());
-        let (part, damage) = (HealthHandle::up(), CorruptionFlag::none());
+        let part = HealthHandle::up();
+        let damage = CorruptionFlag::none();
         let (checkpoints, checkpointer) = checkpointer::replace_autocheckpoint(&connection, &path)?;
-        let health = writer::WriterHealth::new(part.clone(), damage.clone());
-        let writer = writer::Writer::new(
+        let writer = writer::Writer::new(writer::WriterOptions {
             connection,
             checkpoints,
-            queue,
-            background_queue,
-            health,
+            jobs: queue,
+            background: background_queue,
+            health: writer::WriterHealth::new(part.clone(), damage.clone()),
             lock,
-        );
+        });
         let readers = readers::Readers::new(settings.readers, query_queue, pool.clone());
         let (watch, admission) =
             disk_space::DiskMonitor::new(&path, settings.min_free_bytes, damage.clone());
-        let waiting = Backpressure {
-            waiting: Arc::default(),
-            max: settings.queue_max.get(),
-        };
         let store = Self {
             jobs,
             background,
@@ -177,7 +180,7 @@ impl Store {
             part,
             damage,
             admission,
-            queue: waiting,
+            queue: Backpressure::new(settings.queue_max.get()),
             path: path.into(),
             service_time,
         };

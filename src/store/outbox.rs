@@ -210,33 +210,7 @@ mod tests {
         let (mut connection, _) = open::open(&dir.path().join("a.db"), None).unwrap();
         let tx = Transaction::new(&mut connection, TransactionBehavior::Immediate).unwrap();
         for (id, event) in (1_i64..).zip(events) {
-            tx.execute(
-                "INSERT INTO payment VALUES (?1, 1, ?1, 1, 'KRW', 'COMPLETED', NULL, ?1)",
-                [id],
-            )
-            .unwrap();
-            insert(&tx, id, 1, EventType::Completed, None, Timestamp::now()).unwrap();
-            if event.starts_with("REJECTED") {
-                reject(&tx, id, "no", Timestamp::now()).unwrap();
-            }
-            if event.starts_with("PUBLISHED") {
-                let place = Destination::Topic {
-                    partition: 0,
-                    offset: Some(id),
-                };
-                mark(
-                    &tx,
-                    &Receipt {
-                        outbox_id: id,
-                        place,
-                    },
-                    Timestamp::now(),
-                )
-                .unwrap();
-            }
-            if event.ends_with('+') {
-                delivery::insert(&tx, id, Timestamp::now()).unwrap();
-            }
+            insert_in_state(&tx, id, event);
         }
         tx.execute(
             "UPDATE sqlite_sequence SET seq = 100 WHERE name = 'outbox'",
@@ -273,6 +247,33 @@ mod tests {
             .unwrap();
         assert_eq!(next, 101 + sql_limit(count));
         ids
+    }
+
+    /// Inserts a payment with its event, in a status, and with a delivery for `+`.
+    fn insert_in_state(tx: &Transaction<'_>, id: i64, event: &str) {
+        let now = Timestamp::now();
+        tx.execute(
+            "INSERT INTO payment VALUES (?1, 1, ?1, 1, 'KRW', 'COMPLETED', NULL, ?1)",
+            [id],
+        )
+        .unwrap();
+        insert(tx, id, 1, EventType::Completed, None, now).unwrap();
+        if event.starts_with("REJECTED") {
+            reject(tx, id, "no", now).unwrap();
+        }
+        if event.starts_with("PUBLISHED") {
+            let receipt = Receipt {
+                outbox_id: id,
+                place: Destination::Topic {
+                    partition: 0,
+                    offset: Some(id),
+                },
+            };
+            mark(tx, &receipt, now).unwrap();
+        }
+        if event.ends_with('+') {
+            delivery::insert(tx, id, now).unwrap();
+        }
     }
 
     fn insert_next(tx: &Transaction<'_>) {

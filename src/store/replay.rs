@@ -79,16 +79,7 @@ fn resolve_one(
         return Ok(None);
     };
     if state != "OPEN" {
-        let outcome = format!("nothing was done: it is {state}");
-        let resolved = match order.action {
-            Action::Replay => state == "REPLAYED",
-            Action::Discard => state == "DISCARDED",
-        };
-        return Ok(Some(Outcome {
-            id,
-            outcome,
-            resolved,
-        }));
+        return Ok(Some(already_closed(id, &state, order.action)));
     }
     let attempt = match (order.action, outbox_id) {
         (Action::Replay, Some(outbox_id)) => replay_event(tx, outbox_id)?,
@@ -102,32 +93,62 @@ fn resolve_one(
     };
     let resolved = attempt.is_ok();
     let (Ok(outcome) | Err(outcome)) = attempt;
-    let (state, again) = match (order.action, resolved) {
-        (Action::Replay, true) => ("REPLAYED", 0),
-        (Action::Replay, false) => ("OPEN", 1),
-        (Action::Discard, _) => ("DISCARDED", 0),
+    let outcome = Outcome {
+        id,
+        outcome,
+        resolved,
     };
-    let closed_at = resolved.then(|| order.now.as_micros());
-    tx.prepare_cached(
-        "UPDATE dead_letter SET state = ?2, count = count + ?3, closed_at = ?4 WHERE id = ?1",
-    )?
-    .execute((id, state, again, closed_at))?;
+    update_letter(tx, &outcome, order)?;
+    record_action(tx, &outcome, order)?;
+    Ok(Some(outcome))
+}
+
+/// A closed letter stays as it is. The action has succeeded if it is the one that closed it.
+fn already_closed(id: i64, state: &str, action: Action) -> Outcome {
+    Outcome {
+        id,
+        outcome: format!("nothing was done: it is {state}"),
+        resolved: state == action.closed_state(),
+    }
+}
+
+/// Closes the letter, or counts the replay that failed.
+fn update_letter(
+    tx: &Transaction<'_>,
+    outcome: &Outcome,
+    order: ResolveRequest<'_>,
+) -> rusqlite::Result<()> {
+    if outcome.resolved {
+        tx.prepare_cached("UPDATE dead_letter SET state = ?2, closed_at = ?3 WHERE id = ?1")?
+            .execute((
+                outcome.id,
+                order.action.closed_state(),
+                order.now.as_micros(),
+            ))?;
+    } else {
+        tx.prepare_cached("UPDATE dead_letter SET count = count + 1 WHERE id = ?1")?
+            .execute([outcome.id])?;
+    }
+    Ok(())
+}
+
+fn record_action(
+    tx: &Transaction<'_>,
+    outcome: &Outcome,
+    order: ResolveRequest<'_>,
+) -> rusqlite::Result<()> {
     tx.prepare_cached(
         "INSERT INTO dead_letter_action (dead_letter_id, action, origin, outcome, acted_at) \
          VALUES (?1, ?2, ?3, ?4, ?5)",
     )?
     .execute((
-        id,
+        outcome.id,
         order.action.as_str(),
         order.origin,
-        &outcome,
+        &outcome.outcome,
         order.now.as_micros(),
     ))?;
-    Ok(Some(Outcome {
-        id,
-        outcome,
-        resolved,
-    }))
+    Ok(())
 }
 
 fn replay_event(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<Attempt> {
@@ -218,6 +239,14 @@ pub(super) fn send_again(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Resu
 }
 
 impl Action {
+    /// The state of a letter that this action has closed.
+    const fn closed_state(self) -> &'static str {
+        match self {
+            Self::Replay => "REPLAYED",
+            Self::Discard => "DISCARDED",
+        }
+    }
+
     /// As it is recorded.
     pub const fn as_str(self) -> &'static str {
         match self {

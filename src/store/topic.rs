@@ -129,27 +129,10 @@ pub fn reconcile(
     record_incarnation(tx, &reached.topic, now)?;
     let mut result = Reconciled::default();
     let mut newest = 0;
-    for PublishedRecord {
-        notice,
-        partition,
-        offset,
-    } in found
-    {
-        match outbox::matches(tx, *notice)? {
-            Some(true) => {
-                let place = publication::Destination::Topic {
-                    partition: *partition,
-                    offset: Some(*offset),
-                };
-                result.marked += publication::mark(
-                    tx,
-                    &publication::Receipt {
-                        outbox_id: notice.outbox_id,
-                        place,
-                    },
-                    now,
-                )?;
-            }
+    for record in found {
+        let notice = record.notice;
+        match outbox::matches(tx, notice)? {
+            Some(true) => result.marked += mark_record(tx, record, now)?,
             Some(false) => {
                 result.unknown += 1;
                 if outbox::is_unpublished(tx, notice.outbox_id)? {
@@ -158,7 +141,7 @@ pub fn reconcile(
                 }
                 newest = newest.max(notice.outbox_id);
             }
-            None if arrival::is_purged(tx, *notice)? => {}
+            None if arrival::is_purged(tx, notice)? => {}
             None => {
                 result.unknown += 1;
                 // A backup that was put back has left its ids behind already.
@@ -176,6 +159,22 @@ pub fn reconcile(
         save_published_offsets(tx, reached)?;
     }
     Ok(result)
+}
+
+/// Returns how many events it has marked: 0 if this one was marked already.
+fn mark_record(
+    tx: &Transaction<'_>,
+    record: &PublishedRecord,
+    now: Timestamp,
+) -> rusqlite::Result<usize> {
+    let receipt = publication::Receipt {
+        outbox_id: record.notice.outbox_id,
+        place: publication::Destination::Topic {
+            partition: record.partition,
+            offset: Some(record.offset),
+        },
+    };
+    publication::mark(tx, &receipt, now)
 }
 
 /// Records an incarnation of the topic when the publisher first sees it: what was published before

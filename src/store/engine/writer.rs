@@ -146,24 +146,28 @@ impl WriterHealth {
     }
 }
 
+/// All that a writer needs.
+pub(in crate::store) struct WriterOptions {
+    pub connection: Connection,
+    pub checkpoints: CheckpointControl,
+    pub jobs: Receiver<Job>,
+    /// Jobs that yield to all others.
+    pub background: Receiver<Job>,
+    pub health: WriterHealth,
+    /// Held until the writer has closed the database.
+    pub lock: Lock,
+}
+
 impl Writer {
-    pub(in crate::store) fn new(
-        connection: Connection,
-        checkpoints: CheckpointControl,
-        jobs: Receiver<Job>,
-        background: Receiver<Job>,
-        health: WriterHealth,
-        lock: Lock,
-    ) -> Self {
-        let background_at = Instant::now();
+    pub(in crate::store) fn new(options: WriterOptions) -> Self {
         Self {
-            connection,
-            checkpoints,
-            jobs,
-            background,
-            background_at,
-            health,
-            _lock: lock,
+            connection: options.connection,
+            checkpoints: options.checkpoints,
+            jobs: options.jobs,
+            background: options.background,
+            background_at: Instant::now(),
+            health: options.health,
+            _lock: options.lock,
         }
     }
 
@@ -361,14 +365,14 @@ mod tests {
         let part = HealthHandle::up();
         let (checkpoints, _) = checkpointer::replace_autocheckpoint(&connection, &path).unwrap();
         let health = WriterHealth::new(part.clone(), CorruptionFlag::none());
-        let writer = Writer::new(
+        let writer = Writer::new(WriterOptions {
             connection,
             checkpoints,
-            queue,
-            background_queue,
+            jobs: queue,
+            background: background_queue,
             health,
             lock,
-        );
+        });
         Fixture {
             writer,
             jobs,
