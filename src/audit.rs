@@ -1,9 +1,9 @@
-//! The audit: payments, outbox, deliveries and the topic held against each other, once. It reads,
-//! and changes nothing.
+//! The audit: cross-checks payments, outbox, deliveries and the topic once. It reads, and changes
+//! nothing.
 //!
-//! The topic is read first, to where it ends then; the database afterwards, in one snapshot. So
-//! whatever was on the topic is in the snapshot, and what the snapshot says is on the topic before
-//! that end was read: it may be asked of a system that works.
+//! It reads the topic first, to its end at that moment, and then the database in one snapshot. So
+//! every event that was on the topic is in the snapshot, and every event that the snapshot calls
+//! published before that end was read is on the topic. Therefore it also works on a running system.
 
 use std::fmt;
 use std::io;
@@ -21,14 +21,13 @@ use crate::kafka::topic_reader::{ReadTo, TopicReader, TopicRecord};
 use crate::store::audit::{AuditDatabase, Finding, OffsetRange, TopicEvent, TopicSnapshot, Totals};
 use crate::store::{OpenError, StoreError};
 
-/// How long Kafka may take for a step: to answer at all, to tell the topic's ends, to send the next
-/// records.
+/// How long one step of Kafka may need: the first answer, the topic's ends, the next records.
 const CALL_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// What is looked at, and how much of it is shown.
+/// The scope of an audit.
 #[derive(Debug, Clone, Copy)]
 pub struct AuditOptions {
-    /// Leave the topic out.
+    /// Do not read the topic.
     pub file_only: bool,
     /// How many examples of each finding are shown.
     pub limit: usize,
@@ -40,7 +39,7 @@ pub enum AuditError {
     /// The database cannot be used.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// Kafka cannot be reached as it is configured.
+    /// The configuration of Kafka cannot be used.
     #[error(transparent)]
     Config(#[from] Problems),
     /// The database does not answer.
@@ -52,24 +51,24 @@ pub enum AuditError {
             --file-only"
     )]
     Kafka(String),
-    /// No runtime.
-    #[error("the machine has no room: {0}; try again")]
+    /// The runtime could not be started.
+    #[error("the operating system starts no further thread: {0}; try again")]
     Machine(#[from] io::Error),
 }
 
-/// What was found.
+/// The report.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// Whose database it is.
+    /// The node of the database.
     pub node: String,
-    /// How much there is in it.
+    /// The number of its rows.
     #[serde(flatten)]
     pub totals: Totals,
-    /// What was read of the topic.
+    /// The result for the topic.
     pub topic: TopicReport,
-    /// What is as it should be, and worth knowing.
+    /// Facts worth knowing that are no inconsistency.
     pub notes: Vec<Finding>,
-    /// What must not be.
+    /// Inconsistencies.
     pub findings: Vec<Finding>,
 }
 
@@ -79,18 +78,18 @@ pub struct Report {
 pub enum TopicReport {
     /// It was read.
     Read(TopicTotals),
-    /// There is no such topic.
+    /// The topic does not exist.
     Absent {
         /// Its name.
         name: String,
     },
-    /// It was left out: `--file-only`.
+    /// It was not read: `--file-only`.
     LeftOut,
-    /// Events do not go by way of a topic: `publisher.kind` is `"application"`.
+    /// Events do not pass through a topic: `publisher.kind` is `"application"`.
     None,
 }
 
-/// How much there is on the topic.
+/// The records of the topic.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct TopicTotals {
     /// Its name.
@@ -99,27 +98,27 @@ pub struct TopicTotals {
     id: [u8; 16],
     /// Records of this node.
     pub records: u64,
-    /// Records of others.
+    /// Other records.
     pub foreign_records: u64,
-    /// What was read.
+    /// The offsets that were read.
     pub partitions: Vec<OffsetRange>,
 }
 
 impl Report {
-    /// Whether anything is as it must not be.
+    /// Whether there is no inconsistency.
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty()
     }
 }
 
-/// Looks at everything.
+/// Runs the audit.
 pub fn audit(config: &Config, scope: AuditOptions) -> Result<Report, AuditError> {
     let mut database = AuditDatabase::open(&config.database.path)?;
     let topic = match config.publisher.kind {
         PublisherKind::Application => TopicReport::None,
         PublisherKind::Kafka if scope.file_only => TopicReport::LeftOut,
         PublisherKind::Kafka => {
-            // Asking again would not help.
+            // Another attempt would fail in the same way.
             kafka::check(&config.kafka.security)?;
             database.begin()?;
             let driver = KafkaRuntime::new()?;
@@ -228,12 +227,12 @@ async fn read_topic_through(
     Ok(TopicReport::Read(totals))
 }
 
-/// `None`: it is not one of this node's events.
+/// The event of a record; `None`: it is not one of this node's events.
 fn recorded(node: &NodeId, record: &TopicRecord) -> Option<TopicEvent> {
     let outbox_id = node.outbox_id(record.event_id.as_deref()?)?;
     let number = |bytes: &Option<Vec<u8>>| {
         let text = std::str::from_utf8(bytes.as_deref()?).ok()?;
-        // Only as it is written: no sign, no leading zero.
+        // Only in its canonical form: no sign, no leading zero.
         text.parse()
             .ok()
             .filter(|number: &i64| number.to_string() == text)
@@ -288,12 +287,9 @@ impl fmt::Display for Report {
 impl fmt::Display for TopicReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::None => write!(
-                f,
-                "none (publisher.kind is \"application\"): there is none to check"
-            ),
+            Self::None => write!(f, "none (publisher.kind is \"application\")"),
             Self::LeftOut => write!(f, "not read (--file-only)"),
-            Self::Absent { name } => write!(f, "{name} is not there"),
+            Self::Absent { name } => write!(f, "{name} does not exist"),
             Self::Read(TopicTotals {
                 name,
                 records,

@@ -1,5 +1,5 @@
-//! Bytes from outside, for tests of parsers: every file of a corpus, then mutations of them. What
-//! fails is made smaller and left in target/fuzz, to become a file of the corpus.
+//! Bytes from outside, for tests of parsers: every file of a corpus, then mutations of them. A
+//! failing input is shrunk and saved in target/fuzz, to become a file of the corpus.
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,24 +17,27 @@ mod mutations;
 
 use self::mutations::{mutations, seeds, span};
 
-/// No input is to keep a parser busy for longer, on however slow a machine.
+/// No input may keep a parser busy for longer, however slow the machine.
 const BOUND: Duration = Duration::from_secs(2);
 
-/// How often a failing input is tried to be made smaller.
+/// How many attempts to shrink a failing input there are.
 const SMALLER_TRIES: usize = 500;
 
-/// Runs a parser's check over a corpus and `cases` mutations of it. The check panics when something
-/// is not as it has to be; it returns whether the parser accepted its input.
+/// Runs a parser's check over a corpus and `cases` mutations of it. The check panics on a fault; it
+/// returns whether the parser accepted its input.
 pub(crate) fn corpus(name: &str, cases: usize, dictionary: &[&str], check: impl Fn(&[u8]) -> bool) {
     let seeds = seeds(name);
     for (file, bytes) in &seeds {
-        let taken =
+        let accepted =
             run_case(&check, bytes).unwrap_or_else(|reason| panic!("{name}/{file}: {reason}"));
         assert!(
-            taken || !file.starts_with("ok-"),
+            accepted || !file.starts_with("ok-"),
             "{name}/{file} is refused"
         );
-        assert!(!taken || !file.starts_with("no-"), "{name}/{file} is taken");
+        assert!(
+            !accepted || !file.starts_with("no-"),
+            "{name}/{file} is accepted"
+        );
     }
     for (case, bytes) in mutations(&seeds, cases, dictionary) {
         if let Err(reason) = run_case(&check, &bytes) {
@@ -53,26 +56,26 @@ pub(crate) fn corpus(name: &str, cases: usize, dictionary: &[&str], check: impl 
     }
 }
 
-/// Whether it was taken; or what the check said. One that is late is asked again: the machine may
-/// have been busy.
+/// Whether the input was accepted; or the message of the failed check. A slow check runs again: the
+/// machine may have been busy.
 fn run_case(check: &impl Fn(&[u8]) -> bool, bytes: &[u8]) -> Result<bool, String> {
     let mut fastest = Duration::MAX;
     for _ in 0..3 {
         let start = Instant::now();
-        let taken = catch_unwind(AssertUnwindSafe(|| check(bytes))).map_err(|panic| {
+        let accepted = catch_unwind(AssertUnwindSafe(|| check(bytes))).map_err(|panic| {
             let text = panic.downcast_ref::<String>().cloned();
             text.or(panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
                 .unwrap_or("it panicked".to_owned())
         })?;
         fastest = fastest.min(start.elapsed());
         if fastest < BOUND {
-            return Ok(taken);
+            return Ok(accepted);
         }
     }
-    Err(format!("it took {fastest:?}"))
+    Err(format!("it needed {fastest:?}"))
 }
 
-/// Without every piece that the failure does not need.
+/// Removes every piece that the failure does not need.
 fn shrink(check: &impl Fn(&[u8]) -> bool, mut bytes: Vec<u8>) -> Vec<u8> {
     let mut rng = Rng::with_seed(0);
     for _ in 0..SMALLER_TRIES {
@@ -94,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_is_found_made_small_and_told() {
+    fn a_failure_is_found_shrunk_and_reported() {
         let check = |bytes: &[u8]| !bytes.windows(2).any(|pair| pair == b"\r\n");
         let panics = |bytes: &[u8]| {
             assert!(check(bytes), "there it is");

@@ -1,9 +1,9 @@
-//! The sampler: looks at everything that waits, and keeps the last look and the last hour of looks
-//! in memory.
+//! The sampler: counts everything that waits, and keeps the last sample and an hour of points in
+//! memory.
 //!
-//! `/health/ready`, the channels' list and the summary line read these, so no request counts rows.
-//! A look keeps points in time, and ages are computed when they are read: a database that hangs
-//! shows ages that grow.
+//! `/health/ready`, the list of channels and the summary line read them, so no request counts rows.
+//! A sample has points in time, and ages are computed when they are read: while a database hangs,
+//! the ages grow.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,48 +18,48 @@ use crate::runtime::worker::{Stop, Waker};
 use crate::store::backlog::{Backlog, BacklogCounter};
 use crate::store::{Store, StoreError};
 
-/// How often it looks when no reader asks.
+/// How often it samples without a request.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// A reader that finds an older look asks for another one, and is answered with the one that is
-/// there.
+/// A reader that finds an older sample requests another one, and gets the existing one.
 const FRESH: Duration = Duration::from_millis(100);
 
-/// After a look it rests for at least this many times as long as the look took, whoever asks.
-const REST: u32 = 10;
+/// After a sample it pauses for at least this multiple of the sample's duration, however often it
+/// is requested.
+const PAUSE_FACTOR: u32 = 10;
 
 /// One hour.
 const HISTORY: usize = 720;
 
-/// What waited at one moment.
+/// The waiting rows at one moment.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    /// When.
+    /// The moment.
     pub at: Timestamp,
-    /// What waited.
+    /// The waiting rows.
     pub backlog: Backlog,
-    /// What the process had done.
+    /// The totals of the process.
     pub totals: Totals,
 }
 
-/// The numbers of a snapshot that are kept for an hour.
+/// The numbers of a sample that are kept for an hour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Point {
-    /// When.
+    /// The moment.
     pub at: Timestamp,
-    /// What the process had done.
+    /// The totals of the process.
     pub totals: Totals,
-    /// How many events were INIT.
+    /// INIT events.
     pub unpublished: i64,
-    /// How many were PUBLISHED without a delivery.
+    /// PUBLISHED events without a delivery.
     pub unconsumed: i64,
-    /// How many deliveries waited.
+    /// Waiting deliveries.
     pub undelivered: i64,
-    /// How many dead letters were open.
+    /// Open dead letters.
     pub dead_letters: i64,
 }
 
-/// What the sampler has seen. Cloning shares it.
+/// The samples. Cloning shares them.
 #[derive(Debug, Clone)]
 pub struct Snapshots {
     seen: Arc<Mutex<Seen>>,
@@ -74,8 +74,7 @@ struct Seen {
 }
 
 impl Snapshots {
-    /// The last look; `None` before the first. An old one is answered all the same, and a new look
-    /// is asked for.
+    /// The last sample; `None` before the first. If it is old, a new one is requested.
     pub fn latest(&self) -> Option<Arc<Snapshot>> {
         let seen = self.lock();
         if seen.looked_at.is_none_or(|at| at.elapsed() > FRESH) {
@@ -90,12 +89,12 @@ impl Snapshots {
     }
 
     fn lock(&self) -> MutexGuard<'_, Seen> {
-        // The value is whole whenever the lock is free: a panic elsewhere does not spoil it.
+        // The value is consistent whenever the lock is free: a panic elsewhere does not spoil it.
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Looks at what waits.
+/// Counts everything that waits.
 pub struct Sampler {
     store: Store,
     metrics: Metrics,
@@ -106,7 +105,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler of these channels, and what it will have seen.
+    /// A sampler of these channels, and its samples.
     pub fn new(store: Store, metrics: Metrics, channels: &[String]) -> (Self, Snapshots) {
         let (sampler, asked) = Waker::new();
         let snapshots = Snapshots {
@@ -128,7 +127,7 @@ impl Sampler {
         )
     }
 
-    /// Works until the stop.
+    /// Runs until a stop is requested.
     pub fn run(mut self, stop: &Stop) {
         let mut tick_at = Instant::now();
         let mut rest_until = tick_at;
@@ -146,11 +145,11 @@ impl Sampler {
                 self.keep();
                 tick_at = started + INTERVAL;
             }
-            rest_until = Instant::now() + (started.elapsed() * REST).max(FRESH);
+            rest_until = Instant::now() + (started.elapsed() * PAUSE_FACTOR).max(FRESH);
         }
     }
 
-    /// One look. A database that refuses leaves the last one, whose ages grow.
+    /// Samples once. After a database error the last one stays, whose ages grow.
     pub fn look(&mut self) {
         match self.try_look() {
             Ok(()) => self.errors.succeeded(),

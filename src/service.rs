@@ -31,7 +31,7 @@ use crate::store::channel::{self as stored_channel, Sink};
 use crate::store::unconsumed::{self, Page};
 use crate::store::{OpenError, Store, StoreError, delivery, route, topic};
 
-/// How long the whole stop may take.
+/// The longest duration of a stop.
 pub const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// Threads in addition to the readers and two for each channel: http, writer, checkpointer, disk,

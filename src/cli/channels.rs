@@ -76,7 +76,7 @@ fn request(
     action: &Action,
 ) -> Result<Option<String>, StoreError> {
     let origin = format!("local user {}", local_user());
-    let id = database.write(|tx| channel::ask(tx, name, action, &origin, Timestamp::now()))?;
+    let id = database.write(|tx| channel::request(tx, name, action, &origin, Timestamp::now()))?;
     let deadline = Instant::now() + OUTCOME_TIMEOUT;
     while Instant::now() < deadline {
         if let Some(outcome) = database.read(|connection| channel::outcome(connection, id))? {

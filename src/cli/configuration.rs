@@ -21,7 +21,7 @@ pub(super) fn load(argument: Option<&Path>) -> Result<Loaded, Problems> {
     let text = match &named {
         Some((origin, path)) => fs::read_to_string(path).map_err(|error| {
             let path = path.display();
-            Problems::one(format!("{origin} {path}: cannot be read: {error}"))
+            Problems::single(format!("{origin} {path}: cannot be read: {error}"))
         })?,
         None => default_file()?,
     };
@@ -34,7 +34,7 @@ fn default_file() -> Result<String, Problems> {
         match fs::read_to_string(path) {
             Ok(text) => return Ok(text),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Problems::one(format!("{path}: cannot be read: {error}"))),
+            Err(error) => return Err(Problems::single(format!("{path}: cannot be read: {error}"))),
         }
     }
     Ok(String::new())
@@ -50,7 +50,7 @@ fn variables() -> Result<BTreeMap<String, String>, Problems> {
         if name.starts_with("PAYRELAY_") {
             let text = value
                 .into_string()
-                .map_err(|_| Problems::one(format!("{name}: is not UTF-8")))?;
+                .map_err(|_| Problems::single(format!("{name}: is not UTF-8")))?;
             variables.insert(name, text);
         }
     }
@@ -64,7 +64,7 @@ pub(super) fn log_level() -> Result<LevelFilter, Problems> {
         .filter(|text| !text.is_empty())
         .unwrap_or_else(|| "info".to_owned());
     text.parse().map_err(|_| {
-        Problems::one(format!(
+        Problems::single(format!(
             "PAYRELAY_LOG = {text:?}: allowed is error, warn, info, debug, trace or off"
         ))
     })

@@ -8,14 +8,14 @@ use super::source::Source;
 /// `[database]`: the SQLite file.
 #[derive(Debug, Clone)]
 pub struct Database {
-    /// The file; `-wal`, `-shm` and `.lock` stand beside it.
+    /// The file; `-wal`, `-shm` and `.lock` are next to it.
     pub path: PathBuf,
-    /// While as many payments wait for the writer, requests are refused with 503; and reads, while
-    /// as many wait for the readers.
+    /// While this number of payments waits for the writer, payments are refused with 503; the same
+    /// number limits waiting reads.
     pub queue_max: NonZeroUsize,
-    /// How many threads answer reads.
+    /// How many threads run reads.
     pub readers: NonZeroUsize,
-    /// With less room on the disk no payment is taken; 0: whatever the room.
+    /// With less free space, payments are refused with 507; 0: never.
     pub min_free_bytes: u64,
 }
 

@@ -10,32 +10,32 @@ use super::source::Source;
 use super::typed::{is_url, non_empty};
 use crate::domain::access::{Access, TokenHash, is_loopback};
 
-/// `[http]`: the edge that clients call.
+/// `[http]`: the address, limits and tokens of the API.
 #[derive(Debug, Clone)]
 pub struct Http {
-    /// Where to listen.
+    /// The address to listen on.
     pub listen: SocketAddr,
     /// A larger body is refused with 413.
     pub body_bytes_max: usize,
-    /// How long a body may take to arrive.
+    /// The longest time for a body to arrive.
     pub body_timeout: Duration,
-    /// How long a request's head may take to arrive; also how long a kept connection may be idle.
+    /// The longest time for a request's head to arrive; also for an idle connection.
     pub header_timeout: Duration,
-    /// How long an answer may wait for a client that does not read.
+    /// The longest time for a client to read a response.
     pub write_timeout: Duration,
     /// More connections wait unaccepted.
     pub connections_max: NonZeroUsize,
     /// More connections of one address are closed at once. Never more than `connections_max`.
     pub client_connections_max: NonZeroUsize,
-    /// `None`: as many as it likes.
+    /// `None`: no limit.
     pub client_requests_per_second: Option<NonZeroU32>,
-    /// Bytes of bodies under way that one client may have in memory.
+    /// The most bytes of bodies in progress of one client.
     pub client_body_bytes_max: usize,
-    /// The same for all clients together.
+    /// The most bytes of bodies in progress of all clients.
     pub bodies_bytes_max: usize,
-    /// Where people reach this API, for links in messages.
+    /// The URL of this API for people, for links in messages.
     pub public_url: Option<String>,
-    /// Who may call; none: whoever is on this machine.
+    /// The clients; none: every client on this machine.
     pub tokens: Vec<Token>,
 }
 
@@ -53,18 +53,18 @@ impl Http {
     }
 }
 
-/// `[[http.token]]`: somebody who may call.
+/// `[[http.token]]`: a client.
 #[derive(Debug, Clone)]
 pub struct Token {
-    /// Whose it is, for people and for what is kept for a client.
+    /// The client's name, for people and for its idempotency keys.
     pub name: String,
-    /// What it is good for.
+    /// Its access.
     pub access: Access,
-    /// The hash of the token itself, which is not kept.
+    /// The hash of the token; the token itself is not stored.
     pub hash: TokenHash,
 }
 
-/// Bytes of bodies under way.
+/// Bytes of bodies in progress.
 const BODIES: RangeInclusive<i64> = 1024..=68_719_476_736;
 
 pub(super) fn read(s: &mut Source<'_>) -> Http {
@@ -97,14 +97,14 @@ pub(super) fn read(s: &mut Source<'_>) -> Http {
             .filter_map(|index| token(s, index))
             .collect(),
     };
-    for (key, room) in [
+    for (key, limit) in [
         ("client_body_bytes_max", http.client_body_bytes_max),
         ("bodies_bytes_max", http.bodies_bytes_max),
     ] {
-        if room < http.body_bytes_max {
+        if limit < http.body_bytes_max {
             s.problem(format!(
                 "http.{key} is smaller than http.body_bytes_max: a body of that size would \
-                    never be taken"
+                    never be accepted"
             ));
         }
     }
@@ -117,7 +117,7 @@ pub(super) fn read(s: &mut Source<'_>) -> Http {
     }
     if s.tables("http.token") == 0 && !is_loopback(http.listen) {
         s.problem(format!(
-            "http.listen = \"{}\": whoever reaches this address could pay and give orders: \
+            "http.listen = \"{}\": any client that reaches this address could pay and administer: \
                 set an [[http.token]] (`payrelay token` makes one), or listen on 127.0.0.1",
             http.listen
         ));
@@ -143,11 +143,11 @@ fn token(s: &mut Source<'_>, index: usize) -> Option<Token> {
         TokenHash::parse(text).is_some()
     });
     let needed = [
-        ("name", "the log and the limits know a client by it"),
-        ("access", "say what the token is good for"),
+        ("name", "it names the client in the log and in the limits"),
+        ("access", "it says what the token allows"),
         (
             "hash",
-            "a token is known by it; `payrelay token` prints one",
+            "it identifies the token; `payrelay token` prints one",
         ),
     ];
     for (part, why) in needed {

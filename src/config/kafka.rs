@@ -11,43 +11,42 @@ use super::typed::non_empty;
 /// `[kafka]`
 #[derive(Debug, Clone)]
 pub struct Kafka {
-    /// Where to ask for the cluster.
+    /// The servers to connect to first.
     pub bootstrap_servers: Vec<String>,
     /// The topic of the events.
     pub topic: String,
     /// The consumer group.
     pub group: String,
-    /// How many partitions the topic gets if it is created here.
+    /// How many partitions a topic gets when payrelay creates it.
     pub partitions: i32,
-    /// What holds when this process dies at the wrong moment.
+    /// The guarantee if this process dies at any moment.
     pub delivery: DeliveryGuarantee,
-    /// How many records that are not this node's events, or cannot be read, are kept as open dead
-    /// letters.
+    /// The most open dead letters of records that are not this node's events, or cannot be read.
     pub dead_records_max: NonZeroUsize,
-    /// Behind which lock, and as whom.
+    /// TLS and SASL settings.
     pub security: KafkaSecurity,
 }
 
-/// How events are handed to Kafka.
+/// The delivery guarantee.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeliveryGuarantee {
-    /// In a transaction a batch.
+    /// Each batch is a transaction.
     ExactlyOnce,
-    /// By an idempotent producer.
+    /// An idempotent producer without transactions.
     AtLeastOnce,
 }
 
 /// The keys of `[kafka]` about TLS and SASL. The default is neither.
 #[derive(Debug, Clone, Default)]
 pub struct KafkaSecurity {
-    /// `None`: everything goes over the wire in clear.
+    /// `None`: connections are in clear.
     pub tls: Option<KafkaTls>,
-    /// `None`: the broker is not told who calls, except by a certificate.
+    /// `None`: no authentication, except by a certificate.
     pub sasl: Option<KafkaSasl>,
 }
 
 impl KafkaSecurity {
-    /// Whether anybody on the way can read the password.
+    /// Whether the password goes over the network in clear.
     pub fn sends_password_in_clear(&self) -> bool {
         self.tls.is_none()
             && self
@@ -60,25 +59,25 @@ impl KafkaSecurity {
 /// TLS to the brokers.
 #[derive(Debug, Clone, Default)]
 pub struct KafkaTls {
-    /// Whom to trust, instead of the built-in list.
+    /// The trusted authorities, instead of the built-in list.
     pub ca_file: Option<PathBuf>,
-    /// Who we are, for brokers that ask for a certificate.
+    /// Our certificate, for brokers that require one.
     pub identity: Option<KafkaIdentity>,
 }
 
 /// A certificate of our own.
 #[derive(Debug, Clone)]
 pub struct KafkaIdentity {
-    /// The certificate, then those that lead to its authority.
+    /// The certificate, then the chain to its authority.
     pub certificate_file: PathBuf,
     /// Its private key.
     pub key_file: PathBuf,
 }
 
-/// Who we are, by a password.
+/// Authentication by a password.
 #[derive(Debug, Clone)]
 pub struct KafkaSasl {
-    /// How it is told.
+    /// The mechanism.
     pub mechanism: SaslMechanism,
     /// The name.
     pub username: String,
@@ -86,12 +85,12 @@ pub struct KafkaSasl {
     pub password: Secret,
 }
 
-/// How a password is told.
+/// How the password is proved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SaslMechanism {
-    /// As it is (RFC 4616).
+    /// In clear (RFC 4616).
     Plain,
-    /// By a proof that one knows it (RFC 5802, RFC 7677).
+    /// By a challenge and response (RFC 5802, RFC 7677).
     ScramSha256,
     /// The same with the longer hash.
     ScramSha512,
@@ -126,6 +125,13 @@ pub(super) fn read(s: &mut Source<'_>) -> Kafka {
 }
 
 fn security(s: &mut Source<'_>) -> KafkaSecurity {
+    KafkaSecurity {
+        tls: tls(s),
+        sasl: sasl(s),
+    }
+}
+
+fn tls(s: &mut Source<'_>) -> Option<KafkaTls> {
     let tls = s.choice("kafka.security", &[("plaintext", None), ("tls", Some(()))]);
     let files = ["kafka.ca_file", "kafka.certificate_file", "kafka.key_file"];
     let [ca_file, certificate_file, key_file] = files.map(|key| {
@@ -139,27 +145,24 @@ fn security(s: &mut Source<'_>) -> KafkaSecurity {
         }
     }
     let [_, certificate, key] = files;
-    let identity = match (certificate_file, key_file) {
-        (Some(certificate_file), Some(key_file)) => Some(KafkaIdentity {
+    let missing = match (&certificate_file, &key_file) {
+        (Some(_), None) => Some((key, certificate)),
+        (None, Some(_)) => Some((certificate, key)),
+        _ => None,
+    };
+    if let Some((missing, other)) = missing {
+        s.problem(format!("{missing} is missing: {other} needs it"));
+    }
+    let identity = certificate_file
+        .zip(key_file)
+        .map(|(certificate_file, key_file)| KafkaIdentity {
             certificate_file,
             key_file,
-        }),
-        (None, None) => None,
-        (Some(_), None) => {
-            s.problem(format!(
-                "{key} is missing: {certificate} is of no use without its key"
-            ));
-            None
-        }
-        (None, Some(_)) => {
-            s.problem(format!(
-                "{certificate} is missing: {key} is of no use without its certificate"
-            ));
-            None
-        }
-    };
-    let tls = tls.map(|()| KafkaTls { ca_file, identity });
+        });
+    tls.map(|()| KafkaTls { ca_file, identity })
+}
 
+fn sasl(s: &mut Source<'_>) -> Option<KafkaSasl> {
     let mechanism = s.choice(
         "kafka.sasl_mechanism",
         &[
@@ -169,32 +172,28 @@ fn security(s: &mut Source<'_>) -> KafkaSecurity {
             ("SCRAM-SHA-512", Some(SaslMechanism::ScramSha512)),
         ],
     );
-    // PLAIN separates the two by NUL (RFC 4616).
+    // PLAIN separates name and password by NUL (RFC 4616).
     let without_nul = |text: &str| !text.contains('\0');
     let username = non_empty(s.text("kafka.sasl_username", "", "a name without NUL", without_nul));
     let password = s.secret("kafka.sasl_password", "a password without NUL", without_nul);
-    for (key, here) in [
+    for (key, is_given) in [
         ("kafka.sasl_username", username.is_some()),
         ("kafka.sasl_password", password.is_some()),
     ] {
-        if mechanism.is_some() && !here && !s.is_set(key) {
+        if mechanism.is_some() && !is_given && !s.is_set(key) {
             s.problem(format!("{key} is missing: kafka.sasl_mechanism needs it"));
         }
-        if mechanism.is_none() && here {
+        if mechanism.is_none() && is_given {
             s.problem(format!(
                 "{key} is set, and is only used with a kafka.sasl_mechanism"
             ));
         }
     }
-    let sasl = match (mechanism, username, password) {
-        (Some(mechanism), Some(username), Some(password)) => Some(KafkaSasl {
-            mechanism,
-            username,
-            password,
-        }),
-        _ => None,
-    };
-    KafkaSecurity { tls, sasl }
+    Some(KafkaSasl {
+        mechanism: mechanism?,
+        username: username?,
+        password: password?,
+    })
 }
 
 const TOPIC_ALLOWED: &str = "1 to 249 letters, digits, '.', '_' and '-', not \".\" or \"..\"";

@@ -33,7 +33,7 @@ pub use self::slack::{DEFAULT_CHANNEL, Route, Sink, Slack};
 use self::source::Source;
 use crate::domain::event::NodeId;
 
-/// Everything that can be set, checked.
+/// All settings, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// `[http]`
@@ -59,21 +59,21 @@ pub struct Config {
 /// `[payment]`
 #[derive(Debug, Clone)]
 pub struct Payment {
-    /// The code of the currency whose smallest unit amounts are in.
+    /// The code of the currency (ISO 4217). Amounts are in its smallest unit.
     pub currency: String,
 }
 
 /// `[node]`
 #[derive(Debug, Clone)]
 pub struct Node {
-    /// `None`: made at the first start and kept in the database.
+    /// `None`: the first start creates one, and stores it in the database.
     pub id: Option<NodeId>,
 }
 
-/// Where the outbox is published to.
+/// The publisher of the outbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PublisherKind {
-    /// Straight to the delivery table of this process.
+    /// To the delivery table of this process, without Kafka.
     Application,
     /// To a topic of Apache Kafka.
     Kafka,
@@ -82,33 +82,33 @@ pub enum PublisherKind {
 /// `[publisher]`
 #[derive(Debug, Clone)]
 pub struct Publisher {
-    /// Which one.
+    /// The publisher.
     pub kind: PublisherKind,
-    /// How many outbox rows are published at a time.
+    /// The most outbox rows of one batch.
     pub batch_max: NonZeroUsize,
 }
 
 /// `[scheduler]`
 #[derive(Debug, Clone)]
 pub struct Scheduler {
-    /// How often it looks.
+    /// How often it runs.
     pub interval: Duration,
-    /// How long after its last attempt an unpublished event counts as stuck.
+    /// How long an unpublished event may wait without an attempt before the relay is woken.
     pub retry_after: Duration,
-    /// How long what is published and delivered is kept.
+    /// How long published and delivered events are kept.
     pub retention: Duration,
 }
 
-/// `[idempotency]`: the answers that are kept for requests with an Idempotency-Key.
+/// `[idempotency]`: the stored responses of requests with an Idempotency-Key.
 #[derive(Debug, Clone)]
 pub struct Idempotency {
-    /// For how long.
+    /// How long a key is stored.
     pub retention: Duration,
-    /// How many at most; the oldest go first.
+    /// The most keys; the oldest are deleted first.
     pub keys_max: NonZeroUsize,
 }
 
-/// The configuration and how it came to be, for `check-config`.
+/// The configuration and its sources, for `check-config`.
 #[derive(Debug)]
 pub struct Loaded {
     /// The checked values.
@@ -127,8 +127,8 @@ impl Loaded {
         &self.values.ignored_variables
     }
 
-    /// The keys in which another configuration differs, but for the tokens: they alone can change
-    /// while payrelay runs.
+    /// The keys in which another configuration differs, except the tokens: only they can change
+    /// while payrelay is running.
     pub fn changed_keys<'a>(&'a self, other: &'a Self) -> BTreeSet<&'a str> {
         let (ours, theirs) = (&self.values.given, &other.values.given);
         let keys = ours.keys().chain(theirs.keys());
@@ -139,7 +139,7 @@ impl Loaded {
 }
 
 impl Config {
-    /// Checks the text of a configuration file together with the environment.
+    /// Checks the text of a configuration file and the environment.
     pub fn load(file: &str, environment: &BTreeMap<String, String>) -> Result<Loaded, Problems> {
         let mut source = Source::parse(file, environment)?;
         let config = Self::read(&mut source);
@@ -147,7 +147,7 @@ impl Config {
         Ok(Loaded { config, values })
     }
 
-    /// Every key there is.
+    /// Reads every key.
     fn read(s: &mut Source<'_>) -> Self {
         Self {
             http: http::read(s),

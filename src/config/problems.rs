@@ -1,19 +1,19 @@
-//! Everything that is wrong with a configuration, in one report.
+//! All problems of a configuration, in one report.
 
 use std::fmt;
 
-/// Everything that is wrong with a configuration.
+/// All problems of a configuration.
 #[derive(Debug)]
 pub struct Problems(pub(super) Vec<String>);
 
 impl Problems {
-    /// A single one, found after reading.
-    pub fn one(problem: impl Into<String>) -> Self {
+    /// A single problem, found after reading.
+    pub fn single(problem: impl Into<String>) -> Self {
         Self(vec![problem.into()])
     }
 
-    /// Those that were found after reading, if there are any.
-    pub fn none_of(problems: Vec<String>) -> Result<(), Self> {
+    /// The problems that were found after reading, if there are any.
+    pub fn into_result(problems: Vec<String>) -> Result<(), Self> {
         if problems.is_empty() {
             Ok(())
         } else {

@@ -2,17 +2,17 @@
 
 use std::fmt;
 
-/// A value that must not be seen: it shows as `***` wherever it is printed.
+/// A value that every output shows as `***`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Keeps `value` from being shown.
+    /// Protects `value`.
     pub fn new(value: impl Into<String>) -> Self {
         Self(value.into())
     }
 
-    /// The value itself, for the one place that needs it.
+    /// The value itself, for the code that needs it.
     pub fn expose(&self) -> &str {
         &self.0
     }

@@ -27,33 +27,33 @@ pub enum Sink {
 pub struct Slack {
     /// `None`: messages go to the log.
     pub webhook_url: Option<Secret>,
-    /// How long one message may take, from connecting to the answer.
+    /// The longest time for one message, from connecting to the response.
     pub timeout: Duration,
-    /// How many messages a second the channel takes for long.
+    /// Messages a second, in the long run.
     pub messages_per_second: f64,
-    /// How many messages may go out at once after a quiet time.
+    /// Messages at once after a quiet time.
     pub burst: NonZeroUsize,
-    /// When more payments wait, they are told together.
+    /// When more payments wait, they share a digest.
     pub digest_over: usize,
-    /// How many payments one message tells at most.
+    /// The most payments of one digest.
     pub digest_max: NonZeroUsize,
-    /// When more payments wait, one message counts them all; 0: never.
+    /// When more payments wait, one summary counts them all; 0: never.
     pub summary_over: usize,
     /// Where messages go.
     pub sink: Sink,
-    /// How often a paused channel is tried.
+    /// How often a paused channel is probed.
     pub probe_interval: Duration,
-    /// What is said of a COMPLETED payment.
+    /// The line of a COMPLETED payment.
     pub line_completed: Template,
-    /// What is said of a FAILED payment.
+    /// The line of a FAILED payment.
     pub line_failed: Template,
-    /// In which zone times are shown.
+    /// The time zone of times.
     pub time_zone: Zone,
-    /// The proxy on the way to Slack, perhaps with a password.
+    /// The proxy to Slack, perhaps with a password.
     pub proxy: Option<Secret>,
-    /// Whom to trust on the way to Slack, instead of the built-in list.
+    /// The trusted authorities for Slack, instead of the built-in list.
     pub ca_file: Option<PathBuf>,
-    /// More channels; the first that fits a payment tells it.
+    /// More channels; the first one that matches a payment gets it.
     pub routes: Vec<Route>,
 }
 
@@ -66,21 +66,21 @@ pub struct Route {
     pub webhook_url: Option<Secret>,
     /// `None`: either.
     pub status: Option<Status>,
-    /// Which amounts.
+    /// The amounts.
     pub amount: RangeInclusive<i64>,
-    /// Which users.
+    /// The users.
     pub user: RangeInclusive<i64>,
     /// As for the channel "default".
     pub messages_per_second: f64,
 }
 
-/// The channel that tells what fits no route.
+/// The channel of payments that match no route.
 pub const DEFAULT_CHANNEL: &str = "default";
 
-/// Messages a second. Slack takes one; stand-ins and other services may take more.
+/// Messages a second. Slack accepts one; other services may accept more.
 const PACE: RangeInclusive<f64> = 0.001..=100_000.0;
 
-/// A POST cannot be broken off, and a stop has to end within 10 s (`service::STOP_LIMIT`).
+/// A POST cannot be cancelled, and a stop has to end within 10 s (`service::STOP_LIMIT`).
 const SLACK_TIMEOUT_MAX: Duration = Duration::from_secs(8);
 
 pub(super) fn read(s: &mut Source<'_>) -> Slack {
@@ -124,7 +124,7 @@ pub(super) fn read(s: &mut Source<'_>) -> Slack {
     }
 }
 
-/// Two channels with one webhook would post twice as fast as Slack allows.
+/// Reads a webhook. Two channels with one webhook would post twice as fast as Slack allows.
 fn webhook(s: &mut Source<'_>, key: &str, allowed: &str) -> Option<Secret> {
     let url = s.secret(key, allowed, is_url);
     if let Some(url) = &url

@@ -8,7 +8,7 @@ use toml::Value;
 use super::problems::Problems;
 use super::secret::Secret;
 
-/// Variables that are ours without being keys.
+/// Variables of payrelay that are no keys.
 const OTHER_VARIABLES: [&str; 2] = ["PAYRELAY_CONFIG", "PAYRELAY_LOG"];
 
 /// Whether a value may be shown.
@@ -18,14 +18,14 @@ pub(super) enum Display {
     Masked,
 }
 
-/// The raw values, asked for one key at a time.
+/// The raw values, read one key at a time.
 pub(super) struct Source<'a> {
     file: BTreeMap<String, Value>,
     environment: &'a BTreeMap<String, String>,
     asked: BTreeSet<String>,
     /// How many tables an array of tables has, by its key.
     tables: BTreeMap<String, usize>,
-    /// Names that must not be given twice, with the key that gave them.
+    /// Values that must not be given twice, with the key that gave them.
     names: BTreeMap<String, String>,
     variables: BTreeSet<String>,
     effective: Vec<(String, String, &'static str)>,
@@ -52,7 +52,7 @@ impl<'a> Source<'a> {
     ) -> Result<Self, Problems> {
         let table = file
             .parse()
-            .map_err(|error| Problems::one(not_toml(file, &error)))?;
+            .map_err(|error| Problems::single(not_toml(file, &error)))?;
         Ok(Self::new(table, environment))
     }
 
@@ -83,7 +83,7 @@ impl<'a> Source<'a> {
         source
     }
 
-    /// An array of tables becomes the keys of each.
+    /// Splits an array of tables into the keys of each.
     fn insert(&mut self, key: String, value: Value) {
         match value {
             Value::Array(items) if !items.is_empty() && items.iter().all(Value::is_table) => {
@@ -107,7 +107,7 @@ impl<'a> Source<'a> {
         self.tables.get(key).copied().unwrap_or(0)
     }
 
-    /// Whether somebody has set a key that was asked for already, rightly or wrongly.
+    /// Whether a key that was read is set, validly or not.
     pub(super) fn is_set(&self, key: &str) -> bool {
         self.effective
             .iter()
@@ -118,14 +118,14 @@ impl<'a> Source<'a> {
         self.problems.push(problem);
     }
 
-    /// No other table of the same array has that name.
+    /// Reports a name that another table of the same array has.
     pub(super) fn unique(&mut self, key: &str, name: &str) {
         if let Some(other) = self.remember(key, name) {
-            self.problem(format!("{key} = {name:?}: {other} is called so already"));
+            self.problem(format!("{key} = {name:?}: {other} has this name already"));
         }
     }
 
-    /// The same for a secret.
+    /// Reports a secret that another table of the same array has.
     pub(super) fn require_distinct(&mut self, key: &str, secret: &str) {
         if let Some(other) = self.remember(key, secret) {
             self.problem(format!("{key} is the same as {other}"));
@@ -142,7 +142,7 @@ impl<'a> Source<'a> {
         self.names.insert(format!("{kind} {value}"), key.to_owned())
     }
 
-    /// The one way to a value: the environment, else the file, else the default.
+    /// Reads a value: from the environment, else from the file, else the default.
     pub(super) fn read<T>(
         &mut self,
         key: &str,
@@ -159,7 +159,7 @@ impl<'a> Source<'a> {
                 None => (default.clone(), "default"),
             },
         };
-        // Variables know a table by its number: if one before it goes, they would speak of another.
+        // Variables number the tables: when a table is removed, they would apply to another one.
         if key.contains('[')
             && origin == "environment"
             && self.file.get(key).is_some_and(|v| v.as_str() != Some(""))
@@ -214,12 +214,12 @@ impl<'a> Source<'a> {
                 "{name} and {file_name} are both set: set one of them"
             ));
         }
-        // Neither the path nor the content is shown: either may be the secret, given by mistake.
+        // Shows neither the path nor the content: either may be the secret, given by mistake.
         match std::fs::read_to_string(path) {
             Ok(text) if text.trim().is_empty() => self
                 .problems
                 .push(format!("{file_name}: the file is empty")),
-            // Editors end a line, and a secret may well begin or end with a space.
+            // Editors end a line; a secret may begin or end with a space.
             Ok(text) => {
                 let line = text.strip_suffix('\n').unwrap_or(&text);
                 return Some(line.strip_suffix('\r').unwrap_or(line).to_owned());
@@ -231,8 +231,8 @@ impl<'a> Source<'a> {
         value
     }
 
-    /// A key that was not asked for does not exist. A variable under one of our sections is a key
-    /// that is spelt wrongly, unless it has the shape of those that container runtimes set.
+    /// Reports keys that no section has read: they do not exist. A variable of one of our sections
+    /// is a misspelt key, unless it has the form of those that container runtimes set.
     pub(super) fn finish(mut self) -> Result<Values, Problems> {
         for key in self
             .file
@@ -284,7 +284,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Without the line at fault, which may hold a secret.
+/// Without the invalid line, which may hold a secret.
 fn not_toml(file: &str, error: &toml::de::Error) -> String {
     let before = error
         .span()
@@ -297,7 +297,7 @@ fn not_toml(file: &str, error: &toml::de::Error) -> String {
     )
 }
 
-/// What Kubernetes sets for a service called payrelay-kafka, and Docker for a link
+/// The variables that Kubernetes sets for a service called payrelay-kafka, and Docker for a link
 /// (<https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>).
 fn is_of_a_container_runtime(name: &str, value: &str) -> bool {
     let address = ["tcp://", "udp://", "sctp://"]
@@ -321,7 +321,7 @@ fn is_of_a_container_runtime(name: &str, value: &str) -> bool {
         || name.contains("_ENV_")
 }
 
-/// A variable's text as the type that the key has.
+/// Converts a variable's text to the type of the key.
 fn coerce(text: String, default: &Value) -> Value {
     match default {
         Value::Integer(_) => text.parse().map_or(Value::String(text), Value::Integer),

@@ -213,7 +213,7 @@ fn a_route_that_cannot_be_is_told() {
         "slack.route[0].webhook_url is missing: a route needs a webhook of its own",
         "slack.route[0].webhook: there is no such key",
         "slack.route[0].amount_min is larger than amount_max",
-        "slack.route[2].name = \"a\": slack.route[1].name is called so already",
+        "slack.route[2].name = \"a\": slack.route[1].name has this name already",
         "PAYRELAY_SLACK_ROUTE_7_NAME: there is no such key",
     ];
     for part in expected {
@@ -573,7 +573,7 @@ fn a_token_that_cannot_be_is_told() {
         "http.token[1].access = \"root\" (file): allowed is \"read-only\" or \"full\" or \
             \"admin\"",
         "http.token[1].hash = \"***\" (file): allowed is \"sha256:\" and 64 hexadecimal digits",
-        "http.token[3].name = \"c\": http.token[2].name is called so already",
+        "http.token[3].name = \"c\": http.token[2].name has this name already",
         "http.token[3].hash is the same as http.token[2].hash",
     ];
     for part in expected {
@@ -643,11 +643,11 @@ fn one_address_has_half_of_the_connections_unless_more_are_given_to_it() {
 
 #[test]
 fn fewer_connections_are_fewer_for_each_address() {
-    let after = |connections: i64, of_one: i64, room| {
+    let after = |connections: i64, of_one: i64, capacity| {
         let file =
             format!("[http]\nconnections_max = {connections}\nclient_connections_max = {of_one}\n");
         let mut http = load(&file, &[]).unwrap().config.http;
-        http.limit_connections(NonZeroUsize::new(room).unwrap());
+        http.limit_connections(NonZeroUsize::new(capacity).unwrap());
         (
             http.connections_max.get(),
             http.client_connections_max.get(),
@@ -731,7 +731,7 @@ fn the_corpus_of_configurations() {
         }
         match outcome {
             Ok(loaded) => {
-                // What is shown is a configuration, and the same one.
+                // The output is a configuration, and the same one.
                 let mut text = loaded.effective().to_owned();
                 for number in 0.. {
                     let masked = format!("\"https://masked.example/{number}\"");

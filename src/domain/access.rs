@@ -1,4 +1,4 @@
-//! What a client may do, and the hash of its token.
+//! The access of a client, and the hash of its token.
 
 use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
@@ -6,19 +6,19 @@ use std::net::SocketAddr;
 use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConstantTimeEq as _};
 
-/// What a client may do; each includes those before it.
+/// The access of a client; each includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Access {
-    /// Looks at payments, histories and the state of payrelay.
+    /// Reads payments, histories and the state of payrelay.
     ReadOnly,
-    /// Also pays.
+    /// Also posts payments.
     Full,
-    /// Also gives orders: everything below /admin.
+    /// Also administers: everything below /admin.
     Admin,
 }
 
 impl Access {
-    /// As it is configured, and what it is called there.
+    /// By name, as configured.
     pub const BY_NAME: [(&str, Self); 3] = [
         ("read-only", Self::ReadOnly),
         ("full", Self::Full),
@@ -31,12 +31,12 @@ impl Access {
     }
 }
 
-/// The SHA-256 of a token. A secret all the same: a client that could replace it would have access.
+/// The SHA-256 of a token. It is a secret too: a client that could replace it would have access.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct TokenHash([u8; 32]);
 
 impl TokenHash {
-    /// What a hash looks like in the configuration.
+    /// The form of a hash in the configuration.
     pub const EXPECTED: &str =
         "\"sha256:\" and 64 hexadecimal digits, as `payrelay token` prints it";
 
@@ -53,7 +53,7 @@ impl TokenHash {
         let mut hash = [0; 32];
         for (index, byte) in hash.iter_mut().enumerate() {
             let pair = digits.get(2 * index..2 * index + 2)?;
-            // `from_str_radix` would take a sign.
+            // `from_str_radix` would accept a sign.
             *byte = u8::from_str_radix(pair, 16)
                 .ok()
                 .filter(|_| !pair.starts_with('+'))?;
@@ -61,12 +61,12 @@ impl TokenHash {
         Some(Self(hash))
     }
 
-    /// Whether it is the other one, in constant time.
+    /// Compares in constant time.
     pub fn ct_eq(&self, other: &Self) -> Choice {
         self.0.ct_eq(&other.0)
     }
 
-    /// As it stands in the configuration.
+    /// The hash in the form of the configuration.
     pub fn expose(&self) -> String {
         format!("sha256:{}", hex(&self.0))
     }
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_token_is_like_no_other() {
+    fn every_new_token_is_different() {
         let (one, other) = (new_token().unwrap(), new_token().unwrap());
         assert!(one.len() == 64 && one != other);
         assert_eq!(

@@ -1,5 +1,4 @@
-//! What crosses Kafka: an event as a record in `CloudEvents`' Kafka binary mode, and back. Pure;
-//! names no client.
+//! An event as a Kafka record in `CloudEvents`' Kafka binary mode, and back. Pure; names no client.
 //!
 //! Key: the user id, so that a user's events keep their order. Value: the payment id as text. The
 //! event's id is `<node>-<outbox id>`
@@ -12,7 +11,7 @@ use std::sync::Arc;
 use crate::domain::payment::Status;
 use crate::domain::timestamp::Timestamp;
 
-/// Which payrelay this is: part of every event id, and of the consumer's identity in its group.
+/// The id of a payrelay: part of every event id, and of the consumer's identity in its group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeId(Arc<str>);
 
@@ -23,12 +22,12 @@ impl NodeId {
         ((1..=64).contains(&text.len()) && text.chars().all(allowed)).then(|| Self(text.into()))
     }
 
-    /// As it is written.
+    /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The id that the world knows an event by.
+    /// The id of an event outside of payrelay.
     pub fn event_id(&self, outbox_id: i64) -> String {
         format!("{self}-{outbox_id}")
     }
@@ -39,7 +38,7 @@ impl NodeId {
     }
 }
 
-/// Only the form in which ids are written: no sign, no leading zero.
+/// Only the canonical form of an id: no sign, no leading zero.
 fn id(digits: &str) -> Option<i64> {
     let id: i64 = digits.parse().ok()?;
     (id > 0 && id.to_string() == digits).then_some(id)
@@ -51,12 +50,12 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// What happened to a payment.
+/// The outcome of a payment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventType {
-    /// The money was taken.
+    /// The payment is COMPLETED.
     Completed,
-    /// It was not.
+    /// The payment is FAILED.
     Failed,
 }
 
@@ -86,16 +85,16 @@ impl From<Status> for EventType {
     }
 }
 
-/// An outbox row on its way out.
+/// An outbox row to be published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// Its place in commit order.
     pub outbox_id: i64,
-    /// Which payment it tells of.
+    /// Its payment.
     pub payment_id: i64,
-    /// Whose payment.
+    /// The user of the payment.
     pub user_id: i64,
-    /// What happened.
+    /// The outcome of the payment.
     pub kind: EventType,
     /// When it was committed.
     pub created_at: Timestamp,
@@ -125,17 +124,17 @@ pub struct Record {
     pub headers: Vec<(&'static str, String)>,
 }
 
-/// The header that holds the event's id.
+/// The header with the event's id.
 pub const ID_HEADER: &str = "ce_id";
 
-/// The header that holds when it was committed.
+/// The header with the time of the commit.
 pub const TIME_HEADER: &str = "ce_time";
 
 impl Event {
-    /// The record of this event. Its timestamp is `now`, the time of publishing: a broker refuses a
-    /// record from the future, and may refuse or delete an old one
+    /// The record of this event. Its timestamp is `now`, the time of publishing: a broker rejects a
+    /// record from the future, and may reject or delete an old one
     /// (`message.timestamp.before.max.ms` and `after.max.ms`, KIP-937; `retention.ms`). `ce_time`
-    /// says when it was committed.
+    /// has the time of the commit.
     pub fn to_record(&self, node: &NodeId, now: Timestamp) -> Record {
         let mut headers = vec![
             ("ce_specversion", "1.0".to_owned()),
@@ -158,14 +157,14 @@ impl Event {
     }
 }
 
-/// Our event as it came back from the topic.
+/// One of our events, as the topic returns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EventRef {
-    /// Which event.
+    /// Its outbox id.
     pub outbox_id: i64,
-    /// Which payment it says it tells of.
+    /// The payment that it names.
     pub payment_id: i64,
-    /// When that was committed, if it says so: an id that was given twice, by a database and by an
+    /// The time of its commit, if it names one: an id that was given twice, by a database and by an
     /// older copy of it, is two events.
     pub created_at: Option<Timestamp>,
 }
@@ -173,13 +172,13 @@ pub struct EventRef {
 /// Why a record of the topic is no event of this node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotOwnEvent {
-    /// Nobody's event.
+    /// It is no event.
     #[error("it has no {ID_HEADER} header that is text")]
     NoId,
-    /// Somebody else's, or nobody's.
+    /// It is another node's event, or none.
     #[error("its {ID_HEADER} {0:?} is not one of this node's")]
     NotOurs(String),
-    /// Ours by its id, but not by its value.
+    /// It is ours by its id, but not by its value.
     #[error("its value is not a payment id")]
     BadValue,
 }
@@ -206,7 +205,7 @@ impl EventRef {
         })
     }
 
-    /// With what its time header says.
+    /// Adds the value of the time header.
     #[must_use]
     pub fn created_at(self, text: Option<&str>) -> Self {
         Self {
@@ -216,15 +215,15 @@ impl EventRef {
     }
 }
 
-/// Somebody else's id, which may be of any length.
+/// Cuts a foreign id, which may be of any length.
 fn shown(event_id: &str) -> String {
     const CHARS_MAX: usize = 150;
     event_id.chars().take(CHARS_MAX).collect()
 }
 
 impl TraceContext {
-    /// Reads the values of the headers `traceparent` and `tracestate`. A receiver that cannot read
-    /// them continues as if there were none; so does one that finds `traceparent` twice.
+    /// Reads the values of the headers `traceparent` and `tracestate`. Without a valid and unique
+    /// `traceparent` there is no trace context.
     pub fn parse<'a>(
         parents: impl IntoIterator<Item = &'a str>,
         states: impl IntoIterator<Item = &'a str>,
@@ -246,7 +245,7 @@ impl TraceContext {
     }
 }
 
-/// The fields of version 00, which every later version begins with (section 3.2.2, "Versioning of
+/// The fields of version 00, with which every later version begins (section 3.2.2, "Versioning of
 /// traceparent").
 fn parse_traceparent(text: &str) -> Option<String> {
     /// `00-` and 32, 16 and 2 digits with hyphens between them.
@@ -278,9 +277,9 @@ fn parse_traceparent(text: &str) -> Option<String> {
     whole.then(|| format!("00-{trace}-{span}-{flags}"))
 }
 
-/// A list of at most 32 members and 512 characters (section 3.3), or nothing: one member that is
-/// wrong spoils the list. Keys and values are as the second level of the recommendation has them,
-/// which allows all that the first one does.
+/// A list of at most 32 members and 512 characters (section 3.3), or empty: one invalid member
+/// invalidates the list. Keys and values follow the second level of the recommendation, which
+/// allows everything that the first one does.
 fn parse_tracestate(text: &str) -> Option<String> {
     let members: Vec<_> = text
         .split(',')
@@ -379,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_is_told_apart() {
+    fn foreign_records_are_recognized() {
         let parse = |id, value: &'static str| EventRef::parse(&node(), id, Some(value.as_bytes()));
         assert_eq!(
             parse(Some("shop-7-12"), "34"),

@@ -1,4 +1,5 @@
-//! What payments, events and times are. Pure: names nothing of the outside world and no other module.
+//! Payments, events and times. Pure: it imports no other module, and no library of an outside
+//! world.
 
 pub mod access;
 pub mod event;

@@ -1,6 +1,6 @@
-//! What a client may ask for, and what a payment is. Pure: parses and refuses, touches nothing.
+//! A payment, and the request for one. Pure: it parses and validates.
 //!
-//! Whoever holds a [`NewPayment`] checks nothing any more.
+//! A [`NewPayment`] is valid: its users check nothing any more.
 
 use std::collections::HashSet;
 use std::marker::PhantomData;
@@ -10,28 +10,28 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::domain::timestamp::Timestamp;
 
-/// How many reservations one request may name.
+/// The most reservations of one request.
 pub const RESERVATIONS_MAX: usize = 1000;
 
-/// A request to pay, checked.
+/// A valid payment request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewPayment {
-    /// Who pays.
+    /// The paying user.
     pub user_id: i64,
-    /// What is paid: 1 to [`RESERVATIONS_MAX`], none of them twice.
+    /// The paid reservations: 1 to [`RESERVATIONS_MAX`], none of them twice.
     pub reservations: Vec<Reservation>,
 }
 
-/// One reservation of a request to pay.
+/// A reservation of a payment request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reservation {
-    /// Which one.
+    /// Its id.
     pub reservation_id: i64,
     /// In the currency's smallest unit.
     pub seat_price: i64,
 }
 
-/// A request as it came. What is missing is told by [`NewPayment::parse`], which knows its name.
+/// The raw request. [`NewPayment::parse`] reports missing fields, because it knows their names.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawPayment {
@@ -52,12 +52,12 @@ pub enum Invalid {
     /// The body is not JSON at all.
     #[error("{0}")]
     NotJson(String),
-    /// The body is JSON, but this field of it cannot be.
+    /// The body is JSON, but this field is invalid.
     #[error("{field}: {detail}")]
     Field {
         /// The path of the field, as in `reservations[1].seat_price`.
         field: String,
-        /// What is wrong with it, and what is allowed.
+        /// The error, and the allowed values.
         detail: String,
     },
 }
@@ -71,7 +71,7 @@ impl Invalid {
     }
 }
 
-/// How much a refusal repeats of a request, which may be large.
+/// How much of a request an error repeats; the request may be large.
 const SHOWN_MAX: usize = 300;
 
 pub(crate) fn shown(mut text: String) -> String {
@@ -101,7 +101,7 @@ impl NewPayment {
             let reservation_id = present(entry.reservation_id, field("reservation_id"))?.0;
             let seat_price = present(entry.seat_price, field("seat_price"))?.0;
             if !seen.insert(reservation_id) {
-                let detail = format!("{reservation_id} is named twice in this request");
+                let detail = format!("{reservation_id} is given twice in this request");
                 return Err(Invalid::field(field("reservation_id")(), detail));
             }
             Ok(Reservation {
@@ -143,7 +143,7 @@ fn from_json<'de, T: Deserialize<'de>>(body: &'de [u8]) -> Result<T, Invalid> {
     Ok(value)
 }
 
-/// The message without its position: the path already says where.
+/// The message without its position: the path already names it.
 fn describe(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match text.rfind(" at line ") {
@@ -152,8 +152,7 @@ fn describe(error: &serde_json::Error) -> String {
     }
 }
 
-/// A JSON object. What serde derives takes an array of the values as well, in the order of the
-/// fields.
+/// A JSON object. The implementation that serde derives also accepts an array of the values.
 struct Object<T>(T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -210,38 +209,38 @@ impl<'de> Deserialize<'de> for Natural {
     }
 }
 
-/// Whether the money was taken.
+/// The outcome of a payment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Status {
-    /// It was.
+    /// It was executed.
     Completed,
-    /// It was not; the payment's `failure` says why.
+    /// It was not; the payment's `failure` has the reason.
     Failed,
 }
 
 /// A stored payment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Payment {
-    /// Given by the store; never used twice.
+    /// Assigned by the store; never given twice.
     pub id: i64,
-    /// Who paid.
+    /// The paying user.
     pub user_id: i64,
-    /// What was to be paid.
+    /// The reservation.
     pub reservation_id: i64,
     /// In the currency's smallest unit.
     pub amount: i64,
-    /// The currency that was configured when it was executed (ISO 4217).
+    /// The currency at the time of its execution (ISO 4217).
     pub currency: String,
-    /// Whether the money was taken.
+    /// The outcome.
     pub status: Status,
-    /// Why it was not.
+    /// The reason of a FAILED payment.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
-    /// The COMPLETED payment of the same reservation, where this one is FAILED.
+    /// The COMPLETED payment of the same reservation, if this one is FAILED.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paid_by: Option<i64>,
-    /// When.
+    /// The time of its execution.
     pub executed_at: Timestamp,
 }
 
@@ -266,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_what_the_contract_shows() {
+    fn the_request_of_the_contract_is_accepted() {
         let body =
             br#"{"user_id": 42, "reservations": [{"reservation_id": 1001, "seat_price": 150000}]}"#;
         let new = NewPayment::parse(body).unwrap();
@@ -281,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_not_json() {
+    fn a_body_that_is_no_json_is_refused() {
         for body in [
             "",
             "{",
@@ -295,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn names_the_field_at_fault() {
+    fn an_error_names_the_invalid_field() {
         let cases = [
             ("[]", "body"),
             ("null", "body"),
@@ -355,20 +354,21 @@ mod tests {
     }
 
     #[test]
-    fn refuses_a_reservation_named_twice() {
+    fn a_reservation_given_twice_is_refused() {
         let body = r#"{"user_id":1,"reservations":[{"reservation_id":7,"seat_price":1},{"reservation_id":7,"seat_price":2}]}"#;
         assert_eq!(
             refusal(body),
             (
                 "reservations[1].reservation_id".into(),
-                "7 is named twice in this request".into()
+                "7 is given twice in this request".into()
             )
         );
     }
 
-    /// Twice is refused even where both say the same: which one was meant is not for us to guess.
+    /// A duplicate is refused even if both values are the same: the client may have meant another
+    /// one.
     #[test]
-    fn refuses_a_field_named_twice() {
+    fn a_field_given_twice_is_refused() {
         let cases = [
             (
                 r#"{"user_id":1,"user_id":2,"reservations":[]}"#,
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_an_array_where_an_object_has_to_be() {
+    fn an_array_in_place_of_an_object_is_refused() {
         for (body, field) in [
             ("[42,[[1001,150000]]]", "body"),
             (
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_repeats_little_of_the_body() {
+    fn an_error_repeats_little_of_the_body() {
         let long = "é".repeat(5000);
         for body in [
             format!(r#"{{"{long}":1}}"#),
@@ -464,8 +464,8 @@ mod tests {
                 );
                 let ids: HashSet<_> = new.reservations.iter().map(|r| r.reservation_id).collect();
                 assert_eq!(ids.len(), new.reservations.len());
-                // What was read is all that the body says, and is read again from what is written
-                // of it.
+                // The parsed request has everything of the body, and is the same when it is written
+                // and parsed again.
                 let whole: serde_json::Value = serde_json::from_slice(body).unwrap();
                 assert_eq!(as_json(&new), whole);
                 assert_eq!(NewPayment::parse(whole.to_string().as_bytes()), Ok(new));

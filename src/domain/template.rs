@@ -1,19 +1,19 @@
-//! The line about a payment that an operator configures. Pure.
+//! The line for a payment that an operator configures. Pure.
 
-/// A line about a payment, with places for what is known of it.
+/// A line for a payment, with fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template(Vec<Segment>);
 
-/// A part of a template.
+/// A segment of a template.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Segment {
-    /// As it is.
+    /// Literal text.
     Text(String),
-    /// What is known of the payment.
+    /// A field of the payment.
     Field(Field),
 }
 
-/// What a template may show of a payment.
+/// The fields of a payment that a template may show.
 #[expect(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Field {
@@ -39,7 +39,7 @@ const FIELDS: [(&str, Field); 8] = [
 ];
 
 impl Template {
-    /// What a template may be, in words.
+    /// The allowed values, in words.
     pub const EXPECTED: &str = "one line of 1 to 500 characters, with {id}, {status}, {user_id}, \
         {reservation_id}, {amount}, {currency}, {failure} and {time} for what is known of the \
         payment";
@@ -62,7 +62,7 @@ impl Template {
         (!rest.contains('}')).then_some(Self(pieces))
     }
 
-    /// Its parts, in order.
+    /// Its segments, in order.
     pub fn pieces(&self) -> &[Segment] {
         &self.0
     }

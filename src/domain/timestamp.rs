@@ -1,7 +1,7 @@
-//! Points in time as the database and the API know them: microseconds since 1970 UTC.
+//! Points in time: microseconds since 1970 UTC, in the database and the API.
 //!
-//! Nothing below `service.rs` asks what time it is except through [`Timestamp::now`], and what is
-//! due is compared as data, so tests pass the time that they need.
+//! Only [`Timestamp::now`] reads the system clock, and due times are compared as data, so tests
+//! pass the time that they need.
 
 use std::fmt;
 use std::time::Duration;
@@ -19,7 +19,7 @@ impl Timestamp {
         Self(jiff::Timestamp::now().as_microsecond())
     }
 
-    /// A point in time from its stored form.
+    /// A point in time, from its stored form.
     pub const fn from_micros(micros: i64) -> Self {
         Self(micros)
     }
@@ -54,7 +54,7 @@ impl Timestamp {
         Self((seconds * 1e6).round() as i64)
     }
 
-    /// The form that Kafka's record timestamp takes.
+    /// Milliseconds since 1970, as Kafka's records have them.
     pub const fn as_millis(self) -> i64 {
         self.0.div_euclid(1000)
     }
@@ -71,7 +71,7 @@ impl Timestamp {
         Self(self.0.saturating_sub(micros(span)))
     }
 
-    /// How long ago `earlier` was; zero where the clock has jumped back since.
+    /// The time since `earlier`; zero if the clock was set back since.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
@@ -81,7 +81,7 @@ fn micros(span: Duration) -> i64 {
     i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// Where people read times.
+/// The time zone of displayed times.
 #[derive(Debug, Clone)]
 pub struct Zone(jiff::tz::TimeZone);
 
@@ -103,7 +103,7 @@ impl Zone {
     }
 }
 
-/// A point in time as HTTP headers write it (RFC 9110, 5.6.7), such as `Sun, 22 Nov 2026 10:00:00
+/// Parses a point in time of an HTTP header (RFC 9110, 5.6.7), such as `Sun, 22 Nov 2026 10:00:00
 /// GMT`.
 pub fn parse_http_date(text: &str) -> Option<Timestamp> {
     let preferred = || {
@@ -111,7 +111,7 @@ pub fn parse_http_date(text: &str) -> Option<Timestamp> {
             .parse_timestamp(text)
             .ok()
     };
-    // Obsolete, and to be read all the same: "Sunday, 06-Nov-94 08:49:37 GMT" and "Sun Nov  6
+    // Obsolete forms, which must be accepted: "Sunday, 06-Nov-94 08:49:37 GMT" and "Sun Nov  6
     // 08:49:37 1994".
     let civil = |format| jiff::civil::DateTime::strptime(format, text).ok();
     let obsolete = || {
@@ -130,7 +130,7 @@ impl fmt::Display for Timestamp {
         const PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
         match jiff::Timestamp::from_microsecond(self.0) {
             Ok(time) => f.write_str(&PRINTER.timestamp_to_string(&time)),
-            // A damaged page: nobody's clock says so. Whoever shows it must not fail.
+            // A value of a damaged page. It must be displayable all the same.
             Err(_) => write!(f, "{} us", self.0),
         }
     }
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn people_read_their_own_time() {
+    fn times_are_displayed_in_the_configured_zone() {
         let time = Timestamp::from_micros(1_795_341_600_123_456);
         assert_eq!(
             Zone::parse("Asia/Seoul").unwrap().show(time),
@@ -197,7 +197,7 @@ mod tests {
             let Some(time) = parse_http_date(&String::from_utf8_lossy(bytes)) else {
                 return false;
             };
-            // It can be shown, and is the same when it is written as HTTP writes it.
+            // It can be displayed, and is the same when it is written in the HTTP form.
             assert!(!time.to_string().is_empty());
             let written = jiff::Timestamp::from_microsecond(time.0)
                 .unwrap()

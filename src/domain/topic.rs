@@ -1,12 +1,12 @@
-//! A topic of Kafka, in one incarnation. Pure.
+//! A Kafka topic, in one incarnation. Pure.
 
 use std::sync::Arc;
 
-/// A topic in one of its lives: one that is deleted and made again has another id (KIP-516).
+/// A topic incarnation: a topic that is deleted and recreated has another id (KIP-516).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topic {
-    /// As it is configured.
+    /// As configured.
     pub name: Arc<str>,
-    /// Given by the cluster; zeros where it gives none.
+    /// Assigned by the cluster; zeros if it assigns none.
     pub id: [u8; 16],
 }

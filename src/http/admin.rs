@@ -1,4 +1,4 @@
-//! What an operator may ask for: the channels and the dead letters.
+//! The administrative endpoints: channels, outbox, dead letters, topic.
 
 use hyper::{Method, Response, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ use crate::store::dead_letter::{self, DeadLetterView};
 use crate::store::replay::{self, Action, Outcome, ResolveRequest, Selection};
 use crate::store::{Connection, Transaction, channel, relay_action, topic};
 
-/// A request that exists.
+/// A request for an existing endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Route {
     Channels,
@@ -42,7 +42,7 @@ pub(super) enum Route {
     },
 }
 
-/// Tells what a method, the rest of a path and a query ask for.
+/// The endpoint that a method, the rest of a path and a query name.
 pub(super) fn route(
     method: &Method,
     path: &str,
@@ -73,7 +73,11 @@ pub(super) fn route(
         ["dead-letters", id, "discard"] => {
             resolve(Selection::Id(id_in_path(path, id)?), Action::Discard, query)?
         }
-        _ => return Err(Problem::not_found(format!("there is nothing at {path}"))),
+        _ => {
+            return Err(Problem::not_found(format!(
+                "there is no resource at {path}"
+            )));
+        }
     };
     let changes = matches!(
         found,
@@ -90,7 +94,7 @@ pub(super) fn route(
     }
 }
 
-/// The oldest that are open: a page of them is what one order is for.
+/// The oldest open letters: one request resolves up to a page of them.
 const ALL: Selection = Selection::Open {
     after: 0,
     limit: PAGE_MAX,
@@ -114,7 +118,7 @@ fn resolve(mut which: Selection, action: Action, query: &str) -> Result<Route, P
     if matches!(which, Selection::Open { .. }) && !all {
         return Err(Problem::invalid_field(
             "all",
-            "is missing: this is done to all open dead letters with ?all=true",
+            "is missing: add ?all=true to act on all open dead letters",
         ));
     }
     Ok(Route::Act {
@@ -158,7 +162,7 @@ struct ShownChannel<'a> {
     name: &'a str,
     #[serde(flatten)]
     part: Health,
-    /// `null` until the database was looked at for the first time.
+    /// `null` until the first sample.
     waiting: Option<i64>,
     oldest_waiting_s: Option<u64>,
 }
@@ -172,7 +176,7 @@ struct Topic<'a> {
 #[derive(Serialize)]
 struct DeadLetters<'a> {
     dead_letters: &'a [DeadLetterView],
-    /// Where later ones are.
+    /// The path of later ones.
     next: Option<String>,
 }
 
@@ -180,7 +184,7 @@ struct DeadLetters<'a> {
 struct ActionRecord<'a> {
     dry_run: bool,
     outcomes: &'a [Outcome],
-    /// Where the same is done to later ones.
+    /// The path of the same action on later ones.
     next: Option<String>,
 }
 
@@ -259,7 +263,7 @@ impl App {
         channel.ok_or_else(|| Problem::not_found(format!("there is no channel {name:?}")))
     }
 
-    /// Records the order, and wakes the notifier, which carries it out.
+    /// Records the action, and wakes the notifier, which executes it.
     async fn ask(
         &self,
         client: &Client,
@@ -268,7 +272,7 @@ impl App {
     ) -> Result<(), Problem> {
         let resume = self.channel(name)?.resume.clone();
         let (name, origin) = (name.to_owned(), origin(client));
-        self.write(move |tx| channel::ask(tx, &name, &action, &origin, Timestamp::now()))
+        self.write(move |tx| channel::request(tx, &name, &action, &origin, Timestamp::now()))
             .await?;
         resume.wake();
         Ok(())
@@ -282,7 +286,7 @@ impl App {
         ))
     }
 
-    /// Of a paused channel, the oldest payment becomes a dead letter.
+    /// Dead-letters the oldest payment of a paused channel.
     async fn skip(
         &self,
         client: &Client,
@@ -314,7 +318,7 @@ impl App {
         }
         if self.channel(name)?.health.get().state != HealthLevel::Paused {
             return Err(Problem::conflict(
-                "the channel is not paused: nothing is skipped",
+                "the channel is not paused, so no payment was skipped",
             ));
         }
         self.ask(client, name, channel::Action::Skip(reason))
@@ -341,7 +345,7 @@ impl App {
         after: i64,
         limit: usize,
     ) -> Result<Response<Body>, Problem> {
-        // One more than the page tells whether there is a next one.
+        // One more row than the page shows whether there is a next page.
         let list =
             move |connection: &Connection| dead_letter::list(connection, !all, after, limit + 1);
         let mut letters = self.query(list).await?;
@@ -391,7 +395,7 @@ impl App {
                     action.as_str()
                 );
             }
-            // Whoever has to tell it, or to publish it, again.
+            // Wakes the threads that deliver or publish it again.
             self.context.notifiers.wake();
             self.context.relay.wake();
         }
@@ -416,10 +420,10 @@ impl App {
     }
 }
 
-/// How long the reason of an action may be.
+/// The longest reason of an action, in bytes.
 const REASON_MAX: usize = 500;
 
-/// Who asks, for the record.
+/// The origin of a request, for the record of the action.
 fn origin(client: &Client) -> String {
     if client.name.is_empty() {
         "http".to_owned()
@@ -503,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_never_changes_anything() {
+    fn get_requests_never_change_anything() {
         for (path, query) in [
             ("/admin/dead-letters/7/replay", ""),
             ("/admin/dead-letters/discard", "all=true"),

@@ -1,4 +1,4 @@
-//! What the handlers share, and how they wait for the store.
+//! The state that the handlers share, and their calls to the store.
 
 use std::sync::Arc;
 
@@ -18,47 +18,47 @@ use crate::runtime::worker::Waker;
 use crate::sampler::Snapshots;
 use crate::store::{Connection, SqlResult, Store, StoreError, Transaction};
 
-/// A channel, as the operator sees it.
+/// A channel, as an operator sees it.
 pub struct Channel {
-    /// As its rows in the delivery table say.
+    /// Its name, also in the delivery table.
     pub name: String,
-    /// How it is.
+    /// Its state.
     pub health: HealthHandle,
     /// Ends its pause.
     pub resume: ResumeHandle,
 }
 
-/// What the edge needs of the rest.
+/// The connections of the HTTP server to the rest.
 pub struct AppContext {
-    /// Where payments go.
+    /// Stores payments.
     pub store: Store,
     /// Woken when events were committed.
     pub relay: Waker,
     /// Woken when dead letters were replayed.
     pub notifiers: Waker,
-    /// Of new payments.
+    /// The currency of new payments.
     pub currency: String,
-    /// How many Idempotency-Keys are kept.
+    /// The most stored Idempotency-Keys.
     pub keys_max: usize,
-    /// Limits.
+    /// The configuration.
     pub settings: config::Http,
-    /// Who may call.
+    /// Knows the clients.
     pub authenticator: Arc<Authenticator>,
-    /// The remote parts, by name.
+    /// The remote components, by name.
     pub components: Vec<(String, HealthHandle)>,
-    /// Where events go by way of, if they do.
+    /// The topic of the events, with Kafka.
     pub topic: String,
-    /// Who is told.
+    /// The channels of Slack.
     pub channels: Vec<Channel>,
-    /// What waits.
+    /// The waiting rows.
     pub snapshots: Snapshots,
-    /// What was refused is counted here.
+    /// Counts refused requests.
     pub metrics: Metrics,
     /// Risks of the configuration.
     pub warnings: Warnings,
 }
 
-/// What the routes need.
+/// The shared state of the handlers.
 pub struct App {
     pub(super) context: AppContext,
     pub(super) mailbox: Arc<ReplyQueue>,
@@ -67,7 +67,7 @@ pub struct App {
 }
 
 impl App {
-    /// An edge on the rest.
+    /// The state for this context.
     pub fn new(context: AppContext) -> Self {
         let limits = Arc::new(Limits::new(&context.settings));
         let refusals = Refusals::new(context.metrics.clone());
@@ -79,22 +79,22 @@ impl App {
         }
     }
 
-    /// What is kept about clients.
+    /// The usage of the clients.
     pub(super) fn limits(&self) -> &Arc<Limits> {
         &self.limits
     }
 
-    /// What was refused.
+    /// The log of refused requests.
     pub(super) fn refusals(&self) -> &Refusals {
         &self.refusals
     }
 
-    /// Where answers of other threads arrive.
+    /// Receives replies of other threads.
     pub(super) fn mailbox(&self) -> &Arc<ReplyQueue> {
         &self.mailbox
     }
 
-    /// A write, and its result once it is on the disk.
+    /// Runs a write, and returns its result after the commit.
     pub(super) async fn write<T: Send + 'static>(
         &self,
         work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
@@ -111,7 +111,7 @@ impl App {
         &self,
         query: impl FnOnce(&Connection) -> SqlResult<T> + Send + 'static,
     ) -> Result<T, Problem> {
-        // The store's own threads say why, once for as many as are refused.
+        // The store's threads log the reason, once for many refusals.
         Ok(self.look(query).await?)
     }
 
@@ -128,7 +128,7 @@ impl App {
     }
 }
 
-/// The answer of the store's thread; none comes if the store was closed with the work undone.
+/// The reply of the store's thread; none arrives if the store was closed first.
 pub(super) fn flatten<T>(
     answer: Result<Result<T, StoreError>, oneshot::error::RecvError>,
 ) -> Result<T, StoreError> {

@@ -1,9 +1,9 @@
-//! Who may call: whoever has a bearer token (RFC 6750); without any token, who is on this machine
-//! and is no web page.
+//! Authentication: a client with a bearer token (RFC 6750); without any configured token, a client
+//! on this machine that is no web page.
 //!
-//! A token is 256 random bits, so its plain SHA-256 can be kept: there is nothing to guess, and no
-//! need for a slow hash. What a client sends is hashed and compared with every hash that is
-//! configured, in constant time.
+//! A token is 256 random bits, so its plain SHA-256 can be stored: it cannot be guessed, and needs
+//! no slow hash. The token of a request is hashed and compared with every configured hash, in
+//! constant time.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -21,18 +21,18 @@ use super::problem::Problem;
 use crate::config;
 use crate::domain::access::{Access, TokenHash};
 
-/// Who asks.
+/// An authenticated client.
 #[derive(Debug, Clone)]
 pub(super) struct Client {
-    /// The token's; empty where there are no tokens.
+    /// The name of the token; empty without tokens.
     pub(super) name: Arc<str>,
     pub(super) access: Access,
-    /// What it has of the room that all share.
+    /// Its usage of the shared capacity.
     pub(super) account: Arc<ClientUsage>,
 }
 
 impl Client {
-    /// Refuses what needs more than the client has.
+    /// Refuses a request that needs more access than the client has.
     pub(super) fn require(&self, needed: Access) -> Result<(), Problem> {
         if self.access >= needed {
             return Ok(());
@@ -52,12 +52,12 @@ struct Token {
     client: Client,
 }
 
-/// The tokens that are in force.
+/// The tokens in effect.
 #[derive(Debug, Default)]
 struct Tokens(Vec<Token>);
 
 impl Tokens {
-    /// Looks at every token, found or not: how long it takes tells nothing.
+    /// Compares with every token, found or not: the duration reveals nothing.
     fn find(&self, token: &str) -> Option<&Client> {
         let hash = TokenHash::of(token);
         let mut found = u64::MAX;
@@ -74,12 +74,12 @@ impl Tokens {
     }
 }
 
-/// How the tokens changed: their names.
+/// The names of the changed tokens.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct TokenDiff {
-    /// There is one more.
+    /// A new token.
     pub added: Vec<String>,
-    /// It is not taken any more.
+    /// A removed token.
     pub removed: Vec<String>,
     /// Another token or another access under the same name.
     pub changed: Vec<String>,
@@ -92,17 +92,21 @@ impl fmt::Display for TokenDiff {
             ("removed", &self.removed),
             ("changed", &self.changed),
         ];
-        let told: Vec<_> = parts
+        let changes: Vec<_> = parts
             .into_iter()
             .filter(|(_, names)| !names.is_empty())
             .map(|(what, names)| format!("{what} {}", names.join(", ")))
             .collect();
-        f.write_str(if told.is_empty() { "none changed" } else { "" })?;
-        f.write_str(&told.join("; "))
+        f.write_str(if changes.is_empty() {
+            "none changed"
+        } else {
+            ""
+        })?;
+        f.write_str(&changes.join("; "))
     }
 }
 
-/// The tokens cannot be put in force.
+/// The new tokens cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "http.token: there is none any more, and without tokens everybody is let in: set one, or \
@@ -110,34 +114,34 @@ impl fmt::Display for TokenDiff {
 )]
 pub struct LastTokenRemoved;
 
-/// Decides who is let in. Shared between the http thread and whoever reads the configuration again.
+/// Authenticates requests. The HTTP thread shares it with the thread that reloads the
+/// configuration.
 #[derive(Debug)]
 pub struct Authenticator {
-    /// The one host besides those of this machine that a request may be meant for.
+    /// The host of `http.public_url`, which requests may name as well.
     public_host: Option<String>,
-    /// The name of all clients where there are no tokens.
-    nobody: Arc<str>,
+    /// The usage of all clients, where there are no tokens.
+    anonymous: Arc<str>,
     tokens: Mutex<Arc<Tokens>>,
 }
 
 impl Authenticator {
-    /// With the tokens of the configuration.
+    /// With the configured tokens.
     pub fn new(settings: &config::Http) -> Self {
         let authenticator = Self {
             public_host: settings
                 .public_url
                 .as_deref()
                 .map(|url| host_of_url(url).to_owned()),
-            nobody: Arc::default(),
+            anonymous: Arc::default(),
             tokens: Mutex::default(),
         };
         authenticator.install(&settings.tokens);
         authenticator
     }
 
-    /// Puts other tokens in force, from the next request on. A configuration that has lost its
-    /// tokens, or is not there, opens nothing, wherever payrelay listens: a proxy may stand before
-    /// it.
+    /// Replaces the tokens, from the next request on. A configuration without its tokens opens
+    /// nothing, wherever payrelay listens: there may be a proxy in front of it.
     pub fn replace(&self, tokens: &[config::Token]) -> Result<TokenDiff, LastTokenRemoved> {
         if tokens.is_empty() && !self.tokens().0.is_empty() {
             return Err(LastTokenRemoved);
@@ -157,7 +161,7 @@ impl Authenticator {
                 }
                 Some(_) => {}
             }
-            // What a client holds is counted on, whatever its token is now.
+            // A client's usage stays, whatever its token is now.
             let account =
                 known.map_or_else(Arc::default, |known| Arc::clone(&known.client.account));
             let client = Client {
@@ -182,11 +186,11 @@ impl Authenticator {
     }
 
     fn tokens(&self) -> Arc<Tokens> {
-        // The value is replaced whole: a panic elsewhere leaves no half of one.
+        // The value is replaced as a whole: a panic elsewhere leaves no half of one.
         Arc::clone(&self.tokens.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Tells who asks; nobody, if there are tokens and the request has none.
+    /// Authenticates a request: without tokens as anonymous, with tokens by its token.
     pub(super) fn authenticate(
         &self,
         head: &Parts,
@@ -196,7 +200,7 @@ impl Authenticator {
         if tokens.0.is_empty() {
             refuse_forwarded(&head.headers)?;
             self.refuse_pages(head)?;
-            let (name, account) = (Arc::clone(&self.nobody), Arc::clone(peer));
+            let (name, account) = (Arc::clone(&self.anonymous), Arc::clone(peer));
             return Ok(Some(Client {
                 name,
                 access: Access::Admin,
@@ -213,11 +217,11 @@ impl Authenticator {
             .ok_or_else(|| Problem::wrong_token("this token is not known"))
     }
 
-    /// Without tokens, whatever runs on this machine is let in, and a browser runs on it what any
-    /// web page says. A page that has its own name resolve to this machine (DNS rebinding) shows by
-    /// the `Host`, and one that just sends a form or a script's POST by the `Origin`, which
-    /// browsers put into every POST (<https://fetch.spec.whatwg.org/#origin-header>). With tokens
-    /// neither matters: a browser has none to add by itself.
+    /// Without tokens, every program on this machine is accepted, and a browser runs the scripts of
+    /// any web page. A page whose name resolves to this machine (DNS rebinding) is recognized by
+    /// the `Host`; a page that sends a form or a script's POST, by the `Origin`, which browsers add
+    /// to every POST (<https://fetch.spec.whatwg.org/#origin-header>). With tokens neither matters:
+    /// a browser has no token to add.
     fn refuse_pages(&self, head: &Parts) -> Result<(), Problem> {
         if !self.is_meant_for_us(head) {
             return Err(Problem::misdirected(
@@ -227,7 +231,7 @@ impl Authenticator {
         }
         if head.method == Method::POST && head.headers.contains_key(ORIGIN) {
             return Err(Problem::forbidden(
-                "without tokens, nothing is taken from web pages: the request names an Origin",
+                "without tokens, requests of web pages are refused: the request names an Origin",
             ));
         }
         Ok(())
@@ -250,12 +254,11 @@ impl Authenticator {
     }
 }
 
-/// What proxies add to the requests that they pass on (RFC 7239, RFC 9110 7.6.3, and the older
-/// names).
+/// The headers that proxies add to requests (RFC 7239, RFC 9110 7.6.3, and the older names).
 const FORWARDED: [&str; 3] = ["forwarded", "via", "x-real-ip"];
 
-/// Without tokens, who reaches this address may do everything. A request that comes through a proxy
-/// comes from elsewhere.
+/// Without tokens, every client that reaches this address may do everything. A request through a
+/// proxy is from another machine.
 fn refuse_forwarded(headers: &HeaderMap) -> Result<(), Problem> {
     let forwarded = |name: &str| FORWARDED.contains(&name) || name.starts_with("x-forwarded-");
     match headers.keys().find(|name| forwarded(name.as_str())) {
@@ -267,7 +270,7 @@ fn refuse_forwarded(headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
-/// HTTP/1.1 needs one valid Host, and none may be there twice (RFC 9112, 3.2).
+/// HTTP/1.1 needs exactly one valid Host (RFC 9112, 3.2).
 pub(super) fn check_host(head: &Parts) -> Result<(), Problem> {
     let mut hosts = head.headers.get_all(HOST).iter();
     let Some(host) = hosts.next() else {
@@ -295,7 +298,7 @@ pub(super) fn check_host(head: &Parts) -> Result<(), Problem> {
     }
 }
 
-/// The token of a request, if it has one.
+/// The token of a request.
 fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let Some(value) = values.next() else {
@@ -313,7 +316,7 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
         .ok_or_else(|| Problem::wrong_token("the Authorization must be one: Bearer and a token"))
 }
 
-/// Without the port; the colons of an IPv6 address stand in brackets.
+/// Removes the port; an IPv6 address is in brackets.
 fn host_of(authority: &str) -> &str {
     let port = authority
         .rfind(':')
@@ -327,8 +330,7 @@ fn host_of_url(url: &str) -> &str {
     host_of(authority.rsplit('@').next().unwrap_or(authority))
 }
 
-/// An IP address says where a request goes by itself, and the names below `localhost` never leave
-/// the machine (RFC 6761).
+/// An IP address needs no DNS, and names below `localhost` never leave the machine (RFC 6761).
 fn is_of_this_machine(host: &str, public: Option<&str>) -> bool {
     if let Some(address) = host
         .strip_prefix('[')
@@ -452,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn other_tokens_come_into_force_and_keep_what_they_hold() {
+    fn new_tokens_take_effect_and_keep_their_usage() {
         let authenticator = Authenticator::new(&settings(&[
             ("a", Access::Full, "1"),
             ("b", Access::Full, "2"),
@@ -541,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_told_by_the_address() {
+    fn loopback_is_recognized_by_the_address() {
         let loopback = |text: &str| is_loopback(text.parse().unwrap());
         assert!(loopback("127.0.0.1:1") && loopback("127.9.9.9:1") && loopback("[::1]:1"));
         assert!(loopback("[::ffff:127.0.0.1]:1"));
@@ -550,7 +552,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_that_is_sent_breaks_it(host in "\\PC*", authorization in "\\PC*") {
+        fn no_request_breaks_it(host in "\\PC*", authorization in "\\PC*") {
             let (open, closed) = (settings(&[]), settings(&[("a", Access::Full, "1")]));
             for (http, name, value) in [(open, "host", &host), (closed, "authorization", &authorization)] {
                 let mut parts = head("GET", &[]);

@@ -1,4 +1,4 @@
-//! Request bodies: read whole, with a limit of size and of time.
+//! Request bodies: read as a whole, with a limit of size and of time.
 
 use std::time::Duration;
 
@@ -9,11 +9,12 @@ use tokio::time::{Instant, timeout_at};
 use super::limits::BodyBudget;
 use super::problem::Problem;
 
-/// A body that nobody wants is read on for so many times the limit, and thrown away, so that a
-/// client that writes before it reads gets to see the refusal instead of a broken connection.
+/// An unwanted body is read up to this multiple of the limit, and discarded. So a client that
+/// writes before it reads sees the refusal instead of a broken connection.
 const DRAIN_FACTOR: usize = 16;
 
-/// The body of a request, and whether it was polled: a client that expects 100
+/// The body of a request, and whether it was polled: a client that expects 100 Continue sends it
+/// only then.
 /// Continue sends it only then.
 pub(super) struct IncomingBody {
     body: Incoming,
@@ -28,19 +29,19 @@ impl IncomingBody {
         }
     }
 
-    /// Whether there is nothing of it that was not read.
+    /// Whether it was read to its end.
     pub(super) fn is_read(&self) -> bool {
         self.body.is_end_stream()
     }
 
-    /// Whether some of it may be on its way, or wait to be read.
+    /// Whether a part of it may be in transit, or wait to be read.
     pub(super) fn may_have_more(&self, expects_continue: bool) -> bool {
         !self.body.is_end_stream() && (self.polled || !expects_continue)
     }
 }
 
-/// Reads a body to its end. One that is there at once, as small ones are, waits for nothing and
-/// takes no room.
+/// Reads a body to its end. A small one that has arrived already waits for nothing, and uses no
+/// budget.
 pub(super) async fn read(
     body: &mut IncomingBody,
     limit: usize,
@@ -70,12 +71,12 @@ pub(super) async fn is_empty(body: &mut IncomingBody, patience: Duration) -> boo
     if body.is_read() {
         return true;
     }
-    // Only the end of one of unknown length is still to come.
+    // An empty body of unknown length still has to show its end.
     body.body.size_hint().lower() == 0
         && matches!(next(body, Instant::now() + patience).await, Ok(None))
 }
 
-/// Reads and throws away what is left of a body, up to a limit of size and of time.
+/// Reads and discards the rest of a body, up to a limit of size and of time.
 pub(super) async fn drain(body: &mut IncomingBody, limit: usize, patience: Duration) {
     let deadline = Instant::now() + patience;
     let mut left = limit.saturating_mul(DRAIN_FACTOR);
@@ -95,7 +96,7 @@ async fn next(body: &mut IncomingBody, deadline: Instant) -> Result<Option<Bytes
             Ok(None) => return Ok(None),
             Ok(Some(Err(error))) => return Err(Problem::broken_body(error.to_string())),
             Ok(Some(Ok(frame))) => {
-                // Trailers carry nothing that is asked for.
+                // Trailers are ignored.
                 if let Ok(data) = frame.into_data() {
                     return Ok(Some(data));
                 }

@@ -1,9 +1,8 @@
-//! The connections that are open, and which of them gives its place to a new one when all are in
-//! use.
+//! The open connections, and which of them is closed for a new one when all are in use.
 //!
-//! First one whose client has not sent a whole head for [`HEAD_PATIENCE`], then the one that has
-//! been idle longest. A connection with a request under way, or with an answer that is not written
-//! yet, is never closed for another.
+//! First a connection whose client has not sent a complete head for [`HEAD_PATIENCE`], then the one
+//! that has been idle longest. A connection with a request in progress, or with an unwritten
+//! response, is never closed for another.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
@@ -16,10 +15,10 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
-/// How long a connection without a complete head keeps its place while others wait for one.
+/// How long a connection without a complete head stays open while others wait.
 const HEAD_PATIENCE: Duration = Duration::from_secs(2);
 
-/// A connection that was answered just now may be about to send its next request.
+/// A connection that got its response just now may be about to send its next request.
 const IDLE_MIN: Duration = Duration::from_millis(100);
 
 /// The open connections.
@@ -45,26 +44,26 @@ struct Open {
     slots: HashMap<u64, Arc<Slot>>,
 }
 
-/// What is known of one connection.
+/// The state of one connection.
 #[derive(Debug)]
 pub(super) struct Slot {
-    /// Since when it waits for a head, by the clock; or [`BUSY`], or [`ANSWERING`].
+    /// Since when it waits for a head, in milliseconds; or [`BUSY`], or [`ANSWERING`].
     waits_since: AtomicU64,
-    /// How many requests it has had, the one under way included; 0: it has sent no head yet.
+    /// The number of its requests, with the one in progress; 0 before the first head.
     requests: AtomicU64,
     close: Notify,
-    /// It was asked to end, and does when its request is answered.
+    /// It was asked to close, and does so after its response.
     is_ending: AtomicBool,
     clock: Clock,
 }
 
-/// While a request is under way.
+/// While a request is in progress.
 const BUSY: u64 = u64::MAX;
 
-/// From the end of the request until the kernel has the whole answer.
+/// From the end of the request until the kernel has the whole response.
 const ANSWERING: u64 = u64::MAX - 1;
 
-/// An open connection; dropping it ends it.
+/// An open connection; dropping it removes it.
 #[derive(Debug)]
 pub(super) struct ConnectionSlot {
     connections: Arc<Connections>,
@@ -99,7 +98,7 @@ impl Connections {
         }
     }
 
-    /// Asks one connection to end; false if each of them has work, or is young.
+    /// Asks one connection to close; false if each of them is busy, or young.
     pub(super) fn close_one(&self) -> bool {
         let now = self.clock.now();
         let open = self.lock();
@@ -117,13 +116,13 @@ impl Connections {
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
-        // The map is whole whenever the lock is free: a panic elsewhere does not spoil it.
+        // The map is consistent whenever the lock is free: a panic elsewhere does not spoil it.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Slot {
-    /// Which connection is closed first; `None`: not this one.
+    /// The order in which connections are closed; `None`: not this one.
     fn rank(&self, now: u64) -> Option<(bool, u64)> {
         let since = self.waits_since.load(Relaxed);
         if matches!(since, BUSY | ANSWERING) || self.is_ending.load(Relaxed) {
@@ -135,19 +134,19 @@ impl Slot {
         (u128::from(waited) >= patience.as_millis()).then_some((silent, waited))
     }
 
-    /// Whether no whole head has come yet.
+    /// Whether no complete head has arrived yet.
     pub(super) fn is_silent(&self) -> bool {
         self.requests.load(Relaxed) == 0
     }
 
-    /// The kernel has everything that was written so far.
+    /// The kernel has all written bytes.
     fn flushed(&self) {
         let _ = self
             .waits_since
             .compare_exchange(ANSWERING, self.clock.now(), Relaxed, Relaxed);
     }
 
-    /// Until the connection is asked to end.
+    /// Waits until the connection is asked to close.
     pub(super) async fn closed(&self) {
         self.close.notified().await;
     }
@@ -170,8 +169,8 @@ impl Drop for ConnectionSlot {
     }
 }
 
-/// A stream whose flushes show that an answer is written. hyper flushes only after it has written
-/// all of an answer that is complete when it begins, as all of ours are.
+/// A stream whose flushes show that a response is written. hyper flushes only after it has written
+/// all of a response that is complete at its start, as all of ours are.
 #[derive(Debug)]
 pub(super) struct Watched<S> {
     stream: S,
@@ -244,7 +243,7 @@ mod tests {
         set(&places[1], 0, 7_000); // silent
         set(&places[2], 3, 1_000); // idle longest
         set(&places[3], 3, BUSY);
-        set(&places[4], 3, 9_950); // was answered just now
+        set(&places[4], 3, 9_950); // got its response just now
         let ranks: Vec<_> = places.iter().map(|place| place.slot.rank(now)).collect();
         assert_eq!(
             ranks,
@@ -262,7 +261,7 @@ mod tests {
         assert_eq!(
             place.slot.rank(u64::MAX),
             None,
-            "its answer is being written"
+            "its response is being written"
         );
         place.slot.flushed();
         assert!(place.slot.rank(u64::MAX).is_some());

@@ -1,4 +1,4 @@
-//! Health: is it alive, does it accept payments, and what waits.
+//! Health: whether payrelay is alive and accepts payments, and the waiting rows.
 
 use std::collections::BTreeMap;
 
@@ -14,13 +14,13 @@ use crate::store::waiting::Waiting;
 use crate::store::{self, StoreError};
 
 impl App {
-    /// Kafka or Slack away is ready all the same: payments are taken.
+    /// Ready also while Kafka or Slack is unavailable: payments are accepted.
     pub(super) async fn ready(&self) -> Response<Body> {
         let (status, ready) = self.readiness().await;
         json(status, &ready)
     }
 
-    /// What a load balancer needs, and no more.
+    /// For load balancers: the status alone.
     pub(super) async fn ready_status_only(&self) -> Response<Body> {
         let (status, ready) = self.readiness().await;
         json(status, &serde_json::json!({ "status": ready.status }))
@@ -32,8 +32,7 @@ impl App {
         let database = store.database_state();
         let disk = store.disk_state();
         if database.is_failing() {
-            // No payment is accepted any more, so that nothing else would show that the database
-            // works again.
+            // No payment is accepted any more, so only a probe shows that the database works again.
             store.probe();
         }
         let works = answers(&look) && !database.is_failing() && !disk.is_failing();
@@ -70,8 +69,8 @@ impl App {
     }
 }
 
-/// Whether the database answers. That too many reads wait is not its refusal: payments have a queue
-/// of their own.
+/// Whether the database answers. Too many waiting reads are no failure: payments have a queue of
+/// their own.
 fn answers<T>(look: &Result<T, StoreError>) -> bool {
     matches!(look, Ok(_) | Err(StoreError::Busy))
 }
@@ -81,13 +80,13 @@ struct Ready<'a> {
     status: &'static str,
     node: &'a str,
     components: BTreeMap<&'a str, Health>,
-    /// `null` until the database was looked at for the first time.
+    /// `null` until the first sample.
     pending: Option<Pending>,
     /// Risks of the configuration: they do not change the status.
     warnings: Vec<String>,
 }
 
-/// What waits, as it was when the sampler last looked.
+/// The waiting rows of the last sample.
 #[derive(Serialize)]
 struct Pending {
     sampled_at: Timestamp,
@@ -104,7 +103,7 @@ struct Age {
     oldest_age_s: u64,
 }
 
-/// An event that was published is in the delivery table long before.
+/// A published event usually has its delivery long before.
 const UNCONSUMED_AGE_MAX_S: u64 = 60;
 
 impl Pending {

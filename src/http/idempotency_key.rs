@@ -9,11 +9,11 @@ use super::problem::Problem;
 
 const NAME: &str = "Idempotency-Key";
 
-/// Longer keys are refused: a UUID has 36 characters.
+/// The longest key: a UUID has 36 characters.
 const LENGTH_MAX: usize = 255;
 
-/// The key that a request names, if it names one. The draft has a string in quotes; most clients
-/// send the bare value, which means the same.
+/// The key of a request. The draft has a string in quotes; most clients send the bare value, which
+/// means the same.
 pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let mut values = headers.get_all(NAME).iter();
     let Some(value) = values.next() else {
@@ -39,7 +39,7 @@ pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
         .ok_or_else(|| Problem::malformed_key(allowed()))
 }
 
-/// A string of RFC 9651 (3.3.3), or what stands there as it is.
+/// A string of RFC 9651 (3.3.3), or a bare value.
 fn parse(text: &str) -> Option<String> {
     let printable = |c: char| c == ' ' || c.is_ascii_graphic();
     let Some(rest) = text.strip_prefix('"') else {
@@ -55,11 +55,11 @@ fn parse(text: &str) -> Option<String> {
             _ => return None,
         }
     }
-    // Nothing may follow: the draft knows no parameters.
+    // No parameters may follow: the draft knows none.
     characters.next().is_none().then_some(key)
 }
 
-/// What tells one body from another.
+/// The fingerprint of a body.
 pub(super) fn hash(body: &[u8]) -> [u8; 32] {
     Sha256::digest(body).into()
 }
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_refused() {
+    fn invalid_keys_are_refused() {
         let long = "x".repeat(LENGTH_MAX + 1);
         let bad: [&[u8]; 11] = [
             b"",

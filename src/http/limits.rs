@@ -1,8 +1,8 @@
-//! What one client may take of what all share: requests a second, memory for bodies, connections.
+//! The limits of one client's share: requests a second, memory for bodies, connections.
 //!
-//! A client is its token, or else the address that it calls from. What is known about an address
-//! goes with its last connection, or when its pace has recovered: the books have an entry for each
-//! connection and each address of the last second at most, and as many again before they are swept.
+//! A client is its token, or else its address. The entry of an address is removed with its last
+//! connection, or when its pace has recovered. So the table of clients has an entry for each
+//! connection and each address of the last second, and at most as many again before they are swept.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -15,19 +15,18 @@ use crate::config;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The books are not swept below this size.
+/// A smaller table is not swept.
 const SWEEP_MIN: usize = 1024;
 
-/// What a client has taken.
+/// The usage of a client.
 #[derive(Debug, Default)]
 pub(super) struct ClientUsage {
-    /// Until when its requests are spent, one after the other at its pace, in nanoseconds; at most
-    /// a second ahead.
+    /// The time until which its requests are spent, in nanoseconds; at most a second ahead.
     next_allowed: AtomicU64,
     body_bytes: AtomicUsize,
 }
 
-/// An address that calls.
+/// An address with connections.
 #[derive(Debug, Default)]
 struct Peer {
     account: Arc<ClientUsage>,
@@ -40,10 +39,10 @@ struct Peers {
     sweep_at: usize,
 }
 
-/// The limits, and the books.
+/// The limits, and the table of clients.
 #[derive(Debug)]
 pub(super) struct Limits {
-    /// From one request of a client to the next; none: no limit.
+    /// The interval between two requests of a client; `None`: no limit.
     interval: Option<Duration>,
     client_body_bytes_max: usize,
     bodies_bytes_max: usize,
@@ -62,8 +61,7 @@ impl Limits {
             client_body_bytes_max: settings.client_body_bytes_max,
             bodies_bytes_max: settings.bodies_bytes_max,
             client_connections_max: match settings.client_connections_max {
-                // All may come from one address: a new connection then takes the place of one that
-                // is not used.
+                // All may be of one address: then a new connection replaces an unused one.
                 all if all >= settings.connections_max => usize::MAX,
                 some => some.get(),
             },
@@ -76,9 +74,9 @@ impl Limits {
         }
     }
 
-    /// Takes note of a request, or refuses it.
+    /// Counts a request, or refuses it.
     pub(super) fn request(&self, account: &ClientUsage) -> Result<(), Problem> {
-        // Without a limit nobody looks at the clock.
+        // Without a limit the clock is not read.
         let Some(interval) = self.interval else {
             return Ok(());
         };
@@ -90,7 +88,7 @@ impl Limits {
         ))
     }
 
-    /// Nothing of a body is held yet.
+    /// A budget for a body, empty yet.
     pub(super) fn body_budget<'a>(&'a self, account: &'a ClientUsage) -> BodyBudget<'a> {
         BodyBudget {
             limits: self,
@@ -99,7 +97,7 @@ impl Limits {
         }
     }
 
-    /// Takes note of a connection; none: it is one too many.
+    /// Counts a connection; `None` if it is one too many.
     pub(super) fn connect(self: &Arc<Self>, address: IpAddr) -> Option<ConnectionPermit> {
         let address = client_network(address);
         let mut peers = self.peers();
@@ -128,13 +126,13 @@ impl Limits {
     }
 
     fn peers(&self) -> MutexGuard<'_, Peers> {
-        // Each entry is whole whenever the lock is free: a panic elsewhere does not spoil it.
+        // Each entry is consistent whenever the lock is free: a panic elsewhere does not spoil it.
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl ClientUsage {
-    /// A token bucket that holds what a second brings, as the time until which it is spent.
+    /// A token bucket with the tokens of a second, as the time until which it is spent.
     fn try_request(&self, now: Duration, interval: Duration) -> bool {
         let (now, interval) = (nanoseconds(now), nanoseconds(interval));
         let spend = |until: u64| {
@@ -159,7 +157,7 @@ impl Peer {
 }
 
 impl Peers {
-    /// Now and then, so that each new connection pays for a few entries.
+    /// Sweeps rarely, so that each new connection pays for a few entries.
     fn sweep(&mut self, now: Duration) {
         if self.known.len() >= self.sweep_at {
             self.known.retain(|_, peer| !peer.is_forgettable(now));
@@ -168,7 +166,7 @@ impl Peers {
     }
 }
 
-/// Whoever has one IPv6 address has the 2^64 of its network (RFC 6177): they are one client.
+/// The owner of one IPv6 address has all 2^64 of its network (RFC 6177): they are one client.
 fn client_network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) if !address.is_loopback() => {
@@ -178,7 +176,7 @@ fn client_network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// A connection of a client; dropping it ends it in the books.
+/// A connection of a client; dropping it removes it from the table.
 #[derive(Debug)]
 pub(super) struct ConnectionPermit {
     limits: Arc<Limits>,
@@ -192,7 +190,7 @@ impl Drop for ConnectionPermit {
     }
 }
 
-/// Bytes of a body that wait in memory for the rest of it; dropping it gives the room back.
+/// Bytes of a body in memory; dropping it returns the memory to the budget.
 #[derive(Debug)]
 pub(super) struct BodyBudget<'a> {
     limits: &'a Limits,
@@ -201,7 +199,7 @@ pub(super) struct BodyBudget<'a> {
 }
 
 impl BodyBudget<'_> {
-    /// Holds more, if there is room.
+    /// Reserves more, if there is capacity.
     pub(super) fn reserve(&mut self, bytes: usize) -> Result<(), Problem> {
         if !add(
             &self.account.body_bytes,
@@ -209,7 +207,7 @@ impl BodyBudget<'_> {
             self.limits.client_body_bytes_max,
         ) {
             return Err(Problem::too_many_requests(
-                "more bodies under way than http.client_body_bytes_max",
+                "more body bytes in progress than http.client_body_bytes_max",
             ));
         }
         if !add(
@@ -219,7 +217,7 @@ impl BodyBudget<'_> {
         ) {
             self.account.body_bytes.fetch_sub(bytes, Relaxed);
             return Err(Problem::unavailable(
-                "more bodies under way than http.bodies_bytes_max; nothing was stored",
+                "more body bytes in progress than http.bodies_bytes_max; nothing was stored",
             ));
         }
         self.bytes += bytes;
@@ -258,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_s_worth_of_requests_at_once_and_then_at_the_pace() {
+    fn a_second_of_requests_at_once_and_then_the_pace() {
         let (account, interval) = (ClientUsage::default(), SECOND / 10);
         let at = |ms| account.try_request(Duration::from_millis(ms), interval);
         assert!((0..10).all(|_| at(5000)), "the burst");
@@ -267,12 +265,12 @@ mod tests {
         assert!(at(5300) && at(5300) && !at(5300));
         assert!(
             (0..10).all(|_| at(60_000)) && !at(60_000),
-            "no more is saved up than a second brings"
+            "at most the requests of a second are saved"
         );
     }
 
     #[test]
-    fn without_a_limit_everything_is_taken() {
+    fn without_a_limit_every_request_is_accepted() {
         let limits = limits(|_| ());
         let account = ClientUsage::default();
         assert!((0..100_000).all(|_| limits.request(&account).is_ok()));
@@ -288,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn bodies_have_a_room_each_and_one_together() {
+    fn bodies_have_a_limit_each_and_one_together() {
         let limits =
             limits(|http| (http.client_body_bytes_max, http.bodies_bytes_max) = (100, 150));
         let (one, other) = (ClientUsage::default(), ClientUsage::default());
@@ -298,7 +296,7 @@ mod tests {
         assert_eq!(
             second.reserve(1),
             Err(Problem::too_many_requests(
-                "more bodies under way than http.client_body_bytes_max"
+                "more body bytes in progress than http.client_body_bytes_max"
             ))
         );
         let mut third = limits.body_budget(&other);
@@ -307,7 +305,7 @@ mod tests {
         assert_eq!(
             other.body_bytes.load(Relaxed),
             50,
-            "what was refused is not held"
+            "refused bytes are not reserved"
         );
         drop(first);
         third.reserve(50).unwrap();
@@ -349,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_gone_is_forgotten_when_the_pace_has_recovered() {
+    fn an_entry_is_removed_when_the_pace_has_recovered() {
         let limits = limits(|http| http.client_requests_per_second = NonZeroU32::new(1));
         for low in 0..10_000_u32 {
             let visit = limits
@@ -360,8 +358,12 @@ mod tests {
                 .next_allowed
                 .store(if low < 10 { u64::MAX } else { 1 }, Relaxed);
         }
-        assert_eq!(limits.peers().known.len(), 10, "whose pace has not");
-        // Those that were still slowed down when they went are swept.
+        assert_eq!(
+            limits.peers().known.len(),
+            10,
+            "those whose pace has not recovered"
+        );
+        // Entries that were slowed down when their connections closed are swept.
         let mut peers = limits.peers();
         for peer in peers.known.values() {
             peer.account.next_allowed.store(0, Relaxed);

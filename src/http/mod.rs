@@ -1,7 +1,7 @@
-//! The HTTP edge: hyper round a pure route. The one place that names hyper.
+//! The HTTP server: hyper around a pure router. The one place that names hyper.
 //!
 //! One thread, one current-thread runtime. It never waits for the database: writes go to the
-//! writer's queue, reads to the readers', and answers come back by a oneshot.
+//! writer's queue, reads to the readers' queue, and their results return by a oneshot.
 
 mod admin;
 mod app;

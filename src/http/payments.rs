@@ -21,7 +21,7 @@ use crate::store::idempotency::{self as keys, IdempotentRequest, Once};
 use crate::store::payment as payments;
 use crate::store::timeline::{self, PaymentTimeline};
 
-/// Without a type, or with one that is not JSON, a body is refused.
+/// A body without a content type, or with another one than JSON, is refused.
 fn is_json(headers: &HeaderMap) -> bool {
     let text = headers
         .get(CONTENT_TYPE)
@@ -39,7 +39,7 @@ fn is_json(headers: &HeaderMap) -> bool {
             .is_some_and(|subtype| subtype.ends_with("+json"))
 }
 
-/// Whether a body has no coding, or only the one that changes nothing (RFC 9110, 8.4.1).
+/// Whether a body has no coding, or the identity (RFC 9110, 8.4.1).
 fn is_plain(headers: &HeaderMap) -> bool {
     headers.get_all(CONTENT_ENCODING).iter().all(|value| {
         let mut codings = value
@@ -48,6 +48,13 @@ fn is_plain(headers: &HeaderMap) -> bool {
             .map(<[u8]>::trim_ascii);
         codings.all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity"))
     })
+}
+
+/// A parsed payment request.
+struct PaymentRequest {
+    new: NewPayment,
+    keyed: Option<IdempotentRequest>,
+    trace: Option<TraceContext>,
 }
 
 impl App {
@@ -63,37 +70,57 @@ impl App {
         if !is_plain(headers) {
             return Err(Problem::unsupported_coding());
         }
+        let request = self.read_request(client, headers, body).await?;
+        match self.execute(request).await? {
+            Once::Executed(payments) => Ok(created(&payments)),
+            Once::Replayed(payments) => {
+                let mut response = created(&payments);
+                response
+                    .headers_mut()
+                    .insert("idempotency-replayed", HeaderValue::from_static("true"));
+                Ok(response)
+            }
+            Once::KeyReused => Err(Problem::key_reused()),
+        }
+    }
+
+    /// Reads and parses a request. Its body is not in memory any more while the writer works.
+    async fn read_request(
+        &self,
+        client: &Client,
+        headers: &HeaderMap,
+        body: &mut IncomingBody,
+    ) -> Result<PaymentRequest, Problem> {
         let key = idempotency_key::key(headers)?;
         let settings = &self.context.settings;
-        let mut held = self.limits.body_budget(&client.account);
-        let bytes = body::read(
-            body,
-            settings.body_bytes_max,
-            settings.body_timeout,
-            &mut held,
-        )
-        .await?;
+        let mut budget = self.limits.body_budget(&client.account);
+        let (bytes_max, timeout) = (settings.body_bytes_max, settings.body_timeout);
+        let bytes = body::read(body, bytes_max, timeout, &mut budget).await?;
         self.context.store.admit()?;
         let new = NewPayment::parse(&bytes)?;
-        let name = &client.name;
         let keyed = key.map(|key| IdempotentRequest {
-            client: name.to_string(),
+            client: client.name.to_string(),
             key,
             body_hash: idempotency_key::hash(&bytes),
         });
-        // While the writer works there is no body in memory.
-        drop((bytes, held));
-        let texts = |name| {
+        let values = |name| {
             headers
                 .get_all(name)
                 .iter()
                 .map(|value| value.to_str().unwrap_or_default())
         };
-        let trace = TraceContext::parse(texts("traceparent"), texts("tracestate"));
-        let (answer, answered) = oneshot::channel();
-        let (currency, relay) = (self.context.currency.clone(), self.context.relay.clone());
+        let trace = TraceContext::parse(values("traceparent"), values("tracestate"));
+        Ok(PaymentRequest { new, keyed, trace })
+    }
+
+    /// Executes a request, and returns after the commit.
+    async fn execute(&self, request: PaymentRequest) -> Result<Once, Problem> {
+        let PaymentRequest { new, keyed, trace } = request;
+        let (reply, replied) = oneshot::channel();
+        let currency = self.context.currency.clone();
         let keys_max = self.context.keys_max;
         let arrived_at = self.context.store.service_time();
+        let relay = self.context.relay.clone();
         let mailbox = Arc::clone(&self.mailbox);
         self.context.store.submit(
             new.reservations.len(),
@@ -109,21 +136,11 @@ impl App {
                 if result.is_ok() {
                     relay.wake();
                 }
-                // A client that went away meanwhile has its payment all the same.
-                mailbox.post(answer, result);
+                // A client that disconnected meanwhile has its payment all the same.
+                mailbox.post(reply, result);
             },
         )?;
-        match flatten(answered.await)? {
-            Once::Executed(payments) => Ok(created(&payments)),
-            Once::Replayed(payments) => {
-                let mut response = created(&payments);
-                response
-                    .headers_mut()
-                    .insert("idempotency-replayed", HeaderValue::from_static("true"));
-                Ok(response)
-            }
-            Once::KeyReused => Err(Problem::key_reused()),
-        }
+        flatten(replied.await).map_err(Problem::from)
     }
 
     /// Whether a reservation is paid, and by which payment.
@@ -156,7 +173,7 @@ impl App {
         before: Option<i64>,
         limit: usize,
     ) -> Result<Response<Body>, Problem> {
-        // One more than the page tells whether there is a next one.
+        // One more row than the page shows whether there is a next page.
         let payments = self
             .query(move |connection| payments::history(connection, user_id, before, limit + 1))
             .await?;
@@ -186,7 +203,7 @@ impl App {
     }
 }
 
-/// The answer to a request that paid. One payment has an address of its own.
+/// The response to a payment request. A single payment has a Location.
 fn created(payments: &[Payment]) -> Response<Body> {
     let mut response = json(StatusCode::CREATED, &Payments { payments });
     if let [payment] = payments
@@ -206,11 +223,11 @@ struct Payments<'a> {
 struct History<'a> {
     user_id: i64,
     payments: &'a [Payment],
-    /// Where older payments are.
+    /// The path of older payments.
     next: Option<String>,
 }
 
-/// A payment with how far it has come.
+/// A payment and its progress.
 #[derive(Serialize)]
 struct TimelineView<'a> {
     #[serde(flatten)]
@@ -227,7 +244,7 @@ struct Event<'a> {
     published_at: Option<Timestamp>,
     partition: Option<i32>,
     offset: Option<i64>,
-    /// Why the broker does not take it, while it is set aside.
+    /// Why the broker rejects it, while it is a dead letter.
     #[serde(skip_serializing_if = "Option::is_none")]
     rejection: Option<&'a str>,
 }
@@ -257,16 +274,16 @@ impl<'a> TimelineView<'a> {
             rejection: event.rejection.as_deref(),
         });
         let notification = match (&way.notification, &way.event) {
-            (Some(told), _) => Some(Notification {
-                status: &told.status,
-                channel: Some(&told.channel),
-                attempts: told.attempts,
-                unknown_outcomes: told.unknown_outcomes,
-                delivered_at: told.delivered_at,
-                delivered_in: told.delivered_in.as_deref(),
-                last_error: told.last_error.as_deref(),
+            (Some(delivery), _) => Some(Notification {
+                status: &delivery.status,
+                channel: Some(&delivery.channel),
+                attempts: delivery.attempts,
+                unknown_outcomes: delivery.unknown_outcomes,
+                delivered_at: delivery.delivered_at,
+                delivered_in: delivery.delivered_in.as_deref(),
+                last_error: delivery.last_error.as_deref(),
             }),
-            // On its way to the delivery table.
+            // Its delivery does not exist yet.
             (None, Some(_)) => Some(Notification {
                 status: "PENDING",
                 channel: None,
@@ -291,7 +308,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_is_told_by_its_type() {
+    fn json_is_recognized_by_its_content_type() {
         let typed = |text| {
             let mut headers = HeaderMap::new();
             headers.insert(CONTENT_TYPE, HeaderValue::from_static(text));

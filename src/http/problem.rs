@@ -10,7 +10,7 @@ use super::response::{Body, json as json_response};
 use crate::domain::payment::{Invalid, shown};
 use crate::store::StoreError;
 
-/// What went wrong, as the client is told.
+/// A problem, as the client sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Problem {
     status: StatusCode,
@@ -18,23 +18,22 @@ pub(super) struct Problem {
     detail: String,
     field: Option<String>,
     allow: Option<&'static str>,
-    /// What RFC 6750 has a server say about tokens.
+    /// The challenge that RFC 6750 requires for tokens.
     challenge: Option<&'static str>,
-    /// Whether the connection ends with the answer: the rest of the request was not read.
+    /// Whether the connection closes after the response: the rest of the request was not read.
     close: bool,
 }
 
-/// How long a client that is answered 429 or 503 should wait.
+/// How long a client should wait after 429 or 503.
 const RETRY_AFTER_S: &str = "1";
 
-/// The same for 507: a disk does not get free space by itself.
+/// How long a client should wait after 507: a disk does not get free space by itself.
 const RETRY_AFTER_FULL_S: &str = "30";
 
-/// What each problem type is called. The type is `urn:payrelay:problem:` and the first of each
-/// pair.
+/// The title of each problem type. The type is `urn:payrelay:problem:` and the first of each pair.
 const TITLES: [(&str, &str); 21] = [
     ("not-json", "The body is not JSON"),
-    ("broken-body", "The body did not arrive whole"),
+    ("broken-body", "The body is incomplete"),
     ("invalid-host", "The Host header is invalid"),
     (
         "malformed-idempotency-key",
@@ -42,9 +41,9 @@ const TITLES: [(&str, &str); 21] = [
     ),
     ("unauthorized", "A valid token is needed"),
     ("forbidden", "The request is not allowed"),
-    ("not-found", "There is nothing here"),
+    ("not-found", "The resource does not exist"),
     ("method-not-allowed", "The method is not allowed here"),
-    ("body-timeout", "The body took too long to arrive"),
+    ("body-timeout", "The body arrived too slowly"),
     ("too-large", "The body is too large"),
     ("conflict", "The state does not allow this"),
     ("unsupported-media-type", "The body's type is not supported"),
@@ -59,9 +58,9 @@ const TITLES: [(&str, &str); 21] = [
     ("too-many-requests", "The client makes too many requests"),
     (
         "unknown-transfer-coding",
-        "The transfer coding is not known",
+        "The transfer coding is not supported",
     ),
-    ("unavailable", "payrelay cannot do this now"),
+    ("unavailable", "payrelay is unavailable"),
     ("insufficient-storage", "The disk has too little space"),
 ];
 
@@ -108,7 +107,7 @@ impl Problem {
     }
 
     pub(super) fn unknown_transfer_coding() -> Self {
-        let detail = "the only Transfer-Encoding that is known is chunked";
+        let detail = "the only supported Transfer-Encoding is chunked";
         Self::new(
             StatusCode::NOT_IMPLEMENTED,
             "unknown-transfer-coding",
@@ -117,7 +116,7 @@ impl Problem {
     }
 
     pub(super) fn unexpected_body() -> Self {
-        let detail = "this request is made without a body";
+        let detail = "this request has no body";
         let field = Some("body".to_owned());
         Self {
             field,
@@ -129,7 +128,7 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, "conflict", detail)
     }
 
-    /// Ends the connection with the answer.
+    /// Closes the connection after the response.
     pub(super) fn closing(self) -> Self {
         Self {
             close: true,
@@ -209,7 +208,7 @@ impl Problem {
         Self::new(
             StatusCode::REQUEST_TIMEOUT,
             "body-timeout",
-            "the body took too long to arrive (http.body_timeout)",
+            "the body arrived too slowly (http.body_timeout)",
         )
     }
 
@@ -315,11 +314,11 @@ impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Busy => {
-                Self::unavailable("too much work waits; this attempt stored nothing")
+                Self::unavailable("too many requests wait; this attempt stored nothing")
             }
             StoreError::Closed => Self::unavailable("payrelay is stopping"),
             StoreError::Full => {
-                let detail = "the disk has no room; this attempt stored nothing";
+                let detail = "the disk has no free space; this attempt stored nothing";
                 Self::new(
                     StatusCode::INSUFFICIENT_STORAGE,
                     "insufficient-storage",
@@ -329,9 +328,9 @@ impl From<StoreError> for Problem {
             StoreError::Damaged => {
                 Self::unavailable("the database is damaged; this attempt stored nothing")
             }
-            // What SQLite says is for the operator's log.
+            // The error of SQLite is for the operator's log.
             StoreError::Failed(_) => {
-                Self::unavailable("the database refused; this attempt stored nothing")
+                Self::unavailable("the database failed; this attempt stored nothing")
             }
         }
     }
@@ -342,7 +341,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_is_asked_again_after_half_a_minute() {
+    fn a_full_disk_suggests_a_retry_after_half_a_minute() {
         let retry_after = |error| {
             let response = Problem::from(error).into_response();
             response
@@ -360,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn every_problem_type_has_a_title_of_its_own() {
+    fn every_problem_type_has_its_own_title() {
         let source = include_str!("problem.rs");
         let (code, _) = source.split_once("#[cfg(test)]").unwrap();
         let made = code.split("StatusCode::").skip(1).filter_map(|rest| {

@@ -4,15 +4,15 @@ use std::collections::HashSet;
 
 use super::problem::Problem;
 
-/// How many entries a page has, unless the client says.
+/// The default number of entries of a page.
 pub(super) const PAGE: usize = 50;
 
 /// The largest page.
 pub(super) const PAGE_MAX: usize = 500;
 
-/// A path with something else in the place of an id leads nowhere.
+/// A path with something else than an id names no resource.
 pub(super) fn id_in_path(path: &str, text: &str) -> Result<i64, Problem> {
-    number("id", text).map_err(|_| Problem::not_found(format!("there is nothing at {path}")))
+    number("id", text).map_err(|_| Problem::not_found(format!("there is no resource at {path}")))
 }
 
 pub(super) fn no_parameters(query: &str) -> Result<(), Problem> {
@@ -36,7 +36,7 @@ pub(super) fn number(field: &str, text: &str) -> Result<i64, Problem> {
     }
 }
 
-/// The names and values of a query; nothing here needs decoding.
+/// The names and values of a query; none of them needs decoding.
 pub(super) fn query_params(query: &str) -> impl Iterator<Item = (&str, &str)> {
     query
         .split('&')
@@ -44,12 +44,12 @@ pub(super) fn query_params(query: &str) -> impl Iterator<Item = (&str, &str)> {
         .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
 }
 
-/// A parameter that is named twice is refused: which one was meant is not for us to guess.
+/// Refuses a parameter that is given twice: it is ambiguous.
 pub(super) fn reject_duplicates(query: Option<&str>) -> Result<&str, Problem> {
     let query = query.unwrap_or("");
     let mut seen = HashSet::new();
     match query_params(query).find(|(name, _)| !seen.insert(*name)) {
-        Some((name, _)) => Err(Problem::invalid_field(name, "is named twice")),
+        Some((name, _)) => Err(Problem::invalid_field(name, "is given twice")),
         None => Ok(query),
     }
 }

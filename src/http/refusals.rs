@@ -1,4 +1,4 @@
-//! Requests that were refused before they reached the store leave a trace: a counter for each kind,
+//! Counts and logs requests that are refused before they reach the store: a counter for each kind,
 //! and at most one line a minute and kind in the log.
 
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use hyper::StatusCode;
 
 use crate::runtime::metrics::{Metrics, Refusal};
 
-/// How often one kind has a line in the log.
+/// How often one kind may have a line in the log.
 pub(super) const LOG_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Counts refusals, and logs them.
@@ -34,7 +34,7 @@ impl Refusals {
         }
     }
 
-    /// A request was answered with this status.
+    /// Counts a request that was refused with this status.
     pub(super) fn request(&self, status: StatusCode, address: IpAddr) {
         let kind = match status {
             StatusCode::UNAUTHORIZED => Refusal::Unauthorized,
@@ -48,13 +48,12 @@ impl Refusals {
         self.count(kind, address);
     }
 
-    /// A connection was closed at once: its address has as many as it may.
+    /// Counts a connection that was closed at once: its address has its maximum.
     pub(super) fn connection(&self, address: IpAddr) {
         self.count(Refusal::Connection, address);
     }
 
-    /// Logs what has come since the last lines: the end of a burst is not followed by another
-    /// refusal.
+    /// Logs the refusals since the last lines: no further refusal follows the end of a burst.
     pub(super) fn log_rest(&self) {
         for (kind, seen) in Refusal::ALL.iter().zip(self.lock().iter_mut()) {
             seen.log(kind.0);
@@ -70,7 +69,7 @@ impl Refusals {
     }
 
     fn lock(&self) -> MutexGuard<'_, [Kind; Refusal::ALL.len()]> {
-        // Each entry is whole whenever the lock is free: a panic elsewhere does not spoil it.
+        // Each entry is consistent whenever the lock is free: a panic elsewhere does not spoil it.
         self.kinds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

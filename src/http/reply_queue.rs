@@ -1,9 +1,8 @@
-//! Brings answers of other threads to the requests that wait for them, many with one wake.
+//! Returns the replies of other threads to the requests that wait for them, many with one wake-up.
 //!
 //! A oneshot that is sent from another thread wakes the runtime with a system call, each time; a
-//! commit that answers sixty requests made sixty (counted with strace). Here the first letter of a
-//! batch wakes the runtime once; handing the others out happens on its own thread, where it costs
-//! next to nothing.
+//! commit with sixty replies made sixty (counted with strace). Here the first reply of a batch
+//! wakes the runtime once. Its own thread then sends the oneshots, which costs next to nothing.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -11,7 +10,7 @@ use tokio::sync::{Notify, oneshot};
 
 type Reply = Box<dyn FnOnce() + Send>;
 
-/// The letters that have not been handed out.
+/// The replies that are still to be sent.
 #[derive(Default)]
 pub(super) struct ReplyQueue {
     letters: Mutex<Vec<Reply>>,
@@ -19,11 +18,11 @@ pub(super) struct ReplyQueue {
 }
 
 impl ReplyQueue {
-    /// Called on any thread: has `value` sent to who waits for it. A request that went away gets no
-    /// answer.
+    /// Called on any thread: sends `value` to the waiting request. A request that was dropped gets
+    /// no reply.
     pub(super) fn post<T: Send + 'static>(&self, to: oneshot::Sender<T>, value: T) {
         let first = {
-            // A letter is pushed or it is not: a panic elsewhere leaves no half of one.
+            // A reply is pushed or it is not: a panic elsewhere leaves no half of one.
             let mut letters = self.letters.lock().unwrap_or_else(PoisonError::into_inner);
             letters.push(Box::new(move || drop(to.send(value))));
             letters.len() == 1
@@ -33,7 +32,7 @@ impl ReplyQueue {
         }
     }
 
-    /// Hands letters out, for ever. Runs on the thread of those who wait.
+    /// Sends replies, for ever. Runs on the thread of the requests.
     pub(super) async fn deliver(&self) {
         loop {
             self.arrived.notified().await;

@@ -1,4 +1,4 @@
-//! Answers with a JSON body.
+//! Responses with a JSON body.
 
 use http_body_util::Full;
 use hyper::body::Bytes;
@@ -19,7 +19,7 @@ pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response<Body>
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    // Nothing here is a page, whatever a browser makes of it.
+    // No response is a page, whatever a browser makes of it.
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(
         CONTENT_SECURITY_POLICY,

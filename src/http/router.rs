@@ -1,4 +1,5 @@
-//! Which request is which. What can be decided without the store is decided in pure functions.
+//! The router: finds the endpoint of a request. Everything that needs no store is decided in pure
+//! functions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,11 +19,11 @@ use super::query::{id_in_path, no_parameters, number, page, query_params, reject
 use super::response::{Body, json};
 use crate::domain::access::Access;
 
-/// A small body comes with its head: this long a refusal waits for it, so that the connection can
-/// be kept.
+/// A small body arrives together with its head: a refusal waits this long for it, so that the
+/// connection can stay open.
 const ARRIVED: Duration = Duration::from_millis(5);
 
-/// A request that exists.
+/// A request for an existing endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Route {
     About,
@@ -44,7 +45,7 @@ enum Route {
 }
 
 impl Route {
-    /// What a client must be allowed to do.
+    /// The access that it needs.
     fn needs(&self) -> Access {
         match self {
             Self::About
@@ -63,7 +64,7 @@ impl Route {
     }
 }
 
-/// Tells what a method, a path and a query ask for.
+/// The endpoint that a method, a path and a query name.
 fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Problem> {
     let segments: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
     let reading = || match *method {
@@ -100,7 +101,9 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Prob
         ["admin", ref rest @ ..] => {
             admin::route(method, path, rest, reject_duplicates(query)?).map(Route::Admin)
         }
-        _ => Err(Problem::not_found(format!("there is nothing at {path}"))),
+        _ => Err(Problem::not_found(format!(
+            "there is no resource at {path}"
+        ))),
     }
 }
 
@@ -127,8 +130,8 @@ fn paid(query: &str) -> Result<Route, Problem> {
 }
 
 impl App {
-    /// Answers a request. A refusal goes out at once, also while the body is still coming; then the
-    /// connection ends.
+    /// Responds to a request. A refusal is sent at once, also while the body still arrives; then
+    /// the connection closes.
     pub(super) async fn answer(
         &self,
         visit: &ConnectionPermit,
@@ -140,7 +143,7 @@ impl App {
             Ok(response) => response,
             Err(problem) => {
                 self.refusals.request(problem.status(), visit.address);
-                // A client that still waits for 100 Continue has sent nothing, and will not.
+                // A client that still waits for 100 Continue has sent no body, and will not.
                 let coming = body.may_have_more(head.headers.contains_key(EXPECT));
                 let limit = self.context.settings.body_bytes_max;
                 if coming {
@@ -149,8 +152,8 @@ impl App {
                 if body.is_read() {
                     return problem.into_response();
                 }
-                // Another one may write before it reads: what it writes is read meanwhile, or the
-                // refusal would be lost with the connection.
+                // Another client may write before it reads: its body is read meanwhile, or it would
+                // lose the refusal with the connection.
                 if coming {
                     let patience = self.context.settings.body_timeout;
                     tokio::spawn(async move { body::drain(&mut body, limit, patience).await });
@@ -171,8 +174,8 @@ impl App {
         let found = route(&head.method, head.uri.path(), head.uri.query());
         if found == Ok(Route::Live) {
             refuse_body(body, &head.headers).await?;
-            // Whoever supervises payrelay must not take a limit for its death; and it tells nothing
-            // else.
+            // A supervisor must not mistake a limit for a dead process, and this endpoint reveals
+            // nothing else.
             return Ok(json(
                 StatusCode::OK,
                 &serde_json::json!({ "status": "live" }),
@@ -186,7 +189,7 @@ impl App {
         };
         self.limits.request(account)?;
         let Some(client) = client? else {
-            // Who has no token does not even learn what there is.
+            // A client without a token does not even learn which paths exist.
             return if found == Ok(Route::Ready) {
                 refuse_body(body, &head.headers).await?;
                 Ok(self.ready_status_only().await)
@@ -215,8 +218,7 @@ impl App {
     }
 }
 
-/// Where none is expected, a body is refused. One that was asked to wait for 100 Continue is not
-/// asked for.
+/// Refuses a body where none is expected. A client that waits for 100 Continue is not asked for it.
 async fn refuse_body(body: &mut IncomingBody, headers: &HeaderMap) -> Result<(), Problem> {
     let is_empty = if headers.contains_key(EXPECT) {
         body.is_read()
@@ -230,7 +232,7 @@ async fn refuse_body(body: &mut IncomingBody, headers: &HeaderMap) -> Result<(),
     }
 }
 
-/// For who opens the address to see what is there.
+/// A list of the endpoints, for a person who opens the address.
 fn about() -> Response<Body> {
     json(
         StatusCode::OK,
@@ -248,7 +250,8 @@ fn about() -> Response<Body> {
     )
 }
 
-/// Only chunked is known (RFC 9112, 6.1). A body whose last coding is another one never gets here.
+/// Only chunked is supported (RFC 9112, 6.1). hyper rejects a body whose last coding is another
+/// one.
 fn check_transfer_coding(headers: &HeaderMap) -> Result<(), Problem> {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter().flat_map(|value| {
         let text = value.to_str().unwrap_or("?");
@@ -323,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_not_there() {
+    fn unknown_paths_are_not_found() {
         for path in [
             "/payment",
             "/payments/",
@@ -333,7 +336,7 @@ mod tests {
             "/health",
             "//payments",
         ] {
-            let missing = Problem::not_found(format!("there is nothing at {path}"));
+            let missing = Problem::not_found(format!("there is no resource at {path}"));
             assert_eq!(route(&Method::GET, path, None), Err(missing), "{path}");
         }
         let missing = Problem::invalid_field(
@@ -352,10 +355,10 @@ mod tests {
     }
 
     #[test]
-    fn refuses_numbers_that_cannot_be() {
+    fn impossible_numbers_are_refused() {
         for id in ["9223372036854775808", "-1", "+1", "1.0", "x", "%31"] {
             let path = format!("/payments/{id}");
-            let missing = Problem::not_found(format!("there is nothing at {path}"));
+            let missing = Problem::not_found(format!("there is no resource at {path}"));
             assert_eq!(get(&path, None), Err(missing), "{id}");
             assert!(
                 get("/payments", Some(&format!("reservation_id={id}"))).is_err(),

@@ -1,4 +1,5 @@
-//! The thread "http": accepts, limits, and ends connections. Requests are answered in `routes.rs`.
+//! The thread "http": accepts connections, limits them, and closes them. `router.rs` responds to
+//! requests.
 
 use std::convert::Infallible;
 use std::io;
@@ -22,28 +23,28 @@ use super::limits::ConnectionPermit;
 use super::refusals::LOG_INTERVAL;
 use crate::runtime::worker::Worker;
 
-/// A request's head may have so many bytes, and a connection's buffer holds no more.
+/// The most bytes of a request's head, and of a connection's buffer.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
-/// How many bytes of answers the kernel keeps for a client that does not read them; it takes up to
-/// twice as much memory (socket(7), `SO_SNDBUF`). By itself it would keep some megabytes for each.
+/// The bytes of responses that the kernel keeps for a client that does not read; it uses up to
+/// twice as much memory (socket(7), `SO_SNDBUF`). The default is some megabytes for each
+/// connection.
 const SEND_BUFFER_BYTES: usize = 128 * 1024;
 
-/// How long a request that is under way when the stop comes may take.
+/// How long a request in progress may last after the stop.
 const STOP_TIME: Duration = Duration::from_secs(4);
 
-/// How long to wait after an `accept` that failed: mostly for want of descriptors, which come back
-/// by themselves.
+/// The pause after a failed `accept`: mostly for lack of descriptors, which become free by
+/// themselves.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long a new connection waits for a place that becomes free by itself, before another one is
-/// closed for it.
+/// How long a new connection waits for a free slot, before another connection is closed for it.
 const PLACE_RETRY: Duration = Duration::from_millis(50);
 
 /// Starts the server on a socket that already listens.
 pub fn spawn(listener: TcpListener, app: App, exits: &Sender<&'static str>) -> io::Result<Worker> {
     listener.set_nonblocking(true)?;
-    // What it accepts inherits this.
+    // Accepted sockets inherit this.
     SockRef::from(&listener).set_send_buffer_size(SEND_BUFFER_BYTES)?;
     let stop = Arc::new(Notify::new());
     let interrupt = Arc::clone(&stop);
@@ -78,7 +79,7 @@ fn run(listener: TcpListener, app: &Arc<App>, stop: &Notify) -> io::Result<()> {
             () = stop.notified() => {}
             () = accept(&listener, app, &places, &stopped) => {}
         }
-        // No new connection; what is under way is finished, idle connections are closed.
+        // No new connections; requests in progress are finished, idle connections are closed.
         drop((listener, stopping));
         let all = u32::try_from(connections_max).unwrap_or(u32::MAX);
         if tokio::time::timeout(STOP_TIME, places.acquire_many(all))
@@ -86,7 +87,7 @@ fn run(listener: TcpListener, app: &Arc<App>, stop: &Notify) -> io::Result<()> {
             .is_err()
         {
             log::warn!(
-                "some requests were still under way after {} s: cut off",
+                "some requests were still in progress after {} s: closing their connections",
                 STOP_TIME.as_secs()
             );
         }
@@ -122,7 +123,7 @@ async fn accept(
             }
             Err(error) => {
                 if !failing {
-                    log::warn!("a connection could not be accepted: {error}; trying on");
+                    log::warn!("a connection could not be accepted, will retry: {error}");
                 }
                 failing = true;
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -131,8 +132,7 @@ async fn accept(
     }
 }
 
-/// A place for one more connection. While all are in use, the one that uses its place least is
-/// closed.
+/// A slot for one more connection. While all are in use, the least used connection is closed.
 async fn acquire(
     places: &Arc<Semaphore>,
     connections: &Connections,
@@ -148,7 +148,7 @@ async fn acquire(
     }
 }
 
-/// What a connection holds until it ends.
+/// The resources of a connection until it closes.
 struct Held {
     visit: ConnectionPermit,
     place: ConnectionSlot,
@@ -156,7 +156,7 @@ struct Held {
 }
 
 fn serve(stream: TcpStream, app: &Arc<App>, mut stopped: watch::Receiver<()>, held: Held) {
-    // An answer is one small write: it must not wait for the acknowledgement of the one before.
+    // A response is one small write: it must not wait for the acknowledgement of the one before.
     let _ = stream.set_nodelay(true);
     let mut stream = TimeoutWriter::new(stream);
     stream.set_timeout(Some(app.context.settings.write_timeout));
@@ -177,24 +177,24 @@ fn serve(stream: TcpStream, app: &Arc<App>, mut stopped: watch::Receiver<()>, he
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        // A client may shut its sending side down when it has sent its request, as `nc -N` does: it
-        // is answered.
+        // A client may shut its sending side down after its request, as `nc -N` does: it still gets
+        // its response.
         .half_close(true)
-        // Also how long a kept connection may be idle: hyper starts it when it begins to wait for a
-        // head.
+        // Also the limit for an idle connection: hyper starts this timer when it begins to wait for
+        // a head.
         .header_read_timeout(patience)
         .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
     tokio::spawn(async move {
         let mut connection = pin!(connection);
-        // The connection first: the request that is under way is answered, also on a connection
-        // that is asked to end.
+        // The connection first: a request in progress gets its response, also on a connection that
+        // is asked to close.
         let ended = tokio::select! {
             biased;
             result = connection.as_mut() => Some(result),
             _ = stopped.changed() => None,
             () = slot.closed() => {
-                log::debug!("a connection ends for a new one");
+                log::debug!("closing a connection for a new one");
                 None
             }
         };
@@ -208,7 +208,7 @@ fn serve(stream: TcpStream, app: &Arc<App>, mut stopped: watch::Receiver<()>, he
             }
         };
         if let Err(error) = ended {
-            log::debug!("a connection ended early: {error}");
+            log::debug!("a connection closed early: {error}");
         }
     });
 }

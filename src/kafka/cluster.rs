@@ -1,7 +1,7 @@
-//! What the publisher and the consumer share of Kafka: the runtime, the connection, the topic.
+//! The parts of Kafka that publisher and consumer share: the runtime, the connection, the topic.
 //!
-//! krafka is an async client. Each thread that uses it owns a current-thread runtime and drives it
-//! with `block_on` for as long as it waits; no other part of the program knows that there is one.
+//! krafka is an async client. Each thread that uses it owns a private current-thread runtime, and
+//! drives it with `block_on` while it waits.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -23,43 +23,44 @@ use crate::config;
 use crate::domain::topic::Topic;
 use crate::store::StoreError;
 
-/// How long connecting to one broker may take.
+/// How long connecting to one broker may need.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long one request may wait for its answer. It bounds how late krafka notices a silent broker.
+/// How long one request may wait for its response. It bounds how late krafka notices a silent
+/// broker.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(7);
 
 const FOREVER: Duration = Duration::from_hours(24 * 3650);
 
-/// What one answer with records may hold: on a slow link it has to come within the few seconds that
-/// a call has, and memory stays small however many partitions there are. A batch that is larger
-/// comes all the same (KIP-74).
+/// The most bytes of one fetch response: on a slow link it has to arrive within the few seconds of
+/// a call, and memory stays small however many partitions there are. A larger batch arrives all the
+/// same (KIP-74).
 pub(crate) const FETCH_BYTES_MAX: i32 = 512 * 1024;
 
-/// What one batch of records may hold once it is inflated; gzip makes 16 MiB of 16 KiB.
+/// The most bytes of one decompressed batch; gzip makes 16 MiB of 16 KiB.
 pub(crate) const INFLATED_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// How old may be what is known of the cluster.
+/// How old the cluster's metadata may be.
 const METADATA_AGE: Duration = Duration::from_secs(30);
 
-/// Why work with Kafka did not get on.
+/// Why work with Kafka failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClusterError {
-    /// krafka says why.
+    /// An error of krafka.
     #[error(transparent)]
     Client(#[from] KrafkaError),
-    /// It was the database.
+    /// An error of the database.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The topic is not as it was when the work began.
+    /// The topic was recreated or has other partitions since the work began.
     #[error("the topic was changed")]
     TopicChanged,
-    /// Nothing came in the time that one call may take.
+    /// No response arrived within the time of one call.
     #[error("no answer within {} s", .0.as_secs())]
     Timeout(Duration),
 }
 
-/// Waits no longer than `limit`, so that a thread that drives krafka looks up in time.
+/// Waits no longer than `limit`, so that the thread soon sees a request to stop.
 pub(crate) async fn with_timeout<T, E: Into<ClusterError>>(
     limit: Duration,
     work: impl Future<Output = Result<T, E>>,
@@ -70,26 +71,25 @@ pub(crate) async fn with_timeout<T, E: Into<ClusterError>>(
     }
 }
 
-/// The runtime of one Kafka thread. Ending it waits for nobody: a name that is just being resolved
-/// would take long.
+/// The runtime of one Kafka thread. Dropping it waits for no task: a DNS lookup could last long.
 pub(crate) struct KafkaRuntime(Option<Runtime>);
 
 impl KafkaRuntime {
     pub(crate) fn new() -> io::Result<Self> {
         let runtime = Builder::new_current_thread()
             .enable_all()
-            // Names are resolved on a thread that is there from the start: tokio panics where there
-            // is no room for one later.
+            // DNS lookups run on a thread that exists from the start: tokio panics when it cannot
+            // start one later.
             .max_blocking_threads(1)
             .thread_keep_alive(FOREVER)
             .build()?;
-        // What it finds does not matter.
+        // The result does not matter: the lookup starts the thread.
         let _ =
             runtime.block_on(async { timeout(CONNECT_TIMEOUT, lookup_host("localhost:0")).await });
         Ok(Self(Some(runtime)))
     }
 
-    /// `None` only while the driver is being dropped, when nobody can call any more.
+    /// `None` only while it is being dropped, when no caller is left.
     pub(crate) fn runtime(&self) -> &Runtime {
         self.0
             .as_ref()
@@ -105,8 +105,8 @@ impl Drop for KafkaRuntime {
     }
 }
 
-/// A connection to the cluster that is made step by step: what was reached stays when a later step
-/// takes too long.
+/// A connection to the cluster that is made step by step: completed steps stay when a later one
+/// times out.
 pub(crate) struct ClusterConnection {
     settings: config::Kafka,
     client_id: String,
@@ -130,7 +130,7 @@ impl ClusterConnection {
         &self.settings
     }
 
-    /// The connection, once a bootstrap server has answered.
+    /// The client, once a bootstrap server has answered.
     pub(crate) fn kafka(&self) -> Option<&Kafka> {
         self.kafka.as_ref()
     }
@@ -145,7 +145,7 @@ impl ClusterConnection {
         Ok(self.kafka.insert(kafka).clone())
     }
 
-    /// Connects, unless connected, and makes sure that the topic is there.
+    /// Connects, unless connected, and creates the topic if it is missing.
     pub(crate) async fn connect_to_topic(&mut self) -> Result<Kafka, KrafkaError> {
         let kafka = self.connect().await?;
         if !self.topic_is_there {
@@ -155,7 +155,7 @@ impl ClusterConnection {
         Ok(kafka)
     }
 
-    /// The next use starts afresh.
+    /// The next use connects again.
     pub(crate) fn disconnect(&mut self) {
         self.kafka = None;
         self.topic_is_there = false;
@@ -167,26 +167,25 @@ async fn connect(settings: &config::Kafka, client_id: &str) -> Result<Kafka, Kra
         .client_id(client_id)
         .connect_timeout(CONNECT_TIMEOUT)
         .request_timeout(REQUEST_TIMEOUT)
-        // For the consumer, which is not told when a leader has gone for good.
+        // The consumer gets no error when a leader has gone for good.
         .metadata_max_age(METADATA_AGE)
-        // A payment may come after a quiet night: the topic's metadata is kept.
+        // A payment may arrive after a quiet night: the topic's metadata stays cached.
         .metadata_topic_cache_ttl(None)
         .security(tls::auth(&settings.security))
         .connect()
         .await
 }
 
-/// Creates the topic if it is missing, replicated as the cluster's default says. A cluster that
-/// lets us publish but not create topics is no error here: if the topic is missing there,
-/// publishing says so.
+/// Creates the topic if it is missing, with the cluster's default replication. A cluster that
+/// allows publishing but not creating topics is no error here: publishing reports a missing topic.
 pub(crate) async fn ensure_topic(
     kafka: &Kafka,
     settings: &config::Kafka,
 ) -> Result<(), KrafkaError> {
     const CLUSTER_DEFAULT: i16 = -1;
     let topic = NewTopic::new(&settings.topic, settings.partitions, CLUSTER_DEFAULT)?
-        // The broker's time: neither a wrong clock here nor a long outage makes it refuse or delete
-        // a record.
+        // The broker's time: then neither a wrong clock here nor a long outage makes the broker
+        // reject or delete a record.
         .with_config("message.timestamp.type", "LogAppendTime");
     let mut results = kafka
         .admin()
@@ -213,18 +212,18 @@ pub(crate) async fn ensure_topic(
     }
 }
 
-/// A topic, as it is now.
+/// A topic, as the cluster describes it now.
 pub(crate) struct TopicDescription {
     pub(crate) topic: Topic,
     pub(crate) partitions: usize,
-    /// Whether we have the right READ on it; true where the cluster does not say.
+    /// Whether we have the right READ on it; true if the cluster does not say.
     pub(crate) may_read: bool,
 }
 
 /// The bit of `AclOperation.READ` in the authorized operations of a topic (KIP-430).
 const READ: i32 = 1 << 3;
 
-/// Which of its lives the topic is in. One that was just made is not known to every broker at once.
+/// Describes the topic's current incarnation. Not every broker knows a new topic at once.
 pub(crate) async fn describe_topic(
     kafka: &Kafka,
     name: &str,
@@ -268,7 +267,7 @@ pub(crate) async fn describe_topic(
     })
 }
 
-/// Where each of these partitions ends, or why its leader does not say.
+/// The end of each of these partitions, or the error of its leader.
 pub(crate) async fn partition_ends(
     kafka: &Kafka,
     topic: &str,
@@ -285,7 +284,7 @@ pub(crate) async fn partition_ends(
     Ok(found.into_iter().map(end).collect())
 }
 
-/// Where these partitions end. An error of one is an error of all.
+/// The ends of these partitions. An error of one is an error of all.
 pub(crate) async fn end_offsets(
     kafka: &Kafka,
     topic: &str,

@@ -2,13 +2,13 @@
 //! then commits the offset. It never waits for Slack.
 //!
 //! Exactly once: a record and the offset after it are written in one transaction, and reading
-//! resumes there, whatever the group's offset is; that one is committed for people who look at the
-//! lag. A second copy of an event changes nothing. A record that is not ours, or cannot be read,
-//! becomes a dead letter.
+//! resumes there, independent of the group's offset. The group's offset is committed for people who
+//! look at lag. A duplicate of an event changes nothing. A record that is not ours, or cannot be
+//! read, becomes a dead letter.
 //!
-//! What the topic does not bring is backfilled from the outbox: an event whose offset was passed,
-//! and an event that was published before the topic's ends were asked for, once everything before
-//! those ends was read.
+//! Events that the topic does not bring are backfilled from the outbox: an event whose offset was
+//! passed; and an event that was published before the topic's ends were read, once everything
+//! before those ends was consumed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,46 +19,43 @@ use crossbeam_channel::{after, select_biased};
 use krafka::consumer::ConsumerRecord;
 
 use crate::config;
-use crate::domain::event::{EventRef, ID_HEADER, NodeId, TIME_HEADER};
 use crate::domain::timestamp::Timestamp;
-use crate::domain::topic::Topic;
 use crate::kafka::cluster::{ClusterConnection, ClusterError, KafkaRuntime, with_timeout};
 use crate::kafka::errors::explain_failure;
-use crate::kafka::membership::{FetchOutcome, Membership, Polled};
+use crate::kafka::membership::Membership;
+use crate::kafka::poll_outcome::{FetchOutcome, Polled};
 use crate::kafka::reachability::Reachability;
+use crate::kafka::stored_batch::{RecordBatch, store_batch};
 use crate::kafka::undecodable::Undecodable;
 use crate::runtime::error_log::ErrorLog;
 use crate::runtime::health::{HealthHandle, OutageTracker, RECONNECT_BACKOFF};
 use crate::runtime::metrics::Metrics;
 use crate::runtime::worker::{Stop, Waker};
-use crate::store::arrival::{self, AcceptOutcome};
-use crate::store::dead_letter::{self, DeadRecord};
-use crate::store::topic::{self, ConsumeBatch, ConsumeStats};
+use crate::store::topic;
 use crate::store::unconsumed::{self, Page, Unconsumed};
-use crate::store::{self, SqlResult, Store, StoreError, Transaction};
+use crate::store::{self, Store, StoreError, Transaction};
 
-/// How long one call of krafka may take where no broker answers; a poll that is dropped loses
-/// nothing.
+/// How long one call of krafka may wait where no broker answers; dropping a poll loses nothing.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How often unconsumed events are looked for, and offsets committed.
+/// How often it searches for unconsumed events, and commits offsets.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// An event that has not come after this time is looked for on the topic.
+/// An event that has not arrived after this time is searched on the topic.
 const SWEEP_AFTER: Duration = Duration::from_secs(5);
 
-/// An event that has not come after this time makes the consumer unavailable.
+/// An event that has not arrived after this time makes the consumer unavailable.
 const LATE_AFTER: Duration = Duration::from_mins(1);
 
-/// How many events one transaction backfills.
+/// The most events of one backfilling transaction.
 const BACKFILL_MAX: usize = 1000;
 
-/// How many rows the low-water mark moves over in one transaction of its own.
+/// The most rows that the low-water mark moves over in a transaction of its own.
 const ADVANCE_MAX: usize = 10_000;
 
 /// Consumes the topic.
 pub struct Consumer {
-    // Before the runtime, which its tasks need.
+    // Declared, and so dropped, before the runtime, which its tasks need.
     membership: Option<Membership>,
     connection: ClusterConnection,
     driver: KafkaRuntime,
@@ -68,13 +65,13 @@ pub struct Consumer {
     reachability: Reachability,
     errors: ErrorLog,
     metrics: Metrics,
-    /// The partition count for which it has rejoined: one rejoin for a missing assignment, not a
-    /// loop.
+    /// The partition count for which it has rejoined, so that a missing assignment triggers one
+    /// rejoin, not a loop.
     rejoined_for: Option<usize>,
-    /// Consumed, but not stored yet: kept while the database refuses.
+    /// Consumed, but not stored yet, while the database fails.
     pending: Arc<Vec<ConsumerRecord>>,
     checked_at: Instant,
-    /// After which event the next page of unconsumed events begins.
+    /// The event after which the next page of unconsumed events begins.
     page_after: i64,
     sweep: Sweep,
     late: Option<Late>,
@@ -82,21 +79,21 @@ pub struct Consumer {
 
 /// The search for events that the topic will not bring.
 enum Sweep {
-    /// None is needed.
+    /// No search is needed.
     Idle,
-    /// One begins at the next check, without waiting for an event to be late.
+    /// A search begins at the next check, without waiting for an event to be late.
     Due,
-    /// These were published before the ends of the topic were asked for.
+    /// These were published before the ends of the topic were read.
     Reading {
         events: Vec<i64>,
         ends: BTreeMap<i32, i64>,
     },
 }
 
-/// Events that are published and have not come.
+/// Published events that have not arrived.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error(
-    "{count} published events have not come from the topic, the oldest for {age_s} s: is a \
+    "{count} published events have not arrived from the topic, the oldest for {age_s} s: is a \
         transaction open on it?"
 )]
 struct Late {
@@ -104,12 +101,12 @@ struct Late {
     age_s: u64,
 }
 
-/// What a step has found.
+/// The result of a step.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
-    /// So many records were stored; perhaps none.
+    /// This number of records was stored; perhaps 0.
     Stored(usize),
-    /// Try again after this.
+    /// Try again after this time.
     RetryAfter(Duration),
 }
 
@@ -143,13 +140,14 @@ impl Consumer {
         })
     }
 
-    /// Counts in these.
+    /// Counts in these metrics.
     #[must_use]
     pub fn with_metrics(self, metrics: Metrics) -> Self {
         Self { metrics, ..self }
     }
 
-    /// Works until the stop. The membership is kept: the next start takes it up at once.
+    /// Runs until a stop is requested. The member does not leave its group, so that the next start
+    /// resumes at once.
     pub fn run(mut self, stop: &Stop) {
         while !stop.requested() {
             if let Step::RetryAfter(delay) = self.step() {
@@ -173,7 +171,7 @@ impl Consumer {
                 Step::RetryAfter(store::DATABASE_RETRY_DELAY)
             }
             Err(ClusterError::TopicChanged) => {
-                log::info!("the topic was changed: the consumer rejoins its group");
+                log::info!("the topic was changed; rejoining the consumer group");
                 self.leave_group();
                 Step::Stored(0)
             }
@@ -259,8 +257,7 @@ impl Consumer {
         Ok(())
     }
 
-    /// krafka answers that there is nothing also while it waits for the group, or where no broker
-    /// answers.
+    /// krafka also reports no records while it waits for the group, or where no broker answers.
     fn update_health(&mut self, fetch: FetchOutcome) -> Option<Duration> {
         if let Some(stall) = self.membership.as_ref().and_then(Membership::stall) {
             self.outage.failed(stall);
@@ -301,71 +298,26 @@ impl Consumer {
         else {
             return Ok(0);
         };
-        let (node, records, topic) = (
-            self.store.node().clone(),
-            Arc::clone(&self.pending),
-            membership.topic().clone(),
-        );
-        let dead_records_max = self.connection.settings().dead_records_max.get();
-        let StoredBatch {
-            first_dead,
-            dead_count,
-            dropped_count,
-            unknown,
-            stats,
-        } = self.store.write(move |tx| {
-            store_batch(
-                tx,
-                &node,
-                &topic,
-                &records,
-                dead_records_max,
-                Timestamp::now(),
-            )
-        })?;
+        let batch = RecordBatch {
+            node: self.store.node().clone(),
+            topic: membership.topic().clone(),
+            records: Arc::clone(&self.pending),
+            dead_records_max: self.connection.settings().dead_records_max.get(),
+        };
+        let stored = self
+            .store
+            .write(move |tx| store_batch(tx, &batch, Timestamp::now()))?;
         let records = std::mem::take(&mut self.pending);
         membership.stored(&records);
-        let topic = &membership.topic().name;
-        if let Some(UnknownEvents {
-            count,
-            partition,
-            offset,
-        }) = unknown
-        {
-            self.metrics.unknown_events(count);
-            log::error!(
-                "{topic} has {count} records of node {} that this database did not write, the \
-                    first at {partition}@{offset}: another process publishes as this node, or \
-                    this database is older than the topic",
-                self.store.node()
-            );
-        }
-        if let Some(DeadRecord {
-            partition,
-            offset,
-            reason,
-            ..
-        }) = first_dead
-        {
-            log::warn!(
-                "dead-lettered {dead_count} records of {topic} and dropped {dropped_count}, the \
-                    first at {partition}@{offset}: {reason}"
-            );
-        }
-        if stats != ConsumeStats::default() {
-            let ConsumeStats {
-                duplicates,
-                inversions,
-            } = stats;
-            log::warn!(
-                "{topic}: consumed {duplicates} duplicates and {inversions} out-of-order events"
-            );
+        stored.log(self.store.node(), &membership.topic().name);
+        if stored.unknown_events() > 0 {
+            self.metrics.unknown_events(stored.unknown_events());
         }
         Ok(records.len())
     }
 
-    /// Looks for unconsumed events, and backfills those that will not come. Returns whether there
-    /// is more to do at once.
+    /// Searches for unconsumed events, and backfills those that will not arrive. Returns whether
+    /// there is more to do at once.
     fn check(&mut self) -> Result<bool, StoreError> {
         let waiting = self.store.read(unconsumed::count)?;
         let age = waiting.age(Timestamp::now());
@@ -414,8 +366,8 @@ impl Consumer {
         self.backfill(&passed)
     }
 
-    /// Backfills events whose offsets say nothing: of a topic that was recreated or has lost its
-    /// end, or without offset.
+    /// Backfills events whose offsets do not help: of a topic that was recreated or truncated, or
+    /// without offset.
     fn sweep(&mut self, page: &Page, age: Duration) -> Result<(), StoreError> {
         let Some(membership) = &self.membership else {
             return Ok(());
@@ -423,7 +375,8 @@ impl Consumer {
         let runtime = self.driver.runtime();
         match &self.sweep {
             Sweep::Idle if age < SWEEP_AFTER => {}
-            // The events first, then the ends: so they are before the ends, if they are there.
+            // The events first, then the ends: so the events are before the ends, if they are on
+            // the topic.
             Sweep::Idle | Sweep::Due => {
                 match runtime
                     .block_on(async { with_timeout(CALL_TIMEOUT, membership.ends()).await })
@@ -433,7 +386,7 @@ impl Consumer {
                         self.sweep = Sweep::Reading { events, ends };
                     }
                     Err(failure) => {
-                        log::debug!("the ends of the topic could not be asked for: {failure}");
+                        log::debug!("the ends of the topic could not be read: {failure}");
                     }
                 }
             }
@@ -470,8 +423,7 @@ impl Consumer {
         Ok(count)
     }
 
-    /// A commit that fails is made good by the next one: the offsets that count are in the
-    /// database.
+    /// The next commit repairs one that failed: the offsets that count are in the database.
     fn commit_offsets(&mut self) {
         if let Some(membership) = &mut self.membership
             && let Err(error) = self
@@ -479,9 +431,7 @@ impl Consumer {
                 .runtime()
                 .block_on(async { with_timeout(CALL_TIMEOUT, membership.commit()).await })
         {
-            log::debug!(
-                "the group's offsets could not be committed, the next commit will: {error}"
-            );
+            log::debug!("the group's offsets could not be committed, will retry: {error}");
         }
     }
 }
@@ -508,229 +458,9 @@ async fn join(
     let topic = membership.topic().clone();
     if store.write(move |tx| topic::abandon_others(tx, Some(&topic)))? {
         log::warn!(
-            "the topic {} is not the one that was used before",
+            "the topic {} was recreated, or is not the one used before",
             membership.topic().name
         );
     }
     Ok(membership)
-}
-
-/// What came of a batch.
-struct StoredBatch {
-    /// The first record that is not ours, or cannot be read.
-    first_dead: Option<DeadRecord>,
-    /// How many of these are kept.
-    dead_count: usize,
-    /// How many are only counted.
-    dropped_count: usize,
-    /// Those with an id of this node.
-    unknown: Option<UnknownEvents>,
-    stats: ConsumeStats,
-}
-
-/// Records of this node that this database did not write, and where the first of them is.
-struct UnknownEvents {
-    count: usize,
-    partition: i32,
-    offset: i64,
-}
-
-impl UnknownEvents {
-    fn among(dead: &[DeadRecord], node: &NodeId) -> Option<Self> {
-        let names_us = |(name, value): &(String, Option<String>)| {
-            name == ID_HEADER
-                && value
-                    .as_deref()
-                    .is_some_and(|id| node.outbox_id(id).is_some())
-        };
-        let unknown: Vec<_> = dead
-            .iter()
-            .filter(|record| record.headers.iter().any(names_us))
-            .collect();
-        let first = unknown.first()?;
-        Some(Self {
-            count: unknown.len(),
-            partition: first.partition,
-            offset: first.offset,
-        })
-    }
-}
-
-/// The records, and the offsets after them, in one transaction.
-fn store_batch(
-    tx: &Transaction<'_>,
-    node: &NodeId,
-    topic: &Topic,
-    records: &[ConsumerRecord],
-    dead_records_max: usize,
-    now: Timestamp,
-) -> SqlResult<StoredBatch> {
-    let mut batch = ConsumeBatch::begin(tx, topic)?;
-    let mut dead: Vec<DeadRecord> = Vec::new();
-    for record in records {
-        let event = match store_record(tx, node, record, now)? {
-            Ok(event) => Some(event),
-            Err(letter) => {
-                dead.push(letter);
-                None
-            }
-        };
-        batch.add(record.partition, record.offset, event);
-    }
-    let room = if dead.is_empty() {
-        0
-    } else {
-        dead_records_max.saturating_sub(dead_letter::open_records(tx)?)
-    };
-    let dead_count = dead.len().min(room);
-    let dropped_count = dead.len() - dead_count;
-    for letter in dead.iter().take(dead_count) {
-        dead_letter::insert_record(tx, letter, now)?;
-    }
-    if dropped_count > 0 {
-        dead_letter::drop_records(tx, dropped_count)?;
-    }
-    let stats = batch.finish(records.len())?;
-    let unknown = UnknownEvents::among(&dead, node);
-    Ok(StoredBatch {
-        first_dead: dead.into_iter().next(),
-        dead_count,
-        dropped_count,
-        unknown,
-        stats,
-    })
-}
-
-/// One record: to the delivery table if it is ours.
-fn store_record(
-    tx: &Transaction<'_>,
-    node: &NodeId,
-    record: &ConsumerRecord,
-    now: Timestamp,
-) -> SqlResult<Result<(i64, AcceptOutcome), DeadRecord>> {
-    let reason = match EventRef::parse(node, record.header_str(ID_HEADER), record.value.as_deref())
-    {
-        Ok(notice) => {
-            match arrival::accept(tx, notice.created_at(record.header_str(TIME_HEADER)), now)? {
-                AcceptOutcome::Unknown => {
-                    "no event of this database has its id and payment".to_owned()
-                }
-                arrival => return Ok(Ok((notice.outbox_id, arrival))),
-            }
-        }
-        Err(foreign) => foreign.to_string(),
-    };
-    Ok(Err(dead_record(record, reason)))
-}
-
-fn dead_record(record: &ConsumerRecord, reason: String) -> DeadRecord {
-    let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
-    DeadRecord {
-        topic: record.topic.to_string(),
-        partition: record.partition,
-        offset: record.offset,
-        written_at_ms: record.timestamp,
-        reason,
-        key: record.key.as_deref().map(<[u8]>::to_vec),
-        value: record.value.as_deref().map(<[u8]>::to_vec),
-        headers: record
-            .headers
-            .iter()
-            .map(|(name, value)| (name.clone(), value.as_deref().map(text)))
-            .collect(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Headers, one a line, then an empty line, then the value; `key` is the key. A header without
-    /// a value has none.
-    fn raw(bytes: &[u8]) -> ConsumerRecord {
-        let (head, value) = match bytes.windows(2).position(|pair| pair == b"\n\n") {
-            _ if bytes.starts_with(b"\n") => (&bytes[..0], Some(&bytes[1..])),
-            Some(end) => (&bytes[..end], Some(&bytes[end + 2..])),
-            None => (bytes, None),
-        };
-        let mut record = ConsumerRecord::new(
-            "payment-event",
-            0,
-            0,
-            None,
-            value.map(<[u8]>::to_vec).map(Into::into),
-        );
-        for line in head
-            .split(|byte| *byte == b'\n')
-            .filter(|line| !line.is_empty())
-        {
-            let end = line
-                .windows(2)
-                .position(|pair| pair == b": ")
-                .unwrap_or(line.len());
-            let value = line.get(end + 2..).map(<[u8]>::to_vec);
-            if &line[..end] == b"key" {
-                record.key = value.map(Into::into);
-            } else {
-                record.headers.push((
-                    String::from_utf8_lossy(&line[..end]).into_owned(),
-                    value.map(Into::into),
-                ));
-            }
-        }
-        record
-    }
-
-    #[test]
-    fn the_corpus_of_records() {
-        let node = NodeId::parse("shop-7").unwrap();
-        let words = [
-            "ce_id: ",
-            "shop-7-",
-            "shop-7-12",
-            "\n",
-            "\n\n",
-            ": ",
-            "key: ",
-            "traceparent: ",
-        ];
-        crate::fuzz::corpus("record", 10_000, &words, |bytes| {
-            let record = raw(bytes);
-            match EventRef::parse(&node, record.header_str(ID_HEADER), record.value.as_deref()) {
-                Ok(notice) => {
-                    assert!(notice.outbox_id > 0 && notice.payment_id > 0);
-                    // It is written as it was read.
-                    assert_eq!(
-                        record.header_str(ID_HEADER),
-                        Some(node.event_id(notice.outbox_id).as_str())
-                    );
-                    assert_eq!(
-                        record.value.as_deref(),
-                        Some(notice.payment_id.to_string().as_bytes())
-                    );
-                    true
-                }
-                Err(foreign) => {
-                    let kept = dead_record(&record, foreign.to_string());
-                    // Of whatever length and bytes it is, its reason is a line, and the rest is
-                    // kept.
-                    assert!(
-                        kept.reason.len() < 2000 && !kept.reason.contains(char::is_control),
-                        "{}",
-                        kept.reason
-                    );
-                    assert_eq!(
-                        (kept.key.as_deref(), kept.value.as_deref()),
-                        (record.key.as_deref(), record.value.as_deref())
-                    );
-                    let json = serde_json::to_string(&kept.headers).unwrap();
-                    assert_eq!(
-                        serde_json::from_str::<Vec<(String, Option<String>)>>(&json).unwrap(),
-                        kept.headers
-                    );
-                    false
-                }
-            }
-        });
-    }
 }

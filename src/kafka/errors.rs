@@ -1,5 +1,5 @@
-//! What an error of the cluster means for an operator: in plain words, with the right to grant. And
-//! which errors are a record's fault: few are, and no fault of the environment is.
+//! The meaning of a cluster's error for an operator: in plain words, with the right to grant. And
+//! the few errors that mean an invalid record; no error of the environment is one.
 
 use krafka::error::ErrorCode;
 use krafka::{Kafka, KrafkaError};
@@ -9,26 +9,26 @@ use super::reachability::Reachability;
 use crate::config;
 use crate::domain::event::NodeId;
 
-/// Errors that the same record would meet again, and another one would not. Every other code is
-/// about the cluster, a right, the network or a clock: the event waits.
+/// Errors that the same record would meet again, and another record would not. Every other code
+/// concerns the cluster, a right, the network or a clock: the event waits.
 const RECORD_ERRORS: [ErrorCode; 3] = [
     ErrorCode::MessageTooLarge,
     ErrorCode::RecordListTooLarge,
     ErrorCode::InvalidRecord,
 ];
 
-/// Whether the broker refused the record itself.
+/// Whether the broker rejected the record itself.
 pub(crate) fn is_records_fault(error: &KrafkaError) -> bool {
     matches!(error, KrafkaError::Broker { code, .. } if RECORD_ERRORS.contains(code))
 }
 
-/// Whether the client knows nothing but that the transaction has to be aborted: the record may be
-/// at fault, or not.
+/// Whether the client only knows that the transaction has to be aborted: the record may be the
+/// reason, or not.
 pub(crate) fn is_unexplained(error: &KrafkaError) -> bool {
     error.requires_abort()
 }
 
-/// The failure with what to do; where the network may be the reason, with the addresses that do not
+/// The error and its remedy; if the network may be the reason, with the addresses that do not
 /// answer. `kafka` is `None` before the first answer of a bootstrap server.
 pub(crate) async fn explain_failure(
     failure: &ClusterError,
@@ -65,7 +65,7 @@ fn may_be_the_network(error: &KrafkaError) -> bool {
     )
 }
 
-/// The error with what to do.
+/// The error and its remedy.
 pub(crate) fn explain(error: &KrafkaError, settings: &config::Kafka, node: &NodeId) -> String {
     let KrafkaError::Broker { code, .. } = error else {
         return without_advice_for_programmers(without_client_backoff(&error.to_string()));
@@ -111,7 +111,7 @@ pub(crate) fn explain(error: &KrafkaError, settings: &config::Kafka, node: &Node
     }
 }
 
-/// Inside its own backoff the client repeats the last error, with a waiting time that differs each time.
+/// Within its own backoff the client repeats the last error, each time with another waiting time.
 fn without_client_backoff(text: &str) -> &str {
     match text.split_once("; last error: ") {
         Some((before, last)) if before.contains("not reconnecting to") => last,
@@ -119,7 +119,7 @@ fn without_client_backoff(text: &str) -> &str {
     }
 }
 
-/// The client's messages end with what a program could call instead.
+/// The client's messages end with advice for a program.
 fn without_advice_for_programmers(text: &str) -> String {
     let calls = [".idempotent(", "`idempotent(", ".enable_", "builder"];
     let sentences = text

@@ -1,10 +1,10 @@
-//! Transactions that hold a partition's last stable offset back: whose they are, and the end of one
-//! of ours that hangs.
+//! Transactions that hold back a partition's last stable offset: their owners, and the end of our
+//! own hanging ones.
 //!
-//! A broker that dies between acknowledging a commit and writing its markers can come back with a
-//! transaction that its coordinator calls complete, and that a partition still calls open
-//! (KIP-664). No time-out ends it. The next marker of the same producer id on that partition does,
-//! and decides the outcome of the events in it.
+//! A broker that dies between acknowledging a commit and writing its markers can return with a
+//! transaction that is complete for its coordinator, and open for a partition (KIP-664). No timeout
+//! ends it. The next marker of the same producer id on that partition does, and decides the outcome
+//! of its events.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -38,19 +38,19 @@ pub(crate) struct OpenTransaction {
     pub(crate) owner: Owner,
 }
 
-/// Whose transaction it is.
+/// The owner of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Owner {
-    /// Ours, and over at its coordinator: it hangs.
+    /// Ours, and ended at its coordinator: it hangs.
     OursEnded { transactional_id: String },
     /// Ours, and its coordinator has not ended it yet.
     OursRunning,
-    /// Another producer's, with its transactional id where the cluster gives it.
+    /// Another producer's, with its transactional id if the cluster reports it.
     Other { transactional_id: Option<String> },
 }
 
 impl OpenTransaction {
-    /// For people: whose it is, and the command that ends it.
+    /// A description for people: the owner, and the command that ends it.
     pub(crate) fn describe(&self, bootstrap_servers: &[String]) -> String {
         format!(
             "{self}; events behind it are invisible until it ends. If its producer is dead, end \
@@ -113,7 +113,7 @@ pub(crate) async fn stable_offsets(
     .await
 }
 
-/// Every open transaction on those of these partitions whose last stable offset is behind their
+/// Every open transaction on those of these partitions whose last stable offset is before their
 /// end.
 pub(crate) async fn open_transactions(
     kafka: &Kafka,
@@ -184,7 +184,7 @@ async fn name_owners(
         .describe_transactions(ours, DescribeTransactionsOptions::default())
         .await?;
     for (transactional_id, described) in described {
-        // An id that was never used, or not for a week, is not known to its coordinator.
+        // The coordinator does not know an id that was never used, or not for a week.
         let Ok(described) = described else { continue };
         let ended = matches!(
             &*described.state,
@@ -210,7 +210,7 @@ async fn name_owners(
     if others.is_empty() {
         return Ok(());
     }
-    // The name is worth having, and often not ours to see.
+    // The name is helpful, and we often have no right to see it.
     let options = ListTransactionsOptions::default().producer_ids(others);
     let listed = admin.list_transactions(options).await.unwrap_or_default();
     for listing in listed.into_values().flatten().flatten() {
@@ -226,9 +226,9 @@ async fn name_owners(
     Ok(())
 }
 
-/// Ends the hanging transactions of this producer's id on these partitions: a transaction of the
-/// same id, with a record on each, is aborted, and its markers end them as aborted. What was in
-/// them has to be published again.
+/// Ends the hanging transactions of this producer's id on these partitions: aborts a transaction of
+/// the same id with a record on each. Its markers end the hanging ones as aborted, so their events
+/// have to be published again.
 pub(crate) async fn end_hanging(
     producer: &TransactionalProducer,
     topic: &str,

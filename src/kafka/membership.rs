@@ -1,20 +1,18 @@
-//! The membership in the consumer group: joining, polling, and where each partition is read from.
+//! The membership in the consumer group: joining, polling, and the position of each partition.
 //!
 //! Positions come from the database alone. krafka would begin a partition at the group's committed
-//! offset, so what it brings of a partition counts only after the partition was moved to its stored
-//! offset. An offset that the partition does not have (records deleted, log truncated), or that is
-//! not known, is replaced by one that it has; what was before that is not read. The caller
-//! backfills it from the outbox.
+//! offset. So its records count only after the partition was moved to the stored offset. An offset
+//! that the partition does not have (deleted records, a truncated log), or that is unknown, is
+//! replaced by one that it has. The records before it are not read; the caller backfills their
+//! events from the outbox.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use krafka::admin::ListOffsetsOptions;
 use krafka::consumer::{
-    AutoOffsetReset, Consumer as Client, ConsumerRebalanceListener, ConsumerRecord, GroupProtocol,
-    IsolationLevel, TopicPartition,
+    AutoOffsetReset, Consumer as Client, ConsumerRecord, GroupProtocol, IsolationLevel,
 };
 use krafka::error::KrafkaError;
 use krafka::{CloseOptions, GroupMembershipOperation, Kafka};
@@ -23,6 +21,7 @@ use super::cluster::{
     ClusterConnection, ClusterError, FETCH_BYTES_MAX, INFLATED_BYTES_MAX, TopicDescription,
     describe_topic, end_offsets,
 };
+use super::poll_outcome::{AssignmentGeneration, FetchOutcome, Fetches, Polled, Stall};
 use super::undecodable::{Attempts, RETRY_INTERVAL, Undecodable, next_readable};
 use crate::domain::event::NodeId;
 use crate::domain::timestamp::Timestamp;
@@ -34,21 +33,21 @@ use crate::store::topic;
 /// How long one poll waits for records: also how late a stop is noticed.
 const POLL: Duration = Duration::from_millis(500);
 
-/// How often the topic is looked at: for new partitions, new leaders, another incarnation, our
+/// How often the topic is described: for new partitions, new leaders, another incarnation, our
 /// rights.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long the group may take to give a member its partitions.
+/// How long the group may need to assign partitions to a member.
 const ASSIGNMENT_LIMIT: Duration = Duration::from_secs(8);
 
-/// How often the member reports to its group. A connection that died without a sign is found so
-/// much later, plus one request's time-out.
+/// How often the member sends a heartbeat. A connection that died without a sign is found after
+/// this, plus one request timeout.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How many records are written in one transaction.
+/// The most records of one transaction.
 const RECORDS_MAX: i32 = 1000;
 
-/// The timestamps that stand for the ends of a partition in `ListOffsets`.
+/// The timestamps of `ListOffsets` that mean the ends of a partition.
 const EARLIEST: i64 = -2;
 const LATEST: i64 = -1;
 
@@ -61,82 +60,22 @@ pub(crate) struct Membership {
     refreshed_at: Instant,
     /// Since when it has fewer partitions than the topic.
     fewer_since: Option<Instant>,
-    /// What keeps it from consuming everything.
+    /// Why it does not consume everything.
     stall: Option<Stall>,
     assignments: AssignmentGeneration,
     seeked_in: u64,
-    /// The next offset of each partition that is in position, as the database has it.
+    /// The next offset of each partition that was moved to its position, as the database has it.
     positions: BTreeMap<i32, i64>,
-    /// Whether it has just joined, or a position was replaced, since that was last asked.
+    /// Whether it has just joined, or a position was replaced, since the last call.
     replaced: bool,
-    /// Tries at batches that cannot be decoded.
+    /// Attempts at batches that cannot be decoded.
     attempts: Attempts,
-    /// Partitions that wait for the next try.
+    /// Partitions that wait for their next attempt.
     paused_until: BTreeMap<i32, Instant>,
-    /// What was committed to the group last.
+    /// The offsets that were last committed to the group.
     committed: BTreeMap<i32, i64>,
-    /// Fetches, and errors of fetches, since the member joined.
+    /// Fetches, and fetch errors, since the member joined.
     fetches: Fetches,
-}
-
-/// What one poll brought.
-pub(crate) struct Polled {
-    pub(crate) records: Vec<ConsumerRecord>,
-    pub(crate) fetch: FetchOutcome,
-    /// A batch that was tried often enough, and has to be skipped.
-    pub(crate) undecodable: Option<Undecodable>,
-}
-
-impl Polled {
-    fn new(records: Vec<ConsumerRecord>, fetch: FetchOutcome) -> Self {
-        Self {
-            records,
-            fetch,
-            undecodable: None,
-        }
-    }
-}
-
-/// What is known of the fetches of one poll. krafka does not report an error of a fetch, and counts
-/// it.
-#[derive(Debug)]
-pub(crate) enum FetchOutcome {
-    /// There was an answer.
-    Answered,
-    /// Nothing was fetched, or it failed and the broker answers again.
-    Unknown,
-    /// The broker does not answer.
-    Failed(KrafkaError),
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Fetches {
-    begun: u64,
-    failed: u64,
-}
-
-/// Why nothing comes although the brokers answer.
-#[derive(Debug, Clone, thiserror::Error)]
-pub(crate) enum Stall {
-    #[error(
-        "kafka.group gives it {0} of {1} partitions: other members are in it, or its coordinator \
-            is unavailable"
-    )]
-    PartitionsNotAssigned(usize, usize),
-    #[error("not allowed to read the topic {0}: grant READ on it")]
-    ReadDenied(Arc<str>),
-}
-
-/// How many times partitions were assigned.
-#[derive(Clone, Default)]
-struct AssignmentGeneration(Arc<AtomicU64>);
-
-impl ConsumerRebalanceListener for AssignmentGeneration {
-    async fn on_partitions_assigned(&self, _: &[TopicPartition]) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-
-    async fn on_partitions_revoked(&self, _: &[TopicPartition]) {}
 }
 
 impl Membership {
@@ -153,9 +92,9 @@ impl Membership {
         let assignments = AssignmentGeneration::default();
         let client = kafka
             .consumer(&settings.group)
-            // With static membership on the classic protocol a member that was killed and comes
-            // back resumes at once; with KIP-848 it waits until its own session has timed out
-            // (measured: 45 s).
+            // With static membership on the classic protocol, a killed member resumes at once after
+            // its restart; with KIP-848 it waits until its own session has timed out (measured: 45
+            // s).
             .group_protocol(GroupProtocol::Classic)
             .group_instance_id(node.as_str())
             .heartbeat_interval(HEARTBEAT_INTERVAL)
@@ -192,17 +131,17 @@ impl Membership {
         })
     }
 
-    /// The topic, in the incarnation that is consumed.
+    /// The topic, in the consumed incarnation.
     pub(crate) fn topic(&self) -> &Topic {
         &self.topic
     }
 
-    /// What keeps it from consuming everything.
+    /// Why it does not consume everything.
     pub(crate) fn stall(&self) -> Option<&Stall> {
         self.stall.as_ref()
     }
 
-    /// The next records of the partitions that are in position. Dropping the future loses none.
+    /// The next records of the partitions in position. Dropping the future loses none.
     pub(crate) async fn poll(
         &mut self,
         store: &Store,
@@ -211,14 +150,14 @@ impl Membership {
         if self.refreshed_at.elapsed() > REFRESH_INTERVAL {
             self.refresh(rejoined_for).await?;
         }
-        // A partition whose leader is unavailable does not keep the others waiting.
+        // A partition whose leader is unavailable does not block the others.
         let misplaced = match self.reposition(store).await {
             Err(ClusterError::Client(error)) => Some(error),
             result => result.map(|()| None)?,
         };
         self.resume_paused().await;
         let polled = self.client.poll(POLL).await;
-        let generation = self.assignments.0.load(Ordering::SeqCst);
+        let generation = self.assignments.get();
         if self.seeked_in != generation {
             self.seeked_in = generation;
             self.positions.clear();
@@ -252,7 +191,7 @@ impl Membership {
         Ok(Polled::new(records, fetch))
     }
 
-    /// The other partitions do not wait for the next try.
+    /// The other partitions do not wait for the next attempt.
     async fn tried(&mut self, batch: Undecodable) -> Polled {
         let now = Instant::now();
         self.client
@@ -281,7 +220,7 @@ impl Membership {
     }
 
     /// Skips a batch that cannot be decoded. It becomes a dead letter; our events in it are
-    /// backfilled like others that were passed.
+    /// backfilled like other passed ones.
     pub(crate) async fn skip(
         &mut self,
         batch: &Undecodable,
@@ -316,7 +255,7 @@ impl Membership {
         Ok(letter)
     }
 
-    /// krafka moves back by itself where the leader's log ends before our position.
+    /// krafka moves back by itself if the leader's log ends before our position.
     async fn forget_truncated(&mut self) {
         for (partition, next) in self.positions.clone() {
             let position = self.client.position(&self.topic.name, partition).await;
@@ -365,15 +304,14 @@ impl Membership {
             .collect()
     }
 
-    /// The records were stored: their partitions go on after them.
+    /// After the records were stored: advances the positions of their partitions.
     pub(crate) fn stored(&mut self, records: &[ConsumerRecord]) {
         for record in records {
             self.positions.insert(record.partition, record.offset + 1);
         }
     }
 
-    /// Moves the partitions that are not in position to their stored offsets, or to their ends
-    /// where they have none.
+    /// Moves newly assigned partitions to their stored offsets, or to their ends if there is none.
     async fn reposition(&mut self, store: &Store) -> Result<(), ClusterError> {
         let name = Arc::clone(&self.topic.name);
         let mut rest = self
@@ -426,15 +364,15 @@ impl Membership {
         failed.map_or(Ok(()), |error| Err(error.into()))
     }
 
-    /// krafka asks for metadata when an answer says so. A consumer that gets no such answer would
-    /// never learn of partitions that were added, of a leader that is gone for good, or of a topic
-    /// that was recreated: then it joins again.
+    /// krafka requests metadata after certain errors only. Without one the consumer would never
+    /// notice new partitions, a leader that is gone for good, or a recreated topic: then it joins
+    /// again.
     async fn refresh(&mut self, rejoined_for: &mut Option<usize>) -> Result<(), ClusterError> {
         let _ = self.client.fetch_metadata(Some(&self.topic.name)).await?;
         let found = describe_topic(&self.kafka, &self.topic.name).await?;
         let changed = (&found.topic, found.partitions) != (&self.topic, self.partitions);
-        // They were added while this process was stopped: a static member that comes back is given
-        // what it had.
+        // They were added while this process was stopped: a returning static member gets its former
+        // assignment.
         let assigned = self
             .client
             .assignment()
@@ -462,13 +400,12 @@ impl Membership {
         Ok(())
     }
 
-    /// Whether a position was replaced since the last call: events before it may need to be
-    /// backfilled.
+    /// Whether a position was replaced since the last call: events before it may need a backfill.
     pub(crate) fn take_replaced(&mut self) -> bool {
         std::mem::take(&mut self.replaced)
     }
 
-    /// Whether the records before this place will not come any more.
+    /// Whether records before this place will never arrive.
     pub(crate) fn has_passed(&self, partition: i32, offset: i64) -> bool {
         self.positions
             .get(&partition)
@@ -482,7 +419,7 @@ impl Membership {
         end_offsets(&self.kafka, &self.topic.name, partitions, options).await
     }
 
-    /// Whether everything before these offsets was read, so far as it is there.
+    /// Whether everything before these offsets was read, as far as it exists.
     pub(crate) async fn has_read(&self, ends: &BTreeMap<i32, i64>) -> bool {
         for (partition, end) in ends {
             let position = self.client.position(&self.topic.name, *partition).await;
@@ -499,7 +436,7 @@ impl Membership {
     pub(crate) async fn commit(&mut self) -> Result<(), KrafkaError> {
         let mut reached = BTreeMap::new();
         for partition in self.positions.keys() {
-            // It may be behind the markers of transactions after the last record.
+            // The position may be after the transaction markers that follow the last record.
             let position = self.client.position(&self.topic.name, *partition).await;
             reached.extend(position.map(|position| (*partition, position)));
         }
@@ -510,8 +447,8 @@ impl Membership {
         Ok(())
     }
 
-    /// A static member that comes back is given what it had (KIP-345): for another assignment it
-    /// has to leave first.
+    /// A returning static member gets its former assignment (KIP-345): for another one it has to
+    /// leave first.
     pub(crate) async fn leave(self, limit: Duration) {
         let leave = CloseOptions::new()
             .timeout(limit)
@@ -522,7 +459,7 @@ impl Membership {
     }
 }
 
-/// Why a position is another one than the stored one.
+/// Why a position differs from the stored one.
 fn replacement(stored: Option<i64>, start: i64, position: i64) -> String {
     match stored {
         None => format!("no stored offset, consuming from the end: {position}"),

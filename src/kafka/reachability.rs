@@ -10,7 +10,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
 use tokio::time::timeout_at;
 
-/// How long the test of all brokers may take: a few round trips on any network.
+/// The longest test of all brokers: a few round trips on any network.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long the last result is used. A DNS lookup cannot be cancelled, and lookups must not pile up.

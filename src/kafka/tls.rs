@@ -1,5 +1,5 @@
-//! TLS and SASL of the connections to Kafka: what krafka is told, what can be found wrong before
-//! the start, and what is said when a broker refuses us. No password is shown by any of it.
+//! TLS and SASL of the connections to Kafka: the client's settings, the checks before the start,
+//! and the report when a broker rejects us. None of it shows a password.
 
 use std::error::Error;
 use std::fs;
@@ -17,11 +17,11 @@ use rustls::{CertificateError, ClientConfig, RootCertStore};
 
 use crate::config::{KafkaIdentity, KafkaSecurity, KafkaTls, Problems, SaslMechanism};
 
-/// How long a broker that refuses us is left alone. Some brokers lock a name that is tried too
-/// often.
+/// How long payrelay waits after a broker has rejected it. Some brokers lock a name after too many
+/// attempts.
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 
-/// What krafka is told. It reads the files each time it connects anew.
+/// The client's settings. It reads the files at each new connection.
 pub(crate) fn auth(security: &KafkaSecurity) -> AuthConfig {
     let auth = match &security.sasl {
         None => AuthConfig::plaintext(),
@@ -38,7 +38,7 @@ pub(crate) fn auth(security: &KafkaSecurity) -> AuthConfig {
         return auth;
     };
     let mut config = TlsConfig::new();
-    // Paths come from text, and are text still.
+    // Paths come from text, and stay text.
     if let Some(path) = &tls.ca_file {
         config = config.with_ca_cert(path.to_string_lossy());
     }
@@ -55,7 +55,7 @@ pub(crate) fn auth(security: &KafkaSecurity) -> AuthConfig {
     auth.with_tls(config)
 }
 
-/// What is wrong with the files, found out without calling anybody.
+/// Checks the files, without a connection.
 pub(crate) fn check(security: &KafkaSecurity) -> Result<(), Problems> {
     let mut problems = Vec::new();
     if let Some(KafkaTls { ca_file, identity }) = &security.tls {
@@ -89,7 +89,7 @@ pub(crate) fn check(security: &KafkaSecurity) -> Result<(), Problems> {
             }
         }
     }
-    Problems::none_of(problems)
+    Problems::into_result(problems)
 }
 
 fn note<T>(
@@ -124,7 +124,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     }
 }
 
-/// Without a word of what is in the file.
+/// Without a word of the file's content.
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     let pem = read(path)?;
     let has = |text: &str| {
@@ -160,13 +160,14 @@ fn check_key_matches(
         .map_err(|error| format!("does not fit kafka.certificate_file: {error}"))
 }
 
-/// A broker that refuses us: said loudly once, then asked slowly, until it lets us in.
+/// Slows down connecting to a broker that rejects us: logged once at error level, then retried
+/// slowly.
 #[derive(Default)]
 pub(crate) enum AuthBackoff {
-    /// It has not refused since it last let us in.
+    /// Not rejected since the last success.
     #[default]
     None,
-    /// It has.
+    /// Rejected.
     Since {
         error: KrafkaError,
         ask_again: Instant,
@@ -174,7 +175,7 @@ pub(crate) enum AuthBackoff {
 }
 
 impl AuthBackoff {
-    /// Connects, unless it is not time to ask again: then the last answer stands.
+    /// Connects, unless the next attempt is not due: then returns the last error.
     pub(crate) async fn connect<T>(
         &mut self,
         connecting: impl Future<Output = Result<T, KrafkaError>>,
@@ -210,7 +211,7 @@ impl AuthBackoff {
     }
 }
 
-/// Which keys of the configuration an error is about, if it goes away only when a person acts.
+/// The configuration keys that an error concerns, if an operator has to act.
 fn keys_to_look_at(error: &KrafkaError) -> Option<&'static str> {
     use rustls::Error as Tls;
     match (
@@ -233,7 +234,7 @@ fn keys_to_look_at(error: &KrafkaError) -> Option<&'static str> {
             Some("kafka.sasl_mechanism, kafka.sasl_username and kafka.sasl_password")
         }
         (None, KrafkaError::Config { .. }) => Some("the keys of [kafka]"),
-        // A broker that expects TLS answers with an alert, which is no length of a message.
+        // A broker that expects TLS answers with an alert, which is no valid length of a message.
         (None, _) if chain(error).any(is_not_kafka) => {
             Some("kafka.security, and whether this listener speaks TLS")
         }
@@ -251,10 +252,10 @@ fn is_not_kafka(error: &(dyn Error + 'static)) -> bool {
     )
 }
 
-/// An error and all that it wraps.
+/// An error and all errors that it wraps.
 fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     successors(Some(error), |&error| {
-        // The source of an I/O error is what is below that which it wraps.
+        // The source of an I/O error is below the error that it wraps.
         let io = error
             .downcast_ref::<io::Error>()
             .or(error.downcast_ref::<Arc<io::Error>>().map(Arc::as_ref));

@@ -1,11 +1,10 @@
-//! Settings of the topic that lose records: looked at when the publisher connects, where it is
-//! allowed to.
+//! Settings of the topic that lose records: read when the publisher connects, if it is allowed to.
 
 use krafka::Kafka;
 use krafka::admin::{ConfigResource, DescribeConfigsOptions};
 
-/// What is risky about the topic's settings, each with the command that changes it. Nothing where
-/// they may not be read.
+/// The risks of the topic's settings, each with the command that changes it. None if they may not
+/// be read.
 pub(crate) async fn risks(kafka: &Kafka, topic: &str, bootstrap: &[String]) -> Vec<String> {
     let resource = ConfigResource::topic(topic);
     let described = kafka

@@ -1,8 +1,10 @@
-//! Batches of records that cannot be decoded: the checksum does not fit, or they hold too much once
-//! they are inflated.
+//! Batches of records that cannot be decoded: the checksum is wrong, or they are too large after
+//! decompression.
 //!
-//! Asking again brings the same bytes, unless another broker leads by then. So a batch is tried a
-//! few times, and then the reader goes on behind it. The client does not say where a batch ends:
+//! A second fetch returns the same bytes, unless another broker leads by then. So the reader tries
+//! a batch a few times, and then continues after it. The client does not report the end of a batch,
+//! so it is searched.
+//! few times, and then the reader continues after it. The client does not say where a batch ends:
 //! its end is searched for.
 
 use std::collections::BTreeMap;
@@ -14,17 +16,17 @@ use krafka::error::KrafkaError;
 
 use super::cluster::{FETCH_BYTES_MAX, INFLATED_BYTES_MAX};
 
-/// Between two tries: the third one comes after 5 s.
+/// Between two attempts: the third one follows after 5 s.
 pub(crate) const RETRY_INTERVAL: Duration = Duration::from_millis(2500);
 
-/// So many tries, over so long, are enough.
+/// This number of attempts, over this time, is enough.
 const TRIES: u32 = 3;
 const TRIED_FOR: Duration = Duration::from_secs(5);
 
-/// How long a readable offset may take to bring a record. Behind the last record none comes.
+/// How long a readable offset may need to bring a record. After the last record none arrives.
 const PROBE: Duration = Duration::from_secs(1);
 
-/// Where a partition cannot be decoded.
+/// The place where a partition cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Undecodable {
     pub(crate) partition: i32,
@@ -57,7 +59,7 @@ impl Undecodable {
     }
 }
 
-/// The tries of each partition at the offset where it cannot be decoded.
+/// The attempts of each partition at its undecodable offset.
 #[derive(Debug, Default)]
 pub(crate) struct Attempts(BTreeMap<i32, Attempt>);
 
@@ -69,7 +71,7 @@ struct Attempt {
 }
 
 impl Attempts {
-    /// Counts a try. Returns whether there were enough.
+    /// Counts an attempt. Returns whether there were enough.
     pub(crate) fn add(&mut self, batch: &Undecodable, now: Instant) -> bool {
         let new = || Attempt {
             offset: batch.offset,
@@ -85,8 +87,8 @@ impl Attempts {
     }
 }
 
-/// The next offset after a batch that cannot be decoded: of a record that can, or the end. Where
-/// such batches follow each other, a short one between them may be passed over.
+/// The next offset after an undecodable batch: of a readable record, or the end. Where such batches
+/// follow each other, a short one between them may be skipped.
 pub(crate) async fn next_readable(
     kafka: &Kafka,
     topic: &str,
@@ -187,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn three_tries_over_5_s_are_enough_for_each_offset() {
+    fn three_attempts_over_5_s_are_enough_for_each_offset() {
         let start = Instant::now();
         let at = |offset| Undecodable {
             partition: 0,

@@ -1,9 +1,8 @@
-//! What a publisher session has published, until a `read_committed` consumer can see it.
+//! Watches published events until a `read_committed` consumer can see them.
 //!
-//! A look costs one request for each leader, at most once a second, and ends when everything is
-//! visible. What stays invisible for 5 s is looked into; what becomes visible so late is read from
-//! the topic instead of believed, because an abort moves the last stable offset just as a commit
-//! does.
+//! A check costs one request for each leader, at most once a second, and ends when everything is
+//! visible. Events that are invisible for 5 s are investigated. When they become visible that late,
+//! the topic is read again, because an abort moves the last stable offset just as a commit does.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -17,13 +16,13 @@ use crate::store::Store;
 use crate::store::publication::{Destination, Receipt};
 use crate::store::visibility::{self, Unseen};
 
-/// How soon after publishing, and how often then, the last stable offset is looked at.
+/// The time from publishing to the first check, and between checks.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A transaction that takes longer to become visible is looked into.
+/// A transaction that needs longer to become visible is investigated.
 const VISIBLE_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long one look may take.
+/// How long one check may need.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Events that were acknowledged and may not be visible yet.
@@ -31,7 +30,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) struct VisibilityWatch {
     batches: BTreeMap<i32, VecDeque<Batch>>,
     next_check: Option<Instant>,
-    /// Something was invisible for too long.
+    /// Events were invisible for too long.
     was_late: bool,
 }
 
@@ -43,19 +42,19 @@ struct Batch {
     acknowledged_at: Instant,
 }
 
-/// What a look has found.
+/// The result of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Visibility {
     /// Everything is visible, or not yet late.
     Fine,
-    /// The topic has to be read by a new session, which also ends what hangs.
+    /// A new session has to read the topic; it also ends hanging transactions.
     Reopen,
-    /// Events are invisible, and why.
+    /// Events are invisible, for this reason.
     Hidden(String),
 }
 
 impl VisibilityWatch {
-    /// These were acknowledged.
+    /// Adds acknowledged events.
     pub(crate) fn add(&mut self, receipts: &[Receipt], now: Instant) {
         for (partition, first) in visibility::firsts(receipts) {
             let batch = Batch {
@@ -68,12 +67,12 @@ impl VisibilityWatch {
         }
     }
 
-    /// When the next look is due.
+    /// When the next check is due.
     pub(crate) fn due(&self) -> Option<Instant> {
         self.next_check
     }
 
-    /// Looks at the last stable offsets of the partitions that have invisible events.
+    /// Checks the last stable offsets of the partitions that have invisible events.
     pub(crate) async fn check(
         &mut self,
         kafka: &Kafka,
@@ -106,7 +105,7 @@ impl VisibilityWatch {
         Ok(self.judge(open, bootstrap_servers))
     }
 
-    /// Drops what is visible. Returns what is left of each partition.
+    /// Drops visible batches. Returns the remaining ones of each partition.
     fn forget_visible(&mut self, stable: &BTreeMap<i32, i64>) -> BTreeMap<i32, Option<Unseen>> {
         let mut rest = BTreeMap::new();
         for (partition, batches) in &mut self.batches {
@@ -214,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_before_the_last_stable_offset_is_forgotten_batch_by_batch() {
+    fn batches_before_the_last_stable_offset_are_dropped() {
         let mut watch = VisibilityWatch::default();
         let start = Instant::now();
         assert_eq!(watch.due(), None);
@@ -227,7 +226,8 @@ mod tests {
         assert_eq!(watch.due(), Some(start + CHECK_INTERVAL));
         assert_eq!(watch.forget_visible(&[(0, 11), (1, 5)].into()), [].into());
         assert_eq!(watch.late(start + VISIBLE_WITHIN), [0, 1].into());
-        // An event that was sent again is the smallest of what is left, though not the first.
+        // A republished event has the smallest id of the remaining ones, though it is not the
+        // first.
         assert_eq!(
             watch.forget_visible(&[(0, 12), (1, 5)].into()),
             rest(0, Some((13, 2)))

@@ -1,8 +1,7 @@
 //! The publisher without a broker: events go to the delivery table of this process.
 //!
-//! There is nobody to wait for. The delivery row is written in the transaction that marks the event
-//! PUBLISHED, so there is no moment in which an event is in one place and not yet, or no longer, in
-//! the other.
+//! It waits for no other side. The delivery is inserted in the transaction that marks the event
+//! PUBLISHED, so an event is never in both places or in none.
 
 use super::publisher::{PublishOutcome, Publisher};
 use crate::domain::event::Event;

@@ -1,10 +1,9 @@
-//! A loop that meets an error at every turn says so once when that begins, and once when it is
-//! over.
+//! Logs a loop's consecutive errors once when they begin, and once when they are over.
 
 use std::fmt::Display;
 use std::time::Instant;
 
-/// The errors in a row of one loop.
+/// The consecutive errors of one loop.
 #[derive(Debug)]
 pub struct ErrorLog {
     name: String,
@@ -22,7 +21,7 @@ impl ErrorLog {
         }
     }
 
-    /// A turn failed.
+    /// Records a failed turn.
     pub fn failed(&mut self, error: &dyn Display) {
         self.count += 1;
         if self.since.is_none() {
@@ -40,7 +39,7 @@ impl ErrorLog {
         }
     }
 
-    /// A turn succeeded.
+    /// Records a successful turn.
     pub fn succeeded(&mut self) {
         if let Some(since) = self.since.take() {
             let seconds = since.elapsed().as_secs_f64();

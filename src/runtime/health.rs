@@ -1,5 +1,5 @@
-//! A remote part that comes and goes: how long to wait before the next try, one log line when it
-//! goes and one when it is back, and what the health page says meanwhile.
+//! A remote component that fails and recovers: the delay before the next attempt, one log line when
+//! it fails and one when it is back, and its state on the health page.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -10,31 +10,31 @@ use serde::Serialize;
 
 use crate::domain::timestamp::Timestamp;
 
-/// Capped exponential backoff with equal jitter: half of the span is fixed, half is drawn, so that
-/// it never spins and several nodes never march in step.
+/// Capped exponential backoff with equal jitter: half of the delay is fixed, half is random, so
+/// that it never spins and several nodes never retry in step.
 #[derive(Debug, Clone, Copy)]
 pub struct Backoff {
-    /// The longest first wait.
+    /// The longest first delay.
     pub base: Duration,
-    /// The longest wait of all.
+    /// The longest delay of all.
     pub cap: Duration,
 }
 
-/// How long a part waits for Kafka between two tries. The cap is short because trying costs nothing:
-/// no attempt is counted against any row.
+/// The delays between attempts to reach Kafka. The cap is short because an attempt costs nothing:
+/// no row counts it.
 pub const RECONNECT_BACKOFF: Backoff = Backoff {
     base: Duration::from_millis(100),
     cap: Duration::from_secs(5),
 };
 
 impl Backoff {
-    /// How long to wait after `failures` failures in a row; `jitter` is drawn from 0.0 to 1.0.
+    /// The delay after `failures` consecutive failures; `jitter` is random, from 0.0 to 1.0.
     pub fn equal_jitter(self, failures: u32, jitter: f64) -> Duration {
         let ceiling = self.ceiling(failures);
         ceiling / 2 + (ceiling / 2).mul_f64(jitter.clamp(0.0, 1.0))
     }
 
-    /// The same with full jitter: the whole span is drawn
+    /// The same with full jitter: the whole delay is random
     /// (<https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>).
     pub fn full_jitter(self, failures: u32, jitter: f64) -> Duration {
         self.ceiling(failures).mul_f64(jitter.clamp(0.0, 1.0))
@@ -46,7 +46,7 @@ impl Backoff {
     }
 }
 
-/// How a component is.
+/// The state of a component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HealthLevel {
@@ -54,9 +54,9 @@ pub enum HealthLevel {
     Up,
     /// It fails.
     Unavailable,
-    /// It asks for a pause: no failure.
+    /// The other side requests a pause: no failure.
     RateLimited,
-    /// A channel: it refuses until an operator acts.
+    /// A channel: it rejects everything until an operator acts.
     Paused,
     /// The publisher: another process publishes as this node.
     Fenced,
@@ -65,9 +65,9 @@ pub enum HealthLevel {
 /// What the health page shows of one component.
 #[derive(Debug, Clone, Serialize)]
 pub struct Health {
-    /// How it is.
+    /// Its state.
     pub state: HealthLevel,
-    /// Since when it is as it is.
+    /// Since when it has this state.
     pub since: Timestamp,
     /// Why it does not work.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -75,18 +75,18 @@ pub struct Health {
 }
 
 impl Health {
-    /// Whether it does not do its work: a component that is rate limited does.
+    /// Whether it does not do its work. A rate-limited component does.
     pub fn is_failing(&self) -> bool {
         !matches!(self.state, HealthLevel::Up | HealthLevel::RateLimited)
     }
 }
 
-/// One part's state, shared between the thread that knows it and those that show it.
+/// The state of one component, shared by the thread that sets it and those that show it.
 #[derive(Debug, Clone)]
 pub struct HealthHandle(Arc<Mutex<Health>>);
 
 impl HealthHandle {
-    /// A part is up until it has failed.
+    /// A component is up until it has failed.
     pub fn up() -> Self {
         Self(Arc::new(Mutex::new(Health {
             state: HealthLevel::Up,
@@ -100,17 +100,17 @@ impl HealthHandle {
         self.lock().clone()
     }
 
-    /// It has failed.
+    /// Sets it to unavailable.
     pub fn fail(&self, error: impl Into<String>) {
         self.set(HealthLevel::Unavailable, Some(error.into()));
     }
 
-    /// It works.
+    /// Sets it to up.
     pub fn recover(&self) {
         self.set(HealthLevel::Up, None);
     }
 
-    /// Another process publishes as this node.
+    /// Sets it to fenced: another process publishes as this node.
     pub fn fence(&self, error: impl Into<String>) {
         self.set(HealthLevel::Fenced, Some(error.into()));
     }
@@ -125,12 +125,12 @@ impl HealthHandle {
     }
 
     fn lock(&self) -> MutexGuard<'_, Health> {
-        // The value is whole whenever the lock is free: a panic elsewhere does not spoil it.
+        // The value is consistent whenever the lock is free: a panic elsewhere does not spoil it.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The failures in a row of one remote part, as its own thread sees them.
+/// The consecutive failures of one remote component, as its own thread sees them.
 #[derive(Debug)]
 pub struct OutageTracker {
     what: String,
@@ -139,11 +139,11 @@ pub struct OutageTracker {
     failures: u32,
     since: Option<Instant>,
     shown: HealthLevel,
-    /// The reasons that this outage has given so far, without their numbers.
+    /// The reasons of this outage so far, without their numbers.
     reasons: BTreeSet<String>,
 }
 
-/// How many reasons of one outage are logged.
+/// The most reasons of one outage that are logged.
 const REASONS_MAX: usize = 20;
 
 impl OutageTracker {
@@ -160,13 +160,13 @@ impl OutageTracker {
         }
     }
 
-    /// Records a failure and returns how long to wait. The log gets the first one, and each one
-    /// with a new reason.
+    /// Records a failure, and returns the delay. The first failure is logged, and each one with a
+    /// new reason.
     pub fn failed(&mut self, error: &dyn Display) -> Duration {
         self.failures = self.failures.saturating_add(1);
         let error = error.to_string();
         self.show(HealthLevel::Unavailable, Some(error.clone()));
-        // Waiting times and counts differ from try to try.
+        // Delays and counts differ with each attempt.
         let reason = error.replace(|c: char| c.is_ascii_digit(), "");
         let is_new = self.reasons.len() < REASONS_MAX && self.reasons.insert(reason);
         if self.since.is_none() {
@@ -191,7 +191,8 @@ impl OutageTracker {
         self.backoff.equal_jitter(self.failures, fastrand::f64())
     }
 
-    /// It refuses until somebody acts: said loudly once, and again whenever it was tried in vain.
+    /// Records that it rejects everything until an operator acts: logged once at error level, and
+    /// again after each failed probe.
     pub fn paused(&mut self, error: &dyn Display) {
         self.failures = self.failures.saturating_add(1);
         self.since.get_or_insert_with(Instant::now);
@@ -203,7 +204,7 @@ impl OutageTracker {
         );
     }
 
-    /// Another process works in its place, until an operator acts.
+    /// Records that another process replaced it, until an operator acts.
     pub fn fenced(&mut self, error: &dyn Display) {
         self.failures = self.failures.saturating_add(1);
         self.since.get_or_insert_with(Instant::now);
@@ -211,7 +212,7 @@ impl OutageTracker {
         log::error!("{} fenced: {error}", self.what);
     }
 
-    /// It asks for a pause: no failure.
+    /// Records that the other side requests a pause: no failure.
     pub fn limited(&mut self, reason: &str) {
         self.show(HealthLevel::RateLimited, Some(reason.to_owned()));
         log::info!("{} is limited: {reason}", self.what);
@@ -222,13 +223,13 @@ impl OutageTracker {
         self.shown == HealthLevel::Paused
     }
 
-    /// Before the line in the log: who reads that line finds the health page agree with it.
+    /// Before the log line, so that its reader finds the same state on the health page.
     fn show(&mut self, state: HealthLevel, error: Option<String>) {
         self.shown = state;
         self.part.set(state, error);
     }
 
-    /// Takes note of a success; says so in the log if it ends an outage.
+    /// Records a success, and logs the end of an outage.
     pub fn recovered(&mut self) {
         if self.shown != HealthLevel::Up {
             self.show(HealthLevel::Up, None);
@@ -263,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn jitter_takes_at_most_half() {
+    fn jitter_is_at_most_half() {
         assert_eq!(BACKOFF.equal_jitter(1, 0.0), Duration::from_millis(50));
         assert_eq!(BACKOFF.equal_jitter(1, 0.5), Duration::from_millis(75));
     }

@@ -1,7 +1,7 @@
-//! What this process has done since it started: counters that start at zero. Durable numbers are in
-//! the tables.
+//! The counters of this process; they start at zero. Durable numbers are in the tables.
 //!
 //! Every series exists from the start, so that a missing one never means zero. A counter is one
+//! atomic, and no hot path finds one by its labels.
 //! atomic, and nothing on a hot path looks one up by its labels.
 
 use std::sync::atomic::AtomicU64;
@@ -47,12 +47,12 @@ pub enum Refusal {
     Misdirected,
     /// 429.
     TooManyRequests,
-    /// The address had as many connections as it may.
+    /// The address had its maximum of connections.
     Connection,
 }
 
 impl Refusal {
-    /// All of them, in the order of their numbers, with their labels and what the log calls them.
+    /// All of them, in the order of their numbers, with their labels and their names in the log.
     pub const ALL: [(Self, &str, &str); 7] = [
         (
             Self::Unauthorized,
@@ -91,7 +91,7 @@ impl Refusal {
         ),
     ];
 
-    /// What the log calls it.
+    /// Its name in the log.
     pub fn words(self) -> &'static str {
         Self::ALL[self as usize].2
     }
@@ -109,14 +109,14 @@ pub struct ChannelMetrics {
     all: Metrics,
 }
 
-/// What the process had done at one moment.
+/// The totals at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Events that were recorded as PUBLISHED.
+    /// Events that were marked PUBLISHED.
     pub published: u64,
-    /// Payments that were recorded as DELIVERED.
+    /// Payments that were marked DELIVERED.
     pub delivered: u64,
-    /// Messages without an answer: Slack may show them twice.
+    /// Messages without a response: Slack may show them twice.
     pub unknown_outcomes: u64,
 }
 
@@ -168,7 +168,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// The relay recorded `count` events as published.
+    /// The relay marked `count` events as published.
     pub fn published(&self, count: usize) {
         self.0.published_sent.inc_by(count as u64);
     }
@@ -189,7 +189,7 @@ impl Metrics {
         self.0.relay_attempt.set(now.as_seconds());
     }
 
-    /// When the relay last did; the beginning of 1970 if it never did.
+    /// When the relay last did; the start of 1970 if never.
     pub fn last_relay_attempt(&self) -> Timestamp {
         Timestamp::from_seconds(self.0.relay_attempt.get())
     }
@@ -216,7 +216,7 @@ impl Metrics {
         }
     }
 
-    /// What has been done until now.
+    /// The totals until now.
     pub fn totals(&self) -> Totals {
         Totals {
             published: self.0.published_sent.get() + self.0.published_reconciled.get(),
@@ -249,7 +249,7 @@ impl ChannelMetrics {
         self.all.0.delivered.inc_by(count as u64);
     }
 
-    /// A message got no answer.
+    /// A message got no response.
     pub fn unknown_outcome(&self) {
         self.unknown.inc();
         self.all.0.unknown_outcomes.inc();

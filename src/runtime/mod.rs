@@ -1,4 +1,4 @@
-//! What every thread may use, and what names no part of the product: metrics, and the log of errors
+//! Helpers of every thread that know no part of the product: metrics, and the log of errors
 //! in a row.
 
 pub mod error_log;

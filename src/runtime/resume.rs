@@ -13,7 +13,7 @@ pub struct ResumeHandle {
 }
 
 impl ResumeHandle {
-    /// For the notifier that `waker` wakes.
+    /// A handle for the notifier that `waker` wakes.
     pub fn new(waker: Waker) -> Self {
         Self {
             asked: Arc::default(),
@@ -21,18 +21,18 @@ impl ResumeHandle {
         }
     }
 
-    /// The channel is tried at once, whatever it waits for.
+    /// Requests an attempt at once, whatever the channel waits for.
     pub fn now(&self) {
         self.asked.store(true, Ordering::Release);
         self.waker.wake();
     }
 
-    /// The notifier looks for an operator's order.
+    /// Makes the notifier look for an operator's action.
     pub fn wake(&self) {
         self.waker.wake();
     }
 
-    /// Whether it was asked for since the last call.
+    /// Whether it was requested since the last call.
     pub fn take(&self) -> bool {
         self.asked.swap(false, Ordering::Acquire)
     }

@@ -1,14 +1,14 @@
-//! Risks of the configuration that an operator should know, and that stop nothing: shown by
-//! `/health/ready`.
+//! Risks of the configuration that an operator should know, shown by `/health/ready`. They stop
+//! nothing.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The risks that are known. Cloning shares them.
+/// The known risks. Cloning shares them.
 #[derive(Debug, Clone, Default)]
 pub struct Warnings(Arc<Mutex<Vec<String>>>);
 
 impl Warnings {
-    /// Replaces what is known, and logs each risk that is new.
+    /// Replaces the risks, and logs each new one.
     pub fn set(&self, risks: Vec<String>) {
         let mut known = self.lock();
         for risk in risks.iter().filter(|risk| !known.contains(risk)) {
@@ -17,13 +17,13 @@ impl Warnings {
         *known = risks;
     }
 
-    /// What is known.
+    /// The known risks.
     pub fn get(&self) -> Vec<String> {
         self.lock().clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<String>> {
-        // The list is whole whenever the lock is free: a panic elsewhere does not spoil it.
+        // The list is consistent whenever the lock is free: a panic elsewhere does not spoil it.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,9 +1,8 @@
-//! A thread as a value: spawned with a name, asked to stop, waited for with a bound. No domain in
-//! here.
+//! A thread as a value: spawned with a name, stopped by request, joined with a deadline. It knows
+//! no domain.
 //!
-//! Whoever holds the [`Worker`] owns the thread. A thread that ends without having been asked
-//! reports its name on the channel that all workers share, so that the service never goes on half
-//! dead.
+//! The owner of a [`Worker`] owns the thread. A thread that exits without a request reports its
+//! name on a channel that all workers share, so that the service never runs with a dead thread.
 
 use std::io;
 use std::sync::Arc;
@@ -12,7 +11,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
-/// What is never sent: these channels speak by being closed.
+/// A type without values: its channels signal only by being closed.
 #[derive(Debug)]
 pub enum Never {}
 
@@ -21,35 +20,35 @@ pub enum Never {}
 pub struct Stop(Receiver<Never>);
 
 impl Stop {
-    /// A request that comes when the sender is dropped.
+    /// A request that is made by dropping the sender.
     pub fn new() -> (Sender<Never>, Self) {
         let (sender, receiver) = bounded(0);
         (sender, Self(receiver))
     }
 
-    /// Whether the stop was asked for.
+    /// Whether the stop was requested.
     pub fn requested(&self) -> bool {
         matches!(self.0.try_recv(), Err(TryRecvError::Disconnected))
     }
 
-    /// For `select!`: becomes ready, as disconnected, when the stop is asked for.
+    /// For `select!`: becomes ready, as disconnected, when the stop is requested.
     pub fn signal(&self) -> &Receiver<Never> {
         &self.0
     }
 }
 
-/// Wakes a worker, or several. Waking one twice before it looks is waking it once.
+/// Wakes a worker, or several. Two wakes before the worker looks are one.
 #[derive(Debug, Clone)]
 pub struct Waker(Arc<[Sender<()>]>);
 
 impl Waker {
-    /// A waker and the end that the woken worker waits on.
+    /// A waker, and the receiver that the woken worker waits on.
     pub fn new() -> (Self, Receiver<()>) {
         let (sender, receiver) = bounded(1);
         (Self(Arc::new([sender])), receiver)
     }
 
-    /// One that wakes all that these wake.
+    /// A waker of all that these wake.
     pub fn all<'a>(wakers: impl IntoIterator<Item = &'a Self>) -> Self {
         Self(
             wakers
@@ -82,7 +81,8 @@ pub struct Worker {
 pub struct StopTimeout(pub &'static str);
 
 impl Worker {
-    /// Starts `body` on a thread called `name`; its end, by return or by panic, is told on `exits`.
+    /// Starts `body` on a thread called `name`. Its end, by return or by panic, is reported on
+    /// `exits`.
     pub fn spawn(
         name: &'static str,
         exits: &Sender<&'static str>,
@@ -110,7 +110,7 @@ impl Worker {
         })
     }
 
-    /// Calls `interrupt` when the stop is asked for, for a thread that waits on something else than
+    /// Calls `interrupt` when the stop is requested, for a thread that waits on something else than
     /// a channel.
     #[must_use]
     pub fn on_stop(mut self, interrupt: impl FnOnce() + Send + 'static) -> Self {
@@ -118,8 +118,8 @@ impl Worker {
         self
     }
 
-    /// Asks the thread to stop, without waiting: several can be asked before the first is waited
-    /// for.
+    /// Requests the stop, without waiting: several threads can get the request before the first is
+    /// joined.
     pub fn request_stop(&mut self) {
         drop(self.stop.take());
         if let Some(interrupt) = self.interrupt.take() {
@@ -127,14 +127,14 @@ impl Worker {
         }
     }
 
-    /// Asks the thread to stop and waits for its end until `deadline`. A thread that is late is
-    /// left behind.
+    /// Requests the stop, and waits for the end of the thread until `deadline`. A thread that is
+    /// late is left behind.
     pub fn stop(mut self, deadline: Instant) -> Result<(), StopTimeout> {
         self.request_stop();
         match self.exited.recv_deadline(deadline) {
             Err(crossbeam_channel::RecvTimeoutError::Timeout) => Err(StopTimeout(self.name)),
             Err(crossbeam_channel::RecvTimeoutError::Disconnected) => {
-                // A panic was already reported by the hook and by the guard.
+                // The hook and the guard have already reported a panic.
                 let _ = self.handle.join();
                 Ok(())
             }
@@ -142,8 +142,8 @@ impl Worker {
     }
 }
 
-/// Whether the machine has room for so many more threads at once. Libraries that start some of
-/// their own panic where it has not.
+/// Checks that the operating system starts this number of threads more. Libraries that start
+/// threads panic where it does not.
 pub fn ensure_thread_capacity(threads: usize) -> io::Result<()> {
     let (release, held) = bounded::<Never>(0);
     let start = |_| {
@@ -152,14 +152,14 @@ pub fn ensure_thread_capacity(threads: usize) -> io::Result<()> {
     };
     let started: io::Result<Vec<_>> = (0..threads).map(start).collect();
     drop(release);
-    // Those that were started before one could not be end by themselves.
+    // The threads that did start end by themselves.
     for thread in started? {
         let _ = thread.join();
     }
     Ok(())
 }
 
-/// Dropped when the thread ends, however it ends.
+/// Reports the end of the thread when it is dropped.
 struct ExitGuard {
     name: &'static str,
     exits: Sender<&'static str>,
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_told_by_name() {
+    fn a_panic_is_reported_by_name() {
         let (exits, exited) = unbounded();
         let worker = Worker::spawn("brittle", &exits, |_stop| {
             std::panic::resume_unwind(Box::new("on purpose"));
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_room_for_some_threads() {
+    fn some_threads_can_be_started() {
         ensure_thread_capacity(8).unwrap();
     }
 

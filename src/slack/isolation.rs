@@ -1,68 +1,69 @@
-//! What a rejected message means, and how the next one looks. Pure: time is a parameter, counted
-//! from any beginning.
+//! The meaning of a rejected message, and the size and format of the next one. Pure: time is a
+//! parameter, counted from any start.
 //!
-//! Every message has the same shape, so a payment is not the suspect of a rejection (400, 413,
-//! 422). A digest that is rejected is sent smaller, and not larger again for some time. A single
-//! message that is rejected is sent once more as plain text, in case the channel does not take
-//! blocks. If that is rejected too, the channel or the template is at fault: the channel pauses,
-//! and no payment is lost. Only an operator can skip one.
+//! Every message has the same shape, so no payment is suspected of a rejection (400, 413, 422). A
+//! rejected digest is sent again with fewer payments, and digests stay small for some time. A
+//! rejected single message is sent once more as plain text, in case the channel does not accept
+//! blocks. If that is rejected too, the reason is the channel or the template: the channel pauses,
+//! and no payment is lost. Only an operator can skip a payment.
 
 use std::time::Duration;
 
 /// How long digests stay small after one was rejected.
 pub const SMALL_FOR: Duration = Duration::from_mins(10);
 
-/// A digest that was rejected shrinks to a quarter.
+/// A rejected digest shrinks to a quarter.
 const SHRINK_FACTOR: usize = 4;
 
-/// So many messages in a row without an answer pause the channel: each may show again.
+/// This number of consecutive messages without a response pauses the channel: each may appear
+/// again.
 const UNKNOWN_MAX: u32 = 3;
 
-/// How a message is written.
+/// The format of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// With Block Kit, and `text` for notifications.
+    /// Block Kit, and `text` for notifications.
     Blocks,
     /// `text` alone.
     Plain,
 }
 
-/// What follows a rejection.
+/// The consequence of a rejection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// The same payments again, fewer at a time.
     SendFewer,
     /// The same payment once more, as plain text.
     SendPlain,
-    /// The channel takes nothing until an operator acts.
+    /// The channel pauses until an operator acts.
     Pause,
 }
 
-/// What is known of a channel from its last answers.
+/// The state of a channel, from its last responses.
 #[derive(Debug, Clone)]
 pub struct Isolation {
     max: usize,
     size: usize,
     small_until: Option<Duration>,
-    form: Format,
+    format: Format,
     unknown: u32,
 }
 
 impl Isolation {
-    /// A channel that takes up to `max` payments in a message.
+    /// A channel whose messages may carry up to `max` payments.
     pub fn new(max: usize) -> Self {
         Self {
             max,
             size: max,
             small_until: None,
-            form: Format::Blocks,
+            format: Format::Blocks,
             unknown: 0,
         }
     }
 
     /// How many payments the next message may carry, at least one.
     pub fn size(&mut self, now: Duration) -> usize {
-        if self.form == Format::Plain {
+        if self.format == Format::Plain {
             return 1;
         }
         if self.small_until.is_some_and(|until| now >= until) {
@@ -72,23 +73,23 @@ impl Isolation {
         self.size
     }
 
-    /// Whether every message is as large as it may be: a summary is the largest.
+    /// Whether messages may have their full size: a summary is the largest.
     pub fn is_whole(&mut self, now: Duration) -> bool {
-        self.size(now) == self.max && self.form == Format::Blocks
+        self.size(now) == self.max && self.format == Format::Blocks
     }
 
-    /// How the next message is written.
-    pub fn form(&self) -> Format {
-        self.form
+    /// The format of the next message.
+    pub fn format(&self) -> Format {
+        self.format
     }
 
-    /// A message was accepted.
+    /// Records an accepted message.
     pub fn accepted(&mut self) {
-        self.form = Format::Blocks;
+        self.format = Format::Blocks;
         self.unknown = 0;
     }
 
-    /// A message with so many payments was rejected.
+    /// Records a rejected message with this number of payments.
     pub fn rejected(&mut self, payments: usize, now: Duration) -> Verdict {
         self.unknown = 0;
         if payments > 1 {
@@ -96,17 +97,17 @@ impl Isolation {
             self.small_until = Some(now.saturating_add(SMALL_FOR));
             return Verdict::SendFewer;
         }
-        match self.form {
+        match self.format {
             Format::Blocks => {
-                self.form = Format::Plain;
+                self.format = Format::Plain;
                 Verdict::SendPlain
             }
-            // A probe of a paused channel is this one message again.
+            // A probe of a paused channel is this single message again.
             Format::Plain => Verdict::Pause,
         }
     }
 
-    /// A message got no answer; true if the channel has to pause.
+    /// Records a message without a response. Returns whether the channel has to pause.
     pub fn unanswered(&mut self) -> bool {
         self.unknown += 1;
         self.unknown >= UNKNOWN_MAX
@@ -133,7 +134,7 @@ mod tests {
         let mut channel = Isolation::new(200);
         assert_eq!(channel.rejected(1, Duration::ZERO), Verdict::SendPlain);
         assert_eq!(
-            (channel.form(), channel.size(Duration::ZERO)),
+            (channel.format(), channel.size(Duration::ZERO)),
             (Format::Plain, 1)
         );
         assert_eq!(channel.rejected(1, Duration::ZERO), Verdict::Pause);
@@ -144,13 +145,13 @@ mod tests {
         );
         channel.accepted();
         assert_eq!(
-            (channel.form(), channel.size(Duration::ZERO)),
+            (channel.format(), channel.size(Duration::ZERO)),
             (Format::Blocks, 200)
         );
     }
 
     #[test]
-    fn three_messages_without_an_answer_pause_the_channel() {
+    fn three_messages_without_a_response_pause_the_channel() {
         let mut channel = Isolation::new(200);
         assert!(!channel.unanswered() && !channel.unanswered());
         channel.accepted();
@@ -165,9 +166,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is answered: a message carries between one payment and the maximum; only a
-        /// plain single message pauses; after any digest was rejected none is larger for ten
-        /// minutes; and of n rejections in a row at most five go by before the channel pauses.
+        /// For any responses: a message carries between one payment and the maximum; only a plain
+        /// single message pauses; after a rejected digest none is larger for ten minutes; and of n
+        /// consecutive rejections at most five precede the pause.
         #[test]
         fn a_channel_that_rejects_everything_pauses_soon_and_sends_one_payment_a_probe(
             answers in proptest::collection::vec(
@@ -190,7 +191,7 @@ mod tests {
                     Answer::Accepted => channel.accepted(),
                     Answer::Unanswered => drop(channel.unanswered()),
                     Answer::Rejected => {
-                        let form = channel.form();
+                        let form = channel.format();
                         match channel.rejected(size, now) {
                             Verdict::SendFewer => {
                                 prop_assert!(size > 1);
@@ -203,7 +204,7 @@ mod tests {
                 }
             }
             let mut rejections = 0;
-            while channel.form() == Format::Blocks || rejections == 0 {
+            while channel.format() == Format::Blocks || rejections == 0 {
                 let size = channel.size(now);
                 let verdict = channel.rejected(size, now);
                 rejections += 1;

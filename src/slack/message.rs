@@ -1,9 +1,9 @@
-//! What is said of payments: a line each, alone or in a digest. Pure.
+//! The text of messages: a line for each payment, alone or in a digest. Pure.
 //!
-//! A message is Block Kit for the eye and `text` for notifications and machines; `text` has a line
-//! for each payment, after a heading where there are several
-//! (<https://docs.slack.dev/reference/block-kit/>). A summary counts payments. Amounts are in the
-//! currency's usual unit, with separators, wherever people read them.
+//! A message has Block Kit for people, and `text` for notifications and machines; `text` has a line
+//! for each payment, after a heading if there are several
+//! (<https://docs.slack.dev/reference/block-kit/>). A summary counts payments. Amounts have
+//! separators and the currency's decimals wherever people read them.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -22,12 +22,12 @@ const SECTION_MAX: usize = 3000;
 /// for the heading.
 const SECTIONS_MAX: usize = 40;
 
-/// The blocks of a message hold at most so many characters in all. Slack documents no limit; people
-/// report that it refuses messages from about 13,200 on.
+/// The most characters of all blocks of a message. Slack documents no limit; users report that it
+/// rejects messages from about 13,200 on.
 const BLOCKS_MAX: usize = 12_000;
 
-/// What the heading, the words and the times take of that at most, besides the sums and the ids of
-/// those that FAILED.
+/// The most characters of the heading, the words and the times, without the totals and the ids of
+/// FAILED payments.
 const HEADING_MAX: usize = 500;
 
 /// A message's text is cut at 40,000 characters
@@ -40,32 +40,32 @@ const LINE_MAX: usize = 2000;
 /// A longer reason is cut.
 const FAILURE_MAX: usize = 300;
 
-/// So many ids to a line of the list of those that failed.
+/// The most ids in a line of the list of FAILED payments.
 const IDS_A_LINE: usize = 20;
 
-/// How messages look.
+/// The look of messages.
 #[derive(Debug, Clone)]
 pub struct MessageStyle {
-    /// Of a COMPLETED payment.
+    /// The line of a COMPLETED payment.
     pub completed: Template,
-    /// Of a FAILED payment.
+    /// The line of a FAILED payment.
     pub failed: Template,
-    /// In which times are shown.
+    /// The time zone of times.
     pub zone: Zone,
-    /// Where a payment's page is, before `/payments/`.
+    /// The URL of a payment's page, before `/payments/`.
     pub public_url: Option<String>,
 }
 
-/// A message, and how many of the payments it tells.
+/// A message, and how many payments it covers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message {
-    /// What is posted.
+    /// The JSON to post.
     pub json: Value,
-    /// So many of the first payments are in it.
+    /// It covers this number of the first payments.
     pub payments: usize,
 }
 
-/// Whom a line is for.
+/// The reader of a line.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Format {
     /// Nothing escaped, no links.
@@ -80,13 +80,13 @@ impl MessageStyle {
         self.render(payment, Format::Plain)
     }
 
-    /// A message without blocks, for a channel that does not take them.
+    /// A message without blocks, for a channel that does not accept them.
     pub fn plain(&self, payment: &Payment) -> Value {
         json!({ "text": escape(&self.line(payment)) })
     }
 
-    /// One message for all payments of a summary: counted, with those that FAILED by line as far as
-    /// there is room.
+    /// One message for all payments of a summary: totals, and a line for each FAILED payment while
+    /// there is space.
     pub fn summary(&self, summary: &Summary) -> Value {
         let Summary {
             count,
@@ -143,7 +143,7 @@ impl MessageStyle {
         json!({ "text": escape(&text), "blocks": blocks })
     }
 
-    /// A message with as many of the payments as fit, at least one: several have a heading.
+    /// A message with as many of the payments as fit, at least one; several have a heading.
     pub fn message(&self, payments: &[&Payment]) -> Message {
         let count = self.count_that_fit(payments);
         let json = match &payments[..count.min(payments.len())] {
@@ -165,7 +165,7 @@ impl MessageStyle {
         let mut section = 0;
         let mut totals = Totals::default();
         for (index, payment) in payments.iter().enumerate() {
-            // Each that failed is also named in the heading.
+            // Each FAILED payment is also named in the heading.
             let named = if payment.status == Status::Failed {
                 payment.id.to_string().len() + 2
             } else {
@@ -244,7 +244,7 @@ impl MessageStyle {
         json!({ "text": escape(&text), "blocks": blocks })
     }
 
-    /// A line for the eye.
+    /// A line for a section of Block Kit.
     fn shown(&self, payment: &Payment) -> String {
         let line = self.render(payment, Format::Mrkdwn);
         match payment.status {
@@ -270,7 +270,7 @@ impl MessageStyle {
             } else {
                 text
             };
-            // Whole pieces: half a link or half an entity would be shown as such.
+            // Whole segments: half a link or half an entity would appear as such.
             if line.chars().count() + text.chars().count() > LINE_MAX {
                 line.push('…');
                 break;
@@ -314,7 +314,7 @@ impl MessageStyle {
     }
 }
 
-/// For each status and currency: how many, and how much.
+/// For each status and currency: the number of payments, and the total.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Totals(BTreeMap<(bool, String), (usize, i128)>);
 
@@ -337,7 +337,7 @@ impl Totals {
     }
 
     fn lines(&self) -> Vec<String> {
-        /// A database has one currency, or a few from before it was changed.
+        /// A database has one currency, or a few if it was changed.
         const LINES_MAX: usize = 40;
         let show = |((failed, currency), (count, sum)): (&(bool, String), &(usize, i128))| {
             let status = if *failed { "FAILED" } else { "COMPLETED" };
@@ -345,28 +345,28 @@ impl Totals {
         };
         let mut lines: Vec<_> = self.0.iter().take(LINES_MAX).map(show).collect();
         if let Some(more) = self.0.len().checked_sub(LINES_MAX).filter(|more| *more > 0) {
-            lines.push(format!("and {more} more sums"));
+            lines.push(format!("and {more} more totals"));
         }
         lines
     }
 }
 
-/// Payments that one message covers without a line for each.
+/// Payments that one message counts, without a line for each.
 #[derive(Debug, Clone, Default)]
 pub struct Summary {
-    /// How many there are.
+    /// The number of payments.
     pub count: usize,
     first: Option<Payment>,
     last: Option<Payment>,
     totals: Totals,
-    /// The first of those that FAILED: as many as may have a line.
+    /// The first FAILED ones: as many as may have a line.
     failed: Vec<Payment>,
 }
 
 impl Summary {
-    /// One more payment, in commit order.
+    /// Adds a payment, in commit order.
     pub fn add(&mut self, payment: Payment) {
-        /// A line has some 60 characters at least.
+        /// A line has at least some 60 characters.
         const LINES_MAX: usize = BLOCKS_MAX / 50;
         self.count += 1;
         self.totals.add(&payment);
@@ -383,7 +383,7 @@ impl Summary {
     }
 }
 
-/// In the currency's usual unit, with separators for the thousands.
+/// In the currency's main unit, with thousands separators.
 fn amount(amount: i128, currency: &str) -> String {
     let decimals = decimals(currency);
     let digits = format!("{amount:0>width$}", width = decimals + 1);
@@ -413,7 +413,7 @@ fn decimals(currency: &str) -> usize {
     }
 }
 
-/// The three characters that mean something to Slack
+/// Escapes the three characters that are markup to Slack
 /// (<https://docs.slack.dev/messaging/formatting-message-text/>).
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
@@ -421,7 +421,7 @@ fn escape(text: &str) -> String {
         .replace('>', "&gt;")
 }
 
-/// Lines in as few sections as they need.
+/// The lines in as few sections as possible.
 fn sections(lines: &[String]) -> Vec<Value> {
     let mut texts = vec![String::new()];
     let mut length = 0;
@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_payment_is_nice_to_read() {
+    fn a_single_payment_has_blocks_and_a_link() {
         let style = MessageStyle {
             public_url: Some("https://pay.shop/".into()),
             zone: Zone::parse("Asia/Seoul").unwrap(),
@@ -535,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_has_a_heading_and_lists_what_failed_apart() {
+    fn a_digest_has_a_heading_and_lists_failed_payments() {
         let dollars = Payment {
             id: 3,
             currency: "USD".into(),
@@ -577,7 +577,7 @@ mod tests {
     }
 
     #[test]
-    fn what_slack_would_read_as_markup_is_escaped() {
+    fn slack_markup_is_escaped() {
         let tricky = Payment {
             failure: Some("a < b && <!channel>\nc".into()),
             ..failed()
@@ -598,7 +598,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_names_only_what_is_known() {
+    fn a_template_names_only_known_fields() {
         for bad in ["", "{", "}", "{id", "{user}", "a\nb", &"x".repeat(501)] {
             assert_eq!(Template::parse(bad), None, "{bad:?}");
         }
@@ -660,10 +660,10 @@ mod tests {
             while !rest.is_empty() {
                 let message = style.message(rest);
                 prop_assert!((1..=rest.len()).contains(&message.payments));
-                let told = &rest[..message.payments];
+                let covered = &rest[..message.payments];
                 let text = message.json["text"].as_str().unwrap();
-                let expected: Vec<_> = told.iter().map(|payment| escape(&style.line(payment))).collect();
-                let skip = usize::from(told.len() > 1);
+                let expected: Vec<_> = covered.iter().map(|payment| escape(&style.line(payment))).collect();
+                let skip = usize::from(covered.len() > 1);
                 prop_assert_eq!(text.split('\n').skip(skip).collect::<Vec<_>>(), expected);
                 let blocks = message.json["blocks"].as_array().unwrap();
                 prop_assert!(blocks.len() <= 50);
@@ -673,10 +673,10 @@ mod tests {
                     text.chars().count() + context.chars().count()
                 };
                 let all: usize = blocks.iter().map(characters).sum();
-                prop_assert!(told.len() == 1 || all <= 12_000, "{}", all);
+                prop_assert!(covered.len() == 1 || all <= 12_000, "{}", all);
                 prop_assert!(text.chars().count() <= 40_000);
                 let header = blocks[0]["text"]["text"].as_str().unwrap();
-                prop_assert!(told.len() == 1 || header.chars().count() <= 150);
+                prop_assert!(covered.len() == 1 || header.chars().count() <= 150);
                 let too_long = |block: &Value| block["text"]["text"].as_str().is_some_and(|text| text.chars().count() > 3000);
                 prop_assert!(!blocks.iter().any(too_long));
                 rest = &rest[message.payments..];

@@ -1,32 +1,30 @@
-//! A notifier: delivers one channel's part of the delivery table, oldest first, one message after
-//! the other.
+//! A notifier: sends the deliveries of one channel, oldest first, one message after the other.
 //!
-//! Payments are delivered in their order: a message that was not accepted is tried again before any
-//! later one. What a rejection means is decided in [`crate::slack::isolation`]: no payment becomes
-//! a dead letter for it. A few payments have a message each, more share a digest, and when very
-//! many wait one summary counts them all.
+//! It keeps the order: a message that was not accepted is sent again before any later one.
+//! [`crate::slack::isolation`] decides the meaning of a rejection: no payment becomes a dead letter
+//! for it. A few payments have a message each, more share a digest, and when very many wait one
+//! summary counts them all.
 //!
-//! Before a POST its rows say SENDING, and after the answer the outcome is recorded before the next
-//! POST, so that a crash repeats at most the one message whose answer was not recorded.
+//! Deliveries are SENDING before a POST, and their outcome is recorded before the next POST. So a
+//! crash repeats at most the one message whose outcome was not recorded.
 
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, select_biased};
 
-use crate::domain::payment::Payment;
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::error_log::ErrorLog;
 use crate::runtime::health::{Backoff, HealthHandle, OutageTracker};
-use crate::runtime::metrics::{ChannelMetrics, Metrics};
+use crate::runtime::metrics::Metrics;
 use crate::runtime::resume::ResumeHandle;
 use crate::runtime::worker::Stop;
 use crate::slack::channel::{Channel, Sink};
+use crate::slack::delivery_queue::{Batch, DeliveryQueue, OutgoingPayment};
 use crate::slack::isolation::{Format, Isolation, Verdict};
-use crate::slack::message::Summary;
 use crate::slack::rate_limit::RateLimiter;
 use crate::slack::webhook::PostOutcome;
-use crate::store::delivery::{self, Carrier, Outcome, PendingDelivery};
-use crate::store::{self, SqlResult, Store, StoreError, Transaction, channel as stored_channel};
+use crate::store::delivery::{self, Carrier, Outcome};
+use crate::store::{self, Store, StoreError, channel as stored_channel};
 
 /// How long a channel waits after a message that failed.
 pub const BACKOFF: Backoff = Backoff {
@@ -34,110 +32,49 @@ pub const BACKOFF: Backoff = Backoff {
     cap: Duration::from_mins(1),
 };
 
-/// How many lines the log takes between two marks.
+/// The most lines that the log gets between two records of outcomes.
 const LOG_BATCH: usize = 500;
 
-/// How many payments one transaction of a summary marks: it holds the writer for a few
-/// milliseconds.
-const SUMMARY_SLICE: usize = 200;
-
-/// How many payments one summary covers at most, so that a stop finds it done in time.
-const SUMMARY_MAX: usize = 100_000;
-
-/// How soon a waiting notifier sees an operator's order.
+/// How soon a waiting notifier sees an operator's action.
 const ACTION_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The time since any beginning; it never goes back.
+/// The time since any start; it never goes back.
 pub type Clock = Box<dyn Fn() -> Duration + Send>;
 
 /// Delivers the payments of one channel.
 pub struct Notifier {
-    store: Store,
+    queue: DeliveryQueue,
     channel: Channel,
     limiter: RateLimiter,
     clock: Clock,
     wake: Receiver<()>,
     resume: ResumeHandle,
     outage: OutageTracker,
-    metrics: ChannelMetrics,
     errors: ErrorLog,
     isolation: Isolation,
-    /// The last action of an operator that was carried out; `None` before the first look.
+    /// The last executed action of an operator; `None` before the first query.
     last_action: Option<i64>,
-    /// An answer that Slack does not send was logged.
+    /// Whether an unusual response was logged.
     odd_answer_logged: bool,
-    /// The outcome of the last message, not recorded because the database refused: it is recorded
-    /// before anything else.
+    /// The outcome of the last message, unsaved because of a database error: it is saved before
+    /// anything else.
     unsaved: Option<Unsaved>,
 }
 
-/// The outcome of a message that is still to be recorded.
+/// The outcome of a message that is still to be saved.
 struct Unsaved {
     batch: Batch,
     outcome: Outcome,
 }
 
-/// What one message covers.
-enum Batch {
-    Payments(Vec<OutgoingPayment>),
-    Summary {
-        summary: Box<Summary>,
-        oldest: Timestamp,
-        last_event: i64,
-    },
-}
-
-/// A payment that is being delivered.
-struct OutgoingPayment {
-    outbox_id: i64,
-    created_at: Timestamp,
-    payment: Payment,
-}
-
-impl Batch {
-    fn len(&self) -> usize {
-        match self {
-            Self::Payments(payments) => payments.len(),
-            Self::Summary { summary, .. } => summary.count,
-        }
-    }
-
-    fn last_event(&self) -> i64 {
-        match self {
-            Self::Payments(payments) => payments.last().map_or(0, |last| last.outbox_id),
-            Self::Summary { last_event, .. } => *last_event,
-        }
-    }
-
-    fn carrier(&self) -> Carrier {
-        match self {
-            Self::Payments(payments) if payments.len() <= 1 => Carrier::Single,
-            Self::Payments(_) => Carrier::Digest,
-            Self::Summary { .. } => Carrier::Summary,
-        }
-    }
-
-    /// The first and the last payment.
-    fn span(&self) -> String {
-        let ends = match self {
-            Self::Payments(payments) => payments
-                .first()
-                .zip(payments.last())
-                .map(|(first, last)| (first.payment.id, last.payment.id)),
-            Self::Summary { summary, .. } => summary.span(),
-        };
-        ends.map_or_else(String::new, |(first, last)| format!("{first} to {last}"))
-    }
-}
-
-/// What a step has found.
+/// The result of a step.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
-    /// There may be more at once.
+    /// There may be more to do at once.
     Progress,
-    /// Nothing waits.
+    /// No payment waits.
     Idle,
-    /// Nothing may be delivered before this has passed.
+    /// Send nothing before this time has passed.
     RetryAfter(Duration),
 }
 
@@ -169,19 +106,22 @@ impl Notifier {
             channel.probe_interval,
         );
         let outage = OutageTracker::new(channel.display_name(), BACKOFF, health);
-        let metrics = metrics.channel(&channel.name);
+        let queue = DeliveryQueue {
+            store,
+            channel: channel.name.clone(),
+            metrics: metrics.channel(&channel.name),
+        };
         let errors = ErrorLog::new(format!("notifier {}", channel.name));
         let isolation = Isolation::new(channel.digest_max);
         let started = Instant::now();
         Self {
-            store,
+            queue,
             channel,
             limiter,
             clock: Box::new(move || started.elapsed()),
             wake,
             resume,
             outage,
-            metrics,
             errors,
             isolation,
             last_action: None,
@@ -190,17 +130,17 @@ impl Notifier {
         }
     }
 
-    /// By another clock, for tests that do not wait.
+    /// Replaces the clock, for tests without waiting.
     #[must_use]
     pub fn with_clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
         self
     }
 
-    /// Works until the stop.
+    /// Runs until a stop is requested.
     pub fn run(mut self, stop: &Stop) {
         self.work(stop);
-        // An outcome that the database refused is tried once more.
+        // One more attempt to save the last outcome.
         if let Err(error) = self.save_outcome() {
             log::error!(
                 "the outcome of the last message could not be recorded, it will be sent again: \
@@ -213,7 +153,7 @@ impl Notifier {
         while !stop.requested() {
             let pause = match self.step() {
                 Step::Progress => continue,
-                // An operator's order comes by way of the database.
+                // An operator's action arrives through the database.
                 Step::Idle => after(ACTION_INTERVAL),
                 Step::RetryAfter(delay) => after(delay.min(ACTION_INTERVAL)),
             };
@@ -249,8 +189,7 @@ impl Notifier {
     }
 
     fn write_to_log(&mut self) -> Result<Step, StoreError> {
-        let waiting = self.waiting(LOG_BATCH)?;
-        let Some(payments) = self.split_unreadable(waiting)? else {
+        let Some(payments) = self.queue.oldest(LOG_BATCH)? else {
             return Ok(Step::Progress);
         };
         if payments.is_empty() {
@@ -258,9 +197,10 @@ impl Notifier {
         }
         let ids: Vec<i64> = payments.iter().map(|payment| payment.outbox_id).collect();
         let now = Timestamp::now();
-        self.store
+        self.queue
+            .store
             .write(move |tx| delivery::mark_delivered(tx, &ids, Carrier::Single, now))?;
-        self.metrics.delivered(payments.len());
+        self.queue.metrics.delivered(payments.len());
         for payment in &payments {
             self.log_delivered("this log only", payment, now);
         }
@@ -282,10 +222,10 @@ impl Notifier {
         if batch.len() == 0 {
             return Ok(Step::Idle);
         }
-        let form = self.isolation.form();
+        let format = self.isolation.format();
         let message = match &batch {
             Batch::Payments(payments) => match payments.as_slice() {
-                [only] if form == Format::Plain => self.channel.style.plain(&only.payment),
+                [only] if format == Format::Plain => self.channel.style.plain(&only.payment),
                 several => {
                     let payments: Vec<_> = several.iter().map(|payment| &payment.payment).collect();
                     self.channel.style.message(&payments).json
@@ -301,62 +241,28 @@ impl Notifier {
         self.handle(answer, batch)
     }
 
-    /// The oldest payment, or as many as one message carries. Their rows say SENDING. `None`: some
-    /// could not be read, and are dead letters now.
+    /// The oldest payment, or as many as one message carries, marked as SENDING. `None`: some could
+    /// not be read, and are dead letters now.
     fn next_batch(&mut self) -> Result<Option<Batch>, StoreError> {
         let now = self.now();
         let over = self.channel.summary_over;
-        if over > 0 && self.isolation.is_whole(now) && self.has_more_than(over)? {
-            return self.next_summary();
+        if over > 0 && self.isolation.is_whole(now) && self.queue.has_more_than(over)? {
+            return self.queue.summary().map(Some);
         }
-        let crowd = self.has_more_than(self.channel.digest_over)?;
-        let size = if crowd { self.isolation.size(now) } else { 1 };
-        let waiting = self.waiting(size)?;
-        let Some(mut payments) = self.split_unreadable(waiting)? else {
+        let is_crowded = self.queue.has_more_than(self.channel.digest_over)?;
+        let size = if is_crowded {
+            self.isolation.size(now)
+        } else {
+            1
+        };
+        let Some(mut payments) = self.queue.oldest(size)? else {
             return Ok(None);
         };
         let all: Vec<_> = payments.iter().map(|payment| &payment.payment).collect();
         let count_that_fit = self.channel.style.message(&all).payments;
         payments.truncate(count_that_fit);
-        let ids: Vec<i64> = payments.iter().map(|payment| payment.outbox_id).collect();
-        self.store
-            .write(move |tx| delivery::mark_sending(tx, &ids))?;
+        self.queue.mark_sending(&payments)?;
         Ok(Some(Batch::Payments(payments)))
-    }
-
-    /// Everything that waits, a slice at a time, so that no transaction is long.
-    fn next_summary(&mut self) -> Result<Option<Batch>, StoreError> {
-        let mut summary = Box::<Summary>::default();
-        let mut oldest = None;
-        let mut last_event = 0;
-        while summary.count < SUMMARY_MAX {
-            let name = self.channel.name.clone();
-            let slice = self
-                .store
-                .write(move |tx| delivery::begin_sending(tx, &name, last_event, SUMMARY_SLICE))?;
-            let Some(last) = slice.last() else { break };
-            last_event = last.outbox_id;
-            for PendingDelivery {
-                outbox_id,
-                created_at,
-                payment,
-            } in slice
-            {
-                match payment {
-                    Ok(payment) => {
-                        oldest.get_or_insert(created_at);
-                        summary.add(payment);
-                    }
-                    Err(reason) => self.dead_letter(vec![(outbox_id, reason)])?,
-                }
-            }
-        }
-        let oldest = oldest.unwrap_or_else(Timestamp::now);
-        Ok(Some(Batch::Summary {
-            summary,
-            oldest,
-            last_event,
-        }))
     }
 
     fn handle(&mut self, answer: PostOutcome, batch: Batch) -> Result<Step, StoreError> {
@@ -403,14 +309,14 @@ impl Notifier {
 
     fn unanswered(&mut self, error: &str, batch: &Batch) -> Step {
         log::warn!(
-            "no answer to a message with payments {}: it may show twice: {error}",
+            "no response to a message with payments {}: it may appear twice: {error}",
             batch.span()
         );
-        self.metrics.unknown_outcome();
+        self.queue.metrics.unknown_outcome();
         if self.isolation.unanswered() {
-            return Step::RetryAfter(
-                self.pause(&format!("several messages in a row got no answer: {error}")),
-            );
+            return Step::RetryAfter(self.pause(&format!(
+                "several consecutive messages got no response: {error}"
+            )));
         }
         let wait = self.limiter.failed(self.now(), None, fastrand::f64());
         let _ = self.outage.failed(&error);
@@ -441,15 +347,16 @@ impl Notifier {
         self.limiter.pause(self.now())
     }
 
-    /// What operators asked since the last look.
+    /// Executes the actions that operators requested since the last query.
     fn carry_out_actions(&mut self) -> Result<(), StoreError> {
         let Some(mut last) = self.last_action else {
-            // What was asked of a process before this one is over.
-            self.last_action = Some(self.store.read(stored_channel::last_action)?);
+            // Actions requested before the start are over.
+            self.last_action = Some(self.queue.store.read(stored_channel::last_action)?);
             return Ok(());
         };
         let name = self.channel.name.clone();
         while let Some(asked) = self
+            .queue
             .store
             .read(|connection| stored_channel::next_action(connection, &name, last))?
         {
@@ -466,20 +373,22 @@ impl Notifier {
         let outcome = match action {
             stored_channel::Action::Resume => {
                 self.limiter.resume(self.now());
-                self.store
+                self.queue
+                    .store
                     .write(move |tx| stored_channel::finish(tx, id, "resumed"))?;
                 "resumed".to_owned()
             }
             stored_channel::Action::Skip(_) if !self.outage.is_paused() => {
                 let outcome = "nothing was skipped: the channel is not paused";
-                self.store
+                self.queue
+                    .store
                     .write(move |tx| stored_channel::finish(tx, id, outcome))?;
                 outcome.to_owned()
             }
             stored_channel::Action::Skip(reason) => {
                 let reason = format!("skipped by {origin}: {reason}");
                 let now = Timestamp::now();
-                let skipped = self.store.write(move |tx| {
+                let skipped = self.queue.store.write(move |tx| {
                     let skipped = delivery::skip_oldest(tx, &name, &reason, now)?;
                     let outcome = match skipped {
                         Some(event) => format!("event {event} is a dead letter"),
@@ -488,95 +397,27 @@ impl Notifier {
                     stored_channel::finish(tx, id, &outcome)?;
                     Ok(outcome)
                 })?;
-                self.metrics.dead(1);
+                self.queue.metrics.dead(1);
                 self.limiter.resume(self.now());
                 skipped
             }
         };
         log::info!(
-            "channel {}: asked by {origin}: {outcome}",
+            "channel {}: action of {origin}: {outcome}",
             self.channel.name
         );
         Ok(())
     }
 
-    fn has_more_than(&self, count: usize) -> Result<bool, StoreError> {
-        let name = &self.channel.name;
-        self.store
-            .read(|connection| delivery::more_than(connection, name, count))
-    }
-
-    fn waiting(&self, limit: usize) -> Result<Vec<PendingDelivery>, StoreError> {
-        let name = &self.channel.name;
-        self.store
-            .read(|connection| delivery::waiting(connection, name, limit))
-    }
-
-    /// The payments that can be delivered. Those that cannot be read become dead letters first, and
-    /// then there is nothing yet.
-    fn split_unreadable(
-        &self,
-        waiting: Vec<PendingDelivery>,
-    ) -> Result<Option<Vec<OutgoingPayment>>, StoreError> {
-        let mut payments = Vec::with_capacity(waiting.len());
-        let mut unreadable = Vec::new();
-        for PendingDelivery {
-            outbox_id,
-            created_at,
-            payment,
-        } in waiting
-        {
-            match payment {
-                Ok(payment) => payments.push(OutgoingPayment {
-                    outbox_id,
-                    created_at,
-                    payment,
-                }),
-                Err(reason) => unreadable.push((outbox_id, reason)),
-            }
-        }
-        if unreadable.is_empty() {
-            return Ok(Some(payments));
-        }
-        self.dead_letter(unreadable)?;
-        Ok(None)
-    }
-
-    fn dead_letter(&self, dead: Vec<(i64, String)>) -> Result<(), StoreError> {
-        for (outbox_id, reason) in &dead {
-            log::error!("event {outbox_id} dead-lettered, it cannot be delivered: {reason}");
-        }
-        let (now, count) = (Timestamp::now(), dead.len());
-        self.store
-            .write(move |tx: &Transaction<'_>| -> SqlResult<()> {
-                dead.iter().try_for_each(|(outbox_id, reason)| {
-                    delivery::bury(tx, *outbox_id, Some(reason), now)
-                })
-            })?;
-        self.metrics.dead(count);
-        Ok(())
-    }
-
-    /// Records the outcome of the last message, a slice at a time; on success nothing is left to be
-    /// recorded.
+    /// Saves the outcome of the last message, if it is unsaved.
     fn save_outcome(&mut self) -> Result<(), StoreError> {
         let Some(Unsaved { batch, outcome }) = &self.unsaved else {
             return Ok(());
         };
         let now = Timestamp::now();
-        let last = batch.last_event();
-        loop {
-            let name = self.channel.name.clone();
-            let outcome = outcome.clone();
-            let settled = self
-                .store
-                .write(move |tx| delivery::settle(tx, &name, last, &outcome, SUMMARY_SLICE, now))?;
-            if settled < SUMMARY_SLICE {
-                break;
-            }
-        }
+        self.queue.save(batch, outcome, now)?;
         if matches!(outcome, Outcome::Delivered(_)) {
-            self.metrics.delivered(batch.len());
+            self.queue.metrics.delivered(batch.len());
             self.log_batch(batch, now);
         }
         self.unsaved = None;

@@ -1,11 +1,11 @@
-//! When a channel may be posted to: the pace, the pause that Slack asks for, the backoff, the pause
-//! after a refusal. Pure: time is a parameter, counted from any beginning.
+//! When a channel may get its next message: the pace, a pause that Slack requests, the backoff, and
+//! the pause after a rejection. Pure: time is a parameter, counted from any start.
 
 use std::time::Duration;
 
 use crate::runtime::health::Backoff;
 
-/// A token bucket: so many messages at once after a quiet time, and so many a second for long.
+/// A token bucket: a burst of messages after a quiet time, and a steady pace in the long run.
 #[derive(Debug, Clone)]
 struct TokenBucket {
     per_second: f64,
@@ -27,7 +27,7 @@ impl TokenBucket {
         if self.tokens >= 1.0 {
             return Duration::ZERO;
         }
-        // Rounded up: a wait that is too short by a nanosecond would be repeated.
+        // Rounded up: a wait that is a nanosecond short would be repeated.
         let until_filled = Duration::from_secs_f64((1.0 - self.tokens) / self.per_second)
             + Duration::from_nanos(1);
         self.filled_at.saturating_sub(now) + until_filled
@@ -37,8 +37,7 @@ impl TokenBucket {
         self.tokens = (self.tokens - 1.0).max(0.0);
     }
 
-    /// At `at` there will be one token at most: what was saved up before is not sent at once
-    /// afterwards.
+    /// At `at` there is one token at most: saved tokens are not spent in a burst afterwards.
     fn cap_at(&mut self, at: Duration) {
         self.fill(at);
         self.tokens = self.tokens.min(1.0);
@@ -53,14 +52,14 @@ pub struct RateLimiter {
     probe_interval: Duration,
     failures: u32,
     blocked_until: Duration,
-    /// The hold is what Slack asked for.
+    /// Slack requested the pause.
     limited: bool,
-    /// When an operator last ended such a hold.
+    /// When an operator last ended such a pause.
     overridden_at: Option<Duration>,
 }
 
 impl RateLimiter {
-    /// Opens with one message: a process that starts again and again must not send a burst each
+    /// Starts with one token: a process that restarts again and again must not send a burst each
     /// time.
     pub fn new(per_second: f64, burst: usize, backoff: Backoff, probe_interval: Duration) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "a burst is small")]
@@ -89,18 +88,18 @@ impl RateLimiter {
             .max(self.bucket.wait(now))
     }
 
-    /// A message goes.
+    /// Counts a message.
     pub fn sent(&mut self, now: Duration) {
         self.bucket.fill(now);
         self.bucket.take();
     }
 
-    /// It was taken.
+    /// Records an accepted message.
     pub fn succeeded(&mut self) {
         self.failures = 0;
     }
 
-    /// Slack asks for a pause, or does not say for how long.
+    /// Slack requests a pause, perhaps without a duration.
     pub fn limited(
         &mut self,
         now: Duration,
@@ -116,7 +115,7 @@ impl RateLimiter {
         wait
     }
 
-    /// It failed, and may do better next time, or after what the answer says.
+    /// Records a failure that may pass, perhaps with the time of the next attempt.
     pub fn failed(
         &mut self,
         now: Duration,
@@ -129,13 +128,13 @@ impl RateLimiter {
         self.block(now, wait)
     }
 
-    /// It refuses for good.
+    /// Records a rejection for good.
     pub fn pause(&mut self, now: Duration) -> Duration {
         self.block(now, self.probe_interval)
     }
 
-    /// The operator wants it tried now. What Slack asked for is overridden once a minute at most:
-    /// who posts on against a 429 may lose the webhook.
+    /// Ends the wait for an operator. A pause that Slack requested is ended once a minute at most:
+    /// an app that posts in spite of 429 may lose the webhook.
     pub fn resume(&mut self, now: Duration) {
         if self.limited && self.blocked_until > now {
             if self
@@ -161,13 +160,13 @@ impl RateLimiter {
     }
 }
 
-/// The least pause after a 429: a date may have passed by a clock that is ahead.
+/// The shortest pause after a 429: the date may have passed for a clock that is ahead.
 const LIMITED_MIN: Duration = Duration::from_secs(1);
 
-/// How often an operator may end a pause that Slack asked for.
+/// How often an operator may end a pause that Slack requested.
 const OVERRIDE_INTERVAL: Duration = Duration::from_mins(1);
 
-/// A longer pause is not believed.
+/// A longer pause is treated as an error.
 const LIMITED_MAX: Duration = Duration::from_hours(24);
 
 #[cfg(test)]
@@ -199,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_holds_the_whole_channel_and_saves_up_nothing() {
+    fn retry_after_blocks_the_whole_channel_and_saves_no_tokens() {
         let mut limiter = RateLimiter::new(10.0, 5, BACKOFF, PROBE);
         assert_eq!(limiter.limited(ms(0), Some(ms(30_000)), 0.5), ms(30_000));
         assert_eq!(limiter.wait(ms(10_000)), ms(20_000));
@@ -230,14 +229,14 @@ mod tests {
         assert_eq!(
             limiter.failed(ms(0), None, 0.0),
             ms(0),
-            "full jitter begins at nothing"
+            "full jitter begins at zero"
         );
         limiter.succeeded();
         assert_eq!(limiter.failed(ms(0), None, 1.0), ms(500));
     }
 
     #[test]
-    fn a_pause_is_probed_slowly_or_ended_by_a_person() {
+    fn a_pause_is_probed_slowly_or_ended_by_an_operator() {
         let mut limiter = RateLimiter::new(1.0, 3, BACKOFF, PROBE);
         limiter.pause(ms(0));
         assert_eq!(limiter.wait(ms(1000)) + ms(1000), PROBE);
@@ -329,7 +328,7 @@ mod tests {
                 let mut allowed = f64::from(u8::try_from(burst).unwrap());
                 for last in first..sent.len() {
                     let span = sent[last].saturating_sub(sent[first]);
-                    // Each message of the span takes one from what it allows.
+                    // Each message within the window spends one token.
                     allowed -= 1.0;
                     prop_assert!(allowed + span.as_secs_f64() * per_second >= -1e-6, "{} in \
                         {span:?}", last - first + 1);

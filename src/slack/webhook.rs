@@ -1,8 +1,8 @@
-//! Slack's incoming webhook: one POST, and what came of it
+//! Slack's incoming webhook: one POST, and its outcome
 //! (<https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks/>).
 //!
-//! Never decides when to try again; [`isolation`](super::isolation) decides what a rejection means. The webhook's URL
-//! and the proxy's are secrets: no error shows them.
+//! It never decides when to retry; [`isolation`](super::isolation) decides the meaning of a
+//! rejection. The URLs of the webhook and of the proxy are secrets: no error shows them.
 
 use std::io::{self, Read as _};
 use std::path::PathBuf;
@@ -25,26 +25,26 @@ pub struct Slack {
     proxy: Option<Secret>,
 }
 
-/// What came of a POST.
+/// The outcome of a POST.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PostOutcome {
-    /// 2xx, and it can be Slack's: the channel accepted it. With what is odd about the answer, if
-    /// something is.
+    /// 2xx, and it can be Slack's: the channel accepted the message. With a remark if the response
+    /// is unusual.
     Accepted(Option<String>),
-    /// 429: nothing may be posted for so long, if it says.
+    /// 429: no message may be posted for this duration, if Slack names one.
     RateLimited(Option<Duration>),
-    /// Not accepted, and the next try may do better, after this time if it says: 5xx, no
-    /// connection.
+    /// Not accepted, and a later attempt may succeed, after this time if the server names one: 5xx,
+    /// no connection.
     Unavailable(String, Option<Duration>),
-    /// Sent, and no answer came: it may be told or not.
+    /// Sent, but without a response: it may appear or not.
     Unknown(String),
-    /// This message is not taken, another one might be: 400, 413.
+    /// This message is rejected, another one might be accepted: 400, 413.
     PayloadRejected(String),
-    /// The channel takes nothing until a person has acted: 403, 404, 410, a redirect.
+    /// The channel rejects everything until an operator acts: 403, 404, 410, a redirect.
     ChannelDisabled(String),
 }
 
-/// A webhook that cannot be used as it is configured.
+/// A webhook whose configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SlackConfigError {
     /// The certificates cannot be read.
@@ -52,25 +52,25 @@ pub enum SlackConfigError {
     Certificates {
         /// As configured.
         path: PathBuf,
-        /// Why not.
+        /// What is wrong with it.
         reason: String,
     },
-    /// The webhook's URL is none; it is not shown.
-    #[error("a webhook_url of [slack] or [[slack.route]]: this is no URL")]
+    /// The webhook's URL is invalid; it is not shown.
+    #[error("a webhook_url of [slack] or [[slack.route]] is no URL")]
     Webhook,
-    /// There is no thread to resolve names.
+    /// The thread for DNS lookups cannot be started.
     #[error("the operating system starts no further thread: {0}")]
     Thread(io::Error),
-    /// The proxy's URL is none; it may hold a password and is not shown.
-    #[error("slack.proxy: this is no proxy's URL")]
+    /// The proxy's URL is invalid; it may hold a password and is not shown.
+    #[error("slack.proxy is no URL of a proxy")]
     Proxy,
 }
 
-/// How much of an error's answer is read and shown: Slack's errors are single words.
+/// How much of a failed response is read and shown: Slack's errors are single words.
 const ANSWER_MAX: u64 = 200;
 
 impl Slack {
-    /// A client for one webhook. Connects when it first posts, and keeps the connection.
+    /// A client for one webhook. Connects for each message.
     pub fn new(url: Secret, settings: &config::Slack) -> Result<Self, SlackConfigError> {
         if url.expose().parse::<Uri>().is_err() {
             return Err(SlackConfigError::Webhook);
@@ -90,20 +90,20 @@ impl Slack {
         };
         let agent = ureq::Agent::config_builder()
             .timeout_global(Some(settings.timeout))
-            // Each well within the whole, so that it is known what took so long: before the request
-            // is sent, nothing can have been told.
+            // Each well below the whole, so that the error names the slow step: before the request
+            // is sent, nothing can have been delivered.
             .timeout_resolve(Some(settings.timeout / 4))
             .timeout_connect(Some(settings.timeout / 3))
-            // Every answer is told apart here; by default a 429 would come without its headers.
+            // The status is examined here; by default a 429 would come without its headers.
             .http_status_as_error(false)
-            // A connection that was idle may have been closed by the other side without our
-            // knowing: a message on it would have an unknown outcome. At a message a second a new
-            // one costs little.
+            // The other side may have closed an idle connection without our knowledge: a message on
+            // it would have an unknown outcome. At a message a second a new connection costs
+            // little.
             .max_idle_connections(0)
-            // A webhook does not move: what redirects is not Slack.
+            // A webhook does not move: a server that redirects is not Slack.
             .max_redirects(0)
             .max_redirects_will_error(false)
-            // Not from the environment: what is in force is in the configuration.
+            // Not from the environment: the configuration shows the proxy in effect.
             .proxy(proxy)
             .tls_config(TlsConfig::builder().root_certs(roots).build())
             .user_agent(concat!("payrelay/", env!("CARGO_PKG_VERSION")))
@@ -149,7 +149,8 @@ impl Slack {
         )
     }
 
-    /// Before anything was sent nothing can have been told; afterwards nobody knows.
+    /// Before the request was sent, nothing can have been delivered; afterwards the outcome is
+    /// unknown.
     fn classify_error(&self, error: &ureq::Error) -> PostOutcome {
         let unsent = match error {
             ureq::Error::HostNotFound
@@ -168,8 +169,7 @@ impl Slack {
         }
     }
 
-    /// Without the webhook, of which the path alone is as secret as the whole, and without the
-    /// proxy.
+    /// Removes the webhook, whose path alone is as secret as the whole, and the proxy.
     fn redact(&self, text: &str) -> String {
         let url = self.url.expose();
         let mut text = text.replace(url, "(the webhook)");
@@ -189,9 +189,8 @@ impl fmt::Debug for Slack {
     }
 }
 
-/// Errors that come before a request is sent. Two have no kind of their own: the resolver's, and
-/// the one of a certificate that is not trusted, which rustls hands over as it does a broken record
-/// of an answer.
+/// Errors before a request is sent. Two have no kind of their own: the resolver's, and the one of
+/// an untrusted certificate, which rustls reports like a broken record of a response.
 fn is_unsent(error: &io::Error) -> bool {
     use io::ErrorKind as Kind;
     match error.kind() {
@@ -209,8 +208,7 @@ fn is_unsent(error: &io::Error) -> bool {
     }
 }
 
-/// What an answer means: its status, the header that says when to come again, the beginning of its
-/// body.
+/// The meaning of a response: its status, its `Retry-After`, the beginning of its body.
 fn read(
     status: u16,
     retry_after: Option<&[u8]>,
@@ -229,7 +227,7 @@ fn read(
     classify(status, body.trim(), retry_after)
 }
 
-/// Slack's words for a channel that takes nothing, and for a message that it does not take
+/// Slack's words for a disabled channel, and for a rejected message
 /// (<https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks/#handling_errors>).
 const CHANNEL_ERRORS: [&str; 11] = [
     "action_prohibited",
@@ -304,10 +302,10 @@ fn classify_success(
     }
 }
 
-/// What an answer that is no success means
+/// The meaning of a response that is no success
 /// (<https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks/#handling_errors>).
 fn classify(status: u16, word: &str, retry_after: Option<Duration>) -> PostOutcome {
-    // Slack says what is wrong in a word; anything else may be a page that repeats the webhook.
+    // Slack names the error in a word; any other body may be a page that repeats the webhook.
     let is_word = (1..=64).contains(&word.len())
         && word
             .bytes()
@@ -380,79 +378,58 @@ mod tests {
         }
     }
 
+    fn of(status: u16, content_type: &str, body: &str) -> PostOutcome {
+        let content_type = Some(content_type.as_bytes());
+        let now = Timestamp::from_micros(0);
+        read(status, None, content_type, body.as_bytes(), now)
+    }
+
     #[test]
     fn only_what_can_be_slacks_counts_as_delivered() {
-        let of = |status, content_type: &str, body: &str| {
-            read(
-                status,
-                None,
-                Some(content_type.as_bytes()),
-                body.as_bytes(),
-                Timestamp::from_micros(0),
-            )
-        };
-        let accepted = [
+        for (status, content_type, body) in [
             (200, "text/plain", "ok"),
             (200, "text/plain", ""),
             (202, "text/plain", "queued"),
             (204, "", ""),
             (200, "application/json", r#"{"ok":true}"#),
             (200, "application/json", r#"{"success":true,"id":7}"#),
-        ];
-        for (status, content_type, body) in accepted {
+        ] {
+            let outcome = of(status, content_type, body);
             assert_eq!(
-                of(status, content_type, body),
+                outcome,
                 PostOutcome::Accepted(None),
-                "{status} {content_type} {body}"
+                "{content_type} {body}"
             );
         }
+        for (content_type, body) in [
+            ("text/plain", "thank you"),
+            ("application/json", r#"{"id":7}"#),
+        ] {
+            let outcome = of(200, content_type, body);
+            assert!(matches!(outcome, PostOutcome::Accepted(Some(_))), "{body}");
+        }
+    }
+
+    #[test]
+    fn pages_and_errors_with_status_200_are_no_delivery() {
         for (content_type, body) in [
             ("text/html", "ok"),
             ("text/plain", "<html>"),
             ("text/html; charset=utf-8", ""),
+            ("application/json", r#"{"ok":false}"#),
+            ("application/json", r#"{"ok":false,"error":"fatal_error"}"#),
+            ("application/json", r#"{"success":false}"#),
         ] {
-            assert!(
-                matches!(of(200, content_type, body), PostOutcome::Unavailable(..)),
-                "{content_type} {body}"
-            );
+            let outcome = of(200, content_type, body);
+            assert!(matches!(outcome, PostOutcome::Unavailable(..)), "{body}");
         }
-        for body in [
-            r#"{"ok":false}"#,
-            r#"{"ok":false,"error":"fatal_error"}"#,
-            r#"{"success":false}"#,
-        ] {
-            assert!(
-                matches!(
-                    of(200, "application/json", body),
-                    PostOutcome::Unavailable(..)
-                ),
-                "{body}"
-            );
-        }
-        assert!(matches!(
-            of(200, "text/plain", "no_service"),
-            PostOutcome::ChannelDisabled(_)
-        ));
-        assert!(matches!(
-            of(
-                200,
-                "application/json",
-                r#"{"ok":false,"error":"invalid_blocks"}"#
-            ),
-            PostOutcome::PayloadRejected(_)
-        ));
-        assert_eq!(
-            of(200, "text/plain", "rate_limited"),
-            PostOutcome::RateLimited(None)
-        );
-        assert!(matches!(
-            of(200, "text/plain", "thank you"),
-            PostOutcome::Accepted(Some(_))
-        ));
-        assert!(matches!(
-            of(200, "application/json", r#"{"id":7}"#),
-            PostOutcome::Accepted(Some(_))
-        ));
+        let disabled = of(200, "text/plain", "no_service");
+        assert!(matches!(disabled, PostOutcome::ChannelDisabled(_)));
+        let invalid = r#"{"ok":false,"error":"invalid_blocks"}"#;
+        let rejected = of(200, "application/json", invalid);
+        assert!(matches!(rejected, PostOutcome::PayloadRejected(_)));
+        let limited = of(200, "text/plain", "rate_limited");
+        assert_eq!(limited, PostOutcome::RateLimited(None));
     }
 
     #[test]
@@ -486,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_word_of_slacks_is_shown() {
+    fn only_words_of_slack_are_shown() {
         let text = |word| match classify(404, word, None) {
             PostOutcome::ChannelDisabled(text) => text,
             other => panic!("{other:?}"),

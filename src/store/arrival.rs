@@ -1,4 +1,4 @@
-//! An event comes from the topic: it gets its delivery, once.
+//! An event arrives from the topic: it gets its delivery, once.
 
 use rusqlite::Transaction;
 
@@ -7,20 +7,20 @@ use super::outbox;
 use crate::domain::event::EventRef;
 use crate::domain::timestamp::Timestamp;
 
-/// What became of a notice from the topic.
+/// The outcome of an arriving event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AcceptOutcome {
-    /// It is in the delivery table now.
+    /// It has a delivery now.
     Accepted,
-    /// An earlier copy of it is.
+    /// An earlier copy has a delivery already.
     Duplicate,
-    /// Its event was delivered and purged long ago.
+    /// It was delivered and purged long ago.
     Purged,
     /// No event of this database has this id and payment.
     Unknown,
 }
 
-/// Takes a notice of one of our events from the topic.
+/// Accepts one of our events from the topic.
 pub fn accept(
     tx: &Transaction<'_>,
     notice: EventRef,
@@ -34,7 +34,7 @@ pub fn accept(
     })
 }
 
-/// Whether an event that is not in the outbox once was: its id was given, and its payment is there.
+/// Whether a missing event was once in the outbox: its id was issued, and its payment exists.
 pub(super) fn is_purged(tx: &Transaction<'_>, notice: EventRef) -> rusqlite::Result<bool> {
     tx.prepare_cached(
         "SELECT 1 FROM payment WHERE id = ?2 AND ?1 <= (SELECT seq FROM sqlite_sequence \

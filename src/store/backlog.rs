@@ -1,16 +1,16 @@
-//! What waits, counted without reading all of it at each look.
+//! Counts the waiting rows without reading all of them each time.
 //!
-//! Rows come at one end of an index of waiting rows and leave at the other. So the index is counted
-//! once, in segments of a bounded number of rows; later looks count the segments at both ends
-//! again, and one of those between them. A look costs the same however long the backlog is, and
-//! whatever else changed the rows shows after some looks.
+//! Rows arrive at one end of an index of waiting rows and leave at the other. So the index is
+//! counted once, in segments of a bounded number of rows; each later count repeats the segments at
+//! both ends, and one between them. A count costs the same however long the backlog is. Other
+//! changes of the rows show after some counts.
 
 use super::waiting::Waiting;
 use super::{dead_letter, unconsumed};
 use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 
-/// How many rows a segment has at most when it is closed: some 8 ms to count.
+/// The most rows of a closed segment: some 8 ms to count.
 const SEGMENT_ROWS: i64 = 100_000;
 
 /// Everything that waits in the database.
@@ -18,9 +18,9 @@ const SEGMENT_ROWS: i64 = 100_000;
 pub struct Backlog {
     /// Events that are INIT.
     pub unpublished: Waiting,
-    /// Events that are PUBLISHED and have no delivery; since when the first of them is PUBLISHED.
+    /// Events that are PUBLISHED and have no delivery, and when the first of them was published.
     pub unconsumed: Waiting,
-    /// Deliveries, by channel, in the order in which the channels were given.
+    /// Deliveries, by channel, in the order of the channels.
     pub channels: Vec<Waiting>,
     /// Dead letters that are open.
     pub dead_letters: Waiting,
@@ -40,7 +40,7 @@ impl Backlog {
     }
 }
 
-/// Counts what waits, look after look.
+/// Counts waiting rows, repeatedly.
 #[derive(Debug)]
 pub struct BacklogCounter {
     unpublished: SegmentedCount,
@@ -58,7 +58,7 @@ impl BacklogCounter {
         }
     }
 
-    /// One look. The first one reads the whole index of what waits.
+    /// Counts once. The first time it reads the whole index of waiting rows.
     pub fn count(&mut self, connection: &Connection) -> rusqlite::Result<Backlog> {
         let channels = self
             .channels
@@ -73,8 +73,7 @@ impl BacklogCounter {
     }
 }
 
-/// Which rows are counted. Each kind has an index that holds nothing else, in the order of the
-/// events' ids.
+/// A kind of counted rows. Each has an index that holds nothing else, in the order of event ids.
 #[derive(Debug)]
 enum Rows {
     Unpublished,
@@ -102,7 +101,7 @@ impl Rows {
             .optional()
     }
 
-    /// How many rows there are from one id to before another, up to a limit, and the last of them.
+    /// The number of rows from one id to before another, up to a limit, and the last of them.
     fn count(
         &self,
         connection: &Connection,
@@ -129,7 +128,7 @@ impl Rows {
     }
 }
 
-/// A segment reaches from its first id to the next segment's.
+/// A segment: the rows from its first id to the next segment's.
 #[derive(Debug, Clone, Copy)]
 struct Segment {
     first: i64,
@@ -146,7 +145,7 @@ struct SegmentedCount {
     rows: Rows,
     segment_rows: i64,
     segments: Vec<Segment>,
-    /// The segment between both ends that the last look counted again.
+    /// The segment between both ends that the last count repeated.
     rechecked: usize,
 }
 
@@ -172,7 +171,7 @@ impl SegmentedCount {
             .take_while(|next| next.first <= oldest)
             .count();
         self.segments.drain(..emptied);
-        // An older row may come back, as a replayed dead letter does.
+        // An older row may return, as a replayed dead letter does.
         self.segments[0].first = i64::MIN;
         self.recount(connection, 0)?;
         self.rechecked = if self.rechecked + 1 < self.segments.len() {
@@ -201,7 +200,7 @@ impl SegmentedCount {
         Ok(())
     }
 
-    /// Counts the last segment, and closes it whenever it is full.
+    /// Counts the last segment, and closes it when it is full.
     fn extend(&mut self, connection: &Connection) -> rusqlite::Result<()> {
         let Some(mut open) = self.segments.pop() else {
             return Ok(());
@@ -288,7 +287,7 @@ mod tests {
                     }
                 }
             }
-            // The first look may add segments.
+            // The first count may add segments.
             counter.count(&connection).unwrap();
             for _ in 0..=counter.segments.len() {
                 counter.count(&connection).unwrap();

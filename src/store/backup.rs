@@ -1,8 +1,8 @@
-//! A copy of the database, beside a payrelay that runs: whole, consistent, and marked as a copy.
+//! A copy of the database, also while payrelay is running: whole, consistent, and marked as a copy.
 //!
-//! `VACUUM INTO` reads one snapshot (<https://sqlite.org/lang_vacuum.html>): the writer goes on,
-//! and the log grows until the copy is done. The mark in the copy is what keeps a restored node
-//! from giving ids again (see `engine::ids`).
+//! `VACUUM INTO` reads one snapshot (<https://sqlite.org/lang_vacuum.html>): the writer continues,
+//! and the WAL grows until the copy is complete. Because of the mark, a restored node gives no id
+//! twice (see `engine::ids`).
 
 use super::OfflineStore;
 use super::engine::{BUSY_TIMEOUT, files};
@@ -15,21 +15,21 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-/// Why there is no copy. Nothing is left behind.
+/// Why there is no copy. A failed backup leaves no file behind.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
-    /// A copy never takes the place of a file.
-    #[error("{0} is there already: a backup overwrites nothing; name another file")]
+    /// A copy never replaces a file.
+    #[error("{0} exists: a backup never replaces a file; name another file")]
     Exists(PathBuf),
-    /// Somebody writes the same copy just now.
+    /// Another process is writing the same copy.
     #[error("{0} is being written by another backup")]
     InProgress(PathBuf),
     /// The copy cannot be written there.
     #[error("{path}: {source}")]
     Io {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// SQLite could not read the database, or write the copy.
@@ -38,7 +38,7 @@ pub enum BackupError {
 }
 
 impl BackupError {
-    /// Whether it may go well when tried again as it is.
+    /// Whether another attempt may succeed.
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::InProgress(_) => true,
@@ -53,14 +53,14 @@ impl BackupError {
     }
 }
 
-/// The copy while it is being written. Dropping it leaves nothing behind.
+/// The copy while it is written. Dropping it removes the file.
 struct PartialFile {
     path: PathBuf,
     file: File,
 }
 
 impl PartialFile {
-    /// Takes over what a backup that was killed has left.
+    /// Replaces the partial file of a killed backup.
     fn create(path: PathBuf) -> Result<Self, BackupError> {
         let failed = |source| BackupError::Io {
             path: path.clone(),
@@ -84,7 +84,7 @@ impl PartialFile {
         Ok(part)
     }
 
-    /// Gives the copy its name, on the disk.
+    /// Gives the copy its final name, durably.
     fn finish(self, to: &Path) -> Result<u64, BackupError> {
         let failed = |source| BackupError::Io {
             path: to.into(),
@@ -100,7 +100,7 @@ impl PartialFile {
             _ => failed(source),
         })?;
         files::sync_folder(folder(to)).map_err(|source| {
-            // Nobody may take it for a copy that will be there after the next power cut.
+            // Without this sync the name may be lost in a power failure.
             let _ = fs::remove_file(to);
             failed(source)
         })?;
@@ -108,11 +108,11 @@ impl PartialFile {
     }
 }
 
-/// Gives a file its name, unless that is in use by now: another backup may have taken it since.
+/// Renames a file, unless the name exists by now: another backup may have created it.
 fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // Some file systems, NFS among them, cannot do that in one step. A second name is never
-        // given twice either.
+        // Some file systems, NFS among them, cannot do that in one step. A hard link never replaces
+        // a file either.
         Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
             fs::hard_link(from, to)?;
             fs::remove_file(from)
@@ -122,7 +122,7 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 impl Drop for PartialFile {
-    /// Of a copy that has its name by now, there is nothing left under this one.
+    /// A copy with its final name has no file under this name.
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
         remove_journal(&self.path);
@@ -140,16 +140,16 @@ fn folder(path: &Path) -> &Path {
 }
 
 impl OfflineStore {
-    /// Writes a copy as the file `to`, and tells its size in bytes.
+    /// Writes a copy to the file `to`, and returns its size in bytes.
     pub fn backup(&self, to: &Path, now: Timestamp) -> Result<u64, BackupError> {
         if to.symlink_metadata().is_ok() {
             return Err(BackupError::Exists(to.into()));
         }
-        let not_text = || io::Error::other("the file's name is not UTF-8");
+        let not_utf8 = || io::Error::other("the file's name is not UTF-8");
         let part = PartialFile::create(files::sibling(to, ".part"))?;
         let name = part.path.to_str().ok_or_else(|| BackupError::Io {
             path: to.into(),
-            source: not_text(),
+            source: not_utf8(),
         })?;
         self.connection
             .execute("VACUUM INTO ?1", [name])
@@ -159,7 +159,7 @@ impl OfflineStore {
     }
 }
 
-/// Says in the copy that it is one.
+/// Marks the copy as a copy.
 fn mark(copy: &Path, now: Timestamp) -> rusqlite::Result<()> {
     let connection = Connection::open(copy)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
     use crate::store::engine::open;
 
-    fn beside(dir: &Path) -> OfflineStore {
+    fn offline(dir: &Path) -> OfflineStore {
         let path = dir.join("a.db");
         drop(open::open(&path, None).unwrap());
         OfflineStore::open(&path).unwrap()
@@ -188,10 +188,10 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_is_one_file_that_says_what_it_is() {
+    fn a_copy_is_one_file_that_is_marked_as_a_copy() {
         let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let copy = target.path().join("copy.db");
-        let bytes = beside(dir.path())
+        let bytes = offline(dir.path())
             .backup(&copy, Timestamp::from_micros(77))
             .unwrap();
         assert_eq!(
@@ -209,12 +209,12 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_there_is_left_alone() {
+    fn an_existing_file_is_left_alone() {
         let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let (copy, beside) = (target.path().join("copy.db"), beside(dir.path()));
+        let (copy, offline) = (target.path().join("copy.db"), offline(dir.path()));
         fs::write(&copy, "precious").unwrap();
         assert!(matches!(
-            beside.backup(&copy, Timestamp::now()),
+            offline.backup(&copy, Timestamp::now()),
             Err(BackupError::Exists(_))
         ));
         assert_eq!(
@@ -249,25 +249,25 @@ mod tests {
     #[test]
     fn an_error_leaves_nothing_behind() {
         let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let beside = beside(dir.path());
+        let offline = offline(dir.path());
         let nowhere = target.path().join("nowhere").join("copy.db");
         assert!(matches!(
-            beside.backup(&nowhere, Timestamp::now()),
+            offline.backup(&nowhere, Timestamp::now()),
             Err(BackupError::Io { .. })
         ));
-        beside.connection.execute_batch("DROP TABLE node").unwrap();
+        offline.connection.execute_batch("DROP TABLE node").unwrap();
         let copy = target.path().join("copy.db");
         assert!(matches!(
-            beside.backup(&copy, Timestamp::now()),
+            offline.backup(&copy, Timestamp::now()),
             Err(BackupError::Sqlite(_))
         ));
         assert_eq!(names(target.path()), [""; 0]);
     }
 
     #[test]
-    fn what_a_killed_backup_left_is_taken_over_and_one_that_runs_is_not() {
+    fn the_partial_file_of_a_killed_backup_is_replaced_and_that_of_a_running_one_is_not() {
         let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let (copy, beside) = (target.path().join("copy.db"), beside(dir.path()));
+        let (copy, offline) = (target.path().join("copy.db"), offline(dir.path()));
         let part = target.path().join("copy.db.part");
         fs::write(&part, "half of a copy").unwrap();
         fs::write(
@@ -277,10 +277,10 @@ mod tests {
         .unwrap();
         let held = File::open(&part).unwrap();
         held.lock().unwrap();
-        let refused = beside.backup(&copy, Timestamp::now()).unwrap_err();
+        let refused = offline.backup(&copy, Timestamp::now()).unwrap_err();
         assert!(refused.is_temporary() && part.exists(), "{refused}");
         drop(held);
-        beside.backup(&copy, Timestamp::now()).unwrap();
+        offline.backup(&copy, Timestamp::now()).unwrap();
         assert_eq!(names(target.path()), ["copy.db"]);
     }
 }

@@ -1,4 +1,4 @@
-//! What is kept about a channel from start to start, and what operators ask of it.
+//! The state of a channel between starts, and the actions of operators on it.
 
 use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Transaction};
@@ -21,8 +21,8 @@ impl Sink {
     }
 }
 
-/// The channels that had a webhook at the last start, each with how many deliveries wait for it.
-/// Asked at a start only.
+/// The channels that had a webhook at the last start, each with its number of waiting deliveries.
+/// Used at the start only.
 pub fn waiting_for_webhooks(connection: &Connection) -> rusqlite::Result<Vec<(String, i64)>> {
     connection
         .prepare(
@@ -34,7 +34,7 @@ pub fn waiting_for_webhooks(connection: &Connection) -> rusqlite::Result<Vec<(St
         .collect()
 }
 
-/// Remembers where the messages of each channel go, instead of what was remembered before.
+/// Replaces the recorded sinks of the channels.
 pub fn replace_sinks(tx: &Transaction<'_>, sinks: &[(String, Sink)]) -> rusqlite::Result<()> {
     tx.execute("DELETE FROM channel_sink", [])?;
     for (name, sink) in sinks {
@@ -46,7 +46,7 @@ pub fn replace_sinks(tx: &Transaction<'_>, sinks: &[(String, Sink)]) -> rusqlite
     Ok(())
 }
 
-/// What an operator asks of a channel.
+/// An action of an operator on a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Try now.
@@ -55,19 +55,19 @@ pub enum Action {
     Skip(String),
 }
 
-/// An action, and where it was asked.
+/// An action, and its origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {
-    /// Given by the store.
+    /// Assigned by the store.
     pub id: i64,
-    /// What is asked.
+    /// The action.
     pub action: Action,
     /// The client's token, or the local user.
     pub origin: String,
 }
 
-/// Asks something of a channel. Returns the id of the action.
-pub fn ask(
+/// Requests an action on a channel. Returns the action's id.
+pub fn request(
     tx: &Transaction<'_>,
     channel: &str,
     action: &Action,
@@ -86,7 +86,7 @@ pub fn ask(
     Ok(tx.last_insert_rowid())
 }
 
-/// The id of the last action of all channels; 0 if there was none.
+/// The id of the last action on any channel; 0 if there was none.
 pub fn last_action(connection: &Connection) -> rusqlite::Result<i64> {
     connection
         .prepare_cached(
@@ -95,7 +95,7 @@ pub fn last_action(connection: &Connection) -> rusqlite::Result<i64> {
         .query_row([], |row| row.get(0))
 }
 
-/// The first action on a channel behind another one.
+/// The first action on a channel after another one.
 pub fn next_action(
     connection: &Connection,
     channel: &str,
@@ -120,14 +120,14 @@ pub fn next_action(
         .optional()
 }
 
-/// Records what came of an action.
+/// Records the outcome of an action.
 pub fn finish(tx: &Transaction<'_>, id: i64, outcome: &str) -> rusqlite::Result<()> {
     tx.prepare_cached("UPDATE channel_action SET outcome = ?2 WHERE id = ?1")?
         .execute((id, outcome))
         .map(drop)
 }
 
-/// The outcome of an action; `None` while the notifier has not seen it.
+/// The outcome of an action; `None` until the notifier has seen it.
 pub fn outcome(connection: &Connection, id: i64) -> rusqlite::Result<Option<String>> {
     connection.query_row(
         "SELECT outcome FROM channel_action WHERE id = ?1",
@@ -136,7 +136,7 @@ pub fn outcome(connection: &Connection, id: i64) -> rusqlite::Result<Option<Stri
     )
 }
 
-/// Takes an action back that no notifier has seen.
+/// Withdraws an action that no notifier has seen.
 pub fn withdraw(tx: &Transaction<'_>, id: i64) -> rusqlite::Result<bool> {
     Ok(tx.execute(
         "DELETE FROM channel_action WHERE id = ?1 AND outcome IS NULL",

@@ -1,5 +1,5 @@
-//! What could not be taken from the topic, kept as it came, and what could not be told; and what
-//! was done to it since.
+//! Dead letters: records that could not be consumed, and events that could not be published or
+//! delivered; and every action on them.
 
 use super::row::sql_limit;
 use super::waiting::Waiting;
@@ -7,25 +7,25 @@ use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 use serde::Serialize;
 
-/// A record of the topic that is kept aside.
+/// A record of the topic that is a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadRecord {
-    /// Where it was read.
+    /// The topic.
     pub topic: String,
-    /// Where on the topic.
+    /// The partition.
     pub partition: i32,
-    /// Where in the partition.
+    /// The offset.
     pub offset: i64,
-    /// When it was written, in milliseconds since 1970, as it says. Where a topic is made anew, or
-    /// loses its end, another record comes to its place.
+    /// The record's timestamp, in milliseconds since 1970. In a recreated or truncated topic
+    /// another record may have the same offset.
     pub written_at_ms: i64,
-    /// Why it was kept aside.
+    /// Why it is a dead letter.
     pub reason: String,
-    /// As it came.
+    /// The raw bytes.
     pub key: Option<Vec<u8>>,
-    /// As it came.
+    /// The raw bytes.
     pub value: Option<Vec<u8>>,
-    /// Names and values; what is no text is shown with replacement characters.
+    /// Names and values; bytes that are no text are shown as replacement characters.
     pub headers: Vec<(String, Option<String>)>,
 }
 
@@ -39,7 +39,7 @@ pub fn open_records(tx: &Transaction<'_>) -> rusqlite::Result<usize> {
     Ok(usize::try_from(count).unwrap_or(usize::MAX))
 }
 
-/// Counts records that are not kept.
+/// Counts records that were dropped because too many dead letters are open.
 pub fn drop_records(tx: &Transaction<'_>, count: usize) -> rusqlite::Result<()> {
     tx.prepare_cached("UPDATE node SET records_dropped = records_dropped + ?1")?
         .execute([sql_limit(count)])?;
@@ -47,8 +47,7 @@ pub fn drop_records(tx: &Transaction<'_>, count: usize) -> rusqlite::Result<()> 
 }
 
 /// Deletes at most `limit` of the dead letters that were closed before `cutoff`. Returns how many.
-/// Events that were sent again stay: the audit needs to know why they are out of order on the
-/// topic.
+/// Letters of republished events stay: the audit needs them to explain the order on the topic.
 pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, limit: usize) -> rusqlite::Result<usize> {
     let ids: Vec<i64> = tx
         .prepare_cached(
@@ -66,7 +65,7 @@ pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, limit: usize) -> rusqlite:
     Ok(ids.len())
 }
 
-/// Keeps a record. Keeping it again changes nothing.
+/// Stores a record. Storing it again changes nothing.
 pub fn insert_record(
     tx: &Transaction<'_>,
     record: &DeadRecord,
@@ -93,8 +92,8 @@ pub fn insert_record(
     Ok(())
 }
 
-/// Keeps an event that could not be published or told; one that was replayed and came to this again
-/// is counted.
+/// Stores an event that could not be published or delivered. A replayed one that fails again is
+/// counted.
 pub(super) fn insert_event(
     tx: &Transaction<'_>,
     outbox_id: i64,
@@ -111,7 +110,7 @@ pub(super) fn insert_event(
     Ok(())
 }
 
-/// How many are open, and since when the oldest is.
+/// How many are open, and when the oldest arrived.
 pub(super) fn open(connection: &Connection) -> rusqlite::Result<Waiting> {
     let count = connection
         .prepare_cached("SELECT count(*) FROM dead_letter WHERE state = 'OPEN'")?
@@ -128,30 +127,30 @@ pub(super) fn open(connection: &Connection) -> rusqlite::Result<Waiting> {
     })
 }
 
-/// A dead letter, for people to look at.
+/// A dead letter, as people see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DeadLetterView {
-    /// Given by the store.
+    /// Assigned by the store.
     pub id: i64,
     /// OPEN, REPLAYED or DISCARDED.
     pub state: String,
-    /// Why it is one.
+    /// Why it is a dead letter.
     pub reason: String,
-    /// How often it came to this.
+    /// How many times it has failed.
     pub count: i64,
-    /// When it first did.
+    /// When it first failed.
     pub received_at: Timestamp,
-    /// Where a record of the topic was read.
+    /// The record of the topic.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub record: Option<RecordOrigin>,
-    /// The payment that could not be told.
+    /// The payment that could not be delivered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payment_id: Option<i64>,
-    /// What was done to it.
+    /// The actions on it.
     pub actions: Vec<ActionRecord>,
 }
 
-/// Where a record of the topic was read, and what it was.
+/// The origin of a record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RecordOrigin {
     topic: String,
@@ -162,7 +161,7 @@ pub struct RecordOrigin {
     headers: Vec<(String, Option<String>)>,
 }
 
-/// Something that was done.
+/// An action on a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ActionRecord {
     action: String,
@@ -174,7 +173,7 @@ pub struct ActionRecord {
 const SHOWN: &str = "SELECT l.id, l.state, l.reason, l.count, l.received_at, l.topic, \
     l.\"partition\", l.\"offset\", l.\"key\", l.value, l.headers, l.payment_id FROM dead_letter l";
 
-/// Dead letters with larger ids than `after`, oldest first; only those that are open, or all.
+/// Dead letters with ids larger than `after`, oldest first; only the open ones, or all.
 pub fn list(
     connection: &Connection,
     open: bool,
@@ -186,7 +185,7 @@ pub fn list(
         .prepare_cached(&format!(
             "{SHOWN} WHERE {which} l.id > ?1 ORDER BY l.id LIMIT ?2"
         ))?
-        .query_map((after, sql_limit(limit)), shown)?
+        .query_map((after, sql_limit(limit)), read_view)?
         .collect::<rusqlite::Result<Vec<_>>>()?;
     letters
         .into_iter()
@@ -198,14 +197,14 @@ pub fn list(
 pub fn find(connection: &Connection, id: i64) -> rusqlite::Result<Option<DeadLetterView>> {
     let letter = connection
         .prepare_cached(&format!("{SHOWN} WHERE l.id = ?1"))?
-        .query_row([id], shown)
+        .query_row([id], read_view)
         .optional()?;
     letter
         .map(|letter| with_actions(connection, letter))
         .transpose()
 }
 
-fn shown(row: &Row<'_>) -> rusqlite::Result<DeadLetterView> {
+fn read_view(row: &Row<'_>) -> rusqlite::Result<DeadLetterView> {
     let text =
         |bytes: Option<Vec<u8>>| bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let record = match row.get::<_, Option<String>>(5)? {

@@ -1,5 +1,5 @@
-//! What is to be told: a row an event, keyed by it, so that a second copy of an event changes
-//! nothing. Each row belongs to one channel, decided when it comes.
+//! Deliveries: a row for each event, keyed by its id, so that a duplicate of the event changes
+//! nothing. Each row belongs to one channel, chosen when it is inserted.
 
 use super::dead_letter;
 use super::payment::{self, COLUMN_COUNT, COLUMNS};
@@ -8,15 +8,15 @@ use crate::domain::payment::Payment;
 use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
-/// The channel of event `?1`: the first route that fits its payment. Without routes nothing is
-/// looked up.
+/// The channel of event `?1`: the first route that matches its payment. Without routes it is
+/// "default".
 pub(super) const CHANNEL: &str = "ifnull(CASE WHEN EXISTS (SELECT 1 \
     FROM route) THEN (SELECT r.channel FROM outbox o CROSS JOIN payment p CROSS JOIN route r \
     WHERE o.id = ?1 AND p.id = o.payment_id AND (r.status IS NULL OR r.status = p.status) \
     AND p.amount BETWEEN r.amount_min AND r.amount_max AND p.user_id BETWEEN r.user_min \
     AND r.user_max ORDER BY r.position LIMIT 1) END, 'default')";
 
-/// Queues an event's message; false if it is queued or told already.
+/// Inserts an event's delivery. Returns false if it exists.
 pub(super) fn insert(
     tx: &Transaction<'_>,
     outbox_id: i64,
@@ -31,22 +31,22 @@ pub(super) fn insert(
     Ok(inserted > 0)
 }
 
-/// What became of telling a payment.
+/// The delivery of a payment, as people see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notification {
     /// PENDING, SENDING, DELIVERED, DEAD or DISCARDED.
     pub status: String,
-    /// Who is told.
+    /// The channel.
     pub channel: String,
-    /// How many times it was tried.
+    /// The number of attempts.
     pub attempts: u32,
-    /// How many of these may have been shown although no answer came.
+    /// The attempts with unknown outcome: they may have been shown.
     pub unknown_outcomes: u32,
-    /// When it was answered with success.
+    /// When the channel accepted it.
     pub delivered_at: Option<Timestamp>,
     /// The kind of message that carried it.
     pub delivered_in: Option<String>,
-    /// Why the last failed attempt failed.
+    /// The error of the last failed attempt.
     pub last_error: Option<String>,
 }
 
@@ -73,19 +73,19 @@ pub(super) fn find(
         .optional()
 }
 
-/// A message that waits.
+/// A delivery that waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PendingDelivery {
-    /// Which event it tells.
+    /// Its event.
     pub outbox_id: i64,
-    /// When that was committed.
+    /// When the event was committed.
     pub created_at: Timestamp,
-    /// What it tells of, or why that cannot be told.
+    /// Its payment, or why that cannot be read.
     pub payment: Result<Payment, String>,
 }
 
-/// The oldest messages that wait for a channel, in commit order. One that cannot be read does not
-/// hide the others.
+/// The oldest waiting deliveries of a channel, in commit order. An unreadable one does not hide the
+/// others.
 pub fn waiting(
     connection: &Connection,
     channel: &str,
@@ -103,7 +103,7 @@ fn read_waiting(
 ) -> rusqlite::Result<Vec<PendingDelivery>> {
     let read = |row: &Row<'_>| {
         let payment = match row.get_ref(0)? {
-            rusqlite::types::ValueRef::Null => Err("its payment is not there".to_owned()),
+            rusqlite::types::ValueRef::Null => Err("its payment does not exist".to_owned()),
             _ => payment::read(row).map_err(|error| format!("its payment cannot be read: {error}")),
         };
         Ok(PendingDelivery {
@@ -124,7 +124,7 @@ fn read_waiting(
         .collect()
 }
 
-/// Whether more than so many wait for a channel.
+/// Whether more than this number wait for a channel.
 pub fn more_than(connection: &Connection, channel: &str, count: usize) -> rusqlite::Result<bool> {
     connection
         .prepare_cached(
@@ -134,8 +134,8 @@ pub fn more_than(connection: &Connection, channel: &str, count: usize) -> rusqli
         .exists((channel, sql_limit(count)))
 }
 
-/// A POST for these begins: should the process end before its answer is recorded, the outcome is
-/// not known.
+/// Marks deliveries as SENDING before their POST: if the process ends before the outcome is
+/// recorded, the outcome is unknown.
 pub fn mark_sending(tx: &Transaction<'_>, outbox_ids: &[i64]) -> rusqlite::Result<()> {
     let mut update = tx.prepare_cached(
         "UPDATE delivery SET status = 'SENDING' WHERE outbox_id = ?1 AND status = 'PENDING'",
@@ -146,7 +146,7 @@ pub fn mark_sending(tx: &Transaction<'_>, outbox_ids: &[i64]) -> rusqlite::Resul
     Ok(())
 }
 
-/// Marks the oldest PENDING deliveries of a channel behind an event as SENDING, and returns them: a
+/// Marks the oldest PENDING deliveries of a channel after an event as SENDING, and returns them: a
 /// part of a summary.
 pub fn begin_sending(
     tx: &Transaction<'_>,
@@ -167,11 +167,11 @@ pub fn begin_sending(
 /// The kind of message that carries a payment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Carrier {
-    /// It has a message of its own, or a line of the log.
+    /// A message of its own, or a line of the log.
     Single,
-    /// One line of several.
+    /// A line of a digest.
     Digest,
-    /// It is counted in a summary.
+    /// One of the payments that a summary counts.
     Summary,
 }
 
@@ -186,22 +186,22 @@ impl Carrier {
     }
 }
 
-/// How a message ended.
+/// The outcome of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The channel accepted it.
     Delivered(Carrier),
-    /// As if it had not been tried.
+    /// Not sent: no attempt is counted.
     Requeued,
-    /// It was not accepted, for this reason.
+    /// The channel did not accept it, for this reason.
     Failed(String),
-    /// Its answer was lost: it may show twice.
+    /// No acknowledgement arrived: it may appear twice.
     Unknown(String),
 }
 
 /// Records the outcome for up to `limit` of a channel's SENDING deliveries up to an event. Returns
 /// how many: fewer than `limit` when all are recorded.
-pub fn settle(
+pub fn save_outcome(
     tx: &Transaction<'_>,
     channel: &str,
     last: i64,
@@ -211,7 +211,7 @@ pub fn settle(
 ) -> rusqlite::Result<usize> {
     let ids: Vec<i64> = tx
         .prepare_cached(
-            // The first condition is the index's.
+            // The first condition selects the index.
             "SELECT outbox_id FROM delivery WHERE channel = ?1 \
                 AND status IN ('PENDING', 'SENDING') AND outbox_id <= ?2 AND status = 'SENDING' \
                 ORDER BY outbox_id LIMIT ?3",
@@ -222,10 +222,10 @@ pub fn settle(
     Ok(ids.len())
 }
 
-/// What a process that ended has left SENDING waits again, its outcome counted as unknown. Tells
-/// how many.
+/// Requeues deliveries that were SENDING when the process ended, and counts their outcome as
+/// unknown. Returns how many.
 pub fn recover(tx: &Transaction<'_>) -> rusqlite::Result<usize> {
-    // The first condition is the index's: without it every finished row would be looked at.
+    // The first condition selects the index: without it every finished row would be read.
     tx.execute(
         "UPDATE delivery SET status = 'PENDING', attempts = attempts + 1, unknown_outcomes = \
             unknown_outcomes + 1, last_error = 'payrelay ended before the answer was recorded' \
@@ -234,7 +234,7 @@ pub fn recover(tx: &Transaction<'_>) -> rusqlite::Result<usize> {
     )
 }
 
-/// Records the outcome for these deliveries, as far as they wait.
+/// Records the outcome for these deliveries, if they still wait.
 pub fn record_outcome(
     tx: &Transaction<'_>,
     outbox_ids: &[i64],
@@ -274,7 +274,7 @@ pub fn mark_delivered(
     Ok(())
 }
 
-/// Records that messages were not accepted; `unknown` is 1 where that is not known.
+/// Records that messages were not accepted; `unknown` is 1 if that is uncertain.
 fn mark_failed(
     tx: &Transaction<'_>,
     outbox_ids: &[i64],
@@ -292,8 +292,8 @@ fn mark_failed(
     Ok(())
 }
 
-/// Nobody wants to be told: of what could not be told, or of what could not be published and
-/// therefore never came to be told.
+/// Discards a dead letter's delivery: one that could not be sent, or one of an event that could not
+/// be published and so never arrived.
 pub(super) fn discard(
     tx: &Transaction<'_>,
     outbox_id: i64,
@@ -312,7 +312,7 @@ pub(super) fn discard(
     Ok(())
 }
 
-/// Dead-letters the oldest delivery that waits for a channel; returns which event it is of.
+/// Dead-letters the oldest waiting delivery of a channel. Returns its event.
 pub fn skip_oldest(
     tx: &Transaction<'_>,
     channel: &str,
@@ -328,8 +328,8 @@ pub fn skip_oldest(
     Ok(oldest)
 }
 
-/// Sets a message aside that cannot be told as it is; without a reason for that of its last
-/// failure.
+/// Dead-letters a delivery that cannot be sent as it is; without a reason, that of its last failure
+/// applies.
 pub fn bury(
     tx: &Transaction<'_>,
     outbox_id: i64,

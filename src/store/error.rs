@@ -1,26 +1,26 @@
-//! What a caller of the store can do about an error.
+//! The errors of the store, by what a caller can do about them.
 
 use rusqlite::ErrorCode;
 use rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
 use std::sync::Arc;
 
-/// Why the store could not do what it was asked.
+/// Why the store could not do its work.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// As many jobs wait as may: try again soon.
-    #[error("too much work waits for the database")]
+    /// Too many jobs wait: try again soon.
+    #[error("too many jobs wait for the database")]
     Busy,
-    /// The disk is full, or nearly: try again when somebody has made room.
-    #[error("the disk has no room")]
+    /// The disk is full, or nearly full: try again when space has been freed.
+    #[error("the disk has no free space")]
     Full,
-    /// The file is damaged: nobody can do anything before a person has put it right.
+    /// The file is damaged: an operator has to restore it.
     #[error("the database is damaged")]
     Damaged,
     /// The store is stopping.
     #[error("the database is being closed")]
     Closed,
-    /// SQLite refused, and nothing of the job was stored.
-    #[error("the database refused: {0}")]
+    /// SQLite returned an error, and nothing of the job was stored.
+    #[error("database error: {0}")]
     Failed(Arc<str>),
 }
 
@@ -42,7 +42,7 @@ impl From<rusqlite::Error> for StoreError {
     }
 }
 
-/// The index of the log, which grows with it, has a code of its own for a disk without room.
+/// The index of the WAL, which grows with it, has an error code of its own for a full disk.
 pub(super) fn is_full(error: &rusqlite::Error) -> bool {
     let extended = error.sqlite_error().map(|error| error.extended_code);
     error.sqlite_error_code() == Some(ErrorCode::DiskFull) || extended == Some(SQLITE_IOERR_SHMSIZE)
@@ -54,7 +54,7 @@ impl From<r2d2::Error> for StoreError {
     }
 }
 
-/// What SQLite says of a file that cannot be (<https://sqlite.org/rescode.html#corrupt>).
+/// SQLite's error codes for a damaged file (<https://sqlite.org/rescode.html#corrupt>).
 pub(super) fn is_corruption(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),

@@ -1,6 +1,5 @@
-//! Requests that named an Idempotency-Key, and what they were answered: the ids of their payments.
-//! A payment never changes, so the first answer can be written again from them, byte for byte, for
-//! as long as its key is kept.
+//! Requests with an Idempotency-Key, and the ids of their payments. A payment never changes, so the
+//! first response can be written again from them, byte for byte, while its key is kept.
 
 use super::payment::{self, COLUMNS};
 use super::row::sql_limit;
@@ -8,19 +7,19 @@ use crate::domain::payment::Payment;
 use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Transaction};
 use std::time::{Duration, Instant};
 
-/// A request's key, and what tells its body from others.
+/// A request's key, and the hash of its body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdempotentRequest {
-    /// Whose key it is: each client has keys of its own.
+    /// The client: each has its own keys.
     pub client: String,
-    /// As the client chose it.
+    /// The key, as the client chose it.
     pub key: String,
     /// SHA-256 of the body.
     pub body_hash: [u8; 32],
 }
 
-/// For how long this database has been served: the time since the start, behind the arrival of the
-/// newest key before it. It never jumps, and stands still while payrelay does not run.
+/// How long this database has been served: the time since the start, plus the arrival of the newest
+/// key before it. It never jumps, and stands still while payrelay is stopped.
 #[derive(Debug, Clone, Copy)]
 pub struct ServiceTime {
     before: Duration,
@@ -52,26 +51,26 @@ fn micros(time: Duration) -> i64 {
     i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// How a request with a key ended.
+/// The outcome of a request with a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Once {
     /// It was executed now.
     Executed(Vec<Payment>),
-    /// It was executed before: this is the first answer.
+    /// It was executed before: these are the first payments.
     Replayed(Vec<Payment>),
     /// The key belongs to another body.
     KeyReused,
 }
 
-/// What is kept of the first request with a key.
+/// The stored first request with a key.
 struct StoredKey {
     body_hash: Vec<u8>,
     first_payment_id: i64,
     payment_count: i64,
 }
 
-/// Pays, unless the same request was answered before: then returns that answer.
-/// The key is kept with the payments or not at all, and never more than `keys_max` are.
+/// Executes the payments, unless the same request was executed before: then returns its payments.
+/// The key is stored in the same transaction, and never more than `keys_max` keys are.
 pub fn execute_once(
     tx: &Transaction<'_>,
     request: &IdempotentRequest,
@@ -85,7 +84,7 @@ pub fn execute_once(
         None => {
             let payments = pay()?;
             insert(tx, request, &payments, arrived_at)?;
-            // One in, one out: between two purges there are not more either.
+            // One in, one out: between two purges there are never more keys.
             if count(tx)? > sql_limit(keys_max) {
                 tx.prepare_cached(
                     "DELETE FROM idempotency_key WHERE id = (SELECT id FROM idempotency_key \
@@ -137,7 +136,7 @@ fn insert(
     Ok(())
 }
 
-/// The payments of a request have ids in a row: one transaction, one writer.
+/// The payments of a request have consecutive ids: one transaction, one writer.
 fn answer(tx: &Transaction<'_>, kept: &StoredKey) -> SqlResult<Vec<Payment>> {
     tx.prepare_cached(&format!(
         "SELECT {COLUMNS} FROM payment p WHERE p.id >= ?1 AND p.id < ?1 + ?2 ORDER BY p.id"
@@ -146,7 +145,7 @@ fn answer(tx: &Transaction<'_>, kept: &StoredKey) -> SqlResult<Vec<Payment>> {
     .collect()
 }
 
-/// How many keys are kept: ids have no gaps, and go lowest first.
+/// How many keys are stored: their ids have no gaps, and the lowest are deleted first.
 pub fn count(connection: &Connection) -> SqlResult<i64> {
     let end = |sql: &str| {
         connection
@@ -161,8 +160,8 @@ pub fn count(connection: &Connection) -> SqlResult<i64> {
     Ok(first.zip(last).map_or(0, |(first, last)| last - first + 1))
 }
 
-/// Deletes at most `limit` keys, oldest first: those that arrived before `cutoff`, and those that
-/// are more than `keys_max`. Returns how many.
+/// Deletes at most `limit` keys, oldest first: those that arrived before `cutoff`, and those in
+/// excess of `keys_max`. Returns how many.
 pub fn purge(
     tx: &Transaction<'_>,
     cutoff: Duration,
@@ -240,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_has_one_answer_for_one_client_and_one_body() {
+    fn a_key_has_one_response_for_one_client_and_one_body() {
         with_database(|tx| {
             let first = pay(&tx, &keyed("", "k", 1), 100).unwrap();
             assert_eq!(
@@ -253,7 +252,7 @@ mod tests {
             assert_eq!(
                 pay(&tx, &keyed("", "l", 1), 300),
                 Some(second),
-                "also of payments that are FAILED"
+                "also for FAILED payments"
             );
             assert_eq!(pay(&tx, &keyed("", "k", 2), 300), None);
             assert_eq!(pay(&tx, &keyed("other", "k", 2), 300).unwrap()[0].id, 7);
@@ -262,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_rolled_back_is_not_remembered() {
+    fn a_rolled_back_request_leaves_no_key() {
         with_database(|tx| {
             tx.execute_batch("SAVEPOINT job").unwrap();
             pay(&tx, &keyed("", "k", 1), 100).unwrap();
@@ -273,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_never_more_than_may_be_and_the_oldest_go_first() {
+    fn the_number_of_keys_is_bounded_and_the_oldest_are_deleted_first() {
         with_database(|tx| {
             for number in 0..25 {
                 pay(&tx, &keyed("", &number.to_string(), 1), 100 + number).unwrap();
@@ -296,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn the_purge_takes_what_is_old_and_what_is_too_much_in_slices() {
+    fn the_purge_deletes_old_and_excess_keys_in_batches() {
         with_database(|tx| {
             for number in 0..10 {
                 pay(&tx, &keyed("", &number.to_string(), 1), 100 + number).unwrap();
@@ -316,21 +315,21 @@ mod tests {
     }
 
     #[test]
-    fn the_age_of_a_key_hangs_on_no_clock() {
+    fn the_age_of_a_key_depends_on_no_clock() {
         let dir = tempfile::tempdir().unwrap();
         let (connection, _) = open::open(&dir.path().join("a.db"), None).unwrap();
         let first = ServiceTime::resume(&connection).unwrap();
         assert!(
             first.now() < Duration::from_mins(1),
-            "nothing was served before"
+            "a new database has no service time"
         );
         let insert = "INSERT INTO idempotency_key (client, key, body_hash, first_payment_id, \
             payment_count, arrived_at) VALUES ('', ?1, x'', 0, 0, ?2)";
         connection
             .pragma_update(None, "foreign_keys", false)
             .unwrap();
-        // Whatever the clock says, this key arrived after seven hours of service, and the next ones
-        // arrive later.
+        // Independent of the clock, this key arrived after seven hours of service, and the next
+        // ones arrive later.
         connection
             .execute(insert, ("old", 7 * 3600 * 1_000_000_i64))
             .unwrap();

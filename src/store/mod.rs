@@ -1,9 +1,16 @@
-//! The one place that knows SQL: opening the file, the writer, the readers, and a module for each
-//! table's verbs.
+//! The one place that knows SQL: the engine that owns the file, and a module for each table.
 //!
-//! [`Store::write`] is the one way to write. Functions that take a [`Transaction`] never commit;
-//! the writer does, for many jobs at a time. Readers never write: their connections are opened
-//! read-only.
+//! Functions that get a [`Transaction`] never commit: the writer does, for many jobs at a time.
+//! Readers never write: their connections are read-only. Which way to use:
+//!
+//! | caller | method |
+//! |---|---|
+//! | a thread that waits for the commit | [`Store::write`] |
+//! | a thread that continues meanwhile | [`Store::begin_write`] |
+//! | the purge, which yields to payments | [`Store::write_in_background`] |
+//! | the HTTP thread, which never waits | [`Store::submit`], [`Store::query`] |
+//! | a thread that waits for a read | [`Store::read`] |
+//! | a command, also while payrelay is running | [`OfflineStore`] |
 
 pub mod arrival;
 pub mod audit;
@@ -68,15 +75,15 @@ pub struct Store {
     service_time: ServiceTime,
 }
 
-/// How many payments wait: jobs are of very different size, so their number alone bounds neither
-/// time nor memory.
+/// Bounds the payments that wait for the writer. Jobs differ in size, so their number alone bounds
+/// neither time nor memory.
 #[derive(Clone)]
 struct Backpressure {
     waiting: Arc<AtomicUsize>,
     max: usize,
 }
 
-/// What a job takes of the queue until it is answered.
+/// The capacity that a job occupies until it is answered.
 struct QueueSlot {
     queue: Backpressure,
     payments: usize,
@@ -90,14 +97,14 @@ impl Backpressure {
         }
     }
 
-    /// While fewer than may wait do, one more job is taken, however large: none is so large that it
-    /// never is.
-    fn take(&self, payments: usize) -> Result<QueueSlot, StoreError> {
+    /// Accepts a job while fewer payments wait than the limit, however large the job: none is so
+    /// large that it never is accepted.
+    fn try_acquire(&self, payments: usize) -> Result<QueueSlot, StoreError> {
         let add = |waiting| (waiting < self.max).then_some(waiting + payments);
-        let taken = self
+        let acquired = self
             .waiting
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
-        taken
+        acquired
             .map(|_| QueueSlot {
                 queue: self.clone(),
                 payments,
@@ -114,18 +121,18 @@ impl Drop for QueueSlot {
     }
 }
 
-/// A write that is under way.
+/// A write in progress.
 #[derive(Debug)]
 pub struct PendingWrite<T>(Receiver<Result<T, StoreError>>);
 
 impl<T> PendingWrite<T> {
-    /// Waits until it is on the disk, or has failed.
+    /// Waits until it is committed to the disk, or has failed.
     pub fn wait(self) -> Result<T, StoreError> {
         self.0.recv().unwrap_or(Err(StoreError::Closed))
     }
 }
 
-/// An opened database whose threads have yet to be started.
+/// An open database whose threads are not started yet.
 pub struct StoppedStore {
     store: Store,
     writer: writer::Writer,
@@ -134,15 +141,15 @@ pub struct StoppedStore {
     readers: readers::Readers,
 }
 
-/// How long a thread waits before it asks a database again that has refused.
+/// How long a thread waits after a database error before it tries again.
 pub const DATABASE_RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// For the threads besides the readers that read: relay, sampler, and the notifiers, which take
-/// turns.
+/// Threads that read, in addition to the readers: the relay, the sampler, and the notifiers, one at
+/// a time.
 const OTHER_READERS: u32 = 3;
 
 impl Store {
-    /// Takes the lock, opens and migrates the file, makes or checks the node's id.
+    /// Locks and opens the file, creates its schema, and checks or creates the node's id.
     pub fn open(
         settings: &config::Database,
         node: Option<&NodeId>,
@@ -193,22 +200,22 @@ impl Store {
         })
     }
 
-    /// Who this database belongs to.
+    /// The node that this database belongs to.
     pub fn node(&self) -> &NodeId {
         &self.node
     }
 
-    /// The file, absolute and behind all links.
+    /// The absolute path of the file, after all links.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// For how long this database has been served, by no clock that can be set.
+    /// How long this database has been served, independent of the system clock.
     pub fn service_time(&self) -> Duration {
         self.service_time.now()
     }
 
-    /// The database: whether the file is sound, and the last transaction was committed.
+    /// Whether the file is sound, and the last transaction was committed.
     pub fn database_state(&self) -> Health {
         let damage = self.damage.state();
         if damage.is_failing() {
@@ -223,19 +230,19 @@ impl Store {
         self.admission.state()
     }
 
-    /// After a failure, has the writer commit something that changes nothing, to see whether it
-    /// can. Never waits.
+    /// After a failure, lets the writer commit a transaction that changes nothing, to see whether
+    /// it can. Never waits.
     pub fn probe(&self) {
-        // A queue that is full of work is a probe as well; a disk without room is asked elsewhere.
+        // A full queue of jobs probes as well. A full disk is watched elsewhere.
         if !self.part.get().is_failing() {
             return;
         }
         let _ = self.submit(1, write_probe, drop);
     }
 
-    /// Runs `work` in a transaction and waits until it is on the disk. If `work` fails, nothing of
-    /// it is kept. It may be run twice, when a job of the same transaction has failed; what the
-    /// first run did was rolled back then.
+    /// Runs `work` in a transaction, and waits until it is committed to the disk. If `work` fails,
+    /// its changes are rolled back. It may run twice, when another job of the transaction has
+    /// failed; the first run is rolled back then.
     pub fn write<T: Send + 'static>(
         &self,
         work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
@@ -251,7 +258,7 @@ impl Store {
         enqueue(&self.jobs, work)
     }
 
-    /// As [`Store::write`], but gives way to every other job that waits.
+    /// As [`Store::write`], but yields to every other waiting job.
     pub fn write_in_background<T: Send + 'static>(
         &self,
         work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
@@ -259,26 +266,26 @@ impl Store {
         enqueue(&self.background, work)?.wait()
     }
 
-    /// As [`Store::write`], but never waits: the writer's thread hands the result to `done`, after
-    /// the commit. The job counts as the payments that it is said to write; when as many wait as
-    /// may, the store is busy.
+    /// As [`Store::write`], but never waits: the writer's thread passes the result to `done`, after
+    /// the commit. The job counts as that many payments. When too many wait, the store is busy.
     pub fn submit<T: Send + 'static>(
         &self,
         payments: usize,
         work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
         done: impl FnOnce(Result<T, StoreError>) + Send + 'static,
     ) -> Result<(), StoreError> {
-        let place = self.queue.take(payments)?;
+        let slot = self.queue.try_acquire(payments)?;
         let done = move |result| {
-            drop(place);
+            drop(slot);
             done(result);
         };
         self.jobs
             .try_send(writer::job(work, done))
-            .map_err(|error| refused(&error))
+            .map_err(|error| queue_error(&error))
     }
 
-    /// Whether a payment may come. Asked before work is prepared, so that a refusal costs little.
+    /// Whether a payment can be accepted. Called before work is prepared, so that a refusal costs
+    /// little.
     pub fn admit(&self) -> Result<(), StoreError> {
         self.damage.check()?;
         self.admission.check()?;
@@ -289,8 +296,8 @@ impl Store {
         }
     }
 
-    /// Runs `query` on a read-only connection, on the caller's thread. It is refused once the file
-    /// is known to be damaged: what came of the answer could not be recorded.
+    /// Runs `query` on a read-only connection, on the caller's thread. Refused once the file is
+    /// known to be damaged: the caller could not save the outcome.
     pub fn read<T>(
         &self,
         query: impl FnOnce(&Connection) -> SqlResult<T>,
@@ -300,8 +307,8 @@ impl Store {
         Ok(result.inspect_err(|error| self.damage.observe(error))?)
     }
 
-    /// Runs `query` on a reader's thread, which hands the result to `done`. Never waits. What a
-    /// damaged file still has can be looked up.
+    /// Runs `query` on a reader's thread, which passes the result to `done`. Never waits. It also
+    /// works on a damaged file, as far as that can be read.
     pub fn query<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Connection) -> SqlResult<T> + Send + 'static,
@@ -312,7 +319,8 @@ impl Store {
             let (answer, failure) = match connection.map(query) {
                 Ok(Ok(value)) => (Ok(value), None),
                 Ok(Err(error)) => {
-                    // Before the answer: who has read it must not find payments taken after that.
+                    // Set the flag before replying, so that a client that saw the error cannot see
+                    // a later payment accepted.
                     damage.observe(&error);
                     (Err(StoreError::from(&error)), Some(error))
                 }
@@ -321,24 +329,26 @@ impl Store {
             done(answer);
             failure
         });
-        self.queries.try_send(job).map_err(|error| refused(&error))
+        self.queries
+            .try_send(job)
+            .map_err(|error| queue_error(&error))
     }
 }
 
-/// The database of a payrelay that may be running, for a command beside it.
+/// The database for a command, also while payrelay is running.
 pub struct OfflineStore {
     connection: Connection,
     node: NodeId,
 }
 
 impl OfflineStore {
-    /// Opens what is there.
+    /// Opens an existing database.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         let (connection, node) = open::open_existing(&files::resolve(path)?)?;
         Ok(Self { connection, node })
     }
 
-    /// Who the database belongs to.
+    /// The node that the database belongs to.
     pub fn node(&self) -> &NodeId {
         &self.node
     }
@@ -351,8 +361,8 @@ impl OfflineStore {
         Ok(query(&self.connection)?)
     }
 
-    /// Runs `work` in a transaction of its own. The writer of a running payrelay waits for it: it
-    /// is to be short.
+    /// Runs `work` in a transaction of its own. The writer of a running payrelay waits for it, so
+    /// it has to be short.
     pub fn write<T>(
         &mut self,
         work: impl FnOnce(&Transaction<'_>) -> SqlResult<T>,
@@ -364,7 +374,8 @@ impl OfflineStore {
     }
 }
 
-/// Writes a page, and changes nothing. There and back: SQLite does not write what is there already.
+/// Writes a page, and changes nothing. It needs two updates, because SQLite does not write a page
+/// that stays the same.
 fn write_probe(tx: &Transaction<'_>) -> SqlResult<()> {
     tx.execute_batch(
         "UPDATE node SET created_at = created_at + 1; UPDATE node SET created_at = created_at - 1",
@@ -381,7 +392,7 @@ fn enqueue<T: Send + 'static>(
     Ok(PendingWrite(answered))
 }
 
-fn refused<T>(error: &crossbeam_channel::TrySendError<T>) -> StoreError {
+fn queue_error<T>(error: &crossbeam_channel::TrySendError<T>) -> StoreError {
     match error {
         crossbeam_channel::TrySendError::Full(_) => StoreError::Busy,
         crossbeam_channel::TrySendError::Disconnected(_) => StoreError::Closed,
@@ -389,8 +400,7 @@ fn refused<T>(error: &crossbeam_channel::TrySendError<T>) -> StoreError {
 }
 
 impl StoppedStore {
-    /// Starts the writer, the checkpointer and the readers. They are returned in the order in which
-    /// they are to be stopped.
+    /// Starts the threads, and returns them in the order in which they are to be stopped.
     pub fn start(self, exits: &Sender<&'static str>) -> io::Result<(Store, Vec<Worker>)> {
         let mut workers = self.readers.spawn(exits)?;
         workers.push(Worker::spawn("disk", exits, |stop| self.watch.run(&stop))?);
@@ -404,7 +414,7 @@ impl StoppedStore {
     }
 }
 
-/// Whether the database answers at all.
+/// Whether the database answers.
 pub fn ping(connection: &Connection) -> SqlResult<()> {
     connection.query_row("SELECT 1", [], |_| Ok(()))
 }
@@ -429,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_is_counted_in_payments() {
+    fn the_queue_is_bounded_in_payments() {
         let dir = tempfile::tempdir().unwrap();
         let opened = Store::open(&settings(dir.path().join("a.db"), 4), None).unwrap();
         let store = opened.store.clone();
@@ -462,14 +472,14 @@ mod tests {
     }
 
     #[test]
-    fn damage_that_a_read_meets_is_known_before_the_read_is_answered() {
+    fn corruption_found_by_a_read_is_known_before_the_reply() {
         let dir = tempfile::tempdir().unwrap();
         let (store, workers) = Store::open(&settings(dir.path().join("a.db"), 4), None)
             .unwrap()
             .start(&unbounded().0)
             .unwrap();
         let (answer, answered) = unbounded();
-        let beside = store.clone();
+        let other = store.clone();
         let damaged = |_: &Connection| {
             Err::<(), _>(rusqlite::Error::SqliteFailure(
                 Failure::new(SQLITE_CORRUPT),
@@ -478,7 +488,7 @@ mod tests {
         };
         store
             .query(damaged, move |read| {
-                answer.send((read, beside.admit())).unwrap();
+                answer.send((read, other.admit())).unwrap();
             })
             .unwrap();
         let answer = answered.recv().unwrap();
@@ -495,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_works_off_what_waits_and_leaves_one_whole_file() {
+    fn a_stop_runs_all_waiting_jobs_and_leaves_one_whole_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.db");
         let (exits, _exited) = unbounded();
@@ -523,7 +533,7 @@ mod tests {
         assert_eq!(answered.try_recv().unwrap().unwrap(), 1);
         assert!(
             !dir.path().join("a.db-wal").exists(),
-            "the log was not folded into the file"
+            "the WAL was not checkpointed into the file"
         );
     }
 }

@@ -1,7 +1,7 @@
-//! The outbox: a row an event, INIT until the publisher has it, PUBLISHED afterwards.
+//! The outbox: a row for each event, INIT until it is acknowledged, PUBLISHED afterwards.
 //!
-//! Ids are commit order: there is one writer. The relay reads and marks; nothing here deletes but
-//! [`purge`].
+//! Ids are in commit order, because there is one writer. The relay reads and marks; only [`purge`]
+//! deletes.
 
 use super::row::sql_limit;
 use super::row::unknown;
@@ -63,7 +63,7 @@ pub fn unpublished(
         .collect()
 }
 
-/// Whether a notice is of the event that has its id here; `None` if none has.
+/// Whether the stored event with this id is the same one; `None` if there is no event with this id.
 pub(super) fn matches(connection: &Connection, notice: EventRef) -> rusqlite::Result<Option<bool>> {
     let found: Option<(i64, i64)> = connection
         .prepare_cached("SELECT payment_id, created_at FROM outbox WHERE id = ?1")?
@@ -78,14 +78,14 @@ pub(super) fn matches(connection: &Connection, notice: EventRef) -> rusqlite::Re
     Ok(found.map(same))
 }
 
-/// Whether an event has had this id, or may not have it any more.
+/// Whether this id has been issued, or skipped.
 pub(super) fn is_given(connection: &Connection, outbox_id: i64) -> rusqlite::Result<bool> {
     connection
         .prepare_cached("SELECT 1 FROM sqlite_sequence WHERE name = 'outbox' AND seq >= ?1")?
         .exists([outbox_id])
 }
 
-/// Events that are on no topic, and have no delivery: nothing knows their ids but this database.
+/// Events that are on no topic, and have no delivery: only this database knows their ids.
 const UNPUBLISHED: &str = "status IN ('INIT', 'REJECTED') AND NOT EXISTS (SELECT 1 \
     FROM delivery d WHERE d.outbox_id = outbox.id)";
 
@@ -98,9 +98,9 @@ pub(super) fn is_unpublished(connection: &Connection, outbox_id: i64) -> rusqlit
         .exists([outbox_id])
 }
 
-/// Gives unpublished events new ids, in their order, from `first` on: the topic has their ids
-/// already, under other payments. [`reconcile`](super::topic::reconcile) has moved the sequence
-/// past every id of the topic. Returns how many.
+/// Gives unpublished events new ids, in their order, from `first` on: the topic has their ids under
+/// other payments. [`reconcile`](super::topic::reconcile) has advanced the sequence past every id
+/// of the topic. Returns how many.
 pub fn renumber(tx: &Transaction<'_>, first: i64) -> rusqlite::Result<usize> {
     let ids: Vec<i64> = tx
         .prepare_cached(&format!(
@@ -128,7 +128,7 @@ pub fn renumber(tx: &Transaction<'_>, first: i64) -> rusqlite::Result<usize> {
     Ok(ids.len())
 }
 
-/// What is known of an event's way.
+/// The event of a payment, as people see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventState {
     /// Its place in commit order.
@@ -139,11 +139,11 @@ pub struct EventState {
     pub rejection: Option<String>,
     /// When it was committed.
     pub created_at: Timestamp,
-    /// When the publisher's word was recorded.
+    /// When it was marked PUBLISHED.
     pub published_at: Option<Timestamp>,
-    /// Where on the topic.
+    /// Its partition.
     pub partition: Option<i32>,
-    /// Where in the partition.
+    /// Its offset.
     pub offset: Option<i64>,
 }
 
@@ -171,7 +171,7 @@ pub(super) fn of_payment(
 }
 
 /// Deletes at most `limit` events, with their deliveries, that were published and delivered before
-/// `cutoff`; tells how many, and counts them. What is unfinished stays, however old.
+/// `cutoff`. Returns how many, and counts them. Unfinished events stay, however old.
 pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, limit: usize) -> rusqlite::Result<usize> {
     let ids: Vec<i64> = tx
         .prepare_cached(
@@ -203,8 +203,8 @@ mod tests {
     use crate::store::publication::{Destination, Receipt, mark, reject};
     use rusqlite::TransactionBehavior;
 
-    /// Events with these statuses and deliveries (`+`), by payment; what `renumber` from an id on
-    /// makes of their ids.
+    /// Creates events with these statuses and deliveries (`+`), and returns their ids, by payment,
+    /// after `renumber` from an id on.
     fn renumbered(events: &[&str], first: i64) -> Vec<i64> {
         let dir = tempfile::tempdir().unwrap();
         let (mut connection, _) = open::open(&dir.path().join("a.db"), None).unwrap();
@@ -238,9 +238,9 @@ mod tests {
             tx.query_row(letters, [], |row| row.get::<_, i64>(0))
                 .unwrap(),
             rejected,
-            "each keeps its letter"
+            "each keeps its dead letter"
         );
-        // The next payment's event comes behind them.
+        // The next payment's event follows them.
         insert_next(&tx);
         let next: i64 = tx
             .query_row("SELECT max(id) FROM outbox", [], |row| row.get(0))
@@ -293,7 +293,7 @@ mod tests {
             renumbered(&["PUBLISHED+", "INIT", "PUBLISHED", "REJECTED", "INIT"], 1),
             [1, 101, 3, 102, 103]
         );
-        // One that was discarded, or came before its mark, has a delivery under its id.
+        // A discarded event, or one that arrived before its mark, has a delivery under its id.
         assert_eq!(renumbered(&["REJECTED+", "INIT+", "INIT"], 1), [1, 2, 101]);
         assert_eq!(renumbered(&["INIT"], 2), [1]);
     }

@@ -8,12 +8,11 @@ use crate::domain::timestamp::Timestamp;
 use rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE;
 use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Row, Transaction};
 
-/// Why a COMPLETED payment cannot be: the reservation already has one.
+/// The reason of a FAILED payment: the reservation already has a COMPLETED one.
 const ALREADY_PAID: &str = "already paid";
 
-/// Executes a request: for each reservation a payment, COMPLETED or else FAILED, its history and
-/// its event. All of it is stored or, if this fails, nothing; a FAILED payment is no failure of the
-/// request.
+/// Executes a request: stores, for each reservation, a COMPLETED or FAILED payment, its history and
+/// its event. An error rolls back all of it; a FAILED payment is no error of the request.
 pub fn execute(
     tx: &Transaction<'_>,
     new: &NewPayment,
@@ -56,7 +55,7 @@ fn last_payment(connection: &Connection, user_id: i64) -> SqlResult<Option<i64>>
         .optional()
 }
 
-/// COMPLETED, or else FAILED with the reason.
+/// Inserts a COMPLETED payment, or else a FAILED one with the reason.
 fn pay(
     tx: &Transaction<'_>,
     user_id: i64,
@@ -105,7 +104,7 @@ pub fn of_reservation(connection: &Connection, reservation_id: i64) -> SqlResult
         .optional()
 }
 
-/// False if the reservation is already paid: the partial unique index says so.
+/// False if the reservation is already paid: the partial unique index reports it.
 fn insert(tx: &Transaction<'_>, payment: &Payment) -> SqlResult<bool> {
     let inserted = tx
         .prepare_cached(
@@ -168,13 +167,13 @@ pub fn history(
     Ok(Some(payments))
 }
 
-/// What [`read`] expects, from a table called `p`.
-/// A FAILED payment names the one that has paid its reservation, by the index `payment_paid`.
+/// The columns that [`read`] expects, from a table `p`. For a FAILED payment they name the payment
+/// that has paid its reservation, found by the index `payment_paid`.
 pub(super) const COLUMNS: &str = "p.id, p.user_id, p.reservation_id, p.amount, p.currency, p.status, p.failure, p.executed_at, \
     CASE WHEN p.status = 'FAILED' THEN (SELECT paid.id FROM payment paid \
     WHERE paid.reservation_id = p.reservation_id AND paid.status = 'COMPLETED') END";
 
-/// How many columns [`COLUMNS`] are.
+/// The number of [`COLUMNS`].
 pub(super) const COLUMN_COUNT: usize = 9;
 
 /// A payment from the first columns of a row.

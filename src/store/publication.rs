@@ -1,4 +1,4 @@
-//! What a publisher has done with events: published, delivered in process, or rejected.
+//! Marks events after a publisher has published, delivered or rejected them.
 
 use std::sync::Arc;
 
@@ -10,29 +10,29 @@ use crate::domain::timestamp::Timestamp;
 /// Where a publisher has put an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Destination {
-    /// On a topic; the consumer will bring it to the delivery table.
+    /// On a topic; the consumer brings it to the delivery table.
     Topic {
         /// The topic's partition.
         partition: i32,
-        /// `None` where the broker had the record already and did not tell where.
+        /// `None` if the broker dropped a duplicate and did not report the first copy.
         offset: Option<i64>,
     },
-    /// Into the delivery table, which is written in the same transaction as the mark.
+    /// Into the delivery table, in the same transaction as the mark.
     Delivery,
-    /// Nowhere: the other side will never take this very event as it is, for this reason.
+    /// Nowhere: the broker never accepts this event as it is, for this reason.
     Rejected(Arc<str>),
 }
 
-/// A publisher's last word on an event.
+/// The acknowledgement of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Receipt {
-    /// Which event.
+    /// The event.
     pub outbox_id: i64,
-    /// Where it is now.
+    /// Its place.
     pub place: Destination,
 }
 
-/// Marks events PUBLISHED, or sets them aside. Marking one again changes nothing.
+/// Marks events PUBLISHED, or dead-letters rejected ones. Marking an event again changes nothing.
 pub fn mark_published(
     tx: &Transaction<'_>,
     receipts: &[Receipt],
@@ -50,7 +50,7 @@ pub fn mark_published(
     Ok(())
 }
 
-/// Tells how many events it has marked: none, if this one was.
+/// Returns how many events it has marked: 0 if this one was marked already.
 pub(super) fn mark(
     tx: &Transaction<'_>,
     receipt: &Receipt,
@@ -71,8 +71,7 @@ pub(super) fn mark(
     .execute((receipt.outbox_id, now.as_micros(), partition, offset))
 }
 
-/// Sets an event aside that cannot be published as it is, so that the others go on: a dead letter,
-/// for a person to see.
+/// Dead-letters an event that cannot be published as it is, so that the others continue.
 pub(super) fn reject(
     tx: &Transaction<'_>,
     outbox_id: i64,

@@ -1,6 +1,5 @@
-//! How SQLite means to run every statement of the hot paths: by index, in order, without sorting
-//! (<https://sqlite.org/eqp.html>). The statements are taken down as they run:
-//! those of what is called here, whatever they become.
+//! The query plan of every statement of the hot paths: by index, in order, without sorting
+//! (<https://sqlite.org/eqp.html>). The test records the statements as they run.
 
 use super::arrival::{self, AcceptOutcome};
 use super::backlog::BacklogCounter;
@@ -37,9 +36,9 @@ fn record_statement(event: TraceEvent<'_>) {
     }
 }
 
-/// What may be walked: indexes that hold only what waits, of which a page is asked for; the routes,
-/// the channels and the partitions, which are a handful; the node, which is one row; and SQLite's
-/// own table with a row for each AUTOINCREMENT.
+/// What may be scanned: indexes of waiting rows, of which a page is read; the routes, the channels
+/// and the partitions, which are a handful; the node, which is one row; and SQLite's table with a
+/// row for each AUTOINCREMENT.
 const SMALL: [&str; 14] = [
     "outbox_init",
     "delivery_waiting",
@@ -60,165 +59,170 @@ const SMALL: [&str; 14] = [
 ];
 
 fn uses_index(step: &str) -> bool {
-    let walks = step.starts_with("SCAN");
+    let scans = step.starts_with("SCAN");
     // An automatic index is a scan and a sort for each execution.
     !step.contains("TEMP B-TREE")
         && !step.contains("AUTOMATIC")
-        && (!walks || SMALL.iter().any(|index| step.ends_with(index)))
+        && (!scans || SMALL.iter().any(|index| step.ends_with(index)))
 }
 
-/// A request, its event published and taken from the topic, told, looked at and purged.
+fn event(id: i64) -> EventRef {
+    EventRef {
+        outbox_id: id,
+        payment_id: id,
+        created_at: Some(NOW),
+    }
+}
+
+const NOW: Timestamp = Timestamp::from_micros(1000);
+
+/// Two payments, from the request to the purge.
 fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
-    let now = Timestamp::from_micros(1000);
-    let node = NodeId::parse("n").unwrap();
     let tx = Transaction::new(connection, TransactionBehavior::Immediate)?;
-    let new = NewPayment {
-        user_id: 1,
-        reservations: vec![Reservation {
-            reservation_id: 1,
-            seat_price: 1,
-        }],
-    };
-    payment::execute(&tx, &new, "KRW", None, now)?;
-    let pay = |key: &str| {
-        let keyed = IdempotentRequest {
-            client: String::new(),
-            key: key.to_owned(),
-            body_hash: [0; 32],
-        };
-        idempotency::execute_once(&tx, &keyed, 1, Duration::from_millis(1), || {
-            payment::execute(&tx, &new, "KRW", None, now)
-        })
-    };
-    assert!(
-        matches!((pay("first")?, pay("first")?), (Once::Executed(first), Once::Replayed(again)) if first == again)
-    );
-    assert!(payment::of_reservation(&tx, 1)?.is_some());
-    assert_eq!(outbox::unpublished(&tx, 0, 10)?.len(), 2);
-    let place = Destination::Topic {
-        partition: 0,
-        offset: Some(0),
-    };
-    let receipts = [
-        Receipt {
-            outbox_id: 1,
-            place,
-        },
-        Receipt {
-            outbox_id: 2,
-            place: Destination::Delivery,
-        },
-    ];
-    publication::mark_published(&tx, &receipts, now)?;
-    arrival::accept(
-        &tx,
-        EventRef {
-            outbox_id: 1,
-            payment_id: 1,
-            created_at: Some(now),
-        },
-        now,
-    )?;
-    arrival::accept(
-        &tx,
-        EventRef {
-            outbox_id: 9,
-            payment_id: 9,
-            created_at: Some(now),
-        },
-        now,
-    )?;
     let topic = Topic {
         name: "t".into(),
         id: [0; 16],
     };
-    let found = PublishedRecord {
-        notice: EventRef {
-            outbox_id: 1,
-            payment_id: 1,
-            created_at: Some(now),
-        },
-        partition: 0,
-        offset: 0,
-    };
-    let reached = PublishedOffsets {
-        topic: topic.clone(),
-        offsets: [(0, 1)].into(),
-    };
-    assert_eq!(
-        topic::reconcile(&tx, &[found], &reached, now)?,
-        Reconciled::default()
-    );
-    look_at_what_is_visible(&tx, &topic, &receipts)?;
-    let mut batch = ConsumeBatch::begin(&tx, &topic)?;
-    batch.add(0, 3, Some((2, AcceptOutcome::Accepted)));
-    batch.finish(1)?;
-    assert_eq!(topic::partitions(&tx, &topic)?[0].consumed_to, Some(4));
-    topic::set_positions(&tx, &topic, &[(0, 5)])?;
-    assert_eq!(topic::partitions_by_name(&tx, "t")?[0].consumed_to, Some(5));
-    assert!(delivery::more_than(&tx, "default", 1)?);
-    assert_eq!(delivery::waiting(&tx, "default", 10)?.len(), 2);
-    assert_eq!(
-        BacklogCounter::new(&["default".to_owned()])
-            .count(&tx)?
-            .undelivered()
-            .count,
-        2
-    );
-    assert!(!unconsumed::is_behind(&tx)?);
-    assert_eq!(unconsumed::count(&tx)?.count, 0);
-    assert_eq!(unconsumed::backfill(&tx, Some(&topic), &[1], now)?, 0);
-    delivery::mark_sending(&tx, &[1, 2])?;
-    let settle = |outcome| delivery::settle(&tx, "default", 9, &outcome, 10, now);
-    assert_eq!(settle(Outcome::Requeued)?, 2);
-    assert_eq!(delivery::begin_sending(&tx, "default", 0, 10)?.len(), 2);
-    assert_eq!(settle(Outcome::Unknown("no".to_owned()))?, 2);
-    let asked = channel::ask(&tx, "default", &channel::Action::Resume, "test", now)?;
-    assert_eq!(
-        (
-            channel::last_action(&tx)?,
-            channel::next_action(&tx, "default", asked)?
-        ),
-        (asked, None)
-    );
-    channel::finish(&tx, asked, "resumed")?;
-    delivery::bury(&tx, 2, Some("poison"), now)?;
-    let order = ResolveRequest {
-        action: Action::Replay,
-        which: Selection::Open { after: 0, limit: 9 },
-        dry_run: false,
-        node: &node,
-        origin: "",
-        now,
-    };
-    assert_eq!(replay::resolve(&tx, order)?.len(), 1);
-    assert_eq!(
-        (
-            dead_letter::list(&tx, true, 0, 9)?.len(),
-            dead_letter::list(&tx, false, 0, 9)?.len()
-        ),
-        (0, 1)
-    );
-    delivery::mark_delivered(&tx, &[1, 2], Carrier::Single, now)?;
-    assert!(timeline::find(&tx, 1)?.is_some());
-    assert_eq!(
-        payment::history(&tx, 1, Some(2), 10)?.map(|page| page.len()),
-        Some(1)
-    );
-    assert_eq!(outbox::purge(&tx, Timestamp::from_micros(2000), 10)?, 2);
-    assert!(matches!(pay("second")?, Once::Executed(_)));
-    assert_eq!(idempotency::purge(&tx, Duration::from_millis(2), 1, 10)?, 1);
-    assert_eq!(dead_letter::open_records(&tx)?, 0);
-    dead_letter::drop_records(&tx, 1)?;
-    assert_eq!(dead_letter::purge(&tx, now, 10)?, 0);
-    // Each start does this, with millions of rows that are finished.
+    execute_payments(&tx)?;
+    publish(&tx, &topic)?;
+    consume(&tx, &topic)?;
+    deliver(&tx)?;
+    resolve_dead_letter(&tx)?;
+    delivery::mark_delivered(&tx, &[1, 2], Carrier::Single, NOW)?;
+    show(&tx)?;
+    purge(&tx)?;
+    // Each start does this, with millions of finished rows.
     delivery::recover(&tx)?;
     route::replace(&tx, &[])?;
     assert!(!topic::abandon_others(&tx, Some(&topic))?);
     tx.commit()
 }
 
-fn look_at_what_is_visible(
+fn pay(tx: &Transaction<'_>, key: &str) -> rusqlite::Result<Once> {
+    let keyed = IdempotentRequest {
+        client: String::new(),
+        key: key.to_owned(),
+        body_hash: [0; 32],
+    };
+    idempotency::execute_once(tx, &keyed, 1, Duration::from_millis(1), || {
+        payment::execute(tx, &new_payment(), "KRW", None, NOW)
+    })
+}
+
+fn new_payment() -> NewPayment {
+    NewPayment {
+        user_id: 1,
+        reservations: vec![Reservation {
+            reservation_id: 1,
+            seat_price: 1,
+        }],
+    }
+}
+
+fn execute_payments(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+    payment::execute(tx, &new_payment(), "KRW", None, NOW)?;
+    assert!(
+        matches!((pay(tx, "first")?, pay(tx, "first")?), (Once::Executed(first), Once::Replayed(again)) if first == again)
+    );
+    assert!(payment::of_reservation(tx, 1)?.is_some());
+    assert_eq!(outbox::unpublished(tx, 0, 10)?.len(), 2);
+    Ok(())
+}
+
+fn publish(tx: &Transaction<'_>, topic: &Topic) -> rusqlite::Result<()> {
+    let receipts = [
+        Receipt {
+            outbox_id: 1,
+            place: Destination::Topic {
+                partition: 0,
+                offset: Some(0),
+            },
+        },
+        Receipt {
+            outbox_id: 2,
+            place: Destination::Delivery,
+        },
+    ];
+    publication::mark_published(tx, &receipts, NOW)?;
+    arrival::accept(tx, event(1), NOW)?;
+    arrival::accept(tx, event(9), NOW)?;
+    let found = PublishedRecord {
+        notice: event(1),
+        partition: 0,
+        offset: 0,
+    };
+    let published = PublishedOffsets {
+        topic: topic.clone(),
+        offsets: [(0, 1)].into(),
+    };
+    let reconciled = topic::reconcile(tx, &[found], &published, NOW)?;
+    assert_eq!(reconciled, Reconciled::default());
+    check_visibility(tx, topic, &receipts)
+}
+
+fn consume(tx: &Transaction<'_>, topic: &Topic) -> rusqlite::Result<()> {
+    let mut batch = ConsumeBatch::begin(tx, topic)?;
+    batch.add(0, 3, Some((2, AcceptOutcome::Accepted)));
+    batch.finish(1)?;
+    assert_eq!(topic::partitions(tx, topic)?[0].consumed_to, Some(4));
+    topic::set_positions(tx, topic, &[(0, 5)])?;
+    assert_eq!(topic::partitions_by_name(tx, "t")?[0].consumed_to, Some(5));
+    assert!(!unconsumed::is_behind(tx)?);
+    assert_eq!(unconsumed::count(tx)?.count, 0);
+    assert_eq!(unconsumed::backfill(tx, Some(topic), &[1], NOW)?, 0);
+    Ok(())
+}
+
+fn deliver(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+    assert!(delivery::more_than(tx, "default", 1)?);
+    assert_eq!(delivery::waiting(tx, "default", 10)?.len(), 2);
+    let backlog = BacklogCounter::new(&["default".to_owned()]).count(tx)?;
+    assert_eq!(backlog.undelivered().count, 2);
+    delivery::mark_sending(tx, &[1, 2])?;
+    let save = |outcome| delivery::save_outcome(tx, "default", 9, &outcome, 10, NOW);
+    assert_eq!(save(Outcome::Requeued)?, 2);
+    assert_eq!(delivery::begin_sending(tx, "default", 0, 10)?.len(), 2);
+    assert_eq!(save(Outcome::Unknown("no".to_owned()))?, 2);
+    let action = channel::request(tx, "default", &channel::Action::Resume, "test", NOW)?;
+    assert_eq!(channel::last_action(tx)?, action);
+    assert_eq!(channel::next_action(tx, "default", action)?, None);
+    channel::finish(tx, action, "resumed")
+}
+
+fn resolve_dead_letter(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+    delivery::bury(tx, 2, Some("poison"), NOW)?;
+    let request = ResolveRequest {
+        action: Action::Replay,
+        which: Selection::Open { after: 0, limit: 9 },
+        dry_run: false,
+        node: &NodeId::parse("n").unwrap(),
+        origin: "",
+        now: NOW,
+    };
+    assert_eq!(replay::resolve(tx, request)?.len(), 1);
+    assert_eq!(dead_letter::list(tx, true, 0, 9)?.len(), 0);
+    assert_eq!(dead_letter::list(tx, false, 0, 9)?.len(), 1);
+    Ok(())
+}
+
+fn show(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+    assert!(timeline::find(tx, 1)?.is_some());
+    let page = payment::history(tx, 1, Some(2), 10)?;
+    assert_eq!(page.map(|page| page.len()), Some(1));
+    Ok(())
+}
+
+fn purge(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+    assert_eq!(outbox::purge(tx, Timestamp::from_micros(2000), 10)?, 2);
+    assert!(matches!(pay(tx, "second")?, Once::Executed(_)));
+    assert_eq!(idempotency::purge(tx, Duration::from_millis(2), 1, 10)?, 1);
+    assert_eq!(dead_letter::open_records(tx)?, 0);
+    dead_letter::drop_records(tx, 1)?;
+    assert_eq!(dead_letter::purge(tx, NOW, 10)?, 0);
+    Ok(())
+}
+
+fn check_visibility(
     tx: &Transaction<'_>,
     topic: &Topic,
     receipts: &[Receipt],
@@ -263,11 +267,11 @@ fn no_hot_statement_scans_or_sorts() {
             uses_payment_paid |= step.contains("payment_paid");
         }
     }
-    assert!(uses_payment_paid, "which payment has paid a reservation");
+    assert!(uses_payment_paid, "the index of paid reservations is used");
 }
 
 #[test]
-fn what_is_slow_is_told() {
+fn slow_steps_are_recognized() {
     for step in [
         "SCAN outbox",
         "SCAN d USING INDEX delivery_delivered",

@@ -1,10 +1,9 @@
-//! What operators asked of the relay, and from where. A relay that is fenced looks for a new row.
+//! The actions of operators on the relay, and their origin. A fenced relay looks for a new row.
 
 use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, Transaction};
 
-/// Has a fenced relay take its transactional ids over again. `origin` is where the operator asked:
-/// `http` or `command line`.
+/// Lets a fenced relay acquire its transactional ids again. `origin` is `http` or `command line`.
 pub fn resume(tx: &Transaction<'_>, origin: &str, now: Timestamp) -> rusqlite::Result<()> {
     let sql = "INSERT INTO relay_action (action, origin, acted_at) VALUES ('resume', ?1, ?2)";
     tx.prepare_cached(sql)?
@@ -12,7 +11,7 @@ pub fn resume(tx: &Transaction<'_>, origin: &str, now: Timestamp) -> rusqlite::R
         .map(drop)
 }
 
-/// The last time that it was resumed; 0 if it never was. It grows.
+/// The last resume; 0 if there was none. It grows.
 pub fn last_resume(connection: &Connection) -> rusqlite::Result<i64> {
     connection
         .prepare_cached("SELECT ifnull(max(id), 0) FROM relay_action")?

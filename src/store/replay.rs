@@ -10,39 +10,39 @@ use super::{delivery, unconsumed};
 use crate::domain::event::{EventRef, ID_HEADER, NodeId, TIME_HEADER};
 use crate::domain::timestamp::Timestamp;
 
-/// Which dead letters an action is for.
+/// The dead letters that an action is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Selection {
-    /// One.
+    /// A single one.
     Id(i64),
-    /// Those that are open and have larger ids, oldest first.
+    /// Open ones with larger ids, oldest first.
     Open {
-        /// Not this one, and none before it.
+        /// Exclusive.
         after: i64,
-        /// So many at most.
+        /// The most letters.
         limit: usize,
     },
 }
 
-/// Who does something to dead letters, for what, and when.
+/// An action on dead letters.
 #[derive(Debug, Clone, Copy)]
 pub struct ResolveRequest<'a> {
-    /// What is to be done.
+    /// The action.
     pub action: Action,
-    /// To which.
+    /// The letters.
     pub which: Selection,
-    /// Tell what would come of it, and leave everything as it is.
+    /// Return the outcomes, and change nothing.
     pub dry_run: bool,
-    /// Whose events are ours.
+    /// The node of our events.
     pub node: &'a NodeId,
     /// `http` or `command line`.
     pub origin: &'a str,
-    /// When.
+    /// The time of the action.
     pub now: Timestamp,
 }
 
-/// Does what is ordered, and records it. One that is not open is left as it is; one that is not
-/// there has no outcome.
+/// Resolves dead letters, and records the actions. A letter that is not open stays as it is; a
+/// missing one has no outcome.
 pub fn resolve(tx: &Transaction<'_>, order: ResolveRequest<'_>) -> rusqlite::Result<Vec<Outcome>> {
     let ids: Vec<i64> = match order.which {
         Selection::Id(id) => vec![id],
@@ -58,7 +58,7 @@ pub fn resolve(tx: &Transaction<'_>, order: ResolveRequest<'_>) -> rusqlite::Res
         .into_iter()
         .map(|id| resolve_one(tx, id, order))
         .collect();
-    // A dry run does everything, so that it knows, and then undoes it.
+    // A dry run executes everything, to find the outcomes, and then rolls it back.
     if order.dry_run || outcomes.is_err() {
         tx.execute_batch("ROLLBACK TO dead_letters")?;
     }
@@ -160,16 +160,16 @@ fn replay_event(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<Attemp
             "UPDATE delivery SET status = 'PENDING' WHERE outbox_id = ?1 AND status = 'DEAD'",
         )?
         .execute([outbox_id])?;
-    let gone = || "its delivery is not there any more: discard it".to_owned();
+    let missing = || "its delivery no longer exists: discard it".to_owned();
     Ok(if waits > 0 {
-        Ok("waits to be told again".to_owned())
+        Ok("waits to be delivered again".to_owned())
     } else {
-        Err(gone())
+        Err(missing())
     })
 }
 
-/// As if it came from the topic now: another version, or a restored database, may know what to do
-/// with it.
+/// Accepts a record as if it arrived from the topic now: a newer version, or a restored database,
+/// may recognize it.
 fn replay_record(
     tx: &Transaction<'_>,
     id: i64,
@@ -193,7 +193,7 @@ fn replay_record(
                         let status: String = tx
                             .prepare_cached("SELECT status FROM delivery WHERE outbox_id = ?1")?
                             .query_row([notice.outbox_id], |row| row.get(0))?;
-                        Ok(format!("taken: its delivery is {status}"))
+                        Ok(format!("accepted: its delivery is {status}"))
                     }
                     AcceptOutcome::Purged => {
                         Ok("its event was delivered and purged long ago".to_owned())
@@ -207,27 +207,27 @@ fn replay_record(
     )
 }
 
-/// What may be done to a dead letter.
+/// An action on a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Try once more: tell it, or take it as if it came from the topic now.
+    /// Try again: deliver it, or accept it as if it arrived from the topic now.
     Replay,
-    /// Leave it for good.
+    /// Close it.
     Discard,
 }
 
-/// What came of an action on one dead letter.
+/// The outcome of an action on one dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Outcome {
-    /// Of which.
+    /// The letter.
     pub id: i64,
     /// In words.
     pub outcome: String,
-    /// Whether it is as it was to be.
+    /// Whether the action succeeded.
     pub resolved: bool,
 }
 
-/// Has an event published that was set aside; false if it was not.
+/// Requeues an event that was rejected; false if it was not.
 pub(super) fn send_again(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<bool> {
     let sql =
         "UPDATE outbox SET status = 'INIT', rejection = NULL WHERE id = ?1 AND status = 'REJECTED'";
@@ -256,5 +256,5 @@ impl Action {
     }
 }
 
-/// What came of it, or why it is as dead as before.
+/// The outcome, or why the letter stays as it is.
 type Attempt = Result<String, String>;

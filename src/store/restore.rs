@@ -1,9 +1,9 @@
-//! Puts a copy in the place of the database, or marks the database itself as one: then its next
-//! start gives no id again that the file which it replaces has given.
+//! Replaces the database by a copy, or marks the database itself as a copy. Then its next start
+//! gives no id that the replaced file has given.
 //!
-//! Any copy will do: our own backup, and one by rsync, a snapshot of the machine, or litestream. It
-//! is checked as a whole before anything is changed, and the files that it replaces are moved, not
-//! deleted.
+//! Any copy will do: a backup of payrelay, or one by rsync, a snapshot of the machine, or
+//! litestream. It is checked as a whole before anything is changed. The replaced files are moved,
+//! not deleted.
 
 use super::OpenError;
 use super::StoreError;
@@ -19,7 +19,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-/// Why nothing was restored. The database is as it was.
+/// Why nothing was restored. The database is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
     /// The database, or the copy, cannot be used.
@@ -28,46 +28,46 @@ pub enum RestoreError {
     /// The copy is the database itself.
     #[error("{0} is the database itself: to mark it as a copy in its place, use --adopt")]
     Same(PathBuf),
-    /// Another node's payments are in the copy.
+    /// The copy has another node's payments.
     #[error(
         "the copy belongs to node {copy}, and this database to node {node}: restore a copy of \
             this node, or move the database away and set node.id to {copy}"
     )]
     OtherNode {
-        /// Of the copy.
+        /// The node of the copy.
         copy: NodeId,
-        /// Of the configuration, or of the database that is there.
+        /// The node of the configuration, or of the existing database.
         node: NodeId,
     },
-    /// The copy is not sound.
-    #[error("the copy is not sound, so it was not restored: {}", show(.0))]
+    /// The copy has inconsistent tables.
+    #[error("the copy is inconsistent, so it was not restored: {}", show(.0))]
     Unsound(Vec<Finding>),
-    /// The copy is no sound file.
+    /// The copy is a damaged file.
     #[error(
         "the copy {copy} is damaged, or no database ({reason}): restore another one; nothing was \
             changed"
     )]
     Damaged {
-        /// As it was named.
+        /// As given.
         copy: PathBuf,
-        /// As SQLite says.
+        /// The error of SQLite.
         reason: String,
     },
     /// A file cannot be read, written or moved.
     #[error("{path}: {source}")]
     Io {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// SQLite refuses.
+    /// SQLite returned an error.
     #[error("the copy cannot be used: {0}")]
     Store(#[from] StoreError),
 }
 
 impl RestoreError {
-    /// The same, with the name of the copy instead of the temporary file's where it is damaged.
+    /// Names the copy instead of the temporary file in the error of a damaged copy.
     fn of_copy(self, copy: &Path) -> Self {
         let reason = match &self {
             Self::Open(OpenError::Sqlite { source, .. }) if is_corruption(source) => {
@@ -95,29 +95,29 @@ fn show(findings: &[Finding]) -> String {
         .join("; ")
 }
 
-/// What was done.
+/// The result.
 #[derive(Debug)]
 pub struct Restored {
-    /// Whose database it is.
+    /// The node of the database.
     pub node: NodeId,
-    /// How many payments it has.
+    /// The number of its payments.
     pub payments: i64,
-    /// Where the files are that were replaced, if there were any.
+    /// The folder of the replaced files, if there were any.
     pub before: Option<PathBuf>,
 }
 
-/// Who restores what.
+/// A request to restore.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
-    /// The copy; `None`: the database itself is one.
+    /// The copy; `None`: the database itself is a copy.
     pub copy: Option<&'a Path>,
-    /// The database, as it is configured.
+    /// The database, as configured.
     pub database: &'a Path,
     /// The configured node.
     pub node: Option<&'a NodeId>,
-    /// The user who asks.
+    /// The local user.
     pub by: &'a str,
-    /// When.
+    /// The time.
     pub now: Timestamp,
 }
 
@@ -131,7 +131,7 @@ pub fn restore(request: &Request<'_>) -> Result<Restored, RestoreError> {
     }
 }
 
-/// Marks the database in its place.
+/// Marks the database as a copy.
 fn adopt(database: &Path, request: &Request<'_>) -> Result<Restored, RestoreError> {
     let (node, payments) = check(database, request.node)?;
     mark(database, request, None)?;
@@ -167,7 +167,7 @@ fn replace(copy: &Path, database: &Path, request: &Request<'_>) -> Result<Restor
             before,
         })
     });
-    // After a success there is nothing left under this name.
+    // After a success there is no file under this name.
     for suffix in SUFFIXES {
         let _ = fs::remove_file(files::sibling(&part, suffix));
     }
@@ -218,7 +218,7 @@ fn copy_file(from: &Path, to: &Path) -> Result<(), RestoreError> {
     })
 }
 
-/// The file as a whole, and what must hold between its tables.
+/// Checks the file as a whole, and the consistency of its tables.
 fn check(file: &Path, node: Option<&NodeId>) -> Result<(NodeId, i64), RestoreError> {
     let checked = AuditDatabase::open(file)?;
     let copy = checked.node().clone();
@@ -229,8 +229,8 @@ fn check(file: &Path, node: Option<&NodeId>) -> Result<(NodeId, i64), RestoreErr
         });
     }
     let mut checked = checked.check("", None, 3)?;
-    // A copy may be from the middle of an outage: its next start gives those events their
-    // deliveries.
+    // A copy may be from the middle of an outage: the next start backfills the deliveries of those
+    // events.
     checked
         .findings
         .retain(|finding| finding.kind != UNCONSUMED_KIND);
@@ -240,7 +240,7 @@ fn check(file: &Path, node: Option<&NodeId>) -> Result<(NodeId, i64), RestoreErr
     Ok((copy, checked.totals.payments.values().sum()))
 }
 
-/// Says in the file that it is a copy, and who restored it. Afterwards it has no WAL.
+/// Marks the file as a copy, with the user who restored it. Afterwards it has no WAL.
 fn mark(file: &Path, request: &Request<'_>, given: Option<i64>) -> Result<(), RestoreError> {
     let connection = Connection::open(file)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
@@ -250,19 +250,19 @@ fn mark(file: &Path, request: &Request<'_>, given: Option<i64>) -> Result<(), Re
             SET backed_up_at = ifnull(backed_up_at, ?1), restored_by = ?2, given_before = ?3",
         (request.now.as_micros(), request.by, given),
     )?;
-    // Folds the WAL into the file.
+    // Checkpoints the WAL into the file.
     connection.close().map_err(|(_, error)| error)?;
     Ok(())
 }
 
-/// The database that is there now.
+/// The existing database.
 struct Current {
     node: NodeId,
     /// The largest id that it has given.
     given: i64,
 }
 
-/// `None` where there is none, or it cannot be read: that may be why a copy is restored.
+/// `None` if there is none, or it cannot be read: that may be the reason to restore.
 fn current(database: &Path) -> Option<Current> {
     let (connection, node) = open::open_to_read(database).ok()?;
     let sql = "SELECT max(seq) FROM sqlite_sequence";

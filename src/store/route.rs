@@ -1,11 +1,11 @@
-//! The channels' routes, as the delivery table's insert reads them.
+//! The channels' routes, as the insert of a delivery reads them.
 
 use super::delivery::CHANNEL;
 use crate::config;
 use rusqlite::Transaction;
 
-/// Replaces the routes by those of the configuration. What waits for a channel that is no more is
-/// routed anew.
+/// Replaces the routes by those of the configuration. Deliveries of a removed channel are routed
+/// again.
 pub fn replace(tx: &Transaction<'_>, routes: &[config::Route]) -> rusqlite::Result<()> {
     tx.execute("DELETE FROM route", [])?;
     let mut insert = tx.prepare_cached("INSERT INTO route VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?;
@@ -25,8 +25,8 @@ pub fn replace(tx: &Transaction<'_>, routes: &[config::Route]) -> rusqlite::Resu
     let gone = "channel <> 'default' AND channel NOT IN (SELECT channel FROM route)";
     let waiting =
         format!("SELECT outbox_id FROM delivery WHERE status IN ('PENDING', 'SENDING') AND {gone}");
-    // The dead may be replayed. CROSS JOIN: SQLite is not to read the whole delivery table for a
-    // few letters.
+    // Dead deliveries may be replayed. CROSS JOIN keeps SQLite from reading the whole delivery
+    // table for a few letters.
     let dead = format!(
         "SELECT d.outbox_id FROM dead_letter l CROSS JOIN delivery d \
          WHERE l.state = 'OPEN' AND d.outbox_id = l.outbox_id AND {gone}"

@@ -11,7 +11,7 @@ pub(super) fn unknown(column: usize, word: &str) -> rusqlite::Error {
     )
 }
 
-/// A row count as SQL takes it.
+/// A row count as an SQL value.
 pub(super) fn sql_limit(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }

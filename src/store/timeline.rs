@@ -7,19 +7,18 @@ use super::outbox::{self, EventState};
 use super::payment::{COLUMNS, read};
 use crate::domain::payment::Payment;
 
-/// A payment and how far it has come.
+/// A payment and its progress.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PaymentTimeline {
     /// The payment.
     pub payment: Payment,
-    /// Its event; `None` once it was purged, long after it was delivered.
+    /// Its event; `None` once purged, long after its delivery.
     pub event: Option<EventState>,
-    /// What became of telling it; `None` until its event has arrived at the delivery table, or once
-    /// it was purged.
+    /// Its delivery; `None` until its event has arrived, or once purged.
     pub notification: Option<Notification>,
 }
 
-/// One payment's whole way.
+/// One payment's timeline.
 pub fn find(connection: &Connection, id: i64) -> SqlResult<Option<PaymentTimeline>> {
     let payment = connection
         .prepare_cached(&format!("SELECT {COLUMNS} FROM payment p WHERE p.id = ?1"))?

@@ -1,9 +1,9 @@
-//! How far the topic is known, partition by partition: behind which offset everything of ours is
-//! marked, and up to where it was consumed.
+//! Two positions for each partition: the offset before which every event of ours is marked, and the
+//! next offset to consume.
 //!
-//! Both are written in the transaction that writes what they speak of, so that neither is ever
-//! ahead of the rows: the publisher looks for its events from the one on, the consumer goes on from
-//! the other, and a crash costs neither.
+//! Each is written in the same transaction as the rows that it describes, so neither is ever ahead
+//! of them. The publisher reads the topic from the first one, and the consumer resumes at the
+//! second. A crash costs neither an event nor a duplicate.
 
 use super::arrival::AcceptOutcome;
 use super::{arrival, outbox, publication, unconsumed};
@@ -14,26 +14,26 @@ use rusqlite::{Connection, Row, Transaction};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// What is known of a partition.
+/// The state of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Partition {
-    /// Which.
+    /// Its number.
     pub partition: i32,
     /// Every event of ours before this offset is marked.
     pub published_to: i64,
-    /// The next offset to consume; `None`: not known.
+    /// The next offset to consume; `None` if unknown.
     pub consumed_to: Option<i64>,
-    /// The largest outbox id that was consumed.
+    /// The largest consumed outbox id.
     pub last_outbox_id: i64,
-    /// Records of events that were there already.
+    /// Duplicates: records of events that had a delivery.
     pub duplicates: i64,
-    /// Events that should have come before a later one, and did not.
+    /// Gaps: events that did not arrive before a later one.
     pub gaps: i64,
-    /// Events that came after a later one.
+    /// Inversions: events that arrived after a later one.
     pub inversions: i64,
 }
 
-/// What is known of a topic. What was known of an earlier life of it does not count.
+/// The partitions of a topic incarnation. Those of earlier incarnations do not count.
 pub fn partitions(connection: &Connection, topic: &Topic) -> rusqlite::Result<Vec<Partition>> {
     connection
         .prepare_cached(&format!(
@@ -43,8 +43,8 @@ pub fn partitions(connection: &Connection, topic: &Topic) -> rusqlite::Result<Ve
         .collect()
 }
 
-/// What is known of the topic that has this name, for people to look at: of the incarnation that is
-/// consumed, if one is.
+/// The partitions of the topic with this name, for people: of the consumed incarnation, if there is
+/// one.
 pub fn partitions_by_name(connection: &Connection, name: &str) -> rusqlite::Result<Vec<Partition>> {
     connection
         .prepare_cached(&format!(
@@ -72,16 +72,16 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Partition> {
     })
 }
 
-/// Behind which offset of each partition every event of ours has its mark.
+/// The offset of each partition before which every event of ours is marked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedOffsets {
-    /// Of which topic.
+    /// The topic.
     pub topic: Topic,
     /// By partition.
     pub offsets: BTreeMap<i32, i64>,
 }
 
-/// Records how far everything is marked, in the transaction that marks it.
+/// Saves how far every event is marked, in the transaction that marks it.
 pub fn save_published_offsets(
     tx: &Transaction<'_>,
     reached: &PublishedOffsets,
@@ -99,18 +99,18 @@ pub fn save_published_offsets(
 /// An event of ours that is on the topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PublishedRecord {
-    /// What the record says.
+    /// The event, as the record names it.
     pub notice: EventRef,
-    /// Where it is.
+    /// Its partition.
     pub partition: i32,
-    /// Where it is.
+    /// Its offset.
     pub offset: i64,
 }
 
-/// What came of looking at the topic before publishing.
+/// The result of reading the topic before publishing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Reconciled {
-    /// Events that were not known to be published, and are.
+    /// Events that were INIT, and are on the topic.
     pub marked: usize,
     /// The first of the unpublished events whose id has another payment on the topic.
     pub first_conflict: Option<i64>,
@@ -118,8 +118,9 @@ pub struct Reconciled {
     pub unknown: usize,
 }
 
-/// Marks what is on the topic already, so that it is not published again. Ids that the topic knows
-/// and this database does not were given by a later state of it: they are not given a second time.
+/// Marks events that are on the topic already, so that they are not published again. Ids that the
+/// topic has and this database does not know were issued by a later state of it: they are not
+/// issued again.
 pub fn reconcile(
     tx: &Transaction<'_>,
     found: &[PublishedRecord],
@@ -144,7 +145,7 @@ pub fn reconcile(
             None if arrival::is_purged(tx, notice)? => {}
             None => {
                 result.unknown += 1;
-                // A backup that was put back has left its ids behind already.
+                // The ids have advanced already after the restore of a backup.
                 if !outbox::is_given(tx, notice.outbox_id)? {
                     newest = newest.max(notice.outbox_id.max(notice.payment_id));
                 }
@@ -154,7 +155,7 @@ pub fn reconcile(
     if newest > 0 {
         super::engine::ids::advance_sequences(tx, newest, now)?;
     }
-    // A conflict that is not settled has to be found again, should the process end.
+    // An open conflict has to be found again, should the process end.
     if result.first_conflict.is_none() {
         save_published_offsets(tx, reached)?;
     }
@@ -177,9 +178,9 @@ fn mark_record(
     publication::mark(tx, &receipt, now)
 }
 
-/// Records an incarnation of the topic when the publisher first sees it: what was published before
-/// is on an earlier one. Every event up to the newest delivery was published, and those behind it
-/// up to the next one that is INIT.
+/// Records an incarnation of the topic when the publisher first sees it: earlier events are on an
+/// earlier one. Every event up to the newest delivery was published before, and those after it up
+/// to the next INIT one.
 fn record_incarnation(tx: &Transaction<'_>, topic: &Topic, now: Timestamp) -> rusqlite::Result<()> {
     let known = "SELECT 1 FROM topic_incarnation WHERE topic = ?1 AND topic_id = ?2";
     if tx.prepare_cached(known)?.exists((&topic.name, topic.id))? {
@@ -195,12 +196,12 @@ fn record_incarnation(tx: &Transaction<'_>, topic: &Topic, now: Timestamp) -> ru
     Ok(())
 }
 
-/// What was unusual in a batch.
+/// The irregularities of a batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ConsumeStats {
-    /// Records of events that had a delivery already.
+    /// Records of events that had a delivery.
     pub duplicates: i64,
-    /// Events that came after a later one.
+    /// Events that arrived after a later one.
     pub inversions: i64,
 }
 
@@ -220,7 +221,7 @@ struct PartitionProgress {
 }
 
 impl<'a> ConsumeBatch<'a> {
-    /// Resumes from what is known of the topic.
+    /// Resumes from the saved state of the topic.
     pub fn begin(tx: &'a Transaction<'a>, topic: &'a Topic) -> rusqlite::Result<Self> {
         let known = partitions(tx, topic)?;
         let last_outbox_ids = known
@@ -235,7 +236,7 @@ impl<'a> ConsumeBatch<'a> {
         })
     }
 
-    /// The record at this place was stored; `event` is what it was, if it was one of ours.
+    /// Adds a stored record; `event` is its event, if it is one of ours.
     pub fn add(&mut self, partition: i32, offset: i64, event: Option<(i64, AcceptOutcome)>) {
         let last_outbox_id = self.last_outbox_ids.get(&partition).copied().unwrap_or(0);
         let new = || PartitionProgress {
@@ -257,7 +258,7 @@ impl<'a> ConsumeBatch<'a> {
         }
     }
 
-    /// Records how far everything is consumed, and moves the low-water mark over the new
+    /// Saves how far the partitions are consumed, and moves the low-water mark over the new
     /// deliveries.
     pub fn finish(self, records: usize) -> rusqlite::Result<ConsumeStats> {
         let mut all = ConsumeStats::default();
@@ -299,8 +300,7 @@ impl<'a> ConsumeBatch<'a> {
     }
 }
 
-/// Sets the next offset of partitions where none is known, or where the topic does not have the
-/// known one any more.
+/// Sets the next offset of partitions where it is unknown, or where the topic no longer has it.
 pub fn set_positions(
     tx: &Transaction<'_>,
     topic: &Topic,
@@ -316,8 +316,8 @@ pub fn set_positions(
     Ok(())
 }
 
-/// Forgets what is known of other topics, and of earlier incarnations of this one. Returns whether
-/// there were any.
+/// Deletes the state of other topics, and of earlier incarnations of this one. Returns whether
+/// there was any.
 pub fn abandon_others(tx: &Transaction<'_>, topic: Option<&Topic>) -> rusqlite::Result<bool> {
     let (name, id) = topic.map(|topic| (&topic.name, topic.id)).unzip();
     let sql = "DELETE FROM topic_partition WHERE topic IS NOT ?1 OR topic_id IS NOT ?2";

@@ -1,9 +1,9 @@
-//! Events that were published and have no delivery: found above one low-water mark.
+//! Published events without a delivery, found above one low-water mark.
 //!
 //! Every event up to `node.consumed_through` has a delivery, is REJECTED, or was purged. The mark
-//! only moves over rows that were looked at, a bounded number in each transaction; a REJECTED event
-//! that is sent again moves it back. So nothing here scans the outbox, and what is above the mark
-//! is short unless something is wrong.
+//! moves only over rows that were read, a bounded number in each transaction; a REJECTED event that
+//! is published again moves it back. So nothing here scans the outbox. Above the mark there are few
+//! rows unless there is a fault.
 
 use super::delivery;
 use super::row::sql_limit;
@@ -12,11 +12,11 @@ use crate::domain::timestamp::Timestamp;
 use crate::domain::topic::Topic;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
-/// How many rows one page looks at.
+/// How many rows one page reads.
 const PAGE_ROWS: usize = 10_000;
 
 /// The rows above an id, in commit order: whether each is REJECTED, when it was published, whether
-/// it has a delivery, where it was published to.
+/// it has a delivery, and its place on the topic.
 const ROWS_ABOVE: &str = "SELECT o.id, o.status = 'REJECTED', o.published_at, \
      EXISTS (SELECT 1 FROM delivery d WHERE d.outbox_id = o.id), o.\"partition\", o.\"offset\" \
      FROM outbox o WHERE o.id > ?1 ORDER BY o.id LIMIT ?2";
@@ -28,9 +28,9 @@ pub struct Unconsumed {
     pub outbox_id: i64,
     /// Its partition; `None` if it was not published to a topic.
     pub partition: Option<i32>,
-    /// Its offset, if the broker said it.
+    /// Its offset, if the broker reported it.
     pub offset: Option<i64>,
-    /// When it was recorded as PUBLISHED.
+    /// When it was marked PUBLISHED.
     pub published_at: Timestamp,
 }
 
@@ -39,7 +39,7 @@ pub struct Unconsumed {
 pub struct Page {
     /// In commit order.
     pub events: Vec<Unconsumed>,
-    /// After which id the next page begins; `None`: this was the last one.
+    /// The id after which the next page begins; `None` for the last page.
     pub next: Option<i64>,
 }
 
@@ -50,7 +50,7 @@ pub(super) fn mark(connection: &Connection) -> rusqlite::Result<i64> {
         .query_row([], |row| row.get(0))
 }
 
-/// The page after an id, or after the mark where that is later. Costs a few milliseconds at most.
+/// The page after an id, or after the mark if that is later. Costs a few milliseconds at most.
 pub fn page(connection: &Connection, after: i64) -> rusqlite::Result<Page> {
     let mut page = Page::default();
     let mut rows_seen = 0;
@@ -75,8 +75,8 @@ pub fn page(connection: &Connection, after: i64) -> rusqlite::Result<Page> {
     Ok(page)
 }
 
-/// How many events are PUBLISHED and have no delivery, and when the first of them was published: it
-/// may have waited for Kafka for hours before that. Beyond the first page the number is an
+/// How many events are PUBLISHED and have no delivery, and when the first of them was published:
+/// before that it may have waited for Kafka for hours. After the first page the number is an
 /// estimate.
 pub fn count(connection: &Connection) -> rusqlite::Result<Waiting> {
     let Page { events, next } = page(connection, 0)?;
@@ -92,7 +92,7 @@ pub fn count(connection: &Connection) -> rusqlite::Result<Waiting> {
     })
 }
 
-/// How many ids there are between an event and the first one that is not published.
+/// How many ids there are from an event to the first one that is not published.
 fn ids_up_to_init(connection: &Connection, after: i64) -> rusqlite::Result<i64> {
     let init: Option<i64> = connection
         .prepare_cached(
@@ -109,7 +109,7 @@ fn ids_up_to_init(connection: &Connection, after: i64) -> rusqlite::Result<i64> 
     Ok(end - after - 1)
 }
 
-/// Moves the mark over up to `limit` rows. Returns whether there may be more to move over.
+/// Moves the mark over up to `limit` rows. Returns whether there may be more.
 pub fn advance(tx: &Transaction<'_>, limit: usize) -> rusqlite::Result<bool> {
     let before = mark(tx)?;
     let mut reached = before;
@@ -131,8 +131,8 @@ pub fn advance(tx: &Transaction<'_>, limit: usize) -> rusqlite::Result<bool> {
     Ok(moved == limit)
 }
 
-/// Gives published events their deliveries: no topic will bring them any more. Returns how many had
-/// none; they are gaps of their partitions of `topic`.
+/// Backfills: gives published events their deliveries, because no topic will bring them any more.
+/// Returns how many had none; those count as gaps of their partitions of `topic`.
 pub fn backfill(
     tx: &Transaction<'_>,
     topic: Option<&Topic>,
@@ -141,7 +141,7 @@ pub fn backfill(
 ) -> rusqlite::Result<usize> {
     let mut count = 0;
     for id in ids {
-        // Whatever happened since it was looked for.
+        // Its state may have changed since the search.
         let published: Option<Option<i32>> = tx
             .prepare_cached(
                 "SELECT \"partition\" FROM outbox WHERE id = ?1 AND status = 'PUBLISHED'",
@@ -164,7 +164,7 @@ pub fn backfill(
     Ok(count)
 }
 
-/// Whether the mark can be moved over the next row.
+/// Whether the mark can move over the next row.
 pub fn is_behind(connection: &Connection) -> rusqlite::Result<bool> {
     let next = |row: &Row<'_>| Ok(row.get(1)? || row.get(3)?);
     let found = connection
@@ -174,7 +174,7 @@ pub fn is_behind(connection: &Connection) -> rusqlite::Result<bool> {
     Ok(found.unwrap_or(false))
 }
 
-/// Moves the mark back before an event that is sent again.
+/// Moves the mark back before an event that is published again.
 pub(super) fn reopen(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<()> {
     let sql = "UPDATE node SET consumed_through = min(consumed_through, ?1 - 1)";
     tx.prepare_cached(sql)?.execute([outbox_id]).map(drop)
@@ -186,8 +186,8 @@ mod tests {
     use crate::store::engine::open;
     use rusqlite::TransactionBehavior;
 
-    /// Runs `work` on a database whose events are these: their statuses, and a `+` after those that
-    /// have a delivery.
+    /// Runs `work` on a database with these events: their statuses, and a `+` after those that have
+    /// a delivery.
     fn with_events<T>(events: &[&str], work: impl FnOnce(&Transaction<'_>) -> T) -> T {
         let dir = tempfile::tempdir().unwrap();
         let (mut connection, _) = open::open(&dir.path().join("a.db"), None).unwrap();
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_that_is_sent_again_is_counted_again() {
+    fn a_republished_event_is_counted_again() {
         with_events(&["PUBLISHED+", "REJECTED", "PUBLISHED+"], |tx| {
             advance(tx, 100).unwrap();
             assert!(crate::store::replay::send_again(tx, 2).unwrap());
@@ -298,7 +298,7 @@ mod tests {
         with_events(&events, |tx| {
             assert_eq!(counted(tx), (sql_limit(rows), Some(101)));
         });
-        // All but the first have a delivery: nothing is estimated.
+        // All but the first have a delivery, so nothing is estimated.
         events = vec!["PUBLISHED+"; rows];
         events[0] = "PUBLISHED";
         with_events(&events, |tx| assert_eq!(counted(tx), (1, Some(101))));

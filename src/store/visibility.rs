@@ -1,10 +1,11 @@
-//! What was acknowledged, and may not be visible yet: from which offset and which event on,
-//! partition by partition.
+//! Events that were acknowledged and may not be visible yet: the first offset and event of each
+//! partition.
 //!
-//! The broker acknowledges the end of a transaction before its marker is in each partition. A
-//! marker that is lost leaves acknowledged events where no `read_committed` consumer sees them, and
-//! an abort of the same producer takes them along. So the transaction that marks events PUBLISHED
-//! also notes them here; the note goes when a reader could see them. What is noted when a new
+//! The broker acknowledges the end of a transaction before its marker is in each partition. A lost
+//! marker hides acknowledged events from `read_committed` consumers, and an abort by the same
+//! producer removes them. So the transaction that marks events PUBLISHED also notes them here. The
+//! note is deleted once a consumer could see them. A new session reads the noted range from the
+//! topic, and publishes the missing events again.
 //! connection begins is read from the topic, and what the topic does not show is published again.
 
 use super::publication::{Destination, Receipt};
@@ -16,15 +17,15 @@ use std::ops::Range;
 /// The first event of a partition that may not be visible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unseen {
-    /// Which partition.
+    /// The partition.
     pub partition: i32,
     /// Its offset.
     pub offset: i64,
-    /// No event that may be invisible has a smaller id.
+    /// Every event that may be invisible has this id or a larger one.
     pub outbox_id: i64,
 }
 
-/// By partition, the first event of these that has an offset.
+/// By partition, the first of these events that has an offset.
 pub fn firsts(receipts: &[Receipt]) -> BTreeMap<i32, Unseen> {
     let mut firsts: BTreeMap<i32, Unseen> = BTreeMap::new();
     for receipt in receipts {
@@ -66,14 +67,14 @@ pub fn note(tx: &Transaction<'_>, topic: &Topic, receipts: &[Receipt]) -> rusqli
     Ok(())
 }
 
-/// Whether anything is noted.
+/// Whether there is any note.
 pub fn is_any_unseen(connection: &Connection) -> rusqlite::Result<bool> {
     connection
         .prepare_cached("SELECT 1 FROM topic_unseen LIMIT 1")?
         .exists([])
 }
 
-/// What is noted of a topic.
+/// The notes of a topic.
 pub fn unseen(connection: &Connection, topic: &Topic) -> rusqlite::Result<Vec<Unseen>> {
     connection
         .prepare_cached(
@@ -90,7 +91,7 @@ pub fn unseen(connection: &Connection, topic: &Topic) -> rusqlite::Result<Vec<Un
         .collect()
 }
 
-/// A reader could see everything of these partitions, up to what is named.
+/// Shortens the notes: a consumer could see everything of these partitions, up to these offsets.
 pub fn saw(
     tx: &Transaction<'_>,
     topic: &Topic,
@@ -116,9 +117,9 @@ pub fn saw(
     Ok(())
 }
 
-/// The topic was read: of each partition a range of offsets, in which `visible` events were found.
-/// Noted events of these ranges that were not are put back to INIT, and nothing is noted any more.
-/// Returns how many were put back.
+/// Ends the reading of the topic: of each partition a range of offsets was read, and `visible`
+/// events were found. Noted events of these ranges that were not found are requeued as INIT, and
+/// all notes are deleted. Returns how many were requeued.
 pub fn requeue_hidden(
     tx: &Transaction<'_>,
     noted: &[Unseen],
@@ -141,8 +142,8 @@ pub fn requeue_hidden(
             }
         }
     }
-    // Also those of other topics, and of earlier incarnations: the consumer has their events from
-    // the outbox.
+    // Also the notes of other topics, and of earlier incarnations: the consumer backfills their
+    // events from the outbox.
     tx.prepare_cached("DELETE FROM topic_unseen")?.execute([])?;
     Ok(requeued)
 }
@@ -233,10 +234,10 @@ mod tests {
     }
 
     #[test]
-    fn the_first_event_of_each_partition_is_noted_until_a_reader_could_see_it() {
+    fn the_first_event_of_each_partition_is_noted_until_a_consumer_could_see_it() {
         with_published(|tx| {
             assert_eq!(noted(tx), [(0, 12, 2), (1, 11, 1)]);
-            // Later ones change nothing, an older id does: an event that was sent again.
+            // Later events change nothing; an older id, of a republished event, does.
             note(tx, &topic(), &[receipt(9, 0, 20), receipt(1, 0, 21)]).unwrap();
             assert_eq!(noted(tx), [(0, 12, 1), (1, 11, 1)]);
             let rest = Unseen {
@@ -253,13 +254,12 @@ mod tests {
     }
 
     #[test]
-    fn only_hidden_events_of_the_offsets_that_were_read_are_put_back() {
+    fn only_hidden_events_of_the_read_offsets_are_requeued() {
         type Read = [(i32, Range<i64>); 2];
         let cases: [(Read, &[i64], &[i64]); 4] = [
             ([(0, 0..17), (1, 0..17)], &[1, 2, 3, 4, 5, 6], &[]),
             ([(0, 0..17), (1, 0..17)], &[1, 2, 3], &[4, 5, 6]),
-            // Partition 0 was deleted up to 14 by the retention, and ends at 16; of partition 1
-            // nothing was read.
+            // The retention deleted partition 0 up to 14; it ends at 16. Partition 1 was not read.
             ([(0, 14..16), (1, 17..17)], &[], &[4]),
             ([(0, 0..0), (7, 0..17)], &[], &[]),
         ];
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_noted_of_another_topic_is_forgotten_without_being_sent_again() {
+    fn notes_of_another_topic_are_deleted_without_a_requeue() {
         with_published(|tx| {
             let noted = unseen(
                 tx,

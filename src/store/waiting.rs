@@ -1,15 +1,15 @@
-//! How much waits, and since when.
+//! A number of waiting rows, and the age of the oldest.
 
 use std::time::Duration;
 
 use crate::domain::timestamp::Timestamp;
 
-/// How many rows wait, and since when.
+/// How many rows wait, and the age of the oldest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Waiting {
-    /// How many.
+    /// The number of rows.
     pub count: i64,
-    /// When the event of the oldest was committed.
+    /// When the event of the oldest row was committed.
     pub oldest_at: Option<Timestamp>,
 }
 

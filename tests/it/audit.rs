@@ -134,7 +134,7 @@ fn nothing_is_found_where_nothing_is_wrong() {
         "node: {}\n\
          payments: 5 COMPLETED, 0 FAILED\n\
          outbox: 0 INIT, 5 PUBLISHED, 0 REJECTED, 0 purged\n\
-         topic: none (publisher.kind is \"application\"): there is none to check\n\
+         topic: none (publisher.kind is \"application\")\n\
          deliveries: 0 PENDING, 0 SENDING, 5 DELIVERED, 0 DEAD, 0 DISCARDED\n\
          verdict: nothing found\n",
         node.id
@@ -155,7 +155,7 @@ fn each_thing_that_is_wrong_in_the_database_is_found_as_what_it_is() {
     };
     let cases = [
         (
-            "paid-twice",
+            "double-payment",
             "DROP INDEX payment_paid; UPDATE payment SET reservation_id = (SELECT reservation_id \
                 FROM payment WHERE id = 1) WHERE id = 2",
         ),
@@ -174,10 +174,10 @@ fn each_thing_that_is_wrong_in_the_database_is_found_as_what_it_is() {
             "UPDATE payment_history SET previous_id = 1 WHERE payment_id = 3",
         ),
         (
-            "broken-end",
+            "history-head",
             "UPDATE user_history SET last_payment_id = 2 WHERE user_id = 1",
         ),
-        ("broken-end", "DELETE FROM user_history WHERE user_id = 1"),
+        ("history-head", "DELETE FROM user_history WHERE user_id = 1"),
         (
             "no-event",
             "DELETE FROM delivery WHERE outbox_id = 3; DELETE FROM outbox WHERE id = 3",
@@ -189,7 +189,7 @@ fn each_thing_that_is_wrong_in_the_database_is_found_as_what_it_is() {
             "UPDATE outbox SET type = 'payment.failed' WHERE id = 2",
         ),
         (
-            "no-outbox",
+            "orphan-delivery",
             "DELETE FROM outbox WHERE id = 3; UPDATE node SET events_purged = 1",
         ),
         (
@@ -198,30 +198,30 @@ fn each_thing_that_is_wrong_in_the_database_is_found_as_what_it_is() {
                 WHERE id = 5; DELETE FROM delivery WHERE outbox_id = 5",
         ),
         (
-            "spent-id",
+            "id-reuse",
             "UPDATE sqlite_sequence SET seq = 2 WHERE name = 'payment'",
         ),
         (
-            "spent-id",
+            "id-reuse",
             "DELETE FROM sqlite_sequence WHERE name = 'outbox'",
         ),
         ("unconsumed", "DELETE FROM delivery WHERE outbox_id = 4"),
         (
-            "no-parent",
+            "foreign-key",
             "INSERT INTO dead_letter_action VALUES (1, 77, 'discard', 'http', 'done', 1)",
         ),
         (
-            "never-told",
+            "undeliverable",
             "UPDATE delivery SET status = 'PENDING', delivered_at = NULL, channel = 'x' \
                 WHERE outbox_id = 3",
         ),
         (
-            "never-told",
+            "undeliverable",
             "UPDATE delivery SET status = 'DEAD', delivered_at = NULL WHERE outbox_id = 3",
         ),
-        ("lost-answer", &key(77, 1)),
-        ("lost-answer", &key(5, 2)),
-        ("lost-answer", &key(3, 2)),
+        ("broken-idempotency-key", &key(77, 1)),
+        ("broken-idempotency-key", &key(5, 2)),
+        ("broken-idempotency-key", &key(3, 2)),
     ];
     let clean = Node::new();
     for (kind, sql) in cases {
@@ -511,9 +511,9 @@ fn each_thing_that_is_wrong_with_the_topic_is_found_as_what_it_is() {
         "topic: clean, 5 records of this node, 2 of others; partition 0 from offset 0 to 7\n";
     assert!(case.report().contains(line), "{}", case.report());
 
-    let case = on("twice", &IN_ORDER);
+    let case = on("duplicate", &IN_ORDER);
     case.put(2, "1", "2");
-    case.assert_found(&["twice"], &[]);
+    case.assert_found(&["duplicate"], &[]);
     assert!(
         case.report()
             .contains("  event 2: partition/offset 0/1, 0/5\n"),

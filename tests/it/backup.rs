@@ -126,7 +126,7 @@ fn a_backup_that_cannot_be_is_refused_and_leaves_nothing() {
     let output = backup(dir.path(), &copy);
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(
-        output.status.code() == Some(78) && error.contains("is there already"),
+        output.status.code() == Some(78) && error.contains("a backup never replaces a file"),
         "{error}"
     );
     assert_eq!(fs::read(&copy).unwrap(), first);

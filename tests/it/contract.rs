@@ -956,7 +956,7 @@ fn what_is_held_back_by_a_strangers_transaction_is_told_to_be() {
     });
     let error = part.get().error.unwrap();
     assert!(
-        error.contains("2 published events have not come from the topic"),
+        error.contains("2 published events have not arrived from the topic"),
         "{error}"
     );
     // Nor is anything published by who cannot see what is there.

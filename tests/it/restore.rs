@@ -234,7 +234,7 @@ fn a_copy_that_cannot_be_right_is_refused_and_changes_nothing() {
         ("text", 1, "text is damaged, or no database"),
         ("other.db", 78, "belongs to node"),
         ("payrelay.db", 78, "--adopt"),
-        ("unsound.db", 1, "not sound"),
+        ("unsound.db", 1, "is inconsistent"),
         ("damaged.db", 1, ""),
     ] {
         let (exit, _, error) = node.run(&["restore", copy, "--yes"]);

@@ -553,7 +553,7 @@ fn a_payment_that_cannot_be_told_is_set_aside_and_the_others_go_on() {
         .unwrap();
     assert_eq!(
         (letters.len(), letters[0].reason.as_str()),
-        (1, "its payment is not there")
+        (1, "its payment does not exist")
     );
 }
 
@@ -648,7 +648,7 @@ fn a_channel_that_takes_no_blocks_gets_plain_text() {
 }
 
 #[test]
-fn three_messages_without_an_answer_pause_the_channel() {
+fn three_messages_without_a_response_pause_the_channel() {
     let (database, slack) = (waiting(1), FakeSlack::start());
     slack.answer_with(|_, _| Answer::Half);
     let mut teller = Teller::plain(&database, &slack);
@@ -1230,7 +1230,7 @@ fn dead_letters_are_listed_replayed_and_discarded() {
         .json();
     assert_eq!(
         (&dry["dry_run"], &dry["outcomes"][0]["outcome"]),
-        (&json!(true), &json!("waits to be told again"))
+        (&json!(true), &json!("waits to be delivered again"))
     );
     assert_eq!(
         open(&mut client).as_array().unwrap().len(),
@@ -1293,7 +1293,7 @@ fn dead_letters_are_listed_replayed_and_discarded() {
     );
     assert_eq!(
         command(&["replay", "2"]),
-        (Some(0), "2: waits to be told again\n".into())
+        (Some(0), "2: waits to be delivered again\n".into())
     );
     wait_until("the second message", LIMIT, || {
         slack
@@ -1366,7 +1366,7 @@ fn a_dead_record_is_taken_when_it_is_known_and_stays_when_it_is_not() {
     let still = "still: its ce_id \"another-1\" is not one of this node's";
     assert_eq!(
         said,
-        [("taken: its delivery is PENDING", true), (still, false)]
+        [("accepted: its delivery is PENDING", true), (still, false)]
     );
     let open = || {
         database

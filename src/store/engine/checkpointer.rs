@@ -1,10 +1,9 @@
-//! Copying the log back into the database file, on a thread of its own, so that no commit waits for
-//! it.
+//! Checkpoints of the WAL, on a thread of their own, so that no commit waits for them.
 //!
-//! SQLite's automatic checkpoint belongs to the commit that fills the log: all wait while thousands
-//! of pages are copied and the file is synced. Here the checkpointer copies while the writer goes
-//! on committing; the writer itself then copies only the few pages that came meanwhile, and begins
-//! the log anew (<https://sqlite.org/wal.html>, 2.1).
+//! SQLite's automatic checkpoint belongs to the commit that fills the WAL: every job waits while
+//! thousands of pages are copied and the file is synced. Here the checkpointer copies while the
+//! writer continues to commit. The writer itself then copies only the few pages that were added
+//! meanwhile, and the WAL starts over (<https://sqlite.org/wal.html>, 2.1).
 
 use std::cell::Cell;
 use std::fmt::Display;
@@ -26,25 +25,25 @@ use super::open_error::{OpenError, open_error};
 use crate::runtime::health::Backoff;
 use crate::runtime::worker::{Stop, Waker};
 
-/// So many pages of log (16 MiB) make a round. Pages that change with every commit are copied once
-/// a round.
+/// Pages of WAL (16 MiB) after which a checkpoint begins. A page that changes with every commit is
+/// copied once for each checkpoint.
 const CHECKPOINT_PAGES: i32 = 4000;
 
-/// How long the writer waits for readers of old pages before it goes on with a longer log: not at
-/// all in the first round, longer in each one after it.
+/// How long the writer waits for readers of old pages before it continues with a longer WAL: not at
+/// all at first, and longer with each checkpoint that they blocked.
 const READER_WAIT: Backoff = Backoff {
     base: Duration::from_millis(10),
     cap: Duration::from_millis(80),
 };
 
 thread_local! {
-    /// The length of the log after this thread's last commit.
+    /// The length of the WAL after this thread's last commit.
     static WAL_PAGES: Cell<i32> = const { Cell::new(0) };
-    /// Whether this thread has committed something since it was last asked.
+    /// Whether this thread has committed a change since the last call.
     static HAS_WRITTEN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this thread has committed something since it last asked: a transaction that changed
+/// Whether this thread has committed a change since the last call: a transaction that changes
 /// nothing succeeds also where nothing can be stored.
 pub(in crate::store) fn has_written() -> bool {
     HAS_WRITTEN.take()
@@ -55,14 +54,14 @@ pub(in crate::store) struct CheckpointControl {
     wake: Waker,
     copied: Receiver<()>,
     asked: bool,
-    /// The length of the log at which the next round begins.
+    /// The length of the WAL at which the next checkpoint begins.
     next: i32,
     /// Closing it would drop SQLite's locks on the file (<https://sqlite.org/howtocorrupt.html>,
-    /// 2.2): it is kept for as long as the writer's connection.
+    /// 2.2), so it stays open as long as the writer's connection.
     _file: Arc<File>,
 }
 
-/// The thread's side.
+/// The checkpointer's side.
 pub(in crate::store) struct Checkpointer {
     connection: Connection,
     file: Arc<File>,
@@ -70,13 +69,14 @@ pub(in crate::store) struct Checkpointer {
     copied: Sender<()>,
 }
 
-/// Takes the checkpoints over from SQLite, for the writer's `connection` to the database at `path`.
+/// Replaces SQLite's automatic checkpoints, for the writer's `connection` to the database at
+/// `path`.
 pub(in crate::store) fn replace_autocheckpoint(
     connection: &Connection,
     path: &Path,
 ) -> Result<(CheckpointControl, Checkpointer), OpenError> {
     let failed = |source| open_error(path, source);
-    // Also replaces the automatic checkpoint, which is such a hook.
+    // This also replaces the automatic checkpoint, which is such a hook.
     connection.wal_hook(Some(|_, pages| {
         WAL_PAGES.set(pages);
         HAS_WRITTEN.set(true);
@@ -113,8 +113,8 @@ pub(in crate::store) fn replace_autocheckpoint(
 }
 
 impl CheckpointControl {
-    /// Called between two transactions: has the log copied when it is long, and begins it anew when
-    /// it was.
+    /// Called between two transactions: starts a checkpoint when the WAL is long, and lets the WAL
+    /// start over after one.
     pub(in crate::store) fn step(&mut self, connection: &Connection) -> rusqlite::Result<()> {
         let pages = WAL_PAGES.get();
         if pages < CHECKPOINT_PAGES {
@@ -128,7 +128,7 @@ impl CheckpointControl {
                 Err(TryRecvError::Empty) => {}
                 Ok(()) | Err(TryRecvError::Disconnected) => {
                     self.asked = false;
-                    // The next transaction begins the log anew, unless somebody reads old pages at
+                    // The next transaction starts the WAL over, unless a reader holds old pages at
                     // that moment.
                     self.next = pages.saturating_add(CHECKPOINT_PAGES);
                     let rounds = u32::try_from(pages / CHECKPOINT_PAGES).unwrap_or(0);
@@ -150,20 +150,20 @@ fn finish(connection: &Connection, missed: u32) -> rusqlite::Result<()> {
     result
 }
 
-/// A checkpoint that others were in the way of has copied less: the next one copies the rest.
+/// A checkpoint that readers blocked has copied fewer pages: the next one copies the rest.
 fn copy(connection: &Connection, pragma: &str) -> rusqlite::Result<()> {
     connection.prepare_cached(pragma)?.query_row([], |_| Ok(()))
 }
 
 impl Checkpointer {
-    /// Works until the stop.
+    /// Runs until a stop is requested.
     pub(in crate::store) fn run(self, stop: &Stop) {
         loop {
             select_biased! {
                 recv(stop.signal()) -> _ => return,
                 recv(self.woken) -> woken => if woken.is_err() { return },
             }
-            // The second copy is short: what came during the first.
+            // The second checkpoint is short: it copies the pages that were added during the first.
             if let Err(error) =
                 abort_on_failed_sync(self.copy_and_sync().and_then(|()| self.copy_and_sync()))
             {
@@ -176,8 +176,8 @@ impl Checkpointer {
         }
     }
 
-    /// SQLite syncs the file only when it has copied all of the log, which the writer's turn does.
-    /// Then little is left to be synced.
+    /// SQLite syncs the file only after it has copied the whole WAL, which happens on the writer's
+    /// thread. Then little is left to be synced.
     fn copy_and_sync(&self) -> rusqlite::Result<()> {
         copy(&self.connection, "PRAGMA wal_checkpoint(PASSIVE)")?;
         if let Err(error) = self.file.sync_data() {
@@ -187,13 +187,15 @@ impl Checkpointer {
     }
 }
 
-/// What was copied counts as copied. If the disk then loses it, a later sync may succeed all the
-/// same, because Linux tells of such a page once (<https://lwn.net/Articles/752063/>), and the log
-/// would be begun anew over the only copy. So the process ends at once, without closing the
-/// database: the next start copies the whole log again.
+/// Ends the process when a sync of the database has failed.
 ///
-/// A commit whose sync failed leaves the log in the same doubt: whether its payments are there only
-/// the next start can tell. That start writes the log once more before it trusts it
+/// Copied pages count as copied. If the disk then loses them, a later sync may succeed all the
+/// same, because Linux reports such a page once (<https://lwn.net/Articles/752063/>), and SQLite
+/// would overwrite the WAL, the only copy. So the process ends at once, without closing the
+/// database: the next start checkpoints the whole WAL again.
+///
+/// A commit whose sync failed leaves the WAL in the same doubt: only the next start can find out
+/// whether its payments are there. It writes the WAL once more before it relies on it
 /// (`wal::rewrite_and_sync_wal`).
 pub(in crate::store) fn abort_on_failed_sync<T>(
     result: rusqlite::Result<T>,
@@ -210,9 +212,10 @@ pub(in crate::store) fn abort_on_failed_sync<T>(
     result
 }
 
-/// As [`heed`], for a COMMIT: SQLite grows the WAL's index after it has synced the WAL. If that
-/// fails, or no memory is left for it, SQLite reports an error although the payments are on the
-/// disk, and the next start finds them: no client may be answered that they are not stored.
+/// Ends the process after a COMMIT with unknown outcome. SQLite grows the WAL's index after it has
+/// synced the WAL. If that fails, or no memory is left for it, SQLite reports an error although the
+/// payments are on the disk, and the next start finds them. So no client may get the response that
+/// they are not stored.
 pub(in crate::store) fn abort_on_ambiguous_commit(
     result: rusqlite::Result<()>,
 ) -> rusqlite::Result<()> {
@@ -227,9 +230,9 @@ pub(in crate::store) fn abort_on_ambiguous_commit(
 }
 
 /// Errors that COMMIT reports before it has written the frame that makes the transaction durable: a
-/// lock, a constraint, an interruption, a page that cannot be read, a disk that does not take the
-/// frame (sqlite3PagerCommitPhaseOne and walFrames in SQLite's source). Any other may come from
-/// what follows the sync.
+/// lock, a constraint, an interruption, an unreadable page, a disk that rejects the frame
+/// (sqlite3PagerCommitPhaseOne and walFrames in SQLite's source). Any other error may follow the
+/// sync.
 fn comes_before_the_sync(extended_code: i32) -> bool {
     let before = [
         SQLITE_BUSY,
@@ -254,7 +257,7 @@ fn abort_process(error: &dyn Display) -> ! {
         "the disk could not sync the database, and may have lost a part of what was written: \
             ending at once, nothing that was acknowledged is lost: {error}"
     );
-    // The line is written by a thread of its own.
+    // A thread of its own writes the line.
     log::logger().flush();
     std::process::abort()
 }
@@ -303,8 +306,8 @@ mod tests {
 
     const PAGE_BYTES: u64 = 4096 + 24;
 
-    /// A short read in one snapshot: the writer waits 10 to 80 ms for a moment without any, also on
-    /// a slow machine.
+    /// A short read in one snapshot: the writer waits 10 to 80 ms for a moment without readers,
+    /// also on a slow machine.
     fn read_for_a_while(connection: &Connection) -> SqlResult<i64> {
         let numbers =
             "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300)";
@@ -316,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn the_log_stays_short_although_somebody_always_reads() {
+    fn the_wal_stays_short_while_readers_never_stop() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.db");
         let size = |number| NonZeroUsize::new(number).unwrap();
@@ -351,11 +354,11 @@ mod tests {
             done.store(true, Ordering::Relaxed);
         });
         let longest = fs::metadata(dir.path().join("a.db-wal")).unwrap().len() / PAGE_BYTES;
-        // It would be eight rounds long if it had never begun anew; the file does not shrink below
-        // what it once was.
+        // Without starting over it would be eight checkpoints long; the file does not shrink below
+        // its former size.
         assert!(
             longest < 5 * u64::from(CHECKPOINT_PAGES.unsigned_abs()),
-            "the log was {longest} pages long"
+            "the WAL was {longest} pages long"
         );
         drop(store);
         for worker in workers {

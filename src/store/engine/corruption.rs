@@ -1,9 +1,10 @@
-//! The file is damaged: SQLite has met a page that cannot be, or the file is gone from under it.
+//! The file is damaged: SQLite has read an impossible page, or the file was removed while it was
+//! open.
 //!
 //! From then on nothing is written and nothing is sent: more writes could spread the damage, and
-//! what is sent could not be recorded. Payments can still be looked up. The process stays: started
-//! again, it would take payments until it meets the same page, and again; only a person can put the
-//! file right.
+//! outcomes could not be saved. Payments can still be read. The process keeps running: a restarted
+//! one would accept payments until it reads the same page, again and again. Only an operator can
+//! restore the file.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::runtime::health::{Health, HealthHandle};
 use crate::store::error::{StoreError, is_corruption};
 
-/// Whether the file is damaged, for all who work with it. Cloning it is cheap.
+/// Whether the file is damaged, shared by all threads that use it. Cloning it is cheap.
 #[derive(Debug, Clone)]
 pub(in crate::store) struct CorruptionFlag {
     part: HealthHandle,
@@ -19,7 +20,7 @@ pub(in crate::store) struct CorruptionFlag {
 }
 
 impl CorruptionFlag {
-    /// None is known of.
+    /// No damage is known.
     pub(in crate::store) fn none() -> Self {
         Self {
             part: HealthHandle::up(),
@@ -27,20 +28,20 @@ impl CorruptionFlag {
         }
     }
 
-    /// Whether an error tells of it; it does for good.
+    /// Sets the flag if an error reports damage. It stays set.
     pub(in crate::store) fn observe(&self, error: &rusqlite::Error) {
         if is_corruption(error) {
             self.set(&error.to_string());
         }
     }
 
-    /// Says so once.
+    /// Logs the damage once.
     pub(in crate::store) fn set(&self, what: &str) {
         if !self.known.swap(true, Ordering::Relaxed) {
             self.part.fail(format!("the database is damaged: {what}"));
             log::error!(
-                "the database is damaged: {what}; no more payments are taken, and nothing is \
-                    published or told: stop payrelay, put the file right or restore a backup \
+                "the database is damaged: {what}; no more payments are accepted, and nothing is \
+                    published or delivered: stop payrelay, repair the file or restore a backup \
                     (docs/machine.md), and start it again"
             );
         }
@@ -50,7 +51,7 @@ impl CorruptionFlag {
         self.known.load(Ordering::Relaxed)
     }
 
-    /// Refuses for as long as this process lives.
+    /// Refuses until the process ends.
     pub(in crate::store) fn check(&self) -> Result<(), StoreError> {
         if self.is_set() {
             Err(StoreError::Damaged)
@@ -73,7 +74,7 @@ mod tests {
     };
 
     #[test]
-    fn only_damage_is_damage_and_it_stays() {
+    fn only_errors_of_damage_set_the_flag_for_good() {
         let error = |code| Error::SqliteFailure(ffi::Error::new(code), None);
         for code in [SQLITE_BUSY, SQLITE_FULL, SQLITE_IOERR] {
             let damage = CorruptionFlag::none();

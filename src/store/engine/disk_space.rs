@@ -1,7 +1,8 @@
-//! Whether the disk has room, and the file is still there: with too little room, payments are
-//! refused before the disk is full, so that what was taken can still be published, told and purged.
+//! Watches the free space of the disk, and whether the file still exists. With too little space,
+//! payments are refused before the disk is full, so that stored events can still be published,
+//! delivered and purged.
 //!
-//! It is asked on a thread of its own: a disk that hangs must not hang who wants to know.
+//! It watches on a thread of its own: a disk that hangs must not hang its readers.
 
 use std::fs;
 use std::io;
@@ -19,22 +20,22 @@ use crate::runtime::health::{Health, HealthHandle};
 use crate::runtime::worker::Stop;
 use crate::store::error::StoreError;
 
-/// How old the answer may be. At full load the log and the file grow by some 10 MB a second.
+/// How old the result may be. At full load the WAL and the file grow by some 10 MB a second.
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// How much room there is, as the rest sees it.
+/// How much free space there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum DiskSpace {
     Ok,
-    /// Less than twice what is needed.
+    /// Less than twice the minimum.
     Low,
-    /// Less than what is needed.
+    /// Less than the minimum.
     Critical,
 }
 
 impl DiskSpace {
-    /// A disk at the very edge does not change its mind with every file that comes and goes: what
-    /// has been left is reached again with an eighth more.
+    /// A level that was left is reached again only with an eighth more, so that temporary files do
+    /// not switch it to and fro.
     fn next(self, free: u64, min: u64) -> Self {
         let reached = |limit: u64, held: bool| {
             free >= if held {
@@ -53,7 +54,7 @@ impl DiskSpace {
     }
 }
 
-/// What those who take payments see. Cloning it is cheap.
+/// The result, for the threads that accept payments. Cloning it is cheap.
 #[derive(Debug, Clone)]
 pub(in crate::store) struct Admission {
     part: HealthHandle,
@@ -62,7 +63,7 @@ pub(in crate::store) struct Admission {
 }
 
 impl Admission {
-    /// Refuses while there is too little room.
+    /// Refuses while there is too little free space.
     pub(in crate::store) fn check(&self) -> Result<(), StoreError> {
         if !self.short.load(Ordering::Relaxed) {
             return Ok(());
@@ -79,17 +80,17 @@ impl Admission {
 /// The thread's side.
 pub(in crate::store) struct DiskMonitor {
     database: PathBuf,
-    /// Which file that was when it was opened.
+    /// The file that was opened.
     identity: Option<(u64, u64)>,
     min: u64,
-    room: DiskSpace,
+    space: DiskSpace,
     admission: Admission,
     damage: CorruptionFlag,
     statvfs_failed: bool,
 }
 
 impl DiskMonitor {
-    /// Looks once, so that the first payment finds an answer.
+    /// Looks once, so that the first payment finds a result.
     pub(in crate::store) fn new(
         database: &Path,
         min: u64,
@@ -101,12 +102,12 @@ impl DiskMonitor {
             refused: Arc::default(),
         };
         let (database, identity) = (database.to_owned(), identity(database));
-        let (room, statvfs_failed) = (DiskSpace::Ok, false);
+        let (space, statvfs_failed) = (DiskSpace::Ok, false);
         let mut watch = Self {
             database,
             identity,
             min,
-            room,
+            space,
             admission: admission.clone(),
             damage,
             statvfs_failed,
@@ -115,7 +116,7 @@ impl DiskMonitor {
         (watch, admission)
     }
 
-    /// Works until the stop.
+    /// Runs until a stop is requested.
     pub(in crate::store) fn run(mut self, stop: &Stop) {
         loop {
             select_biased! {
@@ -127,7 +128,7 @@ impl DiskMonitor {
 
     fn look(&mut self) {
         if was_replaced(&self.database, self.identity) {
-            // SQLite would go on with a file that nobody finds again.
+            // SQLite would continue with a file that no process finds again.
             self.damage.set(&format!(
                 "{} is not the file that was opened: it was moved or removed",
                 self.database.display()
@@ -137,36 +138,36 @@ impl DiskMonitor {
             return;
         }
         match statvfs(&self.database) {
-            Ok(told) => {
+            Ok(stat) => {
                 self.statvfs_failed = false;
-                self.found(told.f_bavail.saturating_mul(told.f_frsize));
+                self.found(stat.f_bavail.saturating_mul(stat.f_frsize));
             }
-            // Not a reason to refuse: the disk itself will.
+            // No reason to refuse: the disk itself will.
             Err(error) if !self.statvfs_failed => {
                 self.statvfs_failed = true;
-                log::warn!("how much room the disk has cannot be told: {error}");
+                log::warn!("the free space of the disk is unknown: {error}");
             }
             Err(_) => {}
         }
     }
 
     fn found(&mut self, free: u64) {
-        let (before, min) = (self.room, self.min);
-        self.room = before.next(free, min);
+        let (before, min) = (self.space, self.min);
+        self.space = before.next(free, min);
         let free = mib(free);
-        // A line is written last: who reads it finds what it tells.
-        match (before, self.room) {
+        // The line is logged last, so that its reader finds the new state in effect.
+        match (before, self.space) {
             (before, now) if before == now => {}
             (_, DiskSpace::Critical) => {
                 let error = format!(
-                    "the disk has less than {} MiB left (database.min_free_bytes)",
+                    "the disk has less than {} MiB free (database.min_free_bytes)",
                     mib(min)
                 );
                 self.admission.part.fail(error);
                 self.admission.short.store(true, Ordering::Relaxed);
                 log::error!(
-                    "the disk has {free} MiB left: no payment is taken below {} \
-                        (database.min_free_bytes); make room, what was taken goes on meanwhile",
+                    "disk space critical: {free} MiB free, minimum {} \
+                        (database.min_free_bytes); rejecting payments with 507, stored ones continue",
                     mib(min)
                 );
             }
@@ -175,16 +176,16 @@ impl DiskMonitor {
                 self.admission.part.recover();
                 let refused = self.admission.refused.swap(0, Ordering::Relaxed);
                 log::info!(
-                    "the disk has {free} MiB left: payments are taken again; {refused} requests \
+                    "the disk has {free} MiB free: accepting payments again; {refused} requests \
                         were refused"
                 );
             }
             (_, DiskSpace::Low) => log::warn!(
-                "the disk has {free} MiB left: below {} no payment will be taken \
-                    (database.min_free_bytes); make room",
+                "disk space low: {free} MiB free, below {} payments will be rejected \
+                    (database.min_free_bytes); free space",
                 mib(min)
             ),
-            _ => log::info!("the disk has {free} MiB left, which is enough again"),
+            _ => log::info!("the disk has {free} MiB free: enough again"),
         }
     }
 }
@@ -193,7 +194,7 @@ fn identity(file: &Path) -> Option<(u64, u64)> {
     fs::metadata(file).ok().map(|file| (file.dev(), file.ino()))
 }
 
-/// A look that fails says nothing of the file.
+/// An error says nothing about the file.
 fn was_replaced(file: &Path, opened: Option<(u64, u64)>) -> bool {
     match fs::metadata(file) {
         Ok(file) => Some((file.dev(), file.ino())) != opened,
@@ -201,7 +202,6 @@ fn was_replaced(file: &Path, opened: Option<(u64, u64)>) -> bool {
     }
 }
 
-/// For people.
 fn mib(bytes: u64) -> String {
     let tenths = bytes / (1024 * 1024 / 10);
     format!("{}.{}", tenths / 10, tenths % 10)
@@ -212,14 +212,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refuses_below_the_limit_and_does_not_waver_at_it() {
+    fn refuses_below_the_limit_with_hysteresis() {
         use DiskSpace::{Critical, Low, Ok};
         let next = |rooms: &[u64]| {
-            let mut room = Ok;
+            let mut space = Ok;
             let mut seen = Vec::new();
             for free in rooms {
-                room = room.next(*free, 80);
-                seen.push(room);
+                space = space.next(*free, 80);
+                seen.push(space);
             }
             seen
         };
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_is_shown_and_ends_with_room() {
+    fn a_refusal_is_shown_until_space_is_freed() {
         let dir = tempfile::tempdir().unwrap();
         let (mut watch, admission, _) = watch(&dir, 1 << 20);
         watch.found(1 << 30);
@@ -255,12 +255,12 @@ mod tests {
     }
 
     #[test]
-    fn the_real_disk_is_asked_unless_the_limit_is_off() {
+    fn the_real_disk_is_checked_unless_the_limit_is_off() {
         let dir = tempfile::tempdir().unwrap();
         let (_, admission, _) = watch(&dir, 1 << 50);
         assert!(
             matches!(admission.check(), Err(StoreError::Full)),
-            "nobody has a disk with a PiB of room"
+            "no disk has a PiB of free space"
         );
         let (_, admission, _) = watch(&dir, 0);
         admission.check().unwrap();

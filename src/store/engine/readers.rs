@@ -1,5 +1,5 @@
-//! The threads that answer reads for those who must not wait, each with a read-only connection
-//! while it works.
+//! The threads that run reads for callers that must not wait, each with a read-only connection
+//! meanwhile.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -17,12 +17,12 @@ use super::{BUSY_TIMEOUT, Pool, STATEMENTS};
 use crate::runtime::worker::{Stop, Worker};
 use crate::store::error::StoreError;
 
-/// A query together with who is to be told; it is told also when there is no connection for it. It
-/// returns what SQLite said, if that refused.
+/// A query together with its reply; it also replies when there is no connection. Returns the error
+/// of SQLite, if there was one.
 pub(in crate::store) type Query =
     Box<dyn FnOnce(Result<&Connection, StoreError>) -> Option<rusqlite::Error> + Send>;
 
-/// Many reads can fail in a row: a line tells of those of so long.
+/// Many reads can fail in a row: one line summarizes those of this time.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Opens `size` read-only connections at once: later there may be no descriptor left for one.
@@ -33,11 +33,11 @@ pub(in crate::store) fn pool(path: PathBuf, size: u32) -> Result<Pool, OpenError
         .with_init(|connection| {
             connection.busy_timeout(BUSY_TIMEOUT)?;
             connection.set_prepared_statement_cache_capacity(STATEMENTS);
-            // 2 MiB of pages each (https://sqlite.org/pragma.html#pragma_cache_size): what is asked
-            // is recent.
+            // 2 MiB of pages each (https://sqlite.org/pragma.html#pragma_cache_size): most reads
+            // are of recent rows.
             connection.pragma_update(None, "cache_size", -2048)
         });
-    // One thread, which works in order.
+    // A single thread, which runs its tasks in order.
     let opener = ScheduledThreadPool::builder()
         .num_threads(1)
         .thread_name_pattern("sqlite-opener");
@@ -47,7 +47,7 @@ pub(in crate::store) fn pool(path: PathBuf, size: u32) -> Result<Pool, OpenError
         .idle_timeout(None)
         .max_lifetime(None)
         .test_on_check_out(false)
-        // A wait means that a read hangs.
+        // A longer wait means that a read hangs.
         .connection_timeout(BUSY_TIMEOUT)
         .error_handler(Box::new(r2d2::LoggingErrorHandler))
         .thread_pool(Arc::clone(&opener))
@@ -89,7 +89,8 @@ impl Readers {
 }
 
 fn run(queries: &Receiver<Query>, pool: &Pool, stop: &Stop) {
-    let (mut failures, mut told_at) = (0_u64, None::<Instant>);
+    let mut failures = 0_u64;
+    let mut logged_at = None::<Instant>;
     loop {
         let query = select_biased! {
             recv(stop.signal()) -> _ => return,
@@ -102,11 +103,10 @@ fn run(queries: &Receiver<Query>, pool: &Pool, stop: &Stop) {
         };
         let Some(error) = failure else { continue };
         failures += 1;
-        if told_at.is_none_or(|at| at.elapsed() > LOG_INTERVAL) {
-            log::warn!(
-                "{failures} reads failed since the last such line, the last one because: {error}"
-            );
-            (failures, told_at) = (0, Some(Instant::now()));
+        if logged_at.is_none_or(|at| at.elapsed() > LOG_INTERVAL) {
+            log::warn!("{failures} reads failed since the last such line; the last error: {error}");
+            failures = 0;
+            logged_at = Some(Instant::now());
         }
     }
 }

@@ -1,11 +1,10 @@
 //! The one thread that writes: many jobs, one transaction, one fsync.
 //!
-//! It takes a job, then whatever else waits, runs them all in one transaction, commits, and only
-//! then answers them. A job that fails takes nothing of the others with it: the transaction is
-//! rolled back and run again, each job in a savepoint of its own. That is rare; a savepoint for
-//! each job in the first place would copy every page that the job changes (measured: a fifth of the
-//! writer's time). A commit that fails fails every job of the transaction: none has been answered
-//! before.
+//! It receives a job, then every other waiting job, runs them all in one transaction, commits, and
+//! only then replies. A job that fails does not affect the others: the transaction is rolled back
+//! and run again, each job in a savepoint of its own. That is rare; a savepoint for each job from
+//! the start would copy every page that the job changes (measured: a fifth of the writer's time). A
+//! commit that fails fails every job of the transaction: none has got its reply before.
 
 use std::time::{Duration, Instant};
 
@@ -20,27 +19,27 @@ use crate::runtime::health::HealthHandle;
 use crate::runtime::worker::Stop;
 use crate::store::error::{StoreError, is_corruption, is_full};
 
-/// A transaction takes the jobs that wait when it starts, and so many in any case. It does not go
-/// on for as long as jobs arrive: those make the next transaction, and are prepared and answered
-/// while this one is being synced.
+/// A transaction includes the jobs that wait when it starts, and at least this many. It does not
+/// continue while jobs arrive: those form the next transaction, and are prepared while this one is
+/// synced.
 const BATCH_MIN: usize = 32;
 
-/// At most so many jobs share a commit.
+/// The most jobs of one commit.
 const BATCH_MAX: usize = 512;
 
-/// However much there is to do, background work has a turn so often.
+/// Background jobs get a turn at least this often, whatever else waits.
 const BACKGROUND_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A transaction that has run for so long takes no more jobs, so that the first of it does not wait
-/// for the last: jobs are of very different size. The tests below say themselves what shares a
-/// transaction.
+/// A transaction that has run this long includes no further jobs, so that the first job does not
+/// wait for the last: jobs differ in size. The tests below choose the jobs of a transaction
+/// themselves.
 const BATCH_TIME: Duration = if cfg!(test) {
     Duration::from_mins(1)
 } else {
     Duration::from_millis(4)
 };
 
-/// Work for the writer, and who is to be told.
+/// Work for the writer, and its reply.
 pub(in crate::store) trait Work: Send {
     fn run(&mut self, tx: &Transaction<'_>) -> rusqlite::Result<()>;
     fn finish(self: Box<Self>, committed: Result<(), StoreError>);
@@ -48,7 +47,7 @@ pub(in crate::store) trait Work: Send {
 
 pub(in crate::store) type Job = Box<dyn Work>;
 
-/// A job out of two closures: one runs in the transaction, perhaps twice, one takes the result
+/// A job of two closures: one runs in the transaction, perhaps twice; the other receives the result
 /// after the commit.
 pub(in crate::store) fn job<T: Send + 'static>(
     work: impl Fn(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
@@ -96,8 +95,8 @@ pub(in crate::store) struct Writer {
     _lock: Lock,
 }
 
-/// How it goes, for the log and for those who ask: a line when it begins to fail and one when it
-/// works again, with what was refused between, however much that was.
+/// The writer's health, for the log and the health page: one line when it begins to fail, and one
+/// when it works again, with the number of refused jobs.
 pub(in crate::store) struct WriterHealth {
     part: HealthHandle,
     damage: CorruptionFlag,
@@ -118,7 +117,7 @@ impl WriterHealth {
     }
 
     fn failed(&mut self, error: &rusqlite::Error, jobs: usize) {
-        // It says so itself, and once.
+        // Corruption has its own line.
         self.damage.observe(error);
         self.part.fail(error.to_string());
         self.transactions += 1;
@@ -126,20 +125,20 @@ impl WriterHealth {
         if self.failing_since.is_none() && !self.damage.is_set() {
             self.failing_since = Some(Instant::now());
             log::error!(
-                "the database refuses: {error}; {jobs} jobs were not stored, and those that come \
-                    are tried until it is back"
+                "writer: database error: {error}; {jobs} jobs were not stored, and later ones are tried \
+                    until it works again"
             );
         }
     }
 
     fn recovered(&mut self) {
         if let Some(since) = self.failing_since.take() {
-            let (seconds, transactions, jobs) =
-                (since.elapsed().as_secs_f64(), self.transactions, self.jobs);
-            (self.transactions, self.jobs) = (0, 0);
+            let seconds = since.elapsed().as_secs_f64();
+            let transactions = std::mem::take(&mut self.transactions);
+            let jobs = std::mem::take(&mut self.jobs);
             self.part.recover();
             log::info!(
-                "the database is back after {seconds:.1} s; {transactions} transactions with \
+                "writer: the database works again after {seconds:.1} s; {transactions} transactions with \
                     {jobs} jobs were not stored"
             );
         }
@@ -171,7 +170,7 @@ impl Writer {
         }
     }
 
-    /// Works until the stop, then works off what still waits, then closes the database.
+    /// Runs until a stop is requested, then runs the waiting jobs, then closes the database.
     pub(in crate::store) fn run(mut self, stop: &Stop) {
         while let Some(first) = self.next(stop) {
             self.step(first);
@@ -180,7 +179,7 @@ impl Writer {
             self.step(first);
         }
         if self.health.damage.is_set() {
-            // What is in the log stays there, apart from the damage, for whoever puts it right.
+            // The WAL stays as it is, separate from the damaged file, for the repair.
             let _ = self
                 .connection
                 .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
@@ -190,7 +189,7 @@ impl Writer {
         }
     }
 
-    /// Background jobs are taken when no other waits, and one a second in any case. `None`: stop.
+    /// Background jobs run when no other waits, and once a second in any case. `None`: stop.
     fn next(&mut self, stop: &Stop) -> Option<Job> {
         if self.background_at.elapsed() > BACKGROUND_INTERVAL {
             self.background_at = Instant::now();
@@ -204,14 +203,14 @@ impl Writer {
             recv(self.background) -> job => job.ok(),
         };
         if job.is_none() {
-            // Without a handle there is no more work. But the last connection to close folds the
-            // log into the file, and that is to be this one: it waits until the readers are gone.
+            // Without a handle there are no more jobs. The last connection to close checkpoints the
+            // WAL, and that has to be this one: it waits until the readers are gone.
             let _ = stop.signal().recv();
         }
         job
     }
 
-    /// One transaction, from its first job to the answers.
+    /// One transaction, from its first job to the replies.
     fn step(&mut self, first: Job) {
         if let Err(error) = self.health.damage.check() {
             return first.finish(Err(error));
@@ -236,7 +235,7 @@ impl Writer {
             }
             Err(error) => {
                 if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) {
-                    // Who waits now would only wait for the same lock, one after the other.
+                    // Other waiting jobs would only wait for the same lock, one after the other.
                     jobs.extend(self.jobs.try_iter());
                 }
                 self.health.failed(&error, jobs.len());
@@ -248,15 +247,15 @@ impl Writer {
         }
     }
 
-    /// Tells each job's outcome after the commit. An error is the transaction's: nothing of it is
-    /// kept.
+    /// Replies to each job after the commit. An error is the transaction's: all of it is rolled
+    /// back.
     fn commit(&mut self, jobs: &mut Vec<Job>) -> rusqlite::Result<Vec<Result<(), StoreError>>> {
         let tx = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
         if fill(&tx, jobs, &self.jobs).is_ok() {
             checkpointer::abort_on_ambiguous_commit(tx.commit())?;
             return Ok(jobs.iter().map(|_| Ok(())).collect());
         }
-        // Rolls back.
+        // Dropping it rolls back.
         drop(tx);
         self.commit_one_by_one(jobs)
     }
@@ -271,7 +270,7 @@ impl Writer {
         let outcomes = outcomes?;
         checkpointer::abort_on_ambiguous_commit(tx.commit())?;
         let refused = |error: rusqlite::Error| {
-            log::warn!("a job was refused by the database, and nothing of it was stored: {error}");
+            log::warn!("a job failed, and nothing of it was stored: {error}");
             StoreError::from(error)
         };
         Ok(outcomes
@@ -281,8 +280,7 @@ impl Writer {
     }
 }
 
-/// Runs the jobs that wait, until the transaction is full. The last one is the one that failed, if
-/// one did.
+/// Runs the waiting jobs until the transaction is full. If a job failed, it is the last one.
 fn fill(
     tx: &Transaction<'_>,
     jobs: &mut Vec<Job>,
@@ -304,10 +302,9 @@ fn fill(
     Ok(())
 }
 
-/// The inner result is the job's own. The outer one is the transaction's, which cannot go on if
-/// SQLite has ended it by itself, as it does when the disk is full
-/// (<https://sqlite.org/lang_transaction.html>, 3), if it is the machine that refuses, or if a
-/// savepoint does not obey, so that half a job might be committed with it.
+/// The inner result is the job's own. The outer one is the transaction's. That cannot continue if
+/// SQLite has ended it by itself, as on a full disk (<https://sqlite.org/lang_transaction.html>,
+/// 3), if the environment fails, or if a savepoint fails, so that half a job might be committed.
 fn in_savepoint(tx: &Transaction<'_>, job: &mut Job) -> rusqlite::Result<rusqlite::Result<()>> {
     let run = |sql| tx.prepare_cached(sql)?.execute(()).map(drop);
     run("SAVEPOINT job")?;
@@ -326,7 +323,7 @@ fn in_savepoint(tx: &Transaction<'_>, job: &mut Job) -> rusqlite::Result<rusqlit
     Ok(outcome)
 }
 
-/// Whatever the job: any other would fail the same way.
+/// Whether every other job would fail in the same way.
 fn blames_the_machine(error: &rusqlite::Error) -> bool {
     let code = error.sqlite_error_code();
     is_corruption(error)
@@ -433,7 +430,7 @@ mod tests {
         assert_eq!(
             rows(&f.writer),
             [1, 2, 3, 1001, 1003],
-            "nothing of the failed job is left"
+            "the failed job left nothing"
         );
     }
 
@@ -450,7 +447,7 @@ mod tests {
         f.writer.step(insert(1, &answers));
         assert!(
             answered.try_recv().unwrap().1.is_err(),
-            "job 1 was rolled back: it must not be told as stored"
+            "job 1 was rolled back: its reply must not say stored"
         );
         assert_eq!(rows(&f.writer), [0; 0]);
         assert!(f.part.get().is_failing());
@@ -461,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_has_written_ends_an_outage() {
+    fn only_a_write_ends_an_outage() {
         let mut f = fixture();
         f.writer.step(job(
             |tx| tx.execute_batch("ROLLBACK; SELECT no_such_function()"),
@@ -476,7 +473,7 @@ mod tests {
         assert_eq!(answered.try_recv(), Ok(0));
         assert!(
             f.part.get().is_failing(),
-            "a transaction that changed nothing tells nothing of the disk"
+            "a transaction that changed nothing proves nothing"
         );
         let made = |writer: &Writer| -> i64 {
             writer
@@ -491,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn background_work_gives_way() {
+    fn background_jobs_yield() {
         let mut f = fixture();
         let (stopper, stop) = Stop::new();
         let (answers, answered) = unbounded();

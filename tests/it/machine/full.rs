@@ -84,8 +84,8 @@ fn a_full_disk_is_507_at_once_and_nothing_needs_a_person_when_it_has_room() {
     let log = payrelay.log();
     assert_eq!(
         (
-            count(&log, "the database refuses"),
-            count(&log, "the database is back")
+            count(&log, "writer: database error"),
+            count(&log, "writer: the database works again")
         ),
         (1, 1),
         "{log}"
@@ -214,7 +214,7 @@ fn payments_stop_before_the_disk_is_full_and_what_was_taken_goes_on() {
     }
     machine.set("full", "100000000");
     payrelay.wait_for_log(
-        "the disk has 95.3 MiB left: below 64.0 no payment will be taken",
+        "disk space low: 95.3 MiB free, below 64.0 payments will be rejected",
         LIMIT,
     );
     assert_eq!(
@@ -223,7 +223,7 @@ fn payments_stop_before_the_disk_is_full_and_what_was_taken_goes_on() {
         "a warning refuses nothing"
     );
     machine.set("full", "10000000");
-    payrelay.wait_for_log("no payment is taken below 64.0", LIMIT);
+    payrelay.wait_for_log("rejecting payments with 507", LIMIT);
     for n in 0..100 {
         assert_eq!(client.post(&request(301 + n, 1)).unwrap().0, 507);
     }
@@ -245,16 +245,16 @@ fn payments_stop_before_the_disk_is_full_and_what_was_taken_goes_on() {
         client.get("/payments/21").unwrap().1["notification"]["status"] == "DELIVERED"
     });
     machine.clear("full");
-    payrelay.wait_for_log("payments are taken again; 100 requests were refused", LIMIT);
+    payrelay.wait_for_log("accepting payments again; 100 requests were refused", LIMIT);
     assert_eq!(
         client.post(&request(501, 1)).unwrap().1["payments"][0]["id"],
         22
     );
     let log = payrelay.log();
     for line in [
-        "no payment will be taken",
-        "no payment is taken below",
-        "payments are taken again",
+        "payments will be rejected",
+        "rejecting payments with 507",
+        "accepting payments again",
     ] {
         assert_eq!(count(&log, line), 1, "{line}: {log}");
     }

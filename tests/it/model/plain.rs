@@ -460,9 +460,9 @@ impl Model {
             (Action::Replay, Of::Event { id, .. }) => match self.deliveries.get_mut(id) {
                 Some(row) if row.status == "DEAD" => {
                     row.status = "PENDING";
-                    Ok("waits to be told again".to_owned())
+                    Ok("waits to be delivered again".to_owned())
                 }
-                _ => Err("its delivery is not there any more: discard it".to_owned()),
+                _ => Err("its delivery no longer exists: discard it".to_owned()),
             },
             (
                 Action::Replay,
@@ -473,7 +473,7 @@ impl Model {
                 Err(foreign) => Err(format!("still: {foreign}")),
                 Ok(notice) => match self.accept(notice) {
                     AcceptOutcome::Accepted | AcceptOutcome::Duplicate => Ok(format!(
-                        "taken: its delivery is {}",
+                        "accepted: its delivery is {}",
                         self.deliveries[&notice.outbox_id].status
                     )),
                     AcceptOutcome::Purged => {

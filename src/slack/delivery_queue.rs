@@ -1,0 +1,185 @@
+//! The deliveries of one channel in the database: read into batches, marked, and their outcomes
+//! saved.
+
+use crate::domain::payment::Payment;
+use crate::domain::timestamp::Timestamp;
+use crate::runtime::metrics::ChannelMetrics;
+use crate::slack::message::Summary;
+use crate::store::delivery::{self, Carrier, Outcome, PendingDelivery};
+use crate::store::{SqlResult, Store, StoreError, Transaction};
+
+/// The most deliveries that one transaction of a summary marks: it holds the writer for a few
+/// milliseconds.
+const SUMMARY_SLICE: usize = 200;
+
+/// The most payments of one summary, so that it ends before the limit of a stop.
+const SUMMARY_MAX: usize = 100_000;
+
+/// The payments of one message.
+pub(super) enum Batch {
+    Payments(Vec<OutgoingPayment>),
+    Summary {
+        summary: Box<Summary>,
+        oldest: Timestamp,
+        last_event: i64,
+    },
+}
+
+/// A payment in delivery.
+pub(super) struct OutgoingPayment {
+    pub(super) outbox_id: i64,
+    pub(super) created_at: Timestamp,
+    pub(super) payment: Payment,
+}
+
+impl Batch {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Payments(payments) => payments.len(),
+            Self::Summary { summary, .. } => summary.count,
+        }
+    }
+
+    pub(super) fn last_event(&self) -> i64 {
+        match self {
+            Self::Payments(payments) => payments.last().map_or(0, |last| last.outbox_id),
+            Self::Summary { last_event, .. } => *last_event,
+        }
+    }
+
+    pub(super) fn carrier(&self) -> Carrier {
+        match self {
+            Self::Payments(payments) if payments.len() <= 1 => Carrier::Single,
+            Self::Payments(_) => Carrier::Digest,
+            Self::Summary { .. } => Carrier::Summary,
+        }
+    }
+
+    /// The first and the last payment.
+    pub(super) fn span(&self) -> String {
+        let ends = match self {
+            Self::Payments(payments) => payments
+                .first()
+                .zip(payments.last())
+                .map(|(first, last)| (first.payment.id, last.payment.id)),
+            Self::Summary { summary, .. } => summary.span(),
+        };
+        ends.map_or_else(String::new, |(first, last)| format!("{first} to {last}"))
+    }
+}
+
+/// The waiting deliveries of a channel.
+pub(super) struct DeliveryQueue {
+    pub(super) store: Store,
+    /// The name of the channel.
+    pub(super) channel: String,
+    pub(super) metrics: ChannelMetrics,
+}
+
+impl DeliveryQueue {
+    /// Whether more than this number of payments wait.
+    pub(super) fn has_more_than(&self, count: usize) -> Result<bool, StoreError> {
+        self.store
+            .read(|connection| delivery::more_than(connection, &self.channel, count))
+    }
+
+    /// The oldest payments. Unreadable ones become dead letters first, and then it returns `None`.
+    pub(super) fn oldest(&self, limit: usize) -> Result<Option<Vec<OutgoingPayment>>, StoreError> {
+        let waiting = self
+            .store
+            .read(|connection| delivery::waiting(connection, &self.channel, limit))?;
+        let mut payments = Vec::with_capacity(waiting.len());
+        let mut unreadable = Vec::new();
+        for PendingDelivery {
+            outbox_id,
+            created_at,
+            payment,
+        } in waiting
+        {
+            match payment {
+                Ok(payment) => payments.push(OutgoingPayment {
+                    outbox_id,
+                    created_at,
+                    payment,
+                }),
+                Err(reason) => unreadable.push((outbox_id, reason)),
+            }
+        }
+        if unreadable.is_empty() {
+            return Ok(Some(payments));
+        }
+        self.dead_letter(unreadable)?;
+        Ok(None)
+    }
+
+    fn dead_letter(&self, dead: Vec<(i64, String)>) -> Result<(), StoreError> {
+        for (outbox_id, reason) in &dead {
+            log::error!("event {outbox_id} dead-lettered, it cannot be delivered: {reason}");
+        }
+        let count = dead.len();
+        let now = Timestamp::now();
+        self.store
+            .write(move |tx: &Transaction<'_>| -> SqlResult<()> {
+                dead.iter().try_for_each(|(outbox_id, reason)| {
+                    delivery::bury(tx, *outbox_id, Some(reason), now)
+                })
+            })?;
+        self.metrics.dead(count);
+        Ok(())
+    }
+
+    /// Marks payments as SENDING.
+    pub(super) fn mark_sending(&self, payments: &[OutgoingPayment]) -> Result<(), StoreError> {
+        let ids: Vec<i64> = payments.iter().map(|payment| payment.outbox_id).collect();
+        self.store.write(move |tx| delivery::mark_sending(tx, &ids))
+    }
+
+    /// All waiting payments, marked as SENDING in slices, so that no transaction is long.
+    pub(super) fn summary(&self) -> Result<Batch, StoreError> {
+        let mut summary = Box::<Summary>::default();
+        let mut oldest = None;
+        let mut last_event = 0;
+        while summary.count < SUMMARY_MAX {
+            let name = self.channel.clone();
+            let slice = self
+                .store
+                .write(move |tx| delivery::begin_sending(tx, &name, last_event, SUMMARY_SLICE))?;
+            let Some(last) = slice.last() else { break };
+            last_event = last.outbox_id;
+            for pending in slice {
+                match pending.payment {
+                    Ok(payment) => {
+                        oldest.get_or_insert(pending.created_at);
+                        summary.add(payment);
+                    }
+                    Err(reason) => self.dead_letter(vec![(pending.outbox_id, reason)])?,
+                }
+            }
+        }
+        Ok(Batch::Summary {
+            summary,
+            oldest: oldest.unwrap_or_else(Timestamp::now),
+            last_event,
+        })
+    }
+
+    /// Saves the outcome of a batch, in slices.
+    pub(super) fn save(
+        &self,
+        batch: &Batch,
+        outcome: &Outcome,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let last = batch.last_event();
+        loop {
+            let name = self.channel.clone();
+            let outcome = outcome.clone();
+            let saved = self.store.write(move |tx| {
+                delivery::save_outcome(tx, &name, last, &outcome, SUMMARY_SLICE, now)
+            })?;
+            if saved < SUMMARY_SLICE {
+                return Ok(());
+            }
+        }
+    }
+}

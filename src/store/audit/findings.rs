@@ -1,0 +1,172 @@
+//! Runs the queries of an audit, and collects their findings.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{ErrorCode, Params, Row, Transaction};
+
+use serde::Serialize;
+
+use super::checks::Check;
+use crate::store::StoreError;
+
+/// The number of rows of each kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Totals {
+    /// Payments, by status.
+    pub payments: BTreeMap<String, i64>,
+    /// Events in the outbox, by status.
+    pub events: BTreeMap<String, i64>,
+    /// Events that were delivered and purged.
+    pub events_purged: i64,
+    /// Deliveries, by status.
+    pub deliveries: BTreeMap<String, i64>,
+}
+
+/// A kind of inconsistency or note, with its count and examples.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Its name, a contract.
+    pub kind: &'static str,
+    /// Its description.
+    pub what: &'static str,
+    /// The number of cases.
+    pub count: i64,
+    /// The first cases.
+    pub examples: Vec<String>,
+}
+
+pub(super) const DAMAGED: &str = "damaged";
+const DAMAGED_FILE: &str = "places where the file is damaged";
+
+/// The findings in one snapshot.
+pub(super) struct Findings<'a> {
+    tx: &'a Transaction<'a>,
+    limit: usize,
+    pub(super) found: Vec<Finding>,
+}
+
+impl<'a> Findings<'a> {
+    pub(super) fn new(tx: &'a Transaction<'a>, limit: usize) -> Self {
+        Self {
+            tx,
+            limit,
+            found: Vec::new(),
+        }
+    }
+
+    pub(super) fn run(&mut self, check: &Check, params: impl Params) -> Result<(), StoreError> {
+        self.collect(check.kind, check.what, check.sql, params, |row| {
+            row.get(0).map(Some)
+        })
+    }
+
+    /// Also rows that an index lacks: they would never be published or delivered
+    /// (<https://sqlite.org/pragma.html#pragma_integrity_check>).
+    pub(super) fn damage(&mut self) -> Result<(), StoreError> {
+        self.collect(
+            DAMAGED,
+            DAMAGED_FILE,
+            "PRAGMA main.integrity_check",
+            [],
+            |row| Ok(Some(row.get(0)?).filter(|line: &String| line != "ok")),
+        )
+    }
+
+    /// Tables with a check of their own are left out.
+    pub(super) fn foreign_keys(&mut self) -> Result<(), StoreError> {
+        let sql = "SELECT \"table\", rowid, parent FROM pragma_foreign_key_check \
+                   WHERE \"table\" NOT IN ('delivery', 'payment_history', 'idempotency_key')";
+        self.collect(
+            "foreign-key",
+            "rows that refer to a missing row",
+            sql,
+            [],
+            |row| {
+                let (table, rowid, parent): (String, Option<i64>, String) =
+                    (row.get(0)?, row.get(1)?, row.get(2)?);
+                Ok(Some(format!(
+                    "{table} {}, {parent}",
+                    rowid.unwrap_or_default()
+                )))
+            },
+        )
+    }
+
+    /// The one finding of damage, whichever check has found it.
+    fn damaged(&mut self) -> &mut Finding {
+        let known = self.found.iter().position(|seen| seen.kind == DAMAGED);
+        let at = known.unwrap_or_else(|| {
+            self.found.push(Finding {
+                kind: DAMAGED,
+                what: DAMAGED_FILE,
+                count: 0,
+                examples: Vec::new(),
+            });
+            self.found.len() - 1
+        });
+        &mut self.found[at]
+    }
+
+    /// Counts the rows that are findings, and keeps the first as examples.
+    fn collect(
+        &mut self,
+        kind: &'static str,
+        what: &'static str,
+        sql: &str,
+        params: impl Params,
+        show: impl Fn(&Row<'_>) -> rusqlite::Result<Option<String>>,
+    ) -> Result<(), StoreError> {
+        let mut seen = Finding {
+            kind,
+            what,
+            count: 0,
+            examples: Vec::new(),
+        };
+        let walked = self.tx.prepare(sql).and_then(|mut statement| {
+            let mut rows = statement.query(params)?;
+            while let Some(row) = rows.next()? {
+                let Some(example) = show(row)? else { continue };
+                seen.count += 1;
+                if seen.examples.len() < self.limit {
+                    seen.examples.push(example);
+                }
+            }
+            Ok(())
+        });
+        if seen.count > 0 {
+            self.found.push(seen);
+        }
+        match walked {
+            // That is an answer as well: the file is not what it was.
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt) => {
+                let limit = self.limit;
+                let damaged = self.damaged();
+                damaged.count += 1;
+                if damaged.examples.len() < limit {
+                    damaged
+                        .examples
+                        .push(format!("looking for {what}: {error}"));
+                }
+                Ok(())
+            }
+            walked => Ok(walked?),
+        }
+    }
+}
+
+pub(super) fn totals(tx: &Transaction<'_>) -> Result<Totals, StoreError> {
+    let by_status = |table| -> rusqlite::Result<BTreeMap<String, i64>> {
+        let mut statement = tx.prepare(&format!(
+            "SELECT status, count(*) FROM {table} GROUP BY status"
+        ))?;
+        statement
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect()
+    };
+    Ok(Totals {
+        payments: by_status("payment")?,
+        events: by_status("outbox")?,
+        events_purged: tx.query_row("SELECT events_purged FROM node", [], |row| row.get(0))?,
+        deliveries: by_status("delivery")?,
+    })
+}
