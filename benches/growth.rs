@@ -1,39 +1,13 @@
 //! What a table that has grown costs: intake, drain and start with millions of finished rows, and
 //! payments while the purge deletes them; against an empty database in the same run.
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a benchmark fails by panicking"
-)]
-#![expect(
-    clippy::cast_precision_loss,
-    clippy::cast_sign_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    reason = "figures are small"
-)]
-#![expect(
-    unreachable_pub,
-    dead_code,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "each benchmark uses a part of what they share"
-)]
-
-mod common;
-#[path = "../tests/it/harness/mod.rs"]
-mod harness;
+#![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
+#![expect(clippy::cast_precision_loss, reason = "figures are small")]
 
 use std::fs;
 use std::hash::{Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use common::load::{self, payment};
-use common::{Figure, Goal, Plan, Table, folder, target};
-use harness::process::{Options, Payrelay};
-use harness::store::Database;
-use harness::wait_until;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::relay::in_process::InProcess;
 use payrelay::relay::{self, Relay, Step};
@@ -43,6 +17,12 @@ use payrelay::runtime::worker::Waker;
 use payrelay::store::publication::{self, Destination, Receipt};
 use payrelay::store::{Transaction, delivery, outbox};
 use rusqlite::Connection;
+use testkit::bench::load::{self, payment};
+use testkit::bench::{Figure, Goal, Plan, Table, folder};
+use testkit::paths::target;
+use testkit::process::{Options, Payrelay};
+use testkit::store::Database;
+use testkit::wait_until;
 
 const WARM_UP: Duration = Duration::from_millis(500);
 
@@ -68,7 +48,9 @@ fn grown(rows: u64) -> PathBuf {
     assert!(start(dir.path(), &[]).terminate().success());
     let made = dir.path().join("payrelay.db");
     let connection = Connection::open(&made).unwrap();
-    println!("making a database of {rows} finished payments, once");
+    testkit::bench::print_line(&format!(
+        "making a database of {rows} finished payments, once"
+    ));
     let numbers = format!(
         "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})"
     );
@@ -136,7 +118,7 @@ fn intake(dir: &Path, plan: Plan, users: u64) -> f64 {
 fn start_up(dir: &Path) -> f64 {
     let started = Instant::now();
     let payrelay = start(dir, &[]);
-    let ready = harness::http::Client::connect(payrelay.addr()).get("/health/ready");
+    let ready = testkit::http::Client::connect(payrelay.addr()).get("/health/ready");
     assert_eq!(ready.status, 200);
     started.elapsed().as_secs_f64() * 1000.0
 }

@@ -1,32 +1,13 @@
 //! How many durable payments a second, and how long each takes: by connections, and against three
 //! baselines.
-#![expect(clippy::expect_used, reason = "a benchmark fails by panicking")]
-#![expect(
-    clippy::cast_precision_loss,
-    clippy::cast_sign_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    reason = "figures are small"
-)]
-#![expect(
-    unreachable_pub,
-    dead_code,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "each benchmark uses a part of what they share"
-)]
-
-mod common;
-#[path = "../tests/it/harness/mod.rs"]
-mod harness;
 
 use std::path::Path;
 use std::time::Duration;
 
-use common::load::{self, Outcome, payment};
-use common::{Figure, Goal, Plan, Table, baseline, folder, percentile};
-use harness::process::{Options, Payrelay};
-use harness::store::Database;
+use testkit::bench::load::{self, Outcome, payment};
+use testkit::bench::{Figure, Goal, Plan, Table, baseline, folder, percentile};
+use testkit::process::{Options, Payrelay};
+use testkit::store::Database;
 
 /// The real binary on a database of its own. While Kafka is unavailable only the intake works; with
 /// the application publisher every payment is also relayed and written to the log.

@@ -1,43 +1,19 @@
 //! How long a payment takes on its way at a steady rate, open loop: to the client, to Kafka, to
 //! Slack.
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a benchmark fails by panicking"
-)]
+#![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 #![expect(
     clippy::cast_precision_loss,
-    clippy::cast_sign_loss,
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
     reason = "figures are small"
 )]
-#![expect(
-    unreachable_pub,
-    dead_code,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "each benchmark uses a part of what they share"
-)]
-
-mod common;
-#[path = "../tests/it/harness/mod.rs"]
-mod harness;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::load::{self, payment};
-use common::{Figure, Goal, Plan, Table, delivery, folder, percentile, unless_transactions};
 use crossbeam_channel::unbounded;
-use harness::http::Client;
-use harness::kafka::Broker;
-use harness::process::{Options, Payrelay};
-use harness::slack::{Answer, FakeSlack};
-use harness::store::Database;
-use harness::wait_until;
 use payrelay::config::{self, DeliveryGuarantee};
 use payrelay::domain::event::Event;
 use payrelay::domain::payment::{NewPayment, Reservation};
@@ -49,6 +25,16 @@ use payrelay::runtime::health::HealthHandle;
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::{Waker, Worker};
 use payrelay::store::payment::execute;
+use testkit::bench::load::{self, payment};
+use testkit::bench::{
+    Figure, Goal, Plan, Table, delivery, folder, percentile, unless_transactions,
+};
+use testkit::http::Client;
+use testkit::kafka::Broker;
+use testkit::process::{Options, Payrelay};
+use testkit::slack::{Answer, FakeSlack};
+use testkit::store::Database;
+use testkit::wait_until;
 
 /// Remembers when each event was acked.
 struct Timed {

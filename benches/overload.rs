@@ -1,39 +1,18 @@
 //! More than can be held: requests are refused at once, or accepted and answered in bounded
 //! time, and memory does not grow, for as long as it lasts.
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a benchmark fails by panicking"
-)]
-#![expect(
-    clippy::cast_precision_loss,
-    clippy::cast_sign_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    reason = "figures are small"
-)]
-#![expect(
-    unreachable_pub,
-    dead_code,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "each benchmark uses a part of what they share"
-)]
-
-mod common;
-#[path = "../tests/it/harness/mod.rs"]
-mod harness;
+#![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
+#![expect(clippy::cast_precision_loss, reason = "figures are small")]
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::cost::rss_mb;
-use common::load::{self, Outcome, Since, payment};
-use common::{Figure, Goal, Plan, Table, folder};
-use harness::process::{Options, Payrelay};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use testkit::bench::cost::rss_mb;
+use testkit::bench::load::{self, Outcome, Since, payment};
+use testkit::bench::{Figure, Goal, Plan, Table, folder};
+use testkit::process::{Options, Payrelay};
 
 const WARM_UP: Duration = Duration::from_secs(1);
 

@@ -1,34 +1,10 @@
 //! How fast the outbox goes to a real Kafka: read in order, published, each row marked durably;
 //! against what the same client sends without a database.
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a benchmark fails by panicking"
-)]
-#![expect(
-    clippy::cast_precision_loss,
-    clippy::cast_sign_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    reason = "figures are small"
-)]
-#![expect(
-    unreachable_pub,
-    dead_code,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "each benchmark uses a part of what they share"
-)]
-
-mod common;
-#[path = "../tests/it/harness/mod.rs"]
-mod harness;
+#![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
+#![expect(clippy::cast_precision_loss, reason = "figures are small")]
 
 use std::time::{Duration, Instant};
 
-use common::{Figure, Goal, Plan, Table, delivery, folder, unless_transactions};
-use harness::kafka::Broker;
-use harness::store::Database;
 use payrelay::config::{self, DeliveryGuarantee};
 use payrelay::domain::event::{Event, EventType};
 use payrelay::domain::timestamp::Timestamp;
@@ -38,6 +14,9 @@ use payrelay::relay::{self, Relay, Step};
 use payrelay::runtime::health::HealthHandle;
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::Waker;
+use testkit::bench::{Figure, Goal, Plan, Table, delivery, folder, unless_transactions};
+use testkit::kafka::Broker;
+use testkit::store::Database;
 
 fn publisher(broker: &Broker, topic: &str, database: &Database) -> KafkaPublisher {
     let settings = config::Kafka {
@@ -129,7 +108,7 @@ fn main() {
         drained.0.push(drain(&database, publisher, count));
         // The broker shall not clean up while the next run is timed.
         assert!(
-            !harness::topic::read(&broker.bootstrap(), &topic, Duration::from_mins(1)).is_empty()
+            !testkit::topic::read(&broker.bootstrap(), &topic, Duration::from_mins(1)).is_empty()
         );
     }
     let mut table = Table::new("relay");

@@ -1,40 +1,18 @@
 //! What the whole system holds, with the broker on the same machine: HTTP in, Kafka, the delivery
 //! table, all at once; and what that costs in memory and time.
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a benchmark fails by panicking"
-)]
-#![expect(
-    clippy::cast_precision_loss,
-    clippy::cast_sign_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    reason = "figures are small"
-)]
-#![expect(
-    unreachable_pub,
-    dead_code,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "each benchmark uses a part of what they share"
-)]
+#![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
+#![expect(clippy::cast_precision_loss, reason = "figures are small")]
 
-mod common;
-#[path = "../tests/it/harness/mod.rs"]
-mod harness;
-
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::cost::{Usage, rss_mb, usage};
-use common::load::{self, Since, payment};
-use common::{Figure, Goal, Plan, Table, delivery, folder};
-use harness::kafka::Broker;
-use harness::process::{self, Options, Payrelay};
-use harness::slack::{Answer, FakeSlack};
-use harness::wait_until;
 use rusqlite::Connection;
+use testkit::bench::cost::{Usage, rss_mb, usage};
+use testkit::bench::load::{self, Since, payment};
+use testkit::bench::{Figure, Goal, Plan, Table, delivery, folder};
+use testkit::kafka::Broker;
+use testkit::process::{Options, Payrelay};
+use testkit::slack::{Answer, FakeSlack};
+use testkit::wait_until;
 
 /// Connections of the clients: enough that none waits for its own last answer.
 const CONNECTIONS: u64 = 128;
@@ -118,10 +96,10 @@ fn hold(broker: &Broker, topic: &str, rate: f64, span: Duration) -> Held {
     let late = outcome.elapsed.saturating_sub(span);
     let held =
         outcome.other == 0 && late < Duration::from_millis(300) && backlog < rate * WAITING_S;
-    println!(
+    testkit::bench::print_line(&format!(
         "{rate:.0}/s: {} ({backlog} wait, the last answer {late:.0?} late)",
         if held { "held" } else { "not held" }
-    );
+    ));
     Held {
         held,
         p99: outcome.percentile(99.0),
@@ -222,7 +200,7 @@ fn main() {
         figures[5].0.push(rate);
         figures[6].0.push(p99);
     }
-    let binary = Path::new(process::BINARY).metadata().unwrap().len() as f64 / 1e6;
+    let binary = testkit::paths::binary().metadata().unwrap().len() as f64 / 1e6;
     let [idle_rss, idle_cpu, load_rss, load_us, threads, rate, p99] = figures;
     let mut table = Table::new("steady");
     let name = format!(

@@ -8,14 +8,7 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
-#[path = "../tests/it/harness/mutations.rs"]
-#[expect(
-    unreachable_pub,
-    reason = "it is the harness's as well, whose API it is"
-)]
-mod mutations;
-
-use self::mutations::{mutations, seeds, span};
+use testkit::mutations::{mutations, seeds, span};
 
 /// No input may keep a parser busy for longer, however slow the machine.
 const BOUND: Duration = Duration::from_secs(2);
@@ -93,8 +86,8 @@ fn shrink(check: &impl Fn(&[u8]) -> bool, mut bytes: Vec<u8>) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::mutations::mutated;
     use super::*;
+    use testkit::mutations::mutated;
 
     #[test]
     fn a_failure_is_found_shrunk_and_reported() {

@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::harness::http::{Client, Response};
-use super::harness::process::{Options, Payrelay, run_to_exit};
-use super::harness::{Over, wait_for, wait_until};
+use testkit::http::{Client, Response};
+use testkit::process::{Options, Payrelay, run_to_exit};
+use testkit::{StopOnDrop, wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -762,7 +762,7 @@ fn clients_that_are_slow_on_purpose_hinder_nobody() {
     let (served, slowest) = thread::scope(|scope| {
         let good = scope.spawn(|| serve_all_along(&mut good, &over));
         // Also when something here fails: the scope waits for the thread.
-        let over = Over(&over);
+        let over = StopOnDrop(&over);
         let opened = Instant::now();
         let mut slow = half_heads(address);
         slow.extend(half_bodies(address));

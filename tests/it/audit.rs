@@ -15,12 +15,12 @@ use rusqlite::Connection;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::harness::http::{Client, pay};
-use super::harness::kafka::Broker;
-use super::harness::process::{Options, Payrelay, run_to_exit};
-use super::harness::slack::FakeSlack;
-use super::harness::store::wait_until_all_is_told;
-use super::harness::{Over, topic, wait_until};
+use testkit::http::{Client, pay};
+use testkit::kafka::Broker;
+use testkit::process::{Options, Payrelay, run_to_exit};
+use testkit::slack::FakeSlack;
+use testkit::store::wait_until_all_is_told;
+use testkit::{StopOnDrop, topic, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(1);
 
@@ -783,7 +783,7 @@ fn a_system_that_works_is_clean_at_every_moment() {
                 }
             });
         }
-        let _over = Over(&stop);
+        let _over = StopOnDrop(&stop);
         wait_until("the first to be told: all parts work", LIMIT, || {
             slack.count() > 0
         });

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::harness::http::{Client, pay};
-use super::harness::kafka::Broker;
-use super::harness::process::{Options, Payrelay, run_to_exit};
-use super::harness::slack::FakeSlack;
-use super::harness::topic;
-use super::harness::{Over, wait_until};
+use testkit::http::{Client, pay};
+use testkit::kafka::Broker;
+use testkit::process::{Options, Payrelay, run_to_exit};
+use testkit::slack::FakeSlack;
+use testkit::topic;
+use testkit::{StopOnDrop, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(20);
 const JUMP: i64 = 1_000_000_000_000;
@@ -66,7 +66,7 @@ fn a_backup_is_whole_while_clients_post() {
             });
         }
         // Also when something here fails: the scope waits for the threads.
-        let _over = Over(&stop);
+        let _over = StopOnDrop(&stop);
         for number in 0..3 {
             let before = acknowledged.load(Ordering::SeqCst);
             let copy = dir.path().join(format!("copy-{number}.db"));

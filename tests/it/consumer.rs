@@ -21,11 +21,11 @@ use super::audit::audit;
 use super::contract::{
     TOPIC, consume, consumer, positioned, publish, publisher, settings, unpublished,
 };
-use super::harness::cluster::Cluster;
-use super::harness::kafka::Broker;
-use super::harness::secure::{PASSWORD, Secure, USER};
-use super::harness::store::Database;
-use super::harness::{topic, wait_for, wait_until};
+use testkit::cluster::Cluster;
+use testkit::kafka::Broker;
+use testkit::store::Database;
+use testkit::tls::{PASSWORD, Secure, USER};
+use testkit::{topic, wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(1);
 const DELIVERIES: &str = "SELECT count(*) FROM delivery";

@@ -24,11 +24,11 @@ use payrelay::store::publication::{self, Destination, Receipt};
 use payrelay::store::replay::{self, Action, ResolveRequest, Selection};
 use payrelay::store::topic as store_topic;
 
-use super::harness::cluster::{Cluster, Fake};
-use super::harness::kafka::Broker;
-use super::harness::process::{Options, Payrelay};
-use super::harness::store::{Database, wait_until_all_is_told};
-use super::harness::{topic, wait_for, wait_until};
+use testkit::cluster::{Cluster, Fake};
+use testkit::kafka::Broker;
+use testkit::process::{Options, Payrelay};
+use testkit::store::{Database, wait_until_all_is_told};
+use testkit::{topic, wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(1);
 pub const TOPIC: &str = "payment-event";

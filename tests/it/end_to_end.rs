@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::harness::http::Client;
-use super::harness::kafka::Broker;
-use super::harness::process::{Options, Payrelay};
-use super::harness::slack::{Answer, FakeSlack};
-use super::harness::topic::{self, Found};
-use super::harness::{wait_for, wait_until};
+use testkit::http::Client;
+use testkit::kafka::Broker;
+use testkit::process::{Options, Payrelay};
+use testkit::slack::{Answer, FakeSlack};
+use testkit::topic::{self, Found};
+use testkit::{wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(1);
 const TOPIC: &str = "payment-event";

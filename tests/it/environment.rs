@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::harness::hostile::Machine;
-use super::harness::http::{self, Client};
-use super::harness::kafka::Broker;
-use super::harness::listen::free_port;
-use super::harness::process::{Options, Payrelay, run_to_exit};
-use super::harness::slack::FakeSlack;
-use super::harness::{topic, wait_until};
+use testkit::hostile::Machine;
+use testkit::http::{self, Client};
+use testkit::kafka::Broker;
+use testkit::listen::free_port;
+use testkit::process::{Options, Payrelay, run_to_exit};
+use testkit::slack::FakeSlack;
+use testkit::{topic, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(30);
 

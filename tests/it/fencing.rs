@@ -20,11 +20,11 @@ use payrelay::store::publication::{Destination, Receipt};
 use payrelay::store::{OfflineStore, relay_action};
 use serde_json::{Value, json};
 
-use super::harness::http::{self, Client};
-use super::harness::kafka::Broker;
-use super::harness::process::{Options, Payrelay, run_to_exit};
-use super::harness::store::Database;
-use super::harness::{topic, wait_until};
+use testkit::http::{self, Client};
+use testkit::kafka::Broker;
+use testkit::process::{Options, Payrelay, run_to_exit};
+use testkit::store::Database;
+use testkit::{topic, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(1);
 const TOPIC: &str = "payment-event";

@@ -18,13 +18,13 @@ use payrelay::store::topic as store_topic;
 use payrelay::store::{OfflineStore, Transaction, visibility};
 use serde_json::json;
 
-use super::harness::cluster::{Cluster, Fake};
-use super::harness::http::Client;
-use super::harness::kafka::Broker;
-use super::harness::process::{Options, Payrelay, run_to_exit};
-use super::harness::slack::FakeSlack;
-use super::harness::store::Database;
-use super::harness::{topic, wait_for, wait_until};
+use testkit::cluster::{Cluster, Fake};
+use testkit::http::Client;
+use testkit::kafka::Broker;
+use testkit::process::{Options, Payrelay, run_to_exit};
+use testkit::slack::FakeSlack;
+use testkit::store::Database;
+use testkit::{topic, wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(1);
 const TOPIC: &str = "payment-event";

@@ -7,9 +7,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 
-use super::harness::http::{Client, Response};
-use super::harness::process::{Options, Payrelay};
-use super::harness::wait_until;
+use testkit::http::{Client, Response};
+use testkit::process::{Options, Payrelay};
+use testkit::wait_until;
 
 const LIMIT: Duration = Duration::from_secs(20);
 

@@ -12,9 +12,9 @@ use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::harness::http::{Client, Response};
-use super::harness::process::{Options, Payrelay};
-use super::harness::wait_until;
+use testkit::http::{Client, Response};
+use testkit::process::{Options, Payrelay};
+use testkit::wait_until;
 
 const LIMIT: Duration = Duration::from_secs(20);
 

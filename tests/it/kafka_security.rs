@@ -7,12 +7,12 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::harness::http::Client;
-use super::harness::kafka::Broker;
-use super::harness::process::{Options, Payrelay, run_to_exit};
-use super::harness::secure::{Authority, PASSWORD, Secure, USER};
-use super::harness::topic;
-use super::harness::wait_until;
+use testkit::http::Client;
+use testkit::kafka::Broker;
+use testkit::process::{Options, Payrelay, run_to_exit};
+use testkit::tls::{Authority, PASSWORD, Secure, USER};
+use testkit::topic;
+use testkit::wait_until;
 
 const LIMIT: Duration = Duration::from_mins(1);
 

@@ -13,30 +13,26 @@
     clippy::print_stderr,
     reason = "a failed test shows its log"
 )]
-#![expect(
-    unreachable_pub,
-    reason = "the harness is the API of the tests, and nobody else's"
-)]
+#![expect(unreachable_pub, reason = "the modules of the tests share helpers")]
 
 mod access;
 mod audit;
 mod backup;
 mod consumer;
 mod contract;
+mod crash_recovery;
 mod end_to_end;
 mod environment;
+mod fault_injection;
 mod fencing;
-mod force;
 mod hanging;
-mod harness;
 mod http;
+mod http_fuzz;
 mod idempotency;
 mod kafka_security;
-mod machine;
 mod model;
 mod outbox;
 mod process;
-mod requests;
 mod restore;
 mod slack;
 mod tidy;

@@ -9,7 +9,7 @@
 //! `PAYRELAY_MODEL_CASES=2000 cargo test --test it model::` is the long form. What was found once
 //! is tried first, from proptest-regressions/model.txt.
 
-mod plain;
+mod reference;
 
 use std::env;
 use std::ops::RangeInclusive;
@@ -35,8 +35,8 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
 use serde_json::Value;
 
-use self::plain::Model;
-use super::harness::store::Database;
+use self::reference::Model;
+use testkit::store::Database;
 
 const USERS: std::ops::Range<i64> = 0..3;
 const CURRENCY: &str = "KRW";

@@ -21,8 +21,8 @@ use payrelay::store::outbox;
 use payrelay::store::publication::{self, Destination, Receipt};
 use payrelay::store::timeline;
 
-use super::harness::store::Database;
-use super::harness::wait_until;
+use testkit::store::Database;
+use testkit::wait_until;
 
 const DAY: Duration = Duration::from_hours(24);
 

@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 use serde_json::json;
 
-use super::harness::hostile::Machine;
-use super::harness::http::Client;
-use super::harness::process::{BINARY, Options, Payrelay, run_to_exit};
-use super::harness::slack::{Answer, FakeSlack};
-use super::harness::{Over, wait_for, wait_until};
+use testkit::hostile::Machine;
+use testkit::http::Client;
+use testkit::process::{Options, Payrelay, run_to_exit};
+use testkit::slack::{Answer, FakeSlack};
+use testkit::{StopOnDrop, wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -108,7 +108,7 @@ fn few_descriptors_mean_fewer_connections_not_a_dead_process() {
     let dir = tempfile::tempdir().unwrap();
     let script = "ulimit -n 150; exec \"$0\" 2>log";
     let mut child = std::process::Command::new("sh")
-        .args(["-c", script, env!("CARGO_BIN_EXE_payrelay")])
+        .args(["-c", script, testkit::paths::binary().to_str().unwrap()])
         .current_dir(dir.path())
         .env("PAYRELAY_HTTP_LISTEN", "127.0.0.1:0")
         // The flood comes from the address of those who are to be served.
@@ -146,7 +146,7 @@ fn few_descriptors_mean_fewer_connections_not_a_dead_process() {
         let floods: Vec<_> = (0..4)
             .map(|_| scope.spawn(|| flood_until(address, &over)))
             .collect();
-        let over = Over(&over);
+        let over = StopOnDrop(&over);
         for reservation in 4..200 {
             let asked = Instant::now();
             pay(&mut before, reservation);
@@ -570,7 +570,7 @@ fn log_with_descriptors(descriptors: u32, env: &[(&str, &str)]) -> String {
     let dir = tempfile::tempdir().unwrap();
     let script = format!("ulimit -n {descriptors}; exec \"$0\" 2>log");
     let mut child = std::process::Command::new("sh")
-        .args(["-c", &script, env!("CARGO_BIN_EXE_payrelay")])
+        .args(["-c", &script, testkit::paths::binary().to_str().unwrap()])
         .current_dir(dir.path())
         .env("PAYRELAY_HTTP_LISTEN", "127.0.0.1:0")
         .envs(env.iter().copied())
@@ -649,7 +649,7 @@ fn a_command_whose_output_nobody_reads_does_its_work_to_the_end() {
     let unread = |args: &[&str]| {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let mut command = std::process::Command::new(BINARY);
+        let mut command = std::process::Command::new(testkit::paths::binary());
         command
             .args(args)
             .current_dir(dir.path())
@@ -698,7 +698,7 @@ fn a_command_whose_output_nobody_reads_does_its_work_to_the_end() {
 fn output_that_cannot_be_written_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let full = || fs::File::options().write(true).open("/dev/full").unwrap();
-    let mut command = std::process::Command::new(BINARY);
+    let mut command = std::process::Command::new(testkit::paths::binary());
     let output = command
         .arg("token")
         .current_dir(dir.path())

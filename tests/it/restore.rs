@@ -10,9 +10,9 @@ use std::time::Duration;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
-use super::harness::http::Client;
-use super::harness::process::{Options, Payrelay, run_to_exit};
-use super::harness::wait_until;
+use testkit::http::Client;
+use testkit::process::{Options, Payrelay, run_to_exit};
+use testkit::wait_until;
 
 const LIMIT: Duration = Duration::from_secs(20);
 

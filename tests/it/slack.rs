@@ -28,12 +28,12 @@ use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
 
-use super::harness::http::{Client, read_head};
-use super::harness::listen::{Server, free_port};
-use super::harness::process::{Options, Payrelay, run_to_exit};
-use super::harness::slack::{Answer, FakeSlack};
-use super::harness::store::Database;
-use super::harness::wait_until;
+use testkit::http::{Client, read_head};
+use testkit::listen::{Server, free_port};
+use testkit::process::{Options, Payrelay, run_to_exit};
+use testkit::slack::{Answer, FakeSlack};
+use testkit::store::Database;
+use testkit::wait_until;
 
 const LIMIT: Duration = Duration::from_mins(1);
 const PROBE: Duration = Duration::from_mins(5);
@@ -692,7 +692,7 @@ fn a_server_that_closes_idle_connections_causes_no_unknown_outcome() {
     let _server = Server::start(listener, move |stream| {
         let mut reader = BufReader::new(stream);
         if let Ok(Some((_, headers))) = read_head(&mut reader) {
-            super::harness::http::read_body(&mut reader, &headers).unwrap();
+            testkit::http::read_body(&mut reader, &headers).unwrap();
             let answer = "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok";
             reader.get_mut().write_all(answer.as_bytes()).unwrap();
             served.fetch_add(1, Ordering::SeqCst);

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::{CLIENTS, LIMIT, USERS};
-use crate::harness::http::{read_body, read_head};
-use crate::harness::pass;
+use testkit::http::{read_body, read_head};
+use testkit::let_time_pass;
 
 /// What all clients share.
 #[derive(Default)]
@@ -130,7 +130,7 @@ impl Client {
                 Ok((status, body)) => panic!("{status}: {}", String::from_utf8_lossy(&body)),
             }
             assert!(began.elapsed() < LIMIT, "no answer within {LIMIT:?}");
-            pass(Duration::from_millis(2));
+            let_time_pass(Duration::from_millis(2));
         }
     }
 

@@ -9,10 +9,10 @@ use rusqlite::Connection;
 use serde_json::Value;
 
 use super::{Connecting, LIMIT, for_at_least, load, number, request, verify};
-use crate::harness::hostile::Machine;
-use crate::harness::process::Payrelay;
-use crate::harness::slack::{Answer, FakeSlack};
-use crate::harness::wait_until;
+use testkit::hostile::Machine;
+use testkit::process::Payrelay;
+use testkit::slack::{Answer, FakeSlack};
+use testkit::wait_until;
 
 const DAY: i64 = 86_400;
 

@@ -19,10 +19,10 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
-use super::harness::hostile::Machine;
-use super::harness::http::{read_body, read_head};
-use super::harness::process::Payrelay;
-use super::harness::wait_for;
+use testkit::hostile::Machine;
+use testkit::http::{read_body, read_head};
+use testkit::process::Payrelay;
+use testkit::wait_for;
 
 /// Noisy machines included.
 const LIMIT: Duration = Duration::from_secs(30);

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::power::fail_everywhere;
 use super::{Acknowledged, LIMIT, exit, for_at_least, kill, load};
-use crate::harness::hostile::Machine;
-use crate::harness::process::{Payrelay, run_to_exit};
+use testkit::hostile::Machine;
+use testkit::process::{Payrelay, run_to_exit};
 
 const SIGABRT: i32 = 6;
 

@@ -10,10 +10,10 @@ use serde_json::json;
 
 use super::power::fail_everywhere;
 use super::{Answers, Connecting, LIMIT, kill, load, request, verify};
-use crate::harness::hostile::Machine;
-use crate::harness::process::Payrelay;
-use crate::harness::slack::{Answer, FakeSlack};
-use crate::harness::wait_until;
+use testkit::hostile::Machine;
+use testkit::process::Payrelay;
+use testkit::slack::{Answer, FakeSlack};
+use testkit::wait_until;
 
 /// Payments are taken until the disk itself refuses.
 const NO_RESERVE: (&str, &str) = ("PAYRELAY_DATABASE_MIN_FREE_BYTES", "0");

@@ -3,16 +3,28 @@
 //! Every figure has its baseline, measured in the same run of the program, and is the
 //! median of at least three runs with their spread. The machine is noisy; ratios are what to trust.
 
+#![expect(
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "figures are small"
+)]
+
 pub mod baseline;
 pub mod cost;
 pub mod load;
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::json;
+
+/// Prints a line of progress.
+pub fn print_line(line: &str) {
+    println!("{line}");
+}
 
 /// How long and how often.
 #[derive(Debug, Clone, Copy)]
@@ -186,7 +198,7 @@ impl Table {
     /// Prints the table, and writes it as JSON below target/figures.
     pub fn finish(self) {
         println!("\n{}\n{}", self.name, self.markdown());
-        let folder = target().join("figures");
+        let folder = crate::paths::target().join("figures");
         fs::create_dir_all(&folder).expect("the target directory is writable");
         let rows: Vec<_> = self
             .rows
@@ -284,16 +296,8 @@ fn number(value: f64) -> String {
     }
 }
 
-/// Where benchmarks may write: on the same disk as the checkout.
-pub fn target() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .parent()
-        .expect("the target directory has a tmp folder")
-        .to_owned()
-}
-
 /// A folder on that disk, gone with its owner. Not in /tmp, which may be memory: an fsync there
 /// costs nothing.
 pub fn folder() -> tempfile::TempDir {
-    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the target directory is writable")
+    tempfile::tempdir_in(crate::paths::temporary()).expect("the target directory is writable")
 }

@@ -10,12 +10,12 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 use super::{Connecting, LIMIT, acknowledged, for_at_least, load, request, verify};
-use crate::harness::hostile::Machine;
-use crate::harness::kafka::Broker;
-use crate::harness::leash::Leashed;
-use crate::harness::process::{BINARY, Options, Payrelay, run_to_exit};
-use crate::harness::slack::{Answer, FakeSlack};
-use crate::harness::{wait_for, wait_until};
+use testkit::child::KillOnDrop;
+use testkit::hostile::Machine;
+use testkit::kafka::Broker;
+use testkit::process::{Options, Payrelay, run_to_exit};
+use testkit::slack::{Answer, FakeSlack};
+use testkit::{wait_for, wait_until};
 
 const SIGABRT: i32 = 6;
 
@@ -135,16 +135,16 @@ fn out_of_memory_it_answers_again_soon_or_has_ended() {
     // In KiB; some 75,000 is what it takes to start.
     for room in [90_000, 130_000, 200_000] {
         let log = || fs::read_to_string(dir.path().join(format!("log-{room}"))).unwrap_or_default();
-        let mut command = Leashed::command("sh");
+        let mut command = KillOnDrop::command("sh");
         command.args([
             "-c",
             &format!("ulimit -v {room}; exec \"$0\" 2>log-{room}"),
-            BINARY,
+            testkit::paths::binary().to_str().unwrap(),
         ]);
         command
             .current_dir(dir.path())
             .env("PAYRELAY_HTTP_LISTEN", "127.0.0.1:0");
-        let mut process = Leashed::spawn(command);
+        let mut process = KillOnDrop::spawn(command);
         let listening = || {
             log()
                 .split_once("listening on http://")

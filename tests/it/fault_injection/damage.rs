@@ -8,9 +8,9 @@ use rusqlite::Connection;
 use serde_json::json;
 
 use super::{Connecting, LIMIT, load, number, request, verify};
-use crate::harness::hostile::Machine;
-use crate::harness::process::{Payrelay, run_to_exit};
-use crate::harness::store::wait_until_all_is_told;
+use testkit::hostile::Machine;
+use testkit::process::{Payrelay, run_to_exit};
+use testkit::store::wait_until_all_is_told;
 
 /// As large as it takes for the tables to have pages of their own.
 const PAYMENTS: usize = 2000;

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::harness::http::{Client, read_on};
-use super::harness::mutations::{mutations, seeds};
-use super::harness::process::{Options, Payrelay};
+use testkit::http::{Client, read_on};
+use testkit::mutations::{mutations, seeds};
+use testkit::process::{Options, Payrelay};
 
 /// How many mutations are sent where the environment does not say.
 const CASES: usize = 600;

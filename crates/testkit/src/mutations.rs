@@ -5,7 +5,6 @@
 //! `PAYRELAY_FUZZ_SEED` which ones.
 
 use fastrand::Rng;
-use std::path::Path;
 use std::{env, fs};
 
 /// Longer ones are cut: what is large is in the corpus itself.
@@ -79,9 +78,7 @@ fn number(variable: &str, default: usize) -> usize {
 
 /// The files of a corpus, by name.
 pub fn seeds(name: &str) -> Vec<(String, Vec<u8>)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/corpus")
-        .join(name);
+    let folder = crate::paths::repository().join("tests/corpus").join(name);
     let entries =
         fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let read = |entry: fs::DirEntry| {

@@ -20,13 +20,13 @@ use std::time::{Duration, Instant};
 
 use self::checks::Known;
 use self::client::{Clients, Workload};
-use super::harness::hostile::Machine;
-use super::harness::kafka::Broker;
-use super::harness::process::{Options, Payrelay, run_to_exit};
-use super::harness::proxy::Proxy;
-use super::harness::slack::{Answer, FakeSlack};
-use super::harness::store::wait_until_all_is_told;
-use super::harness::{pass, topic, wait_until};
+use testkit::hostile::Machine;
+use testkit::kafka::Broker;
+use testkit::process::{Options, Payrelay, run_to_exit};
+use testkit::proxy::Proxy;
+use testkit::slack::{Answer, FakeSlack};
+use testkit::store::wait_until_all_is_told;
+use testkit::{let_time_pass, topic, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(3);
 const TOPIC: &str = "payment-event";
@@ -173,7 +173,7 @@ impl Scene {
             }
             _ => {}
         }
-        pass(Duration::from_micros(self.random.u64(0..40_000)));
+        let_time_pass(Duration::from_micros(self.random.u64(0..40_000)));
         *self.workload.address.lock().unwrap() = None;
         payrelay.kill9();
         self.done.kills += 1;
@@ -259,7 +259,7 @@ impl Scene {
         let mut stray = Payrelay::start(options);
         self.proxy.heal();
         self.wait_for_progress();
-        pass(Duration::from_millis(self.random.u64(0..3000)));
+        let_time_pass(Duration::from_millis(self.random.u64(0..3000)));
         *self.workload.address.lock().unwrap() = None;
         for payrelay in [&mut original, &mut stray] {
             assert!(
@@ -285,7 +285,7 @@ impl Scene {
         let mut payrelay = self.start();
         self.run_command(&["backup", name]);
         self.wait_for_progress();
-        pass(Duration::from_millis(self.random.u64(0..1000)));
+        let_time_pass(Duration::from_millis(self.random.u64(0..1000)));
         *self.workload.address.lock().unwrap() = Some(payrelay.addr());
         let receipts = self.clients.take().unwrap().join();
         self.known.add(&receipts);
@@ -325,7 +325,7 @@ impl Scene {
         };
         let (before, limit) = (published(), Instant::now() + Duration::from_secs(3));
         while published() == before && Instant::now() < limit {
-            pass(Duration::from_millis(3));
+            let_time_pass(Duration::from_millis(3));
         }
     }
 

@@ -1,8 +1,8 @@
 //! The real binary as a child process: started, watched through its log, ended with care or
 //! without.
 
-use super::leash::Leashed;
-use super::{POLL, lock, pass, wait_for, wait_until};
+use super::child::KillOnDrop;
+use super::{POLL, let_time_pass, lock, wait_for, wait_until};
 use std::env;
 use std::io::{BufRead as _, BufReader, Read};
 use std::net::SocketAddr;
@@ -14,7 +14,6 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// The program itself.
-pub const BINARY: &str = env!("CARGO_BIN_EXE_payrelay");
 const START_LIMIT: Duration = Duration::from_mins(1);
 const EXIT_LIMIT: Duration = Duration::from_secs(15);
 
@@ -46,7 +45,7 @@ impl Options {
 
 /// A running payrelay; dropping it kills it, and shows its log if the test has failed.
 pub struct Payrelay {
-    process: Leashed,
+    process: KillOnDrop,
     address: SocketAddr,
     log: Arc<Mutex<Vec<String>>>,
     blocked: Arc<AtomicBool>,
@@ -99,7 +98,7 @@ impl Payrelay {
     pub fn kill_while_it_starts(options: Options, after: Duration) {
         let mut process = spawn(options, Stdio::null());
         let log = read_all(process.take_stderr());
-        pass(after);
+        let_time_pass(after);
         process.kill();
         let _ = log.join();
     }
@@ -204,8 +203,8 @@ pub fn run_to_exit(options: Options) -> Output {
     }
 }
 
-fn spawn(options: Options, stdout: Stdio) -> Leashed {
-    let mut command = Leashed::command(BINARY);
+fn spawn(options: Options, stdout: Stdio) -> KillOnDrop {
+    let mut command = KillOnDrop::command(crate::paths::binary());
     // The environment of whoever runs the tests must not configure the product.
     for (name, _) in env::vars_os() {
         if name.as_encoded_bytes().starts_with(b"PAYRELAY_") {
@@ -220,7 +219,7 @@ fn spawn(options: Options, stdout: Stdio) -> Leashed {
         .current_dir(options.dir)
         .stdout(stdout)
         .stderr(Stdio::piped());
-    Leashed::spawn(command)
+    KillOnDrop::spawn(command)
 }
 
 fn listening_address(log: &str) -> Option<SocketAddr> {

@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::client::Receipt;
 use super::{LIMIT, Scene, TOPIC};
-use crate::harness::process::run_to_exit;
-use crate::harness::topic;
+use testkit::process::run_to_exit;
+use testkit::topic;
 
 /// What the test knows of the payments.
 #[derive(Default)]

@@ -21,15 +21,15 @@ const SCRIPT: &str = r#"exec 3<&0 </dev/null
 exec "$@" 3<&-"#;
 
 /// A running child, killed when this value is dropped or when this process dies.
-pub struct Leashed {
+pub struct KillOnDrop {
     child: Child,
     watcher: ChildStdin,
 }
 
-impl Leashed {
-    /// A command to complete and to hand to [`Leashed::spawn`]; its stdin is taken.
+impl KillOnDrop {
+    /// A command to complete and to hand to [`KillOnDrop::spawn`]; its stdin is taken.
     pub fn command(program: impl AsRef<OsStr>) -> Command {
-        Leashed::command_with_scratch(program, Path::new(""))
+        KillOnDrop::command_with_scratch(program, Path::new(""))
     }
 
     /// The same for a child whose directory `scratch` is to go with it, should this process just
@@ -40,12 +40,12 @@ impl Leashed {
         command
     }
 
-    pub fn spawn(mut command: Command) -> Leashed {
+    pub fn spawn(mut command: Command) -> KillOnDrop {
         // A group of its own: Ctrl-C at the terminal must not end the watcher before its work.
         command.stdin(Stdio::piped()).process_group(0);
         let mut child = command.spawn().expect("sh starts");
         let watcher = child.stdin.take().expect("stdin is a pipe");
-        Leashed { child, watcher }
+        KillOnDrop { child, watcher }
     }
 
     pub fn id(&self) -> u32 {
@@ -110,7 +110,7 @@ impl Leashed {
     }
 }
 
-impl Drop for Leashed {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         self.kill();
     }

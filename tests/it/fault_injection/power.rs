@@ -14,9 +14,9 @@ use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 
 use super::{Acknowledged, for_at_least, kill, load, verify};
-use crate::harness::hostile::Machine;
-use crate::harness::hostile::disk::{Disk, Survival, lay_out};
-use crate::harness::process::Payrelay;
+use testkit::hostile::Machine;
+use testkit::hostile::disk::{Disk, Survival, lay_out};
+use testkit::process::Payrelay;
 
 /// Syncs cost nothing there, and what they do is not what is asked here.
 fn scratch() -> TempDir {

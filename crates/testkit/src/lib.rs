@@ -1,21 +1,34 @@
-//! What the tests stand on: a real Kafka, a stand-in for Slack, a hostile network, the real binary.
+//! The test harness: a real Kafka, a fake Slack, a hostile network, the real binary.
 //!
-//! Everything here talks over real sockets of 127.0.0.1 and ends with its owner: dropping a value
-//! stops its threads and processes, and a process also dies with a test run that never came to drop
-//! it.
+//! Everything here uses real sockets of 127.0.0.1, and ends with its owner: dropping a value stops
+//! its threads and processes. A process also ends with a test run that never drops its value.
 
+#![expect(clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a failed test shows its log"
+)]
+#![allow(missing_docs, reason = "the names say it")]
+#![expect(
+    clippy::new_without_default,
+    reason = "a constructor here starts something"
+)]
+
+pub mod bench;
+pub mod child;
 pub mod cluster;
 pub mod hostile;
 pub mod http;
 pub mod kafka;
-pub mod leash;
 pub mod listen;
 pub mod mutations;
+pub mod paths;
 pub mod process;
 pub mod proxy;
-pub mod secure;
 pub mod slack;
 pub mod store;
+pub mod tls;
 pub mod topic;
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -53,7 +66,7 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut poll: impl FnMut() -> Option
 }
 
 /// Lets time pass: for a fault at a moment that nobody has chosen, never to wait for something.
-pub fn pass(time: Duration) {
+pub fn let_time_pass(time: Duration) {
     let end = Instant::now() + time;
     while let Some(left) = end
         .checked_duration_since(Instant::now())
@@ -65,9 +78,9 @@ pub fn pass(time: Duration) {
 
 /// Tells threads that it is over when it is dropped, also by a panic: whoever waits for them would
 /// wait for ever.
-pub struct Over<'a>(pub &'a AtomicBool);
+pub struct StopOnDrop<'a>(pub &'a AtomicBool);
 
-impl Drop for Over<'_> {
+impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Relaxed);
     }

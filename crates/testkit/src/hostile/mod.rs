@@ -89,8 +89,8 @@ impl Machine {
 fn shim() -> &'static Path {
     static SHIM: OnceLock<PathBuf> = OnceLock::new();
     SHIM.get_or_init(|| {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/harness/hostile/shim.c");
-        let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("hostile.so");
+        let source = crate::paths::repository().join("crates/testkit/src/hostile/shim.c");
+        let library = crate::paths::temporary().join("hostile.so");
         // Under a name of its own first: another run may be loading the one that is there.
         let new = library.with_extension(format!("{}.so", std::process::id()));
         let arguments = [

@@ -15,7 +15,7 @@ use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::{Store, payment};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-use super::super::harness::http::{read_body, read_head};
+use crate::http::{read_body, read_head};
 
 /// Opens the database that payrelay has made, once for each connection of a client, as most
 /// services would: with SQLite's own cache, checkpoints and busy handler.

@@ -6,10 +6,10 @@
 //! proxy; CONTROLLER. One that is started with [`Broker::start_secure`] has four more, behind TLS
 //! and SASL.
 
-use super::leash::Leashed;
+use super::child::KillOnDrop;
 use super::listen::free_port;
 use super::proxy::Proxy;
-use super::secure::{Listeners, PASSWORD, Secure, USER};
+use super::tls::{Listeners, PASSWORD, Secure, USER};
 use super::{lock, wait_for};
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -50,7 +50,7 @@ pub struct Broker {
     ports: Ports,
     advertised: String,
     scratch: TempDir,
-    jvm: Leashed,
+    jvm: KillOnDrop,
 }
 
 impl Broker {
@@ -270,21 +270,21 @@ impl Drop for Broker {
 
 /// Not in /tmp: should anything stay behind, `cargo clean` takes it.
 fn scratch() -> TempDir {
-    TempDir::with_prefix_in("kafka-", env!("CARGO_TARGET_TMPDIR"))
+    TempDir::with_prefix_in("kafka-", crate::paths::temporary())
         .expect("the target directory is writable")
 }
 
 /// The JVM of a broker whose files are in `scratch`. The class path is relative, because the
 /// archive of classes names it and must outlive the renaming of `home`.
-fn spawn(home: &Path, scratch: &Path, flag: &str) -> Leashed {
+fn spawn(home: &Path, scratch: &Path, flag: &str) -> KillOnDrop {
     let log = File::create(scratch.join("broker.log")).expect("a fresh directory is writable");
-    let mut java = Leashed::command_with_scratch("java", scratch);
+    let mut java = KillOnDrop::command_with_scratch("java", scratch);
     java.args(JVM).args([flag, "-cp", "libs/*", "kafka.Kafka"]);
     java.arg(scratch.join("server.properties"))
         .current_dir(home);
     java.stdout(log.try_clone().expect("a descriptor is left"))
         .stderr(log);
-    Leashed::spawn(java)
+    KillOnDrop::spawn(java)
 }
 
 /// Why a broker did not start.
@@ -389,9 +389,7 @@ fn installed(version: &str) -> PathBuf {
     static JAVA: OnceLock<()> = OnceLock::new();
     let _turn = lock(&FETCH);
     JAVA.get_or_init(require_java);
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .parent()
-        .expect("target/tmp is in target");
+    let target = crate::paths::target();
     let kafka = target.join("kafka");
     let home = kafka.join(version);
     if home.is_dir() {
