@@ -1,5 +1,5 @@
 //! The machine fails: the power, the disk, the file, the clock, threads and memory. What is
-//! promised then is in docs/machine.md.
+//! promised then is in docs/explanation/failure-modes.md.
 
 mod clock;
 mod damage;

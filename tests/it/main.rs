@@ -21,6 +21,7 @@ mod backup;
 mod consumer;
 mod contract;
 mod crash_recovery;
+mod docs;
 mod end_to_end;
 mod environment;
 mod fault_injection;

@@ -42,7 +42,7 @@ impl CorruptionFlag {
             log::error!(
                 "the database is damaged: {what}; no more payments are accepted, and nothing is \
                     published or delivered: stop payrelay, repair the file or restore a backup \
-                    (docs/machine.md), and start it again"
+                    (docs/explanation/failure-modes.md), and start it again"
             );
         }
     }

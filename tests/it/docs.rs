@@ -1,0 +1,254 @@
+//! The documentation: its links, its length, and the reference that is made from config.toml.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+use testkit::process::{Options, Payrelay};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+fn pages() -> Vec<PathBuf> {
+    let root = Path::new(ROOT);
+    let mut found: Vec<PathBuf> = [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+    ]
+    .iter()
+    .map(|name| root.join(name))
+    .collect();
+    let mut folders = vec![root.join("docs")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+/// The targets of the relative links of a page.
+fn links(text: &str) -> impl Iterator<Item = &str> {
+    text.split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split([')', '#', ' ']).next())
+        .filter(|link| !link.is_empty() && !link.contains("://"))
+}
+
+#[test]
+fn every_relative_link_leads_to_a_file() {
+    let mut broken = Vec::new();
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        let folder = page.parent().unwrap();
+        for link in links(&text).filter(|link| !folder.join(link).exists()) {
+            broken.push(format!("{}: {link}", page.display()));
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+#[test]
+fn every_page_of_docs_can_be_reached_from_the_readme() {
+    let root = Path::new(ROOT);
+    let mut reached = BTreeSet::new();
+    let mut waiting = vec![root.join("README.md")];
+    while let Some(page) = waiting.pop() {
+        let page = page.canonicalize().unwrap();
+        if !reached.insert(page.clone()) {
+            continue;
+        }
+        if page.is_dir() {
+            waiting.extend(
+                fs::read_dir(page)
+                    .unwrap()
+                    .map(|entry| entry.unwrap().path()),
+            );
+        } else if page.extension().is_some_and(|extension| extension == "md") {
+            let text = fs::read_to_string(&page).unwrap();
+            let folder = page.parent().unwrap().to_owned();
+            waiting.extend(links(&text).map(|link| folder.join(link)));
+        }
+    }
+    for page in pages() {
+        assert!(
+            reached.contains(&page.canonicalize().unwrap()),
+            "no link leads to {}",
+            page.display()
+        );
+    }
+}
+
+#[test]
+fn the_readme_is_short() {
+    let text = fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap();
+    let lines = text.lines().count();
+    let words = text.split_whitespace().count();
+    assert!(lines <= 140, "{lines} lines");
+    assert!(words <= 1000, "{words} words");
+}
+
+/// The reference of the configuration, made from config.toml: a section for each table, a row for
+/// each key.
+fn configuration_reference(config: &str) -> String {
+    let mut text = String::from(
+        "# Configuration\n\nThis page is made from [config.toml](../../config.toml). The first file \
+         that exists is read: `--config`, `PAYRELAY_CONFIG`,\n`./config.toml`, \
+         `/etc/payrelay/config.toml`. Each key has an environment variable, which wins; an empty \
+         variable is unset.\nUnknown keys and invalid values are refused, all at once, with exit \
+         code 78.\n",
+    );
+    let mut section = String::new();
+    let mut comment = Vec::new();
+    let mut is_example = false;
+    for line in config.lines() {
+        let uncommented = line.trim_start_matches('#').trim();
+        if uncommented.starts_with("[[") && uncommented.ends_with("]]") {
+            is_example = true;
+        }
+        is_example &= !line.is_empty();
+        let line = if is_example { uncommented } else { line };
+        if let Some(rest) = line.strip_prefix('#') {
+            comment.push(rest.trim().to_owned());
+        } else if line.starts_with('[') {
+            section = line.trim_matches(['[', ']']).to_owned();
+            let _ = write!(text, "\n## {line}\n\n{}", comment.join(" "));
+            text.push_str(if comment.is_empty() { "" } else { "\n\n" });
+            text.push_str("| key | default | variable | |\n|---|---|---|---|\n");
+            comment.clear();
+        } else if let Some((key, value)) = line.split_once('=') {
+            let (value, remark) = value.split_once(" # ").unwrap_or((value, ""));
+            comment.extend((!remark.is_empty()).then(|| remark.trim().to_owned()));
+            let index = if is_example { "_0" } else { "" };
+            let variable = format!("PAYRELAY_{section}{index}_{}", key.trim());
+            let _ = writeln!(
+                text,
+                "| `{}` | `{}` | `{}` | {} |",
+                key.trim(),
+                value.trim(),
+                variable.replace('.', "_").to_uppercase(),
+                comment.join(" ").replace('|', "\\|")
+            );
+            comment.clear();
+        } else {
+            comment.clear();
+        }
+    }
+    text
+}
+
+/// `PAYRELAY_REWRITE_DOCS=1 cargo test --test it docs::` writes the page again.
+#[test]
+fn the_configuration_reference_is_made_from_config_toml() {
+    let root = Path::new(ROOT);
+    let page = root.join("docs/reference/configuration.md");
+    let expected = configuration_reference(&fs::read_to_string(root.join("config.toml")).unwrap());
+    if env::var_os("PAYRELAY_REWRITE_DOCS").is_some() {
+        fs::write(&page, &expected).unwrap();
+    }
+    let found = fs::read_to_string(&page).unwrap_or_default();
+    assert!(
+        found == expected,
+        "docs/reference/configuration.md differs from config.toml: run \
+            PAYRELAY_REWRITE_DOCS=1 cargo test --test it docs::"
+    );
+}
+
+/// Commands that no test can run, each with a marker that names the reason.
+const NOT_RUN_MAX: usize = 12;
+
+/// What a page's shell blocks are: run, or marked with their reason as not run.
+struct Block {
+    page: String,
+    script: String,
+    is_marked: bool,
+}
+
+/// The shell blocks of README, tutorial and how-to pages. `<!-- not run: REASON -->` before a block
+/// keeps the test from running it.
+fn shell_blocks() -> Vec<Block> {
+    let mut found = Vec::new();
+    for page in pages() {
+        let name = page.strip_prefix(ROOT).unwrap().to_str().unwrap();
+        if name != "README.md" && !name.contains("/tutorial/") && !name.contains("/how-to/") {
+            continue;
+        }
+        let text = fs::read_to_string(&page).unwrap();
+        let mut before = "";
+        for (index, part) in text.split("```").enumerate() {
+            if let Some(script) = part.strip_prefix("sh\n").filter(|_| index % 2 == 1) {
+                let last_line = before.trim_end().lines().last().unwrap_or_default();
+                found.push(Block {
+                    page: name.to_owned(),
+                    script: script.to_owned(),
+                    is_marked: last_line.trim().starts_with("<!-- not run: "),
+                });
+            }
+            before = part;
+        }
+    }
+    found
+}
+
+/// Runs a block in `folder`, with the built binary as `payrelay`, and the running one at `address`.
+fn run_block(block: &Block, folder: &Path, address: &str) {
+    let binary = testkit::paths::binary();
+    let bin = binary.parent().unwrap().display();
+    let path = env::var("PATH").unwrap_or_default();
+    let script = block
+        .script
+        .replace("http://127.0.0.1:8080", &format!("http://{address}"))
+        .replace("/backups/", &format!("{}/backups/", folder.display()))
+        .replace("cargo run --release -- ", "payrelay ");
+    let output = Command::new("bash")
+        .args(["-euo", "pipefail", "-c", &script])
+        .current_dir(folder)
+        .env("PATH", format!("{bin}:{path}"))
+        .output()
+        .unwrap();
+    let shown = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {script}: {shown}", block.page);
+    let response = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        !response.contains("urn:payrelay:problem"),
+        "{}: {script}: {response}",
+        block.page
+    );
+}
+
+#[test]
+fn every_shell_command_of_readme_tutorial_and_how_to_pages_runs() {
+    let blocks = shell_blocks();
+    let not_run = blocks.iter().filter(|block| block.is_marked).count();
+    assert!(not_run <= NOT_RUN_MAX, "{not_run} blocks are not run");
+    assert!(blocks.len() - not_run >= 15, "{} blocks", blocks.len());
+    let pages: BTreeSet<_> = blocks.iter().map(|block| block.page.as_str()).collect();
+    for page in pages {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("backups")).unwrap();
+        let start = || Payrelay::start(Options::new(folder.path(), &[]));
+        let mut payrelay = start();
+        for block in blocks.iter().filter(|block| block.page == page) {
+            // The test has started it.
+            if block.is_marked || block.script.trim() == "cargo run --release" {
+                continue;
+            }
+            let needs_stop = block.script.contains("payrelay restore");
+            if needs_stop {
+                payrelay.terminate();
+            }
+            run_block(block, folder.path(), &payrelay.addr().to_string());
+            if needs_stop {
+                payrelay = start();
+            }
+        }
+    }
+}
