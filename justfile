@@ -1,20 +1,20 @@
 # Short commands for work on payrelay: https://just.systems
 
-# Unit tests and the integration tests that need no Java: about 30 s after the build.
+# The fast lane, without Java: unit tests, and integration tests without Kafka.
 test:
     cargo test --lib
-    cargo test --test it -- tidy:: http:: idempotency:: outbox::
+    cargo test --test it -- tidy:: docs:: http:: idempotency:: outbox::
 
-# Everything, with real brokers: about 12 minutes on two cores.
+# All tests, with real brokers.
 test-all *args:
     scripts/test {{args}}
 
 # Formatting and lints.
 lint:
-    cargo fmt --check
-    cargo clippy --all-targets -- -D warnings
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
 
-# What continuous integration runs.
+# The same as continuous integration.
 ci:
     .ci/run
 
