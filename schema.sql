@@ -8,7 +8,7 @@
 CREATE TABLE node (
     id            TEXT    NOT NULL PRIMARY KEY,
     created_at    INTEGER NOT NULL,
-    backed_up_at  INTEGER, -- set in a backup only: whoever opens it must not use ids that were given since
+    backed_up_at  INTEGER, -- set in a backup only: its next start must not give ids again
     restored_by   TEXT,    -- with it: the user who restored the copy
     given_before  INTEGER, -- with it: the largest id that the replaced file had given, where it could be read
     events_purged INTEGER NOT NULL DEFAULT 0, -- payments = outbox rows + these
@@ -29,7 +29,7 @@ CREATE TABLE restored_copy (
     first_new_id    INTEGER NOT NULL
 ) STRICT;
 
--- One row a reservation that somebody tried to pay. Never changed, never deleted.
+-- A row for each reservation that a client tried to pay. Never changed, never deleted.
 CREATE TABLE payment (
     id             INTEGER PRIMARY KEY AUTOINCREMENT,
     user_id        INTEGER NOT NULL CHECK (user_id >= 0),
@@ -73,7 +73,7 @@ CREATE TABLE idempotency_key (
 ) STRICT;
 
 -- One row an event, written with its payment: INIT until the publisher has it, then PUBLISHED; REJECTED if the broker refuses
--- this very record, until somebody sends it again.
+-- this very record, until an operator replays it.
 CREATE TABLE outbox (
     id           INTEGER PRIMARY KEY AUTOINCREMENT,
     payment_id   INTEGER NOT NULL REFERENCES payment (id),
@@ -95,7 +95,7 @@ CREATE UNIQUE INDEX outbox_payment ON outbox (payment_id);
 CREATE INDEX outbox_init ON outbox (id) WHERE status = 'INIT';
 
 -- How far the topic is known, partition by partition. Written in the transactions that mark what was published, and that
--- keep what was taken: so neither is ever ahead of the rows.
+-- store the consumed events: so neither is ever ahead of the rows.
 CREATE TABLE topic_partition (
     topic          TEXT    NOT NULL,
     topic_id       BLOB    NOT NULL, -- of the cluster: a topic that is recreated has another one
@@ -129,8 +129,8 @@ CREATE TABLE topic_incarnation (
     PRIMARY KEY (topic, topic_id)
 ) STRICT, WITHOUT ROWID;
 
--- Which channel tells which payment: the first that fits, by position; what fits none is the channel "default"'s. Written
--- anew at every start, from the configuration.
+-- The channel of a payment: the first route that matches, by position; else the channel "default". Written
+-- again at every start, from the configuration.
 CREATE TABLE route (
     position   INTEGER PRIMARY KEY,
     channel    TEXT    NOT NULL UNIQUE,
@@ -141,7 +141,7 @@ CREATE TABLE route (
     user_max   INTEGER NOT NULL
 ) STRICT;
 
--- Where each channel's messages went at the last start: to its webhook, or to the log.
+-- The sink of each channel at the last start: its webhook, or payrelay's log.
 CREATE TABLE channel_sink (
     channel TEXT PRIMARY KEY,
     sink    TEXT NOT NULL CHECK (sink IN ('webhook', 'log'))
@@ -158,7 +158,7 @@ CREATE TABLE channel_action (
     acted_at INTEGER NOT NULL
 ) STRICT;
 
--- What is to be told. Its key is the event's, so a second copy of an event changes nothing. SENDING is written before
+-- The deliveries. The key is the event's, so a duplicate of an event changes nothing. SENDING is written before
 -- the POST: a row that still says so after a crash may have been shown.
 CREATE TABLE delivery (
     outbox_id        INTEGER PRIMARY KEY REFERENCES outbox (id),
@@ -179,12 +179,12 @@ CREATE INDEX delivery_waiting ON delivery (channel, outbox_id) WHERE status IN (
 -- What the purge reads.
 CREATE INDEX delivery_delivered ON delivery (delivered_at) WHERE status = 'DELIVERED';
 
--- What could not be taken from the topic, as it came; and events that could not be published (their outbox row is REJECTED) or
--- told (their delivery is DEAD): a record or an event.
+-- Records that could not be consumed, as they are; and events that could not be published (their outbox row is REJECTED) or
+-- delivered (their delivery is DEAD): a record or an event.
 CREATE TABLE dead_letter (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
     outbox_id   INTEGER UNIQUE, -- an event
-    payment_id  INTEGER,        -- what it tells of
+    payment_id  INTEGER,        -- its payment
     topic       TEXT,           -- a record: where it was read, and what it was
     "partition" INTEGER,
     "offset"    INTEGER,

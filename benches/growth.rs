@@ -26,15 +26,15 @@ use testkit::wait_until;
 
 const WARM_UP: Duration = Duration::from_millis(500);
 
-/// Tells one schema from another: a database of an earlier one is of no use.
+/// The hash of the schema: a database of an earlier one is of no use.
 fn schema() -> u64 {
     let mut hasher = std::hash::DefaultHasher::new();
     include_str!("../schema.sql").hash(&mut hasher);
     hasher.finish()
 }
 
-/// A database with so many payments, of a tenth as many users, all of them published and delivered;
-/// made once, by SQL on payrelay's own schema.
+/// A database with this number of payments, of a tenth as many users, all of them published and
+/// delivered; made once, by SQL on payrelay's own schema.
 fn grown(rows: u64) -> PathBuf {
     let users = rows / 10;
     let path = target()
@@ -84,7 +84,7 @@ fn copy(of: Option<&Path>) -> tempfile::TempDir {
     dir
 }
 
-/// Kafka is away, and nothing is purged, unless `env` says so: only the intake works.
+/// Kafka is unavailable, and nothing is purged, unless `env` says so: only the intake works.
 fn start(dir: &Path, env: &[(&str, &str)]) -> Payrelay {
     let away = [
         ("PAYRELAY_PUBLISHER_KIND", "kafka"),
@@ -93,7 +93,7 @@ fn start(dir: &Path, env: &[(&str, &str)]) -> Payrelay {
     Payrelay::start(Options::new(dir, &[away.as_slice(), env].concat()))
 }
 
-/// With so many users, who come in no order.
+/// With this number of users, in random order.
 fn intake(dir: &Path, plan: Plan, users: u64) -> f64 {
     let payrelay = start(dir, &[]);
     let base = users << 20;

@@ -139,16 +139,16 @@ fn commit_to_ack(broker: &Broker, topic: &str, rate: f64, span: Duration) -> Vec
         .stop(Instant::now() + Duration::from_secs(10))
         .unwrap();
     let (acked, committed) = (acked.lock().unwrap(), committed.lock().unwrap());
-    let took = (2..total + 2).map(|id| {
+    let needed = (2..total + 2).map(|id| {
         acked[&id]
             .saturating_duration_since(committed[&id])
             .as_secs_f64()
             * 1000.0
     });
-    took.collect()
+    needed.collect()
 }
 
-/// The real binary in front of the broker and a stand-in for Slack, unpaced.
+/// The real binary in front of the broker and a fake for Slack, unpaced.
 fn start(broker: &Broker, slack: &FakeSlack, dir: &std::path::Path, topic: &str) -> Payrelay {
     let slack = slack.url();
     let bootstrap = broker.bootstrap();
@@ -189,8 +189,9 @@ fn request_to_slack(broker: &Broker, topic: &str, count: u64) -> Vec<f64> {
         });
     }
     let arrived = arrived.lock().unwrap();
-    let took = (2..=count).map(|id| (arrived[&id] - sent[id as usize - 1]).as_secs_f64() * 1000.0);
-    took.collect()
+    let needed =
+        (2..=count).map(|id| (arrived[&id] - sent[id as usize - 1]).as_secs_f64() * 1000.0);
+    needed.collect()
 }
 
 fn main() {
@@ -212,7 +213,7 @@ fn main() {
             figures[offset + 1].0.push(percentile(values, 99.0));
         }
         let (slack, dir) = (FakeSlack::start(), folder());
-        // At ten times the rate Slack's stand-in would fall behind and take the machine with it: it
+        // At ten times the rate Slack's fake would fall behind and take the machine with it: it
         // hangs instead.
         slack.answer_with(|_, _| Answer::Hang);
         let payrelay = start(&broker, &slack, dir.path(), &format!("post-{run}"));

@@ -23,7 +23,7 @@ const CONNECTIONS: u64 = 2000;
 /// twice what is held.
 const EACH: u64 = 10;
 
-/// Kafka is away: only the intake works.
+/// Kafka is unavailable: only the intake works.
 fn start(dir: &Path) -> Payrelay {
     let env = [
         ("PAYRELAY_PUBLISHER_KIND", "kafka"),
@@ -42,7 +42,7 @@ fn held(payrelay: &Payrelay, span: Duration, run: u64) -> f64 {
     load::closed(payrelay.addr(), 256, (WARM_UP, span), 201, request(run)).rate()
 }
 
-/// So many requests a second, whatever the answers; nobody waits as `Retry-After` asks.
+/// This number of requests a second, whatever the responses; no client waits for `Retry-After`.
 fn press(payrelay: &Payrelay, rate: f64, span: Duration, run: u64) -> Outcome {
     load::paced(
         payrelay.addr(),
@@ -123,7 +123,7 @@ fn main() {
         mean(&samples[tenth..2 * tenth]),
         mean(&samples[samples.len() - tenth..]),
     );
-    let [held, offered, taken, p99, refused_p99] = figures;
+    let [held, offered, accepted, p99, refused_p99] = figures;
     let mut table = Table::new("overload");
     table.row(
         format!("held: requests of {EACH} reservations, 256 connections"),
@@ -138,8 +138,14 @@ fn main() {
         ("held", held.clone()),
         Goal::None,
     );
-    table.against("of these taken", "/s", taken, ("held", held), Goal::None);
-    table.row("answer to what is taken, p99", "ms", p99, Goal::None);
+    table.against(
+        "of these accepted",
+        "/s",
+        accepted,
+        ("held", held),
+        Goal::None,
+    );
+    table.row("answer to what is accepted, p99", "ms", p99, Goal::None);
     table.row("refusal (503), p99", "ms", refused_p99, Goal::None);
     let name = format!("memory in the last tenth of {} s of this", long.as_secs());
     table.against(

@@ -135,8 +135,8 @@ impl Log for QueueLogger {
     }
 }
 
-/// Lines of libraries are shown from warnings on: below that level they could show a secret, such as
-/// the URL of a webhook.
+/// Lines of libraries are shown from warnings on: below that level they could show a secret, such
+/// as the URL of a webhook.
 pub(super) fn start(level: LevelFilter) -> io::Result<()> {
     let queue = Arc::new(Queue::default());
     // Not through std's handle: its lock would be held while the pipe is full.

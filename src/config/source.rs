@@ -137,7 +137,8 @@ impl<'a> Source<'a> {
         self.remember_as(&array, key, value)
     }
 
-    /// Records a value that only one key of a kind may have, and returns the key that had it before.
+    /// Records a value that only one key of a kind may have, and returns the key that had it
+    /// before.
     pub(super) fn remember_as(&mut self, kind: &str, key: &str, value: &str) -> Option<String> {
         self.names.insert(format!("{kind} {value}"), key.to_owned())
     }

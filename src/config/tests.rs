@@ -68,7 +68,7 @@ fn the_environment_wins() {
 }
 
 #[test]
-fn tells_every_problem_at_once() {
+fn every_problem_is_reported_at_once() {
     let file = "listen = 1\n[http]\nlisten = 'here'\nbody_bytes_max = '1'\nmax_body = \
         3\n[nonsense]\nx = 1\n[scheduler]\ninterval = '60'\nretention = \
         '99999999999999999d'\n[kafka]\nbootstrap_servers = []\ntopic = 'a b'\n";
@@ -201,7 +201,7 @@ fn a_key_of_a_table_is_set_in_one_place() {
 }
 
 #[test]
-fn a_route_that_cannot_be_is_told() {
+fn a_route_that_cannot_be_is_delivered() {
     let file = "[[slack.route]]\nname = 'default'\nwebhook = 'x'\namount_min = 9\namount_max \
         = 3\n[[slack.route]]\nname = 'a'\nwebhook_url = 'https://x'\n[[slack.route]]\nname = \
         'a'\nwebhook_url = 'https://x'\n";
@@ -268,7 +268,7 @@ fn kafka_over_tls_and_sasl_is_read_and_its_password_masked() {
 }
 
 #[test]
-fn half_of_a_kafka_security_is_told() {
+fn half_of_a_kafka_security_is_delivered() {
     let cases = [
         ("certificate_file = 'a'", "kafka.key_file is missing"),
         ("key_file = 'a'", "kafka.certificate_file is missing"),
@@ -556,7 +556,7 @@ fn tokens_are_read_and_their_hashes_are_masked() {
 }
 
 #[test]
-fn a_token_that_cannot_be_is_told() {
+fn a_token_that_cannot_be_is_delivered() {
     let file = "[[http.token]]\ntoken = 'x'\n".to_owned()
         + &token("a b", "root", "hush")
         + &token("c", "full", HASH)
@@ -669,7 +669,7 @@ fn fewer_connections_are_fewer_for_each_address() {
 }
 
 #[test]
-fn what_differs_is_told_by_its_key_but_for_the_tokens() {
+fn what_differs_is_delivered_by_its_key_but_for_the_tokens() {
     let old = load(
         &("[slack]\nwebhook_url = 'https://a/1'\n".to_owned() + &token("a", "full", HASH)),
         &[],
@@ -726,7 +726,7 @@ fn the_corpus_of_configurations() {
             Ok(loaded) => format!("{}{:?}", loaded.effective(), loaded.config),
             Err(problems) => problems.to_string(),
         };
-        if !tells_a_secret(&file, &environment) {
+        if !contains_a_secret(&file, &environment) {
             assert!(!shown.contains("s3cr3t"), "{shown}");
         }
         match outcome {
@@ -763,7 +763,7 @@ fn the_corpus_of_configurations() {
 
 /// Whether a secret stands where none belongs: as a key, or as the value of a key that is not
 /// secret.
-fn tells_a_secret(file: &str, environment: &BTreeMap<String, String>) -> bool {
+fn contains_a_secret(file: &str, environment: &BTreeMap<String, String>) -> bool {
     const SECRET: [&str; 3] = ["webhook_url", "proxy", "sasl_password"];
     fn elsewhere(table: &toml::Table) -> bool {
         table.iter().any(|(key, value)| {

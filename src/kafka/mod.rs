@@ -1,8 +1,8 @@
 //! Apache Kafka: the one place that names krafka.
 //!
 //! [`publisher`] publishes the outbox, [`consumer`] reads the topic as a member of the group. Each
-//! runs krafka on a private runtime in its own thread; no other part of the program knows that there
-//! is one.
+//! runs krafka on a private runtime in its own thread; no other part of the program knows that
+//! there is one.
 
 pub(crate) mod cluster;
 pub mod consumer;

@@ -9,7 +9,7 @@
 //! acquires the transactional id, and the broker aborts its open transaction and rejects its later
 //! batches (KIP-98).
 //!
-//! [`Pipeline::advance`] is one flat state machine: an arm for each state, a method for each arm.
+//! `Pipeline::advance` is one flat state machine: an arm for each state, a method for each arm.
 //! Work outlives the call that began it: a call waits for a bounded time, and the next one
 //! continues.
 
@@ -458,9 +458,9 @@ impl Pipeline {
         unavailable(explain_failure(error, kafka.as_ref(), reachability, settings, node).await)
     }
 
-    /// A single fencing may be an echo: our own earlier attempt to acquire the id, which the network
-    /// delivered late. Acquiring it again is safe, because the topic is read first. Another process
-    /// would do the same, and then one of the two stops.
+    /// A single fencing may be an echo: our own earlier attempt to acquire the id, which the
+    /// network delivered late. Acquiring it again is safe, because the topic is read first. Another
+    /// process would do the same, and then one of the two stops.
     fn on_fenced(&mut self, error: &KrafkaError) -> PublishError {
         let is_second = self
             .fenced_at

@@ -13,7 +13,8 @@ use tokio::time::timeout_at;
 /// The longest test of all brokers: a few round trips on any network.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the last result is used. A DNS lookup cannot be cancelled, and lookups must not pile up.
+/// How long the last result is used. A DNS lookup cannot be cancelled, and lookups must not pile
+/// up.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A broker, at the address that the cluster advertises.
@@ -38,8 +39,8 @@ impl Reachability {
         *self = Self::default();
     }
 
-    /// The brokers that do not answer, and the remedy. `kafka` is `None` before the first answer of a
-    /// bootstrap server.
+    /// The brokers that do not answer, and the remedy. `kafka` is `None` before the first answer of
+    /// a bootstrap server.
     pub(crate) async fn locate_silence(
         &mut self,
         kafka: Option<&Kafka>,
@@ -145,7 +146,8 @@ async fn refusals(brokers: &[BrokerAddress]) -> Vec<(BrokerAddress, String)> {
     let mut refusals = Vec::new();
     let mut attempts = JoinSet::new();
     for broker in brokers.iter().cloned() {
-        // One after the other: the runtime has a single thread for lookups, and a slow one blocks it.
+        // One after the other: the runtime has a single thread for lookups, and a slow one blocks
+        // it.
         let found = timeout_at(deadline, lookup_host(&broker.address)).await;
         let found = found.map(|found| found.map(Iterator::collect::<Vec<SocketAddr>>));
         let addresses = match found {

@@ -1,6 +1,6 @@
-//! Reads a topic once, without a group: from given offsets, or from the beginning, to its end at the
-//! start of the reading. It reads committed records only (`read_committed`): an open transaction
-//! ends a partition before it, or the reader waits for its end.
+//! Reads a topic once, without a group: from given offsets, or from the beginning, to its end at
+//! the start of the reading. It reads committed records only (`read_committed`): an open
+//! transaction ends a partition before it, or the reader waits for its end.
 //!
 //! Markers of transactions have offsets and are no records. So the consumer's position says how far
 //! a partition was read, never the offset of the last record.
@@ -90,7 +90,8 @@ pub(crate) enum ReadTo {
 
 impl TopicReader {
     /// Opens a topic. `from` returns the first offset to read of a partition: `None`, or an offset
-    /// that the partition does not have, means the oldest. Returns `None` if there is no such topic.
+    /// that the partition does not have, means the oldest. Returns `None` if there is no such
+    /// topic.
     pub(crate) async fn open(
         kafka: &Kafka,
         topic: &str,
@@ -170,8 +171,8 @@ impl TopicReader {
         Ok(())
     }
 
-    /// As [`TopicReader::open`], with retries until the limit: a topic that was just created, or has a
-    /// new leader, is refused at first.
+    /// As [`TopicReader::open`], with retries until the limit: a topic that was just created, or
+    /// has a new leader, is refused at first.
     pub(crate) async fn open_within(
         limit: Duration,
         kafka: &Kafka,

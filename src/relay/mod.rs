@@ -2,8 +2,8 @@
 //! deletes.
 //!
 //! Publish, wait for the acknowledgement, then mark; and while one batch is being marked, publish
-//! the next. After a crash between acknowledgement and mark, the publisher finds those events on the
-//! topic at the next start, before it publishes anything.
+//! the next. After a crash between acknowledgement and mark, the publisher finds those events on
+//! the topic at the next start, before it publishes anything.
 
 pub mod in_process;
 pub mod publisher;

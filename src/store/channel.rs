@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction};
 pub enum Sink {
     /// To its webhook.
     Webhook,
-    /// To the log of this process.
+    /// To this process as log lines.
     Log,
 }
 

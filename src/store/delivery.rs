@@ -167,7 +167,7 @@ pub fn begin_sending(
 /// The kind of message that carries a payment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Carrier {
-    /// A message of its own, or a line of the log.
+    /// A message of its own, or a log line.
     Single,
     /// A line of a digest.
     Digest,

@@ -54,7 +54,7 @@ fn run(dir: &Path, env: &[(&str, &str)], args: &[&str]) -> (Option<i32>, String,
     )
 }
 
-/// A payment of one reservation, with as many spaces as make it so many bytes long.
+/// A payment of one reservation, with as many spaces as make it this number of bytes long.
 fn payment(reservation: i64, bytes: usize) -> String {
     let body =
         json!({"user_id": 1, "reservations": [{"reservation_id": reservation, "seat_price": 5}]})
@@ -99,7 +99,7 @@ fn hang_up(payrelay: &Payrelay) {
 }
 
 #[test]
-fn a_printed_token_is_taken_with_its_printed_hash() {
+fn a_printed_token_is_accepted_with_its_printed_hash() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(
         dir.path().join("config.toml"),
@@ -337,7 +337,7 @@ fn with_tokens_neither_host_nor_origin_matter() {
 }
 
 #[test]
-fn sighup_puts_other_tokens_in_force_and_nothing_else() {
+fn sighup_replaces_the_tokens_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("config.toml");
     let mut payrelay = start(dir.path(), &three_tokens(), &[]);
@@ -472,7 +472,7 @@ fn no_token_and_no_hash_is_shown_anywhere() {
         shown += &(out + &error);
     }
     assert!(shown.contains("hash = \"***\""), "{shown}");
-    // The hash where the token belongs, the token where its hash belongs: told, and not shown.
+    // The hash where the token belongs, the token where its hash belongs: reported, and not shown.
     let misplaced =
         token("till", "full", "x").replace(&format!("sha256:{:x}", Sha256::digest("x")), secret);
     fs::write(dir.path().join("config.toml"), misplaced).unwrap();
@@ -489,7 +489,7 @@ fn no_token_and_no_hash_is_shown_anywhere() {
 }
 
 #[test]
-fn every_answer_tells_browsers_that_it_is_no_page() {
+fn every_response_says_to_browsers_that_it_is_no_page() {
     let dir = tempfile::tempdir().unwrap();
     let payrelay = start(dir.path(), &three_tokens(), &[]);
     let mut client = Client::connect(payrelay.addr());
@@ -540,12 +540,15 @@ fn each_client_has_a_pace_of_its_own() {
         }
         statuses.push(answer.status);
     }
-    let taken = statuses.iter().filter(|status| **status == 404).count();
+    let accepted = statuses.iter().filter(|status| **status == 404).count();
     assert!(
         statuses[..5].iter().all(|status| *status == 404),
         "{statuses:?}"
     );
-    assert!(statuses.contains(&429) && taken < 100, "{taken} of 100");
+    assert!(
+        statuses.contains(&429) && accepted < 100,
+        "{accepted} of 100"
+    );
     // Another token on the same connection; and no supervisor takes it for dead.
     assert_eq!(
         ask(&mut client, "POST /payments", Some("pay"), &payment(1, 0)).status,
@@ -737,7 +740,7 @@ const PROMPT: Duration = Duration::from_secs(10);
 const RESIDENT_KIB_MAX: u64 = 128 * 1024;
 
 #[test]
-fn clients_that_are_slow_on_purpose_hinder_nobody() {
+fn deliberately_slow_clients_hinder_no_other_client() {
     let dir = tempfile::tempdir().unwrap();
     let connections = (2 * SLOW + UNREAD + 1).to_string();
     let env = [
@@ -785,7 +788,7 @@ fn clients_that_are_slow_on_purpose_hinder_nobody() {
             descriptors(&payrelay) <= before
         });
         // Each asks when it is connected: the last may have to knock for seconds, and who is silent
-        // for so long is given up.
+        // for this long is given up.
         let ask = |_| {
             let mut client = Client::connect(address);
             client
@@ -820,7 +823,7 @@ fn clients_that_are_slow_on_purpose_hinder_nobody() {
 }
 
 /// Pays and looks until it is over, and a hundred times at least; how often, and how long the
-/// slowest answer took.
+/// slowest response needed.
 fn serve_all_along(good: &mut Client, over: &AtomicBool) -> (i64, Duration) {
     let (mut served, mut slowest) = (0, Duration::ZERO);
     while !over.load(Relaxed) || served <= 100 {
@@ -907,7 +910,7 @@ fn a_large_answer_to_a_slow_reader_arrives_whole() {
     client.send_raw(requests.as_bytes()).unwrap();
     let begun = Instant::now();
     for round in 1..=40_u32 {
-        wait_until("the reader to go on", LIMIT, || {
+        wait_until("the reader to continue", LIMIT, || {
             begun.elapsed() > round * Duration::from_millis(200)
         });
         let page: Value = client.read_response().json();

@@ -19,7 +19,7 @@ use testkit::http::{Client, pay};
 use testkit::kafka::Broker;
 use testkit::process::{Options, Payrelay, run_to_exit};
 use testkit::slack::FakeSlack;
-use testkit::store::wait_until_all_is_told;
+use testkit::store::wait_until_all_is_delivered;
 use testkit::{StopOnDrop, topic, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(1);
@@ -60,7 +60,7 @@ impl Node {
         let delivered = |client: &mut Client, id| {
             client.get(&format!("/payments/{id}")).json()["notification"]["status"] == "DELIVERED"
         };
-        wait_until("all to be told", LIMIT, || {
+        wait_until("all to be delivered", LIMIT, || {
             (1..=5).all(|id| delivered(&mut client, id))
         });
         assert_eq!(payrelay.terminate().code(), Some(0));
@@ -353,14 +353,14 @@ fn a_backup_is_looked_at_and_stays_as_it_is() {
         fs::read(&copy).unwrap() == before,
         "it has changed the copy"
     );
-    // What is not there, or is no database, is told so.
+    // A missing file, or one that is no database, is reported.
     let nowhere = [("PAYRELAY_DATABASE_PATH", "nowhere.db")];
     assert_eq!(audit(folder.path(), &nowhere, &["--file-only"]).0, Some(78));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
 #[test]
-fn a_kafka_that_is_failing_or_silent_is_told_within_half_a_minute() {
+fn a_failing_or_silent_kafka_is_reported_within_half_a_minute() {
     let node = Node::new();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = (silent.local_addr().unwrap().to_string(), silent);
@@ -533,7 +533,7 @@ fn each_thing_that_is_wrong_with_the_topic_is_found_as_what_it_is() {
         VALUES (2, 2, 'too large', 'REPLAYED', 1); INSERT INTO dead_letter_action \
         VALUES (1, 1, 'replay', 'http', 'waits to be published again', 1)";
     case.doctor(letter).assert_found(&[], &["sent-again"]);
-    // It then could not be told.
+    // It then could not be delivered.
     case.doctor("UPDATE dead_letter SET state = 'OPEN'")
         .assert_found(&[], &["dead-letters", "sent-again"]);
 
@@ -548,7 +548,7 @@ fn each_thing_that_is_wrong_with_the_topic_is_found_as_what_it_is() {
     );
     case.doctor("UPDATE outbox SET \"offset\" = NULL WHERE id = 3")
         .assert_found(&["missing"], &[]);
-    // Published after the topic was read: nobody can say.
+    // Published after the topic was read: it cannot be judged.
     case.doctor("UPDATE outbox SET \"offset\" = 4 WHERE id = 3")
         .assert_found(&[], &[]);
     case.doctor("UPDATE outbox SET \"offset\" = 3, \"partition\" = 7 WHERE id = 3")
@@ -747,7 +747,7 @@ fn a_system_that_works_is_clean_at_every_moment() {
         ("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str()),
         ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "100000"),
         ("PAYRELAY_SLACK_SUMMARY_OVER", "0"),
-        // The purge goes on meanwhile.
+        // The purge continues meanwhile.
         ("PAYRELAY_SCHEDULER_INTERVAL", "200ms"),
         ("PAYRELAY_SCHEDULER_RETENTION", "1s"),
     ];
@@ -774,7 +774,7 @@ fn a_system_that_works_is_clean_at_every_moment() {
             scope.spawn(move || {
                 let mut client = Client::connect(address);
                 // Not without end: each makes the audits longer, and on a slow machine more are
-                // taken meanwhile.
+                // accepted meanwhile.
                 for turn in 0..1000 {
                     pay(&mut client, turn % 7, [100_000 * number + turn, turn]);
                     if stop.load(Ordering::SeqCst) {
@@ -784,14 +784,14 @@ fn a_system_that_works_is_clean_at_every_moment() {
             });
         }
         let _over = StopOnDrop(&stop);
-        wait_until("the first to be told: all parts work", LIMIT, || {
+        wait_until("the first to be delivered: all parts work", LIMIT, || {
             slack.count() > 0
         });
         for turn in 0..8 {
             clean(&format!("under load {turn}"));
         }
     });
-    wait_until_all_is_told(&dir.path().join("payrelay.db"), LIMIT);
+    wait_until_all_is_delivered(&dir.path().join("payrelay.db"), LIMIT);
     wait_until("the purge", LIMIT, || {
         clean("being purged")["events_purged"].as_i64() > Some(0)
     });
@@ -807,13 +807,13 @@ fn a_system_that_works_is_clean_at_every_moment() {
 
     let mut payrelay = Payrelay::start(Options::new(dir.path(), &[&kafka[..], &more[..]].concat()));
     pay(&mut Client::connect(payrelay.addr()), 1, [7_000_000]);
-    let told = |slack: &FakeSlack| {
+    let delivered = |slack: &FakeSlack| {
         slack
             .lines()
             .iter()
             .any(|line| line.contains("reservation 7000000"))
     };
-    wait_until("the last to be told", LIMIT, || told(&slack));
+    wait_until("the last to be delivered", LIMIT, || delivered(&slack));
     payrelay.kill9();
     assert_eq!(count(&clean("after kill -9"), "payments"), payments + 1);
 }

@@ -78,7 +78,7 @@ fn a_backup_is_whole_while_clients_post() {
                 "{meanwhile} requests in the {:.1?} of a backup",
                 began.elapsed()
             );
-            assert!(meanwhile > 0, "nobody could pay during the backup");
+            assert!(meanwhile > 0, "no client could pay during the backup");
             assert_eq!(read::<String>(&copy, "PRAGMA integrity_check"), "ok");
             let payments: i64 = read(&copy, "SELECT count(*) FROM payment");
             assert!(
@@ -163,7 +163,7 @@ fn a_backup_that_cannot_be_is_refused_and_leaves_nothing() {
 }
 
 #[test]
-fn a_restored_node_goes_on_with_new_ids_and_tells_what_was_pending() {
+fn a_restored_node_continues_with_new_ids_and_delivers_pending_payments() {
     let dir = tempfile::tempdir().unwrap();
     let database = dir.path().join("payrelay.db");
     let copy = dir.path().join("copy.db");
@@ -259,9 +259,9 @@ fn the_same_backup_put_back_twice_gives_no_id_twice() {
     assert!(JUMP < given[0] && given[0] < given[1], "{given:?}");
 }
 
-/// What was published after the backup is on the topic already; what was taken after it is not in
-/// the database any more. `is_backup`: restored from a backup, or, what nobody should do, from a
-/// plain copy of the files.
+/// What was published after the backup is on the topic already; what was accepted after it is not
+/// in the database any more. `is_backup`: restored from a backup, or, against the documentation,
+/// from a plain copy of the files.
 fn a_restored_node_sends_nothing_again(is_backup: bool) {
     let (broker, mut proxy) = Broker::start_behind_proxy("4.4.0");
     let dir = tempfile::tempdir().unwrap();
@@ -272,7 +272,7 @@ fn a_restored_node_sends_nothing_again(is_backup: bool) {
     ];
     let start = || Payrelay::start(Options::new(dir.path(), &env));
     let delivered = |count| {
-        // A record may be taken and told before the relay has marked it.
+        // A record may be accepted and delivered before the relay has marked it.
         let sql = "SELECT count(*) FROM delivery JOIN outbox ON outbox.id = outbox_id \
                    WHERE delivery.status = 'DELIVERED' AND outbox.status = 'PUBLISHED'";
         wait_until("the deliveries", 3 * LIMIT, || {
@@ -319,7 +319,7 @@ fn a_restored_node_sends_nothing_again(is_backup: bool) {
     let found = if is_backup {
         // Each of the five payments that are lost is a dead letter, for a person to see.
         delivered(21);
-        wait_until("what was lost to be told", LIMIT, || {
+        wait_until("what was lost to be delivered", LIMIT, || {
             read::<i64>(&database, letters) == 5
         });
         topic::read(&broker.bootstrap(), "payment-event", LIMIT)

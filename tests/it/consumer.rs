@@ -336,7 +336,7 @@ fn as_user(secure: &Secure, settings: config::Kafka) -> config::Kafka {
 
 /// The events wait, and are published in their order once the right is there again.
 #[test]
-fn a_right_to_write_that_is_taken_away_is_named_with_the_command_that_grants_it() {
+fn a_right_to_write_that_is_accepted_away_is_named_with_the_command_that_grants_it() {
     let (broker, secure) = Broker::start_secure("4.4.0");
     for delivery in [ExactlyOnce, AtLeastOnce] {
         let database = Database::open();
@@ -353,7 +353,7 @@ fn a_right_to_write_that_is_taken_away_is_named_with_the_command_that_grants_it(
         publish(&mut publisher, &database);
         // What is allowed expressly denies the rest.
         topic::allow(&broker.bootstrap(), USER, &topic, AclOperation::Read);
-        let taken_away = Instant::now();
+        let revoked_at = Instant::now();
         database.pay(1, 4..=6);
         let error = wait_for(
             "the publisher to say why it does not publish",
@@ -376,9 +376,9 @@ fn a_right_to_write_that_is_taken_away_is_named_with_the_command_that_grants_it(
             },
         );
         assert!(
-            taken_away.elapsed() < Duration::from_secs(10),
+            revoked_at.elapsed() < Duration::from_secs(10),
             "{:?}",
-            taken_away.elapsed()
+            revoked_at.elapsed()
         );
         assert!(
             error.contains("grant WRITE") && error.contains(&format!("--topic {topic}")),
@@ -395,7 +395,7 @@ fn a_right_to_write_that_is_taken_away_is_named_with_the_command_that_grants_it(
 }
 
 #[test]
-fn a_right_to_read_that_is_taken_away_is_named_within_10_s() {
+fn a_right_to_read_that_is_accepted_away_is_named_within_10_s() {
     let (broker, secure) = Broker::start_secure("4.4.0");
     let database = Database::open();
     let part = HealthHandle::up();
@@ -417,15 +417,15 @@ fn a_right_to_read_that_is_taken_away_is_named_within_10_s() {
     published(1..=3);
     consume(&mut consumer, &database, DELIVERIES, 3);
     topic::allow(&broker.bootstrap(), USER, TOPIC, AclOperation::Write);
-    let taken_away = Instant::now();
+    let revoked_at = Instant::now();
     wait_until("the consumer to be unavailable", LIMIT, || {
         let _ = consumer.step();
         part.get().is_failing()
     });
     assert!(
-        taken_away.elapsed() < Duration::from_secs(10),
+        revoked_at.elapsed() < Duration::from_secs(10),
         "{:?}",
-        taken_away.elapsed()
+        revoked_at.elapsed()
     );
     let error = part.get().error.unwrap();
     assert!(error.contains("grant READ on it"), "{error}");

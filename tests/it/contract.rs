@@ -27,12 +27,12 @@ use payrelay::store::topic as store_topic;
 use testkit::cluster::{Cluster, Fake};
 use testkit::kafka::Broker;
 use testkit::process::{Options, Payrelay};
-use testkit::store::{Database, wait_until_all_is_told};
+use testkit::store::{Database, wait_until_all_is_delivered};
 use testkit::{topic, wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(1);
 pub const TOPIC: &str = "payment-event";
-/// A publisher whose topic was deleted repeats its batch for so long before it gives it up and
+/// A publisher whose topic was deleted repeats its batch for this long before it gives it up and
 /// looks at what there is: all that is waited for comes after that.
 const GIVEN_UP: Duration = Duration::from_secs(45);
 
@@ -60,7 +60,7 @@ contract![
     a_broker_that_goes_in_the_middle_loses_and_doubles_nothing,
     what_is_on_the_topic_and_not_marked_is_found_and_not_published_again,
     what_comes_is_stored_once_and_the_offset_committed,
-    what_is_not_ours_is_kept_aside_and_the_rest_goes_on,
+    foreign_records_become_dead_letters_and_the_rest_continues,
 ];
 
 pub fn settings(
@@ -118,9 +118,9 @@ pub fn mark(database: &Database, published: PublishOutcome) -> Vec<Receipt> {
     let PublishOutcome {
         receipts, progress, ..
     } = published;
-    let taken = receipts.clone();
+    let accepted = receipts.clone();
     let mark = move |tx: &payrelay::store::Transaction<'_>| {
-        publication::mark_published(tx, &taken, Timestamp::now())?;
+        publication::mark_published(tx, &accepted, Timestamp::now())?;
         progress
             .iter()
             .try_for_each(|progress| store_topic::save_published_offsets(tx, progress))
@@ -333,8 +333,8 @@ fn what_comes_is_stored_once_and_the_offset_committed(
     consume(&mut first, &database, "SELECT count(*) FROM delivery", 51);
     assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 0);
     drop(first);
-    // A new process of the same node goes on behind what was committed: it stores the new event and
-    // nothing else.
+    // A new process of the same node continues after the committed offset: it stores the new event
+    // and nothing else.
     database.pay(1, [52]);
     publish(&mut publisher(cluster, &database, 1, delivery), &database);
     let mut second = consumer(cluster, &database);
@@ -349,7 +349,7 @@ fn what_comes_is_stored_once_and_the_offset_committed(
     assert_eq!(stored, 1);
 }
 
-fn what_is_not_ours_is_kept_aside_and_the_rest_goes_on(
+fn foreign_records_become_dead_letters_and_the_rest_continues(
     cluster: &mut dyn Cluster,
     delivery: DeliveryGuarantee,
 ) {
@@ -434,7 +434,7 @@ fn what_is_not_ours_is_kept_aside_and_the_rest_goes_on(
     }
 }
 
-/// What the topic has once it has so many records, as payment ids in order.
+/// What the topic has once it has this number of records, as payment ids in order.
 fn on_topic(cluster: &dyn Cluster, count: usize) -> Vec<i64> {
     topic::read_all(&cluster.bootstrap(), TOPIC, count, LIMIT)
         .iter()
@@ -535,7 +535,7 @@ fn with_a_batch_that_comes_too_late(delivery: DeliveryGuarantee) -> Vec<i64> {
     drop(dead);
     publish(&mut publisher(&broker, &database, 1, delivery), &database);
     proxy.heal();
-    // So many, once the held bytes are with the broker.
+    // This number of records, once the broker has the held bytes.
     on_topic(&broker, if delivery == AtLeastOnce { 15 } else { 10 });
     database.pay(1, 11..=12);
     publish(&mut publisher(&broker, &database, 1, delivery), &database);
@@ -562,13 +562,13 @@ fn without_transactions_a_batch_that_comes_too_late_is_there_twice() {
 }
 
 #[test]
-fn partitions_that_are_added_and_a_topic_that_is_made_anew_are_noticed_while_it_runs() {
+fn added_partitions_and_a_recreated_topic_are_noticed_while_it_runs() {
     let broker = Broker::start("4.4.0");
     let database = Database::open();
     let deliveries = "SELECT count(*) FROM delivery";
     let mut consumer = consumer(&broker, &database);
     let mut reservation = 0;
-    let mut go_on = |publisher: &mut KafkaPublisher, users: i64| {
+    let mut continue_publishing = |publisher: &mut KafkaPublisher, users: i64| {
         for user in 0..users {
             reservation += 1;
             database.pay(user, [reservation]);
@@ -576,17 +576,17 @@ fn partitions_that_are_added_and_a_topic_that_is_made_anew_are_noticed_while_it_
         publish(publisher, &database);
         consume(&mut consumer, &database, deliveries, reservation);
     };
-    go_on(&mut publisher(&broker, &database, 1, ExactlyOnce), 3);
+    continue_publishing(&mut publisher(&broker, &database, 1, ExactlyOnce), 3);
     topic::add_partitions(&broker.bootstrap(), TOPIC, 3, LIMIT);
     // A new one sees them at once.
     let mut publisher = publisher(&broker, &database, 1, ExactlyOnce);
-    go_on(&mut publisher, 30);
+    continue_publishing(&mut publisher, 30);
     assert!(
         database.number("SELECT count(*) FROM topic_partition WHERE consumed_to > 0") > 1,
         "others were used"
     );
     topic::delete(&broker.bootstrap(), TOPIC, LIMIT);
-    go_on(&mut publisher, 3);
+    continue_publishing(&mut publisher, 3);
 }
 
 struct Fenced;
@@ -604,7 +604,7 @@ impl Publisher for Fenced {
     }
 }
 
-fn a_record_that_the_broker_refuses_is_set_aside(delivery: DeliveryGuarantee) {
+fn a_record_that_the_broker_rejects_is_dead_lettered(delivery: DeliveryGuarantee) {
     let broker = Broker::start("4.4.0");
     let database = Database::open();
     database.pay(1, 1..=4);
@@ -673,7 +673,7 @@ fn new_events_wait_while_one_is_suspected() {
     let broker = Broker::start("4.4.0");
     let trace = "UPDATE outbox \
         SET traceparent = '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01' WHERE id = 1";
-    // They come after it was refused so many times.
+    // They come after it was refused this number of times.
     for refusals in 0..=3 {
         let database = Database::open();
         database.pay(1, [1]);
@@ -719,17 +719,17 @@ fn new_events_wait_while_one_is_suspected() {
 }
 
 #[test]
-fn a_record_that_the_broker_refuses_is_set_aside_exactly_once() {
-    a_record_that_the_broker_refuses_is_set_aside(ExactlyOnce);
+fn a_record_that_the_broker_rejects_is_dead_lettered_exactly_once() {
+    a_record_that_the_broker_rejects_is_dead_lettered(ExactlyOnce);
 }
 
 #[test]
-fn a_record_that_the_broker_refuses_is_set_aside_at_least_once() {
-    a_record_that_the_broker_refuses_is_set_aside(AtLeastOnce);
+fn a_record_that_the_broker_rejects_is_dead_lettered_at_least_once() {
+    a_record_that_the_broker_rejects_is_dead_lettered(AtLeastOnce);
 }
 
 #[test]
-fn the_consumer_goes_on_from_the_database_whatever_happened_to_the_topic() {
+fn the_consumer_resumes_from_the_database_whatever_happened_to_the_topic() {
     let broker = Broker::start("4.4.0");
     let database = Database::open();
     let published = |first: i64, last: i64| {
@@ -779,13 +779,13 @@ fn the_consumer_goes_on_from_the_database_whatever_happened_to_the_topic() {
     }
     assert_eq!(counted(), (0, 0, 0, 16));
 
-    // The retention takes what was not taken yet: it is told all the same.
+    // The retention deletes unconsumed records: their events are delivered all the same.
     published(17, 20);
     topic::truncate(&broker.bootstrap(), TOPIC, 0, 18);
     consume(&mut consumer(&broker, &database), &database, deliveries, 20);
     assert_eq!(counted(), (0, 2, 0, 20));
 
-    // Taken away while the consumer runs, and all of it.
+    // All records are deleted while the consumer runs.
     let mut running = consumer(&broker, &database);
     published(21, 22);
     consume(&mut running, &database, deliveries, 22);
@@ -795,21 +795,21 @@ fn the_consumer_goes_on_from_the_database_whatever_happened_to_the_topic() {
     consume(&mut consumer(&broker, &database), &database, deliveries, 25);
     assert_eq!(counted().1, 5);
 
-    // Deleted and made anew: what was lost with it is told, and the new one is read from its
+    // Deleted and recreated: the lost events are delivered, and the new one is read from its
     // beginning.
     published(26, 28);
     topic::delete(&broker.bootstrap(), TOPIC, LIMIT);
     published(29, 60);
     let mut last = consumer(&broker, &database);
     consume(&mut last, &database, deliveries, 60);
-    wait_until("the new topic to be taken", LIMIT, || {
+    wait_until("the new topic to be consumed", LIMIT, || {
         let _ = last.step();
         counted().3 == 32
     });
 }
 
 #[test]
-fn what_was_not_taken_from_a_topic_that_is_left_is_told_from_the_outbox() {
+fn unconsumed_events_of_an_abandoned_topic_are_backfilled_from_the_outbox() {
     let broker = Broker::start("4.4.0");
     let database = Database::open();
     database.pay(1, 1..=5);
@@ -833,7 +833,7 @@ fn what_was_not_taken_from_a_topic_that_is_left_is_told_from_the_outbox() {
         let database = dir.path().join("payrelay.db");
         fs::copy(left.path().join("payrelay.db"), &database).unwrap();
         let payrelay = Payrelay::start(Options::new(dir.path(), env));
-        wait_until_all_is_told(&database, LIMIT);
+        wait_until_all_is_delivered(&database, LIMIT);
         payrelay.wait_for_log("backfilled 5 published", LIMIT);
     }
 }
@@ -867,7 +867,7 @@ fn a_partition_that_cannot_be_found_costs_the_others_nothing() {
 }
 
 #[test]
-fn what_a_topic_lost_from_its_end_is_told_all_the_same() {
+fn events_lost_from_the_end_of_a_topic_are_delivered_all_the_same() {
     let fake = Fake::start();
     let database = Database::open();
     let published = |ids: std::ops::RangeInclusive<i64>| {
@@ -883,7 +883,7 @@ fn what_a_topic_lost_from_its_end_is_told_all_the_same() {
     consume(&mut first, &database, deliveries, 6);
     drop(first);
     published(7..=9);
-    // Three that were taken, and three that were not, are gone; another one is where the first of
+    // Three consumed and three unconsumed records are gone; another one is where the first of
     // them was.
     fake.cut_off(TOPIC, 0, 3, 3);
     published(10..=10);
@@ -892,7 +892,7 @@ fn what_a_topic_lost_from_its_end_is_told_all_the_same() {
     // backfilled.
     assert_eq!(database.number("SELECT gaps FROM topic_partition"), 4);
 
-    // A record that is kept aside does not stand for another one that comes to its place.
+    // A dead-lettered record does not replace another one at its offset.
     for kept in 1..=2 {
         fake.cut_off(TOPIC, 0, 4, 4);
         let mut next = consumer(&fake, &database);
@@ -936,7 +936,7 @@ fn a_consumer_that_its_group_does_not_take_says_so() {
 }
 
 #[test]
-fn what_is_held_back_by_a_strangers_transaction_is_told_to_be() {
+fn events_hidden_by_another_producers_transaction_are_reported() {
     let broker = Broker::start("4.4.0");
     let database = Database::open();
     let part = HealthHandle::up();

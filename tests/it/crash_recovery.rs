@@ -25,7 +25,7 @@ use testkit::kafka::Broker;
 use testkit::process::{Options, Payrelay, run_to_exit};
 use testkit::proxy::Proxy;
 use testkit::slack::{Answer, FakeSlack};
-use testkit::store::wait_until_all_is_told;
+use testkit::store::wait_until_all_is_delivered;
 use testkit::{let_time_pass, topic, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(3);
@@ -367,7 +367,7 @@ impl Scene {
         let mut payrelay = self.start();
         let receipts = self.clients.take().unwrap().join();
         self.known.add(&receipts);
-        wait_until_all_is_told(&self.database(), LIMIT);
+        wait_until_all_is_delivered(&self.database(), LIMIT);
         wait_until("the topic to have every acknowledged event", LIMIT, || {
             self.number("SELECT count(*) FROM outbox WHERE status = 'INIT'") == 0
         });
@@ -408,13 +408,11 @@ impl Scene {
 /// How many payments the log counts whose delivery has an unknown outcome: those of a POST without
 /// an answer, and those that were being delivered when the process before was killed.
 fn unknown_outcomes(log: &str) -> usize {
-    let after = |line: &str, word: &str| {
-        let number = line.split_once(word)?.1.split(' ').next()?;
-        number.parse::<usize>().ok()
+    let in_flight = |line: &str| {
+        let (before, _) = line.split_once(" deliveries were in flight when payrelay")?;
+        before.rsplit(' ').next()?.parse::<usize>().ok()
     };
-    log.lines()
-        .filter_map(|line| after(line, "payrelay ended while "))
-        .sum()
+    log.lines().filter_map(in_flight).sum()
 }
 
 fn scene(delivery: &'static str, mix: bool) -> Scene {

@@ -119,7 +119,7 @@ fn configuration_reference(config: &str) -> String {
         if let Some(rest) = line.strip_prefix('#') {
             comment.push(rest.trim().to_owned());
         } else if line.starts_with('[') {
-            section = line.trim_matches(['[', ']']).to_owned();
+            line.trim_matches(['[', ']']).clone_into(&mut section);
             let _ = write!(text, "\n## {line}\n\n{}", comment.join(" "));
             text.push_str(if comment.is_empty() { "" } else { "\n\n" });
             text.push_str("| key | default | variable | |\n|---|---|---|---|\n");

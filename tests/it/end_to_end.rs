@@ -1,4 +1,4 @@
-//! The real binary between a real Kafka and a stand-in for Slack: one payment all the way, outages,
+//! The real binary between a real Kafka and a fake for Slack: one payment all the way, outages,
 //! kills, and ten thousand payments counted at both ends.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,7 +75,7 @@ impl Fixture {
     }
 
     /// At Slack: payments 1 to `count`, each once.
-    fn assert_told_once(&self, count: usize) {
+    fn assert_delivered_once(&self, count: usize) {
         let messages = self.slack.lines();
         let ids: BTreeSet<_> = messages.iter().map(|message| id_of(message)).collect();
         assert_eq!((messages.len(), ids.len()), (count, count));
@@ -129,8 +129,8 @@ fn way(client: &mut Client, id: usize) -> Value {
     client.get(&format!("/payments/{id}")).json()
 }
 
-/// How often the publisher was away so far, once it is not: a new broker may be slow, and one
-/// outage is one line.
+/// How often the publisher was unavailable so far, once it is not: a new broker may be slow, and
+/// one outage is one line.
 fn outages(payrelay: &Payrelay) -> usize {
     let over = || {
         payrelay.count_in_log(AWAY) == payrelay.count_in_log("Kafka (publisher) available again")
@@ -151,7 +151,7 @@ fn one_payment_all_the_way() {
         fixture.slack.messages(),
         ["Payment 1 COMPLETED: user 42 paid 5 KRW for reservation 1001"]
     );
-    // A record may be taken and told before the relay has marked it.
+    // A record may be accepted and delivered before the relay has marked it.
     let way = wait_for("both ends to be recorded", LIMIT, || {
         let way = way(&mut client, 1);
         let done =
@@ -221,7 +221,7 @@ fn kafka_away_at_the_start_then_there() {
     });
     broker.restart();
     fixture.wait_for_messages(20);
-    fixture.assert_told_once(20);
+    fixture.assert_delivered_once(20);
     fixture.assert_published_once(20);
     for (line, count) in [
         ("(publisher) unavailable", 1),
@@ -251,7 +251,7 @@ fn kafka_killed_in_the_middle_and_back() {
     payrelay.wait_for_another(AWAY, before, LIMIT);
     broker.restart();
     fixture.wait_for_messages(3000);
-    fixture.assert_told_once(3000);
+    fixture.assert_delivered_once(3000);
     fixture.assert_published_once(3000);
 }
 
@@ -276,7 +276,7 @@ fn a_network_that_stalls_and_is_cut_loses_and_doubles_nothing() {
     payrelay.wait_for_another(AWAY, before, LIMIT);
     proxy.heal();
     fixture.wait_for_messages(300);
-    fixture.assert_told_once(300);
+    fixture.assert_delivered_once(300);
     let inside = topic::read(&broker.bootstrap_inside(), TOPIC, LIMIT);
     assert_eq!(inside.len(), 300);
 }
@@ -316,7 +316,7 @@ fn slack_failing_then_well() {
     payrelay.wait_for_log("Slack unavailable: Slack answered 500", LIMIT);
     fixture.wait_for_messages(20);
     payrelay.wait_for_log("Slack available again after", LIMIT);
-    fixture.assert_told_once(20);
+    fixture.assert_delivered_once(20);
     assert_eq!(
         fixture
             .slack
@@ -333,7 +333,7 @@ fn slack_failing_then_well() {
 }
 
 #[test]
-fn the_same_record_twice_is_told_once() {
+fn a_duplicate_record_is_delivered_once() {
     let broker = Broker::start("4.4.0");
     let fixture = Fixture::new(broker.bootstrap());
     let payrelay = fixture.start();
@@ -361,11 +361,11 @@ fn the_same_record_twice_is_told_once() {
         "dead-lettered 1 records of payment-event and dropped 0, the first at 0@",
         LIMIT,
     );
-    fixture.assert_told_once(4);
+    fixture.assert_delivered_once(4);
 }
 
 #[test]
-fn a_node_that_was_killed_goes_on_within_two_seconds() {
+fn a_killed_node_continues_within_two_seconds() {
     let broker = Broker::start("4.4.0");
     let fixture = Fixture::new(broker.bootstrap());
     let mut total = 0;
@@ -377,22 +377,22 @@ fn a_node_that_was_killed_goes_on_within_two_seconds() {
         let started = Instant::now();
         total += 50;
         pay(&mut client, 1, total - 49..=total);
-        let told = usize::try_from(total).unwrap();
-        fixture.wait_for_messages(told - 49);
-        let taken = started.elapsed();
-        let limit = *first_life.get_or_insert(taken) + Duration::from_secs(2);
+        let delivered = usize::try_from(total).unwrap();
+        fixture.wait_for_messages(delivered - 49);
+        let accepted = started.elapsed();
+        let limit = *first_life.get_or_insert(accepted) + Duration::from_secs(2);
         assert!(
-            taken < limit,
-            "the first record came after {taken:?}, and may take {limit:?}"
+            accepted < limit,
+            "the first record came after {accepted:?}, and may take {limit:?}"
         );
-        fixture.wait_for_messages(told);
+        fixture.wait_for_messages(delivered);
         // Not while the last answer is being recorded: that one message could show twice.
         wait_until("the delivery to be recorded", LIMIT, || {
-            way(&mut client, told)["notification"]["status"] == "DELIVERED"
+            way(&mut client, delivered)["notification"]["status"] == "DELIVERED"
         });
         payrelay.kill9();
     }
-    fixture.assert_told_once(150);
+    fixture.assert_delivered_once(150);
     fixture.assert_published_once(150);
 }
 
@@ -420,7 +420,7 @@ fn what_was_acknowledged_before_sigkill_reaches_both_ends() {
             .len()
     };
     wait_until("every event on the topic", LIMIT, || on_topic() == 300);
-    let told = || {
+    let delivered = || {
         fixture
             .slack
             .lines()
@@ -429,7 +429,7 @@ fn what_was_acknowledged_before_sigkill_reaches_both_ends() {
             .collect::<BTreeSet<_>>()
             .len()
     };
-    wait_until("every payment at Slack", LIMIT, || told() == 300);
+    wait_until("every payment at Slack", LIMIT, || delivered() == 300);
 }
 
 /// 10,000 payments from 16 connections, every tenth for a reservation that is paid already: 10,000
@@ -460,22 +460,22 @@ fn ten_thousand(version: &str) {
         .into_iter()
         .map(|client| client.join().unwrap())
         .sum();
-    let taken = started.elapsed();
+    let accepted = started.elapsed();
     fixture.wait_for_messages(10_000);
     println!(
-        "{version}: 10000 payments taken in {taken:.1?}, told to Slack after {:.1?}",
+        "{version}: 10000 payments accepted in {accepted:.1?}, delivered to Slack after {:.1?}",
         started.elapsed()
     );
     assert_eq!(failed, 992);
     fixture.assert_published_once(10_000);
-    fixture.assert_told_once(10_000);
-    let told_failed = fixture
+    fixture.assert_delivered_once(10_000);
+    let delivered_failed = fixture
         .slack
         .lines()
         .iter()
         .filter(|message| message.contains(" FAILED: "))
         .count();
-    assert_eq!(told_failed, failed);
+    assert_eq!(delivered_failed, failed);
     let mut client = Client::connect(address);
     wait_until("the last delivery to be recorded", LIMIT, || {
         let pending = client.get("/health/ready").json()["pending"].clone();

@@ -169,7 +169,7 @@ fn settings_of_the_topic_that_lose_records_are_named_in_the_log_and_in_health() 
 
 #[test]
 fn a_wrong_advertised_address_is_named_within_10_s() {
-    // The system accepts its connections, and nobody answers.
+    // The system accepts its connections, and no thread answers.
     let listener = free_port();
     let silent = listener.local_addr().unwrap().to_string();
     for advertised in ["127.0.0.1:1", "kafka.invalid:9092", &silent] {

@@ -27,13 +27,13 @@ use testkit::wait_for;
 /// Noisy machines included.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A payment that a client was told of, and when.
+/// An acknowledged payment, and when.
 #[derive(Debug, Clone, PartialEq)]
 struct Acknowledged {
     id: i64,
     reservation_id: i64,
     status: String,
-    /// How much the machine had taken down when the client had read the answer.
+    /// How much the machine had recorded when the client had read the answer.
     journal: u64,
 }
 
@@ -46,7 +46,7 @@ struct Answers {
     lost: usize,
 }
 
-/// Reservations that nobody has paid for yet.
+/// Unpaid reservations.
 static NEXT_RESERVATION: AtomicI64 = AtomicI64::new(1);
 
 impl Answers {
@@ -55,8 +55,8 @@ impl Answers {
     }
 }
 
-/// Has so many connections pay, each as soon as it is answered, until `enough` says so or the
-/// process is gone.
+/// Lets this number of connections pay, each as soon as it is answered, until `enough` says so or
+/// the process is gone.
 fn load(
     machine: &Machine,
     address: SocketAddr,
@@ -248,7 +248,7 @@ fn verify(connection: &Connection, acknowledged: &[Acknowledged]) {
 /// agreement.
 fn kill(machine: &Machine, mut payrelay: Payrelay) {
     machine.set("die", "");
-    // Where everything is told already, nothing but this is written any more.
+    // Where everything is delivered already, nothing but this is written any more.
     let answer = Connecting::new(payrelay.addr()).post(&request(1, 1));
     assert!(
         answer.is_err(),

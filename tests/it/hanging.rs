@@ -48,7 +48,7 @@ fn publisher(cluster: &dyn Cluster, database: &Database, partitions: i32) -> Kaf
     KafkaPublisher::new(settings, database.store().clone()).unwrap()
 }
 
-/// One step of the relay. Returns what stands in the way.
+/// One step of the relay. Returns its error.
 fn step(publisher: &mut KafkaPublisher, database: &Database) -> Option<PublishError> {
     let answer = publisher.publish(&unpublished(database));
     mark(database, answer)
@@ -135,7 +135,7 @@ fn hangs(broker: &Broker, database: &Database, partitions: i32) -> bool {
 }
 
 /// Has the broker come back with a transaction of ours that hangs. The publisher that began it is
-/// dead by then. Returns how many payments that took.
+/// dead by then. Returns how many payments were needed.
 fn hang(broker: &mut Broker, database: &Database, partitions: i32) -> i64 {
     const TRIES: i64 = 50;
     for payment in 1..=TRIES {

@@ -195,7 +195,7 @@ fn a_history_is_paged_newest_first() {
 }
 
 #[test]
-fn health_is_told() {
+fn health_is_reported() {
     let fixture = start(&[]);
     let mut client = fixture.client();
     assert_eq!(client.get("/health/live").json(), json!({"status": "live"}));
@@ -405,7 +405,7 @@ fn a_client_that_expects_100_continue_gets_it_or_the_refusal() {
 }
 
 #[test]
-fn a_client_that_goes_away_mid_body_stores_nothing_and_hurts_nobody() {
+fn a_client_that_disconnects_mid_body_stores_nothing_and_hurts_no_other() {
     let fixture = start(&[]);
     let body = payment(1, [1]).to_string();
     for cut in [0, 1, body.len() / 2, body.len() - 1] {
@@ -931,7 +931,7 @@ fn health_shows_what_waits_with_its_age() {
 }
 
 #[test]
-fn a_refusal_after_100_continue_is_read_by_who_goes_on_writing() {
+fn a_refusal_after_100_continue_is_read_by_a_client_that_keeps_writing() {
     let fixture = start(&[]);
     let head = "POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: \
         application/json\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n";

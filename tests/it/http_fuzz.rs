@@ -18,7 +18,7 @@ use testkit::process::{Options, Payrelay};
 /// How many mutations are sent where the environment does not say.
 const CASES: usize = 600;
 
-/// So many connections at a time: most wait for the server's patience to end.
+/// This number of connections at a time: most wait for the server's patience to end.
 const CONNECTIONS: usize = 16;
 
 /// By then each connection has an end.
@@ -67,7 +67,7 @@ fn answers(mut bytes: &[u8]) -> Vec<(u16, Vec<u8>)> {
             .lines()
             .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok())
             .unwrap_or(0);
-        // The answer to a HEAD tells the length of a body that does not come; those that come are
+        // The response to a HEAD has the length of a body that is not sent; those that come are
         // objects.
         let length = if rest.starts_with(b"{") {
             rest.len().min(length)

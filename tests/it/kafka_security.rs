@@ -95,7 +95,7 @@ fn assert_goes_round(
     );
 }
 
-/// Tells the log.
+/// Returns the log.
 fn go_round(
     broker: &Broker,
     secure: &Secure,
@@ -110,7 +110,7 @@ fn go_round(
         pay(&mut client, reservation);
     }
     wait_until(
-        &format!("three payments told, by way of {name}"),
+        &format!("three payments delivered, by way of {name}"),
         LIMIT,
         || {
             (1..=3).all(|id| {
@@ -181,8 +181,8 @@ fn an_older_kafka_lets_in_too() {
     assert_goes_round(&broker, &secure, &secure.sasl_tls(), "tls-scram-512", &env);
 }
 
-/// The part is away with the reason, a person is told which key to look at, payments are taken all
-/// the same.
+/// The component is unavailable with the reason, the log names the key to check, payments are
+/// accepted all the same.
 fn assert_refused(secure: &Secure, bootstrap: &str, more: &Env<'_>, reason: &str, keys: &str) {
     let site = Site::new(secure);
     let payrelay = Payrelay::start(site.options(bootstrap, "refused", more));
@@ -219,7 +219,7 @@ fn assert_refused(secure: &Secure, bootstrap: &str, more: &Env<'_>, reason: &str
 const WRONG: &str = "wrong-kafka-password";
 
 #[test]
-fn who_is_refused_is_told_why() {
+fn a_refused_client_learns_the_reason() {
     let (_broker, secure) = Broker::start_secure("4.4.0");
     let credentials = "kafka.sasl_mechanism, kafka.sasl_username and kafka.sasl_password";
     let stranger = vec![
@@ -279,13 +279,15 @@ fn who_is_refused_is_told_why() {
     for (bootstrap, env, reason, keys) in &cases {
         assert_refused(&secure, bootstrap, env, reason, keys);
     }
-    wait_until("the payment to be told, without a restart", LIMIT, || {
-        client.get("/payments/1").json()["notification"]["status"] == "DELIVERED"
-    });
+    wait_until(
+        "the payment to be delivered, without a restart",
+        LIMIT,
+        || client.get("/payments/1").json()["notification"]["status"] == "DELIVERED",
+    );
 }
 
-/// A listener without TLS ends the connection, as a broker that stops does: it is told as a line
-/// that breaks.
+/// A listener without TLS ends the connection, as a broker that stops does: it is reported as a
+/// line that breaks.
 #[test]
 fn tls_to_a_listener_without_it_is_failing() {
     let (_broker, secure) = Broker::start_secure("4.4.0");

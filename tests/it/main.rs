@@ -1,6 +1,6 @@
 //! One test binary: everything from outside the crate, on real parts.
 //!
-//! A real Apache Kafka (fetched once with Maven), the client's fake broker for faults, a stand-in
+//! A real Apache Kafka (fetched once with Maven), the client's fake broker for faults, a fake
 //! for Slack over HTTP, the real binary with real signals.
 
 #![expect(

@@ -3,7 +3,7 @@
 //! what the model says.
 //!
 //! A crash is a copy of the database file and its log as they lie on the disk while the store
-//! works. What was answered before must be in it; of what was under way the first so many jobs,
+//! works. What was answered before must be in it; of the jobs in progress the first ones,
 //! whole.
 //!
 //! `PAYRELAY_MODEL_CASES=2000 cargo test --test it model::` is the long form. What was found once
@@ -266,7 +266,7 @@ fn assert_pages(store: &Store, model: &Model, whole: &View) {
             let (mut pages, mut before) = (Vec::new(), None);
             loop {
                 let page = payment::history(connection, *user, before, 2)?
-                    .expect("it goes on from its own payment");
+                    .expect("it continues from its own payment");
                 let Some(last) = page.last() else { break };
                 before = Some(last.id);
                 pages.extend(page);
@@ -362,7 +362,7 @@ enum Wish {
 #[derive(Debug, Clone, Copy)]
 enum To {
     Application,
-    Topic { tells_offset: bool },
+    Topic { reports_offset: bool },
     Nowhere,
 }
 
@@ -376,7 +376,7 @@ enum Kept {
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// So many jobs at once; each so many seconds after the one before, or before it.
+    /// Jobs at once; each some seconds after the one before, or before it.
     Jobs(Vec<(Wish, i8)>),
     /// The process ends while these are under way; the store that is opened then is the copy.
     Crash(Vec<(Wish, i8)>),
@@ -388,7 +388,7 @@ fn wish() -> impl Strategy<Value = Wish> {
     let picks = || proptest::collection::vec(any::<u8>(), 1..4);
     let to = prop_oneof![
         Just(To::Application),
-        any::<bool>().prop_map(|tells_offset| To::Topic { tells_offset }),
+        any::<bool>().prop_map(|reports_offset| To::Topic { reports_offset }),
         Just(To::Nowhere),
     ];
     let kept = prop_oneof![
@@ -696,9 +696,9 @@ fn receipt(outbox_id: i64, to: To) -> Receipt {
     let place = match to {
         To::Application => Destination::Delivery,
         To::Nowhere => Destination::Rejected("too large".into()),
-        To::Topic { tells_offset } => Destination::Topic {
+        To::Topic { reports_offset } => Destination::Topic {
             partition: 0,
-            offset: tells_offset.then_some(outbox_id * 10),
+            offset: reports_offset.then_some(outbox_id * 10),
         },
     };
     Receipt { outbox_id, place }

@@ -120,7 +120,7 @@ impl Publisher for Scripted {
 }
 
 #[test]
-fn a_failed_payment_has_its_event_and_the_others_go_on() {
+fn a_failed_payment_has_its_event_and_the_others_continue() {
     let database = Database::open();
     database.pay(1, [10]);
     let payments = database.pay(2, [9, 10, 11]);
@@ -187,8 +187,8 @@ fn what_a_publisher_did_not_take_is_published_before_anything_later() {
     let database = Database::open();
     database.pay(1, 1..=15);
     let (given, seen) = crossbeam_channel::unbounded();
-    // As the Kafka publisher does when the answers of an earlier call arrive: fewer, and nothing is
-    // away.
+    // As the Kafka publisher does when the answers of an earlier call arrive: fewer, and no
+    // error.
     let mut relay = relay(
         &database,
         Scripted {

@@ -176,7 +176,7 @@ fn few_descriptors_mean_fewer_connections_not_a_dead_process() {
 /// How soon after a flood everybody is served again.
 const AGAIN: Duration = Duration::from_secs(10);
 
-/// Opens connections as fast as it can and keeps the last hundred; tells how many there were.
+/// Opens connections as fast as it can and keeps the last hundred; returns how many there were.
 fn flood_until(address: SocketAddr, over: &AtomicBool) -> usize {
     let (mut held, mut opened) = (VecDeque::new(), 0);
     while !over.load(Relaxed) || opened < 200 {
@@ -195,7 +195,7 @@ fn flood_until(address: SocketAddr, over: &AtomicBool) -> usize {
 }
 
 #[test]
-fn check_config_shows_what_is_in_force_and_no_secret() {
+fn check_config_shows_the_effective_values_and_no_secret() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("mine.toml"), "[kafka]\ntopic = 'mine'\n").unwrap();
     let env = [
@@ -240,7 +240,7 @@ fn sigterm_and_sigint_stop_it_with_0_and_a_whole_file() {
         assert!(payrelay.log().contains("stopped"));
         assert!(
             !dir.path().join("payrelay.db-wal").exists(),
-            "the log is folded into the file"
+            "the WAL is checkpointed into the file"
         );
     }
 }
@@ -454,7 +454,7 @@ fn a_second_sigint_ends_the_process_at_once() {
 }
 
 #[test]
-fn an_address_that_is_taken_is_refused() {
+fn an_address_in_use_is_refused() {
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let first = Payrelay::start(options(dirs[0].path(), &[], &[]));
     let (code, _, error) = run(
@@ -565,7 +565,7 @@ fn the_log_says_what_a_new_user_needs_to_see() {
     }
 }
 
-/// Starts it with so many descriptors, and tells what its log says once it serves.
+/// Starts it with this number of descriptors, and returns its log once it serves.
 fn log_with_descriptors(descriptors: u32, env: &[(&str, &str)]) -> String {
     let dir = tempfile::tempdir().unwrap();
     let script = format!("ulimit -n {descriptors}; exec \"$0\" 2>log");
@@ -638,7 +638,7 @@ fn a_start_on_a_full_disk_is_refused_with_what_to_do() {
 }
 
 #[test]
-fn a_command_whose_output_nobody_reads_does_its_work_to_the_end() {
+fn a_command_without_a_reader_of_its_output_does_all_of_its_work() {
     let dir = tempfile::tempdir().unwrap();
     drop(Payrelay::start(options(dir.path(), &[], &[])));
     let database = Connection::open(dir.path().join("payrelay.db")).unwrap();
@@ -695,7 +695,7 @@ fn a_command_whose_output_nobody_reads_does_its_work_to_the_end() {
 }
 
 #[test]
-fn output_that_cannot_be_written_is_told() {
+fn unwritable_output_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let full = || fs::File::options().write(true).open("/dev/full").unwrap();
     let mut command = std::process::Command::new(testkit::paths::binary());

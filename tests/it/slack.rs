@@ -138,7 +138,7 @@ impl Teller {
         self.notifier.step()
     }
 
-    /// Steps until the notifier waits, and tells for how long.
+    /// Steps until the notifier waits, and says for how long.
     #[track_caller]
     fn wait(&mut self) -> Duration {
         loop {
@@ -172,7 +172,7 @@ fn completed(ids: impl IntoIterator<Item = i64>) -> Vec<String> {
         .collect()
 }
 
-fn told(database: &Database, id: i64) -> delivery::Notification {
+fn delivered(database: &Database, id: i64) -> delivery::Notification {
     let way = database
         .store()
         .read(|connection| timeline::find(connection, id))
@@ -181,7 +181,7 @@ fn told(database: &Database, id: i64) -> delivery::Notification {
     way.notification.unwrap()
 }
 
-/// A database with so many payments of user 1 that wait to be told.
+/// A database with this number of payments of user 1 that wait to be delivered.
 fn waiting(count: i64) -> Database {
     let database = Database::open();
     database.pay(1, 1..=count);
@@ -227,9 +227,9 @@ fn a_429_holds_the_channel_and_counts_no_attempt() {
     teller.finish();
     assert_eq!(slack.messages(), completed(1..=2));
     assert_eq!(
-        told(&database, 1).attempts,
+        delivered(&database, 1).attempts,
         1,
-        "only the one that was taken"
+        "only the one that was accepted"
     );
     assert_eq!(teller.part.get().state, HealthLevel::Up);
 }
@@ -249,7 +249,7 @@ fn what_fails_backs_off_keeps_the_order_and_loses_nothing() {
     let mut teller = Teller::plain(&database, &slack);
     let mut waited = Duration::ZERO;
     for failures in 1..=4_u32 {
-        while told(&database, 1).attempts < failures {
+        while delivered(&database, 1).attempts < failures {
             match teller.step() {
                 Step::RetryAfter(wait) => {
                     waited += wait;
@@ -270,7 +270,7 @@ fn what_fails_backs_off_keeps_the_order_and_loses_nothing() {
     assert!(waited > Duration::from_millis(10), "{waited:?}");
     teller.finish();
     assert_eq!(slack.messages(), completed(1..=3));
-    let first = told(&database, 1);
+    let first = delivered(&database, 1);
     assert_eq!(
         (
             first.status.as_str(),
@@ -317,7 +317,7 @@ fn a_channel_that_is_closed_is_paused_probed_and_resumed() {
 }
 
 #[test]
-fn a_channel_that_takes_no_payload_at_all_is_paused_and_nothing_is_set_aside() {
+fn a_channel_that_takes_no_payload_at_all_is_paused_and_nothing_is_dead_lettered() {
     let (database, slack) = (waiting(200), FakeSlack::start());
     slack.answer_with(|_, _| Answer::Word(400, "invalid_payload"));
     let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
@@ -337,7 +337,7 @@ fn a_channel_that_takes_no_payload_at_all_is_paused_and_nothing_is_set_aside() {
 }
 
 #[test]
-fn a_crowd_is_told_in_digests_and_a_few_alone() {
+fn a_crowd_is_delivered_in_digests_and_a_few_alone() {
     let (database, slack) = (waiting(1000), FakeSlack::start());
     let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
     teller.finish();
@@ -351,7 +351,10 @@ fn a_crowd_is_told_in_digests_and_a_few_alone() {
     database.publish();
     teller.finish();
     assert_eq!(slack.messages()[count..], completed(1001..=1005));
-    assert_eq!(told(&database, 1).delivered_in.as_deref(), Some("digest"));
+    assert_eq!(
+        delivered(&database, 1).delivered_in.as_deref(),
+        Some("digest")
+    );
     let first = slack.messages()[0].clone();
     let heading = first.lines().next().unwrap();
     let number: i64 = heading.split(' ').next().unwrap().parse().unwrap();
@@ -419,7 +422,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn whatever_slack_answers_every_payment_is_told_once_in_order(
+    fn whatever_slack_answers_every_payment_is_delivered_once_in_order(
         answers in proptest::collection::vec(any_answer(), 0..30),
         count in 1_i64..400,
         over in 0_usize..20,
@@ -435,7 +438,7 @@ proptest! {
     /// Rejections that have nothing to do with the payments: none is lost, and none is a dead
     /// letter.
     #[test]
-    fn whatever_slack_refuses_no_payment_is_lost_or_told_twice(
+    fn whatever_slack_refuses_no_payment_is_lost_or_delivered_twice(
         answers in proptest::collection::vec(any_answer_or_refusal(), 0..40),
         count in 1_i64..100,
         over in 0_usize..20,
@@ -475,7 +478,7 @@ fn the_pace_is_kept() {
 }
 
 #[test]
-fn an_answer_that_is_lost_is_counted_and_the_message_told_again() {
+fn an_answer_that_is_lost_is_counted_and_the_message_delivered_again() {
     for answer in [Answer::Hang, Answer::CloseAfterRead, Answer::Half] {
         let (database, slack) = (waiting(1), FakeSlack::start());
         script(&slack, [answer.clone()]);
@@ -483,7 +486,7 @@ fn an_answer_that_is_lost_is_counted_and_the_message_told_again() {
             config.slack.timeout = Duration::from_secs(1);
         });
         teller.finish();
-        let notification = told(&database, 1);
+        let notification = delivered(&database, 1);
         assert_eq!(
             (notification.unknown_outcomes, notification.attempts),
             (1, 2),
@@ -499,10 +502,10 @@ fn a_refused_connection_is_no_unknown_outcome() {
     let (database, mut slack) = (waiting(1), FakeSlack::start());
     slack.stop();
     let mut teller = Teller::plain(&database, &slack);
-    while told(&database, 1).attempts == 0 {
+    while delivered(&database, 1).attempts == 0 {
         let _ = teller.step();
     }
-    assert_eq!(told(&database, 1).unknown_outcomes, 0);
+    assert_eq!(delivered(&database, 1).unknown_outcomes, 0);
     let error = teller.part.get().error.unwrap();
     assert!(
         !error.contains("secret-token") && !error.is_empty(),
@@ -530,11 +533,11 @@ fn the_row_says_sending_before_the_post() {
     drop(teller);
     slack.answer_with(|_, _| Answer::Ok);
     assert_eq!(*seen.lock().unwrap(), "SENDING");
-    assert_eq!(told(&database, 1).status, "DELIVERED");
+    assert_eq!(delivered(&database, 1).status, "DELIVERED");
 }
 
 #[test]
-fn a_payment_that_cannot_be_told_is_set_aside_and_the_others_go_on() {
+fn a_payment_that_cannot_be_delivered_is_dead_lettered_and_the_others_continue() {
     let (database, slack) = (waiting(3), FakeSlack::start());
     let beside = rusqlite::Connection::open(database.path()).unwrap();
     beside
@@ -654,7 +657,7 @@ fn three_messages_without_a_response_pause_the_channel() {
     let mut teller = Teller::plain(&database, &slack);
     until_paused(&mut teller);
     assert_eq!(
-        (slack.attempts(), told(&database, 1).unknown_outcomes),
+        (slack.attempts(), delivered(&database, 1).unknown_outcomes),
         (3, 3)
     );
 }
@@ -675,8 +678,8 @@ fn a_page_is_no_delivery() {
     teller.finish();
     assert_eq!(
         (
-            told(&database, 1).attempts,
-            told(&database, 1).unknown_outcomes
+            delivered(&database, 1).attempts,
+            delivered(&database, 1).unknown_outcomes
         ),
         (4, 0)
     );
@@ -736,14 +739,14 @@ fn when_very_many_wait_one_summary_covers_all_of_them() {
         1500
     );
     assert_eq!(
-        told(&database, 700).delivered_in.as_deref(),
+        delivered(&database, 700).delivered_in.as_deref(),
         Some("summary")
     );
     database.pay(2, [1, 2, 2001]);
     database.publish();
     teller.finish();
     assert_eq!(
-        told(&database, 1503).delivered_in.as_deref(),
+        delivered(&database, 1503).delivered_in.as_deref(),
         Some("single")
     );
 }
@@ -798,7 +801,7 @@ fn an_answer_that_repeats_the_webhook_is_not_shown() {
         slack.answer_with(move |_, _| Answer::Word(status, page));
         let mut teller = Teller::plain(&database, &slack);
         let _ = teller.wait();
-        let shown = format!("{:?} {:?}", teller.part.get(), told(&database, 1));
+        let shown = format!("{:?} {:?}", teller.part.get(), delivered(&database, 1));
         assert!(
             !shown.contains("secret") && !shown.contains("T000"),
             "{shown}"
@@ -813,20 +816,20 @@ fn an_answer_that_repeats_the_webhook_is_not_shown() {
 #[test]
 fn a_host_that_is_not_there_is_no_unknown_outcome() {
     let database = waiting(1);
-    // A resolver without a network may take its time; what counts is what it is taken for.
+    // A resolver without a network may take its time; what counts is its outcome.
     let mut teller = Teller::at(
         &database,
         Some("http://no-such-host.invalid/x".into()),
         |_, _| {},
     );
-    while told(&database, 1).attempts == 0 {
+    while delivered(&database, 1).attempts == 0 {
         let _ = teller.step();
     }
     assert_eq!(
-        told(&database, 1).unknown_outcomes,
+        delivered(&database, 1).unknown_outcomes,
         0,
         "{:?}",
-        told(&database, 1)
+        delivered(&database, 1)
     );
 }
 
@@ -864,14 +867,14 @@ fn tls_is_trusted_by_the_ca_file_and_by_nothing_else() {
     fs::write(&file, pem).unwrap();
     let (database, slack) = (waiting(1), FakeSlack::start_tls(tls));
     let mut distrustful = Teller::plain(&database, &slack);
-    while told(&database, 1).attempts == 0 {
+    while delivered(&database, 1).attempts == 0 {
         let _ = distrustful.step();
     }
     assert_eq!(
-        (slack.attempts(), told(&database, 1).unknown_outcomes),
+        (slack.attempts(), delivered(&database, 1).unknown_outcomes),
         (0, 0),
         "{:?}",
-        told(&database, 1)
+        delivered(&database, 1)
     );
     let mut teller = Teller::new(&database, Some(&slack), |config, _| {
         config.slack.ca_file = Some(file);
@@ -988,7 +991,7 @@ fn a_route_that_is_down_does_not_hold_another() {
     failures.answer_with(|_, _| Answer::Ok);
     assert_eq!(
         client
-            .post_json("/admin/channels/nobody/resume", &Value::Null)
+            .post_json("/admin/channels/unknown/resume", &Value::Null)
             .status,
         404
     );
@@ -1147,7 +1150,7 @@ fn payments_that_wait_for_a_webhook_do_not_go_to_the_log_by_accident() {
 }
 
 #[test]
-fn what_waits_for_a_route_that_is_gone_is_told_by_another() {
+fn what_waits_for_a_route_that_is_gone_is_delivered_by_another() {
     let slack = FakeSlack::start();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("config.toml");
@@ -1319,7 +1322,7 @@ fn dead_letters_are_listed_replayed_and_discarded() {
 }
 
 #[test]
-fn a_dead_record_is_taken_when_it_is_known_and_stays_when_it_is_not() {
+fn a_dead_record_is_accepted_when_it_is_known_and_stays_when_it_is_not() {
     let database = Database::open();
     database.pay(1, [1]);
     let node = database.store().node().clone();
@@ -1426,7 +1429,7 @@ fn a_payment_that_dies_again_is_the_same_letter() {
 }
 
 #[test]
-fn what_was_answered_is_not_told_again_after_a_kill_and_what_was_not_is_counted() {
+fn what_was_answered_is_not_delivered_again_after_a_kill_and_what_was_not_is_counted() {
     let slack = FakeSlack::start();
     slack.answer_with(|nth, _| if nth == 1 { Answer::Hang } else { Answer::Ok });
     let dir = tempfile::tempdir().unwrap();
@@ -1448,13 +1451,14 @@ fn what_was_answered_is_not_told_again_after_a_kill_and_what_was_not_is_counted(
     );
     wait_until("the second message", LIMIT, || slack.count() == 2);
     assert_eq!(slack.lines().len(), 2, "{:?}", slack.lines());
-    let told = || client_get(&payrelay, "/payments/2")["notification"].clone();
-    wait_until("the mark", LIMIT, || told()["status"] == "DELIVERED");
-    assert_eq!(told()["unknown_outcomes"], 1);
+    let delivered = || client_get(&payrelay, "/payments/2")["notification"].clone();
+    wait_until("the mark", LIMIT, || delivered()["status"] == "DELIVERED");
+    assert_eq!(delivered()["unknown_outcomes"], 1);
 }
 
-/// Slack takes twenty a second, and a fifth of the messages fails: every payment is told once, but
-/// for those whose answer was lost, in order for each user, and in the time that the limits allow.
+/// Slack takes twenty a second, and a fifth of the messages fails: every payment is delivered once,
+/// but for those whose answer was lost, in order for each user, and in the time that the limits
+/// allow.
 #[test]
 fn five_thousand_payments_at_a_limited_and_failing_slack() {
     const COUNT: i64 = 5000;
@@ -1508,7 +1512,7 @@ fn five_thousand_payments_at_a_limited_and_failing_slack() {
     // failures in a row.
     wait_until("every payment", Duration::from_secs(30), all);
     println!(
-        "5,000 payments posted in {paid:.1?}, told after {:.1?} in {} messages",
+        "5,000 payments posted in {paid:.1?}, delivered after {:.1?} in {} messages",
         started.elapsed(),
         slack.count()
     );
@@ -1516,7 +1520,7 @@ fn five_thousand_payments_at_a_limited_and_failing_slack() {
     let lines = slack.lines();
     let id_of = |line: &str| line.split(' ').nth(1).unwrap().parse::<i64>().unwrap();
     let ids: BTreeSet<_> = lines.iter().map(|line| id_of(line)).collect();
-    assert_eq!(ids, (1..=COUNT).collect(), "every payment is told");
+    assert_eq!(ids, (1..=COUNT).collect(), "every payment is delivered");
     assert_eq!(
         lines.len(),
         ids.len(),

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 /// `$$` is the shell, and after `exec` the child: the pid that the test knows is the program
 /// itself. The watcher closes its output, so that the end of the child is the end of the child's
-/// pipes. `$0` is a directory that nobody else is left to remove, or empty.
+/// pipes. `$0` is a directory that no other process is left to remove, or empty.
 const SCRIPT: &str = r#"exec 3<&0 </dev/null
 (read -r line <&3 || { kill -9 $$; rm -rf -- "$0"; }) >/dev/null 2>&1 &
 exec "$@" 3<&-"#;
@@ -27,7 +27,7 @@ pub struct KillOnDrop {
 }
 
 impl KillOnDrop {
-    /// A command to complete and to hand to [`KillOnDrop::spawn`]; its stdin is taken.
+    /// A command to complete and to hand to [`KillOnDrop::spawn`]; its stdin is used.
     pub fn command(program: impl AsRef<OsStr>) -> Command {
         KillOnDrop::command_with_scratch(program, Path::new(""))
     }
@@ -56,14 +56,14 @@ impl KillOnDrop {
         self.child
             .stdout
             .take()
-            .expect("stdout is a pipe that nobody has taken")
+            .expect("stdout is a pipe that is unused")
     }
 
     pub fn take_stderr(&mut self) -> ChildStderr {
         self.child
             .stderr
             .take()
-            .expect("stderr is a pipe that nobody has taken")
+            .expect("stderr is a pipe that is unused")
     }
 
     /// The status of a child that has ended, and none while it runs.

@@ -1,4 +1,4 @@
-//! A Kafka that can be taken away and given back: a real broker, or the client's fake one. One
+//! A Kafka that can be stopped and restarted: a real broker, or the client's fake one. One
 //! contract, both.
 
 use std::sync::{Arc, mpsc};
@@ -41,7 +41,7 @@ pub struct Fake {
 
 impl Fake {
     pub fn start() -> Self {
-        let (tell, told) = mpsc::channel();
+        let (tell, delivered) = mpsc::channel();
         let (stop, stopped) = oneshot::channel::<()>();
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -51,17 +51,17 @@ impl Fake {
             runtime.block_on(async {
                 let broker = FakeBroker::start().await.expect("the fake broker starts");
                 tell.send(Arc::new(broker))
-                    .expect("somebody has started it");
+                    .expect("a process has started it");
                 let _ = stopped.await;
             });
         });
         Self {
-            broker: told.recv().expect("the fake broker starts"),
+            broker: delivered.recv().expect("the fake broker starts"),
             _stop: stop,
         }
     }
 
-    /// Tells the ends of partitions so many times more, and then so many times not.
+    /// Answers requests for the ends of partitions this often, and then rejects them this often.
     pub fn refuse_ends(&self, after: u32, times: u32) {
         self.broker
             .on_times(ApiKey::ListOffsets, after, |_| Control::Pass);
@@ -70,12 +70,12 @@ impl Fake {
         });
     }
 
-    /// How often an end that it was asked for was refused, or told.
+    /// How often a request for an end was rejected, or answered.
     pub fn ends_asked(&self) -> usize {
         self.broker.request_count(ApiKey::ListOffsets)
     }
 
-    /// Takes nobody into a group, until it is healed.
+    /// Accepts no member into a group, until it is healed.
     pub fn refuse_members(&self) {
         self.broker.on(ApiKey::JoinGroup, |_| {
             Control::Error(ErrorCode::CoordinatorNotAvailable)
@@ -86,7 +86,7 @@ impl Fake {
         self.broker.clear_hooks();
     }
 
-    /// A partition loses its end, as by an unclean election: everything but so many batches.
+    /// A partition loses its end, as by an unclean election: everything but this number of batches.
     pub fn cut_off(&self, topic: &str, partition: i32, batches: usize, end: i64) {
         self.broker.with_state(|state| {
             let partition = state

@@ -1,6 +1,6 @@
 //! HTTP/1.1 by hand, for requests that a well-behaved client would never send.
 //!
-//! [`Client`] speaks to the product; [`read_head`] and [`read_body`] also serve the stand-in for
+//! [`Client`] speaks to the product; [`read_head`] and [`read_body`] also serve the fake for
 //! Slack.
 
 use serde_json::{Value, json};
@@ -208,7 +208,7 @@ fn read_chunks(reader: &mut impl BufRead) -> io::Result<Vec<u8>> {
 }
 
 /// Reads what comes next. A socket with a time-out is also interrupted where a process is stopped
-/// and goes on, or frozen (<https://man7.org/linux/man-pages/man7/signal.7.html>): that is no
+/// and continues, or frozen (<https://man7.org/linux/man-pages/man7/signal.7.html>): that is no
 /// answer.
 pub fn read_on(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     loop {

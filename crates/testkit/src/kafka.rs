@@ -27,8 +27,8 @@ const START_LIMIT: Duration = Duration::from_mins(1);
 const SERVES: &str = "Kafka Server started";
 
 /// Lives short: the fast compiler and the plainest collector start soonest. The archive of loaded
-/// classes halves the start; a JVM that it does not suit goes on without it. The log tells only of
-/// the broker. Under a benchmark it lives long, and is to be as fast as anybody's.
+/// classes halves the start; a JVM that it does not suit continues without it. The log is only of
+/// the broker. Under a benchmark it lives long, and is to be as fast as any broker.
 const JVM: &[&str] = if cfg!(test) {
     &[
         "-Xms256m",
@@ -58,7 +58,7 @@ impl Broker {
     /// it serves.
     pub fn start(version: &str) -> Broker {
         let home = installed(version);
-        retry_taken_ports(|| {
+        retry_used_ports(|| {
             let ports = Ports::choose();
             let advertised = ports.client();
             Broker::boot(&home, ports, advertised, USE_ARCHIVE)
@@ -69,7 +69,7 @@ impl Broker {
     /// it.
     pub fn start_behind_proxy(version: &str) -> (Broker, Proxy) {
         let home = installed(version);
-        retry_taken_ports(|| {
+        retry_used_ports(|| {
             let ports = Ports::choose();
             let proxy = Proxy::start(ports.client());
             let broker = Broker::boot(&home, ports, proxy.address(), USE_ARCHIVE)?;
@@ -80,7 +80,7 @@ impl Broker {
     /// Starts a broker that sends its clients to this address, whatever is there.
     pub fn start_advertising(version: &str, advertised: &str) -> Broker {
         let home = installed(version);
-        retry_taken_ports(|| {
+        retry_used_ports(|| {
             Broker::boot(&home, Ports::choose(), advertised.to_owned(), USE_ARCHIVE)
         })
     }
@@ -88,7 +88,7 @@ impl Broker {
     /// Starts a broker that also has listeners behind TLS and SASL.
     pub fn start_secure(version: &str) -> (Broker, Secure) {
         let home = installed(version);
-        retry_taken_ports(|| {
+        retry_used_ports(|| {
             let ports = Ports::choose();
             let (secure, held) = Secure::choose();
             let scratch = scratch();
@@ -303,7 +303,7 @@ impl Failure {
 
 /// Between the choice of ports and the start of the broker another process may take one: once is
 /// bad luck.
-fn retry_taken_ports<T>(attempt: impl Fn() -> Result<T, Failure>) -> T {
+fn retry_used_ports<T>(attempt: impl Fn() -> Result<T, Failure>) -> T {
     let result = match attempt() {
         Err(failure) if failure.log.contains("Address already in use") => attempt(),
         result => result,
@@ -457,7 +457,7 @@ fn format(home: &Path, properties: &Path, scram: &[&str]) {
 
 /// Runs a broker once, to its orderly end, for the JVM to write down the classes that it loads.
 fn archive_classes(home: &Path) {
-    let mut broker = retry_taken_ports(|| {
+    let mut broker = retry_used_ports(|| {
         let ports = Ports::choose();
         let advertised = ports.client();
         Broker::boot(home, ports, advertised, WRITE_ARCHIVE)

@@ -65,7 +65,7 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut poll: impl FnMut() -> Option
     }
 }
 
-/// Lets time pass: for a fault at a moment that nobody has chosen, never to wait for something.
+/// Lets time pass: for a fault at a random moment, never to wait for something.
 pub fn let_time_pass(time: Duration) {
     let end = Instant::now() + time;
     while let Some(left) = end
@@ -76,8 +76,7 @@ pub fn let_time_pass(time: Duration) {
     }
 }
 
-/// Tells threads that it is over when it is dropped, also by a panic: whoever waits for them would
-/// wait for ever.
+/// Stops threads when it is dropped, also by a panic: a join would wait for ever otherwise.
 pub struct StopOnDrop<'a>(pub &'a AtomicBool);
 
 impl Drop for StopOnDrop<'_> {

@@ -1,8 +1,8 @@
 //! A corpus, and mutations of it in the same order in every run.
 //!
-//! A corpus is a folder of tests/corpus. A file whose name begins with `ok-` has to be taken, one
-//! that begins with `no-` to be refused. `PAYRELAY_FUZZ_CASES` says how many mutations there are,
-//! `PAYRELAY_FUZZ_SEED` which ones.
+//! A corpus is a folder of tests/corpus. A file whose name begins with `ok-` has to be accepted,
+//! one that begins with `no-` to be refused. `PAYRELAY_FUZZ_CASES` says how many mutations there
+//! are, `PAYRELAY_FUZZ_SEED` which ones.
 
 use fastrand::Rng;
 use std::{env, fs};
@@ -50,7 +50,7 @@ const NASTY: [&[u8]; 16] = [
     b"((((",
 ];
 
-/// So many mutated inputs, unless the environment says otherwise, each with what it is known by.
+/// Mutated inputs, each with its name; the environment may change their number.
 pub fn mutations<'a>(
     seeds: &'a [(String, Vec<u8>)],
     cases: usize,
@@ -99,7 +99,7 @@ pub fn seeds(name: &str) -> Vec<(String, Vec<u8>)> {
     seeds
 }
 
-/// Somewhere in so many bytes; mostly short, sometimes all.
+/// Somewhere in this number of bytes; mostly short, sometimes all.
 pub fn span(len: usize, rng: &mut Rng) -> (usize, usize) {
     let start = rng.usize(..=len);
     let longest = if rng.bool() {

@@ -161,7 +161,7 @@ impl Payrelay {
         self.finish_log();
     }
 
-    /// The status of an exit that nobody asked for, and none while it runs.
+    /// The status of an unexpected exit; `None` while it runs.
     pub fn try_exit(&mut self) -> Option<ExitStatus> {
         let status = self.process.try_exit()?;
         self.finish_log();
@@ -205,7 +205,7 @@ pub fn run_to_exit(options: Options) -> Output {
 
 fn spawn(options: Options, stdout: Stdio) -> KillOnDrop {
     let mut command = KillOnDrop::command(crate::paths::binary());
-    // The environment of whoever runs the tests must not configure the product.
+    // The environment of the tests must not configure the product.
     for (name, _) in env::vars_os() {
         if name.as_encoded_bytes().starts_with(b"PAYRELAY_") {
             command.env_remove(name);

@@ -30,7 +30,7 @@ struct Gate {
 enum State {
     #[default]
     Flowing,
-    /// Each piece is held back for so long.
+    /// Each piece is held back for this long.
     Slow(Duration),
     Stalled,
     /// Connections before this one are stalled, later ones are not.
@@ -49,7 +49,7 @@ impl State {
 }
 
 impl Proxy {
-    /// Listens on a port of its own. The upstream is only contacted when somebody connects.
+    /// Listens on a port of its own. It connects to the upstream when a client connects.
     pub fn start(upstream: String) -> Proxy {
         let listener = free_port();
         let address = listener
@@ -89,7 +89,7 @@ impl Proxy {
             .set(State::Held(self.gate.connections.load(Ordering::SeqCst)));
     }
 
-    /// Holds back each piece for so long, in both directions.
+    /// Holds back each piece for this long, in both directions.
     pub fn slow(&mut self, delay: Duration) {
         assert!(self.server.is_some(), "a cut proxy passes nothing on");
         self.gate.set(State::Slow(delay));

@@ -1,5 +1,5 @@
-//! A stand-in for Slack's incoming webhook, over real HTTP, that records what it is sent and
-//! answers as told.
+//! A fake for Slack's incoming webhook, over real HTTP, that records its requests and
+//! answers as the test says.
 
 use super::http::{Headers, read_body, read_head};
 use super::listen::{Server, free_port};
@@ -214,7 +214,7 @@ fn respond(
 ) -> io::Result<()> {
     let length = body.len();
     let mut response = format!(
-        "HTTP/1.1 {status} Told So\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n"
+        "HTTP/1.1 {status} Answered\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n"
     );
     for (name, value) in more {
         response.extend([name, ": ", value, "\r\n"]);

@@ -18,14 +18,15 @@ use super::{wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Waits until the payrelay that works on this database has published and told everything. One look
-/// at all tables: an event that is published and not yet taken from the topic is in no backlog.
+/// Waits until the payrelay that works on this database has published and delivered everything. One
+/// look at all tables: an event that is published and not yet consumed from the topic is in no
+/// backlog.
 #[track_caller]
-pub fn wait_until_all_is_told(database: &Path, limit: Duration) {
+pub fn wait_until_all_is_delivered(database: &Path, limit: Duration) {
     let untold = "SELECT count(*) FROM outbox o LEFT JOIN delivery d ON d.outbox_id = o.id \
                   WHERE o.status <> 'PUBLISHED' OR d.status IS NOT 'DELIVERED'";
     let beside = OfflineStore::open(database).expect("the database is there");
-    wait_until("everything to be published and told", limit, || {
+    wait_until("everything to be published and delivered", limit, || {
         beside
             .read(|connection| connection.query_row(untold, [], |row| row.get::<_, i64>(0)))
             .expect("it can be read")

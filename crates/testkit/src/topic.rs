@@ -1,4 +1,4 @@
-//! What is on a topic, read by a client without a group; and records put there by somebody else.
+//! The records of a topic, read without a group; and records of other producers.
 
 use super::{POLL, wait_for};
 use std::collections::BTreeMap;
@@ -36,7 +36,7 @@ impl Found {
     }
 }
 
-/// As [`read`], once there are so many: the broker answers a commit before the transaction shows
+/// As [`read`], once there is this number of records: the broker answers a commit before the transaction shows
 /// (<https://cwiki.apache.org/confluence/display/KAFKA/KIP-98>, 5.2).
 pub fn read_all(bootstrap: &str, topic: &str, count: usize, limit: Duration) -> Vec<Found> {
     wait_for(&format!("{count} records on {topic}"), limit, || {
@@ -109,8 +109,8 @@ fn undecodable(topic: &str, error: &str) -> Option<(i32, i64)> {
     ))
 }
 
-/// Has the consumer begin all partitions of a topic, if it is there; tells the end of each that has
-/// anything.
+/// Lets the consumer begin all partitions of a topic, if it exists; returns the end of each that
+/// has anything.
 async fn assign(consumer: &Consumer, topic: &str) -> krafka::Result<BTreeMap<i32, i64>> {
     let mut ends = BTreeMap::new();
     let known = consumer.fetch_metadata(Some(topic)).await?.topics;
@@ -119,7 +119,7 @@ async fn assign(consumer: &Consumer, topic: &str) -> krafka::Result<BTreeMap<i32
     };
     let partitions: Vec<i32> = info.partitions.keys().copied().collect();
     consumer.assign(topic, partitions.clone()).await?;
-    // Markers of transactions take offsets: the position tells the end, not the number of records.
+    // Markers of transactions have offsets: the position is the end, not the number of records.
     for partition in partitions {
         let (low, end) = consumer.fetch_watermarks(topic, partition).await?;
         if low < end {
@@ -165,7 +165,7 @@ pub fn create(bootstrap: &str, topic: &str, settings: &[(&str, &str)]) {
     });
 }
 
-/// Deletes a topic, and waits until nobody knows it any more.
+/// Deletes a topic, and waits until no broker knows it any more.
 pub fn delete(bootstrap: &str, topic: &str, limit: Duration) {
     block_on(async {
         let kafka = connect(bootstrap).await;
@@ -195,7 +195,7 @@ pub fn delete(bootstrap: &str, topic: &str, limit: Duration) {
     });
 }
 
-/// Has a topic have so many partitions from now on, and waits until all of them show.
+/// Adds partitions to a topic up to this number, and waits until all of them exist.
 pub fn add_partitions(bootstrap: &str, topic: &str, total: i32, limit: Duration) {
     block_on(async {
         let kafka = connect(bootstrap).await;
@@ -211,21 +211,21 @@ pub fn add_partitions(bootstrap: &str, topic: &str, total: i32, limit: Duration)
         );
         let deadline = Instant::now() + limit;
         loop {
-            let told = kafka
+            let delivered = kafka
                 .admin()
                 .describe_topics([topic], DescribeTopicsOptions::default())
                 .await;
-            let shown = told
+            let shown = delivered
                 .as_ref()
                 .ok()
-                .and_then(|told| told.get(topic)?.as_ref().ok())
+                .and_then(|delivered| delivered.get(topic)?.as_ref().ok())
                 .map(|now| now.partitions.len());
             if shown == usize::try_from(total).ok() {
                 return;
             }
             assert!(
                 Instant::now() < deadline,
-                "{topic} has not {total} partitions after {limit:?}: {told:?}"
+                "{topic} has not {total} partitions after {limit:?}: {delivered:?}"
             );
             thread::park_timeout(POLL);
         }
@@ -324,7 +324,7 @@ pub fn allow(bootstrap: &str, user: &str, topic: &str, operation: AclOperation) 
     });
 }
 
-/// A transaction that somebody has begun and not ended.
+/// An open transaction of another producer.
 pub struct OpenTransaction {
     producer: TransactionalProducer,
     runtime: Runtime,
@@ -345,7 +345,7 @@ impl OpenTransaction {
                 .transaction_timeout(Duration::from_mins(5))
                 .build_transactional(id)
                 .await
-                .expect("nobody minds");
+                .expect("it can be dropped");
             producer.begin().expect("it is new");
             let record = Record::new(topic, value.to_owned())
                 .key("1")
@@ -443,7 +443,8 @@ pub fn put(
     });
 }
 
-/// Puts a record on a topic whose batch is small, and holds so many bytes once it is inflated.
+/// Puts a record on a topic whose batch is small, and holds this number of bytes once it is
+/// inflated.
 pub fn put_inflating(bootstrap: &str, topic: &str, bytes: usize) {
     block_on(async {
         let kafka = connect(bootstrap).await;

@@ -171,9 +171,9 @@ pub(super) const TOPIC: [Check; 4] = [
     },
 ];
 
-/// `?1`: the newest event that was published before the topic was read. An event with an offset must
-/// be there, if the broker still has that offset. An event without one must be somewhere, if the
-/// broker still has every record.
+/// `?1`: the newest event that was published before the topic was read. An event with an offset
+/// must be there, if the broker still has that offset. An event without one must be somewhere, if
+/// the broker still has every record.
 pub(super) const MISSING: Check = Check {
     kind: "missing",
     what: "events that were published and are not on the topic",

@@ -143,8 +143,8 @@ impl AuditDatabase {
         Ok(())
     }
 
-    /// Runs all checks in one snapshot, and those of the topic if that was read. Each finding has at
-    /// most `limit` examples.
+    /// Runs all checks in one snapshot, and those of the topic if that was read. Each finding has
+    /// at most `limit` examples.
     pub fn check(
         mut self,
         topic: &str,

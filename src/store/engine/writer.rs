@@ -95,7 +95,7 @@ pub(in crate::store) struct Writer {
     _lock: Lock,
 }
 
-/// The writer's health, for the log and the health page: one line when it begins to fail, and one
+/// The writer's health, for the health page and as log lines: one line when it begins to fail, and one
 /// when it works again, with the number of refused jobs.
 pub(in crate::store) struct WriterHealth {
     part: HealthHandle,

@@ -17,7 +17,7 @@ use testkit::wait_until;
 const DAY: i64 = 86_400;
 
 #[test]
-fn a_clock_that_jumps_loses_nothing_tells_nothing_twice_and_stops_nobody() {
+fn a_clock_that_jumps_loses_and_doubles_nothing_and_stops_no_thread() {
     let machine = Machine::new();
     let slack = FakeSlack::start();
     let env = [
@@ -31,7 +31,7 @@ fn a_clock_that_jumps_loses_nothing_tells_nothing_twice_and_stops_nobody() {
     let done = AtomicBool::new(false);
     let answers = thread::scope(|scope| {
         scope.spawn(|| {
-            // By a day and back, by ten years and back, to before anybody paid.
+            // By a day and back, by ten years and back, to before any client paid.
             for seconds in [DAY, -DAY, 3650 * DAY, 0, -3650 * DAY, 60].iter().cycle() {
                 machine.set("clock", &seconds.to_string());
                 thread::park_timeout(Duration::from_millis(250));
@@ -56,27 +56,30 @@ fn a_clock_that_jumps_loses_nothing_tells_nothing_twice_and_stops_nobody() {
         payrelay.log()
     );
     machine.set("clock", "0");
-    let told = answers.acknowledged.len();
-    wait_until("every payment to be told", LIMIT * 2, || {
-        slack.lines().len() >= told
+    let delivered = answers.acknowledged.len();
+    wait_until("every payment to be delivered", LIMIT * 2, || {
+        slack.lines().len() >= delivered
     });
     let ids: Vec<i64> = slack.lines().iter().map(|line| id_of(line)).collect();
     assert!(
-        ids.is_sorted() && ids.iter().collect::<HashSet<_>>().len() == told && ids.len() == told,
+        ids.is_sorted()
+            && ids.iter().collect::<HashSet<_>>().len() == delivered
+            && ids.len() == delivered,
         "once and in order"
     );
     assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
     let connection = Connection::open(machine.database()).unwrap();
-    // Those that were told ten years ago by the clock of that moment are purged: they are finished.
+    // Those that were delivered ten years ago by the clock of that moment are purged: they are
+    // finished.
     let purged = number(
         &connection,
         "SELECT count(*) FROM payment WHERE id NOT IN (SELECT payment_id FROM outbox)",
     );
     assert_eq!(
         number(&connection, "SELECT count(*) FROM payment"),
-        i64::try_from(told).unwrap()
+        i64::try_from(delivered).unwrap()
     );
-    eprintln!("{told} payments, {purged} of them purged");
+    eprintln!("{delivered} payments, {purged} of them purged");
     let unfinished = "SELECT count(*) FROM outbox o LEFT JOIN delivery d ON d.outbox_id = o.id \
                       WHERE o.status <> 'PUBLISHED' OR d.status <> 'DELIVERED'";
     assert_eq!(number(&connection, unfinished), 0);
@@ -128,7 +131,7 @@ fn a_clock_that_is_years_ahead_purges_nothing_that_is_unfinished() {
     machine.set("clock", "0");
     slack.answer_with(|_, _| Answer::Ok);
     client.resume_slack();
-    wait_until("all to be told, in order", LIMIT * 2, || {
+    wait_until("all to be delivered, in order", LIMIT * 2, || {
         slack
             .lines()
             .iter()

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{Connecting, LIMIT, load, number, request, verify};
 use testkit::hostile::Machine;
 use testkit::process::{Payrelay, run_to_exit};
-use testkit::store::wait_until_all_is_told;
+use testkit::store::wait_until_all_is_delivered;
 
 /// As large as it takes for the tables to have pages of their own.
 const PAYMENTS: usize = 2000;
@@ -24,7 +24,7 @@ fn with_payments() -> Machine {
     load(&machine, payrelay.addr(), 8, |answers| {
         answers.count() > PAYMENTS
     });
-    wait_until_all_is_told(&machine.database(), LIMIT);
+    wait_until_all_is_delivered(&machine.database(), LIMIT);
     assert_eq!(payrelay.terminate().code(), Some(0));
     machine
 }
@@ -197,7 +197,7 @@ fn spoil(machine: &Machine, table: &str) {
 
 #[test]
 fn damage_that_is_met_while_it_runs_stops_payments_loudly_and_once() {
-    // One that a payment writes to, but which nobody looks at before.
+    // One that a payment writes to, but that is not read before.
     let machine = with_payments();
     spoil(&machine, "user_history");
     let mut payrelay = Payrelay::start(machine.options(&[]));

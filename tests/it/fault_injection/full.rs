@@ -15,7 +15,7 @@ use testkit::process::Payrelay;
 use testkit::slack::{Answer, FakeSlack};
 use testkit::wait_until;
 
-/// Payments are taken until the disk itself refuses.
+/// Payments are accepted until the disk itself refuses.
 const NO_RESERVE: (&str, &str) = ("PAYRELAY_DATABASE_MIN_FREE_BYTES", "0");
 
 fn count(log: &str, needle: &str) -> usize {
@@ -63,16 +63,16 @@ fn a_full_disk_is_507_at_once_and_nothing_needs_a_person_when_it_has_room() {
     );
     // Nor is it ready because of a transaction that has nothing to write; each look has one tried
     // that has, and who shares that one is refused with it.
-    let mut told_again = 0;
-    wait_until("the answer of before to be told again", LIMIT, || {
-        told_again += usize::from(client.send(&keyed).unwrap().0 == 201);
+    let mut delivered_again = 0;
+    wait_until("the earlier response to be repeated", LIMIT, || {
+        delivered_again += usize::from(client.send(&keyed).unwrap().0 == 201);
         assert_eq!(
             client.get("/health/ready").unwrap().0,
             503,
             "{}",
             payrelay.log()
         );
-        told_again >= 20
+        delivered_again >= 20
     });
     machine.clear("full");
     assert_eq!(client.post(&request(1001, 1)).unwrap().0, 201);
@@ -176,7 +176,7 @@ fn a_disk_that_fills_and_empties_under_load_loses_nothing_and_keeps_nothing_that
     let connection = Connection::open(machine.database()).unwrap();
     verify(&connection, &answers.acknowledged);
     let refused: HashSet<i64> = answers.refused.iter().map(|(_, first, _)| *first).collect();
-    let told: HashSet<i64> = answers
+    let delivered: HashSet<i64> = answers
         .acknowledged
         .iter()
         .map(|payment| payment.id)
@@ -190,14 +190,14 @@ fn a_disk_that_fills_and_empties_under_load_loses_nothing_and_keeps_nothing_that
     {
         let (id, reservation) = row.unwrap();
         assert!(
-            told.contains(&id) || !refused.contains(&reservation),
+            delivered.contains(&id) || !refused.contains(&reservation),
             "payment {id} was refused, and is there"
         );
     }
 }
 
 #[test]
-fn payments_stop_before_the_disk_is_full_and_what_was_taken_goes_on() {
+fn payments_stop_before_the_disk_is_full_and_stored_ones_continue() {
     let machine = Machine::new();
     let slack = FakeSlack::start();
     slack.answer_with(|_, _| Answer::Status(500));
@@ -238,9 +238,11 @@ fn payments_stop_before_the_disk_is_full_and_what_was_taken_goes_on() {
     );
     slack.answer_with(|_, _| Answer::Ok);
     client.resume_slack();
-    wait_until("every payment that was taken to be told", LIMIT, || {
-        slack.lines().len() == 21
-    });
+    wait_until(
+        "every payment that was accepted to be delivered",
+        LIMIT,
+        || slack.lines().len() == 21,
+    );
     wait_until("that to be recorded", LIMIT, || {
         client.get("/payments/21").unwrap().1["notification"]["status"] == "DELIVERED"
     });

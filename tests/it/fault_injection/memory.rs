@@ -20,7 +20,7 @@ use testkit::{wait_for, wait_until};
 const SIGABRT: i32 = 6;
 
 #[test]
-fn a_machine_without_room_for_the_threads_is_told_so_at_the_start() {
+fn a_machine_without_capacity_for_threads_is_reported_at_the_start() {
     let machine = Machine::new();
     for threads in [1, 2, 3, 8, 12, 14] {
         machine.set("threads", &threads.to_string());
@@ -79,7 +79,7 @@ fn once_it_runs_no_thread_is_started_any_more() {
         "{}",
         payrelay.log()
     );
-    // Slack and Kafka away and back: connections are made anew.
+    // Slack and Kafka stop and restart: connections are made again.
     slack.stop();
     let more = load(
         &machine,
@@ -99,18 +99,18 @@ fn once_it_runs_no_thread_is_started_any_more() {
     proxy.heal();
     slack.answer_with(|_, _| Answer::Ok);
     slack.start_again();
-    let told = [&answers, &more, &more_yet]
+    let delivered = [&answers, &more, &more_yet]
         .iter()
         .map(|answers| answers.acknowledged.len())
         .sum();
-    wait_until("every payment to be told", LIMIT * 2, || {
-        slack.lines().len() >= told
+    wait_until("every payment to be delivered", LIMIT * 2, || {
+        slack.lines().len() >= delivered
     });
     assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
     assert!(!payrelay.log().contains("panic"), "{}", payrelay.log());
 }
 
-/// Bodies that are never finished, each as large as may be, on so many connections at once.
+/// Bodies that are never finished, each as large as may be, on this number of connections at once.
 fn flood(address: SocketAddr, connections: usize) -> Vec<TcpStream> {
     let head = "POST /payments HTTP/1.1\r\nHost: x\r\nContent-Type: \
         application/json\r\nContent-Length: 262144\r\n\r\n";

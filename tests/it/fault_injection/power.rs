@@ -1,6 +1,6 @@
 //! The power fails: at any moment, what was acknowledged is on the disk.
 //!
-//! A run of the real binary is taken down, with every write and every sync; then the power fails at
+//! A run of the real binary is recorded, with every write and every sync; then the power fails at
 //! hundreds of points of it, and each time the store opens what the disk may hold.
 
 use std::env;
@@ -47,7 +47,7 @@ fn open_and_verify(folder: &Path, acknowledged: &[Acknowledged]) {
 /// How many points, unless `HOSTILE_POINTS` says otherwise.
 const POINTS: u64 = 100;
 
-/// Fails the power at random points of what was taken down; `HOSTILE_SEED` takes others.
+/// Fails the power at random points of what was recorded; `HOSTILE_SEED` takes others.
 pub(super) fn fail_everywhere(machine: &Machine, acknowledged: &[Acknowledged]) -> Disk {
     let set = |name, default| env::var(name).map_or(default, |text| text.parse().unwrap());
     let (points, seed) = (set("HOSTILE_POINTS", POINTS), set("HOSTILE_SEED", 1));

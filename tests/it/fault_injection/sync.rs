@@ -38,7 +38,7 @@ fn load_until_a_sync_fails(machine: &Machine, file: &str) -> Vec<Acknowledged> {
     );
     assert!(
         answers.refused.is_empty(),
-        "nobody can say that nothing was stored: {:?}",
+        "no response may say that nothing was stored: {:?}",
         answers.refused
     );
     acknowledged.extend(answers.acknowledged);

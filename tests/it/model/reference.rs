@@ -128,12 +128,12 @@ impl Model {
         self.events.keys().copied().collect()
     }
 
-    /// Which payment an event tells of, if it is still there.
+    /// The payment of an event, if it still exists.
     pub fn payment_of(&self, event: i64) -> Option<i64> {
         self.events.get(&event).map(|row| row.payment_id)
     }
 
-    /// Does a job, and tells what the store is to answer.
+    /// Does a job, and returns the expected result of the store.
     pub fn apply(&mut self, job: &Job, now: Timestamp) -> Answer {
         match job {
             Job::Pay(new) => Answer::Payments(self.pay(new, now)),

@@ -1,4 +1,4 @@
-//! What a process costs, as Linux tells in /proc.
+//! The resources of a process, from Linux's /proc.
 
 use std::fs;
 

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 
 use super::percentile;
 
-/// What came of a load.
+/// The outcome of a load.
 #[derive(Debug, Default)]
 pub struct Outcome {
     pub elapsed: Duration,

@@ -120,7 +120,7 @@ impl Figure {
     }
 }
 
-/// The value that so many percent of the values are not above.
+/// The percentile of the values.
 pub fn percentile(values: &mut [f64], percent: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let last = values.len().saturating_sub(1);

@@ -3,7 +3,7 @@
 //! What was synced is there. Of what was written since, anything may be there: each write, or each
 //! sector of 512 bytes of it, or nothing; in any order. A name that was made or removed since the
 //! folder was last synced may be there or not. A sync that failed has lost what it was to write,
-//! although whoever reads the file goes on seeing it: Linux keeps such pages, and counts them as
+//! although every reader of the file still sees it: Linux keeps such pages, and counts them as
 //! written (<https://lwn.net/Articles/752063/>).
 
 use std::collections::{BTreeMap, HashMap};
@@ -84,7 +84,7 @@ impl Disk {
         }
     }
 
-    /// Goes on to the last whole entry before `end`.
+    /// Continues to the last whole entry before `end`.
     pub fn advance(&mut self, end: usize) {
         while let Some((record, next)) = self.record(self.at).filter(|(_, next)| *next <= end) {
             self.apply(record);

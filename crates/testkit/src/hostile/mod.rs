@@ -57,7 +57,7 @@ impl Machine {
         self.files.path().join("payrelay.db")
     }
 
-    /// Turns a switch on, or changes what it says. Nobody sees half of the text.
+    /// Turns a switch on, or changes its text. No reader sees half of the text.
     pub fn set(&self, switch: &str, text: &str) {
         let new = self.control.path().join("new");
         fs::write(&new, text).expect("a switch can be written");
@@ -68,7 +68,7 @@ impl Machine {
         fs::remove_file(self.control.path().join(switch)).expect("the switch is on");
     }
 
-    /// How much has been taken down: what is acknowledged now is in what comes before.
+    /// How much has been recorded: everything that is acknowledged now is before this.
     pub fn journal_length(&self) -> u64 {
         fs::metadata(self.control.path().join("journal"))
             .expect("this machine is recorded")

@@ -5,14 +5,14 @@
  *
  *   journal   (there at the start) every change of a file, with its bytes, and every sync is appended to it, in order
  *   die       the process is killed before its next change of a file: the journal and the files agree exactly
- *   full      so many bytes are free: what would extend a file by more fails with ENOSPC, and statvfs tells the same
+ *   full      this number of bytes are free: what would extend a file by more fails with ENOSPC, and statvfs says the same
  *   quota     the same with EDQUOT, and statvfs knows nothing of it
- *   eio       a sync of a file whose name ends so fails, and what was to be synced is lost: fsync tells of it once
+ *   eio       a sync of a file whose name ends so fails, and what was to be synced is lost: fsync says of it once
  *   readonly  an errno and the end of a name: opening such a file for writing, and making it, fails
- *   clock     so many seconds are added to the wall clock
- *   threads   no more than so many threads at a time
+ *   clock     this number of seconds are added to the wall clock
+ *   threads   no more than this number of threads at a time
  *
- * -shm and .lock are not minded: SQLite builds the one anew, and the other has no content that matters.
+ * -shm and .lock are not minded: SQLite builds the one again, and the other has no content that matters.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -117,7 +117,7 @@ static void append(uint8_t op, const char *name, uint64_t number, const void *da
     free(record);
 }
 
-/* Before a change: the mutex is held until after it, so that nobody else has one half done when the process is killed. */
+/* Before a change: the mutex is held until after it, so that no other process has one half done when the process is killed. */
 static void begin(void) {
     pthread_mutex_lock(&mutex);
     char text[8];
@@ -144,7 +144,7 @@ static int minded_open(const char *path, int flags, mode_t mode) {
     char whole[PATH_MAX], link[64];
     int writes = (flags & O_ACCMODE) != O_RDONLY || flags & O_CREAT, fd;
     if (!folder[0]) return real_open(path, flags, mode);
-    /* Whether it is ours is known once it is open; what is to be made or changed has a folder that tells. */
+    /* Whether it is ours is known once it is open; what is to be made or changed has a folder that says. */
     char parent[PATH_MAX], text[256];
     snprintf(parent, sizeof parent, "%s", path);
     char *slash = strrchr(parent, '/');
@@ -228,7 +228,7 @@ static int minded_ftruncate(int fd, off_t length) {
 int ftruncate(int fd, off_t length) { return minded_ftruncate(fd, length); }
 int ftruncate64(int fd, off_t length) { return minded_ftruncate(fd, length); }
 
-/* What was written before the sync began is on the disk once it has ended; of what is written meanwhile nobody knows. */
+/* What was written before the sync began is on the disk once it has ended; of what is written meanwhile no process knows. */
 static int minded_sync(int fd, int (*sync)(int)) {
     if (!name_of(fd)) return sync(fd);
     char suffix[256];
@@ -260,17 +260,17 @@ int unlink(const char *path) {
 }
 
 #define STATVFS(function, type, subject)                                        \
-    int function(type subject, struct statvfs *told) {                          \
+    int function(type subject, struct statvfs *delivered) {                          \
         char text[32];                                                          \
-        int result = real_##function(subject, told);                            \
+        int result = real_##function(subject, delivered);                            \
         if (!result && is_on("full", text, sizeof text))                        \
-            told->f_bavail = told->f_bfree = (fsblkcnt_t)atoll(text) / told->f_frsize; \
+            delivered->f_bavail = delivered->f_bfree = (fsblkcnt_t)atoll(text) / delivered->f_frsize; \
         return result;                                                          \
     }
 STATVFS(statvfs, const char *, path)
 STATVFS(fstatvfs, int, fd)
-int statvfs64(const char *path, struct statvfs64 *told) { return statvfs(path, (struct statvfs *)told); }
-int fstatvfs64(int fd, struct statvfs64 *told) { return fstatvfs(fd, (struct statvfs *)told); }
+int statvfs64(const char *path, struct statvfs64 *delivered) { return statvfs(path, (struct statvfs *)delivered); }
+int fstatvfs64(int fd, struct statvfs64 *delivered) { return fstatvfs(fd, (struct statvfs *)delivered); }
 
 /* The switch is read every 10 ms at most: the clock is asked often. */
 static time_t shift(void) {
