@@ -89,7 +89,7 @@ impl Snapshots {
     }
 
     fn lock(&self) -> MutexGuard<'_, Seen> {
-        // The value is consistent whenever the lock is free: a panic elsewhere does not spoil it.
+        // The value is consistent whenever the lock is free, so lock poisoning is ignored.
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

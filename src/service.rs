@@ -57,7 +57,7 @@ pub enum StartError {
     /// A channel's configuration cannot be used.
     #[error(transparent)]
     Slack(#[from] SlackConfigError),
-    /// The configuration of Kafka cannot be used.
+    /// The keys of `[kafka]` cannot be used.
     #[error(transparent)]
     Kafka(#[from] Problems),
     /// A channel had a webhook, and has none now.

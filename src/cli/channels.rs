@@ -1,4 +1,4 @@
-//! `payrelay channels`: actions on the notifier of a running payrelay, through the database.
+//! `payrelay channels`: controls the notifiers of a running payrelay, through the database.
 
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ pub(super) enum Channels {
 /// How long a running payrelay has to see the request.
 const OUTCOME_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Between two queries for the outcome.
+/// The pause between two queries for the outcome of a request.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 impl Channels {

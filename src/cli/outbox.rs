@@ -1,4 +1,4 @@
-//! `payrelay outbox`: actions on the relay of a running payrelay, through the database.
+//! `payrelay outbox`: controls the relay of a running payrelay, through the database.
 
 use clap::Subcommand;
 use payrelay::config::Config;

@@ -21,7 +21,7 @@ pub(super) struct Restore {
         conflicts_with = "adopt"
     )]
     copy: Option<PathBuf>,
-    /// The database at database.path is itself such a copy: mark it as one
+    /// Marks the file at database.path as a restored copy, without replacing it
     #[arg(long)]
     adopt: bool,
     /// Needed unless standard input and standard error are terminals

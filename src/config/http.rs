@@ -29,9 +29,9 @@ pub struct Http {
     pub client_connections_max: NonZeroUsize,
     /// `None`: no limit.
     pub client_requests_per_second: Option<NonZeroU32>,
-    /// The most bytes of bodies in progress of one client.
+    /// The maximum number of bytes of bodies in progress of one client.
     pub client_body_bytes_max: usize,
-    /// The most bytes of bodies in progress of all clients.
+    /// The maximum number of bytes of bodies in progress of all clients.
     pub bodies_bytes_max: usize,
     /// The URL of this API for people, for links in messages.
     pub public_url: Option<String>,
@@ -64,7 +64,7 @@ pub struct Token {
     pub hash: TokenHash,
 }
 
-/// Bytes of bodies in progress.
+/// The allowed limits of body bytes in memory.
 const BODIES: RangeInclusive<i64> = 1024..=68_719_476_736;
 
 pub(super) fn read(s: &mut Source<'_>) -> Http {

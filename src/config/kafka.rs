@@ -21,7 +21,8 @@ pub struct Kafka {
     pub partitions: i32,
     /// The guarantee if this process dies at any moment.
     pub delivery: DeliveryGuarantee,
-    /// The most open dead letters of records that are not this node's events, or cannot be read.
+    /// The maximum number of open dead letters of records that are not this node's events, or
+    /// cannot be read.
     pub dead_records_max: NonZeroUsize,
     /// TLS and SASL settings.
     pub security: KafkaSecurity,

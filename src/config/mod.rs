@@ -84,7 +84,7 @@ pub enum PublisherKind {
 pub struct Publisher {
     /// The publisher.
     pub kind: PublisherKind,
-    /// The most outbox rows of one batch.
+    /// The maximum number of outbox rows of one batch.
     pub batch_max: NonZeroUsize,
 }
 
@@ -104,7 +104,7 @@ pub struct Scheduler {
 pub struct Idempotency {
     /// How long a key is stored.
     pub retention: Duration,
-    /// The most keys; the oldest are deleted first.
+    /// The maximum number of keys; the oldest are deleted first.
     pub keys_max: NonZeroUsize,
 }
 

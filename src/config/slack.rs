@@ -35,7 +35,7 @@ pub struct Slack {
     pub burst: NonZeroUsize,
     /// When more payments wait, they share a digest.
     pub digest_over: usize,
-    /// The most payments of one digest.
+    /// The maximum number of payments of one digest.
     pub digest_max: NonZeroUsize,
     /// When more payments wait, one summary counts them all; 0: never.
     pub summary_over: usize,

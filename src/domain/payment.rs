@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::domain::timestamp::Timestamp;
 
-/// The most reservations of one request.
+/// The maximum number of reservations of one request.
 pub const RESERVATIONS_MAX: usize = 1000;
 
 /// A valid payment request.
@@ -83,7 +83,7 @@ pub(crate) fn shown(mut text: String) -> String {
 }
 
 impl NewPayment {
-    /// Reads a request body.
+    /// Parses and validates a request body.
     pub fn parse(body: &[u8]) -> Result<Self, Invalid> {
         let Object(raw): Object<RawPayment> = from_json(body)?;
         let user_id = present(raw.user_id, || "user_id".to_owned())?.0;
@@ -234,7 +234,7 @@ pub struct Payment {
     pub currency: String,
     /// The outcome.
     pub status: Status,
-    /// The reason of a FAILED payment.
+    /// Why the payment failed, if it is FAILED.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
     /// The COMPLETED payment of the same reservation, if this one is FAILED.

@@ -42,7 +42,7 @@ pub(super) enum Route {
     },
 }
 
-/// The endpoint that a method, the rest of a path and a query name.
+/// Finds the endpoint for a method, the rest of a path and a query.
 pub(super) fn route(
     method: &Method,
     path: &str,

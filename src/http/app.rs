@@ -32,13 +32,13 @@ pub struct Channel {
 pub struct AppContext {
     /// Stores payments.
     pub store: Store,
-    /// Woken when events were committed.
+    /// Wakes the relay after a commit.
     pub relay: Waker,
-    /// Woken when dead letters were replayed.
+    /// Wakes the notifiers after dead letters were replayed.
     pub notifiers: Waker,
     /// The currency of new payments.
     pub currency: String,
-    /// The most stored Idempotency-Keys.
+    /// The maximum number of stored Idempotency-Keys.
     pub keys_max: usize,
     /// The configuration.
     pub settings: config::Http,

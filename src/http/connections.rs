@@ -116,7 +116,7 @@ impl Connections {
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
-        // The map is consistent whenever the lock is free: a panic elsewhere does not spoil it.
+        // The map is consistent whenever the lock is free, so lock poisoning is ignored.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -126,13 +126,14 @@ impl Limits {
     }
 
     fn peers(&self) -> MutexGuard<'_, Peers> {
-        // Each entry is consistent whenever the lock is free: a panic elsewhere does not spoil it.
+        // Each entry is consistent whenever the lock is free, so lock poisoning is ignored.
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl ClientUsage {
-    /// A token bucket with the tokens of a second, as the time until which it is spent.
+    /// A token bucket of one second's tokens. It is stored as the time until which its tokens are
+    /// spent.
     fn try_request(&self, now: Duration, interval: Duration) -> bool {
         let (now, interval) = (nanoseconds(now), nanoseconds(interval));
         let spend = |until: u64| {

@@ -69,7 +69,7 @@ impl Refusals {
     }
 
     fn lock(&self) -> MutexGuard<'_, [Kind; Refusal::ALL.len()]> {
-        // Each entry is consistent whenever the lock is free: a panic elsewhere does not spoil it.
+        // Each entry is consistent whenever the lock is free, so lock poisoning is ignored.
         self.kinds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -64,7 +64,7 @@ impl Route {
     }
 }
 
-/// The endpoint that a method, a path and a query name.
+/// Finds the endpoint for a method, a path and a query.
 fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Problem> {
     let segments: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
     let reading = || match *method {

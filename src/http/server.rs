@@ -23,7 +23,7 @@ use super::limits::ConnectionPermit;
 use super::refusals::LOG_INTERVAL;
 use crate::runtime::worker::Worker;
 
-/// The most bytes of a request's head, and of a connection's buffer.
+/// The maximum number of bytes of a request's head, and of a connection's buffer.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
 /// The bytes of responses that the kernel keeps for a client that does not read; it uses up to

@@ -32,12 +32,12 @@ pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(7);
 
 const FOREVER: Duration = Duration::from_hours(24 * 3650);
 
-/// The most bytes of one fetch response: on a slow link it has to arrive within the few seconds of
-/// a call, and memory stays small however many partitions there are. A larger batch arrives all the
-/// same (KIP-74).
+/// The maximum number of bytes of one fetch response: on a slow link it has to arrive within the
+/// few seconds of a call, and memory stays small however many partitions there are. A larger batch
+/// arrives all the same (KIP-74).
 pub(crate) const FETCH_BYTES_MAX: i32 = 512 * 1024;
 
-/// The most bytes of one decompressed batch; gzip makes 16 MiB of 16 KiB.
+/// The maximum number of bytes of one decompressed batch; gzip makes 16 MiB of 16 KiB.
 pub(crate) const INFLATED_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// How old the cluster's metadata may be.

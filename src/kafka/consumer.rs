@@ -47,15 +47,16 @@ const SWEEP_AFTER: Duration = Duration::from_secs(5);
 /// An event that has not arrived after this time makes the consumer unavailable.
 const LATE_AFTER: Duration = Duration::from_mins(1);
 
-/// The most events of one backfilling transaction.
+/// The maximum number of events in one backfill transaction.
 const BACKFILL_MAX: usize = 1000;
 
-/// The most rows that the low-water mark moves over in a transaction of its own.
+/// The maximum number of rows that the low-water mark moves over in a transaction of its own.
 const ADVANCE_MAX: usize = 10_000;
 
 /// Consumes the topic.
 pub struct Consumer {
-    // Declared, and so dropped, before the runtime, which its tasks need.
+    // This field comes before the runtime, so Rust drops it first: its tasks still need the
+    // runtime.
     membership: Option<Membership>,
     connection: ClusterConnection,
     driver: KafkaRuntime,
@@ -140,7 +141,7 @@ impl Consumer {
         })
     }
 
-    /// Counts in these metrics.
+    /// Records the consumer's counts in these metrics.
     #[must_use]
     pub fn with_metrics(self, metrics: Metrics) -> Self {
         Self { metrics, ..self }

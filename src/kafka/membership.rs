@@ -44,7 +44,7 @@ const ASSIGNMENT_LIMIT: Duration = Duration::from_secs(8);
 /// this, plus one request timeout.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The most records of one transaction.
+/// The maximum number of records of one transaction.
 const RECORDS_MAX: i32 = 1000;
 
 /// The timestamps of `ListOffsets` that mean the ends of a partition.

@@ -143,7 +143,7 @@ impl KafkaPublisher {
         })
     }
 
-    /// Counts in these metrics.
+    /// Records the publisher's counts in these metrics.
     #[must_use]
     pub fn with_metrics(mut self, metrics: Metrics) -> Self {
         self.pipeline.metrics = metrics;

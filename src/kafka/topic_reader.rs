@@ -171,8 +171,8 @@ impl TopicReader {
         Ok(())
     }
 
-    /// As [`TopicReader::open`], with retries until the limit: a topic that was just created, or
-    /// has a new leader, is refused at first.
+    /// As [`TopicReader::open`], with retries until the time limit: brokers reject requests for a
+    /// new topic, or after a change of its leader, at first.
     pub(crate) async fn open_within(
         limit: Duration,
         kafka: &Kafka,

@@ -105,7 +105,7 @@ impl VisibilityWatch {
         Ok(self.judge(open, bootstrap_servers))
     }
 
-    /// Drops visible batches. Returns the remaining ones of each partition.
+    /// Stops watching visible batches. Returns the batches that remain, by partition.
     fn forget_visible(&mut self, stable: &BTreeMap<i32, i64>) -> BTreeMap<i32, Option<Unseen>> {
         let mut rest = BTreeMap::new();
         for (partition, batches) in &mut self.batches {

@@ -51,7 +51,7 @@ pub struct Relay {
 
 /// The settings of a relay, and its connections to other threads.
 pub struct Options {
-    /// The most events of one batch.
+    /// The maximum number of events of one batch.
     pub batch_max: usize,
     /// Wakes the relay.
     pub wake: Receiver<()>,

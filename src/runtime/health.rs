@@ -125,7 +125,7 @@ impl HealthHandle {
     }
 
     fn lock(&self) -> MutexGuard<'_, Health> {
-        // The value is consistent whenever the lock is free: a panic elsewhere does not spoil it.
+        // The value is consistent whenever the lock is free, so lock poisoning is ignored.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -143,7 +143,7 @@ pub struct OutageTracker {
     reasons: BTreeSet<String>,
 }
 
-/// The most reasons of one outage that are logged.
+/// The maximum number of reasons of one outage that are logged.
 const REASONS_MAX: usize = 20;
 
 impl OutageTracker {
@@ -204,7 +204,7 @@ impl OutageTracker {
         );
     }
 
-    /// Records that another process replaced it, until an operator acts.
+    /// Records that another process fenced this component. The state stays until an operator acts.
     pub fn fenced(&mut self, error: &dyn Display) {
         self.failures = self.failures.saturating_add(1);
         self.since.get_or_insert_with(Instant::now);

@@ -249,7 +249,7 @@ impl ChannelMetrics {
         self.all.0.delivered.inc_by(count as u64);
     }
 
-    /// A message got no response.
+    /// Counts a Slack message without a response.
     pub fn unknown_outcome(&self) {
         self.unknown.inc();
         self.all.0.unknown_outcomes.inc();

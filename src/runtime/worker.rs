@@ -152,7 +152,7 @@ pub fn ensure_thread_capacity(threads: usize) -> io::Result<()> {
     };
     let started: io::Result<Vec<_>> = (0..threads).map(start).collect();
     drop(release);
-    // The threads that did start end by themselves.
+    // If one thread cannot start, the others end when `release` is dropped.
     for thread in started? {
         let _ = thread.join();
     }

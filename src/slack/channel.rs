@@ -30,7 +30,7 @@ pub struct Channel {
     pub burst: usize,
     /// When more payments wait, they share a digest.
     pub digest_over: usize,
-    /// The most payments of one digest.
+    /// The maximum number of payments of one digest.
     pub digest_max: usize,
     /// When more payments wait, one summary counts them all; 0: never.
     pub summary_over: usize,

@@ -8,11 +8,11 @@ use crate::slack::message::Summary;
 use crate::store::delivery::{self, Carrier, Outcome, PendingDelivery};
 use crate::store::{SqlResult, Store, StoreError, Transaction};
 
-/// The most deliveries that one transaction of a summary marks: it holds the writer for a few
-/// milliseconds.
+/// The maximum number of deliveries that one transaction of a summary marks: it holds the writer
+/// for a few milliseconds.
 const SUMMARY_SLICE: usize = 200;
 
-/// The most payments of one summary, so that it ends before the limit of a stop.
+/// The maximum number of payments of one summary, so that it ends before the limit of a stop.
 const SUMMARY_MAX: usize = 100_000;
 
 /// The payments of one message.

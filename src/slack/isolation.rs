@@ -12,7 +12,7 @@ use std::time::Duration;
 /// How long digests stay small after one was rejected.
 pub const SMALL_FOR: Duration = Duration::from_mins(10);
 
-/// A rejected digest shrinks to a quarter.
+/// After a rejection the next digest carries a quarter of the payments.
 const SHRINK_FACTOR: usize = 4;
 
 /// This number of consecutive messages without a response pauses the channel: each may appear
@@ -24,7 +24,7 @@ const UNKNOWN_MAX: u32 = 3;
 pub enum Format {
     /// Block Kit, and `text` for notifications.
     Blocks,
-    /// `text` alone.
+    /// Plain text, without blocks.
     Plain,
 }
 

@@ -22,12 +22,12 @@ const SECTION_MAX: usize = 3000;
 /// for the heading.
 const SECTIONS_MAX: usize = 40;
 
-/// The most characters of all blocks of a message. Slack documents no limit; users report that it
-/// rejects messages from about 13,200 on.
+/// The maximum number of characters of all blocks of a message. Slack documents no limit; users
+/// report that it rejects messages from about 13,200 on.
 const BLOCKS_MAX: usize = 12_000;
 
-/// The most characters of the heading, the words and the times, without the totals and the ids of
-/// FAILED payments.
+/// The maximum number of characters of the heading, the words and the times, without the totals and
+/// the ids of FAILED payments.
 const HEADING_MAX: usize = 500;
 
 /// A message's text is cut at 40,000 characters
@@ -40,7 +40,7 @@ const LINE_MAX: usize = 2000;
 /// A longer reason is cut.
 const FAILURE_MAX: usize = 300;
 
-/// The most ids in a line of the list of FAILED payments.
+/// The maximum number of ids in a line of the list of FAILED payments.
 const IDS_A_LINE: usize = 20;
 
 /// The look of messages.

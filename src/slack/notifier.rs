@@ -32,7 +32,7 @@ pub const BACKOFF: Backoff = Backoff {
     cap: Duration::from_mins(1),
 };
 
-/// The most lines that the log gets between two records of outcomes.
+/// The maximum number of lines that the log gets between two records of outcomes.
 const LOG_BATCH: usize = 500;
 
 /// How soon a waiting notifier sees an operator's action.
@@ -80,7 +80,7 @@ pub enum Step {
 
 /// The connections of a notifier to other threads.
 pub struct Options<'a> {
-    /// Wakes it.
+    /// Wakes the notifier.
     pub wake: Receiver<()>,
     /// An operator's request to resume the channel.
     pub resume: ResumeHandle,

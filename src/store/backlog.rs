@@ -10,7 +10,7 @@ use super::{dead_letter, unconsumed};
 use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 
-/// The most rows of a closed segment: some 8 ms to count.
+/// The maximum number of rows of a closed segment: some 8 ms to count.
 const SEGMENT_ROWS: i64 = 100_000;
 
 /// Everything that waits in the database.

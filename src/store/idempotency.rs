@@ -62,7 +62,7 @@ pub enum Once {
     KeyReused,
 }
 
-/// The stored first request with a key.
+/// The stored first request that used a key.
 struct StoredKey {
     body_hash: Vec<u8>,
     first_payment_id: i64,

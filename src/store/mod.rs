@@ -83,7 +83,7 @@ struct Backpressure {
     max: usize,
 }
 
-/// The capacity that a job occupies until it is answered.
+/// The queue capacity that a job occupies until the writer has replied.
 struct QueueSlot {
     queue: Backpressure,
     payments: usize,

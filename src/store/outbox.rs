@@ -171,7 +171,8 @@ pub(super) fn of_payment(
 }
 
 /// Deletes at most `limit` events, with their deliveries, that were published and delivered before
-/// `cutoff`. Returns how many, and counts them. Unfinished events stay, however old.
+/// `cutoff`. Returns how many, and adds that to `node.events_purged`. Unfinished events stay,
+/// however old.
 pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, limit: usize) -> rusqlite::Result<usize> {
     let ids: Vec<i64> = tx
         .prepare_cached(

@@ -19,7 +19,7 @@ pub enum Selection {
     Open {
         /// Exclusive.
         after: i64,
-        /// The most letters.
+        /// The maximum number of letters.
         limit: usize,
     },
 }
@@ -35,7 +35,7 @@ pub struct ResolveRequest<'a> {
     pub dry_run: bool,
     /// The node of our events.
     pub node: &'a NodeId,
-    /// `http` or `command line`.
+    /// The origin of the request: `http` or `command line`.
     pub origin: &'a str,
     /// The time of the action.
     pub now: Timestamp,

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 /// Why nothing was restored. The database is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
-    /// The database, or the copy, cannot be used.
+    /// The database or the copy cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
     /// The copy is the database itself.

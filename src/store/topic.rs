@@ -99,7 +99,7 @@ pub fn save_published_offsets(
 /// An event of ours that is on the topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PublishedRecord {
-    /// The event, as the record names it.
+    /// The event, from the record's headers and value.
     pub notice: EventRef,
     /// Its partition.
     pub partition: i32,

@@ -142,7 +142,7 @@ impl DiskMonitor {
                 self.statvfs_failed = false;
                 self.found(stat.f_bavail.saturating_mul(stat.f_frsize));
             }
-            // No reason to refuse: the disk itself will.
+            // The free space is unknown, so payments are accepted. On a full disk the write fails.
             Err(error) if !self.statvfs_failed => {
                 self.statvfs_failed = true;
                 log::warn!("the free space of the disk is unknown: {error}");

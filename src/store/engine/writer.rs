@@ -24,7 +24,7 @@ use crate::store::error::{StoreError, is_corruption, is_full};
 /// synced.
 const BATCH_MIN: usize = 32;
 
-/// The most jobs of one commit.
+/// The maximum number of jobs of one commit.
 const BATCH_MAX: usize = 512;
 
 /// Background jobs get a turn at least this often, whatever else waits.
@@ -95,8 +95,8 @@ pub(in crate::store) struct Writer {
     _lock: Lock,
 }
 
-/// The writer's health, for the health page and as log lines: one line when it begins to fail, and one
-/// when it works again, with the number of refused jobs.
+/// The writer's health, for the health page and as log lines: one line when it begins to fail, and
+/// one when it works again, with the number of refused jobs.
 pub(in crate::store) struct WriterHealth {
     part: HealthHandle,
     damage: CorruptionFlag,
