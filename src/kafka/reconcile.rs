@@ -107,12 +107,13 @@ impl Reconciliation {
             .collect();
         let offsets = self.read_to(&records);
         self.session.saw(&found);
+        // The marks before any other wait: if that times out, the next call has no records any more.
+        let changes = self.save(&context.store, found, offsets)?;
+        self.idle_since = Instant::now();
         if self.is_complete() && self.has_unseen() {
             // Records that were deleted meanwhile need not have been seen.
             self.reader.refresh_start_offsets(limit).await?;
         }
-        let changes = self.save(&context.store, found, offsets)?;
-        self.idle_since = Instant::now();
         Ok(changes)
     }
 

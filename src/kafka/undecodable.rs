@@ -4,8 +4,6 @@
 //! A second fetch returns the same bytes, unless another broker leads by then. So the reader tries
 //! a batch a few times, and then continues after it. The client does not report the end of a batch,
 //! so it is searched.
-//! few times, and then the reader continues after it. The client does not say where a batch ends:
-//! its end is searched for.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

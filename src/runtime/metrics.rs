@@ -2,7 +2,6 @@
 //!
 //! Every series exists from the start, so that a missing one never means zero. A counter is one
 //! atomic, and no hot path finds one by its labels.
-//! atomic, and nothing on a hot path looks one up by its labels.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

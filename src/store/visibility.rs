@@ -6,7 +6,6 @@
 //! producer removes them. So the transaction that marks events PUBLISHED also notes them here. The
 //! note is deleted once a consumer could see them. A new session reads the noted range from the
 //! topic, and publishes the missing events again.
-//! connection begins is read from the topic, and what the topic does not show is published again.
 
 use super::publication::{Destination, Receipt};
 use crate::domain::topic::Topic;
