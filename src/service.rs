@@ -13,7 +13,7 @@ use crate::domain::timestamp::Timestamp;
 use crate::http::{self, App, AppContext, Authenticator, LastTokenRemoved, TokenDiff};
 use crate::kafka;
 use crate::kafka::consumer::Consumer;
-use crate::kafka::publisher::KafkaPublisher;
+use crate::kafka::publisher::{self, KafkaPublisher};
 use crate::relay::in_process::InProcess;
 use crate::relay::publisher::Publisher;
 use crate::relay::{self, Relay};
@@ -389,12 +389,16 @@ impl Spawner<'_> {
         let publisher: Box<dyn Publisher> = match self.config.publisher.kind {
             PublisherKind::Application => Box::new(InProcess),
             PublisherKind::Kafka => {
-                let publisher = KafkaPublisher::with_warnings(
+                let options = publisher::Options {
+                    warnings: self.warnings.clone(),
+                    metrics: self.metrics.clone(),
+                    ..publisher::Options::default()
+                };
+                Box::new(KafkaPublisher::with_options(
                     self.config.kafka.clone(),
                     self.store.clone(),
-                    self.warnings.clone(),
-                )?;
-                Box::new(publisher.with_metrics(self.metrics.clone()))
+                    options,
+                )?)
             }
         };
         let relay = Relay::new(self.store.clone(), publisher, options);

@@ -84,7 +84,7 @@ pub(crate) fn explain(error: &KrafkaError, settings: &config::Kafka, node: &Node
             )
         ),
         ErrorCode::TransactionalIdAuthorizationFailed => format!(
-            "no right to the transactional id payrelay-{node} \
+            "no right to the transactional ids that begin with payrelay-{node} \
                 (TRANSACTIONAL_ID_AUTHORIZATION_FAILED): grant WRITE and DESCRIBE, as by {}",
             grant(
                 "--operation Write --operation Describe",

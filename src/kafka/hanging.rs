@@ -18,14 +18,8 @@ use krafka::error::KrafkaError;
 use krafka::producer::TransactionalProducer;
 use krafka::{Kafka, Record};
 
-use crate::domain::event::NodeId;
 use crate::domain::timestamp::Timestamp;
 use crate::kafka::cluster::end_offsets;
-
-/// The transactional ids of a node.
-pub(crate) fn transactional_ids(node: &NodeId) -> [String; 1] {
-    [format!("payrelay-{node}")]
-}
 
 /// A transaction that a partition's leader calls open.
 #[derive(Debug, Clone, PartialEq, Eq)]

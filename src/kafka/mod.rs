@@ -14,6 +14,7 @@ mod producer;
 pub mod publisher;
 pub(crate) mod reachability;
 mod reconcile;
+mod ring;
 mod session;
 mod stored_batch;
 mod tls;

@@ -1,4 +1,5 @@
-//! One batch, handed over to Kafka: in a transaction, or by an idempotent producer.
+//! One batch, handed over to Kafka: in a transaction of the producer whose turn it is, or by an
+//! idempotent producer.
 
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use krafka::producer::{
 };
 use krafka::{CloseOptions, Kafka};
 
+use super::ring::ProducerRing;
 use crate::config::DeliveryGuarantee;
 use crate::domain::event::{Event, NodeId, Record};
 use crate::domain::timestamp::Timestamp;
@@ -37,7 +39,7 @@ const BATCH_BYTES_MAX: usize = 1_000_000;
 /// A producer of either kind.
 pub(super) enum AnyProducer {
     Plain(Box<Producer>),
-    Transactional(Box<TransactionalProducer>),
+    Transactional(ProducerRing),
 }
 
 impl AnyProducer {
@@ -45,12 +47,6 @@ impl AnyProducer {
     pub(super) async fn plain(kafka: &Kafka) -> Result<Self, KrafkaError> {
         let producer = builder(kafka).delivery_timeout(DELIVERY_TIMEOUT);
         Ok(Self::Plain(Box::new(producer.build().await?)))
-    }
-
-    /// A producer that has acquired the transactional id.
-    pub(super) async fn transactional(kafka: &Kafka, id: &str) -> Result<Self, KrafkaError> {
-        let producer = transactional_producer(kafka, id).await?;
-        Ok(Self::Transactional(Box::new(producer)))
     }
 
     pub(super) fn guarantee(&self) -> DeliveryGuarantee {
@@ -61,11 +57,13 @@ impl AnyProducer {
     }
 
     async fn close(&self) {
-        let at_once = CloseOptions::new().timeout(Duration::ZERO);
-        let _ = match self {
-            Self::Plain(producer) => producer.close_with(at_once).await,
-            Self::Transactional(producer) => producer.close_with(at_once).await,
-        };
+        match self {
+            Self::Plain(producer) => {
+                let at_once = CloseOptions::new().timeout(Duration::ZERO);
+                let _ = producer.close_with(at_once).await;
+            }
+            Self::Transactional(ring) => ring.close().await,
+        }
     }
 }
 
@@ -146,12 +144,12 @@ struct Acknowledged {
 }
 
 /// Sends a batch. The future is never dropped half-way: call after call polls it to its end.
-pub(super) async fn send(producer: &AnyProducer, batch: Batch) -> SendOutcome {
+pub(super) async fn send(producer: &mut AnyProducer, batch: Batch) -> SendOutcome {
     let began = Instant::now();
     let Batch { events, records } = batch;
     let Acknowledged { records, error } = match producer {
         AnyProducer::Plain(producer) => send_plain(producer, records).await,
-        AnyProducer::Transactional(producer) => send_in_transaction(producer, records).await,
+        AnyProducer::Transactional(ring) => send_in_transaction(ring, records).await,
     };
     if error.is_some() {
         // Records that are still queued must not be sent after the next producer has started.
@@ -193,14 +191,17 @@ async fn send_plain(producer: &Producer, records: Vec<krafka::Record>) -> Acknow
 /// All records are acknowledged, or none. Where the outcome is unknown, the next session reads it
 /// from the topic before it sends anything.
 async fn send_in_transaction(
-    producer: &TransactionalProducer,
+    ring: &mut ProducerRing,
     records: Vec<krafka::Record>,
 ) -> Acknowledged {
-    match try_in_transaction(producer, records).await {
-        Ok(records) => Acknowledged {
-            records,
-            error: None,
-        },
+    match try_in_transaction(ring.current(), records).await {
+        Ok(records) => {
+            ring.pass_turn();
+            Acknowledged {
+                records,
+                error: None,
+            }
+        }
         Err(error) => Acknowledged {
             records: Vec::new(),
             error: Some(error),

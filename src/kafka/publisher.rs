@@ -5,9 +5,9 @@
 //! batch with unknown outcome: this process ended between the acknowledgement and the mark, or the
 //! client gave up without an answer. So each new session first reads the topic, from the first
 //! offset that may not be recorded to the end, and marks the events that it finds there. With
-//! `exactly-once` a late batch of a dead process cannot arrive afterwards either: the new producer
-//! acquires the transactional id, and the broker aborts its open transaction and rejects its later
-//! batches (KIP-98).
+//! `exactly-once` a late batch of a dead process cannot arrive afterwards either: the new session
+//! acquires all transactional ids of the node, and the broker aborts their open transactions and
+//! rejects their later batches (KIP-98).
 //!
 //! `Pipeline::advance` is one flat state machine: an arm for each state, a method for each arm.
 //! Work outlives the call that began it: a call waits for a bounded time, and the next one
@@ -15,6 +15,7 @@
 
 use std::io;
 use std::mem;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,7 @@ use super::errors::{explain, explain_failure, is_records_fault, is_unexplained};
 use super::producer::{Batch, SendOutcome, is_fenced, send};
 use super::reachability::Reachability;
 use super::reconcile::Reconciliation;
+use super::ring::RING_SIZE;
 use super::session::{self, BoxFuture, Checked, Context, Opened, Session};
 use super::watch::Visibility;
 use crate::config::{self, DeliveryGuarantee};
@@ -48,6 +50,26 @@ const BROKER_ABORTS_AFTER: Duration = Duration::from_secs(55);
 /// Fenced twice within this time: another process publishes as this node.
 const FENCED_TWICE_WITHIN: Duration = Duration::from_mins(5);
 
+/// What a publisher may be given besides its settings.
+pub struct Options {
+    /// Receives the risks of the topic's settings.
+    pub warnings: Warnings,
+    /// Receives the publisher's counts.
+    pub metrics: Metrics,
+    /// How many transactional producers take turns; at most 8.
+    pub ring_size: NonZeroUsize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            warnings: Warnings::default(),
+            metrics: Metrics::default(),
+            ring_size: RING_SIZE,
+        }
+    }
+}
+
 /// Publishes to a topic.
 pub struct KafkaPublisher {
     // Declared, and so dropped, before the runtime, which its tasks need.
@@ -67,7 +89,7 @@ struct Pipeline {
     /// This event was rejected so twice: it is sent once more outside of a transaction, where the
     /// client reports the broker's error code.
     rejected_twice: Option<i64>,
-    /// When another producer acquired the transactional id.
+    /// When another producer acquired a transactional id of this node.
     fenced_at: Option<Instant>,
     /// Whether published events may not be visible yet.
     is_unseen: bool,
@@ -104,14 +126,14 @@ struct Call<'a> {
 impl KafkaPublisher {
     /// Connects when it first publishes.
     pub fn new(settings: config::Kafka, store: Store) -> io::Result<Self> {
-        Self::with_warnings(settings, store, Warnings::default())
+        Self::with_options(settings, store, Options::default())
     }
 
-    /// The same; risks of the topic's settings go to `warnings`.
-    pub fn with_warnings(
+    /// The same, with options.
+    pub fn with_options(
         settings: config::Kafka,
         store: Store,
-        warnings: Warnings,
+        options: Options,
     ) -> io::Result<Self> {
         let node = store.node().clone();
         let client_id = format!("payrelay-publisher-{node}");
@@ -122,10 +144,11 @@ impl KafkaPublisher {
             state: State::Disconnected,
             context: Arc::new(Context {
                 settings,
+                ring_size: options.ring_size,
                 node,
                 store,
                 connection,
-                warnings,
+                warnings: options.warnings,
             }),
             single_send_until: 0,
             rejected_once: None,
@@ -133,7 +156,7 @@ impl KafkaPublisher {
             fenced_at: None,
             is_unseen,
             hidden: None,
-            metrics: Metrics::default(),
+            metrics: options.metrics,
             reachability: Reachability::default(),
             is_unavailable: false,
         };
@@ -141,13 +164,6 @@ impl KafkaPublisher {
             pipeline,
             runtime: KafkaRuntime::new()?,
         })
-    }
-
-    /// Records the publisher's counts in these metrics.
-    #[must_use]
-    pub fn with_metrics(mut self, metrics: Metrics) -> Self {
-        self.pipeline.metrics = metrics;
-        self
     }
 }
 
@@ -303,7 +319,7 @@ impl Pipeline {
     }
 
     /// A ready session checks what is due, else sends.
-    fn start_work(&self, session: Box<Session>, call: &Call<'_>) -> Next {
+    fn start_work(&self, mut session: Box<Session>, call: &Call<'_>) -> Next {
         if session.check_due() <= Instant::now() {
             let work = session::check(session, Arc::clone(&self.context));
             return Next::Continue(State::Checking(Box::pin(work)));
@@ -323,7 +339,7 @@ impl Pipeline {
         let Context { settings, node, .. } = &*self.context;
         let batch = Batch::new(&settings.topic, node, call.events);
         let work = async move {
-            let sent = send(&session.producer, batch).await;
+            let sent = send(&mut session.producer, batch).await;
             (session, sent)
         };
         Next::Continue(State::Sending(Box::pin(work)))

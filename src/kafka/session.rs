@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,8 +15,9 @@ use super::cluster::{
     ClusterConnection, ClusterError, REQUEST_TIMEOUT, TopicDescription, describe_topic,
     ensure_topic, partition_ends, with_timeout,
 };
-use super::hanging::{OpenTransaction, Owner, end_hanging, open_transactions, transactional_ids};
+use super::hanging::{OpenTransaction, Owner, end_hanging, open_transactions};
 use super::producer::{AnyProducer, transactional_producer};
+use super::ring::{ProducerRing, transactional_ids};
 use super::topic_config::risks;
 use super::topic_reader::{ReadTo, TopicReader};
 use super::watch::{Visibility, VisibilityWatch};
@@ -45,6 +47,8 @@ pub(super) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// What all sessions share.
 pub(super) struct Context {
     pub(super) settings: config::Kafka,
+    /// How many transactional producers take turns.
+    pub(super) ring_size: NonZeroUsize,
     pub(super) node: NodeId,
     pub(super) store: Store,
     /// Kept from one session to the next: it knows that a broker rejected our credentials, and when
@@ -100,11 +104,10 @@ impl Session {
                 Err(error) => return Err(error),
             }
         }
-        if let AnyProducer::Transactional(producer) = &self.producer {
-            let ids = [producer.transactional_id()];
+        if let AnyProducer::Transactional(ring) = &self.producer {
             self.kafka
                 .admin()
-                .describe_transactions(ids, DescribeTransactionsOptions::default())
+                .describe_transactions(ring.ids(), DescribeTransactionsOptions::default())
                 .await?;
         }
         Ok(())
@@ -160,12 +163,12 @@ pub(super) async fn open(
     let settings = &context.settings;
     let kafka = reconnect(&context).await?;
     ensure_topic(&kafka, settings).await?;
-    // The producer first: once it exists, no record of the one before it arrives any more.
+    // The producers first: once they exist, no record of an earlier one arrives any more.
     let producer = match guarantee {
         DeliveryGuarantee::AtLeastOnce => AnyProducer::plain(&kafka).await?,
         DeliveryGuarantee::ExactlyOnce => {
-            let [id] = transactional_ids(&context.node);
-            AnyProducer::transactional(&kafka, &id).await?
+            let ring = ProducerRing::acquire(&kafka, &context.node, context.ring_size).await?;
+            AnyProducer::Transactional(ring)
         }
     };
     let TopicDescription {
@@ -251,14 +254,15 @@ async fn end_own_transactions(
         }
     };
     for (id, partitions) in hanging_partitions(&open) {
-        match &session.producer {
-            AnyProducer::Transactional(producer) if producer.transactional_id() == id => {
-                end_hanging(producer, &topic.name, &partitions).await?;
-            }
-            _ => {
-                let producer = transactional_producer(kafka, id).await?;
-                end_hanging(&producer, &topic.name, &partitions).await?;
-            }
+        let in_ring = match &session.producer {
+            AnyProducer::Transactional(ring) => ring.find(id),
+            AnyProducer::Plain(_) => None,
+        };
+        if let Some(producer) = in_ring {
+            end_hanging(producer, &topic.name, &partitions).await?;
+        } else {
+            let producer = transactional_producer(kafka, id).await?;
+            end_hanging(&producer, &topic.name, &partitions).await?;
         }
     }
     let other = open

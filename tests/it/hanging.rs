@@ -125,22 +125,28 @@ fn audit(dir: &Path, bootstrap: &str) -> (bool, String) {
 
 /// Whether a transaction is open although its coordinator calls it over. A coordinator that comes
 /// back first ends what it has in preparation.
-fn hangs(broker: &Broker, database: &Database, partitions: i32) -> bool {
-    let id = format!("payrelay-{}", database.store().node());
+fn hangs(broker: &Broker, id: &str, partitions: i32) -> bool {
     wait_for("the coordinator's verdict", LIMIT, || {
-        let state = topic::transaction_state(&broker.bootstrap(), &id);
+        let state = topic::transaction_state(&broker.bootstrap(), id);
         let is_open = !topic::open_transactions(&broker.bootstrap(), TOPIC, partitions).is_empty();
         (!is_open || state == "CompleteCommit").then_some(is_open)
     })
 }
 
 /// Has the broker come back with a transaction of ours that hangs. The publisher that began it is
-/// dead by then. Returns how many payments were needed.
-fn hang(broker: &mut Broker, database: &Database, partitions: i32) -> i64 {
+/// dead by then, and had published `turn` batches before: that decides the transactional id.
+/// Returns how many payments were needed.
+fn hang(broker: &mut Broker, database: &Database, partitions: i32, turn: i64) -> i64 {
     const TRIES: i64 = 50;
-    for payment in 1..=TRIES {
-        database.pay(payment, [payment]);
+    let id = format!("payrelay-{}-{turn}", database.store().node());
+    for attempt in 1..=TRIES {
+        let payment = attempt * (turn + 1);
         let mut publisher = publisher(&*broker, database, partitions);
+        for earlier in payment - turn..payment {
+            database.pay(earlier, [earlier]);
+            publish(&mut publisher, database);
+        }
+        database.pay(payment, [payment]);
         let answer = wait_for("the acknowledgement", LIMIT, || {
             let answer = publisher.publish(&unpublished(database));
             (!answer.receipts.is_empty()).then_some(answer)
@@ -149,18 +155,18 @@ fn hang(broker: &mut Broker, database: &Database, partitions: i32) -> i64 {
         mark(database, answer);
         drop(publisher);
         broker.restart();
-        if hangs(broker, database, partitions) {
-            println!("a transaction hangs after {payment} kills");
+        if hangs(broker, &id, partitions) {
+            println!("a transaction of {id} hangs after {attempt} kills");
             return payment;
         }
     }
     panic!("{TRIES} kills of the broker, and no transaction hangs");
 }
 
-fn a_transaction_that_hangs_is_found_and_mended(partitions: i32) {
+fn a_transaction_that_hangs_is_found_and_mended(partitions: i32, turn: i64) {
     let mut broker = Broker::start("4.4.0");
     let database = Database::open();
-    let payments = hang(&mut broker, &database, partitions);
+    let payments = hang(&mut broker, &database, partitions, turn);
     let hanging = topic::open_transactions(&broker.bootstrap(), TOPIC, partitions);
     let dir = database.path().parent().unwrap().to_owned();
     wait_until("the audit to find it", LIMIT, || {
@@ -194,12 +200,27 @@ fn a_transaction_that_hangs_is_found_and_mended(partitions: i32) {
 
 #[test]
 fn a_transaction_that_hangs_is_found_and_mended_on_one_partition() {
-    a_transaction_that_hangs_is_found_and_mended(1);
+    a_transaction_that_hangs_is_found_and_mended(1, 0);
+}
+
+#[test]
+fn a_transaction_that_hangs_is_found_and_mended_under_the_second_id() {
+    a_transaction_that_hangs_is_found_and_mended(1, 1);
+}
+
+#[test]
+fn a_transaction_that_hangs_is_found_and_mended_under_the_third_id() {
+    a_transaction_that_hangs_is_found_and_mended(1, 2);
+}
+
+#[test]
+fn a_transaction_that_hangs_is_found_and_mended_under_the_last_id() {
+    a_transaction_that_hangs_is_found_and_mended(1, 3);
 }
 
 #[test]
 fn a_transaction_that_hangs_is_found_and_mended_on_three_partitions() {
-    a_transaction_that_hangs_is_found_and_mended(3);
+    a_transaction_that_hangs_is_found_and_mended(3, 0);
 }
 
 /// How often the broker is killed: `PAYRELAY_TEST_BROKER_KILLS`, for the long form.

@@ -35,5 +35,6 @@ mod model;
 mod outbox;
 mod process;
 mod restore;
+mod ring;
 mod slack;
 mod tidy;

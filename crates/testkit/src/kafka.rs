@@ -61,6 +61,22 @@ impl Broker {
         })
     }
 
+    /// Starts a broker with more settings, in the form of its file: lines of `name=value`.
+    pub fn start_with(version: &str, settings: &str) -> Broker {
+        let home = installed(version);
+        retry_used_ports(|| {
+            let ports = Ports::choose();
+            let more = Listeners {
+                settings: settings.to_owned(),
+                ..Listeners::default()
+            };
+            let properties = |data: &Path| ports.properties(&ports.client(), data, &more);
+            let scratch = formatted_scratch(&home, properties);
+            let advertised = ports.client();
+            Broker::run(&home, ports, advertised, scratch, USE_ARCHIVE)
+        })
+    }
+
     /// Starts a broker that sends its clients to a proxy: who bootstraps through the proxy stays on
     /// it.
     pub fn start_behind_proxy(version: &str) -> (Broker, Proxy) {
@@ -168,19 +184,8 @@ impl Broker {
     }
 
     fn boot(home: &Path, ports: Ports, advertised: String, flag: &str) -> Result<Broker, Failure> {
-        let scratch = scratch();
-        let properties = ports.properties(
-            &advertised,
-            &scratch.path().join("data"),
-            &Listeners::default(),
-        );
-        fs::write(scratch.path().join("server.properties"), properties)
-            .expect("a fresh directory is writable");
-        let mut copy = Command::new("cp");
-        copy.arg("-r")
-            .arg(home.join("formatted"))
-            .arg(scratch.path().join("data"));
-        run(&mut copy);
+        let properties = |data: &Path| ports.properties(&advertised, data, &Listeners::default());
+        let scratch = formatted_scratch(home, properties);
         Broker::run(home, ports, advertised, scratch, flag)
     }
 
@@ -262,6 +267,18 @@ impl Drop for Broker {
     fn drop(&mut self) {
         self.jvm.kill();
     }
+}
+
+/// A directory with the broker's properties, and an empty data directory.
+fn formatted_scratch(home: &Path, properties: impl FnOnce(&Path) -> String) -> TempDir {
+    let scratch = scratch();
+    let data = scratch.path().join("data");
+    fs::write(scratch.path().join("server.properties"), properties(&data))
+        .expect("a fresh directory is writable");
+    let mut copy = Command::new("cp");
+    copy.arg("-r").arg(home.join("formatted")).arg(data);
+    run(&mut copy);
+    scratch
 }
 
 /// Not in /tmp: should anything stay behind, `cargo clean` takes it.

@@ -99,6 +99,35 @@ pub fn read(bootstrap: &str, topic: &str, limit: Duration) -> Vec<Found> {
     })
 }
 
+/// The values of the committed records of a topic in the order in which a consumer receives them,
+/// from the beginning until it has this number of them. Panics if they do not come within `limit`.
+pub fn follow(bootstrap: &str, topic: &str, count: usize, limit: Duration) -> Vec<String> {
+    block_on(async {
+        let deadline = Instant::now() + limit;
+        let kafka = connect(bootstrap).await;
+        let consumer = kafka
+            .consumer_without_group()
+            .isolation_level(IsolationLevel::ReadCommitted)
+            .auto_offset_reset(AutoOffsetReset::Earliest)
+            .metrics_push(false)
+            .build()
+            .await
+            .expect("the settings are right");
+        assign(&consumer, topic).await.expect("the topic exists");
+        let mut values = Vec::new();
+        while values.len() < count {
+            let received = values.len();
+            assert!(Instant::now() < deadline, "{received} of {count} records");
+            let records = consumer
+                .poll(Duration::from_millis(50))
+                .await
+                .expect("the topic can be read");
+            values.extend(records.iter().map(Found::from).map(|found| found.value));
+        }
+        values
+    })
+}
+
 /// The partition and the offset that the client cannot decode.
 fn undecodable(topic: &str, error: &str) -> Option<(i32, i64)> {
     let (_, rest) = error.split_once(&format!("undecodable record batch at {topic}-"))?;
@@ -360,6 +389,35 @@ impl OpenTransaction {
     pub fn commit(self) -> bool {
         self.runtime
             .block_on(async { self.producer.commit().await.is_ok() })
+    }
+
+    /// Asks for the commit, and dies after this number of turns of its runtime: before the request
+    /// is written, before the broker answers, or after that.
+    pub fn die_while_committing(self, turns: usize) {
+        self.runtime.block_on(async {
+            let after_turns = async {
+                for _ in 0..turns {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::select! {
+                biased;
+                _ = self.producer.commit() => {}
+                () = after_turns => {}
+            }
+        });
+    }
+
+    /// Writes one more record to its connection, and dies before the broker answers.
+    pub fn die_while_sending(self, topic: &str, value: &str, event_id: &str) {
+        self.runtime.block_on(async {
+            let record = Record::new(topic, value.to_owned())
+                .key("1")
+                .header("ce_id", event_id.to_owned());
+            let sent = self.producer.send(record);
+            let answer = tokio::time::timeout(Duration::from_millis(300), sent).await;
+            assert!(answer.is_err(), "the connection holds its bytes");
+        });
     }
 }
 
