@@ -443,6 +443,11 @@ fn fetch(version: &str, home: &Path) {
 </project>
 "
     );
+    copy_dependencies(&pom, home);
+}
+
+/// Copies the jars of a Maven project to `libs`.
+fn copy_dependencies(pom: &str, home: &Path) {
     fs::write(home.join("pom.xml"), pom).expect("a fresh directory is writable");
     let mut maven = Command::new("mvn");
     maven.args(["-B", "-q", "dependency:copy-dependencies"]);
@@ -450,6 +455,48 @@ fn fetch(version: &str, home: &Path) {
         .args(["-DincludeScope=runtime", "-DoutputDirectory=libs"])
         .current_dir(home);
     run(&mut maven);
+}
+
+/// Records a second that Kafka's own producer benchmark sends to a topic, with `acks=all` and
+/// without transactions (<https://kafka.apache.org/documentation/#basic_ops>).
+pub fn producer_performance(
+    broker: &Broker,
+    topic: &str,
+    records: u64,
+    record_bytes: usize,
+) -> f64 {
+    let home = crate::paths::target().join("kafka/tools-4.4.0");
+    if !home.join("libs").is_dir() {
+        fs::create_dir_all(&home).expect("the target directory is writable");
+        let pom = "<project xmlns=\"http://maven.apache.org/POM/4.0.0\">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>payrelay.test</groupId><artifactId>tools</artifactId><version>1</version>
+  <dependencies>
+    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId><version>4.4.0</version></dependency>
+  </dependencies>
+</project>
+";
+        copy_dependencies(pom, &home);
+    }
+    let mut java = Command::new("java");
+    java.current_dir(&home)
+        .args([
+            "-cp",
+            "libs/*",
+            "org.apache.kafka.tools.ProducerPerformance",
+        ])
+        .args(["--topic", topic, "--throughput", "-1"])
+        .args(["--num-records", &records.to_string()])
+        .args(["--record-size", &record_bytes.to_string()])
+        .args(["--producer-props", "acks=all"])
+        .arg(format!("bootstrap.servers={}", broker.bootstrap()));
+    let output = String::from_utf8_lossy(&run(&mut java).stdout).into_owned();
+    // `300000 records sent, 123456.7 records/sec (29.4 MB/sec), ...`: the last line is the total.
+    let total = output.lines().rev().find_map(|line| {
+        let (_, rest) = line.split_once(" records sent, ")?;
+        rest.split(' ').next()?.parse().ok()
+    });
+    total.unwrap_or_else(|| panic!("ProducerPerformance reported no rate:\n{output}"))
 }
 
 /// Makes the data directory that a file of properties names. It holds no port and no path, so one
