@@ -432,7 +432,8 @@ fn a_stop_does_not_wait_behind_reloads() {
 #[test]
 fn no_token_and_no_hash_is_shown_anywhere() {
     let dir = tempfile::tempdir().unwrap();
-    let (secret, wrong) = ("s3cret-of-the-till", "n0-such-t0ken");
+    let secret = "s3cret-of-the-till";
+    let wrong = "n0-such-t0ken";
     let hash = format!("{:x}", Sha256::digest(secret));
     let env = [("PAYRELAY_LOG", "trace")];
     let mut payrelay = start(dir.path(), &token("till", "read-only", secret), &env);
@@ -591,7 +592,8 @@ fn bodies_under_way_have_a_room_for_each_client_and_one_for_all() {
     let half = |token: &str| half_body(&payrelay, token);
     // Tried until the half body was there before the whole one: that one finds no room then.
     let ((mut first, rest), refused) = wait_for("the room of one client to be full", LIMIT, || {
-        let (begun, answer) = (half("1"), whole("1"));
+        let begun = half("1");
+        let answer = whole("1");
         (answer.status != 201).then_some((begun, answer))
     });
     assert_eq!(
@@ -617,7 +619,8 @@ fn bodies_under_way_have_a_room_for_each_client_and_one_for_all() {
     );
 
     let (_second, refused) = wait_for("the room of all to be full", LIMIT, || {
-        let (begun, answer) = (half("2"), whole("3"));
+        let begun = half("2");
+        let answer = whole("3");
         (answer.status != 201).then_some((begun, answer))
     });
     assert_eq!(
@@ -645,7 +648,8 @@ fn the_room_of_a_body_comes_back_with_its_time_out() {
     let dir = tempfile::tempdir().unwrap();
     let payrelay = start_with_little_room(dir.path(), "1s");
     let mut given_up = wait_for("the room of one client to be full", LIMIT, || {
-        let ((begun, _), answer) = (half_body(&payrelay, "1"), whole_body(&payrelay, "1"));
+        let (begun, _) = half_body(&payrelay, "1");
+        let answer = whole_body(&payrelay, "1");
         (answer.status == 429).then_some(begun)
     });
     assert_eq!(given_up.read_response().status, 408);
@@ -825,7 +829,8 @@ fn deliberately_slow_clients_hinder_no_other_client() {
 /// Pays and looks until it is over, and a hundred times at least; how often, and how long the
 /// slowest response needed.
 fn serve_all_along(good: &mut Client, over: &AtomicBool) -> (i64, Duration) {
-    let (mut served, mut slowest) = (0, Duration::ZERO);
+    let mut served = 0;
+    let mut slowest = Duration::ZERO;
     while !over.load(Relaxed) || served <= 100 {
         let asked = Instant::now();
         let body = json!({"user_id": 2, "reservations": [{"reservation_id": 1000 + served, "seat_price": 5}]});

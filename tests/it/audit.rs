@@ -293,7 +293,8 @@ fn a_damaged_file_is_found() {
     let size: i64 = connection
         .pragma_query_value(None, "page_size", |row| row.get(0))
         .unwrap();
-    let (index, table) = (page("payment_paid"), page("payment"));
+    let index = page("payment_paid");
+    let table = page("payment");
     drop(connection);
     let damage = |page: i64| {
         let mut file = fs::File::options().write(true).open(node.path()).unwrap();
@@ -739,7 +740,8 @@ fn events_of_an_earlier_incarnation_of_the_topic_are_a_note_and_not_missing() {
 fn a_system_that_works_is_clean_at_every_moment() {
     let broker = Broker::start("4.4.0");
     let slack = FakeSlack::start();
-    let (bootstrap, url) = (broker.bootstrap(), slack.url());
+    let bootstrap = broker.bootstrap();
+    let url = slack.url();
     let dir = tempfile::tempdir().unwrap();
     let kafka = env(&bootstrap, "payment-event");
     let more = [
@@ -770,7 +772,8 @@ fn a_system_that_works_is_clean_at_every_moment() {
     };
     thread::scope(|scope| {
         for number in 1..=4 {
-            let (stop, address) = (&stop, payrelay.addr());
+            let stop = &stop;
+            let address = payrelay.addr();
             scope.spawn(move || {
                 let mut client = Client::connect(address);
                 // Not without end: each makes the audits longer, and on a slow machine more are

@@ -40,11 +40,9 @@ fn a_backup_is_whole_while_clients_post() {
     for turn in 0..50 {
         pay(&mut client, turn, turn * 1000..(turn + 1) * 1000);
     }
-    let (acknowledged, stop, slowest_ms) = (
-        AtomicI64::new(50_000),
-        AtomicBool::new(false),
-        AtomicI64::new(0),
-    );
+    let acknowledged = AtomicI64::new(50_000);
+    let stop = AtomicBool::new(false);
+    let slowest_ms = AtomicI64::new(0);
     thread::scope(|scope| {
         for number in 1..=4 {
             let (acknowledged, stop, slowest_ms, address) =
@@ -244,7 +242,8 @@ fn a_restored_node_continues_with_new_ids_and_delivers_pending_payments() {
 #[test]
 fn the_same_backup_put_back_twice_gives_no_id_twice() {
     let dir = tempfile::tempdir().unwrap();
-    let (database, copy) = (dir.path().join("payrelay.db"), dir.path().join("copy.db"));
+    let database = dir.path().join("payrelay.db");
+    let copy = dir.path().join("copy.db");
     let mut first = Payrelay::start(Options::new(dir.path(), &[]));
     pay(&mut Client::connect(first.addr()), 1, 1..=3);
     assert_eq!(backup(dir.path(), &copy).status.code(), Some(0));
@@ -265,7 +264,8 @@ fn the_same_backup_put_back_twice_gives_no_id_twice() {
 fn a_restored_node_sends_nothing_again(is_backup: bool) {
     let (broker, mut proxy) = Broker::start_behind_proxy("4.4.0");
     let dir = tempfile::tempdir().unwrap();
-    let (database, copy) = (dir.path().join("payrelay.db"), dir.path().join("copy.db"));
+    let database = dir.path().join("payrelay.db");
+    let copy = dir.path().join("copy.db");
     let env = [
         ("PAYRELAY_PUBLISHER_KIND", "kafka"),
         ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", &broker.bootstrap()),

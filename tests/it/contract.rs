@@ -634,13 +634,11 @@ fn a_record_that_the_broker_rejects_is_dead_lettered(delivery: DeliveryGuarantee
     let node = database.store().node().clone();
     let replay = move |tx: &payrelay::store::Transaction<'_>| {
         tx.execute_batch("UPDATE outbox SET traceparent = NULL")?;
-        let (which, now) = (
-            Selection::Open {
-                after: 0,
-                limit: 10,
-            },
-            Timestamp::now(),
-        );
+        let which = Selection::Open {
+            after: 0,
+            limit: 10,
+        };
+        let now = Timestamp::now();
         let order = ResolveRequest {
             action: Action::Replay,
             which,
@@ -919,7 +917,8 @@ fn a_consumer_that_its_group_does_not_take_says_so() {
     publish(&mut publisher(&fake, &database, 1, ExactlyOnce), &database);
     fake.refuse_members();
     let part = HealthHandle::up();
-    let (settings, store) = (settings(&fake, 1, ExactlyOnce), database.store().clone());
+    let settings = settings(&fake, 1, ExactlyOnce);
+    let store = database.store().clone();
     let mut consumer = Consumer::new(settings, store, Waker::new().0, part.clone()).unwrap();
     wait_until("the consumer to be away", 2 * LIMIT, || {
         let _ = consumer.step();
@@ -940,7 +939,8 @@ fn events_hidden_by_another_producers_transaction_are_reported() {
     let broker = Broker::start("4.4.0");
     let database = Database::open();
     let part = HealthHandle::up();
-    let (settings, store) = (settings(&broker, 1, ExactlyOnce), database.store().clone());
+    let settings = settings(&broker, 1, ExactlyOnce);
+    let store = database.store().clone();
     let mut consumer = Consumer::new(settings, store, Waker::new().0, part.clone()).unwrap();
     database.pay(1, 1..=3);
     let mut publisher = publisher(&broker, &database, 1, ExactlyOnce);

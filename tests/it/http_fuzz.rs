@@ -55,10 +55,8 @@ fn converse(address: SocketAddr, name: &str, bytes: &[u8]) -> Vec<u8> {
 fn answers(mut bytes: &[u8]) -> Vec<(u16, Vec<u8>)> {
     let mut found = Vec::new();
     while let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
-        let (head, rest) = (
-            String::from_utf8_lossy(&bytes[..end]).to_lowercase(),
-            &bytes[end + 4..],
-        );
+        let head = String::from_utf8_lossy(&bytes[..end]).to_lowercase();
+        let rest = &bytes[end + 4..];
         let status = head
             .strip_prefix("http/1.")
             .and_then(|rest| rest.get(2..5)?.parse().ok());
@@ -112,11 +110,9 @@ fn whatever_is_sent_is_answered_or_closed_and_201_means_stored() {
         .cloned()
         .chain(mutations(&corpus, CASES, &words))
         .collect();
-    let (next, stored, statuses) = (
-        AtomicUsize::new(0),
-        Mutex::new(Vec::new()),
-        Mutex::new(BTreeMap::new()),
-    );
+    let next = AtomicUsize::new(0);
+    let stored = Mutex::new(Vec::new());
+    let statuses = Mutex::new(BTreeMap::new());
     thread::scope(|scope| {
         for _ in 0..CONNECTIONS {
             scope.spawn(|| {
@@ -145,7 +141,8 @@ fn whatever_is_sent_is_answered_or_closed_and_201_means_stored() {
             });
         }
     });
-    let (stored, statuses) = (stored.into_inner().unwrap(), statuses.into_inner().unwrap());
+    let stored = stored.into_inner().unwrap();
+    let statuses = statuses.into_inner().unwrap();
     assert!(
         payrelay.try_exit().is_none(),
         "it has ended:\n{}",

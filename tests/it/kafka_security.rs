@@ -303,7 +303,8 @@ fn files_that_cannot_be_used_refuse_the_start() {
     let authority = Authority::new();
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
-    let ((mine, key), (_, other_key)) = (authority.sign("a.example"), authority.sign("b.example"));
+    let (mine, key) = authority.sign("a.example");
+    let (_, other_key) = authority.sign("b.example");
     write("ca.pem", authority.pem());
     write("me.pem", &mine);
     write("me.key", &key);

@@ -263,7 +263,8 @@ fn view(store: &Store, model: &Model) -> View {
 fn assert_pages(store: &Store, model: &Model, whole: &View) {
     let read = |connection: &payrelay::store::Connection| -> SqlResult<()> {
         for (user, payments) in &whole.histories {
-            let (mut pages, mut before) = (Vec::new(), None);
+            let mut pages = Vec::new();
+            let mut before = None;
             loop {
                 let page = payment::history(connection, *user, before, 2)?
                     .expect("it continues from its own payment");
@@ -474,9 +475,11 @@ impl Pair {
             // The clock may go back, but never stands: so no order is left to chance.
             let step = i64::from(later) * 1_000_000 + 1;
             self.now = Timestamp::from_micros(self.now.as_micros() + step);
-            let (job, now) = (self.resolve(wish), self.now);
+            let job = self.resolve(wish);
+            let now = self.now;
             let expected = self.model.apply(&job, now);
-            let (node, shown) = (self.model.node().clone(), format!("{job:?}"));
+            let node = self.model.node().clone();
+            let shown = format!("{job:?}");
             let work = move |tx: &Transaction<'_>| run(&job, tx, &node, now);
             let writing = self
                 .database()
@@ -545,10 +548,8 @@ impl Pair {
     }
 
     fn assert_equal(&self) {
-        let (found, expected) = (
-            view(self.database().store(), &self.model),
-            self.model.view(),
-        );
+        let found = view(self.database().store(), &self.model);
+        let expected = self.model.view();
         assert_eq!(found.ways, expected.ways, "payments");
         assert_eq!(found.histories, expected.histories, "histories");
         assert_eq!(found.unpublished, expected.unpublished, "unpublished");

@@ -94,11 +94,9 @@ impl Teller {
             probe_interval: PROBE,
         };
         let (waker, woken) = Waker::new();
-        let (part, resume, metrics) = (
-            HealthHandle::up(),
-            ResumeHandle::new(waker),
-            Metrics::default(),
-        );
+        let part = HealthHandle::up();
+        let resume = ResumeHandle::new(waker);
+        let metrics = Metrics::default();
         let clock = Arc::new(AtomicU64::new(0));
         let now = Arc::clone(&clock);
         let notifier = Notifier::new(
@@ -197,7 +195,8 @@ fn script(slack: &FakeSlack, answers: impl Into<Vec<Answer>>) {
 
 #[test]
 fn a_429_holds_the_channel_and_counts_no_attempt() {
-    let (database, slack) = (waiting(2), FakeSlack::start());
+    let database = waiting(2);
+    let slack = FakeSlack::start();
     let after = |value: &str| Answer::StatusWith(429, vec![("Retry-After".into(), value.into())]);
     let soon = jiff::Timestamp::now() + Duration::from_secs(90);
     let date = jiff::fmt::rfc2822::DateTimePrinter::new()
@@ -215,7 +214,9 @@ fn a_429_holds_the_channel_and_counts_no_attempt() {
     assert_eq!(slack.attempts(), 1, "nothing goes within the pause");
     teller.advance(Duration::from_secs(30));
     let left = || Duration::try_from(soon.duration_since(jiff::Timestamp::now())).unwrap();
-    let (longest, wait, shortest) = (left(), teller.wait(), left());
+    let longest = left();
+    let wait = teller.wait();
+    let shortest = left();
     // The date that was sent has no fraction of a second.
     assert!(
         wait <= longest && wait + Duration::from_secs(1) > shortest,
@@ -236,7 +237,8 @@ fn a_429_holds_the_channel_and_counts_no_attempt() {
 
 #[test]
 fn what_fails_backs_off_keeps_the_order_and_loses_nothing() {
-    let (database, slack) = (waiting(3), FakeSlack::start());
+    let database = waiting(3);
+    let slack = FakeSlack::start();
     script(
         &slack,
         [
@@ -295,7 +297,8 @@ fn a_channel_that_is_closed_is_paused_probed_and_resumed() {
         ),
     ];
     for answer in closed {
-        let (database, slack) = (waiting(50), FakeSlack::start());
+        let database = waiting(50);
+        let slack = FakeSlack::start();
         script(&slack, [answer.clone(), answer.clone()]);
         let mut teller = Teller::plain(&database, &slack);
         assert_eq!(teller.wait(), PROBE, "{answer:?}");
@@ -318,7 +321,8 @@ fn a_channel_that_is_closed_is_paused_probed_and_resumed() {
 
 #[test]
 fn a_channel_that_takes_no_payload_at_all_is_paused_and_nothing_is_dead_lettered() {
-    let (database, slack) = (waiting(200), FakeSlack::start());
+    let database = waiting(200);
+    let slack = FakeSlack::start();
     slack.answer_with(|_, _| Answer::Word(400, "invalid_payload"));
     let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
     while teller.part.get().state != HealthLevel::Paused {
@@ -338,7 +342,8 @@ fn a_channel_that_takes_no_payload_at_all_is_paused_and_nothing_is_dead_lettered
 
 #[test]
 fn a_crowd_is_delivered_in_digests_and_a_few_alone() {
-    let (database, slack) = (waiting(1000), FakeSlack::start());
+    let database = waiting(1000);
+    let slack = FakeSlack::start();
     let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
     teller.finish();
     let count = slack.count();
@@ -376,7 +381,8 @@ fn a_crowd_is_delivered_in_digests_and_a_few_alone() {
 
 #[test]
 fn a_digest_delivers_all_of_its_payments_or_none() {
-    let (database, slack) = (waiting(100), FakeSlack::start());
+    let database = waiting(100);
+    let slack = FakeSlack::start();
     script(
         &slack,
         [
@@ -427,7 +433,8 @@ proptest! {
         count in 1_i64..400,
         over in 0_usize..20,
     ) {
-        let (database, slack) = (waiting(count), FakeSlack::start());
+        let database = waiting(count);
+        let slack = FakeSlack::start();
         script(&slack, answers);
         let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = over);
         teller.finish();
@@ -443,7 +450,8 @@ proptest! {
         count in 1_i64..100,
         over in 0_usize..20,
     ) {
-        let (database, slack) = (waiting(count), FakeSlack::start());
+        let database = waiting(count);
+        let slack = FakeSlack::start();
         script(&slack, answers);
         let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = over);
         teller.finish();
@@ -459,7 +467,8 @@ proptest! {
 
 #[test]
 fn the_pace_is_kept() {
-    let (database, slack) = (waiting(10), FakeSlack::start());
+    let database = waiting(10);
+    let slack = FakeSlack::start();
     let mut teller = Teller::new(&database, Some(&slack), |config, _| {
         config.slack.messages_per_second = 1.0;
     });
@@ -480,7 +489,8 @@ fn the_pace_is_kept() {
 #[test]
 fn an_answer_that_is_lost_is_counted_and_the_message_delivered_again() {
     for answer in [Answer::Hang, Answer::CloseAfterRead, Answer::Half] {
-        let (database, slack) = (waiting(1), FakeSlack::start());
+        let database = waiting(1);
+        let slack = FakeSlack::start();
         script(&slack, [answer.clone()]);
         let mut teller = Teller::new(&database, Some(&slack), |config, _| {
             config.slack.timeout = Duration::from_secs(1);
@@ -499,7 +509,8 @@ fn an_answer_that_is_lost_is_counted_and_the_message_delivered_again() {
 
 #[test]
 fn a_refused_connection_is_no_unknown_outcome() {
-    let (database, mut slack) = (waiting(1), FakeSlack::start());
+    let database = waiting(1);
+    let mut slack = FakeSlack::start();
     slack.stop();
     let mut teller = Teller::plain(&database, &slack);
     while delivered(&database, 1).attempts == 0 {
@@ -518,9 +529,11 @@ fn a_refused_connection_is_no_unknown_outcome() {
 
 #[test]
 fn the_row_says_sending_before_the_post() {
-    let (database, slack) = (waiting(1), FakeSlack::start());
+    let database = waiting(1);
+    let slack = FakeSlack::start();
     let seen = Arc::new(Mutex::new(String::new()));
-    let (store, saw) = (database.store().clone(), Arc::clone(&seen));
+    let store = database.store().clone();
+    let saw = Arc::clone(&seen);
     slack.answer_with(move |_, _| {
         let status = store
             .read(|c| c.query_row("SELECT status FROM delivery", [], |row| row.get(0)))
@@ -538,7 +551,8 @@ fn the_row_says_sending_before_the_post() {
 
 #[test]
 fn a_payment_that_cannot_be_delivered_is_dead_lettered_and_the_others_continue() {
-    let (database, slack) = (waiting(3), FakeSlack::start());
+    let database = waiting(3);
+    let slack = FakeSlack::start();
     let beside = rusqlite::Connection::open(database.path()).unwrap();
     beside
         .execute_batch("PRAGMA foreign_keys = OFF; DELETE FROM payment WHERE id = 2")
@@ -577,7 +591,8 @@ fn until_paused(teller: &mut Teller) {
 #[test]
 fn a_short_burst_of_rejections_costs_no_payment() {
     for rejections in 1..=6 {
-        let (database, slack) = (waiting(20), FakeSlack::start());
+        let database = waiting(20);
+        let slack = FakeSlack::start();
         script(&slack, vec![rejected(); rejections]);
         let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
         teller.finish();
@@ -593,7 +608,8 @@ fn a_short_burst_of_rejections_costs_no_payment() {
 #[test]
 fn a_channel_that_rejects_everything_but_one_message_costs_no_payment_and_probes_one_message_each()
 {
-    let (database, slack) = (waiting(100), FakeSlack::start());
+    let database = waiting(100);
+    let slack = FakeSlack::start();
     slack.answer_with(|_, _| rejected());
     let mut teller = Teller::plain(&database, &slack);
     until_paused(&mut teller);
@@ -631,7 +647,8 @@ fn a_channel_that_rejects_everything_but_one_message_costs_no_payment_and_probes
 
 #[test]
 fn a_channel_that_takes_no_blocks_gets_plain_text() {
-    let (database, slack) = (waiting(3), FakeSlack::start());
+    let database = waiting(3);
+    let slack = FakeSlack::start();
     let mut teller = Teller::plain(&database, &slack);
     slack.answer_to_bodies(|body| {
         if body.get("blocks").is_some() {
@@ -652,7 +669,8 @@ fn a_channel_that_takes_no_blocks_gets_plain_text() {
 
 #[test]
 fn three_messages_without_a_response_pause_the_channel() {
-    let (database, slack) = (waiting(1), FakeSlack::start());
+    let database = waiting(1);
+    let slack = FakeSlack::start();
     slack.answer_with(|_, _| Answer::Half);
     let mut teller = Teller::plain(&database, &slack);
     until_paused(&mut teller);
@@ -664,7 +682,8 @@ fn three_messages_without_a_response_pause_the_channel() {
 
 #[test]
 fn a_page_is_no_delivery() {
-    let (database, slack) = (waiting(1), FakeSlack::start());
+    let database = waiting(1);
+    let slack = FakeSlack::start();
     let failed = Answer::Word(200, "{\"ok\":false}");
     script(
         &slack,
@@ -715,7 +734,8 @@ fn a_server_that_closes_idle_connections_causes_no_unknown_outcome() {
 
 #[test]
 fn when_very_many_wait_one_summary_covers_all_of_them() {
-    let (database, slack) = (waiting(1500), FakeSlack::start());
+    let database = waiting(1500);
+    let slack = FakeSlack::start();
     let mut teller = Teller::new(&database, Some(&slack), |config, digest_over| {
         *digest_over = 5;
         config.slack.summary_over = 1000;
@@ -797,7 +817,8 @@ fn an_answer_that_repeats_the_webhook_is_not_shown() {
         (404, "Cannot POST /services/T000/B000/secret-token"),
         (400, "<p>/services/T000/B000/secret"),
     ] {
-        let (database, slack) = (waiting(1), FakeSlack::start());
+        let database = waiting(1);
+        let slack = FakeSlack::start();
         slack.answer_with(move |_, _| Answer::Word(status, page));
         let mut teller = Teller::plain(&database, &slack);
         let _ = teller.wait();
@@ -865,7 +886,8 @@ fn tls_is_trusted_by_the_ca_file_and_by_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("ca.pem");
     fs::write(&file, pem).unwrap();
-    let (database, slack) = (waiting(1), FakeSlack::start_tls(tls));
+    let database = waiting(1);
+    let slack = FakeSlack::start_tls(tls);
     let mut distrustful = Teller::plain(&database, &slack);
     while delivered(&database, 1).attempts == 0 {
         let _ = distrustful.step();
@@ -921,7 +943,8 @@ fn proxy() -> (Server, String, Arc<AtomicUsize>) {
 #[test]
 fn a_proxy_is_used_when_one_is_set() {
     let (_server, url, tunnels) = proxy();
-    let (database, slack) = (waiting(1), FakeSlack::start());
+    let database = waiting(1);
+    let slack = FakeSlack::start();
     let mut teller = Teller::new(&database, Some(&slack), |config, _| {
         config.slack.proxy = Some(Secret::new(url));
     });
@@ -952,7 +975,8 @@ fn a_route_that_is_down_does_not_hold_another() {
         failures.url()
     );
     fs::write(dir.path().join("config.toml"), config).unwrap();
-    let (webhook, large_url) = (default.url(), large.url());
+    let webhook = default.url();
+    let large_url = large.url();
     let env = [
         ("PAYRELAY_SLACK_WEBHOOK_URL", webhook.as_str()),
         ("PAYRELAY_SLACK_ROUTE_1_WEBHOOK_URL", &large_url),

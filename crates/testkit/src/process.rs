@@ -61,7 +61,8 @@ impl Payrelay {
         let log = Arc::new(Mutex::new(Vec::new()));
         let blocked = Arc::new(AtomicBool::new(false));
         let drain = thread::spawn({
-            let (log, blocked) = (Arc::clone(&log), Arc::clone(&blocked));
+            let log = Arc::clone(&log);
+            let blocked = Arc::clone(&blocked);
             move || {
                 for line in stderr.lines().map_while(Result::ok) {
                     lock(&log).push(line);

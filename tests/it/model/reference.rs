@@ -156,7 +156,8 @@ impl Model {
             }),
             Job::Deliver(ids) => self.each(ids, |row| {
                 if row.waits() {
-                    (row.status, row.delivered_at) = ("DELIVERED", Some(now));
+                    row.status = "DELIVERED";
+                    row.delivered_at = Some(now);
                     row.attempts += 1;
                 }
             }),
@@ -166,7 +167,8 @@ impl Model {
                 unknown,
             } => self.each(ids, |row| {
                 if row.waits() {
-                    (row.status, row.last_error) = ("PENDING", Some(error.clone()));
+                    row.status = "PENDING";
+                    row.last_error = Some(error.clone());
                     row.attempts += 1;
                     row.unknown += u32::from(*unknown);
                 }
@@ -354,7 +356,8 @@ impl Model {
         let of = |letter: &&mut Letter| matches!(letter.of, Of::Event { id, .. } if id == event);
         if let Some(letter) = self.letters.values_mut().find(of) {
             self.last_letter += 1;
-            (letter.reason, letter.state) = (reason, "OPEN");
+            letter.reason = reason;
+            letter.state = "OPEN";
             letter.count += 1;
         } else {
             let payment = self.payment_of(event);
