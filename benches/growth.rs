@@ -9,22 +9,16 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use payrelay::domain::timestamp::Timestamp;
+use payrelay::relay::Step;
 use payrelay::relay::in_process::InProcess;
-use payrelay::relay::{self, Relay, Step};
-use payrelay::runtime::health::HealthHandle;
-use payrelay::runtime::metrics::Metrics;
-use payrelay::runtime::worker::Waker;
 use payrelay::store::publication::{self, Destination, Receipt};
 use payrelay::store::{Transaction, delivery, outbox};
 use rusqlite::Connection;
 use testkit::bench::load::{self, payment};
-use testkit::bench::{Figure, Goal, Plan, Table, folder};
+use testkit::bench::{Figure, Goal, Plan, Table, WARM_UP, folder, start_without_kafka as start};
 use testkit::paths::target;
-use testkit::process::{Options, Payrelay};
 use testkit::store::Database;
 use testkit::wait_until;
-
-const WARM_UP: Duration = Duration::from_millis(500);
 
 /// The hash of the schema: a database of an earlier one is of no use.
 fn schema() -> u64 {
@@ -36,7 +30,6 @@ fn schema() -> u64 {
 /// A database with this number of payments, of a tenth as many users, all of them published and
 /// delivered; made once, by SQL on payrelay's own schema.
 fn grown(rows: u64) -> PathBuf {
-    let users = rows / 10;
     let path = target()
         .join("figures")
         .join(format!("grown-{rows}-{}.db", schema()));
@@ -51,25 +44,42 @@ fn grown(rows: u64) -> PathBuf {
     testkit::bench::print_line(&format!(
         "making a database of {rows} finished payments, once"
     ));
-    let numbers = format!(
-        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})"
-    );
-    let then = "1700000000000000 + i";
-    connection
-        .execute_batch(&format!(
-            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -1000000; BEGIN;
-             {numbers} INSERT INTO payment SELECT i, i % {users}, i, 100, 'KRW', 'COMPLETED', NULL, {then} FROM n;
-             {numbers} INSERT INTO payment_history SELECT i, i % {users}, iif(i > {users}, i - {users}, NULL), {then} FROM n;
-             INSERT INTO user_history SELECT user_id, max(payment_id) FROM payment_history GROUP BY user_id;
-             {numbers} INSERT INTO outbox
-                SELECT i, i, i % {users}, 'payment.completed', NULL, 'PUBLISHED', {then}, {then}, 0, i FROM n;
-             {numbers} INSERT INTO delivery SELECT i, 'default', 'DELIVERED', 1, 0, {then}, {then}, NULL FROM n;
-             COMMIT; PRAGMA journal_mode = WAL;"
-        ))
-        .unwrap();
+    connection.execute_batch(&insert_finished(rows)).unwrap();
     drop(connection);
     fs::rename(made, &path).unwrap();
     path
+}
+
+/// SQL that makes this number of payments, all of them published and delivered.
+fn insert_finished(rows: u64) -> String {
+    let users = rows / 10;
+    let numbers = format!(
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})"
+    );
+    let at = "1700000000000000 + i";
+    format!(
+        "PRAGMA journal_mode = OFF;
+         PRAGMA synchronous = OFF;
+         PRAGMA cache_size = -1000000;
+         BEGIN;
+         {numbers} INSERT INTO payment
+            (id, user_id, reservation_id, amount, currency, status, executed_at)
+            SELECT i, i % {users}, i, 100, 'KRW', 'COMPLETED', {at} FROM n;
+         {numbers} INSERT INTO payment_history (payment_id, user_id, previous_id, recorded_at)
+            SELECT i, i % {users}, iif(i > {users}, i - {users}, NULL), {at} FROM n;
+         INSERT INTO user_history (user_id, last_payment_id)
+            SELECT user_id, max(payment_id) FROM payment_history GROUP BY user_id;
+         {numbers} INSERT INTO outbox
+            (id, payment_id, user_id, type, status, created_at, published_at,
+             \"partition\", \"offset\")
+            SELECT i, i, i % {users}, 'payment.completed', 'PUBLISHED', {at}, {at}, 0, i FROM n;
+         {numbers} INSERT INTO delivery
+            (outbox_id, channel, status, attempts, created_at, delivered_at, delivered_in)
+            SELECT i, 'default', 'DELIVERED', 1, {at}, {at}, 'single' FROM n;
+         UPDATE node SET consumed_through = {rows};
+         COMMIT;
+         PRAGMA journal_mode = WAL;"
+    )
 }
 
 /// A folder with a copy of a database, or with none.
@@ -82,15 +92,6 @@ fn copy(of: Option<&Path>) -> tempfile::TempDir {
         fs::File::open(copy).unwrap().sync_all().unwrap();
     }
     dir
-}
-
-/// Kafka is unavailable, and nothing is purged, unless `env` says so: only the intake works.
-fn start(dir: &Path, env: &[(&str, &str)]) -> Payrelay {
-    let away = [
-        ("PAYRELAY_PUBLISHER_KIND", "kafka"),
-        ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1"),
-    ];
-    Payrelay::start(Options::new(dir, &[away.as_slice(), env].concat()))
 }
 
 /// With this number of users, in random order.
@@ -129,19 +130,7 @@ fn drain(dir: tempfile::TempDir, count: i64) -> f64 {
         let first = first + (1 << 41);
         database.pay(first % 997, first..first + 1000);
     }
-    let (waker, woken) = Waker::new();
-    let store = database.store().clone();
-    let mut relay = Relay::new(
-        store,
-        Box::new(InProcess),
-        relay::Options {
-            batch_max: 1000,
-            wake: woken,
-            notifiers: waker,
-            health: HealthHandle::up(),
-            metrics: Metrics::default(),
-        },
-    );
+    let (mut relay, _waker) = testkit::bench::relay(&database, InProcess);
     let started = Instant::now();
     let last = std::iter::repeat_with(|| relay.step()).find(|step| *step != Step::Progress);
     let elapsed = started.elapsed();
@@ -219,7 +208,8 @@ fn post_p99(dir: &Path, span: Duration, purge: bool) -> (f64, f64) {
             count() < before
         });
     }
-    let (before, started) = (count(), Instant::now());
+    let before = count();
+    let started = Instant::now();
     let mut outcome = load::open(payrelay.addr(), 16, 600.0, span, |out, number| {
         payment(out, number % 1000, (1 << 42) + number, 1);
     });
@@ -230,100 +220,104 @@ fn post_p99(dir: &Path, span: Duration, purge: bool) -> (f64, f64) {
     )
 }
 
-fn main() {
-    let plan = Plan::from_args();
-    let rows: u64 = if plan.quick { 1_000_000 } else { 10_000_000 };
-    let grown = grown(rows);
-    let mut figures: [[Figure; 2]; 4] = Default::default();
-    let mut bytes: [Figure; 2] = Default::default();
-    let mut purging: [Figure; 2] = Default::default();
-    let mut purged = Figure::default();
-    for _ in 0..3 {
-        for (side, database) in [None, Some(grown.as_path())].into_iter().enumerate() {
+/// Each figure twice: with an empty and with a grown database.
+#[derive(Default)]
+struct Figures {
+    start: [Figure; 2],
+    intake: [Figure; 2],
+    users: [Figure; 2],
+    drain: [Figure; 2],
+    /// With the purge, and without it.
+    purging: [Figure; 2],
+    purged: Figure,
+    /// The whole file, and payments and their history alone.
+    bytes: [Figure; 2],
+}
+
+impl Figures {
+    fn measure_sizes(&mut self, plan: Plan, grown: &Path, rows: u64) {
+        for (side, database) in [None, Some(grown)].into_iter().enumerate() {
             let dir = copy(database);
             if side == 0 {
                 assert!(start(dir.path(), &[]).terminate().success());
             }
-            figures[0][side].0.push(start_up(dir.path()));
-            figures[1][side].0.push(intake(dir.path(), plan, 1000));
-            figures[2][side].0.push(drain(copy(database), 100_000));
-            figures[3][side]
-                .0
-                .push(intake(copy(database).path(), plan, rows / 10));
+            self.start[side].0.push(start_up(dir.path()));
+            self.intake[side].0.push(intake(dir.path(), plan, 1000));
+            self.drain[side].0.push(drain(copy(database), 100_000));
+            let many_users = intake(copy(database).path(), plan, rows / 10);
+            self.users[side].0.push(many_users);
         }
-        let span = if plan.quick {
-            Duration::from_secs(5)
-        } else {
-            Duration::from_secs(20)
-        };
-        let dir = copy(Some(&grown));
-        purging[1].0.push(post_p99(dir.path(), span, false).0);
-        let (p99, rate) = post_p99(dir.path(), span, true);
-        purging[0].0.push(p99);
-        purged.0.push(rate);
-        let (all, kept) = bytes_a_payment(6);
-        bytes[0].0.push(all);
-        bytes[1].0.push(kept);
     }
-    let [start, intake, drain, users] = figures;
+
+    fn measure_purge(&mut self, plan: Plan, grown: &Path) {
+        let span = Duration::from_secs(if plan.quick { 5 } else { 20 });
+        let dir = copy(Some(grown));
+        self.purging[1].0.push(post_p99(dir.path(), span, false).0);
+        let (p99, rate) = post_p99(dir.path(), span, true);
+        self.purging[0].0.push(p99);
+        self.purged.0.push(rate);
+        let (all, kept) = bytes_a_payment(6);
+        self.bytes[0].0.push(all);
+        self.bytes[1].0.push(kept);
+    }
+
+    fn add_sizes(&self, table: &mut Table, rows: u64) {
+        let name = |what: &str| format!("{what} with {rows} finished payments");
+        let intake = name("64 connections: payments");
+        let users = format!("{intake}, of {} users", rows / 10);
+        for (name, [empty, full]) in [
+            (intake, &self.intake),
+            (users, &self.users),
+            (name("100,000 events drained"), &self.drain),
+        ] {
+            let baseline = ("empty", empty.clone());
+            table.against(name, "/s", full.clone(), baseline, Goal::RatioAtLeast(0.9));
+        }
+        let [empty, full] = &self.start;
+        table.against(
+            name("start to the first answer"),
+            "ms",
+            full.clone(),
+            ("empty", empty.clone()),
+            Goal::RatioAtMost(1.1),
+        );
+        table.row("", "ms", full.clone(), Goal::AtMost(100.0));
+    }
+
+    fn add_purge(self, table: &mut Table) {
+        let [with, without] = self.purging;
+        table.against(
+            "POST at 600/s while the purge works, p99",
+            "ms",
+            with,
+            ("without it", without),
+            Goal::RatioAtMost(1.5),
+        );
+        let [all, kept] = self.bytes;
+        let name =
+            "the file grows by, a payment, with 100,000 at a time published, delivered and purged";
+        table.against(
+            name,
+            "bytes",
+            all,
+            ("payment and history alone", kept),
+            Goal::RatioAtMost(1.1),
+        );
+        table.row("purged meanwhile", "rows/s", self.purged, Goal::None);
+    }
+}
+
+fn main() {
+    let plan = Plan::from_args();
+    let rows: u64 = if plan.quick { 1_000_000 } else { 10_000_000 };
+    let grown = grown(rows);
+    let mut figures = Figures::default();
+    for _ in 0..3 {
+        figures.measure_sizes(plan, &grown, rows);
+        figures.measure_purge(plan, &grown);
+    }
     let mut table = Table::new("growth");
-    let name = |what: &str| format!("{what} with {rows} finished payments");
-    let [empty, full] = intake;
-    table.against(
-        name("64 connections: payments"),
-        "/s",
-        full,
-        ("empty", empty),
-        Goal::RatioAtLeast(0.9),
-    );
-    let [empty, full] = users;
-    let of_users = format!(
-        "{}, of {} users",
-        name("64 connections: payments"),
-        rows / 10
-    );
-    table.against(
-        of_users,
-        "/s",
-        full,
-        ("empty", empty),
-        Goal::RatioAtLeast(0.9),
-    );
-    let [empty, full] = drain;
-    table.against(
-        name("100,000 events drained"),
-        "/s",
-        full,
-        ("empty", empty),
-        Goal::RatioAtLeast(0.9),
-    );
-    let [empty, full] = start;
-    table.against(
-        name("start to the first answer"),
-        "ms",
-        full.clone(),
-        ("empty", empty),
-        Goal::RatioAtMost(1.1),
-    );
-    table.row("", "ms", full, Goal::AtMost(100.0));
-    let [with, without] = purging;
-    table.against(
-        "POST at 600/s while the purge works, p99",
-        "ms",
-        with,
-        ("without it", without),
-        Goal::RatioAtMost(1.5),
-    );
-    let [all, kept] = bytes;
-    let name =
-        "the file grows by, a payment, with 100,000 at a time published, delivered and purged";
-    table.against(
-        name,
-        "bytes",
-        all,
-        ("payment and history alone", kept),
-        Goal::RatioAtMost(1.1),
-    );
-    table.row("purged meanwhile", "rows/s", purged, Goal::None);
+    figures.add_sizes(&mut table, rows);
+    figures.add_purge(&mut table);
     table.finish();
 }

@@ -1,27 +1,23 @@
 //! How many durable payments a second, and how long each takes: by connections, and against three
 //! baselines.
 
+use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
 
 use testkit::bench::load::{self, Outcome, payment};
-use testkit::bench::{Figure, Goal, Plan, Table, baseline, folder, percentile};
-use testkit::process::{Options, Payrelay};
+use testkit::bench::{
+    Figure, Goal, Plan, Table, WARM_UP, baseline, folder, percentile, start_without_kafka,
+};
+use testkit::process::Payrelay;
 use testkit::store::Database;
 
 /// The real binary on a database of its own. While Kafka is unavailable only the intake works; with
 /// the application publisher every payment is also relayed and written to the log.
 fn start(dir: &Path, publisher: &str) -> Payrelay {
-    let env = [
-        ("PAYRELAY_PUBLISHER_KIND", publisher),
-        ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1"),
-    ];
-    Payrelay::start(Options::new(dir, &env))
+    start_without_kafka(dir, &[("PAYRELAY_PUBLISHER_KIND", publisher)])
 }
 
-const WARM_UP: Duration = Duration::from_millis(500);
-
-fn intake(address: std::net::SocketAddr, connections: usize, plan: Plan, run: u64) -> Outcome {
+fn intake(address: SocketAddr, connections: usize, plan: Plan, run: u64) -> Outcome {
     let base = (run + 1) << 32;
     load::closed(
         address,
@@ -34,137 +30,165 @@ fn intake(address: std::net::SocketAddr, connections: usize, plan: Plan, run: u6
     )
 }
 
-fn main() {
-    let plan = Plan::from_args();
-    let mut table = Table::new("intake");
-    for connections in [1, 8, 64, 256]
-        .into_iter()
-        .filter(|count| plan.connections.is_none_or(|only| only == *count))
-    {
-        let mut rates: [Figure; 4] = Default::default();
-        let mut latencies: [Figure; 3] = Default::default();
-        let mut bare = Figure::default();
-        let mut embedded = Figure::default();
-        for run in 0..plan.runs as u64 {
-            let dir = folder();
-            let payrelay = start(dir.path(), "kafka");
-            let mut outcome = intake(payrelay.addr(), connections, plan, run);
-            assert_eq!(outcome.other, 0);
-            rates[0].0.push(outcome.rate());
-            for (figure, percent) in latencies.iter_mut().zip([50.0, 99.0, 99.9]) {
-                figure.0.push(outcome.percentile(percent));
-            }
-            let refused = load::closed(
-                payrelay.addr(),
-                connections,
-                (WARM_UP, plan.span),
-                422,
-                |out, _| {
-                    payment(out, 1, 1, 0);
-                },
-            );
-            rates[2].0.push(refused.rate());
-            drop(payrelay);
+/// The figures of one number of connections.
+#[derive(Default)]
+struct Figures {
+    payments: Figure,
+    /// A transaction a request, by another program.
+    per_request: Figure,
+    /// Refused by payrelay before the database.
+    without_database: Figure,
+    /// The store's writer without HTTP.
+    writer: Figure,
+    /// With the relay in the same process.
+    embedded: Figure,
+    p50: Figure,
+    p99: Figure,
+    p999: Figure,
+    /// A commit that is synced, without payrelay.
+    bare_commit: Figure,
+}
 
-            let dir = folder();
-            let payrelay = start(dir.path(), "application");
-            embedded
-                .0
-                .push(intake(payrelay.addr(), connections, plan, run).rate());
-            drop(payrelay);
+impl Figures {
+    fn measure(&mut self, connections: usize, plan: Plan, run: u64) {
+        self.measure_payrelay(connections, plan, run);
+        self.measure_embedded(connections, plan, run);
+        self.measure_baselines(connections, plan, run);
+    }
 
-            let database = Database::open_in(folder());
-            rates[3].0.push(baseline::bare_writer(
-                database.store(),
-                connections,
-                plan.span,
-                1,
-            ));
-            drop(database);
+    /// Payments, and refusals that need no database.
+    fn measure_payrelay(&mut self, connections: usize, plan: Plan, run: u64) {
+        let dir = folder();
+        let payrelay = start(dir.path(), "kafka");
+        let mut outcome = intake(payrelay.addr(), connections, plan, run);
+        assert_eq!(outcome.other, 0);
+        self.payments.0.push(outcome.rate());
+        self.p50.0.push(outcome.percentile(50.0));
+        self.p99.0.push(outcome.percentile(99.0));
+        self.p999.0.push(outcome.percentile(99.9));
+        let refused = load::closed(
+            payrelay.addr(),
+            connections,
+            (WARM_UP, plan.span),
+            422,
+            |out, _| {
+                payment(out, 1, 1, 0);
+            },
+        );
+        self.without_database.0.push(refused.rate());
+    }
 
-            let dir = folder();
-            drop(start(dir.path(), "kafka"));
-            let address = baseline::transaction_per_request(&dir.path().join("payrelay.db"));
-            rates[1]
-                .0
-                .push(intake(address, connections, plan, run).rate());
+    fn measure_embedded(&mut self, connections: usize, plan: Plan, run: u64) {
+        let dir = folder();
+        let payrelay = start(dir.path(), "application");
+        let outcome = intake(payrelay.addr(), connections, plan, run);
+        self.embedded.0.push(outcome.rate());
+    }
 
-            let mut times = baseline::bare_commits(&dir.path().join("bare.db"), 2000);
-            bare.0.push(percentile(&mut times, 50.0));
-        }
-        let [ours, per_request, without_database, writer] = rates;
+    fn measure_baselines(&mut self, connections: usize, plan: Plan, run: u64) {
+        let database = Database::open_in(folder());
+        let rate = baseline::bare_writer(database.store(), connections, plan.span, 1);
+        self.writer.0.push(rate);
+        drop(database);
+
+        let dir = folder();
+        drop(start(dir.path(), "kafka"));
+        let address = baseline::transaction_per_request(&dir.path().join("payrelay.db"));
+        let outcome = intake(address, connections, plan, run);
+        self.per_request.0.push(outcome.rate());
+
+        let mut times = baseline::bare_commits(&dir.path().join("bare.db"), 2000);
+        self.bare_commit.0.push(percentile(&mut times, 50.0));
+    }
+
+    fn add_rows(self, table: &mut Table, connections: usize) {
         let name = |what| format!("{connections} connections: {what}");
-        let goal = match connections {
-            8 => Goal::RatioAtLeast(4.0),
-            64 => Goal::RatioAtLeast(20.0),
-            _ => Goal::None,
-        };
         table.against(
             name("payments"),
             "/s",
-            ours.clone(),
-            ("a transaction a request", per_request),
-            goal,
+            self.payments.clone(),
+            ("a transaction a request", self.per_request),
+            match connections {
+                8 => Goal::RatioAtLeast(4.0),
+                64 => Goal::RatioAtLeast(20.0),
+                _ => Goal::None,
+            },
         );
         table.against(
             "",
             "/s",
-            ours.clone(),
-            ("HTTP without a database", without_database),
+            self.payments.clone(),
+            ("HTTP without a database", self.without_database),
             Goal::None,
         );
-        let goal = if connections == 64 {
-            Goal::RatioAtLeast(0.6)
-        } else {
-            Goal::None
-        };
-        table.against("", "/s", ours, ("the writer without HTTP", writer), goal);
+        table.against(
+            "",
+            "/s",
+            self.payments,
+            ("the writer without HTTP", self.writer),
+            only_if(connections == 64, Goal::RatioAtLeast(0.6)),
+        );
         table.row(
             name("payments, each also relayed in the process"),
             "/s",
-            embedded,
+            self.embedded,
             Goal::None,
         );
-        let [p50, p99, p999] = latencies;
         if connections == 1 {
+            let baseline = ("a bare fsynced commit", self.bare_commit);
             table.against(
                 name("p50"),
                 "ms",
-                p50,
-                ("a bare fsynced commit", bare),
+                self.p50,
+                baseline,
                 Goal::RatioAtMost(1.2),
             );
         } else {
-            table.row(name("p50"), "ms", p50, Goal::None);
+            table.row(name("p50"), "ms", self.p50, Goal::None);
         }
-        let goal = if connections == 256 {
-            Goal::AtMost(8.0)
-        } else {
-            Goal::None
-        };
-        table.row(name("p99"), "ms", p99, goal);
-        table.row(name("p99.9"), "ms", p999, Goal::None);
+        let goal = only_if(connections == 256, Goal::AtMost(8.0));
+        table.row(name("p99"), "ms", self.p99, goal);
+        table.row(name("p99.9"), "ms", self.p999, Goal::None);
     }
-    let mut hundreds = Figure::default();
-    for run in 0..plan.runs as u64 {
-        let dir = folder();
-        let payrelay = start(dir.path(), "kafka");
-        let base = (run + 1) << 32;
-        let outcome = load::closed(
-            payrelay.addr(),
-            8,
-            (WARM_UP, plan.span),
-            201,
-            move |out, number| {
-                payment(out, number % 1000, base + number * 100, 100);
-            },
-        );
-        hundreds.0.push(outcome.rate() * 100.0);
+}
+
+fn only_if(condition: bool, goal: Goal) -> Goal {
+    if condition { goal } else { Goal::None }
+}
+
+/// Payments a second with requests of 100 reservations.
+fn hundreds(plan: Plan, run: u64) -> f64 {
+    let dir = folder();
+    let payrelay = start(dir.path(), "kafka");
+    let base = (run + 1) << 32;
+    let outcome = load::closed(
+        payrelay.addr(),
+        8,
+        (WARM_UP, plan.span),
+        201,
+        move |out, number| {
+            payment(out, number % 1000, base + number * 100, 100);
+        },
+    );
+    outcome.rate() * 100.0
+}
+
+fn main() {
+    let plan = Plan::from_args();
+    let runs = plan.runs as u64;
+    let mut table = Table::new("intake");
+    for connections in [1, 8, 64, 256] {
+        if plan.connections.is_some_and(|only| only != connections) {
+            continue;
+        }
+        let mut figures = Figures::default();
+        (0..runs).for_each(|run| figures.measure(connections, plan, run));
+        figures.add_rows(&mut table, connections);
     }
     table.row(
         "requests of 100 reservations, 8 connections: payments",
         "/s",
-        hundreds,
+        Figure((0..runs).map(|run| hundreds(plan, run)).collect()),
         Goal::AtLeast(100_000.0),
     );
     table.finish();

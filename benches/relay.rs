@@ -5,33 +5,17 @@
 
 use std::time::{Duration, Instant};
 
-use payrelay::config::{self, DeliveryGuarantee};
 use payrelay::domain::event::{Event, EventType};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::kafka::publisher::KafkaPublisher;
+use payrelay::relay::Step;
 use payrelay::relay::publisher::Publisher;
-use payrelay::relay::{self, Relay, Step};
-use payrelay::runtime::health::HealthHandle;
-use payrelay::runtime::metrics::Metrics;
-use payrelay::runtime::worker::Waker;
-use testkit::bench::{Figure, Goal, Plan, Table, delivery, folder, unless_transactions};
+use testkit::bench::{Figure, Goal, Plan, Table, folder, kafka_settings, unless_transactions};
 use testkit::kafka::Broker;
 use testkit::store::Database;
 
 fn publisher(broker: &Broker, topic: &str, database: &Database) -> KafkaPublisher {
-    let settings = config::Kafka {
-        bootstrap_servers: vec![broker.bootstrap()],
-        topic: topic.into(),
-        group: "none".into(),
-        partitions: 1,
-        delivery: if delivery() == "exactly-once" {
-            DeliveryGuarantee::ExactlyOnce
-        } else {
-            DeliveryGuarantee::AtLeastOnce
-        },
-        dead_records_max: std::num::NonZeroUsize::MAX,
-        security: config::KafkaSecurity::default(),
-    };
+    let settings = kafka_settings(broker, topic);
     let mut publisher = KafkaPublisher::new(settings, database.store().clone()).unwrap();
     // Connected, and the topic made, before anything is timed.
     while publisher.publish(&events(0..1)).error.is_some() {}
@@ -66,19 +50,7 @@ fn without_a_database(publisher: &mut KafkaPublisher, count: i64) -> f64 {
 }
 
 fn drain(database: &Database, publisher: impl Publisher + 'static, count: i64) -> f64 {
-    let store = database.store().clone();
-    let (waker, woken) = Waker::new();
-    let mut relay = Relay::new(
-        store,
-        Box::new(publisher),
-        relay::Options {
-            batch_max: 1000,
-            wake: woken,
-            notifiers: waker,
-            health: HealthHandle::up(),
-            metrics: Metrics::default(),
-        },
-    );
+    let (mut relay, _waker) = testkit::bench::relay(database, publisher);
     let started = Instant::now();
     while relay.step() == Step::Progress {}
     let elapsed = started.elapsed();
@@ -93,7 +65,8 @@ fn main() {
     let plan = Plan::from_args();
     let count: i64 = if plan.quick { 50_000 } else { 200_000 };
     let broker = Broker::start("4.4.0");
-    let (mut drained, mut raw) = (Figure::default(), Figure::default());
+    let mut drained = Figure::default();
+    let mut raw = Figure::default();
     for run in 0..plan.runs {
         let database = Database::open_in(folder());
         for first in (0..count).step_by(1000) {

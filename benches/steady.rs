@@ -32,9 +32,11 @@ struct System {
 
 impl System {
     fn start(broker: &Broker, topic: &str) -> Self {
-        let (slack, dir) = (FakeSlack::start(), folder());
+        let slack = FakeSlack::start();
+        let dir = folder();
         slack.answer_with(|_, _| Answer::Hang);
-        let (url, bootstrap) = (slack.url(), broker.bootstrap());
+        let url = slack.url();
+        let bootstrap = broker.bootstrap();
         let env = [
             ("PAYRELAY_PUBLISHER_KIND", "kafka"),
             ("PAYRELAY_KAFKA_DELIVERY", delivery()),
@@ -144,7 +146,8 @@ struct Costs {
 fn costs(broker: &Broker, topic: &str, span: Duration) -> Costs {
     let system = System::start(broker, topic);
     let pid = system.payrelay.pid();
-    let (before, started) = (usage(pid), Instant::now());
+    let before = usage(pid);
+    let started = Instant::now();
     // Nothing happens: that is what is measured.
     std::thread::sleep(span);
     let idle_cpu = (usage(pid).cpu_s - before.cpu_s) / started.elapsed().as_secs_f64() * 100.0;
@@ -174,66 +177,63 @@ fn costs(broker: &Broker, topic: &str, span: Duration) -> Costs {
     }
 }
 
-fn main() {
-    let plan = Plan::from_args();
-    let (span, calm) = if plan.quick { (15, 5) } else { (60, 20) };
-    let (span, calm) = (Duration::from_secs(span), Duration::from_secs(calm));
-    let broker = Broker::start("4.4.0");
-    let mut figures: [Figure; 7] = Default::default();
-    for run in 0..3 {
-        let costs = costs(&broker, &format!("cost-{run}"), calm);
-        let values = [
-            costs.idle_rss,
-            costs.idle_cpu,
-            costs.load_rss,
-            costs.load_us,
-            costs.threads,
-        ];
-        for (figure, value) in figures.iter_mut().zip(values) {
-            figure.0.push(value);
+#[derive(Default)]
+struct Figures {
+    idle_rss: Figure,
+    idle_cpu: Figure,
+    load_rss: Figure,
+    load_us: Figure,
+    threads: Figure,
+    rate: Figure,
+    p99: Figure,
+}
+
+impl Figures {
+    fn measure(&mut self, broker: &Broker, span: Duration, calm: Duration) {
+        for run in 0..3 {
+            let costs = costs(broker, &format!("cost-{run}"), calm);
+            self.idle_rss.0.push(costs.idle_rss);
+            self.idle_cpu.0.push(costs.idle_cpu);
+            self.load_rss.0.push(costs.load_rss);
+            self.load_us.0.push(costs.load_us);
+            self.threads.0.push(costs.threads);
+        }
+        // Not lower by each run that was unlucky: each begins where the guess was.
+        let first = guess(broker);
+        for run in 0..3 {
+            let (rate, p99) = highest(broker, run, first, span);
+            self.rate.0.push(rate);
+            self.p99.0.push(p99);
         }
     }
-    // Not lower by each run that was unlucky: each begins where the guess was.
-    let first = guess(&broker);
-    for run in 0..3 {
-        let (rate, p99) = highest(&broker, run, first, span);
-        figures[5].0.push(rate);
-        figures[6].0.push(p99);
+
+    fn add_rows(self, table: &mut Table, span: Duration) {
+        let seconds = span.as_secs();
+        let name = format!("the highest rate held for {seconds} s: HTTP in, Kafka, delivery table");
+        table.row(name, "/s", self.rate, Goal::None);
+        table.row("POST at that rate, p99", "ms", self.p99, Goal::None);
+        let name = "RSS, idle after the first payments";
+        table.row(name, "MB", self.idle_rss, Goal::AtMost(15.0));
+        let name = "processor, idle";
+        table.row(name, "% of a core", self.idle_cpu, Goal::AtMost(0.5));
+        let name = "RSS at most, 64 connections as fast as they can";
+        table.row(name, "MB", self.load_rss, Goal::AtMost(40.0));
+        let name = "processor for a payment, with Kafka both ways";
+        table.row(name, "us", self.load_us, Goal::None);
+        table.row("threads", "", self.threads, Goal::None);
     }
+}
+
+fn main() {
+    let plan = Plan::from_args();
+    let span = Duration::from_secs(if plan.quick { 15 } else { 60 });
+    let calm = Duration::from_secs(if plan.quick { 5 } else { 20 });
+    let broker = Broker::start("4.4.0");
+    let mut figures = Figures::default();
+    figures.measure(&broker, span, calm);
     let binary = testkit::paths::binary().metadata().unwrap().len() as f64 / 1e6;
-    let [idle_rss, idle_cpu, load_rss, load_us, threads, rate, p99] = figures;
     let mut table = Table::new("steady");
-    let name = format!(
-        "the highest rate held for {} s: HTTP in, Kafka, delivery table",
-        span.as_secs()
-    );
-    table.row(name, "/s", rate, Goal::None);
-    table.row("POST at that rate, p99", "ms", p99, Goal::None);
-    table.row(
-        "RSS, idle after the first payments",
-        "MB",
-        idle_rss,
-        Goal::AtMost(15.0),
-    );
-    table.row(
-        "processor, idle",
-        "% of a core",
-        idle_cpu,
-        Goal::AtMost(0.5),
-    );
-    table.row(
-        "RSS at most, 64 connections as fast as they can",
-        "MB",
-        load_rss,
-        Goal::AtMost(40.0),
-    );
-    table.row(
-        "processor for a payment, with Kafka both ways",
-        "us",
-        load_us,
-        Goal::None,
-    );
-    table.row("threads", "", threads, Goal::None);
+    figures.add_rows(&mut table, span);
     table.row("the binary", "MB", Figure(vec![binary]), Goal::AtMost(12.0));
     table.finish();
 }

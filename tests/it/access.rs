@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use testkit::http::{Client, Response};
-use testkit::process::{Options, Payrelay, run_to_exit};
+use testkit::process::{Options, Payrelay, run_command};
 use testkit::{StopOnDrop, wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -37,21 +37,6 @@ fn three_tokens() -> String {
 fn start(dir: &Path, config: &str, env: &[(&str, &str)]) -> Payrelay {
     fs::write(dir.join("config.toml"), config).unwrap();
     Payrelay::start(Options::new(dir, env))
-}
-
-/// Exit code, standard output, standard error.
-fn run(dir: &Path, env: &[(&str, &str)], args: &[&str]) -> (Option<i32>, String, String) {
-    let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-    let output = run_to_exit(Options {
-        args,
-        ..Options::new(dir, env)
-    });
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (
-        output.status.code(),
-        text(output.stdout),
-        text(output.stderr),
-    )
 }
 
 /// A payment of one reservation, with as many spaces as make it this number of bytes long.
@@ -106,14 +91,14 @@ fn a_printed_token_is_accepted_with_its_printed_hash() {
         "what is wrong here does not matter to it",
     )
     .unwrap();
-    let (code, printed, _) = run(dir.path(), &[], &["token"]);
+    let (code, printed, _) = run_command(dir.path(), &[], &["token"]);
     let lines: Vec<_> = printed.lines().collect();
     assert_eq!(
         (code, lines.len(), lines[0].len()),
         (Some(0), 2, 64),
         "{printed}"
     );
-    assert_ne!(run(dir.path(), &[], &["token"]).1, printed);
+    assert_ne!(run_command(dir.path(), &[], &["token"]).1, printed);
     let config = format!(
         "[[http.token]]\nname = 'till'\naccess = 'full'\n{}\n",
         lines[1]
@@ -138,74 +123,72 @@ fn a_printed_token_is_accepted_with_its_printed_hash() {
     );
 }
 
+/// Each request with its body, and the statuses of the responses to: no token, an unknown one,
+/// read-only, full, admin.
+const ACCESS_CASES: [(&str, &str, [u16; 5]); 12] = [
+    ("POST /payments", PAYMENT, [401, 401, 403, 201, 201]),
+    ("GET /payments/1", "", [401, 401, 200, 200, 200]),
+    (
+        "GET /users/1/payment-history",
+        "",
+        [401, 401, 200, 200, 200],
+    ),
+    ("GET /admin/channels", "", [401, 401, 403, 403, 200]),
+    ("GET /admin/dead-letters", "", [401, 401, 403, 403, 200]),
+    (
+        "POST /admin/channels/default/resume",
+        "",
+        [401, 401, 403, 403, 202],
+    ),
+    (
+        "POST /admin/dead-letters/discard?all=true",
+        "",
+        [401, 401, 403, 403, 200],
+    ),
+    ("GET /health/live", "", [200, 200, 200, 200, 200]),
+    ("GET /health/ready", "", [200, 401, 200, 200, 200]),
+    // A client without a token does not learn what there is.
+    ("GET /nothing", "", [401, 401, 404, 404, 404]),
+    ("DELETE /payments/1", "", [401, 401, 405, 405, 405]),
+    ("GET /payments/x", "", [401, 401, 404, 404, 404]),
+];
+
+const PAYMENT: &str = r#"{"user_id": 1, "reservations": [{"reservation_id": 1, "seat_price": 5}]}"#;
+
+/// The challenge says what is wrong with the token, and an error has a problem as its body.
+fn assert_refusal(answer: &Response, expected: u16, token: Option<&str>) {
+    let challenge = match (expected, token) {
+        (401, None) => Some("Bearer realm=\"payrelay\""),
+        (401, _) => Some("Bearer realm=\"payrelay\", error=\"invalid_token\""),
+        (403, _) => Some("Bearer realm=\"payrelay\", error=\"insufficient_scope\""),
+        _ => None,
+    };
+    assert_eq!(answer.header("www-authenticate"), challenge);
+    if expected >= 400 {
+        assert_eq!(
+            answer.header("content-type"),
+            Some("application/problem+json")
+        );
+        assert_eq!(answer.json()["status"], expected);
+    }
+}
+
 #[test]
 fn each_token_may_do_what_its_access_says() {
     let dir = tempfile::tempdir().unwrap();
     let payrelay = start(dir.path(), &three_tokens(), &[]);
     let mut client = Client::connect(payrelay.addr());
-    let body = payment(1, 0);
-    let cases = [
-        // request, body, then the answers to: no token, an unknown one, read-only, full, admin
-        ("POST /payments", body.as_str(), [401, 401, 403, 201, 201]),
-        ("GET /payments/1", "", [401, 401, 200, 200, 200]),
-        (
-            "GET /users/1/payment-history",
-            "",
-            [401, 401, 200, 200, 200],
-        ),
-        ("GET /admin/channels", "", [401, 401, 403, 403, 200]),
-        ("GET /admin/dead-letters", "", [401, 401, 403, 403, 200]),
-        (
-            "POST /admin/channels/default/resume",
-            "",
-            [401, 401, 403, 403, 202],
-        ),
-        (
-            "POST /admin/dead-letters/discard?all=true",
-            "",
-            [401, 401, 403, 403, 200],
-        ),
-        ("GET /health/live", "", [200, 200, 200, 200, 200]),
-        ("GET /health/ready", "", [200, 401, 200, 200, 200]),
-        // Who has no token does not learn what there is.
-        ("GET /nothing", "", [401, 401, 404, 404, 404]),
-        ("DELETE /payments/1", "", [401, 401, 405, 405, 405]),
-        ("GET /payments/x", "", [401, 401, 404, 404, 404]),
-    ];
     let tokens = [None, Some("wrong"), Some("look"), Some("pay"), Some("rule")];
-    for (start, body, expected) in cases {
+    for (start, body, expected) in ACCESS_CASES {
         for (token, expected) in tokens.into_iter().zip(expected) {
             let answer = ask(&mut client, start, token, body);
             assert_eq!(answer.status, expected, "{start} with {token:?}");
-            let challenge = answer.header("www-authenticate");
-            match (expected, token) {
-                (401, None) => assert_eq!(challenge, Some("Bearer realm=\"payrelay\"")),
-                (401, _) => assert_eq!(
-                    challenge,
-                    Some("Bearer realm=\"payrelay\", error=\"invalid_token\"")
-                ),
-                (403, _) => assert_eq!(
-                    challenge,
-                    Some("Bearer realm=\"payrelay\", error=\"insufficient_scope\"")
-                ),
-                _ => assert_eq!(challenge, None),
-            }
-            if expected >= 400 {
-                assert_eq!(
-                    answer.header("content-type"),
-                    Some("application/problem+json")
-                );
-                assert_eq!(answer.json()["status"], expected);
-            }
+            assert_refusal(&answer, expected, token);
         }
     }
     for header in ["Basic bG9vazo=", "Bearer", "Bearer look look", "look"] {
-        let answer = ask_with(
-            &mut client,
-            "GET /payments/1",
-            &format!("Authorization: {header}\r\n"),
-            "",
-        );
+        let header_line = format!("Authorization: {header}\r\n");
+        let answer = ask_with(&mut client, "GET /payments/1", &header_line, "");
         assert_eq!(answer.status, 401, "{header}");
     }
     let bare = ask(&mut client, "GET /health/ready", None, "").json();
@@ -221,7 +204,8 @@ fn each_token_may_do_what_its_access_says() {
 fn listening_to_others_needs_a_token() {
     let dir = tempfile::tempdir().unwrap();
     for args in [["serve"], ["check-config"]] {
-        let (code, _, error) = run(dir.path(), &[("PAYRELAY_HTTP_LISTEN", "0.0.0.0:0")], &args);
+        let (code, _, error) =
+            run_command(dir.path(), &[("PAYRELAY_HTTP_LISTEN", "0.0.0.0:0")], &args);
         assert_eq!(code, Some(78), "{error}");
         for part in [
             "http.listen = \"0.0.0.0:0\"",
@@ -336,16 +320,27 @@ fn with_tokens_neither_host_nor_origin_matter() {
     );
 }
 
+/// Reloads a file that is refused, and waits until the log has said so once more.
+fn assert_refused_reload(payrelay: &Payrelay, line: &str, change: impl FnOnce()) {
+    let before = payrelay.count_in_log(line);
+    change();
+    hang_up(payrelay);
+    wait_until("the refusal", LIMIT, || {
+        payrelay.count_in_log(line) > before
+    });
+}
+
 #[test]
 fn sighup_replaces_the_tokens_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("config.toml");
     let mut payrelay = start(dir.path(), &three_tokens(), &[]);
     let mut client = Client::connect(payrelay.addr());
-    assert_eq!(
-        ask(&mut client, "POST /payments", Some("pay"), &payment(1, 0)).status,
-        201
-    );
+    let mut post = |token, id| {
+        let body = payment(id, 0);
+        ask(&mut client, "POST /payments", Some(token), &body).status
+    };
+    assert_eq!(post("pay", 1), 201);
 
     let changed =
         "[http]\nbody_timeout = '11s'\n[slack]\nwebhook_url = 'https://hooks.example/hush'\n"
@@ -371,11 +366,7 @@ fn sighup_replaces_the_tokens_and_nothing_else() {
         ("new", 201),
         ("pay-too", 201),
     ] {
-        assert_eq!(
-            ask(&mut client, "POST /payments", Some(token), &payment(2, 0)).status,
-            expected,
-            "{token}"
-        );
+        assert_eq!(post(token, 2), expected, "{token}");
     }
 
     for wrong in [
@@ -383,35 +374,18 @@ fn sighup_replaces_the_tokens_and_nothing_else() {
         "hush = ",
         "[http]\nbody_timeout = 'x'\n",
     ] {
-        let before = payrelay.log().matches("SIGHUP: nothing is changed").count();
-        fs::write(&config, wrong).unwrap();
-        hang_up(&payrelay);
-        wait_until("the refusal", LIMIT, || {
-            payrelay.log().matches("SIGHUP: nothing is changed").count() > before
+        assert_refused_reload(&payrelay, "SIGHUP: nothing is changed", || {
+            fs::write(&config, wrong).unwrap();
         });
-        assert_eq!(
-            ask(&mut client, "POST /payments", Some("new"), &payment(3, 0)).status,
-            201,
-            "{wrong}"
-        );
+        assert_eq!(post("new", 3), 201, "{wrong}");
     }
-    // Nor does a file that has lost its tokens, or is lost itself, open the door.
+    // Nor does a file that has lost its tokens, or is lost itself, let every client in.
     for lost in [
         |config: &Path| fs::write(config, "").unwrap(),
         |config: &Path| fs::remove_file(config).unwrap(),
     ] {
-        let before = payrelay
-            .log()
-            .matches("http.token: there is none any more")
-            .count();
-        lost(&config);
-        hang_up(&payrelay);
-        wait_until("the refusal", LIMIT, || {
-            payrelay
-                .log()
-                .matches("http.token: there is none any more")
-                .count()
-                > before
+        assert_refused_reload(&payrelay, "http.token: there is none any more", || {
+            lost(&config);
         });
         assert_eq!(client.get("/payments/1").status, 401);
     }
@@ -432,7 +406,8 @@ fn a_stop_does_not_wait_behind_reloads() {
 #[test]
 fn no_token_and_no_hash_is_shown_anywhere() {
     let dir = tempfile::tempdir().unwrap();
-    let (secret, wrong) = ("s3cret-of-the-till", "n0-such-t0ken");
+    let secret = "s3cret-of-the-till";
+    let wrong = "n0-such-t0ken";
     let hash = format!("{:x}", Sha256::digest(secret));
     let env = [("PAYRELAY_LOG", "trace")];
     let mut payrelay = start(dir.path(), &token("till", "read-only", secret), &env);
@@ -467,7 +442,7 @@ fn no_token_and_no_hash_is_shown_anywhere() {
     hang_up(&payrelay);
     payrelay.wait_for_log("SIGHUP: tokens: none changed", LIMIT);
     for args in [&["check-config"][..], &["--help"], &["help", "token"]] {
-        let (code, out, error) = run(dir.path(), &env, args);
+        let (code, out, error) = run_command(dir.path(), &env, args);
         assert_eq!(code, Some(0), "{error}");
         shown += &(out + &error);
     }
@@ -476,7 +451,7 @@ fn no_token_and_no_hash_is_shown_anywhere() {
     let misplaced =
         token("till", "full", "x").replace(&format!("sha256:{:x}", Sha256::digest("x")), secret);
     fs::write(dir.path().join("config.toml"), misplaced).unwrap();
-    let (code, out, error) = run(dir.path(), &[], &["check-config"]);
+    let (code, out, error) = run_command(dir.path(), &[], &["check-config"]);
     assert_eq!(code, Some(78));
     shown += &(out + &error);
     hang_up(&payrelay);
@@ -591,7 +566,8 @@ fn bodies_under_way_have_a_room_for_each_client_and_one_for_all() {
     let half = |token: &str| half_body(&payrelay, token);
     // Tried until the half body was there before the whole one: that one finds no room then.
     let ((mut first, rest), refused) = wait_for("the room of one client to be full", LIMIT, || {
-        let (begun, answer) = (half("1"), whole("1"));
+        let begun = half("1");
+        let answer = whole("1");
         (answer.status != 201).then_some((begun, answer))
     });
     assert_eq!(
@@ -617,7 +593,8 @@ fn bodies_under_way_have_a_room_for_each_client_and_one_for_all() {
     );
 
     let (_second, refused) = wait_for("the room of all to be full", LIMIT, || {
-        let (begun, answer) = (half("2"), whole("3"));
+        let begun = half("2");
+        let answer = whole("3");
         (answer.status != 201).then_some((begun, answer))
     });
     assert_eq!(
@@ -645,7 +622,8 @@ fn the_room_of_a_body_comes_back_with_its_time_out() {
     let dir = tempfile::tempdir().unwrap();
     let payrelay = start_with_little_room(dir.path(), "1s");
     let mut given_up = wait_for("the room of one client to be full", LIMIT, || {
-        let ((begun, _), answer) = (half_body(&payrelay, "1"), whole_body(&payrelay, "1"));
+        let (begun, _) = half_body(&payrelay, "1");
+        let answer = whole_body(&payrelay, "1");
         (answer.status == 429).then_some(begun)
     });
     assert_eq!(given_up.read_response().status, 408);
@@ -825,7 +803,8 @@ fn deliberately_slow_clients_hinder_no_other_client() {
 /// Pays and looks until it is over, and a hundred times at least; how often, and how long the
 /// slowest response needed.
 fn serve_all_along(good: &mut Client, over: &AtomicBool) -> (i64, Duration) {
-    let (mut served, mut slowest) = (0, Duration::ZERO);
+    let mut served = 0;
+    let mut slowest = Duration::ZERO;
     while !over.load(Relaxed) || served <= 100 {
         let asked = Instant::now();
         let body = json!({"user_id": 2, "reservations": [{"reservation_id": 1000 + served, "seat_price": 5}]});

@@ -210,7 +210,8 @@ fn a_broker_that_dies_or_hangs_makes_the_consumer_unavailable_within_5_s_until_i
     let (mut broker, mut proxy) = Broker::start_behind_proxy("4.4.0");
     let database = Database::open();
     let part = HealthHandle::up();
-    let (settings, store) = (settings(&broker, 1, ExactlyOnce), database.store().clone());
+    let settings = settings(&broker, 1, ExactlyOnce);
+    let store = database.store().clone();
     let mut consumer = Consumer::new(settings, store, Waker::new().0, part.clone()).unwrap();
     let recovered = |consumer: &mut Consumer| {
         wait_until("the consumer to be up", LIMIT, || {

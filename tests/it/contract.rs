@@ -10,7 +10,7 @@ use payrelay::config::{
     self, DeliveryGuarantee,
     DeliveryGuarantee::{AtLeastOnce, ExactlyOnce},
 };
-use payrelay::domain::event::Event;
+use payrelay::domain::event::{Event, NodeId};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::kafka::consumer::{Consumer, Step};
 use payrelay::kafka::publisher::KafkaPublisher;
@@ -349,6 +349,51 @@ fn what_comes_is_stored_once_and_the_offset_committed(
     assert_eq!(stored, 1);
 }
 
+/// Six records that this node cannot have written, each with the reason why.
+fn put_foreign_records(bootstrap: &str, node: &NodeId) -> [&'static str; 6] {
+    let own = node.event_id(1);
+    let unknown = node.event_id(77);
+    let put = |key, value, id: &str| topic::put(bootstrap, TOPIC, key, value, &[("ce_id", id)]);
+    topic::put(bootstrap, TOPIC, None, Some(b"1"), &[]);
+    put(Some("k"), Some(b"1"), "other-node-1");
+    put(Some("1"), Some(&[0xff, 0]), &own);
+    put(Some("1"), None, &own);
+    put(Some("1"), Some(b"2"), &own);
+    put(Some("1"), Some(b"77"), &unknown);
+    [
+        "no ce_id header",
+        "not one of this node's",
+        "not a payment id",
+        "not a payment id",
+        "no event of this",
+        "no event of this",
+    ]
+}
+
+struct Letter {
+    reason: String,
+    topic: String,
+    partition: i64,
+    offset: i64,
+}
+
+fn letters(database: &Database) -> Vec<Letter> {
+    let sql = "SELECT reason, topic, \"partition\", \"offset\" FROM dead_letter ORDER BY id";
+    let read = |connection: &payrelay::store::Connection| {
+        let mut statement = connection.prepare(sql)?;
+        let rows = statement.query_map([], |row| {
+            Ok(Letter {
+                reason: row.get(0)?,
+                topic: row.get(1)?,
+                partition: row.get(2)?,
+                offset: row.get(3)?,
+            })
+        })?;
+        rows.collect()
+    };
+    database.store().read(read).unwrap()
+}
+
 fn foreign_records_become_dead_letters_and_the_rest_continues(
     cluster: &mut dyn Cluster,
     delivery: DeliveryGuarantee,
@@ -358,79 +403,23 @@ fn foreign_records_become_dead_letters_and_the_rest_continues(
     let mut consumer = positioned(cluster, &database).with_metrics(metrics.clone());
     database.pay(1, [1]);
     publish(&mut publisher(cluster, &database, 1, delivery), &database);
-    let ours = database.store().node().event_id(1);
-    let unknown = database.store().node().event_id(77);
-    let bootstrap = cluster.bootstrap();
-    topic::put(&bootstrap, TOPIC, None, Some(b"1"), &[]);
-    topic::put(
-        &bootstrap,
-        TOPIC,
-        Some("k"),
-        Some(b"1"),
-        &[("ce_id", "other-node-1")],
-    );
-    topic::put(
-        &bootstrap,
-        TOPIC,
-        Some("1"),
-        Some(&[0xff, 0]),
-        &[("ce_id", &ours)],
-    );
-    topic::put(&bootstrap, TOPIC, Some("1"), None, &[("ce_id", &ours)]);
-    topic::put(
-        &bootstrap,
-        TOPIC,
-        Some("1"),
-        Some(b"2"),
-        &[("ce_id", &ours)],
-    );
-    topic::put(
-        &bootstrap,
-        TOPIC,
-        Some("1"),
-        Some(b"77"),
-        &[("ce_id", &unknown)],
-    );
+    let reasons = put_foreign_records(&cluster.bootstrap(), database.store().node());
     database.pay(1, [2]);
     publish(&mut publisher(cluster, &database, 1, delivery), &database);
     consume(&mut consumer, &database, "SELECT count(*) FROM delivery", 2);
     assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 6);
     // Four of them have an id of this node.
+    let metrics = metrics.encode();
     assert!(
-        metrics
-            .encode()
-            .contains("payrelay_unknown_events_total 4\n"),
-        "{}",
-        metrics.encode()
+        metrics.contains("payrelay_unknown_events_total 4\n"),
+        "{metrics}"
     );
-    let letters: Vec<(String, String, i64, i64)> = database
-        .store()
-        .read(|connection| {
-            let sql =
-                "SELECT reason, topic, \"partition\", \"offset\" FROM dead_letter ORDER BY id";
-            let mut statement = connection.prepare(sql)?;
-            let rows = statement.query_map([], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-            })?;
-            rows.collect()
-        })
-        .unwrap();
-    let reasons = [
-        "no ce_id header",
-        "not one of this node's",
-        "not a payment id",
-        "not a payment id",
-        "no event of this",
-        "no event of this",
-    ];
+    let letters = letters(&database);
     // The marker of a transaction is somewhere between them.
-    assert!(
-        letters.is_sorted_by_key(|letter| letter.3) && letters[0].3 > 0,
-        "{letters:?}"
-    );
+    assert!(letters.is_sorted_by_key(|letter| letter.offset) && letters[0].offset > 0);
     for (letter, reason) in letters.iter().zip(reasons) {
-        assert!(letter.0.contains(reason), "{letter:?}");
-        assert_eq!((letter.1.as_str(), letter.2), (TOPIC, 0));
+        assert!(letter.reason.contains(reason), "{}", letter.reason);
+        assert_eq!((letter.topic.as_str(), letter.partition), (TOPIC, 0));
     }
 }
 
@@ -634,13 +623,11 @@ fn a_record_that_the_broker_rejects_is_dead_lettered(delivery: DeliveryGuarantee
     let node = database.store().node().clone();
     let replay = move |tx: &payrelay::store::Transaction<'_>| {
         tx.execute_batch("UPDATE outbox SET traceparent = NULL")?;
-        let (which, now) = (
-            Selection::Open {
-                after: 0,
-                limit: 10,
-            },
-            Timestamp::now(),
-        );
+        let which = Selection::Open {
+            after: 0,
+            limit: 10,
+        };
+        let now = Timestamp::now();
         let order = ResolveRequest {
             action: Action::Replay,
             which,
@@ -728,83 +715,99 @@ fn a_record_that_the_broker_rejects_is_dead_lettered_at_least_once() {
     a_record_that_the_broker_rejects_is_dead_lettered(AtLeastOnce);
 }
 
-#[test]
-fn the_consumer_resumes_from_the_database_whatever_happened_to_the_topic() {
-    let broker = Broker::start("4.4.0");
-    let database = Database::open();
-    let published = |first: i64, last: i64| {
-        database.pay(1, first..=last);
-        publish(
-            &mut publisher(&broker, &database, 1, AtLeastOnce),
-            &database,
-        );
-    };
-    let deliveries = "SELECT count(*) FROM delivery";
-    let counted = || {
-        let number = |what| database.number(&format!("SELECT {what} FROM topic_partition"));
+/// A database whose events are published to a topic, at least once.
+struct Published {
+    broker: Broker,
+    database: Database,
+}
+
+impl Published {
+    fn publish(&self, first: i64, last: i64) {
+        self.database.pay(1, first..=last);
+        let mut publisher = publisher(&self.broker, &self.database, 1, AtLeastOnce);
+        publish(&mut publisher, &self.database);
+    }
+
+    fn consume(&self, consumer: &mut Consumer, deliveries: i64) {
+        let sql = "SELECT count(*) FROM delivery";
+        consume(consumer, &self.database, sql, deliveries);
+    }
+
+    /// Duplicates, gaps, inversions, and the offset to which is consumed.
+    fn counted(&self) -> (i64, i64, i64, i64) {
+        let number = |what| {
+            let sql = format!("SELECT {what} FROM topic_partition");
+            self.database.number(&sql)
+        };
         (
             number("duplicates"),
             number("gaps"),
             number("inversions"),
             number("consumed_to"),
         )
+    }
+
+    /// A consumer of a group whose offset is this one.
+    fn consumer_of_group_at(&self, offset: i64) -> Consumer {
+        let group = format!("group-{offset}");
+        topic::commit(&self.broker.bootstrap(), &group, TOPIC, offset);
+        let settings = config::Kafka {
+            group,
+            ..settings(&self.broker, 1, ExactlyOnce)
+        };
+        let store = self.database.store().clone();
+        Consumer::new(settings, store, Waker::new().0, HealthHandle::up()).unwrap()
+    }
+}
+
+#[test]
+fn the_consumer_resumes_from_the_database_whatever_happened_to_the_topic() {
+    let this = Published {
+        broker: Broker::start("4.4.0"),
+        database: Database::open(),
     };
-    let mut first = positioned(&broker, &database);
-    published(1, 10);
-    consume(&mut first, &database, deliveries, 10);
+    let bootstrap = this.broker.bootstrap();
+    let next_consumer = || consumer(&this.broker, &this.database);
+    let mut first = positioned(&this.broker, &this.database);
+    this.publish(1, 10);
+    this.consume(&mut first, 10);
     drop(first);
 
     // The group's offset was set back, and then far ahead: neither brings anything twice, nor loses
     // anything.
     for offset in [0, 13] {
-        published(
-            database.number("SELECT max(id) + 1 FROM outbox"),
-            database.number("SELECT max(id) + 3 FROM outbox"),
-        );
-        let group = format!("group-{offset}");
-        topic::commit(&broker.bootstrap(), &group, TOPIC, offset);
-        let settings = config::Kafka {
-            group,
-            ..settings(&broker, 1, ExactlyOnce)
-        };
-        let mut consumer = Consumer::new(
-            settings,
-            database.store().clone(),
-            Waker::new().0,
-            HealthHandle::up(),
-        )
-        .unwrap();
-        let all = database.number("SELECT count(*) FROM outbox");
-        consume(&mut consumer, &database, deliveries, all);
+        let last = this.database.number("SELECT max(id) FROM outbox");
+        this.publish(last + 1, last + 3);
+        this.consume(&mut this.consumer_of_group_at(offset), last + 3);
     }
-    assert_eq!(counted(), (0, 0, 0, 16));
+    assert_eq!(this.counted(), (0, 0, 0, 16));
 
     // The retention deletes unconsumed records: their events are delivered all the same.
-    published(17, 20);
-    topic::truncate(&broker.bootstrap(), TOPIC, 0, 18);
-    consume(&mut consumer(&broker, &database), &database, deliveries, 20);
-    assert_eq!(counted(), (0, 2, 0, 20));
+    this.publish(17, 20);
+    topic::truncate(&bootstrap, TOPIC, 0, 18);
+    this.consume(&mut next_consumer(), 20);
+    assert_eq!(this.counted(), (0, 2, 0, 20));
 
     // All records are deleted while the consumer runs.
-    let mut running = consumer(&broker, &database);
-    published(21, 22);
-    consume(&mut running, &database, deliveries, 22);
-    published(23, 25);
-    topic::truncate(&broker.bootstrap(), TOPIC, 0, 25);
+    let mut running = next_consumer();
+    this.publish(21, 22);
+    this.consume(&mut running, 22);
+    this.publish(23, 25);
+    topic::truncate(&bootstrap, TOPIC, 0, 25);
     drop(running);
-    consume(&mut consumer(&broker, &database), &database, deliveries, 25);
-    assert_eq!(counted().1, 5);
+    this.consume(&mut next_consumer(), 25);
+    assert_eq!(this.counted().1, 5);
 
     // Deleted and recreated: the lost events are delivered, and the new one is read from its
     // beginning.
-    published(26, 28);
-    topic::delete(&broker.bootstrap(), TOPIC, LIMIT);
-    published(29, 60);
-    let mut last = consumer(&broker, &database);
-    consume(&mut last, &database, deliveries, 60);
+    this.publish(26, 28);
+    topic::delete(&bootstrap, TOPIC, LIMIT);
+    this.publish(29, 60);
+    let mut last = next_consumer();
+    this.consume(&mut last, 60);
     wait_until("the new topic to be consumed", LIMIT, || {
         let _ = last.step();
-        counted().3 == 32
+        this.counted().3 == 32
     });
 }
 
@@ -919,7 +922,8 @@ fn a_consumer_that_its_group_does_not_take_says_so() {
     publish(&mut publisher(&fake, &database, 1, ExactlyOnce), &database);
     fake.refuse_members();
     let part = HealthHandle::up();
-    let (settings, store) = (settings(&fake, 1, ExactlyOnce), database.store().clone());
+    let settings = settings(&fake, 1, ExactlyOnce);
+    let store = database.store().clone();
     let mut consumer = Consumer::new(settings, store, Waker::new().0, part.clone()).unwrap();
     wait_until("the consumer to be away", 2 * LIMIT, || {
         let _ = consumer.step();
@@ -940,7 +944,8 @@ fn events_hidden_by_another_producers_transaction_are_reported() {
     let broker = Broker::start("4.4.0");
     let database = Database::open();
     let part = HealthHandle::up();
-    let (settings, store) = (settings(&broker, 1, ExactlyOnce), database.store().clone());
+    let settings = settings(&broker, 1, ExactlyOnce);
+    let store = database.store().clone();
     let mut consumer = Consumer::new(settings, store, Waker::new().0, part.clone()).unwrap();
     database.pay(1, 1..=3);
     let mut publisher = publisher(&broker, &database, 1, ExactlyOnce);

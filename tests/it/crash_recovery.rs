@@ -323,7 +323,8 @@ impl Scene {
                     WHERE id > (SELECT max(id) - 5000 FROM outbox)",
             )
         };
-        let (before, limit) = (published(), Instant::now() + Duration::from_secs(3));
+        let before = published();
+        let limit = Instant::now() + Duration::from_secs(3);
         while published() == before && Instant::now() < limit {
             let_time_pass(Duration::from_millis(3));
         }

@@ -39,7 +39,8 @@ impl Fixture {
     }
 
     fn start_with(&self, more: &[(&str, &str)]) -> Payrelay {
-        let (slack, bootstrap) = (self.slack.url(), self.bootstrap.as_str());
+        let slack = self.slack.url();
+        let bootstrap = self.bootstrap.as_str();
         let mut env = vec![
             ("PAYRELAY_PUBLISHER_KIND", "kafka"),
             ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", bootstrap),

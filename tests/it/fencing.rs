@@ -67,7 +67,8 @@ fn a_fenced_relay_pauses_until_an_operator_resumes_it() {
             .unwrap();
         let calls = Arc::new(AtomicUsize::new(0));
         let publisher = Box::new(FencedOnce(Arc::clone(&calls)));
-        let (store, part) = (database.store().clone(), HealthHandle::up());
+        let store = database.store().clone();
+        let part = HealthHandle::up();
         let mut relay = Relay::new(
             store,
             publisher,

@@ -231,7 +231,8 @@ fn kills() -> i64 {
 fn a_broker_that_dies_when_an_event_is_published_hides_nothing(partitions: &str) {
     let mut broker = Broker::start("4.4.0");
     let bootstrap = broker.bootstrap();
-    let (dir, slack) = (tempfile::tempdir().unwrap(), FakeSlack::start());
+    let dir = tempfile::tempdir().unwrap();
+    let slack = FakeSlack::start();
     let url = slack.url();
     let env = [
         ("PAYRELAY_PUBLISHER_KIND", "kafka"),

@@ -288,10 +288,8 @@ fn numbers_that_cannot_be_are_refused() {
         fixture
             .post(&format!(r#"{{"user_id":{user},"reservations":[{{"reservation_id":{id},"seat_price":{price}}}]}}"#))
     };
-    let (id, price) = (
-        Some("reservations[0].reservation_id"),
-        Some("reservations[0].seat_price"),
-    );
+    let id = Some("reservations[0].reservation_id");
+    let price = Some("reservations[0].seat_price");
     for bad in [
         "-1",
         "9223372036854775808",

@@ -1,7 +1,7 @@
 //! Mutated requests, heads and bodies, over real sockets to the real binary: it lives on, every
 //! connection is answered or closed, and nothing is answered with 201 that is not stored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -55,10 +55,8 @@ fn converse(address: SocketAddr, name: &str, bytes: &[u8]) -> Vec<u8> {
 fn answers(mut bytes: &[u8]) -> Vec<(u16, Vec<u8>)> {
     let mut found = Vec::new();
     while let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
-        let (head, rest) = (
-            String::from_utf8_lossy(&bytes[..end]).to_lowercase(),
-            &bytes[end + 4..],
-        );
+        let head = String::from_utf8_lossy(&bytes[..end]).to_lowercase();
+        let rest = &bytes[end + 4..];
         let status = head
             .strip_prefix("http/1.")
             .and_then(|rest| rest.get(2..5)?.parse().ok());
@@ -81,91 +79,88 @@ fn answers(mut bytes: &[u8]) -> Vec<(u16, Vec<u8>)> {
     found
 }
 
-#[test]
-fn whatever_is_sent_is_answered_or_closed_and_201_means_stored() {
-    let dir = tempfile::tempdir().unwrap();
-    let patience = [
-        ("PAYRELAY_HTTP_HEADER_TIMEOUT", "200ms"),
-        ("PAYRELAY_HTTP_BODY_TIMEOUT", "200ms"),
-    ];
-    let mut payrelay = Payrelay::start(Options::new(dir.path(), &patience));
-    let words = [
-        "POST /payments HTTP/1.1\r\n",
-        "GET ",
-        "HEAD ",
-        "OPTIONS ",
-        " HTTP/1.0",
-        "Host: x\r\n",
-        "Content-Length: ",
-        "Content-Type: application/json\r\n",
-        "Transfer-Encoding: chunked\r\n",
-        "Expect: 100-continue\r\n",
-        "Connection: close\r\n",
-        "Connection: keep-alive\r\n",
-        "\r\n\r\n",
-        "\"user_id\":",
-        "0\r\n\r\n",
-    ];
-    let corpus = seeds("request");
-    let inputs: Vec<_> = corpus
-        .iter()
-        .cloned()
-        .chain(mutations(&corpus, CASES, &words))
-        .collect();
-    let (next, stored, statuses) = (
-        AtomicUsize::new(0),
-        Mutex::new(Vec::new()),
-        Mutex::new(BTreeMap::new()),
-    );
+/// Parts of requests that mutations insert.
+const WORDS: [&str; 15] = [
+    "POST /payments HTTP/1.1\r\n",
+    "GET ",
+    "HEAD ",
+    "OPTIONS ",
+    " HTTP/1.0",
+    "Host: x\r\n",
+    "Content-Length: ",
+    "Content-Type: application/json\r\n",
+    "Transfer-Encoding: chunked\r\n",
+    "Expect: 100-continue\r\n",
+    "Connection: close\r\n",
+    "Connection: keep-alive\r\n",
+    "\r\n\r\n",
+    "\"user_id\":",
+    "0\r\n\r\n",
+];
+
+/// The responses to all inputs: how many of each status, and the payments that were answered.
+#[derive(Default)]
+struct Responses {
+    statuses: BTreeMap<u16, usize>,
+    payments: Vec<Value>,
+}
+
+impl Responses {
+    fn add(&mut self, name: &str, input: &[u8], status: u16, body: &[u8]) {
+        assert!(
+            KNOWN.contains(&status),
+            "{name}: {status} to \"{}\"",
+            input.escape_ascii()
+        );
+        *self.statuses.entry(status).or_insert(0) += 1;
+        if status == 201 {
+            let body: Value = serde_json::from_slice(body).unwrap();
+            self.payments
+                .extend(body["payments"].as_array().unwrap().clone());
+        }
+    }
+
+    /// More than a handful of each, or the test shows little.
+    fn assert_variety(&self) {
+        for status in [200, 201, 400, 404, 422] {
+            assert!(
+                self.statuses.get(&status).is_some_and(|count| *count >= 5),
+                "{:?}",
+                self.statuses
+            );
+        }
+        assert!(self.payments.len() >= 5, "{:?}", self.statuses);
+    }
+}
+
+/// Sends each input on a connection of its own, and collects the responses.
+fn send_all(address: SocketAddr, inputs: &[(String, Vec<u8>)]) -> Responses {
+    let next = AtomicUsize::new(0);
+    let responses = Mutex::new(Responses::default());
     thread::scope(|scope| {
         for _ in 0..CONNECTIONS {
             scope.spawn(|| {
                 while let Some((name, input)) = inputs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    for (status, body) in answers(&converse(payrelay.addr(), name, input)) {
-                        assert!(
-                            KNOWN.contains(&status),
-                            "{name}: {status} to \"{}\"",
-                            input.escape_ascii()
-                        );
-                        *statuses
-                            .lock()
-                            .unwrap_or_else(PoisonError::into_inner)
-                            .entry(status)
-                            .or_insert(0) += 1;
-                        if status == 201 {
-                            let body: Value = serde_json::from_slice(&body).unwrap();
-                            let payments = body["payments"].as_array().unwrap().clone();
-                            stored
-                                .lock()
-                                .unwrap_or_else(PoisonError::into_inner)
-                                .extend(payments);
-                        }
+                    for (status, body) in answers(&converse(address, name, input)) {
+                        let mut responses =
+                            responses.lock().unwrap_or_else(PoisonError::into_inner);
+                        responses.add(name, input, status, &body);
                     }
                 }
             });
         }
     });
-    let (stored, statuses) = (stored.into_inner().unwrap(), statuses.into_inner().unwrap());
-    assert!(
-        payrelay.try_exit().is_none(),
-        "it has ended:\n{}",
-        payrelay.log()
-    );
-    // More than a handful of each, or this test shows little.
-    for status in [200, 201, 400, 404, 422] {
-        assert!(
-            statuses.get(&status).is_some_and(|count| *count >= 5),
-            "{statuses:?}"
-        );
-    }
-    assert!(stored.len() >= 5, "{statuses:?}");
-    let ids: std::collections::BTreeSet<_> = stored
+    responses.into_inner().unwrap()
+}
+
+fn assert_all_are_stored(address: SocketAddr, payments: &[Value]) {
+    let ids: BTreeSet<_> = payments
         .iter()
         .map(|payment| payment["id"].as_i64().unwrap())
         .collect();
-    assert_eq!(ids.len(), stored.len(), "an id was given twice");
-    for payment in &stored {
-        let found = Client::connect(payrelay.addr())
+    assert_eq!(ids.len(), payments.len(), "an id was given twice");
+    for payment in payments {
+        let found = Client::connect(address)
             .get(&format!("/payments/{}", payment["id"]))
             .json();
         for field in [
@@ -182,10 +177,32 @@ fn whatever_is_sent_is_answered_or_closed_and_201_means_stored() {
             );
         }
     }
-    assert_eq!(
-        Client::connect(payrelay.addr()).get("/health/ready").status,
-        200
+}
+
+#[test]
+fn every_mutated_request_is_answered_or_closed_and_201_means_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let patience = [
+        ("PAYRELAY_HTTP_HEADER_TIMEOUT", "200ms"),
+        ("PAYRELAY_HTTP_BODY_TIMEOUT", "200ms"),
+    ];
+    let mut payrelay = Payrelay::start(Options::new(dir.path(), &patience));
+    let corpus = seeds("request");
+    let inputs: Vec<_> = corpus
+        .iter()
+        .cloned()
+        .chain(mutations(&corpus, CASES, &WORDS))
+        .collect();
+    let responses = send_all(payrelay.addr(), &inputs);
+    assert!(
+        payrelay.try_exit().is_none(),
+        "it has ended:\n{}",
+        payrelay.log()
     );
+    responses.assert_variety();
+    assert_all_are_stored(payrelay.addr(), &responses.payments);
+    let ready = Client::connect(payrelay.addr()).get("/health/ready");
+    assert_eq!(ready.status, 200);
     let status = payrelay.terminate();
     assert_eq!(status.code(), Some(0), "{}", payrelay.log());
     assert!(!payrelay.log().contains("panic"), "{}", payrelay.log());

@@ -205,7 +205,8 @@ fn the_same_key_from_sixteen_connections_at_once_is_one_payment() {
     for round in 0..20 {
         let barrier = Arc::new(Barrier::new(16));
         let posts = (0..16).map(|_| {
-            let (barrier, address) = (Arc::clone(&barrier), fixture.payrelay.addr());
+            let barrier = Arc::clone(&barrier);
+            let address = fixture.payrelay.addr();
             thread::spawn(move || {
                 barrier.wait();
                 let response = post(

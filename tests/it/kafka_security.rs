@@ -2,6 +2,7 @@
 //! refused with a reason. The password is nowhere to be read.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -9,7 +10,7 @@ use tempfile::TempDir;
 
 use testkit::http::Client;
 use testkit::kafka::Broker;
-use testkit::process::{Options, Payrelay, run_to_exit};
+use testkit::process::{Options, Payrelay, run_command, run_to_exit};
 use testkit::tls::{Authority, PASSWORD, Secure, USER};
 use testkit::topic;
 use testkit::wait_until;
@@ -297,15 +298,14 @@ fn tls_to_a_listener_without_it_is_failing() {
     payrelay.wait_for_log("tls handshake eof", LIMIT);
 }
 
-/// What is wrong with the files is known before the start.
-#[test]
-fn files_that_cannot_be_used_refuse_the_start() {
+/// Files of certificates and keys: sound ones, broken ones, and an encrypted one.
+fn write_files(dir: &Path) {
     let authority = Authority::new();
-    let dir = tempfile::tempdir().unwrap();
-    let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
-    let ((mine, key), (_, other_key)) = (authority.sign("a.example"), authority.sign("b.example"));
+    let write = |name: &str, text: &str| fs::write(dir.join(name), text).unwrap();
+    let (certificate, key) = authority.sign("a.example");
+    let (_, other_key) = authority.sign("b.example");
     write("ca.pem", authority.pem());
-    write("me.pem", &mine);
+    write("me.pem", &certificate);
     write("me.key", &key);
     write("other.key", &other_key);
     write(
@@ -316,38 +316,47 @@ fn files_that_cannot_be_used_refuse_the_start() {
         "encrypted.key",
         "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
     );
-    let cases: [([&str; 3], &[&str]); 6] = [
-        (["ca.pem", "me.pem", "me.key"], &[]),
-        (
-            ["no.pem", "no.pem", "no.key"],
-            &[
-                "3 problems",
-                "kafka.ca_file no.pem: cannot be read",
-                "kafka.key_file no.key: cannot be read",
-            ],
-        ),
-        (
-            ["me.key", "broken.pem", "me.pem"],
-            &[
-                "kafka.ca_file me.key: has no certificate in PEM",
-                "kafka.certificate_file broken.pem: is not PEM",
-                "kafka.key_file me.pem: has no private key in PEM",
-            ],
-        ),
-        (
-            ["ca.pem", "me.pem", "other.key"],
-            &[
-                "1 problem",
-                "kafka.key_file other.key: does not fit kafka.certificate",
-            ],
-        ),
-        (
-            ["ca.pem", "me.pem", "encrypted.key"],
-            &["kafka.key_file encrypted.key: is encrypted"],
-        ),
-        (["", "me.pem", ""], &["kafka.key_file is missing"]),
-    ];
-    for ([ca, certificate, key], expected) in cases {
+}
+
+/// Files of the authority, the certificate and the key, and the parts of the error.
+const FILE_CASES: [([&str; 3], &[&str]); 6] = [
+    (["ca.pem", "me.pem", "me.key"], &[]),
+    (
+        ["no.pem", "no.pem", "no.key"],
+        &[
+            "3 problems",
+            "kafka.ca_file no.pem: cannot be read",
+            "kafka.key_file no.key: cannot be read",
+        ],
+    ),
+    (
+        ["me.key", "broken.pem", "me.pem"],
+        &[
+            "kafka.ca_file me.key: has no certificate in PEM",
+            "kafka.certificate_file broken.pem: is not PEM",
+            "kafka.key_file me.pem: has no private key in PEM",
+        ],
+    ),
+    (
+        ["ca.pem", "me.pem", "other.key"],
+        &[
+            "1 problem",
+            "kafka.key_file other.key: does not fit kafka.certificate",
+        ],
+    ),
+    (
+        ["ca.pem", "me.pem", "encrypted.key"],
+        &["kafka.key_file encrypted.key: is encrypted"],
+    ),
+    (["", "me.pem", ""], &["kafka.key_file is missing"]),
+];
+
+/// What is wrong with the files is known before the start.
+#[test]
+fn files_that_cannot_be_used_refuse_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    write_files(dir.path());
+    for ([ca, certificate, key], expected) in FILE_CASES {
         for command in ["check-config", "serve"] {
             if command == "serve" && expected.is_empty() {
                 continue;
@@ -359,15 +368,9 @@ fn files_that_cannot_be_used_refuse_the_start() {
                 ("PAYRELAY_KAFKA_CERTIFICATE_FILE", certificate),
                 ("PAYRELAY_KAFKA_KEY_FILE", key),
             ];
-            let mut options = Options::new(dir.path(), &env);
-            options.args.push(command.to_owned());
-            let output = run_to_exit(options);
-            let text = String::from_utf8_lossy(&output.stderr);
-            assert_eq!(
-                output.status.code(),
-                Some(if expected.is_empty() { 0 } else { 78 }),
-                "{text}"
-            );
+            let (code, _, text) = run_command(dir.path(), &env, &[command]);
+            let is_sound = expected.is_empty();
+            assert_eq!(code, Some(if is_sound { 0 } else { 78 }), "{text}");
             for part in expected {
                 assert!(text.contains(part), "{part:?} is missing from:\n{text}");
             }

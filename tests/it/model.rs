@@ -120,35 +120,26 @@ struct ChannelView {
 /// The one place where the model's jobs become calls of the store.
 fn run(job: &Job, tx: &Transaction<'_>, node: &NodeId, now: Timestamp) -> SqlResult<Answer> {
     let done = |result: SqlResult<()>| result.map(|()| Answer::Done);
+    let outcome = |ids: &[i64], outcome: DeliveryOutcome| {
+        done(delivery::record_outcome(tx, ids, &outcome, now))
+    };
     match job {
         Job::Pay(new) => payment::execute(tx, new, CURRENCY, None, now).map(Answer::Payments),
         Job::Publish(receipts) => done(publication::mark_published(tx, receipts, now)),
         Job::Accept(notice) => arrival::accept(tx, *notice, now).map(Answer::Arrival),
         Job::Send(ids) => done(delivery::mark_sending(tx, ids)),
-        Job::Release(ids) => done(delivery::record_outcome(
-            tx,
-            ids,
-            &DeliveryOutcome::Requeued,
-            now,
-        )),
+        Job::Release(ids) => outcome(ids, DeliveryOutcome::Requeued),
         Job::Deliver(ids) => done(delivery::mark_delivered(tx, ids, Carrier::Single, now)),
         Job::Fail {
             ids,
             error,
-            unknown,
-        } => {
-            let failed = if *unknown {
-                DeliveryOutcome::Unknown
-            } else {
-                DeliveryOutcome::Failed
-            };
-            done(delivery::record_outcome(
-                tx,
-                ids,
-                &failed(error.clone()),
-                now,
-            ))
-        }
+            unknown: true,
+        } => outcome(ids, DeliveryOutcome::Unknown(error.clone())),
+        Job::Fail {
+            ids,
+            error,
+            unknown: false,
+        } => outcome(ids, DeliveryOutcome::Failed(error.clone())),
         Job::Recover => delivery::recover(tx).map(Answer::Count),
         Job::Bury { id, reason } => done(delivery::bury(tx, *id, reason.as_deref(), now)),
         Job::Keep {
@@ -156,19 +147,7 @@ fn run(job: &Job, tx: &Transaction<'_>, node: &NodeId, now: Timestamp) -> SqlRes
             event_id,
             value,
         } => {
-            let record = DeadRecord {
-                topic: TOPIC.to_owned(),
-                partition: 0,
-                offset: *offset,
-                written_at_ms: 1,
-                reason: "kept".to_owned(),
-                key: None,
-                value: value.clone(),
-                headers: event_id
-                    .iter()
-                    .map(|id| ("ce_id".to_owned(), Some(id.clone())))
-                    .collect(),
-            };
+            let record = dead_record(*offset, event_id.as_ref(), value.as_ref());
             done(dead_letter::insert_record(tx, &record, now))
         }
         Job::Act {
@@ -176,7 +155,7 @@ fn run(job: &Job, tx: &Transaction<'_>, node: &NodeId, now: Timestamp) -> SqlRes
             which,
             dry_run,
         } => {
-            let order = ResolveRequest {
+            let request = ResolveRequest {
                 action: *action,
                 which: *which,
                 dry_run: *dry_run,
@@ -184,15 +163,30 @@ fn run(job: &Job, tx: &Transaction<'_>, node: &NodeId, now: Timestamp) -> SqlRes
                 origin: ORIGIN,
                 now,
             };
-            replay::resolve(tx, order).map(Answer::Outcomes)
+            replay::resolve(tx, request).map(Answer::Outcomes)
         }
         Job::Route(routes) => done(route::replace(tx, routes)),
         Job::Purge { cutoff, limit } => outbox::purge(tx, *cutoff, *limit).map(Answer::Count),
         Job::Spoil(new) => {
             payment::execute(tx, new, CURRENCY, None, now)?;
-            tx.execute("INSERT INTO nowhere VALUES (1)", [])
-                .map(|_| Answer::Done)
+            done(tx.execute_batch("INSERT INTO nowhere VALUES (1)"))
         }
+    }
+}
+
+fn dead_record(offset: i64, event_id: Option<&String>, value: Option<&Vec<u8>>) -> DeadRecord {
+    DeadRecord {
+        topic: TOPIC.to_owned(),
+        partition: 0,
+        offset,
+        written_at_ms: 1,
+        reason: "kept".to_owned(),
+        key: None,
+        value: value.cloned(),
+        headers: event_id
+            .map(|id| ("ce_id".to_owned(), Some(id.clone())))
+            .into_iter()
+            .collect(),
     }
 }
 
@@ -263,7 +257,8 @@ fn view(store: &Store, model: &Model) -> View {
 fn assert_pages(store: &Store, model: &Model, whole: &View) {
     let read = |connection: &payrelay::store::Connection| -> SqlResult<()> {
         for (user, payments) in &whole.histories {
-            let (mut pages, mut before) = (Vec::new(), None);
+            let mut pages = Vec::new();
+            let mut before = None;
             loop {
                 let page = payment::history(connection, *user, before, 2)?
                     .expect("it continues from its own payment");
@@ -474,9 +469,11 @@ impl Pair {
             // The clock may go back, but never stands: so no order is left to chance.
             let step = i64::from(later) * 1_000_000 + 1;
             self.now = Timestamp::from_micros(self.now.as_micros() + step);
-            let (job, now) = (self.resolve(wish), self.now);
+            let job = self.resolve(wish);
+            let now = self.now;
             let expected = self.model.apply(&job, now);
-            let (node, shown) = (self.model.node().clone(), format!("{job:?}"));
+            let node = self.model.node().clone();
+            let shown = format!("{job:?}");
             let work = move |tx: &Transaction<'_>| run(&job, tx, &node, now);
             let writing = self
                 .database()
@@ -545,10 +542,8 @@ impl Pair {
     }
 
     fn assert_equal(&self) {
-        let (found, expected) = (
-            view(self.database().store(), &self.model),
-            self.model.view(),
-        );
+        let found = view(self.database().store(), &self.model);
+        let expected = self.model.view();
         assert_eq!(found.ways, expected.ways, "payments");
         assert_eq!(found.histories, expected.histories, "histories");
         assert_eq!(found.unpublished, expected.unpublished, "unpublished");
@@ -565,123 +560,124 @@ impl Pair {
 
     /// Chooses among what is there now, and a little beyond it.
     fn resolve(&self, wish: Wish) -> Job {
-        let model = &self.model;
-        let event = |pick: u8| 1 + i64::from(pick) % (model.last_event() + 2);
-        let events = |picks: Vec<u8>| picks.into_iter().map(event).collect::<Vec<_>>();
-        let notice = |pick: u8, of_another: bool| {
-            let outbox_id = event(pick);
-            // A purged event's payment is not known any more.
-            let payment_id =
-                model.payment_of(outbox_id).unwrap_or(outbox_id) + i64::from(of_another);
-            EventRef {
-                outbox_id,
-                payment_id,
-                created_at: None,
-            }
-        };
-        let one = |(id, price): (i64, i64)| Reservation {
-            reservation_id: id,
-            seat_price: price,
-        };
         match wish {
-            Wish::Pay {
-                user,
-                mut reservations,
-            } => {
-                // None twice in a request: its parser refuses that.
-                reservations.sort_unstable();
-                reservations.dedup_by_key(|(id, _)| *id);
-                Job::Pay(NewPayment {
-                    user_id: user,
-                    reservations: reservations.into_iter().map(one).collect(),
-                })
-            }
-            Wish::PublishNext { count, to } => {
-                let next = model
-                    .view()
-                    .unpublished
-                    .into_iter()
-                    .take(count)
-                    .map(|event| event.outbox_id);
-                Job::Publish(next.map(|id| receipt(id, to)).collect())
-            }
-            Wish::PublishAny { picks, to } => {
-                let there = model.event_ids();
-                let ids = picks.into_iter().filter_map(|pick| match to {
-                    // The application publisher is handed what is in the outbox.
-                    To::Application => there.get(usize::from(pick) % there.len().max(1)).copied(),
-                    To::Topic { .. } | To::Nowhere => Some(event(pick)),
-                });
-                Job::Publish(ids.map(|id| receipt(id, to)).collect())
-            }
-            Wish::Accept { pick, of_another } => Job::Accept(notice(pick, of_another)),
-            Wish::Send(picks) => Job::Send(events(picks)),
-            Wish::Release(picks) => Job::Release(events(picks)),
-            Wish::Deliver(picks) => Job::Deliver(events(picks)),
-            Wish::Fail { picks, unknown } => {
-                let error = format!("failed at {}", self.now);
-                Job::Fail {
-                    ids: events(picks),
-                    error,
-                    unknown,
-                }
-            }
+            Wish::Pay { user, reservations } => Job::Pay(new_payment(user, reservations)),
+            Wish::PublishNext { count, to } => self.publish_next(count, to),
+            Wish::PublishAny { picks, to } => self.publish_any(picks, to),
+            Wish::Accept { pick, of_another } => Job::Accept(self.notice(pick, of_another)),
+            Wish::Send(picks) => Job::Send(self.events(picks)),
+            Wish::Release(picks) => Job::Release(self.events(picks)),
+            Wish::Deliver(picks) => Job::Deliver(self.events(picks)),
+            Wish::Fail { picks, unknown } => Job::Fail {
+                ids: self.events(picks),
+                error: format!("failed at {}", self.now),
+                unknown,
+            },
             Wish::Recover => Job::Recover,
             Wish::Bury { pick, reason } => Job::Bury {
-                id: event(pick),
+                id: self.event(pick),
                 reason: reason.then(|| format!("refused at {}", self.now)),
             },
-            Wish::Keep { offset, what } => {
-                let (event_id, value) = match what {
-                    Kept::Ours { pick, of_another } => {
-                        let EventRef {
-                            outbox_id,
-                            payment_id,
-                            ..
-                        } = notice(pick, of_another);
-                        (
-                            Some(model.node().event_id(outbox_id)),
-                            Some(payment_id.to_string().into_bytes()),
-                        )
-                    }
-                    Kept::NotOwnEvent => (Some("elsewhere-1".to_owned()), Some(b"1".to_vec())),
-                    Kept::NoId => (None, Some(b"1".to_vec())),
-                    Kept::NoText => (Some(model.node().event_id(1)), Some(vec![0xff, 0x00])),
-                };
-                Job::Keep {
-                    offset,
-                    event_id,
-                    value,
-                }
-            }
+            Wish::Keep { offset, what } => self.keep(offset, &what),
             Wish::Act {
                 discard,
                 one,
                 dry_run,
-            } => {
-                let letter = |pick: u8| 1 + i64::from(pick) % (model.last_letter() + 1);
-                Job::Act {
-                    action: if discard {
-                        Action::Discard
-                    } else {
-                        Action::Replay
-                    },
-                    which: one.map_or(Selection::Open { after: 0, limit: 3 }, |pick| {
-                        Selection::Id(letter(pick))
-                    }),
-                    dry_run,
-                }
-            }
+            } => self.act(discard, one, dry_run),
             Wish::Route(which) => Job::Route(routes(which)),
             Wish::Purge { age_s, limit } => Job::Purge {
                 cutoff: self.now.minus(Duration::from_secs(age_s)),
                 limit,
             },
-            Wish::Spoil { user, reservation } => Job::Spoil(NewPayment {
-                user_id: user,
-                reservations: vec![one((reservation, 1))],
-            }),
+            Wish::Spoil { user, reservation } => {
+                Job::Spoil(new_payment(user, vec![(reservation, 1)]))
+            }
         }
+    }
+
+    fn event(&self, pick: u8) -> i64 {
+        1 + i64::from(pick) % (self.model.last_event() + 2)
+    }
+
+    fn events(&self, picks: Vec<u8>) -> Vec<i64> {
+        picks.into_iter().map(|pick| self.event(pick)).collect()
+    }
+
+    fn notice(&self, pick: u8, of_another: bool) -> EventRef {
+        let outbox_id = self.event(pick);
+        // A purged event's payment is not known any more.
+        let payment_id = self.model.payment_of(outbox_id).unwrap_or(outbox_id);
+        EventRef {
+            outbox_id,
+            payment_id: payment_id + i64::from(of_another),
+            created_at: None,
+        }
+    }
+
+    fn publish_next(&self, count: usize, to: To) -> Job {
+        let unpublished = self.model.view().unpublished.into_iter();
+        let next = unpublished.take(count).map(|event| event.outbox_id);
+        Job::Publish(next.map(|id| receipt(id, to)).collect())
+    }
+
+    fn publish_any(&self, picks: Vec<u8>, to: To) -> Job {
+        let there = self.model.event_ids();
+        let ids = picks.into_iter().filter_map(|pick| match to {
+            // The application publisher is handed what is in the outbox.
+            To::Application => there.get(usize::from(pick) % there.len().max(1)).copied(),
+            To::Topic { .. } | To::Nowhere => Some(self.event(pick)),
+        });
+        Job::Publish(ids.map(|id| receipt(id, to)).collect())
+    }
+
+    fn keep(&self, offset: i64, what: &Kept) -> Job {
+        let node = self.model.node();
+        let (event_id, value) = match what {
+            Kept::Ours { pick, of_another } => {
+                let notice = self.notice(*pick, *of_another);
+                (
+                    Some(node.event_id(notice.outbox_id)),
+                    Some(notice.payment_id.to_string().into_bytes()),
+                )
+            }
+            Kept::NotOwnEvent => (Some("elsewhere-1".to_owned()), Some(b"1".to_vec())),
+            Kept::NoId => (None, Some(b"1".to_vec())),
+            Kept::NoText => (Some(node.event_id(1)), Some(vec![0xff, 0x00])),
+        };
+        Job::Keep {
+            offset,
+            event_id,
+            value,
+        }
+    }
+
+    fn act(&self, discard: bool, one: Option<u8>, dry_run: bool) -> Job {
+        let letter = |pick: u8| 1 + i64::from(pick) % (self.model.last_letter() + 1);
+        Job::Act {
+            action: if discard {
+                Action::Discard
+            } else {
+                Action::Replay
+            },
+            which: one.map_or(Selection::Open { after: 0, limit: 3 }, |pick| {
+                Selection::Id(letter(pick))
+            }),
+            dry_run,
+        }
+    }
+}
+
+fn new_payment(user_id: i64, mut reservations: Vec<(i64, i64)>) -> NewPayment {
+    // None twice in a request: its parser refuses that.
+    reservations.sort_unstable();
+    reservations.dedup_by_key(|(id, _)| *id);
+    let reservations = reservations.into_iter().map(|(id, price)| Reservation {
+        reservation_id: id,
+        seat_price: price,
+    });
+    NewPayment {
+        user_id,
+        reservations: reservations.collect(),
     }
 }
 

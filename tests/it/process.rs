@@ -178,7 +178,8 @@ const AGAIN: Duration = Duration::from_secs(10);
 
 /// Opens connections as fast as it can and keeps the last hundred; returns how many there were.
 fn flood_until(address: SocketAddr, over: &AtomicBool) -> usize {
-    let (mut held, mut opened) = (VecDeque::new(), 0);
+    let mut held = VecDeque::new();
+    let mut opened = 0;
     while !over.load(Relaxed) || opened < 200 {
         // Where too many wait already, the kernel does not even answer.
         if let Ok(connection) = TcpStream::connect_timeout(&address, Duration::from_millis(20)) {
@@ -581,7 +582,8 @@ fn log_with_descriptors(descriptors: u32, env: &[(&str, &str)]) -> String {
     wait_until("a payrelay that serves, or its end", LIMIT, || {
         serves() || child.try_wait().unwrap().is_some()
     });
-    let (log, ended) = (log(), child.try_wait().unwrap());
+    let log = log();
+    let ended = child.try_wait().unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(ended, None, "{log}");

@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use payrelay::config::{Config, DEFAULT_CHANNEL, Secret};
+use payrelay::config::{self, Config, DEFAULT_CHANNEL, Secret};
+use payrelay::domain::timestamp::Timestamp;
 use payrelay::runtime::health::{HealthHandle, HealthLevel};
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::resume::ResumeHandle;
@@ -28,9 +29,9 @@ use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
 
-use testkit::http::{Client, read_head};
+use testkit::http::{Client, Response, read_head};
 use testkit::listen::{Server, free_port};
-use testkit::process::{Options, Payrelay, run_to_exit};
+use testkit::process::{Options, Payrelay, run_command, run_to_exit};
 use testkit::slack::{Answer, FakeSlack};
 use testkit::store::Database;
 use testkit::wait_until;
@@ -39,7 +40,7 @@ const LIMIT: Duration = Duration::from_mins(1);
 const PROBE: Duration = Duration::from_mins(5);
 
 /// A notifier on a clock that only the test moves.
-struct Teller {
+struct NotifierFixture {
     notifier: Notifier,
     clock: Arc<AtomicU64>,
     part: HealthHandle,
@@ -47,7 +48,7 @@ struct Teller {
     metrics: Metrics,
 }
 
-impl Teller {
+impl NotifierFixture {
     fn new(
         database: &Database,
         slack: Option<&FakeSlack>,
@@ -70,35 +71,11 @@ impl Teller {
         config.slack.summary_over = 0;
         let mut digest_over = usize::MAX >> 1;
         change(&mut config, &mut digest_over);
-        let style = MessageStyle {
-            completed: config.slack.line_completed.clone(),
-            failed: config.slack.line_failed.clone(),
-            zone: config.slack.time_zone.clone(),
-            public_url: None,
-        };
-        let sink = match url {
-            Some(url) => Sink::Slack(Box::new(
-                Slack::new(Secret::new(url), &config.slack).unwrap(),
-            )),
-            None => Sink::Log,
-        };
-        let channel = Channel {
-            name: DEFAULT_CHANNEL.to_owned(),
-            sink,
-            style,
-            messages_per_second: config.slack.messages_per_second,
-            burst: config.slack.burst.get(),
-            digest_over,
-            digest_max: config.slack.digest_max.get(),
-            summary_over: config.slack.summary_over,
-            probe_interval: PROBE,
-        };
+        let channel = default_channel(url, &config.slack, digest_over);
         let (waker, woken) = Waker::new();
-        let (part, resume, metrics) = (
-            HealthHandle::up(),
-            ResumeHandle::new(waker),
-            Metrics::default(),
-        );
+        let part = HealthHandle::up();
+        let resume = ResumeHandle::new(waker);
+        let metrics = Metrics::default();
         let clock = Arc::new(AtomicU64::new(0));
         let now = Arc::clone(&clock);
         let notifier = Notifier::new(
@@ -166,6 +143,31 @@ impl Teller {
     }
 }
 
+/// The channel "default", with a webhook or with the log.
+fn default_channel(url: Option<String>, slack: &config::Slack, digest_over: usize) -> Channel {
+    let style = MessageStyle {
+        completed: slack.line_completed.clone(),
+        failed: slack.line_failed.clone(),
+        zone: slack.time_zone.clone(),
+        public_url: None,
+    };
+    let sink = match url {
+        Some(url) => Sink::Slack(Box::new(Slack::new(Secret::new(url), slack).unwrap())),
+        None => Sink::Log,
+    };
+    Channel {
+        name: DEFAULT_CHANNEL.to_owned(),
+        sink,
+        style,
+        messages_per_second: slack.messages_per_second,
+        burst: slack.burst.get(),
+        digest_over,
+        digest_max: slack.digest_max.get(),
+        summary_over: slack.summary_over,
+        probe_interval: PROBE,
+    }
+}
+
 fn completed(ids: impl IntoIterator<Item = i64>) -> Vec<String> {
     ids.into_iter()
         .map(|id| format!("Payment {id} COMPLETED: user 1 paid 100 KRW for reservation {id}"))
@@ -197,46 +199,50 @@ fn script(slack: &FakeSlack, answers: impl Into<Vec<Answer>>) {
 
 #[test]
 fn a_429_holds_the_channel_and_counts_no_attempt() {
-    let (database, slack) = (waiting(2), FakeSlack::start());
+    let database = waiting(2);
+    let slack = FakeSlack::start();
     let after = |value: &str| Answer::StatusWith(429, vec![("Retry-After".into(), value.into())]);
     let soon = jiff::Timestamp::now() + Duration::from_secs(90);
     let date = jiff::fmt::rfc2822::DateTimePrinter::new()
         .timestamp_to_rfc9110_string(&soon)
         .unwrap();
     script(&slack, [after("30"), after(&date), Answer::Status(429)]);
-    let mut teller = Teller::plain(&database, &slack);
-    assert_eq!(teller.wait().as_secs(), 30, "seconds");
-    assert_eq!(teller.part.get().state, HealthLevel::RateLimited);
+    let mut fixture = NotifierFixture::plain(&database, &slack);
+    assert_eq!(fixture.wait().as_secs(), 30, "seconds");
+    assert_eq!(fixture.part.get().state, HealthLevel::RateLimited);
     assert!(
-        !teller.part.get().is_failing(),
+        !fixture.part.get().is_failing(),
         "to be limited is no failure"
     );
-    assert!(matches!(teller.step(), Step::RetryAfter(_)));
+    assert!(matches!(fixture.step(), Step::RetryAfter(_)));
     assert_eq!(slack.attempts(), 1, "nothing goes within the pause");
-    teller.advance(Duration::from_secs(30));
+    fixture.advance(Duration::from_secs(30));
     let left = || Duration::try_from(soon.duration_since(jiff::Timestamp::now())).unwrap();
-    let (longest, wait, shortest) = (left(), teller.wait(), left());
+    let longest = left();
+    let wait = fixture.wait();
+    let shortest = left();
     // The date that was sent has no fraction of a second.
     assert!(
         wait <= longest && wait + Duration::from_secs(1) > shortest,
         "a date: {wait:?}"
     );
-    teller.advance(Duration::from_secs(90));
-    let wait = teller.wait();
+    fixture.advance(Duration::from_secs(90));
+    let wait = fixture.wait();
     assert!(wait >= Duration::from_secs(1), "none named: {wait:?}");
-    teller.finish();
+    fixture.finish();
     assert_eq!(slack.messages(), completed(1..=2));
     assert_eq!(
         delivered(&database, 1).attempts,
         1,
         "only the one that was accepted"
     );
-    assert_eq!(teller.part.get().state, HealthLevel::Up);
+    assert_eq!(fixture.part.get().state, HealthLevel::Up);
 }
 
 #[test]
 fn what_fails_backs_off_keeps_the_order_and_loses_nothing() {
-    let (database, slack) = (waiting(3), FakeSlack::start());
+    let database = waiting(3);
+    let slack = FakeSlack::start();
     script(
         &slack,
         [
@@ -246,14 +252,14 @@ fn what_fails_backs_off_keeps_the_order_and_loses_nothing() {
             Answer::Status(502),
         ],
     );
-    let mut teller = Teller::plain(&database, &slack);
+    let mut fixture = NotifierFixture::plain(&database, &slack);
     let mut waited = Duration::ZERO;
     for failures in 1..=4_u32 {
         while delivered(&database, 1).attempts < failures {
-            match teller.step() {
+            match fixture.step() {
                 Step::RetryAfter(wait) => {
                     waited += wait;
-                    teller.advance(wait);
+                    fixture.advance(wait);
                 }
                 step => assert_eq!(step, Step::Progress),
             }
@@ -263,12 +269,12 @@ fn what_fails_backs_off_keeps_the_order_and_loses_nothing() {
             failures as usize,
             "and no other message before this one"
         );
-        assert!(teller.part.get().is_failing());
+        assert!(fixture.part.get().is_failing());
     }
     // Full jitter draws each of three waits from nothing up to half a second, a second, two
     // seconds.
     assert!(waited > Duration::from_millis(10), "{waited:?}");
-    teller.finish();
+    fixture.finish();
     assert_eq!(slack.messages(), completed(1..=3));
     let first = delivered(&database, 1);
     assert_eq!(
@@ -280,7 +286,7 @@ fn what_fails_backs_off_keeps_the_order_and_loses_nothing() {
         ("DELIVERED", 5, 1)
     );
     assert_eq!(first.last_error.as_deref(), Some("Slack answered 502"));
-    assert!(!teller.part.get().is_failing());
+    assert!(!fixture.part.get().is_failing());
 }
 
 #[test]
@@ -295,52 +301,57 @@ fn a_channel_that_is_closed_is_paused_probed_and_resumed() {
         ),
     ];
     for answer in closed {
-        let (database, slack) = (waiting(50), FakeSlack::start());
+        let database = waiting(50);
+        let slack = FakeSlack::start();
         script(&slack, [answer.clone(), answer.clone()]);
-        let mut teller = Teller::plain(&database, &slack);
-        assert_eq!(teller.wait(), PROBE, "{answer:?}");
+        let mut fixture = NotifierFixture::plain(&database, &slack);
+        assert_eq!(fixture.wait(), PROBE, "{answer:?}");
         assert_eq!(
-            (teller.part.get().state, slack.attempts()),
+            (fixture.part.get().state, slack.attempts()),
             (HealthLevel::Paused, 1),
             "not row after row"
         );
-        teller.advance(PROBE);
-        assert_eq!(teller.wait(), PROBE, "one slow probe");
+        fixture.advance(PROBE);
+        assert_eq!(fixture.wait(), PROBE, "one slow probe");
         assert_eq!(slack.attempts(), 2);
-        teller.resume.now();
-        assert_eq!(teller.step(), Step::Progress, "the operator need not wait");
-        teller.finish();
+        fixture.resume.now();
+        assert_eq!(fixture.step(), Step::Progress, "the operator need not wait");
+        fixture.finish();
         assert_eq!(slack.messages(), completed(1..=50));
-        assert_eq!(teller.part.get().state, HealthLevel::Up);
+        assert_eq!(fixture.part.get().state, HealthLevel::Up);
         assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 0);
     }
 }
 
 #[test]
 fn a_channel_that_takes_no_payload_at_all_is_paused_and_nothing_is_dead_lettered() {
-    let (database, slack) = (waiting(200), FakeSlack::start());
+    let database = waiting(200);
+    let slack = FakeSlack::start();
     slack.answer_with(|_, _| Answer::Word(400, "invalid_payload"));
-    let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
-    while teller.part.get().state != HealthLevel::Paused {
-        match teller.step() {
-            Step::RetryAfter(wait) => teller.advance(wait),
+    let mut fixture =
+        NotifierFixture::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
+    while fixture.part.get().state != HealthLevel::Paused {
+        match fixture.step() {
+            Step::RetryAfter(wait) => fixture.advance(wait),
             step => assert_eq!(step, Step::Progress),
         }
     }
-    assert_eq!(teller.wait(), PROBE);
+    assert_eq!(fixture.wait(), PROBE);
     let attempts = slack.attempts();
     assert!(attempts <= 8, "{attempts} requests to find out");
     assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 0);
     slack.answer_with(|_, _| Answer::Ok);
-    teller.finish();
+    fixture.finish();
     assert_eq!(slack.lines(), completed(1..=200));
 }
 
 #[test]
 fn a_crowd_is_delivered_in_digests_and_a_few_alone() {
-    let (database, slack) = (waiting(1000), FakeSlack::start());
-    let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
-    teller.finish();
+    let database = waiting(1000);
+    let slack = FakeSlack::start();
+    let mut fixture =
+        NotifierFixture::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
+    fixture.finish();
     let count = slack.count();
     assert!(
         (5..=6).contains(&count),
@@ -349,7 +360,7 @@ fn a_crowd_is_delivered_in_digests_and_a_few_alone() {
     assert_eq!(slack.lines(), completed(1..=1000));
     database.pay(1, 1001..=1005);
     database.publish();
-    teller.finish();
+    fixture.finish();
     assert_eq!(slack.messages()[count..], completed(1001..=1005));
     assert_eq!(
         delivered(&database, 1).delivered_in.as_deref(),
@@ -376,7 +387,8 @@ fn a_crowd_is_delivered_in_digests_and_a_few_alone() {
 
 #[test]
 fn a_digest_delivers_all_of_its_payments_or_none() {
-    let (database, slack) = (waiting(100), FakeSlack::start());
+    let database = waiting(100);
+    let slack = FakeSlack::start();
     script(
         &slack,
         [
@@ -385,12 +397,13 @@ fn a_digest_delivers_all_of_its_payments_or_none() {
             Answer::CloseAfterRead,
         ],
     );
-    let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
+    let mut fixture =
+        NotifierFixture::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
     let delivered = || database.number("SELECT count(*) FROM delivery WHERE status = 'DELIVERED'");
     while slack.count() == 0 {
         assert_eq!(delivered(), 0);
-        match teller.step() {
-            Step::RetryAfter(wait) => teller.advance(wait),
+        match fixture.step() {
+            Step::RetryAfter(wait) => fixture.advance(wait),
             step => assert_eq!(step, Step::Progress),
         }
     }
@@ -427,10 +440,11 @@ proptest! {
         count in 1_i64..400,
         over in 0_usize..20,
     ) {
-        let (database, slack) = (waiting(count), FakeSlack::start());
+        let database = waiting(count);
+        let slack = FakeSlack::start();
         script(&slack, answers);
-        let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = over);
-        teller.finish();
+        let mut fixture = NotifierFixture::new(&database, Some(&slack), |_, digest_over| *digest_over = over);
+        fixture.finish();
         prop_assert_eq!(slack.lines(), completed(1..=count));
         prop_assert_eq!(database.number("SELECT count(*) FROM delivery WHERE status <> 'DELIVERED'"), 0);
     }
@@ -443,10 +457,11 @@ proptest! {
         count in 1_i64..100,
         over in 0_usize..20,
     ) {
-        let (database, slack) = (waiting(count), FakeSlack::start());
+        let database = waiting(count);
+        let slack = FakeSlack::start();
         script(&slack, answers);
-        let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = over);
-        teller.finish();
+        let mut fixture = NotifierFixture::new(&database, Some(&slack), |_, digest_over| *digest_over = over);
+        fixture.finish();
         let mut known: Vec<_> =
             slack.lines().iter().map(|line| line.split(' ').nth(1).unwrap().parse::<i64>().unwrap()).collect();
         prop_assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 0);
@@ -459,16 +474,17 @@ proptest! {
 
 #[test]
 fn the_pace_is_kept() {
-    let (database, slack) = (waiting(10), FakeSlack::start());
-    let mut teller = Teller::new(&database, Some(&slack), |config, _| {
+    let database = waiting(10);
+    let slack = FakeSlack::start();
+    let mut fixture = NotifierFixture::new(&database, Some(&slack), |config, _| {
         config.slack.messages_per_second = 1.0;
     });
     let mut waited = Duration::ZERO;
     loop {
-        match teller.step() {
+        match fixture.step() {
             Step::RetryAfter(wait) => {
                 waited += wait;
-                teller.advance(wait);
+                fixture.advance(wait);
             }
             Step::Progress => {}
             Step::Idle => break,
@@ -480,47 +496,51 @@ fn the_pace_is_kept() {
 #[test]
 fn an_answer_that_is_lost_is_counted_and_the_message_delivered_again() {
     for answer in [Answer::Hang, Answer::CloseAfterRead, Answer::Half] {
-        let (database, slack) = (waiting(1), FakeSlack::start());
+        let database = waiting(1);
+        let slack = FakeSlack::start();
         script(&slack, [answer.clone()]);
-        let mut teller = Teller::new(&database, Some(&slack), |config, _| {
+        let mut fixture = NotifierFixture::new(&database, Some(&slack), |config, _| {
             config.slack.timeout = Duration::from_secs(1);
         });
-        teller.finish();
+        fixture.finish();
         let notification = delivered(&database, 1);
         assert_eq!(
             (notification.unknown_outcomes, notification.attempts),
             (1, 2),
             "{answer:?}"
         );
-        assert_eq!(teller.metrics.totals().unknown_outcomes, 1);
+        assert_eq!(fixture.metrics.totals().unknown_outcomes, 1);
         assert_eq!(slack.count(), 1);
     }
 }
 
 #[test]
 fn a_refused_connection_is_no_unknown_outcome() {
-    let (database, mut slack) = (waiting(1), FakeSlack::start());
+    let database = waiting(1);
+    let mut slack = FakeSlack::start();
     slack.stop();
-    let mut teller = Teller::plain(&database, &slack);
+    let mut fixture = NotifierFixture::plain(&database, &slack);
     while delivered(&database, 1).attempts == 0 {
-        let _ = teller.step();
+        let _ = fixture.step();
     }
     assert_eq!(delivered(&database, 1).unknown_outcomes, 0);
-    let error = teller.part.get().error.unwrap();
+    let error = fixture.part.get().error.unwrap();
     assert!(
         !error.contains("secret-token") && !error.is_empty(),
         "{error}"
     );
     slack.start_again();
-    teller.finish();
+    fixture.finish();
     assert_eq!(slack.count(), 1);
 }
 
 #[test]
 fn the_row_says_sending_before_the_post() {
-    let (database, slack) = (waiting(1), FakeSlack::start());
+    let database = waiting(1);
+    let slack = FakeSlack::start();
     let seen = Arc::new(Mutex::new(String::new()));
-    let (store, saw) = (database.store().clone(), Arc::clone(&seen));
+    let store = database.store().clone();
+    let saw = Arc::clone(&seen);
     slack.answer_with(move |_, _| {
         let status = store
             .read(|c| c.query_row("SELECT status FROM delivery", [], |row| row.get(0)))
@@ -528,9 +548,9 @@ fn the_row_says_sending_before_the_post() {
         *saw.lock().unwrap() = status;
         Answer::Ok
     });
-    let mut teller = Teller::plain(&database, &slack);
-    teller.finish();
-    drop(teller);
+    let mut fixture = NotifierFixture::plain(&database, &slack);
+    fixture.finish();
+    drop(fixture);
     slack.answer_with(|_, _| Answer::Ok);
     assert_eq!(*seen.lock().unwrap(), "SENDING");
     assert_eq!(delivered(&database, 1).status, "DELIVERED");
@@ -538,13 +558,14 @@ fn the_row_says_sending_before_the_post() {
 
 #[test]
 fn a_payment_that_cannot_be_delivered_is_dead_lettered_and_the_others_continue() {
-    let (database, slack) = (waiting(3), FakeSlack::start());
+    let database = waiting(3);
+    let slack = FakeSlack::start();
     let beside = rusqlite::Connection::open(database.path()).unwrap();
     beside
         .execute_batch("PRAGMA foreign_keys = OFF; DELETE FROM payment WHERE id = 2")
         .unwrap();
-    let mut teller = Teller::plain(&database, &slack);
-    teller.finish();
+    let mut fixture = NotifierFixture::plain(&database, &slack);
+    fixture.finish();
     assert_eq!(slack.messages(), completed([1, 3]));
     assert_eq!(
         database.number("SELECT count(*) FROM delivery WHERE outbox_id = 2 AND status = 'DEAD'"),
@@ -565,10 +586,10 @@ fn rejected() -> Answer {
 }
 
 /// Steps until the channel pauses.
-fn until_paused(teller: &mut Teller) {
-    while teller.part.get().state != HealthLevel::Paused {
-        match teller.step() {
-            Step::RetryAfter(wait) => teller.advance(wait),
+fn until_paused(fixture: &mut NotifierFixture) {
+    while fixture.part.get().state != HealthLevel::Paused {
+        match fixture.step() {
+            Step::RetryAfter(wait) => fixture.advance(wait),
             step => assert_eq!(step, Step::Progress),
         }
     }
@@ -577,10 +598,12 @@ fn until_paused(teller: &mut Teller) {
 #[test]
 fn a_short_burst_of_rejections_costs_no_payment() {
     for rejections in 1..=6 {
-        let (database, slack) = (waiting(20), FakeSlack::start());
+        let database = waiting(20);
+        let slack = FakeSlack::start();
         script(&slack, vec![rejected(); rejections]);
-        let mut teller = Teller::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
-        teller.finish();
+        let mut fixture =
+            NotifierFixture::new(&database, Some(&slack), |_, digest_over| *digest_over = 5);
+        fixture.finish();
         assert_eq!(slack.lines(), completed(1..=20), "{rejections}");
         assert_eq!(
             database.number("SELECT count(*) FROM dead_letter"),
@@ -593,13 +616,14 @@ fn a_short_burst_of_rejections_costs_no_payment() {
 #[test]
 fn a_channel_that_rejects_everything_but_one_message_costs_no_payment_and_probes_one_message_each()
 {
-    let (database, slack) = (waiting(100), FakeSlack::start());
+    let database = waiting(100);
+    let slack = FakeSlack::start();
     slack.answer_with(|_, _| rejected());
-    let mut teller = Teller::plain(&database, &slack);
-    until_paused(&mut teller);
+    let mut fixture = NotifierFixture::plain(&database, &slack);
+    until_paused(&mut fixture);
     for probe in 0..20 {
         let before = slack.attempts();
-        teller.advance(PROBE);
+        fixture.advance(PROBE);
         if probe == 3 {
             // One message of the probe goes through, and what follows is rejected again.
             let accepted = slack.attempts();
@@ -610,11 +634,11 @@ fn a_channel_that_rejects_everything_but_one_message_costs_no_payment_and_probes
                     rejected()
                 }
             });
-            assert_eq!(teller.step(), Step::Progress);
-            until_paused(&mut teller);
+            assert_eq!(fixture.step(), Step::Progress);
+            until_paused(&mut fixture);
             continue;
         }
-        assert_eq!(teller.wait(), PROBE);
+        assert_eq!(fixture.wait(), PROBE);
         assert_eq!(slack.attempts(), before + 1, "a probe is one message");
     }
     assert_eq!(
@@ -625,14 +649,15 @@ fn a_channel_that_rejects_everything_but_one_message_costs_no_payment_and_probes
         (1, 0)
     );
     slack.answer_with(|_, _| Answer::Ok);
-    teller.finish();
+    fixture.finish();
     assert_eq!(slack.lines(), completed(1..=100));
 }
 
 #[test]
 fn a_channel_that_takes_no_blocks_gets_plain_text() {
-    let (database, slack) = (waiting(3), FakeSlack::start());
-    let mut teller = Teller::plain(&database, &slack);
+    let database = waiting(3);
+    let slack = FakeSlack::start();
+    let mut fixture = NotifierFixture::plain(&database, &slack);
     slack.answer_to_bodies(|body| {
         if body.get("blocks").is_some() {
             rejected()
@@ -640,7 +665,7 @@ fn a_channel_that_takes_no_blocks_gets_plain_text() {
             Answer::Ok
         }
     });
-    teller.finish();
+    fixture.finish();
     assert_eq!(slack.messages(), completed(1..=3));
     assert!(
         slack
@@ -652,10 +677,11 @@ fn a_channel_that_takes_no_blocks_gets_plain_text() {
 
 #[test]
 fn three_messages_without_a_response_pause_the_channel() {
-    let (database, slack) = (waiting(1), FakeSlack::start());
+    let database = waiting(1);
+    let slack = FakeSlack::start();
     slack.answer_with(|_, _| Answer::Half);
-    let mut teller = Teller::plain(&database, &slack);
-    until_paused(&mut teller);
+    let mut fixture = NotifierFixture::plain(&database, &slack);
+    until_paused(&mut fixture);
     assert_eq!(
         (slack.attempts(), delivered(&database, 1).unknown_outcomes),
         (3, 3)
@@ -664,7 +690,8 @@ fn three_messages_without_a_response_pause_the_channel() {
 
 #[test]
 fn a_page_is_no_delivery() {
-    let (database, slack) = (waiting(1), FakeSlack::start());
+    let database = waiting(1);
+    let slack = FakeSlack::start();
     let failed = Answer::Word(200, "{\"ok\":false}");
     script(
         &slack,
@@ -674,8 +701,8 @@ fn a_page_is_no_delivery() {
             Answer::Word(200, "no_service"),
         ],
     );
-    let mut teller = Teller::plain(&database, &slack);
-    teller.finish();
+    let mut fixture = NotifierFixture::plain(&database, &slack);
+    fixture.finish();
     assert_eq!(
         (
             delivered(&database, 1).attempts,
@@ -702,12 +729,13 @@ fn a_server_that_closes_idle_connections_causes_no_unknown_outcome() {
         }
     });
     let database = waiting(10);
-    let mut teller = Teller::at(&database, Some(format!("http://{address}/x")), |_, _| {});
-    teller.finish();
+    let mut fixture =
+        NotifierFixture::at(&database, Some(format!("http://{address}/x")), |_, _| {});
+    fixture.finish();
     assert_eq!(
         (
             count.load(Ordering::SeqCst),
-            teller.metrics.totals().unknown_outcomes
+            fixture.metrics.totals().unknown_outcomes
         ),
         (10, 0)
     );
@@ -715,14 +743,15 @@ fn a_server_that_closes_idle_connections_causes_no_unknown_outcome() {
 
 #[test]
 fn when_very_many_wait_one_summary_covers_all_of_them() {
-    let (database, slack) = (waiting(1500), FakeSlack::start());
-    let mut teller = Teller::new(&database, Some(&slack), |config, digest_over| {
+    let database = waiting(1500);
+    let slack = FakeSlack::start();
+    let mut fixture = NotifierFixture::new(&database, Some(&slack), |config, digest_over| {
         *digest_over = 5;
         config.slack.summary_over = 1000;
     });
     // A summary whose answer is lost is counted for each payment, and sent again.
     script(&slack, [Answer::Half, Answer::Status(500)]);
-    teller.finish();
+    fixture.finish();
     assert_eq!(slack.count(), 1);
     let body = &slack.bodies()[0];
     let text = body["text"].as_str().unwrap();
@@ -744,7 +773,7 @@ fn when_very_many_wait_one_summary_covers_all_of_them() {
     );
     database.pay(2, [1, 2, 2001]);
     database.publish();
-    teller.finish();
+    fixture.finish();
     assert_eq!(
         delivered(&database, 1503).delivered_in.as_deref(),
         Some("single")
@@ -755,7 +784,7 @@ fn when_very_many_wait_one_summary_covers_all_of_them() {
 fn a_busy_channel_is_some_seconds_late_at_most() {
     let database = Database::open();
     let slack = FakeSlack::start();
-    let mut teller = Teller::new(&database, Some(&slack), |config, digest_over| {
+    let mut fixture = NotifierFixture::new(&database, Some(&slack), |config, digest_over| {
         config.slack.messages_per_second = 1.0;
         config.slack.summary_over = 1000;
         *digest_over = 5;
@@ -767,16 +796,16 @@ fn a_busy_channel_is_some_seconds_late_at_most() {
         database.publish();
         let mut left = Duration::from_secs(1);
         loop {
-            match teller.step() {
+            match fixture.step() {
                 Step::RetryAfter(wait) if wait <= left => {
                     left -= wait;
-                    teller.advance(wait);
+                    fixture.advance(wait);
                 }
                 Step::RetryAfter(_) | Step::Idle => break,
                 Step::Progress => {}
             }
         }
-        teller.advance(left);
+        fixture.advance(left);
         let waiting = database.number("SELECT count(*) FROM delivery WHERE status <> 'DELIVERED'");
         longest = longest.max(waiting);
     }
@@ -784,7 +813,7 @@ fn a_busy_channel_is_some_seconds_late_at_most() {
         longest <= 4 * 800,
         "{longest} payments waited: more than four seconds of them"
     );
-    teller.finish();
+    fixture.finish();
     assert_eq!(
         database.number("SELECT count(*) FROM delivery WHERE status <> 'DELIVERED'"),
         0
@@ -797,11 +826,12 @@ fn an_answer_that_repeats_the_webhook_is_not_shown() {
         (404, "Cannot POST /services/T000/B000/secret-token"),
         (400, "<p>/services/T000/B000/secret"),
     ] {
-        let (database, slack) = (waiting(1), FakeSlack::start());
+        let database = waiting(1);
+        let slack = FakeSlack::start();
         slack.answer_with(move |_, _| Answer::Word(status, page));
-        let mut teller = Teller::plain(&database, &slack);
-        let _ = teller.wait();
-        let shown = format!("{:?} {:?}", teller.part.get(), delivered(&database, 1));
+        let mut fixture = NotifierFixture::plain(&database, &slack);
+        let _ = fixture.wait();
+        let shown = format!("{:?} {:?}", fixture.part.get(), delivered(&database, 1));
         assert!(
             !shown.contains("secret") && !shown.contains("T000"),
             "{shown}"
@@ -817,13 +847,13 @@ fn an_answer_that_repeats_the_webhook_is_not_shown() {
 fn a_host_that_is_not_there_is_no_unknown_outcome() {
     let database = waiting(1);
     // A resolver without a network may take its time; what counts is its outcome.
-    let mut teller = Teller::at(
+    let mut fixture = NotifierFixture::at(
         &database,
         Some("http://no-such-host.invalid/x".into()),
         |_, _| {},
     );
     while delivered(&database, 1).attempts == 0 {
-        let _ = teller.step();
+        let _ = fixture.step();
     }
     assert_eq!(
         delivered(&database, 1).unknown_outcomes,
@@ -836,9 +866,9 @@ fn a_host_that_is_not_there_is_no_unknown_outcome() {
 #[test]
 fn without_a_webhook_messages_are_delivered_to_the_log() {
     let database = waiting(7);
-    let mut teller = Teller::new(&database, None, |_, _| {});
-    assert_eq!(teller.step(), Step::Progress);
-    assert_eq!(teller.step(), Step::Idle);
+    let mut fixture = NotifierFixture::new(&database, None, |_, _| {});
+    assert_eq!(fixture.step(), Step::Progress);
+    assert_eq!(fixture.step(), Step::Idle);
     assert_eq!(
         database.number("SELECT count(*) FROM delivery WHERE status = 'DELIVERED'"),
         7
@@ -865,8 +895,9 @@ fn tls_is_trusted_by_the_ca_file_and_by_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("ca.pem");
     fs::write(&file, pem).unwrap();
-    let (database, slack) = (waiting(1), FakeSlack::start_tls(tls));
-    let mut distrustful = Teller::plain(&database, &slack);
+    let database = waiting(1);
+    let slack = FakeSlack::start_tls(tls);
+    let mut distrustful = NotifierFixture::plain(&database, &slack);
     while delivered(&database, 1).attempts == 0 {
         let _ = distrustful.step();
     }
@@ -876,10 +907,10 @@ fn tls_is_trusted_by_the_ca_file_and_by_nothing_else() {
         "{:?}",
         delivered(&database, 1)
     );
-    let mut teller = Teller::new(&database, Some(&slack), |config, _| {
+    let mut fixture = NotifierFixture::new(&database, Some(&slack), |config, _| {
         config.slack.ca_file = Some(file);
     });
-    teller.finish();
+    fixture.finish();
     assert_eq!(slack.messages(), completed([1]));
 }
 
@@ -921,11 +952,12 @@ fn proxy() -> (Server, String, Arc<AtomicUsize>) {
 #[test]
 fn a_proxy_is_used_when_one_is_set() {
     let (_server, url, tunnels) = proxy();
-    let (database, slack) = (waiting(1), FakeSlack::start());
-    let mut teller = Teller::new(&database, Some(&slack), |config, _| {
+    let database = waiting(1);
+    let slack = FakeSlack::start();
+    let mut fixture = NotifierFixture::new(&database, Some(&slack), |config, _| {
         config.slack.proxy = Some(Secret::new(url));
     });
-    teller.finish();
+    fixture.finish();
     assert_eq!((slack.count(), tunnels.load(Ordering::Relaxed)), (1, 1));
 }
 
@@ -952,7 +984,8 @@ fn a_route_that_is_down_does_not_hold_another() {
         failures.url()
     );
     fs::write(dir.path().join("config.toml"), config).unwrap();
-    let (webhook, large_url) = (default.url(), large.url());
+    let webhook = default.url();
+    let large_url = large.url();
     let env = [
         ("PAYRELAY_SLACK_WEBHOOK_URL", webhook.as_str()),
         ("PAYRELAY_SLACK_ROUTE_1_WEBHOOK_URL", &large_url),
@@ -1014,6 +1047,44 @@ fn client_get(payrelay: &Payrelay, path: &str) -> Value {
     Client::connect(payrelay.addr()).get(path).json()
 }
 
+/// Slack rejects payments 1 and 2, and accepts the others.
+fn reject_the_first_two(slack: &FakeSlack) {
+    slack.answer_with(|_, text| {
+        if text.ends_with(" 1") || text.ends_with(" 2") {
+            rejected()
+        } else {
+            Answer::Ok
+        }
+    });
+}
+
+fn is_paused(client: &mut Client) -> bool {
+    client.get("/admin/channels").json()["channels"][0]["state"] == "paused"
+}
+
+fn open_letters(client: &mut Client) -> Value {
+    client.get("/admin/dead-letters").json()["dead_letters"].clone()
+}
+
+/// The status of the response to a skip of the channel's first payment.
+fn skip(client: &mut Client, channel: &str, body: &Value) -> u16 {
+    let path = format!("/admin/channels/{channel}/skip");
+    client.post_json(&path, body).status
+}
+
+/// Neither a channel that is not paused, nor an unknown one, nor one without a reason is skipped.
+fn assert_bad_skips_are_refused(client: &mut Client) {
+    for bad in [
+        json!({}),
+        json!({"reason": ""}),
+        json!({"reason": "x", "more": 1}),
+    ] {
+        assert_eq!(skip(client, "default", &bad), 422, "{bad}");
+    }
+    let unknown_channel = skip(client, "nowhere", &json!({"reason": "x"}));
+    assert_eq!(unknown_channel, 404);
+}
+
 #[test]
 fn an_operator_skips_one_payment_of_a_paused_channel() {
     let slack = FakeSlack::start();
@@ -1023,87 +1094,38 @@ fn an_operator_skips_one_payment_of_a_paused_channel() {
         ("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str()),
         ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "1000"),
     ];
-    slack.answer_with(|_, text| {
-        if text.ends_with(" 1") || text.ends_with(" 2") {
-            rejected()
-        } else {
-            Answer::Ok
-        }
-    });
+    reject_the_first_two(&slack);
     let payrelay = Payrelay::start(Options::new(dir.path(), &env));
     let mut client = Client::connect(payrelay.addr());
     let command = |args: &[&str]| {
-        let args = args.iter().map(|arg| (*arg).into()).collect();
-        let output = run_to_exit(Options {
-            args,
-            ..Options::new(dir.path(), &env)
-        });
-        (
-            output.status.code(),
-            String::from_utf8(output.stdout).unwrap(),
-        )
+        let (code, stdout, _) = run_command(dir.path(), &env, args);
+        (code, stdout)
     };
-    let skip = json!({"reason": "Slack does not like it"});
-    assert_eq!(
-        client
-            .post_json("/admin/channels/default/skip", &skip)
-            .status,
-        409,
-        "it is not paused"
-    );
-    assert_eq!(
-        command(&["channels", "skip", "default", "--reason", "x"]).0,
-        Some(1),
-        "nor for the command"
-    );
+    let reason = json!({"reason": "Slack does not like it"});
+    let status = skip(&mut client, "default", &reason);
+    assert_eq!(status, 409, "it is not paused");
+    let (code, _) = command(&["channels", "skip", "default", "--reason", "x"]);
+    assert_eq!(code, Some(1), "nor for the command");
+
     pay(&mut client, 1, 5, [1, 2, 3]);
-    let paused = |client: &mut Client| {
-        client.get("/admin/channels").json()["channels"][0]["state"] == "paused"
-    };
-    wait_until("the pause", LIMIT, || paused(&mut client));
-    for bad in [
-        json!({}),
-        json!({"reason": ""}),
-        json!({"reason": "x", "more": 1}),
-    ] {
-        assert_eq!(
-            client
-                .post_json("/admin/channels/default/skip", &bad)
-                .status,
-            422,
-            "{bad}"
-        );
-    }
-    assert_eq!(
-        client
-            .post_json("/admin/channels/nowhere/skip", &skip)
-            .status,
-        404
-    );
-    assert_eq!(
-        client
-            .post_json("/admin/channels/default/skip", &skip)
-            .status,
-        202
-    );
-    let letters =
-        |client: &mut Client| client.get("/admin/dead-letters").json()["dead_letters"].clone();
+    wait_until("the pause", LIMIT, || is_paused(&mut client));
+    assert_bad_skips_are_refused(&mut client);
+    assert_eq!(skip(&mut client, "default", &reason), 202);
     wait_until("the first dead letter", LIMIT, || {
-        letters(&mut client).as_array().unwrap().len() == 1
+        open_letters(&mut client).as_array().unwrap().len() == 1
     });
     assert_eq!(
-        letters(&mut client)[0]["reason"],
+        open_letters(&mut client)[0]["reason"],
         "skipped by http: Slack does not like it"
     );
-    let payments =
+    let attempts =
         |client: &mut Client| client.get("/payments/2").json()["notification"]["attempts"].as_u64();
     wait_until("the next payment to be tried, and the pause", LIMIT, || {
-        payments(&mut client) >= Some(1) && paused(&mut client)
+        attempts(&mut client) >= Some(1) && is_paused(&mut client)
     });
-    assert_eq!(
-        command(&["channels", "skip", "nowhere", "--reason", "x"]).0,
-        Some(1)
-    );
+
+    let (code, _) = command(&["channels", "skip", "nowhere", "--reason", "x"]);
+    assert_eq!(code, Some(1));
     let (code, said) = command(&["channels", "skip", "default", "--reason", "as well"]);
     assert_eq!(
         (code, said.as_str()),
@@ -1111,11 +1133,8 @@ fn an_operator_skips_one_payment_of_a_paused_channel() {
     );
     wait_until("the third payment", LIMIT, || slack.lines().len() == 1);
     drop(payrelay);
-    assert_eq!(
-        command(&["channels", "resume", "default"]).0,
-        Some(75),
-        "no payrelay runs"
-    );
+    let (code, _) = command(&["channels", "resume", "default"]);
+    assert_eq!(code, Some(75), "no payrelay runs");
 }
 
 #[test]
@@ -1171,161 +1190,162 @@ fn what_waits_for_a_route_that_is_gone_is_delivered_by_another() {
     wait_until("the message", LIMIT, || slack.count() == 1);
 }
 
-#[test]
-fn dead_letters_are_listed_replayed_and_discarded() {
-    let slack = FakeSlack::start();
-    let dir = tempfile::tempdir().unwrap();
-    let url = slack.url();
-    let env = [
-        ("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str()),
-        ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "1000"),
-        ("PAYRELAY_SLACK_DIGEST_OVER", "1000"),
-        ("PAYRELAY_SCHEDULER_INTERVAL", "50ms"),
-    ];
-    slack.answer_with(|_, text| {
-        if text.ends_with(" 1") || text.ends_with(" 2") {
-            rejected()
-        } else {
-            Answer::Ok
-        }
-    });
-    let mut payrelay = Payrelay::start(Options::new(dir.path(), &env));
-    let mut client = Client::connect(payrelay.addr());
-    for (refused, accepted) in [(1, 11), (2, 12)] {
-        pay(&mut client, 1, 5, [refused]);
-        pay(&mut client, 1, 5, [accepted]);
-        wait_until("the pause, and an operator who ends it", LIMIT, || {
-            client
-                .post_json(
-                    "/admin/channels/default/skip",
-                    &json!({"reason": "rejected"}),
-                )
-                .status
-                == 202
-        });
-        let delivered = || {
-            slack
-                .lines()
-                .iter()
-                .any(|line| line.ends_with(&format!(" {accepted}")))
-        };
-        wait_until("the other message", LIMIT, delivered);
-    }
-    let open =
-        |client: &mut Client| client.get("/admin/dead-letters").json()["dead_letters"].clone();
-    wait_until("two dead letters", LIMIT, || {
-        open(&mut client).as_array().unwrap().len() == 2
-    });
-    let letters = open(&mut client);
-    assert_eq!(
-        (&letters[0]["payment_id"], &letters[1]["payment_id"]),
-        (&json!(1), &json!(3)),
-        "{letters}"
-    );
-    assert_eq!(letters[0]["reason"], "skipped by http: rejected");
-    wait_until("the sampler to count the dead letters", LIMIT, || {
-        client.get("/health/ready").json()["pending"]["dead_letters"]["count"] == 2
-    });
+/// A payrelay whose Slack rejects two payments.
+struct TwoDeadLetters {
+    slack: FakeSlack,
+    dir: tempfile::TempDir,
+    payrelay: Payrelay,
+    client: Client,
+}
 
-    slack.answer_with(|_, _| Answer::Ok);
-    let dry = client
-        .post_json("/admin/dead-letters/1/replay?dry_run=true", &Value::Null)
+impl TwoDeadLetters {
+    fn env(url: &str) -> [(&str, &str); 4] {
+        [
+            ("PAYRELAY_SLACK_WEBHOOK_URL", url),
+            ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "1000"),
+            ("PAYRELAY_SLACK_DIGEST_OVER", "1000"),
+            ("PAYRELAY_SCHEDULER_INTERVAL", "50ms"),
+        ]
+    }
+
+    /// An operator skips each rejected payment: it is a dead letter, and the next one is delivered.
+    fn new() -> Self {
+        let slack = FakeSlack::start();
+        reject_the_first_two(&slack);
+        let dir = tempfile::tempdir().unwrap();
+        let payrelay = Payrelay::start(Options::new(dir.path(), &Self::env(&slack.url())));
+        let mut client = Client::connect(payrelay.addr());
+        for (refused, accepted) in [(1, 11), (2, 12)] {
+            pay(&mut client, 1, 5, [refused]);
+            pay(&mut client, 1, 5, [accepted]);
+            wait_until("the pause, and an operator who ends it", LIMIT, || {
+                skip(&mut client, "default", &json!({"reason": "rejected"})) == 202
+            });
+            let end = format!(" {accepted}");
+            wait_until("the other message", LIMIT, || {
+                slack.lines().iter().any(|line| line.ends_with(&end))
+            });
+        }
+        Self {
+            slack,
+            dir,
+            payrelay,
+            client,
+        }
+    }
+
+    fn assert_both_are_open(&mut self) {
+        let client = &mut self.client;
+        wait_until("two dead letters", LIMIT, || {
+            open_letters(client).as_array().unwrap().len() == 2
+        });
+        let letters = open_letters(client);
+        assert_eq!(
+            (&letters[0]["payment_id"], &letters[1]["payment_id"]),
+            (&json!(1), &json!(3)),
+            "{letters}"
+        );
+        assert_eq!(letters[0]["reason"], "skipped by http: rejected");
+        wait_until("the sampler to count the dead letters", LIMIT, || {
+            client.get("/health/ready").json()["pending"]["dead_letters"]["count"] == 2
+        });
+    }
+
+    fn post(&mut self, path: &str) -> Response {
+        self.client.post_json(path, &Value::Null)
+    }
+
+    fn wait_for_message_of(&self, payment: i64) {
+        let start = format!("Payment {payment} ");
+        wait_until("the replayed message", LIMIT, || {
+            let lines = self.slack.lines();
+            lines.iter().any(|line| line.starts_with(&start))
+        });
+    }
+
+    /// Exit code, and standard output with standard error after it.
+    fn command(&self, args: &[&str]) -> (Option<i32>, String) {
+        let args = [&["dead-letters"], args].concat();
+        let url = self.slack.url();
+        let (code, stdout, stderr) = run_command(self.dir.path(), &Self::env(&url), &args);
+        (code, stdout + &stderr)
+    }
+}
+
+#[test]
+fn a_client_lists_and_replays_dead_letters() {
+    let mut site = TwoDeadLetters::new();
+    site.assert_both_are_open();
+    site.slack.answer_with(|_, _| Answer::Ok);
+    let dry = site
+        .post("/admin/dead-letters/1/replay?dry_run=true")
         .json();
     assert_eq!(
         (&dry["dry_run"], &dry["outcomes"][0]["outcome"]),
         (&json!(true), &json!("waits to be delivered again"))
     );
+    let open = open_letters(&mut site.client);
     assert_eq!(
-        open(&mut client).as_array().unwrap().len(),
+        open.as_array().unwrap().len(),
         2,
         "a dry run changes nothing"
     );
-    assert_eq!(
-        client
-            .post_json("/admin/dead-letters/1/replay", &Value::Null)
-            .status,
-        200
-    );
-    wait_until("the replayed message", LIMIT, || {
-        slack
-            .lines()
-            .iter()
-            .any(|line| line.starts_with("Payment 1 "))
-    });
-    let letter = client.get("/admin/dead-letters/1").json();
+    assert_eq!(site.post("/admin/dead-letters/1/replay").status, 200);
+    site.wait_for_message_of(1);
+    let letter = site.client.get("/admin/dead-letters/1").json();
     assert_eq!(
         (&letter["state"], &letter["actions"][0]["origin"]),
         (&json!("REPLAYED"), &json!("http")),
         "{letter}"
     );
-    assert_eq!(
-        client
-            .post_json("/admin/dead-letters/9/discard", &Value::Null)
-            .status,
-        404
-    );
+    assert_eq!(site.post("/admin/dead-letters/9/discard").status, 404);
     let page = "POST /admin/dead-letters/discard HTTP/1.1\r\nHost: localhost\r\nOrigin: \
         https://evil.example\r\nContent-Length: 0\r\n\r\n";
-    client.send_raw(page.as_bytes()).unwrap();
+    site.client.send_raw(page.as_bytes()).unwrap();
     assert_eq!(
-        client.read_response().status,
+        site.client.read_response().status,
         403,
         "a web page gives no orders"
     );
-
-    let command = |args: &[&str]| {
-        let args = [&["dead-letters"], args]
-            .concat()
-            .into_iter()
-            .map(str::to_owned)
-            .collect();
-        let output = run_to_exit(Options {
-            args,
-            ..Options::new(dir.path(), &env)
-        });
-        (
-            output.status.code(),
-            String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap(),
-        )
-    };
-    let (code, listed) = command(&["list"]);
+    let (code, listed) = site.command(&["list"]);
     assert_eq!((code, listed.lines().count()), (Some(0), 1), "{listed}");
+    assert!(site.payrelay.terminate().success());
+}
+
+#[test]
+fn a_command_replays_and_discards_dead_letters() {
+    let mut site = TwoDeadLetters::new();
+    site.assert_both_are_open();
+    site.slack.answer_with(|_, _| Answer::Ok);
     assert_eq!(
-        command(&["discard", "2", "--dry-run"]),
+        site.command(&["discard", "2", "--dry-run"]),
         (Some(0), "would be: 2: discarded\n".into())
     );
     assert_eq!(
-        command(&["replay", "2"]),
+        site.command(&["replay", "2"]),
         (Some(0), "2: waits to be delivered again\n".into())
     );
-    wait_until("the second message", LIMIT, || {
-        slack
-            .lines()
-            .iter()
-            .any(|line| line.starts_with("Payment 3 "))
-    });
+    site.wait_for_message_of(3);
     assert_eq!(
-        command(&["discard", "2"]),
+        site.command(&["discard", "2"]),
         (Some(1), "2: nothing was done: it is REPLAYED\n".into())
     );
-    assert_eq!(command(&["replay"]).0, Some(64), "which?");
+    let (code, _) = site.command(&["replay"]);
+    assert_eq!(code, Some(64), "which?");
     assert_eq!(
-        command(&["replay", "7"]),
+        site.command(&["replay", "7"]),
         (Some(1), "payrelay: there is no dead letter 7\n".into())
     );
-    let all = client.get("/admin/dead-letters?all=true").json();
+    let all = site.client.get("/admin/dead-letters?all=true").json();
     assert_eq!(
         all["dead_letters"][1]["actions"][0]["origin"], "command line",
         "{all}"
     );
-    assert!(payrelay.terminate().success());
+    assert!(site.payrelay.terminate().success());
 }
 
-#[test]
-fn a_dead_record_is_accepted_when_it_is_known_and_stays_when_it_is_not() {
-    let database = Database::open();
-    database.pay(1, [1]);
-    let node = database.store().node().clone();
+/// Keeps two records as dead letters: one of event 1, and one of another node.
+fn keep_two_records(database: &Database, now: Timestamp) {
     let record = |offset, id: String| DeadRecord {
         topic: "t".into(),
         partition: 0,
@@ -1336,32 +1356,45 @@ fn a_dead_record_is_accepted_when_it_is_known_and_stays_when_it_is_not() {
         value: Some(b"1".to_vec()),
         headers: vec![("ce_id".into(), Some(id))],
     };
-    let records = [record(7, node.event_id(1)), record(8, "another-1".into())];
-    let now = payrelay::domain::timestamp::Timestamp::now();
+    let own = database.store().node().event_id(1);
+    let records = [record(7, own), record(8, "another-1".into())];
     let keep = move |tx: &Transaction<'_>| {
         records
             .iter()
             .try_for_each(|r| dead_letter::insert_record(tx, r, now))
     };
     database.store().write(keep).unwrap();
-    let act = |action, which| {
-        let node = node.clone();
-        let order = move |tx: &Transaction<'_>| {
-            replay::resolve(
-                tx,
-                ResolveRequest {
-                    action,
-                    which,
-                    dry_run: false,
-                    node: &node,
-                    origin: "test",
-                    now,
-                },
-            )
+}
+
+fn resolve(
+    database: &Database,
+    action: Action,
+    which: Selection,
+    now: Timestamp,
+) -> Vec<replay::Outcome> {
+    let node = database.store().node().clone();
+    let resolve = move |tx: &Transaction<'_>| {
+        let request = ResolveRequest {
+            action,
+            which,
+            dry_run: false,
+            node: &node,
+            origin: "test",
+            now,
         };
-        database.store().write(order).unwrap()
+        replay::resolve(tx, request)
     };
-    let outcomes = act(Action::Replay, Selection::Open { after: 0, limit: 9 });
+    database.store().write(resolve).unwrap()
+}
+
+#[test]
+fn a_dead_record_is_accepted_when_it_is_known_and_stays_when_it_is_not() {
+    let database = Database::open();
+    database.pay(1, [1]);
+    let now = Timestamp::now();
+    keep_two_records(&database, now);
+    let all = Selection::Open { after: 0, limit: 9 };
+    let outcomes = resolve(&database, Action::Replay, all, now);
     let said: Vec<_> = outcomes
         .iter()
         .map(|outcome| (outcome.outcome.as_str(), outcome.resolved))
@@ -1386,21 +1419,17 @@ fn a_dead_record_is_accepted_when_it_is_known_and_stays_when_it_is_not() {
         ),
         (1, 2, 2, 1)
     );
-    assert_eq!(
-        act(Action::Discard, Selection::Id(2))[0].outcome,
-        "discarded"
-    );
-    assert_eq!(
-        (open().len(), act(Action::Discard, Selection::Id(3)).len()),
-        (0, 0)
-    );
+    let discarded = resolve(&database, Action::Discard, Selection::Id(2), now);
+    assert_eq!(discarded[0].outcome, "discarded");
+    let unknown = resolve(&database, Action::Discard, Selection::Id(3), now);
+    assert_eq!((open().len(), unknown.len()), (0, 0));
 }
 
 #[test]
 fn a_payment_that_dies_again_is_the_same_letter() {
     let database = waiting(1);
     let node = database.store().node().clone();
-    let now = payrelay::domain::timestamp::Timestamp::now();
+    let now = Timestamp::now();
     let twice = move |tx: &Transaction<'_>| {
         delivery::bury(tx, 1, Some("first"), now)?;
         let which = Selection::Id(1);

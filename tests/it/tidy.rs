@@ -292,7 +292,9 @@ fn leaves(tree: &str) -> Vec<String> {
     let Some(inner) = rest.trim_end().strip_suffix('}') else {
         return Vec::new();
     };
-    let (mut depth, mut start, mut found) = (0, 0, Vec::new());
+    let mut depth = 0;
+    let mut start = 0;
+    let mut found = Vec::new();
     for (at, sign) in inner.char_indices().chain([(inner.len(), ',')]) {
         match sign {
             '{' => depth += 1,

@@ -551,10 +551,8 @@ fn run(command: &mut Command) -> Output {
         ),
         _ => panic!("{command:?}: {error}"),
     });
-    let (stdout, stderr) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.success(),
         "{command:?}: {}\n{stdout}\n{stderr}",

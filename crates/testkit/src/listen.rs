@@ -50,12 +50,11 @@ impl Server {
         listener: TcpListener,
         serve: impl Fn(&TcpStream) + Send + Sync + 'static,
     ) -> Server {
-        let (listener, connections) = (
-            Arc::new(listener),
-            Arc::new(Mutex::new(Connections::default())),
-        );
+        let listener = Arc::new(listener);
+        let connections = Arc::new(Mutex::new(Connections::default()));
         let accepting = thread::spawn({
-            let (listener, connections) = (Arc::clone(&listener), Arc::clone(&connections));
+            let listener = Arc::clone(&listener);
+            let connections = Arc::clone(&connections);
             move || accept(&listener, &connections, &Arc::new(serve))
         });
         Server {

@@ -56,10 +56,8 @@ pub fn mutations<'a>(
     cases: usize,
     dictionary: &'a [&str],
 ) -> impl Iterator<Item = (String, Vec<u8>)> + 'a {
-    let (cases, seed) = (
-        number("PAYRELAY_FUZZ_CASES", cases),
-        number("PAYRELAY_FUZZ_SEED", 1),
-    );
+    let cases = number("PAYRELAY_FUZZ_CASES", cases);
+    let seed = number("PAYRELAY_FUZZ_SEED", 1);
     (0..cases).map(move |case| {
         let mut rng = Rng::with_seed((seed as u64) << 40 | case as u64);
         (
@@ -120,7 +118,8 @@ pub fn mutated(seeds: &[(String, Vec<u8>)], dictionary: &[&str], rng: &mut Rng) 
             &seeds[rng.usize(..seeds.len())].1
         }
     };
-    let (mut bytes, other) = (any().clone(), any());
+    let mut bytes = any().clone();
+    let other = any();
     for _ in 0..=rng.usize(..4) {
         mutate(&mut bytes, other, dictionary, rng);
     }

@@ -6,7 +6,7 @@ use super::{POLL, let_time_pass, lock, wait_for, wait_until};
 use std::env;
 use std::io::{BufRead as _, BufReader, Read};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -61,7 +61,8 @@ impl Payrelay {
         let log = Arc::new(Mutex::new(Vec::new()));
         let blocked = Arc::new(AtomicBool::new(false));
         let drain = thread::spawn({
-            let (log, blocked) = (Arc::clone(&log), Arc::clone(&blocked));
+            let log = Arc::clone(&log);
+            let blocked = Arc::clone(&blocked);
             move || {
                 for line in stderr.lines().map_while(Result::ok) {
                     lock(&log).push(line);
@@ -201,6 +202,26 @@ pub fn run_to_exit(options: Options) -> Output {
         stdout,
         stderr,
     }
+}
+
+/// Runs a command of payrelay: exit code, standard output, standard error.
+#[track_caller]
+pub fn run_command(
+    dir: &Path,
+    env: &[(&str, &str)],
+    args: &[&str],
+) -> (Option<i32>, String, String) {
+    let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+    let output = run_to_exit(Options {
+        args,
+        ..Options::new(dir, env)
+    });
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it prints UTF-8");
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
 }
 
 fn spawn(options: Options, stdout: Stdio) -> KillOnDrop {

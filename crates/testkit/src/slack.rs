@@ -144,7 +144,8 @@ impl FakeSlack {
     }
 
     fn serve(&mut self, listener: TcpListener) {
-        let (webhook, tls) = (Arc::clone(&self.webhook), self.tls.clone());
+        let webhook = Arc::clone(&self.webhook);
+        let tls = self.tls.clone();
         // How a connection ends is the client's affair: it shows in the product, not here.
         self.server = Some(Server::start(listener, move |stream| match &tls {
             None => drop(webhook.converse(stream)),

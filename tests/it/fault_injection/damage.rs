@@ -60,7 +60,8 @@ fn overwrite(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
 #[test]
 fn a_file_that_cannot_be_opened_is_refused_with_what_to_do() {
     let machine = with_payments();
-    let (path, sound) = (machine.database(), fs::read(machine.database()).unwrap());
+    let path = machine.database();
+    let sound = fs::read(machine.database()).unwrap();
     let damaged = "restore a backup";
     // The file's first words, the size of its pages, its first page's kind, and each half of it cut
     // off.
@@ -135,8 +136,10 @@ fn what_cannot_be_written_is_refused() {
 #[test]
 fn a_log_without_its_file_is_not_thrown_away() {
     let machine = killed_with_payments();
-    let (file, log) = (machine.database(), machine.folder().join("payrelay.db-wal"));
-    let (saved, logged) = (fs::read(&file).unwrap(), fs::read(&log).unwrap());
+    let file = machine.database();
+    let log = machine.folder().join("payrelay.db-wal");
+    let saved = fs::read(&file).unwrap();
+    let logged = fs::read(&log).unwrap();
     fs::write(&file, "").unwrap();
     refused(&machine, &["missing or empty", "payrelay.db-wal"]);
     fs::remove_file(&file).unwrap();
@@ -149,7 +152,8 @@ fn a_log_without_its_file_is_not_thrown_away() {
 
 #[test]
 fn the_log_of_another_database_is_refused_and_the_file_is_left_as_it_is() {
-    let (ours, theirs) = (with_payments(), killed_with_payments());
+    let ours = with_payments();
+    let theirs = killed_with_payments();
     let before = fs::read(ours.database()).unwrap();
     let log = ours.folder().join("payrelay.db-wal");
     fs::copy(theirs.folder().join("payrelay.db-wal"), &log).unwrap();

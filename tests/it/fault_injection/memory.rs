@@ -131,7 +131,10 @@ fn flood(address: SocketAddr, connections: usize) -> Vec<TcpStream> {
 #[test]
 fn out_of_memory_it_answers_again_soon_or_has_ended() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut survived, mut ended, mut refused, mut payments) = (0, 0, 0, Vec::new());
+    let mut survived = 0;
+    let mut ended = 0;
+    let mut refused = 0;
+    let mut payments = Vec::new();
     // In KiB; some 75,000 is what it takes to start.
     for room in [90_000, 130_000, 200_000] {
         let log = || fs::read_to_string(dir.path().join(format!("log-{room}"))).unwrap_or_default();

@@ -50,7 +50,8 @@ const POINTS: u64 = 100;
 /// Fails the power at random points of what was recorded; `HOSTILE_SEED` takes others.
 pub(super) fn fail_everywhere(machine: &Machine, acknowledged: &[Acknowledged]) -> Disk {
     let set = |name, default| env::var(name).map_or(default, |text| text.parse().unwrap());
-    let (points, seed) = (set("HOSTILE_POINTS", POINTS), set("HOSTILE_SEED", 1));
+    let points = set("HOSTILE_POINTS", POINTS);
+    let seed = set("HOSTILE_SEED", 1);
     let journal = machine.journal();
     let length = u64::try_from(journal.len()).unwrap();
     let mut random = fastrand::Rng::with_seed(seed);

@@ -156,7 +156,8 @@ impl Model {
             }),
             Job::Deliver(ids) => self.each(ids, |row| {
                 if row.waits() {
-                    (row.status, row.delivered_at) = ("DELIVERED", Some(now));
+                    row.status = "DELIVERED";
+                    row.delivered_at = Some(now);
                     row.attempts += 1;
                 }
             }),
@@ -166,7 +167,8 @@ impl Model {
                 unknown,
             } => self.each(ids, |row| {
                 if row.waits() {
-                    (row.status, row.last_error) = ("PENDING", Some(error.clone()));
+                    row.status = "PENDING";
+                    row.last_error = Some(error.clone());
                     row.attempts += 1;
                     row.unknown += u32::from(*unknown);
                 }
@@ -354,7 +356,8 @@ impl Model {
         let of = |letter: &&mut Letter| matches!(letter.of, Of::Event { id, .. } if id == event);
         if let Some(letter) = self.letters.values_mut().find(of) {
             self.last_letter += 1;
-            (letter.reason, letter.state) = (reason, "OPEN");
+            letter.reason = reason;
+            letter.state = "OPEN";
             letter.count += 1;
         } else {
             let payment = self.payment_of(event);
@@ -432,58 +435,17 @@ impl Model {
         let attempt = match (action, &letter.of) {
             (Action::Discard, of) => {
                 if let Of::Event { id, .. } = *of {
-                    let rejected = self
-                        .events
-                        .get(&id)
-                        .is_some_and(|row| row.status() == "REJECTED");
-                    let unheard_of =
-                        rejected && self.insert_delivery(id) == AcceptOutcome::Accepted;
-                    if let Some(row) = self
-                        .deliveries
-                        .get_mut(&id)
-                        .filter(|row| unheard_of || row.status == "DEAD")
-                    {
-                        row.status = "DISCARDED";
-                    }
+                    self.discard_delivery(id);
                 }
                 Ok("discarded".to_owned())
             }
-            (Action::Replay, Of::Event { id, .. })
-                if self
-                    .events
-                    .get(id)
-                    .is_some_and(|row| row.status() == "REJECTED") =>
-            {
-                self.events.get_mut(id)?.rejection = None;
-                Ok("waits to be published again".to_owned())
-            }
-            (Action::Replay, Of::Event { id, .. }) => match self.deliveries.get_mut(id) {
-                Some(row) if row.status == "DEAD" => {
-                    row.status = "PENDING";
-                    Ok("waits to be delivered again".to_owned())
-                }
-                _ => Err("its delivery no longer exists: discard it".to_owned()),
-            },
+            (Action::Replay, Of::Event { id, .. }) => self.replay_event(*id),
             (
                 Action::Replay,
                 Of::Record {
                     event_id, value, ..
                 },
-            ) => match EventRef::parse(&self.node, event_id.as_deref(), value.as_deref()) {
-                Err(foreign) => Err(format!("still: {foreign}")),
-                Ok(notice) => match self.accept(notice) {
-                    AcceptOutcome::Accepted | AcceptOutcome::Duplicate => Ok(format!(
-                        "accepted: its delivery is {}",
-                        self.deliveries[&notice.outbox_id].status
-                    )),
-                    AcceptOutcome::Purged => {
-                        Ok("its event was delivered and purged long ago".to_owned())
-                    }
-                    AcceptOutcome::Unknown => {
-                        Err("still: no event of this database has this id and payment".to_owned())
-                    }
-                },
-            },
+            ) => self.replay_record(event_id.as_deref(), value.as_deref()),
         };
         let resolved = attempt.is_ok();
         let (Ok(outcome) | Err(outcome)) = attempt;
@@ -501,6 +463,58 @@ impl Model {
             outcome,
             resolved,
         })
+    }
+
+    fn is_rejected(&self, event: i64) -> bool {
+        let row = self.events.get(&event);
+        row.is_some_and(|row| row.status() == "REJECTED")
+    }
+
+    fn discard_delivery(&mut self, event: i64) {
+        let is_new =
+            self.is_rejected(event) && self.insert_delivery(event) == AcceptOutcome::Accepted;
+        if let Some(row) = self
+            .deliveries
+            .get_mut(&event)
+            .filter(|row| is_new || row.status == "DEAD")
+        {
+            row.status = "DISCARDED";
+        }
+    }
+
+    fn replay_event(&mut self, event: i64) -> Result<String, String> {
+        if self.is_rejected(event) {
+            self.events
+                .entry(event)
+                .and_modify(|row| row.rejection = None);
+            return Ok("waits to be published again".to_owned());
+        }
+        match self.deliveries.get_mut(&event) {
+            Some(row) if row.status == "DEAD" => {
+                row.status = "PENDING";
+                Ok("waits to be delivered again".to_owned())
+            }
+            _ => Err("its delivery no longer exists: discard it".to_owned()),
+        }
+    }
+
+    fn replay_record(
+        &mut self,
+        event_id: Option<&str>,
+        value: Option<&[u8]>,
+    ) -> Result<String, String> {
+        let notice = EventRef::parse(&self.node, event_id, value)
+            .map_err(|foreign| format!("still: {foreign}"))?;
+        match self.accept(notice) {
+            AcceptOutcome::Accepted | AcceptOutcome::Duplicate => Ok(format!(
+                "accepted: its delivery is {}",
+                self.deliveries[&notice.outbox_id].status
+            )),
+            AcceptOutcome::Purged => Ok("its event was delivered and purged long ago".to_owned()),
+            AcceptOutcome::Unknown => {
+                Err("still: no event of this database has this id and payment".to_owned())
+            }
+        }
     }
 
     fn route(&mut self, routes: &[Route]) {

@@ -84,7 +84,8 @@ pub fn closed(
         .expect("a runtime");
     let local = tokio::task::LocalSet::new();
     let outcome = Rc::new(RefCell::new(Outcome::default()));
-    let (next, request) = (Rc::new(Cell::new(0_u64)), Rc::new(request));
+    let next = Rc::new(Cell::new(0_u64));
+    let request = Rc::new(request);
     local.block_on(&runtime, async {
         let start = Instant::now() + warm_up;
         let end = start + span;
@@ -191,7 +192,8 @@ pub fn paced(
     local.block_on(&runtime, async {
         let clients: Vec<_> = (0..connections)
             .map(|client| {
-                let (outcome, request) = (Rc::clone(&outcome), Rc::clone(&request));
+                let outcome = Rc::clone(&outcome);
+                let request = Rc::clone(&request);
                 tokio::task::spawn_local(async move {
                     let mut connection = Connection::open(address).await;
                     let mut bytes = Vec::new();

@@ -17,9 +17,24 @@ pub mod load;
 
 use std::fmt::Write as _;
 use std::fs;
+use std::num::NonZeroUsize;
+use std::path::Path;
 use std::time::Duration;
 
+use payrelay::config::{self, DeliveryGuarantee};
+use payrelay::relay::publisher::Publisher;
+use payrelay::relay::{self, Relay};
+use payrelay::runtime::health::HealthHandle;
+use payrelay::runtime::metrics::Metrics;
+use payrelay::runtime::worker::Waker;
 use serde_json::json;
+
+use crate::kafka::Broker;
+use crate::process::{Options, Payrelay};
+use crate::store::Database;
+
+/// Load before anything is measured: connections are open, caches are warm.
+pub const WARM_UP: Duration = Duration::from_millis(500);
 
 /// Prints a line of progress.
 pub fn print_line(line: &str) {
@@ -73,6 +88,50 @@ pub fn delivery() -> &'static str {
     } else {
         "exactly-once"
     }
+}
+
+/// The settings of a publisher in this process: one partition, no security.
+pub fn kafka_settings(broker: &Broker, topic: &str) -> config::Kafka {
+    config::Kafka {
+        bootstrap_servers: vec![broker.bootstrap()],
+        topic: topic.into(),
+        group: "none".into(),
+        partitions: 1,
+        delivery: if delivery() == "exactly-once" {
+            DeliveryGuarantee::ExactlyOnce
+        } else {
+            DeliveryGuarantee::AtLeastOnce
+        },
+        dead_records_max: NonZeroUsize::MAX,
+        security: config::KafkaSecurity::default(),
+    }
+}
+
+/// The real binary while Kafka is unavailable: only the intake works, unless `env` says otherwise.
+pub fn start_without_kafka(dir: &Path, env: &[(&str, &str)]) -> Payrelay {
+    let unavailable = [
+        ("PAYRELAY_PUBLISHER_KIND", "kafka"),
+        ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1"),
+    ];
+    Payrelay::start(Options::new(dir, &[&unavailable, env].concat()))
+}
+
+/// A relay in this process, and what wakes it.
+pub fn relay(database: &Database, publisher: impl Publisher + 'static) -> (Relay, Waker) {
+    let (waker, woken) = Waker::new();
+    let (notifiers, _) = Waker::new();
+    let relay = Relay::new(
+        database.store().clone(),
+        Box::new(publisher),
+        relay::Options {
+            batch_max: 1000,
+            wake: woken,
+            notifiers,
+            health: HealthHandle::up(),
+            metrics: Metrics::default(),
+        },
+    );
+    (relay, waker)
 }
 
 /// A goal that transactions, which wait for the broker's coordinator, are not measured by.
@@ -242,7 +301,9 @@ impl Table {
                 None => "",
             };
             let median = number(row.value.median());
-            let (figure, unit, goal) = (&row.figure, row.unit, goal(row.goal));
+            let figure = &row.figure;
+            let unit = row.unit;
+            let goal = goal(row.goal);
             let _ = writeln!(
                 text,
                 "| {figure} | {median} {unit} | {spread} | {name} | {base} | {ratio} | {goal} | \

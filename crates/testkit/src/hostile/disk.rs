@@ -224,7 +224,8 @@ impl Disk {
                     content.resize(*length, 0);
                 }
                 Change::Write { offset, bytes } if matches!(survival, Survival::Sectors(_)) => {
-                    let (mut from, end) = (*offset, offset + bytes.len());
+                    let mut from = *offset;
+                    let end = offset + bytes.len();
                     while from < end {
                         let to = end.min((from / SECTOR + 1) * SECTOR);
                         let part = bytes.start + from - offset..bytes.start + to - offset;
