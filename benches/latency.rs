@@ -1,144 +1,23 @@
 //! How long a payment takes on its way at a steady rate, open loop: to the client, to Kafka, to
 //! Slack.
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
-#![expect(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    reason = "figures are small"
-)]
+#![expect(clippy::cast_possible_truncation, reason = "figures are small")]
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::unbounded;
-use payrelay::domain::event::Event;
-use payrelay::domain::payment::{NewPayment, Reservation};
-use payrelay::domain::timestamp::Timestamp;
-use payrelay::kafka::publisher::KafkaPublisher;
-use payrelay::relay::publisher::{PublishOutcome, Publisher};
-use payrelay::runtime::worker::{Waker, Worker};
-use payrelay::store::Transaction;
-use payrelay::store::payment::execute;
 use serde_json::json;
+use testkit::bench::ack::{Kind, at_rate};
 use testkit::bench::load::{self, payment};
 use testkit::bench::{
-    Figure, Goal, Plan, Table, delivery, folder, kafka_settings, percentile, unless_transactions,
+    Figure, Goal, Plan, Table, delivery, folder, guarantee, percentile, unless_transactions,
 };
 use testkit::http::Client;
 use testkit::kafka::Broker;
 use testkit::process::{Options, Payrelay};
 use testkit::slack::{Answer, FakeSlack};
-use testkit::store::Database;
 use testkit::wait_until;
-
-/// When each event, by its id, reached a point.
-type Moments = Arc<Mutex<HashMap<i64, Instant>>>;
-
-/// Remembers when each event was acked.
-struct Timed {
-    inner: KafkaPublisher,
-    acked: Moments,
-}
-
-impl Publisher for Timed {
-    fn publish(&mut self, batch: &[Event]) -> PublishOutcome {
-        let published = self.inner.publish(batch);
-        let now = Instant::now();
-        let mut acked = self.acked.lock().unwrap();
-        for receipt in &published.receipts {
-            acked.entry(receipt.outbox_id).or_insert(now);
-        }
-        published
-    }
-
-    fn name(&self) -> &'static str {
-        self.inner.name()
-    }
-}
-
-/// Pays without HTTP, so that the moment of the commit is known.
-struct Payer {
-    database: Database,
-    waker: Waker,
-    committed: Moments,
-}
-
-impl Payer {
-    fn pay(&self, number: i64) {
-        let new = NewPayment {
-            user_id: number % 1000,
-            reservations: vec![Reservation {
-                reservation_id: number,
-                seat_price: 1,
-            }],
-        };
-        let committed = Arc::clone(&self.committed);
-        let waker = self.waker.clone();
-        let work = move |tx: &Transaction<'_>| execute(tx, &new, "KRW", None, Timestamp::now());
-        let done = move |result: Result<Vec<_>, _>| {
-            let now = Instant::now();
-            waker.wake();
-            assert!(result.is_ok());
-            committed.lock().unwrap().insert(number, now);
-        };
-        self.database.store().submit(1, work, done).unwrap();
-    }
-
-    /// Payments from number 2, each at the moment when it is due; returns how many.
-    fn pay_at_rate(&self, rate: f64, span: Duration) -> i64 {
-        let total = (rate * span.as_secs_f64()) as i64;
-        let start = Instant::now();
-        for number in 0..total {
-            let due = start + Duration::from_secs_f64(number as f64 / rate);
-            thread::sleep(due.saturating_duration_since(Instant::now()));
-            self.pay(number + 2);
-        }
-        total
-    }
-}
-
-/// From the end of the commit to the broker's acknowledgement, in milliseconds. The store, the
-/// relay and the publisher are payrelay's.
-fn commit_to_ack(broker: &Broker, topic: &str, rate: f64, span: Duration) -> Vec<f64> {
-    let database = Database::open_in(folder());
-    let settings = kafka_settings(broker, topic);
-    let acked = Moments::default();
-    let publisher = Timed {
-        inner: KafkaPublisher::new(settings, database.store().clone()).unwrap(),
-        acked: Arc::clone(&acked),
-    };
-    let (relay, waker) = testkit::bench::relay(&database, publisher);
-    let worker = Worker::spawn("relay", &unbounded().0, |stop| relay.run(&stop)).unwrap();
-    let payer = Payer {
-        database,
-        waker,
-        committed: Moments::default(),
-    };
-    // One payment is one event, in order: the numbers are the outbox's ids. The first one connects.
-    payer.pay(1);
-    wait_until("the first ack", Duration::from_mins(1), || {
-        acked.lock().unwrap().contains_key(&1)
-    });
-    let total = payer.pay_at_rate(rate, span);
-    wait_until("the last ack", Duration::from_mins(1), || {
-        acked.lock().unwrap().len() as i64 == total + 1
-    });
-    worker
-        .stop(Instant::now() + Duration::from_secs(10))
-        .unwrap();
-    let acked = acked.lock().unwrap();
-    let committed = payer.committed.lock().unwrap();
-    let needed = (2..total + 2).map(|id| {
-        acked[&id]
-            .saturating_duration_since(committed[&id])
-            .as_secs_f64()
-            * 1000.0
-    });
-    needed.collect()
-}
 
 /// The real binary in front of the broker and a fake for Slack, unpaced.
 fn start(broker: &Broker, slack: &FakeSlack, dir: &std::path::Path, topic: &str) -> Payrelay {
@@ -210,7 +89,8 @@ impl Figures {
             ("slow", 600.0, &mut self.ack_slow),
             ("fast", 6000.0, &mut self.ack_fast),
         ] {
-            let mut values = commit_to_ack(broker, &format!("{name}-{run}"), rate, span);
+            let topic = format!("{name}-{run}");
+            let mut values = at_rate(broker, &topic, Kind::of(guarantee()), rate, span).ack_ms;
             figures.p50.0.push(percentile(&mut values, 50.0));
             figures.p99.0.push(percentile(&mut values, 99.0));
         }
@@ -286,7 +166,7 @@ fn main() {
     let span = Duration::from_secs(if plan.quick { 3 } else { 15 });
     let broker = Broker::start("4.4.0");
     // A broker that has just started compiles itself first.
-    let _ = commit_to_ack(&broker, "warm-up", 2000.0, span);
+    let _ = at_rate(&broker, "warm-up", Kind::of(guarantee()), 2000.0, span);
     let mut figures = Figures::default();
     for run in 0..plan.runs {
         figures.measure_ack(&broker, run, span);

@@ -11,6 +11,7 @@
     reason = "figures are small"
 )]
 
+pub mod ack;
 pub mod baseline;
 pub mod cost;
 pub mod load;
@@ -90,6 +91,15 @@ pub fn delivery() -> &'static str {
     }
 }
 
+/// The same, as the publisher takes it.
+pub fn guarantee() -> DeliveryGuarantee {
+    if delivery() == "exactly-once" {
+        DeliveryGuarantee::ExactlyOnce
+    } else {
+        DeliveryGuarantee::AtLeastOnce
+    }
+}
+
 /// The settings of a publisher in this process: one partition, no security.
 pub fn kafka_settings(broker: &Broker, topic: &str) -> config::Kafka {
     config::Kafka {
@@ -97,11 +107,7 @@ pub fn kafka_settings(broker: &Broker, topic: &str) -> config::Kafka {
         topic: topic.into(),
         group: "none".into(),
         partitions: 1,
-        delivery: if delivery() == "exactly-once" {
-            DeliveryGuarantee::ExactlyOnce
-        } else {
-            DeliveryGuarantee::AtLeastOnce
-        },
+        delivery: guarantee(),
         dead_records_max: NonZeroUsize::MAX,
         security: config::KafkaSecurity::default(),
     }
