@@ -1,12 +1,15 @@
-//! The documentation: its links, its length, and the reference that is made from config.toml.
+//! The documentation: its links, its length, its commands, its sentences, and its reference pages
+//! against the program.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::{env, fs};
 
-use testkit::process::{Options, Payrelay};
+mod commands;
+mod fences;
+mod references;
+mod sentences;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -160,95 +163,4 @@ fn the_configuration_reference_is_made_from_config_toml() {
         "docs/reference/configuration.md differs from config.toml: run \
             PAYRELAY_REWRITE_DOCS=1 cargo test --test it docs::"
     );
-}
-
-/// Commands that no test can run, each with a marker that names the reason.
-const NOT_RUN_MAX: usize = 12;
-
-/// What a page's shell blocks are: run, or marked with their reason as not run.
-struct Block {
-    page: String,
-    script: String,
-    is_marked: bool,
-}
-
-/// The shell blocks of README, tutorial and how-to pages. `<!-- not run: REASON -->` before a block
-/// keeps the test from running it.
-fn shell_blocks() -> Vec<Block> {
-    let mut found = Vec::new();
-    for page in pages() {
-        let name = page.strip_prefix(ROOT).unwrap().to_str().unwrap();
-        if name != "README.md" && !name.contains("/tutorial/") && !name.contains("/how-to/") {
-            continue;
-        }
-        let text = fs::read_to_string(&page).unwrap();
-        let mut before = "";
-        for (index, part) in text.split("```").enumerate() {
-            if let Some(script) = part.strip_prefix("sh\n").filter(|_| index % 2 == 1) {
-                let last_line = before.trim_end().lines().last().unwrap_or_default();
-                found.push(Block {
-                    page: name.to_owned(),
-                    script: script.to_owned(),
-                    is_marked: last_line.trim().starts_with("<!-- not run: "),
-                });
-            }
-            before = part;
-        }
-    }
-    found
-}
-
-/// Runs a block in `folder`, with the built binary as `payrelay`, and the running one at `address`.
-fn run_block(block: &Block, folder: &Path, address: &str) {
-    let binary = testkit::paths::binary();
-    let bin = binary.parent().unwrap().display();
-    let path = env::var("PATH").unwrap_or_default();
-    let script = block
-        .script
-        .replace("http://127.0.0.1:8080", &format!("http://{address}"))
-        .replace("/backups/", &format!("{}/backups/", folder.display()))
-        .replace("cargo run --release -- ", "payrelay ");
-    let output = Command::new("bash")
-        .args(["-euo", "pipefail", "-c", &script])
-        .current_dir(folder)
-        .env("PATH", format!("{bin}:{path}"))
-        .output()
-        .unwrap();
-    let shown = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}: {script}: {shown}", block.page);
-    let response = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        !response.contains("urn:payrelay:problem"),
-        "{}: {script}: {response}",
-        block.page
-    );
-}
-
-#[test]
-fn every_shell_command_of_readme_tutorial_and_how_to_pages_runs() {
-    let blocks = shell_blocks();
-    let not_run = blocks.iter().filter(|block| block.is_marked).count();
-    assert!(not_run <= NOT_RUN_MAX, "{not_run} blocks are not run");
-    assert!(blocks.len() - not_run >= 15, "{} blocks", blocks.len());
-    let pages: BTreeSet<_> = blocks.iter().map(|block| block.page.as_str()).collect();
-    for page in pages {
-        let folder = tempfile::tempdir().unwrap();
-        fs::create_dir(folder.path().join("backups")).unwrap();
-        let start = || Payrelay::start(Options::new(folder.path(), &[]));
-        let mut payrelay = start();
-        for block in blocks.iter().filter(|block| block.page == page) {
-            // The test has started it.
-            if block.is_marked || block.script.trim() == "cargo run --release" {
-                continue;
-            }
-            let needs_stop = block.script.contains("payrelay restore");
-            if needs_stop {
-                payrelay.terminate();
-            }
-            run_block(block, folder.path(), &payrelay.addr().to_string());
-            if needs_stop {
-                payrelay = start();
-            }
-        }
-    }
 }

@@ -1,0 +1,230 @@
+//! Reference pages against what they describe: the help, the schema, the routes, the log lines.
+
+use super::ROOT;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use testkit::http::Client;
+use testkit::process::{Options, Payrelay};
+
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(ROOT).join(path)).unwrap()
+}
+
+/// The sections of a page by their headings.
+fn sections<'a>(page: &'a str, level: &str) -> BTreeMap<&'a str, Vec<&'a str>> {
+    let mut found = BTreeMap::new();
+    let mut current: &mut Vec<&str> = found.entry("").or_default();
+    for line in page.lines() {
+        if let Some(title) = line.strip_prefix(level) {
+            current = found.entry(title.trim_matches('`')).or_default();
+        } else {
+            current.push(line);
+        }
+    }
+    found
+}
+
+/// The code in the first cell of each row of a section's tables.
+fn first_cells<'a>(lines: &[&'a str]) -> Vec<&'a str> {
+    lines
+        .iter()
+        .filter_map(|line| line.strip_prefix("| `"))
+        .filter_map(|rest| rest.split('`').next())
+        .collect()
+}
+
+fn help(command: &[String]) -> String {
+    let output = Command::new(testkit::paths::binary())
+        .args(command)
+        .arg("--help")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{command:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The lines below a heading of the help, such as `Options:`.
+fn part<'a>(help: &'a str, heading: &str) -> impl Iterator<Item = &'a str> {
+    help.lines()
+        .skip_while(move |line| *line != heading)
+        .skip(1)
+        .take_while(|line| line.starts_with("  "))
+}
+
+/// Arguments and options of a command, as its help writes them.
+fn parameters(help: &str) -> BTreeSet<String> {
+    let names = part(help, "Arguments:").chain(part(help, "Options:"));
+    names
+        .map(str::trim)
+        .filter(|line| line.starts_with(['-', '<', '[']))
+        .map(|line| line.split("  ").next().unwrap_or(line).to_owned())
+        .filter(|name| !["--config <FILE>", "-h, --help", "-V, --version"].contains(&&**name))
+        .collect()
+}
+
+#[test]
+fn the_command_reference_has_every_command_option_and_exit_code() {
+    let page = read("docs/reference/cli.md");
+    let sections = sections(&page, "## ");
+    let mut waiting = vec![Vec::<String>::new()];
+    let mut known = BTreeSet::new();
+    while let Some(command) = waiting.pop() {
+        let help = help(&command);
+        let commands: Vec<_> = part(&help, "Commands:")
+            .filter(|line| !line.starts_with("   "))
+            .filter_map(|line| line.split_whitespace().next())
+            .filter(|name| *name != "help")
+            .collect();
+        for name in &commands {
+            waiting.push([command.as_slice(), &[(*name).to_owned()]].concat());
+        }
+        if commands.is_empty() {
+            let title = format!("payrelay {}", command.join(" "));
+            let lines = sections
+                .get(&*title)
+                .unwrap_or_else(|| panic!("docs/reference/cli.md has no section {title}"));
+            let shown: BTreeSet<String> =
+                first_cells(lines).into_iter().map(str::to_owned).collect();
+            assert_eq!(shown, parameters(&help), "{title}");
+            known.insert(title);
+        }
+        if command.is_empty() {
+            let codes: Vec<_> = part(&help, "Exit codes:")
+                .filter_map(|line| line.split_whitespace().next())
+                .filter(|word| word.parse::<u8>().is_ok())
+                .collect();
+            assert!(codes.len() > 5, "{codes:?}");
+            assert_eq!(first_cells(&sections["Exit codes"]), codes);
+            for option in ["--config <FILE>", "-h, --help", "-V, --version"] {
+                assert!(help.contains(option) && page.contains(&format!("`{option}`")));
+            }
+        }
+    }
+    for title in sections
+        .keys()
+        .filter(|title| title.starts_with("payrelay"))
+    {
+        assert!(known.contains(*title), "there is no command {title}");
+    }
+}
+
+/// The tables of schema.sql, each with its columns, in order.
+fn tables(schema: &str) -> BTreeMap<String, Vec<String>> {
+    let mut found = BTreeMap::new();
+    for part in schema.split("CREATE TABLE ").skip(1) {
+        let (name, rest) = part.split_once(" (").unwrap();
+        let body = rest.split("\n)").next().unwrap_or_default();
+        let columns = body
+            .lines()
+            .filter_map(|line| line.split_whitespace().next())
+            .filter(|word| !["--", "PRIMARY", "UNIQUE", "CHECK"].contains(word))
+            .map(|word| word.trim_matches('"').to_owned())
+            .collect();
+        found.insert(name.to_owned(), columns);
+    }
+    found
+}
+
+#[test]
+fn the_schema_reference_has_every_table_column_and_status() {
+    let schema = read("schema.sql");
+    let page = read("docs/reference/database-schema.md");
+    let shown: BTreeMap<String, Vec<String>> = sections(&page, "## ")
+        .into_iter()
+        .map(|(name, lines)| {
+            let columns = first_cells(&lines).into_iter().map(str::to_owned).collect();
+            (name.to_owned(), columns)
+        })
+        .filter(|(_, columns): &(_, Vec<_>)| !columns.is_empty())
+        .collect();
+    assert_eq!(shown, tables(&schema));
+    for values in schema.split(" IN (").skip(1) {
+        let values = values.split(')').next().unwrap_or_default();
+        for value in values.split(',') {
+            let value = value.trim().trim_matches('\'');
+            assert!(page.contains(&format!("`{value}`")), "{value} is missing");
+        }
+    }
+}
+
+/// Every source file of the program, without the line breaks of its texts.
+fn source_text() -> String {
+    let mut text = String::new();
+    let mut folders: Vec<PathBuf> = vec![Path::new(ROOT).join("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                text += &fs::read_to_string(path).unwrap();
+            }
+        }
+    }
+    let joined = text.split("\\\n").map(str::trim_start);
+    joined.collect::<Vec<_>>().concat()
+}
+
+/// A `…` in a line of the page is a value.
+#[test]
+fn every_line_of_the_log_reference_is_in_the_program() {
+    let page = read("docs/reference/logs.md");
+    let lines: Vec<_> = page.lines().collect();
+    let shown = first_cells(&lines);
+    assert!(shown.len() > 40, "{}", shown.len());
+    let source = source_text();
+    for line in shown {
+        for part in line.split('…') {
+            let part = part.trim().replace('"', "\\\"");
+            assert!(source.contains(&part), "{line}: {part:?} is not in src/");
+        }
+    }
+}
+
+/// The method and the path of each request that a text names.
+fn requests(text: &str) -> BTreeSet<(&str, &str)> {
+    text.split('`')
+        .skip(1)
+        .step_by(2)
+        .filter_map(|code| code.split_once(' '))
+        .filter(|(method, path)| ["GET", "POST"].contains(method) && path.starts_with('/'))
+        .map(|(method, path)| (method, path.split('?').next().unwrap_or(path)))
+        .collect()
+}
+
+#[test]
+fn the_named_requests_are_the_ones_that_the_server_knows() {
+    let api = read("docs/reference/http-api.md");
+    let readme = read("README.md");
+    let named = requests(&api);
+    assert!(named.len() >= 15, "{named:?}");
+    let missing: Vec<_> = named.difference(&requests(&readme)).copied().collect();
+    assert!(missing.is_empty(), "README.md does not name {missing:?}");
+    let unknown: Vec<_> = requests(&readme).difference(&named).copied().collect();
+    assert!(unknown.is_empty(), "http-api.md does not name {unknown:?}");
+    let folder = tempfile::tempdir().unwrap();
+    let payrelay = Payrelay::start(Options::new(folder.path(), &[]));
+    let mut client = Client::connect(payrelay.addr());
+    for (method, path) in &named {
+        let path = path.replace("{id}", "7").replace("{name}", "default");
+        let response = if *method == "GET" {
+            client.get(&path)
+        } else {
+            client.post_json(&path, &serde_json::json!({}))
+        };
+        let body = String::from_utf8_lossy(&response.body);
+        assert!(
+            response.status != 405 && !body.contains("there is no resource at"),
+            "{method} {path}: {} {body}",
+            response.status
+        );
+    }
+    let routes = client.get("/").json();
+    for route in routes["routes"].as_array().unwrap() {
+        let (method, path) = route.as_str().unwrap().split_once(' ').unwrap();
+        let path = path.split('?').next().unwrap_or(path);
+        assert!(named.contains(&(method, path)), "{route} is not documented");
+    }
+}
