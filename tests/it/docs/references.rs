@@ -149,7 +149,7 @@ fn the_schema_reference_has_every_table_column_and_status() {
     }
 }
 
-/// The texts in the source files of the program, each without its line breaks.
+/// The source files of the program, split at the quotes of texts. A text has no line breaks.
 fn texts() -> Vec<String> {
     let mut found = Vec::new();
     let mut folders: Vec<PathBuf> = vec![Path::new(ROOT).join("src")];
@@ -178,6 +178,36 @@ fn is_line(text: &str, line: &str) -> bool {
         rest = found.map_or("", |at| &rest[at + part.len()..]);
         found.is_some_and(|at| index > 0 || at == 0)
     })
+}
+
+/// The texts of `log::error!` and `log::warn!`, whose words are all values in these cases: a reason
+/// that another text has.
+const ONLY_VALUES: [&str; 2] = ["{risk}", "{timeout}"];
+
+#[test]
+fn every_error_and_warning_is_in_the_log_reference() {
+    let page = read("docs/reference/logs.md");
+    let lines: Vec<_> = page.lines().collect();
+    let shown = first_cells(&lines);
+    let texts = texts();
+    let is_logged = |before: &str| {
+        let before = before.trim_end();
+        before.ends_with("log::error!(") || before.ends_with("log::warn!(")
+    };
+    let logged: Vec<_> = texts
+        .windows(2)
+        .filter(|pair| is_logged(&pair[0]) && !ONLY_VALUES.contains(&&*pair[1]))
+        .map(|pair| &pair[1])
+        .collect();
+    assert!(logged.len() > 35, "{}", logged.len());
+    let missing: Vec<_> = logged
+        .iter()
+        .filter(|text| !shown.iter().any(|line| is_line(text, line)))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "docs/reference/logs.md has no row for {missing:#?}"
+    );
 }
 
 /// A `…` in a line of the page is a value.
