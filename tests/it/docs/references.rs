@@ -149,22 +149,65 @@ fn the_schema_reference_has_every_table_column_and_status() {
     }
 }
 
-/// Every source file of the program, without the line breaks of its texts.
-fn source_text() -> String {
-    let mut text = String::new();
+/// The source files of the program, split at the quotes of texts. A text has no line breaks.
+fn texts() -> Vec<String> {
+    let mut found = Vec::new();
     let mut folders: Vec<PathBuf> = vec![Path::new(ROOT).join("src")];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-            } else {
-                text += &fs::read_to_string(path).unwrap();
+                continue;
             }
+            let source = fs::read_to_string(path).unwrap().replace("\\\"", "\u{1}");
+            let lines = source.split("\\\n").map(str::trim_start);
+            let joined = lines.collect::<Vec<_>>().concat();
+            let texts = joined.split('"').map(|text| text.replace('\u{1}', "\""));
+            found.extend(texts);
         }
     }
-    let joined = text.split("\\\n").map(str::trim_start);
-    joined.collect::<Vec<_>>().concat()
+    found
+}
+
+/// Whether a text of the program has the parts of a line in their order, the first at its start.
+fn is_line(text: &str, line: &str) -> bool {
+    let mut rest = text;
+    line.split('…').enumerate().all(|(index, part)| {
+        let found = rest.find(part);
+        rest = found.map_or("", |at| &rest[at + part.len()..]);
+        found.is_some_and(|at| index > 0 || at == 0)
+    })
+}
+
+/// The texts of `log::error!` and `log::warn!`, whose words are all values in these cases: a reason
+/// that another text has.
+const ONLY_VALUES: [&str; 2] = ["{risk}", "{timeout}"];
+
+#[test]
+fn every_error_and_warning_is_in_the_log_reference() {
+    let page = read("docs/reference/logs.md");
+    let lines: Vec<_> = page.lines().collect();
+    let shown = first_cells(&lines);
+    let texts = texts();
+    let is_logged = |before: &str| {
+        let before = before.trim_end();
+        before.ends_with("log::error!(") || before.ends_with("log::warn!(")
+    };
+    let logged: Vec<_> = texts
+        .windows(2)
+        .filter(|pair| is_logged(&pair[0]) && !ONLY_VALUES.contains(&&*pair[1]))
+        .map(|pair| &pair[1])
+        .collect();
+    assert!(logged.len() > 35, "{}", logged.len());
+    let missing: Vec<_> = logged
+        .iter()
+        .filter(|text| !shown.iter().any(|line| is_line(text, line)))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "docs/reference/logs.md has no row for {missing:#?}"
+    );
 }
 
 /// A `…` in a line of the page is a value.
@@ -174,13 +217,12 @@ fn every_line_of_the_log_reference_is_in_the_program() {
     let lines: Vec<_> = page.lines().collect();
     let shown = first_cells(&lines);
     assert!(shown.len() > 40, "{}", shown.len());
-    let source = source_text();
-    for line in shown {
-        for part in line.split('…') {
-            let part = part.trim().replace('"', "\\\"");
-            assert!(source.contains(&part), "{line}: {part:?} is not in src/");
-        }
-    }
+    let texts = texts();
+    let unknown: Vec<_> = shown
+        .iter()
+        .filter(|line| !texts.iter().any(|text| is_line(text, line)))
+        .collect();
+    assert!(unknown.is_empty(), "these are not in src/: {unknown:#?}");
 }
 
 /// The method and the path of each request that a text names.
@@ -227,4 +269,72 @@ fn the_named_requests_are_the_ones_that_the_server_knows() {
         let path = path.split('?').next().unwrap_or(path);
         assert!(named.contains(&(method, path)), "{route} is not documented");
     }
+}
+
+/// Names in code that look like keys of the configuration, and are not.
+const NOT_KEYS: [&str; 3] = [
+    "node.consumed_through",
+    "payment.completed",
+    "payment.failed",
+];
+
+/// The keys of config.toml, such as `http.listen`. Those of a table are `slack.route.name`.
+fn keys() -> BTreeSet<String> {
+    let config = read("config.toml");
+    let mut section = String::new();
+    let mut found = BTreeSet::new();
+    for line in config.lines() {
+        let line = line.trim_start_matches("# ");
+        if line.starts_with('[') && line.ends_with(']') {
+            line.trim_matches(['[', ']']).clone_into(&mut section);
+            found.insert(section.clone());
+        } else if let Some((key, _)) = line.split_once(" = ") {
+            found.insert(format!("{section}.{}", key.trim()));
+        }
+    }
+    found
+}
+
+#[test]
+fn every_key_and_variable_that_a_page_names_exists() {
+    let keys = keys();
+    assert!(keys.len() > 60, "{keys:?}");
+    let sections: BTreeSet<_> = keys
+        .iter()
+        .filter_map(|key| key.split('.').next())
+        .collect();
+    let variable = |key: &String| format!("PAYRELAY_{}", key.replace('.', "_").to_uppercase());
+    let variables: BTreeSet<String> = keys.iter().map(variable).collect();
+    let mut unknown = Vec::new();
+    for page in super::pages() {
+        let text = super::fences::prose(&fs::read_to_string(&page).unwrap());
+        for code in text.split('`').skip(1).step_by(2) {
+            let name = code.split([' ', '=']).next().unwrap_or_default();
+            let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+            let is_key = name.contains('.')
+                && name.chars().all(is_name)
+                && name
+                    .split('.')
+                    .next()
+                    .is_some_and(|first| sections.contains(first));
+            if is_key && !keys.contains(name) && !NOT_KEYS.contains(&name) {
+                unknown.push(format!("{}: {name}", page.display()));
+            }
+            // A number in the name of a variable counts the tables.
+            let of_a_key = name.replace("_0_", "_");
+            let in_a_file = of_a_key.strip_suffix("_FILE").unwrap_or_default();
+            let is_other = ["PAYRELAY_CONFIG", "PAYRELAY_LOG"].contains(&name);
+            // Tests have variables of their own.
+            let is_variable =
+                name.starts_with("PAYRELAY_") && !page.to_string_lossy().contains("/development/");
+            if is_variable
+                && !is_other
+                && !variables.contains(&of_a_key)
+                && !variables.contains(in_a_file)
+            {
+                unknown.push(format!("{}: {name}", page.display()));
+            }
+        }
+    }
+    assert!(unknown.is_empty(), "{unknown:#?}");
 }
