@@ -1,4 +1,4 @@
--- payrelay's database, version 2. Applied as one transaction to an empty file; src/store/schema.rs sets
+-- payrelay's database, version 2. Applied as one transaction to an empty file; src/store/engine/schema.rs sets
 -- PRAGMA user_version. Until 0.2.0 a change raises the version, and a file of an earlier one is refused.
 --
 -- Times are microseconds since 1970-01-01 UTC. Ids are AUTOINCREMENT: an id is never used again, even

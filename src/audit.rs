@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::config::{self, Config, Problems, PublisherKind};
-use crate::domain::event::NodeId;
+use crate::domain::node_id::NodeId;
 use crate::kafka;
 use crate::kafka::cluster::{ClusterConnection, ClusterError, KafkaRuntime, with_timeout};
 use crate::kafka::errors::explain_failure;

@@ -27,7 +27,7 @@ use crate::scheduler::{self, Scheduler};
 use crate::slack::channel::{self, Channel};
 use crate::slack::notifier::{self, Notifier};
 use crate::slack::webhook::SlackConfigError;
-use crate::store::channel::{self as stored_channel, Sink};
+use crate::store::channel_sink::{self, Sink};
 use crate::store::unconsumed::{self, Page};
 use crate::store::{OpenError, Store, StoreError, delivery, route, topic};
 
@@ -266,7 +266,7 @@ fn save_sinks(store: &Store, config: &Config) -> Result<(), StartError> {
         .map(|(name, url)| (name.to_owned(), sink(url)))
         .collect();
     if slack.sink == config::Sink::Auto {
-        for (channel, count) in store.read(stored_channel::waiting_for_webhooks)? {
+        for (channel, count) in store.read(channel_sink::waiting_for_webhooks)? {
             // The payments of a channel that is gone go to other channels, at last to the default.
             let (_, sink) = sinks
                 .iter()
@@ -277,7 +277,7 @@ fn save_sinks(store: &Store, config: &Config) -> Result<(), StartError> {
             }
         }
     }
-    store.write(move |tx| stored_channel::replace_sinks(tx, &sinks))?;
+    store.write(move |tx| channel_sink::replace_sinks(tx, &sinks))?;
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use clap::Subcommand;
 use payrelay::config::{Config, DEFAULT_CHANNEL};
 use payrelay::domain::timestamp::Timestamp;
-use payrelay::store::channel::{self, Action};
+use payrelay::store::channel_action::{self, Action};
 use payrelay::store::{OfflineStore, StoreError};
 
 use super::output::{Output, open_error, print_error, temporary_error};
@@ -76,16 +76,19 @@ fn request(
     action: &Action,
 ) -> Result<Option<String>, StoreError> {
     let origin = format!("local user {}", local_user());
-    let id = database.write(|tx| channel::request(tx, name, action, &origin, Timestamp::now()))?;
+    let id = database
+        .write(|tx| channel_action::request(tx, name, action, &origin, Timestamp::now()))?;
     let deadline = Instant::now() + OUTCOME_TIMEOUT;
     while Instant::now() < deadline {
-        if let Some(outcome) = database.read(|connection| channel::outcome(connection, id))? {
+        if let Some(outcome) =
+            database.read(|connection| channel_action::outcome(connection, id))?
+        {
             return Ok(Some(outcome));
         }
         let _ = crossbeam_channel::after(POLL_INTERVAL).recv();
     }
-    if database.write(|tx| channel::withdraw(tx, id))? {
+    if database.write(|tx| channel_action::withdraw(tx, id))? {
         return Ok(None);
     }
-    database.read(|connection| channel::outcome(connection, id))
+    database.read(|connection| channel_action::outcome(connection, id))
 }

@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use payrelay::config::Config;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::dead_letter;
-use payrelay::store::replay::{self, Action, Outcome, ResolveRequest};
+use payrelay::store::dead_letter_action::{self, Action, Outcome, ResolveRequest};
 use payrelay::store::{OfflineStore, StoreError};
 
 use super::output::{Output, print_error, temporary_error};
@@ -106,7 +106,7 @@ impl<'a> Resolver<'a> {
 
     fn run(mut self) -> Result<u8, StoreError> {
         for id in &self.selection.ids {
-            let outcomes = self.resolve(replay::Selection::Id(*id))?;
+            let outcomes = self.resolve(dead_letter_action::Selection::Id(*id))?;
             if outcomes.is_empty() {
                 print_error(format_args!("there is no dead letter {id}"));
                 self.code = exit_code::PARTIAL;
@@ -122,7 +122,7 @@ impl<'a> Resolver<'a> {
     fn resolve_all(&mut self) -> Result<(), StoreError> {
         let mut after = 0;
         loop {
-            let selection = replay::Selection::Open {
+            let selection = dead_letter_action::Selection::Open {
                 after,
                 limit: BATCH,
             };
@@ -136,7 +136,10 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    fn resolve(&mut self, which: replay::Selection) -> Result<Vec<Outcome>, StoreError> {
+    fn resolve(
+        &mut self,
+        which: dead_letter_action::Selection,
+    ) -> Result<Vec<Outcome>, StoreError> {
         let node = self.database.node().clone();
         self.database.write(|tx| {
             let request = ResolveRequest {
@@ -147,7 +150,7 @@ impl<'a> Resolver<'a> {
                 origin: "command line",
                 now: Timestamp::now(),
             };
-            replay::resolve(tx, request)
+            dead_letter_action::resolve(tx, request)
         })
     }
 

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use toml::Value;
 
 use super::*;
-use crate::domain::access::{Access, TokenHash};
+use crate::domain::access::Access;
 use crate::domain::payment::Status;
+use crate::domain::token::TokenHash;
 
 const SHIPPED: &str = include_str!("../../config.toml");
 

@@ -3,7 +3,11 @@
 
 pub mod access;
 pub mod event;
+pub mod loopback;
+pub mod node_id;
 pub mod payment;
 pub mod template;
 pub mod timestamp;
+pub mod token;
 pub mod topic;
+pub mod trace_context;

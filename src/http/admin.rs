@@ -12,8 +12,8 @@ use super::response::{Body, json};
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::{Health, HealthLevel};
 use crate::store::dead_letter::{self, DeadLetterView};
-use crate::store::replay::{self, Action, Outcome, ResolveRequest, Selection};
-use crate::store::{Connection, Transaction, channel, relay_action, topic};
+use crate::store::dead_letter_action::{self, Action, Outcome, ResolveRequest, Selection};
+use crate::store::{Connection, Transaction, channel_action, relay_action, topic};
 
 /// A request for an existing endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -268,18 +268,21 @@ impl App {
         &self,
         client: &Client,
         name: &str,
-        action: channel::Action,
+        action: channel_action::Action,
     ) -> Result<(), Problem> {
         let resume = self.channel(name)?.resume.clone();
         let (name, origin) = (name.to_owned(), origin(client));
-        self.write(move |tx| channel::request(tx, &name, &action, &origin, Timestamp::now()))
-            .await?;
+        self.write(move |tx| {
+            channel_action::request(tx, &name, &action, &origin, Timestamp::now())
+        })
+        .await?;
         resume.wake();
         Ok(())
     }
 
     async fn resume(&self, client: &Client, name: &str) -> Result<Response<Body>, Problem> {
-        self.ask(client, name, channel::Action::Resume).await?;
+        self.ask(client, name, channel_action::Action::Resume)
+            .await?;
         Ok(json(
             StatusCode::ACCEPTED,
             &serde_json::json!({ "resumed": name }),
@@ -321,7 +324,7 @@ impl App {
                 "the channel is not paused, so no payment was skipped",
             ));
         }
-        self.ask(client, name, channel::Action::Skip(reason))
+        self.ask(client, name, channel_action::Action::Skip(reason))
             .await?;
         Ok(json(
             StatusCode::ACCEPTED,
@@ -382,7 +385,7 @@ impl App {
                 origin: "http",
                 now,
             };
-            replay::resolve(tx, order)
+            dead_letter_action::resolve(tx, order)
         };
         let outcomes = self.write(work).await?;
         if let (Selection::Id(id), []) = (which, outcomes.as_slice()) {

@@ -19,7 +19,8 @@ use subtle::ConditionallySelectable as _;
 use super::limits::ClientUsage;
 use super::problem::Problem;
 use crate::config;
-use crate::domain::access::{Access, TokenHash};
+use crate::domain::access::Access;
+use crate::domain::token::TokenHash;
 
 /// An authenticated client.
 #[derive(Debug, Clone)]
@@ -350,7 +351,7 @@ fn is_of_this_machine(host: &str, public: Option<&str>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::access::is_loopback;
+    use crate::domain::loopback::is_loopback;
     use hyper::Request;
     use proptest::prelude::*;
 

@@ -18,7 +18,7 @@ use krafka::error::KrafkaError;
 use krafka::producer::TransactionalProducer;
 use krafka::{Kafka, Record};
 
-use crate::domain::event::NodeId;
+use crate::domain::node_id::NodeId;
 use crate::domain::timestamp::Timestamp;
 use crate::kafka::cluster::end_offsets;
 

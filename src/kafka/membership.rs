@@ -23,7 +23,7 @@ use super::cluster::{
 };
 use super::poll_outcome::{AssignmentGeneration, FetchOutcome, Fetches, Polled, Stall};
 use super::undecodable::{Attempts, RETRY_INTERVAL, Undecodable, next_readable};
-use crate::domain::event::NodeId;
+use crate::domain::node_id::NodeId;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::topic::Topic;
 use crate::store::Store;

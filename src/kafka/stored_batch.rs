@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use krafka::consumer::ConsumerRecord;
 
-use crate::domain::event::{EventRef, ID_HEADER, NodeId, TIME_HEADER};
+use crate::domain::event::{EventRef, ID_HEADER, TIME_HEADER};
+use crate::domain::node_id::NodeId;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::topic::Topic;
 use crate::store::arrival::{self, AcceptOutcome};
+use crate::store::consume_batch::ConsumeBatch;
+use crate::store::consume_batch::ConsumeStats;
 use crate::store::dead_letter::{self, DeadRecord};
-use crate::store::topic::{ConsumeBatch, ConsumeStats};
 use crate::store::{SqlResult, Transaction};
 
 /// The result of storing a batch.

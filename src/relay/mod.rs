@@ -15,14 +15,16 @@ use crossbeam_channel::{Receiver, after, at, never, select_biased};
 use crate::domain::event::Event;
 use crate::domain::timestamp::Timestamp;
 use crate::relay::publisher::{PublishError, PublishOutcome, Publisher};
+use crate::runtime::backoff::RECONNECT_BACKOFF;
 use crate::runtime::error_log::ErrorLog;
-use crate::runtime::health::{HealthHandle, OutageTracker, RECONNECT_BACKOFF};
+use crate::runtime::health::HealthHandle;
 use crate::runtime::metrics::Metrics;
+use crate::runtime::outage::OutageTracker;
 use crate::runtime::worker::{Stop, Waker};
 use crate::store::outbox;
 use crate::store::publication::{self, Destination, Receipt};
 use crate::store::topic::{self, PublishedOffsets};
-use crate::store::{PendingWrite, Store, StoreError, Transaction, relay_action, visibility};
+use crate::store::{PendingWrite, Store, StoreError, Transaction, relay_action, unseen};
 
 /// How often a fenced relay checks whether an operator has resumed it.
 const RESUME_POLL: Duration = Duration::from_secs(1);
@@ -280,7 +282,7 @@ impl Relay {
             let Some(progress) = &progress else {
                 return Ok(());
             };
-            visibility::note(tx, &progress.topic, &receipts)?;
+            unseen::note(tx, &progress.topic, &receipts)?;
             topic::save_published_offsets(tx, progress)
         };
         self.marking = Some(self.store.begin_write(mark)?);

@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, after, select_biased};
 
 use crate::domain::timestamp::Timestamp;
+use crate::runtime::backoff::Backoff;
 use crate::runtime::error_log::ErrorLog;
-use crate::runtime::health::{Backoff, HealthHandle, OutageTracker};
+use crate::runtime::health::HealthHandle;
 use crate::runtime::metrics::Metrics;
+use crate::runtime::outage::OutageTracker;
 use crate::runtime::resume::ResumeHandle;
 use crate::runtime::worker::Stop;
 use crate::slack::channel::{Channel, Sink};
@@ -24,7 +26,7 @@ use crate::slack::isolation::{Format, Isolation, Verdict};
 use crate::slack::rate_limit::RateLimiter;
 use crate::slack::webhook::PostOutcome;
 use crate::store::delivery::{self, Carrier, Outcome};
-use crate::store::{self, Store, StoreError, channel as stored_channel};
+use crate::store::{self, Store, StoreError, channel_action as stored_channel};
 
 /// How long a channel waits after a message that failed.
 pub const BACKOFF: Backoff = Backoff {

@@ -15,29 +15,34 @@
 pub mod arrival;
 pub mod audit;
 pub mod backlog;
+mod backpressure;
 pub mod backup;
-pub mod channel;
+pub mod channel_action;
+pub mod channel_sink;
+pub mod consume_batch;
 pub mod dead_letter;
+pub mod dead_letter_action;
 pub mod delivery;
 mod engine;
 mod error;
 pub mod idempotency;
+mod offline;
 pub mod outbox;
 pub mod payment;
 pub mod publication;
 #[cfg(test)]
 mod query_plans;
 pub mod relay_action;
-pub mod replay;
 pub mod restore;
 pub mod route;
 mod row;
 pub mod timeline;
 pub mod topic;
 pub mod unconsumed;
-pub mod visibility;
+pub mod unseen;
 pub mod waiting;
 
+use self::backpressure::Backpressure;
 use self::engine::corruption::CorruptionFlag;
 use self::engine::disk_space::Admission;
 use self::engine::{
@@ -45,18 +50,17 @@ use self::engine::{
 };
 use self::idempotency::ServiceTime;
 use crate::config;
-use crate::domain::event::NodeId;
+use crate::domain::node_id::NodeId;
 use crate::runtime::health::{Health, HealthHandle};
 use crate::runtime::worker::Worker;
 use crossbeam_channel::{Receiver, Sender, bounded};
 pub use engine::open_error::OpenError;
 pub use error::StoreError;
-use rusqlite::TransactionBehavior;
+pub use offline::OfflineStore;
 pub use rusqlite::{Connection, Result as SqlResult, Transaction};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// A handle to the open database; cloning it is cheap.
@@ -73,52 +77,6 @@ pub struct Store {
     queue: Backpressure,
     path: Arc<Path>,
     service_time: ServiceTime,
-}
-
-/// Bounds the payments that wait for the writer. Jobs differ in size, so their number alone bounds
-/// neither time nor memory.
-#[derive(Clone)]
-struct Backpressure {
-    waiting: Arc<AtomicUsize>,
-    max: usize,
-}
-
-/// The queue capacity that a job occupies until the writer has replied.
-struct QueueSlot {
-    queue: Backpressure,
-    payments: usize,
-}
-
-impl Backpressure {
-    fn new(max: usize) -> Self {
-        Self {
-            waiting: Arc::default(),
-            max,
-        }
-    }
-
-    /// Accepts a job while fewer payments wait than the limit, however large the job: none is so
-    /// large that it never is accepted.
-    fn try_acquire(&self, payments: usize) -> Result<QueueSlot, StoreError> {
-        let add = |waiting| (waiting < self.max).then_some(waiting + payments);
-        let acquired = self
-            .waiting
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
-        acquired
-            .map(|_| QueueSlot {
-                queue: self.clone(),
-                payments,
-            })
-            .map_err(|_| StoreError::Busy)
-    }
-}
-
-impl Drop for QueueSlot {
-    fn drop(&mut self) {
-        self.queue
-            .waiting
-            .fetch_sub(self.payments, Ordering::Relaxed);
-    }
 }
 
 /// A write in progress.
@@ -237,7 +195,7 @@ impl Store {
         if !self.part.get().is_failing() {
             return;
         }
-        let _ = self.submit(1, write_probe, drop);
+        let _ = self.submit(1, writer::write_probe, drop);
     }
 
     /// Runs `work` in a transaction, and waits until it is committed to the disk. If `work` fails,
@@ -289,7 +247,7 @@ impl Store {
     pub fn admit(&self) -> Result<(), StoreError> {
         self.damage.check()?;
         self.admission.check()?;
-        if self.queue.waiting.load(Ordering::Relaxed) < self.queue.max {
+        if self.queue.has_capacity() {
             Ok(())
         } else {
             Err(StoreError::Busy)
@@ -333,53 +291,6 @@ impl Store {
             .try_send(job)
             .map_err(|error| queue_error(&error))
     }
-}
-
-/// The database for a command, also while payrelay is running.
-pub struct OfflineStore {
-    connection: Connection,
-    node: NodeId,
-}
-
-impl OfflineStore {
-    /// Opens an existing database.
-    pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let (connection, node) = open::open_existing(&files::resolve(path)?)?;
-        Ok(Self { connection, node })
-    }
-
-    /// The node that the database belongs to.
-    pub fn node(&self) -> &NodeId {
-        &self.node
-    }
-
-    /// Runs `query`.
-    pub fn read<T>(
-        &self,
-        query: impl FnOnce(&Connection) -> SqlResult<T>,
-    ) -> Result<T, StoreError> {
-        Ok(query(&self.connection)?)
-    }
-
-    /// Runs `work` in a transaction of its own. The writer of a running payrelay waits for it, so
-    /// it has to be short.
-    pub fn write<T>(
-        &mut self,
-        work: impl FnOnce(&Transaction<'_>) -> SqlResult<T>,
-    ) -> Result<T, StoreError> {
-        let tx = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
-        let value = work(&tx)?;
-        tx.commit()?;
-        Ok(value)
-    }
-}
-
-/// Writes a page, and changes nothing. It needs two updates, because SQLite does not write a page
-/// that stays the same.
-fn write_probe(tx: &Transaction<'_>) -> SqlResult<()> {
-    tx.execute_batch(
-        "UPDATE node SET created_at = created_at + 1; UPDATE node SET created_at = created_at - 1",
-    )
 }
 
 fn enqueue<T: Send + 'static>(

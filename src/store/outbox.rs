@@ -5,8 +5,9 @@
 
 use super::row::sql_limit;
 use super::row::unknown;
-use crate::domain::event::{Event, EventRef, EventType, TraceContext};
+use crate::domain::event::{Event, EventRef, EventType};
 use crate::domain::timestamp::Timestamp;
+use crate::domain::trace_context::TraceContext;
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
 pub(super) fn insert(

@@ -2,9 +2,10 @@
 
 use super::outbox;
 use super::row::unknown;
-use crate::domain::event::{EventType, TraceContext};
+use crate::domain::event::EventType;
 use crate::domain::payment::{NewPayment, Payment, Reservation, Status};
 use crate::domain::timestamp::Timestamp;
+use crate::domain::trace_context::TraceContext;
 use rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE;
 use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Row, Transaction};
 

@@ -3,16 +3,18 @@
 
 use super::arrival::{self, AcceptOutcome};
 use super::backlog::BacklogCounter;
+use super::consume_batch::ConsumeBatch;
+use super::dead_letter_action::{self, Action, ResolveRequest, Selection};
 use super::delivery::{Carrier, Outcome};
 use super::idempotency::{IdempotentRequest, Once};
 use super::publication::{self, Destination, Receipt};
-use super::replay::{self, Action, ResolveRequest, Selection};
-use super::topic::{self, ConsumeBatch, PublishedOffsets, PublishedRecord, Reconciled};
+use super::topic::{self, PublishedOffsets, PublishedRecord, Reconciled};
 use super::{
-    channel, dead_letter, delivery, idempotency, outbox, payment, relay_action, route, timeline,
-    unconsumed, visibility,
+    channel_action, dead_letter, delivery, idempotency, outbox, payment, relay_action, route,
+    timeline, unconsumed, unseen,
 };
-use crate::domain::event::{EventRef, NodeId};
+use crate::domain::event::EventRef;
+use crate::domain::node_id::NodeId;
 use crate::domain::payment::{NewPayment, Reservation};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::topic::Topic;
@@ -183,10 +185,11 @@ fn deliver(tx: &Transaction<'_>) -> rusqlite::Result<()> {
     assert_eq!(save(Outcome::Requeued)?, 2);
     assert_eq!(delivery::begin_sending(tx, "default", 0, 10)?.len(), 2);
     assert_eq!(save(Outcome::Unknown("no".to_owned()))?, 2);
-    let action = channel::request(tx, "default", &channel::Action::Resume, "test", NOW)?;
-    assert_eq!(channel::last_action(tx)?, action);
-    assert_eq!(channel::next_action(tx, "default", action)?, None);
-    channel::finish(tx, action, "resumed")
+    let action =
+        channel_action::request(tx, "default", &channel_action::Action::Resume, "test", NOW)?;
+    assert_eq!(channel_action::last_action(tx)?, action);
+    assert_eq!(channel_action::next_action(tx, "default", action)?, None);
+    channel_action::finish(tx, action, "resumed")
 }
 
 fn resolve_dead_letter(tx: &Transaction<'_>) -> rusqlite::Result<()> {
@@ -199,7 +202,7 @@ fn resolve_dead_letter(tx: &Transaction<'_>) -> rusqlite::Result<()> {
         origin: "",
         now: NOW,
     };
-    assert_eq!(replay::resolve(tx, request)?.len(), 1);
+    assert_eq!(dead_letter_action::resolve(tx, request)?.len(), 1);
     assert_eq!(dead_letter::list(tx, true, 0, 9)?.len(), 0);
     assert_eq!(dead_letter::list(tx, false, 0, 9)?.len(), 1);
     Ok(())
@@ -227,13 +230,13 @@ fn check_visibility(
     topic: &Topic,
     receipts: &[Receipt],
 ) -> rusqlite::Result<()> {
-    visibility::note(tx, topic, receipts)?;
-    assert!(visibility::is_any_unseen(tx)?);
-    let noted = visibility::unseen(tx, topic)?;
-    visibility::saw(tx, topic, &[(0, noted.first().copied())].into())?;
-    let requeued = visibility::requeue_hidden(tx, &noted, &[(0, 0..9)].into(), &[1].into())?;
+    unseen::note(tx, topic, receipts)?;
+    assert!(unseen::is_any_unseen(tx)?);
+    let noted = unseen::unseen(tx, topic)?;
+    unseen::saw(tx, topic, &[(0, noted.first().copied())].into())?;
+    let requeued = unseen::requeue_hidden(tx, &noted, &[(0, 0..9)].into(), &[1].into())?;
     assert_eq!(requeued, 0);
-    visibility::saw(tx, topic, &[(0, None)].into())?;
+    unseen::saw(tx, topic, &[(0, None)].into())?;
     outbox::renumber(tx, 1 << 50)?;
     assert_eq!(relay_action::last_resume(tx)?, 0);
     Ok(())

@@ -11,7 +11,7 @@ use super::audit::{AuditDatabase, Finding, UNCONSUMED_KIND};
 use super::engine::BUSY_TIMEOUT;
 use super::engine::{files, lock, open};
 use super::error::is_corruption;
-use crate::domain::event::NodeId;
+use crate::domain::node_id::NodeId;
 use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _};
 use std::fs::{self, DirBuilder, File};

@@ -275,7 +275,7 @@ mod tests {
     fn a_republished_event_is_counted_again() {
         with_events(&["PUBLISHED+", "REJECTED", "PUBLISHED+"], |tx| {
             advance(tx, 100).unwrap();
-            assert!(crate::store::replay::send_again(tx, 2).unwrap());
+            assert!(crate::store::dead_letter_action::send_again(tx, 2).unwrap());
             advance(tx, 100).unwrap();
             assert_eq!((mark(tx).unwrap(), counted(tx)), (1, (0, None)));
             tx.execute(

@@ -14,7 +14,7 @@ use payrelay::relay::publisher::{PublishError, Publisher};
 use payrelay::runtime::health::HealthHandle;
 use payrelay::runtime::worker::Waker;
 use payrelay::store::dead_letter;
-use payrelay::store::replay::{self, Action, ResolveRequest, Selection};
+use payrelay::store::dead_letter_action::{self, Action, ResolveRequest, Selection};
 use serde_json::{Value, json};
 
 use super::audit::audit;
@@ -277,7 +277,7 @@ fn foreign_records_beyond_the_limit_are_counted_and_closed_letters_make_room() {
     let now = Timestamp::now();
     let discard = move |tx: &payrelay::store::Transaction<'_>| {
         let which = Selection::Open { after: 0, limit: 3 };
-        replay::resolve(
+        dead_letter_action::resolve(
             tx,
             ResolveRequest {
                 action: Action::Discard,

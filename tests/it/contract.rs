@@ -19,9 +19,9 @@ use payrelay::relay::{self, Relay};
 use payrelay::runtime::health::HealthHandle;
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::Waker;
+use payrelay::store::dead_letter_action::{self, Action, ResolveRequest, Selection};
 use payrelay::store::outbox;
 use payrelay::store::publication::{self, Destination, Receipt};
-use payrelay::store::replay::{self, Action, ResolveRequest, Selection};
 use payrelay::store::topic as store_topic;
 
 use testkit::cluster::{Cluster, Fake};
@@ -649,7 +649,7 @@ fn a_record_that_the_broker_rejects_is_dead_lettered(delivery: DeliveryGuarantee
             origin: "http",
             now,
         };
-        replay::resolve(tx, order)
+        dead_letter_action::resolve(tx, order)
     };
     let outcomes = database.store().write(replay).unwrap();
     assert_eq!(

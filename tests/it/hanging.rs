@@ -15,7 +15,7 @@ use payrelay::relay::publisher::{PublishError, PublishOutcome, Publisher};
 use payrelay::store::outbox;
 use payrelay::store::publication::{self, Destination, Receipt};
 use payrelay::store::topic as store_topic;
-use payrelay::store::{OfflineStore, Transaction, visibility};
+use payrelay::store::{OfflineStore, Transaction, unseen};
 use serde_json::json;
 
 use testkit::cluster::{Cluster, Fake};
@@ -73,7 +73,7 @@ fn mark(database: &Database, published: PublishOutcome) -> Option<PublishError> 
         let Some(progress) = &progress else {
             return Ok(());
         };
-        visibility::note(tx, &progress.topic, &receipts)?;
+        unseen::note(tx, &progress.topic, &receipts)?;
         store_topic::save_published_offsets(tx, progress)
     };
     database.store().write(mark).unwrap();
@@ -322,7 +322,7 @@ fn acknowledge(database: &Database, receipts: &[Receipt]) {
         let (name, id): (String, [u8; 16]) =
             tx.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
         publication::mark_published(tx, &receipts, Timestamp::now())?;
-        visibility::note(
+        unseen::note(
             tx,
             &Topic {
                 name: name.into(),

@@ -17,17 +17,18 @@ use std::process::Command;
 use std::time::Duration;
 
 use payrelay::config::Route;
-use payrelay::domain::event::{Event, EventRef, NodeId};
+use payrelay::domain::event::{Event, EventRef};
+use payrelay::domain::node_id::NodeId;
 use payrelay::domain::payment::{NewPayment, Payment, Reservation, Status};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::arrival::{self, AcceptOutcome};
 use payrelay::store::backlog::{Backlog, BacklogCounter};
 use payrelay::store::dead_letter::{self, DeadRecord};
+use payrelay::store::dead_letter_action::{self, Action, Outcome, ResolveRequest, Selection};
 use payrelay::store::delivery::{self, Carrier, Outcome as DeliveryOutcome, PendingDelivery};
 use payrelay::store::outbox;
 use payrelay::store::payment;
 use payrelay::store::publication::{self, Destination, Receipt};
-use payrelay::store::replay::{self, Action, Outcome, ResolveRequest, Selection};
 use payrelay::store::timeline::{self, PaymentTimeline};
 use payrelay::store::waiting;
 use payrelay::store::{PendingWrite, SqlResult, Store, Transaction, route};
@@ -184,7 +185,7 @@ fn run(job: &Job, tx: &Transaction<'_>, node: &NodeId, now: Timestamp) -> SqlRes
                 origin: ORIGIN,
                 now,
             };
-            replay::resolve(tx, order).map(Answer::Outcomes)
+            dead_letter_action::resolve(tx, order).map(Answer::Outcomes)
         }
         Job::Route(routes) => done(route::replace(tx, routes)),
         Job::Purge { cutoff, limit } => outbox::purge(tx, *cutoff, *limit).map(Answer::Count),

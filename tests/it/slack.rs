@@ -20,7 +20,7 @@ use payrelay::slack::message::MessageStyle;
 use payrelay::slack::notifier::{self, Notifier, Step};
 use payrelay::slack::webhook::Slack;
 use payrelay::store::dead_letter::DeadRecord;
-use payrelay::store::replay::{self, Action, ResolveRequest, Selection};
+use payrelay::store::dead_letter_action::{self, Action, ResolveRequest, Selection};
 use payrelay::store::timeline;
 use payrelay::store::{Transaction, dead_letter, delivery};
 use proptest::prelude::*;
@@ -1347,7 +1347,7 @@ fn a_dead_record_is_accepted_when_it_is_known_and_stays_when_it_is_not() {
     let act = |action, which| {
         let node = node.clone();
         let order = move |tx: &Transaction<'_>| {
-            replay::resolve(
+            dead_letter_action::resolve(
                 tx,
                 ResolveRequest {
                     action,
@@ -1404,7 +1404,7 @@ fn a_payment_that_dies_again_is_the_same_letter() {
     let twice = move |tx: &Transaction<'_>| {
         delivery::bury(tx, 1, Some("first"), now)?;
         let which = Selection::Id(1);
-        replay::resolve(
+        dead_letter_action::resolve(
             tx,
             ResolveRequest {
                 action: Action::Replay,

@@ -7,17 +7,20 @@
 
 mod checks;
 mod findings;
+mod totals;
 
 pub(super) use self::checks::UNCONSUMED_KIND;
 use self::checks::{
     CONSUMED_WITHIN, FILE, GONE, INVISIBLE, MISSING, NOTES, TEMPORARY, TOPIC, UNCONSUMED,
     VISIBLE_WITHIN,
 };
-use self::findings::{DAMAGED, Findings, totals};
-pub use self::findings::{Finding, Totals};
+pub use self::findings::Finding;
+use self::findings::{DAMAGED, Findings};
+pub use self::totals::Totals;
+use self::totals::totals;
 use super::engine::{files, open, open_error};
 use super::{OpenError, StoreError};
-use crate::domain::event::NodeId;
+use crate::domain::node_id::NodeId;
 use crate::domain::timestamp::Timestamp;
 use rusqlite::Connection;
 use serde::Serialize;

@@ -5,16 +5,18 @@ use std::time::Duration;
 
 use r2d2_sqlite::SqliteConnectionManager;
 
+mod abort;
 pub(in crate::store) mod checkpointer;
 pub(in crate::store) mod corruption;
 pub(in crate::store) mod disk_space;
 pub(in crate::store) mod files;
 pub(in crate::store) mod ids;
 pub(in crate::store) mod lock;
-mod migrations;
+mod node_id;
 pub(in crate::store) mod open;
 pub(in crate::store) mod open_error;
 pub(in crate::store) mod readers;
+mod schema;
 mod wal;
 pub(in crate::store) mod writer;
 

@@ -2,23 +2,19 @@
 
 use std::path::Path;
 
-use rusqlite::{
-    Connection, MAIN_DB, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, ffi,
-};
+use rusqlite::{Connection, MAIN_DB, OpenFlags, ffi};
 
 use super::files::create_private;
 use super::ids::activate_backup;
-use super::migrations::{create_schema, version};
+use super::node_id::node_id;
 use super::open_error::{OpenError, open_error};
+use super::schema::{create_schema, version};
 use super::wal::{
-    CheckpointOnClose, node_id_without_wal, reject_foreign_wal, reject_wal_without_database,
-    rewrite_and_sync_wal, set_checkpoint_on_close,
+    CheckpointOnClose, node_id_without_wal, reject_foreign_wal, reject_other_nodes_wal,
+    reject_wal_without_database, rewrite_and_sync_wal, set_checkpoint_on_close,
 };
 use super::{BUSY_TIMEOUT, STATEMENTS};
-use crate::domain::event::NodeId;
-use crate::domain::timestamp::Timestamp;
-
-const OTHER_NODES_WAL: &str = "its WAL belongs to another node's database";
+use crate::domain::node_id::NodeId;
 
 /// Opens the file for the writer, creates the schema in a new one, and returns the node's id.
 pub(in crate::store) fn open(
@@ -64,20 +60,6 @@ fn reject_read_only(connection: &Connection) -> rusqlite::Result<()> {
     if connection.is_readonly(MAIN_DB)? {
         let error = ffi::Error::new(ffi::SQLITE_READONLY);
         return Err(rusqlite::Error::SqliteFailure(error, None));
-    }
-    Ok(())
-}
-
-fn reject_other_nodes_wal(
-    path: &Path,
-    without_wal: Option<String>,
-    node: &NodeId,
-) -> Result<(), OpenError> {
-    if without_wal.is_some_and(|id| id != node.as_str()) {
-        return Err(OpenError::Inconsistent {
-            path: path.into(),
-            what: OTHER_NODES_WAL,
-        });
     }
     Ok(())
 }
@@ -159,40 +141,6 @@ fn find_inconsistency(connection: &Connection) -> rusqlite::Result<Option<&'stat
     } else {
         None
     })
-}
-
-/// The stored id; the first start stores the configured one, or a random one.
-fn node_id(connection: &mut Connection, configured: Option<&NodeId>) -> rusqlite::Result<NodeId> {
-    let tx = Transaction::new(connection, TransactionBehavior::Immediate)?;
-    let stored: Option<String> = tx
-        .query_row("SELECT id FROM node", [], |row| row.get(0))
-        .optional()?;
-    let id = match stored {
-        Some(id) => id,
-        None => create_node_id(&tx, configured)?,
-    };
-    tx.commit()?;
-    NodeId::parse(&id).ok_or_else(|| {
-        rusqlite::Error::FromSqlConversionFailure(
-            0,
-            rusqlite::types::Type::Text,
-            "not a node id".into(),
-        )
-    })
-}
-
-fn create_node_id(tx: &Transaction<'_>, configured: Option<&NodeId>) -> rusqlite::Result<String> {
-    let id = match configured {
-        Some(id) => id.as_str().to_owned(),
-        None => tx.query_row("SELECT 'n' || lower(hex(randomblob(6)))", [], |row| {
-            row.get(0)
-        })?,
-    };
-    tx.execute(
-        "INSERT INTO node (id, created_at) VALUES (?1, ?2)",
-        (&id, Timestamp::now().as_micros()),
-    )?;
-    Ok(id)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::ErrorCode;
 
-use crate::domain::event::NodeId;
+use crate::domain::node_id::NodeId;
 use crate::store::error::is_full;
 
 /// Why a database cannot be used. Each says what to do.

@@ -10,6 +10,7 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 use super::files::{sibling, sync_folder};
 use super::open_error::{OpenError, open_error};
+use crate::domain::node_id::NodeId;
 
 /// Refuses a WAL without its database. SQLite creates the WAL after the file is on the disk, and
 /// deletes a WAL that it finds next to an empty file (<https://sqlite.org/walformat.html>).
@@ -61,6 +62,21 @@ pub(super) fn node_id_without_wal(path: &Path) -> Option<String> {
     connection
         .query_row("SELECT id FROM node", [], |row| row.get(0))
         .ok()
+}
+
+/// Refuses a WAL that brings another node's database, given the node id of the file alone.
+pub(super) fn reject_other_nodes_wal(
+    path: &Path,
+    without_wal: Option<String>,
+    node: &NodeId,
+) -> Result<(), OpenError> {
+    if without_wal.is_some_and(|id| id != node.as_str()) {
+        return Err(OpenError::Inconsistent {
+            path: path.into(),
+            what: "its WAL belongs to another node's database",
+        });
+    }
+    Ok(())
 }
 
 /// Whether the last connection to close checkpoints the WAL into the file.

@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, select_biased};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 
+use super::abort;
 use super::checkpointer::{self, CheckpointControl};
 use super::corruption::CorruptionFlag;
 use super::lock::Lock;
@@ -217,7 +218,7 @@ impl Writer {
         }
         let mut jobs = Vec::with_capacity(64);
         jobs.push(first);
-        match checkpointer::abort_on_failed_sync(self.commit(&mut jobs)) {
+        match abort::abort_on_failed_sync(self.commit(&mut jobs)) {
             Ok(outcomes) => {
                 if checkpointer::has_written() {
                     self.health.recovered();
@@ -252,7 +253,7 @@ impl Writer {
     fn commit(&mut self, jobs: &mut Vec<Job>) -> rusqlite::Result<Vec<Result<(), StoreError>>> {
         let tx = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
         if fill(&tx, jobs, &self.jobs).is_ok() {
-            checkpointer::abort_on_ambiguous_commit(tx.commit())?;
+            abort::abort_on_ambiguous_commit(tx.commit())?;
             return Ok(jobs.iter().map(|_| Ok(())).collect());
         }
         // Dropping it rolls back.
@@ -268,7 +269,7 @@ impl Writer {
         let outcomes: rusqlite::Result<Vec<_>> =
             jobs.iter_mut().map(|job| in_savepoint(&tx, job)).collect();
         let outcomes = outcomes?;
-        checkpointer::abort_on_ambiguous_commit(tx.commit())?;
+        abort::abort_on_ambiguous_commit(tx.commit())?;
         let refused = |error: rusqlite::Error| {
             log::warn!("a job failed, and nothing of it was stored: {error}");
             StoreError::from(error)
@@ -334,11 +335,18 @@ fn blames_the_machine(error: &rusqlite::Error) -> bool {
         )
 }
 
+/// Writes a page, and changes nothing. It needs two updates, because SQLite does not write a page
+/// that stays the same.
+pub(in crate::store) fn write_probe(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+    tx.execute_batch(
+        "UPDATE node SET created_at = created_at + 1; UPDATE node SET created_at = created_at - 1",
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{checkpointer, lock, open};
     use super::*;
-    use crate::store::write_probe;
     use crossbeam_channel::{Sender, bounded, unbounded};
 
     struct Fixture {

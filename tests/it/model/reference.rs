@@ -4,15 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use payrelay::config::{DEFAULT_CHANNEL, Route};
-use payrelay::domain::event::{Event, EventRef, EventType, NodeId};
+use payrelay::domain::event::{Event, EventRef, EventType};
+use payrelay::domain::node_id::NodeId;
 use payrelay::domain::payment::{NewPayment, Payment, Status};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::arrival::AcceptOutcome;
 use payrelay::store::backlog::Backlog;
+use payrelay::store::dead_letter_action::{Action, Outcome, Selection};
 use payrelay::store::delivery::{Notification, PendingDelivery};
 use payrelay::store::outbox::EventState;
 use payrelay::store::publication::{Destination, Receipt};
-use payrelay::store::replay::{Action, Outcome, Selection};
 use payrelay::store::timeline::PaymentTimeline;
 use payrelay::store::waiting::Waiting as Waits;
 use serde_json::{Value, json};

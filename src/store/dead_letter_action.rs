@@ -7,7 +7,8 @@ use super::arrival::{self, AcceptOutcome};
 use super::dead_letter::headers;
 use super::row::sql_limit;
 use super::{delivery, unconsumed};
-use crate::domain::event::{EventRef, ID_HEADER, NodeId, TIME_HEADER};
+use crate::domain::event::{EventRef, ID_HEADER, TIME_HEADER};
+use crate::domain::node_id::NodeId;
 use crate::domain::timestamp::Timestamp;
 
 /// The dead letters that an action is for.
