@@ -24,7 +24,7 @@ use payrelay::relay::{self, Relay};
 use payrelay::runtime::health::HealthHandle;
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::{Waker, Worker};
-use payrelay::store::payment::execute;
+use payrelay::store::payment::execute_payments;
 use testkit::bench::load::{self, payment};
 use testkit::bench::{
     Figure, Goal, Plan, Table, delivery, folder, percentile, unless_transactions,

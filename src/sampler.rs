@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, at, never, select_biased};
 
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::error_log::ErrorLog;
-use crate::runtime::metrics::{Metrics, Totals};
+use crate::runtime::metrics::{MetricTotals, Metrics};
 use crate::runtime::worker::{Stop, Waker};
 use crate::store::backlog::{Backlog, BacklogCounter};
 use crate::store::{Store, StoreError};
@@ -33,13 +33,13 @@ const HISTORY: usize = 720;
 
 /// The waiting rows at one moment.
 #[derive(Debug, Clone)]
-pub struct Snapshot {
+pub struct Sample {
     /// The moment.
     pub at: Timestamp,
     /// The waiting rows.
     pub backlog: Backlog,
     /// The totals of the process.
-    pub totals: Totals,
+    pub totals: MetricTotals,
 }
 
 /// The numbers of a sample that are kept for an hour.
@@ -48,7 +48,7 @@ pub struct Point {
     /// The moment.
     pub at: Timestamp,
     /// The totals of the process.
-    pub totals: Totals,
+    pub totals: MetricTotals,
     /// INIT events.
     pub unpublished: i64,
     /// PUBLISHED events without a delivery.
@@ -61,21 +61,21 @@ pub struct Point {
 
 /// The samples. Cloning shares them.
 #[derive(Debug, Clone)]
-pub struct Snapshots {
-    seen: Arc<Mutex<Seen>>,
+pub struct Samples {
+    seen: Arc<Mutex<SampleHistory>>,
     sampler: Waker,
 }
 
 #[derive(Debug, Default)]
-struct Seen {
-    latest: Option<Arc<Snapshot>>,
+struct SampleHistory {
+    latest: Option<Arc<Sample>>,
     looked_at: Option<Instant>,
     history: VecDeque<Point>,
 }
 
-impl Snapshots {
+impl Samples {
     /// The last sample; `None` before the first. If it is old, a new one is requested.
-    pub fn latest(&self) -> Option<Arc<Snapshot>> {
+    pub fn latest(&self) -> Option<Arc<Sample>> {
         let seen = self.lock();
         if seen.looked_at.is_none_or(|at| at.elapsed() > FRESH) {
             self.sampler.wake();
@@ -88,7 +88,7 @@ impl Snapshots {
         self.lock().history.iter().copied().collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Seen> {
+    fn lock(&self) -> MutexGuard<'_, SampleHistory> {
         // The value is consistent whenever the lock is free, so lock poisoning is ignored.
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -99,16 +99,16 @@ pub struct Sampler {
     store: Store,
     metrics: Metrics,
     counter: BacklogCounter,
-    snapshots: Snapshots,
+    snapshots: Samples,
     asked: Receiver<()>,
     errors: ErrorLog,
 }
 
 impl Sampler {
     /// A sampler of these channels, and its samples.
-    pub fn new(store: Store, metrics: Metrics, channels: &[String]) -> (Self, Snapshots) {
+    pub fn new(store: Store, metrics: Metrics, channels: &[String]) -> (Self, Samples) {
         let (sampler, asked) = Waker::new();
-        let snapshots = Snapshots {
+        let snapshots = Samples {
             seen: Arc::default(),
             sampler,
         };
@@ -131,7 +131,7 @@ impl Sampler {
     pub fn run(mut self, stop: &Stop) {
         let mut tick_at = Instant::now();
         let mut rest_until = tick_at;
-        while !stop.requested() {
+        while !stop.is_requested() {
             let resting = Instant::now() < rest_until;
             let asked = if resting { never() } else { self.asked.clone() };
             select_biased! {
@@ -140,9 +140,9 @@ impl Sampler {
                 recv(at(if resting { rest_until } else { tick_at })) -> _ => if resting { continue },
             }
             let started = Instant::now();
-            self.look();
+            self.sample();
             if started >= tick_at {
-                self.keep();
+                self.keep_point();
                 tick_at = started + INTERVAL;
             }
             rest_until = Instant::now() + (started.elapsed() * PAUSE_FACTOR).max(FRESH);
@@ -150,18 +150,18 @@ impl Sampler {
     }
 
     /// Samples once. After a database error the last one stays, whose ages grow.
-    pub fn look(&mut self) {
-        match self.try_look() {
+    pub fn sample(&mut self) {
+        match self.try_sample() {
             Ok(()) => self.errors.succeeded(),
             Err(error) => self.errors.failed(&error),
         }
     }
 
-    fn try_look(&mut self) -> Result<(), StoreError> {
+    fn try_sample(&mut self) -> Result<(), StoreError> {
         let at = Timestamp::now();
         let counter = &mut self.counter;
         let backlog = self.store.read(|connection| counter.count(connection))?;
-        let snapshot = Snapshot {
+        let snapshot = Sample {
             at,
             backlog,
             totals: self.metrics.totals(),
@@ -172,12 +172,12 @@ impl Sampler {
         Ok(())
     }
 
-    fn keep(&self) {
+    fn keep_point(&self) {
         let mut seen = self.snapshots.lock();
         let Some(snapshot) = seen.latest.clone() else {
             return;
         };
-        let Snapshot {
+        let Sample {
             at,
             ref backlog,
             totals,

@@ -10,7 +10,9 @@ use clap::{Args, Subcommand};
 use payrelay::config::Config;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::dead_letter;
-use payrelay::store::dead_letter_action::{self, Action, Outcome, ResolveRequest};
+use payrelay::store::dead_letter_action::{
+    self, DeadLetterAction, DeadLetterOutcome, DeadLetterRequest,
+};
 use payrelay::store::{OfflineStore, StoreError};
 
 use super::output::{Output, print_error, temporary_error};
@@ -59,9 +61,11 @@ impl DeadLetters {
         with_database(config, |database| {
             let result = match self {
                 Self::List { all } => list(&database, !all),
-                Self::Replay(selection) => Resolver::new(database, Action::Replay, selection).run(),
+                Self::Replay(selection) => {
+                    Resolver::new(database, DeadLetterAction::Replay, selection).run()
+                }
                 Self::Discard(selection) => {
-                    Resolver::new(database, Action::Discard, selection).run()
+                    Resolver::new(database, DeadLetterAction::Discard, selection).run()
                 }
             };
             result.unwrap_or_else(temporary_error)
@@ -73,8 +77,8 @@ fn list(database: &OfflineStore, open_only: bool) -> Result<u8, StoreError> {
     let mut output = Output::default();
     let mut after = Some(0);
     while let Some(id) = after {
-        let letters =
-            database.read(|connection| dead_letter::list(connection, open_only, id, BATCH))?;
+        let letters = database
+            .read(|connection| dead_letter::list_dead_letters(connection, open_only, id, BATCH))?;
         // Serializing our own types cannot fail.
         let is_open = letters
             .iter()
@@ -87,14 +91,18 @@ fn list(database: &OfflineStore, open_only: bool) -> Result<u8, StoreError> {
 /// Replays or discards the selected letters, and prints each outcome.
 struct Resolver<'a> {
     database: OfflineStore,
-    action: Action,
+    action: DeadLetterAction,
     selection: &'a Selection,
     output: Output,
     code: u8,
 }
 
 impl<'a> Resolver<'a> {
-    fn new(database: OfflineStore, action: Action, selection: &'a Selection) -> Self {
+    fn new(
+        database: OfflineStore,
+        action: DeadLetterAction,
+        selection: &'a Selection,
+    ) -> Self {
         Self {
             database,
             action,
@@ -106,7 +114,7 @@ impl<'a> Resolver<'a> {
 
     fn run(mut self) -> Result<u8, StoreError> {
         for id in &self.selection.ids {
-            let outcomes = self.resolve(dead_letter_action::Selection::Id(*id))?;
+            let outcomes = self.resolve(dead_letter_action::DeadLetterSelection::Id(*id))?;
             if outcomes.is_empty() {
                 print_error(format_args!("there is no dead letter {id}"));
                 self.code = exit_code::PARTIAL;
@@ -122,7 +130,7 @@ impl<'a> Resolver<'a> {
     fn resolve_all(&mut self) -> Result<(), StoreError> {
         let mut after = 0;
         loop {
-            let selection = dead_letter_action::Selection::Open {
+            let selection = dead_letter_action::DeadLetterSelection::Open {
                 after,
                 limit: BATCH,
             };
@@ -138,11 +146,11 @@ impl<'a> Resolver<'a> {
 
     fn resolve(
         &mut self,
-        which: dead_letter_action::Selection,
-    ) -> Result<Vec<Outcome>, StoreError> {
+        which: dead_letter_action::DeadLetterSelection,
+    ) -> Result<Vec<DeadLetterOutcome>, StoreError> {
         let node = self.database.node().clone();
         self.database.write(|tx| {
-            let request = ResolveRequest {
+            let request = DeadLetterRequest {
                 action: self.action,
                 which,
                 dry_run: self.selection.dry_run,
@@ -154,7 +162,7 @@ impl<'a> Resolver<'a> {
         })
     }
 
-    fn print(&mut self, outcomes: &[Outcome]) {
+    fn print(&mut self, outcomes: &[DeadLetterOutcome]) {
         let prefix = if self.selection.dry_run {
             "would be: "
         } else {

@@ -23,7 +23,9 @@ impl Outbox {
 }
 
 fn resume(mut database: OfflineStore) -> u8 {
-    match database.write(|tx| relay_action::resume(tx, "command line", Timestamp::now())) {
+    match database
+        .write(|tx| relay_action::request_relay_resume_action(tx, "command line", Timestamp::now()))
+    {
         Ok(()) => print_line(
             "requested: a running payrelay whose relay is fenced resumes within a second",
         ),

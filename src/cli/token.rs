@@ -9,7 +9,7 @@ use super::output::{print_error, print_line, print_note};
 pub(super) fn run() -> u8 {
     match token::new_token() {
         Ok(token) => {
-            let hash = TokenHash::of(&token).expose();
+            let hash = TokenHash::of_token(&token).expose();
             let code = print_line(format_args!("{token}\nhash = \"{hash}\""));
             print_note(
                 "The first line is the token, for the client; the second belongs into an \

@@ -4,7 +4,7 @@
 //! event's id is `<node>-<outbox id>`
 //! (<https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md>).
 
-use crate::domain::node_id::{NodeId, id};
+use crate::domain::node_id::{NodeId, parse_id};
 use crate::domain::payment::Status;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::trace_context::TraceContext;
@@ -143,10 +143,10 @@ impl EventRef {
         let event_id = event_id.ok_or(NotOwnEvent::NoId)?;
         let outbox_id = node
             .outbox_id(event_id)
-            .ok_or_else(|| NotOwnEvent::NotOurs(shown(event_id)))?;
+            .ok_or_else(|| NotOwnEvent::NotOurs(truncate_event_id(event_id)))?;
         let payment_id = value
             .and_then(|bytes| std::str::from_utf8(bytes).ok())
-            .and_then(id)
+            .and_then(parse_id)
             .ok_or(NotOwnEvent::BadValue)?;
         Ok(Self {
             outbox_id,
@@ -166,7 +166,7 @@ impl EventRef {
 }
 
 /// Cuts a foreign id, which may be of any length.
-fn shown(event_id: &str) -> String {
+fn truncate_event_id(event_id: &str) -> String {
     const CHARS_MAX: usize = 150;
     event_id.chars().take(CHARS_MAX).collect()
 }
@@ -178,11 +178,11 @@ mod tests {
 
     const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-    fn node() -> NodeId {
+    fn example_node() -> NodeId {
         NodeId::parse("shop-7").unwrap()
     }
 
-    fn event() -> Event {
+    fn example_event() -> Event {
         Event {
             outbox_id: 12,
             payment_id: 34,
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_record_is_a_cloud_event_in_binary_mode() {
-        let record = event().to_record(&node(), event().created_at);
+        let record = example_event().to_record(&example_node(), example_event().created_at);
         assert_eq!((record.key.as_str(), record.value.as_str()), ("42", "34"));
         assert_eq!(record.timestamp_ms, 1_795_341_600_123);
         let expected = [
@@ -221,22 +221,23 @@ mod tests {
     fn a_record_has_the_time_of_publishing_and_keeps_that_of_the_commit() {
         let day = std::time::Duration::from_hours(24);
         for now in [
-            event().created_at.minus(day),
-            event().created_at.plus(21 * day),
+            example_event().created_at.minus(day),
+            example_event().created_at.plus(21 * day),
         ] {
-            let record = event().to_record(&node(), now);
+            let record = example_event().to_record(&example_node(), now);
             assert_eq!(record.timestamp_ms, now.as_millis());
             assert!(
                 record
                     .headers
-                    .contains(&("ce_time", event().created_at.to_string()))
+                    .contains(&("ce_time", example_event().created_at.to_string()))
             );
         }
     }
 
     #[test]
     fn foreign_records_are_recognized() {
-        let parse = |id, value: &'static str| EventRef::parse(&node(), id, Some(value.as_bytes()));
+        let parse =
+            |id, value: &'static str| EventRef::parse(&example_node(), id, Some(value.as_bytes()));
         assert_eq!(
             parse(Some("shop-7-12"), "34"),
             Ok(EventRef {
@@ -270,29 +271,29 @@ mod tests {
             );
         }
         assert_eq!(
-            EventRef::parse(&node(), Some("shop-7-12"), None),
+            EventRef::parse(&example_node(), Some("shop-7-12"), None),
             Err(NotOwnEvent::BadValue)
         );
         assert_eq!(
-            EventRef::parse(&node(), Some("shop-7-12"), Some(&[0xff])),
+            EventRef::parse(&example_node(), Some("shop-7-12"), Some(&[0xff])),
             Err(NotOwnEvent::BadValue)
         );
     }
 
     proptest! {
         #[test]
-        fn what_goes_out_comes_back(outbox_id in 1..=i64::MAX, payment_id in 1..=i64::MAX, id in "[a-z0-9._-]{1,64}") {
+        fn a_published_event_is_parsed_back(outbox_id in 1..=i64::MAX, payment_id in 1..=i64::MAX, id in "[a-z0-9._-]{1,64}") {
             let node = NodeId::parse(&id).unwrap();
-            let record = Event { outbox_id, payment_id, ..event() }.to_record(&node, Timestamp::now());
+            let record = Event { outbox_id, payment_id, ..example_event() }.to_record(&node, Timestamp::now());
             let event_id = record.headers.iter().find(|(name, _)| *name == ID_HEADER).map(|(_, value)| value.as_str());
             let time = record.headers.iter().find(|(name, _)| *name == TIME_HEADER).map(|(_, value)| value.as_str());
             let notice = EventRef::parse(&node, event_id, Some(record.value.as_bytes())).map(|notice| notice.created_at(time));
-            prop_assert_eq!(notice, Ok(EventRef { outbox_id, payment_id, created_at: Some(event().created_at) }));
+            prop_assert_eq!(notice, Ok(EventRef { outbox_id, payment_id, created_at: Some(example_event().created_at) }));
         }
 
         #[test]
         fn never_panics(id in proptest::option::of(".{0,80}"), value in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..40))) {
-            let _ = EventRef::parse(&node(), id.as_deref(), value.as_deref());
+            let _ = EventRef::parse(&example_node(), id.as_deref(), value.as_deref());
         }
     }
 }

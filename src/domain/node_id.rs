@@ -26,12 +26,12 @@ impl NodeId {
 
     /// The outbox id in an event id of this node.
     pub(crate) fn outbox_id(&self, event_id: &str) -> Option<i64> {
-        id(event_id.strip_prefix(self.as_str())?.strip_prefix('-')?)
+        parse_id(event_id.strip_prefix(self.as_str())?.strip_prefix('-')?)
     }
 }
 
 /// Only the canonical form of an id: no sign, no leading zero.
-pub(super) fn id(digits: &str) -> Option<i64> {
+pub(super) fn parse_id(digits: &str) -> Option<i64> {
     let id: i64 = digits.parse().ok()?;
     (id > 0 && id.to_string() == digits).then_some(id)
 }

@@ -15,7 +15,7 @@ impl TokenHash {
         "\"sha256:\" and 64 hexadecimal digits, as `payrelay token` prints it";
 
     /// The hash of a token.
-    pub fn of(token: &str) -> Self {
+    pub fn of_token(token: &str) -> Self {
         Self(Sha256::digest(token).into())
     }
 
@@ -42,7 +42,7 @@ impl TokenHash {
 
     /// The hash in the form of the configuration.
     pub fn expose(&self) -> String {
-        format!("sha256:{}", hex(&self.0))
+        format!("sha256:{}", token_hex(&self.0))
     }
 }
 
@@ -52,7 +52,7 @@ impl fmt::Debug for TokenHash {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+fn token_hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
@@ -63,7 +63,7 @@ fn hex(bytes: &[u8]) -> String {
 pub fn new_token() -> std::io::Result<String> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes)?;
-    Ok(hex(&bytes))
+    Ok(token_hex(&bytes))
 }
 
 #[cfg(test)]
@@ -71,16 +71,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hash_is_read_as_it_is_written() {
+    fn a_token_hash_is_parsed_as_it_is_shown() {
         // The example of FIPS 180-2, B.1.
         let abc = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!(TokenHash::of("abc").expose(), abc);
-        assert_eq!(TokenHash::parse(abc), Some(TokenHash::of("abc")));
+        assert_eq!(TokenHash::of_token("abc").expose(), abc);
+        assert_eq!(TokenHash::parse(abc), Some(TokenHash::of_token("abc")));
         assert_eq!(
             TokenHash::parse(&abc.to_uppercase().replace("SHA", "sha")),
-            Some(TokenHash::of("abc"))
+            Some(TokenHash::of_token("abc"))
         );
-        assert_eq!(format!("{:?}", TokenHash::of("abc")), "***");
+        assert_eq!(format!("{:?}", TokenHash::of_token("abc")), "***");
         let long = format!("{abc}0");
         let signed = abc.replace("ba78", "+a78");
         for bad in [
@@ -102,8 +102,8 @@ mod tests {
         let (one, other) = (new_token().unwrap(), new_token().unwrap());
         assert!(one.len() == 64 && one != other);
         assert_eq!(
-            TokenHash::parse(&TokenHash::of(&one).expose()),
-            Some(TokenHash::of(&one))
+            TokenHash::parse(&TokenHash::of_token(&one).expose()),
+            Some(TokenHash::of_token(&one))
         );
     }
 }

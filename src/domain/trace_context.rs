@@ -79,14 +79,14 @@ fn parse_tracestate(text: &str) -> Option<String> {
     let mut keys = HashSet::new();
     let right = members.iter().all(|member| {
         member.split_once('=').is_some_and(|(key, value)| {
-            is_state_key(key) && is_state_value(value) && keys.insert(key)
+            is_tracestate_key(key) && is_tracestate_value(value) && keys.insert(key)
         })
     });
     let fits = (1..=32).contains(&members.len()) && text.len() <= 512;
     (right && fits).then(|| text.to_owned())
 }
 
-fn is_state_key(key: &str) -> bool {
+fn is_tracestate_key(key: &str) -> bool {
     let is_first = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let is_next = |byte: u8| is_first(byte) || b"_-*/@".contains(&byte);
     let bytes = key.as_bytes();
@@ -95,7 +95,7 @@ fn is_state_key(key: &str) -> bool {
         && bytes.iter().all(|byte| is_next(*byte))
 }
 
-fn is_state_value(value: &str) -> bool {
+fn is_tracestate_value(value: &str) -> bool {
     value.len() <= 256
         && value
             .bytes()
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn the_corpus_of_trace_contexts() {
-        crate::fuzz::corpus(
+        crate::fuzz::fuzz_corpus(
             "traceparent",
             10_000,
             &["00-", "-01", "ff", "fe-"],

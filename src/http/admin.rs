@@ -12,7 +12,9 @@ use super::response::{Body, json};
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::{Health, HealthLevel};
 use crate::store::dead_letter::{self, DeadLetterView};
-use crate::store::dead_letter_action::{self, Action, Outcome, ResolveRequest, Selection};
+use crate::store::dead_letter_action::{
+    self, DeadLetterAction, DeadLetterOutcome, DeadLetterRequest, DeadLetterSelection,
+};
 use crate::store::{Connection, Transaction, channel_action, relay_action, topic};
 
 /// A request for an existing endpoint.
@@ -36,8 +38,8 @@ pub(super) enum Route {
         id: i64,
     },
     Act {
-        which: Selection,
-        action: Action,
+        which: DeadLetterSelection,
+        action: DeadLetterAction,
         dry_run: bool,
     },
 }
@@ -60,19 +62,23 @@ pub(super) fn route(
         })?,
         ["relay", "resume"] => no_parameters(query).map(|()| Route::ResumeRelay)?,
         ["dead-letters"] => page(query)?,
-        ["dead-letters", "replay"] => resolve(ALL, Action::Replay, query)?,
-        ["dead-letters", "discard"] => resolve(ALL, Action::Discard, query)?,
+        ["dead-letters", "replay"] => resolve(ALL, DeadLetterAction::Replay, query)?,
+        ["dead-letters", "discard"] => resolve(ALL, DeadLetterAction::Discard, query)?,
         ["dead-letters", id] => no_parameters(query).and_then(|()| {
             Ok(Route::DeadLetter {
                 id: id_in_path(path, id)?,
             })
         })?,
-        ["dead-letters", id, "replay"] => {
-            resolve(Selection::Id(id_in_path(path, id)?), Action::Replay, query)?
-        }
-        ["dead-letters", id, "discard"] => {
-            resolve(Selection::Id(id_in_path(path, id)?), Action::Discard, query)?
-        }
+        ["dead-letters", id, "replay"] => resolve(
+            DeadLetterSelection::Id(id_in_path(path, id)?),
+            DeadLetterAction::Replay,
+            query,
+        )?,
+        ["dead-letters", id, "discard"] => resolve(
+            DeadLetterSelection::Id(id_in_path(path, id)?),
+            DeadLetterAction::Discard,
+            query,
+        )?,
         _ => {
             return Err(Problem::not_found(format!(
                 "there is no resource at {path}"
@@ -95,19 +101,23 @@ pub(super) fn route(
 }
 
 /// The oldest open letters: one request resolves up to a page of them.
-const ALL: Selection = Selection::Open {
+const ALL: DeadLetterSelection = DeadLetterSelection::Open {
     after: 0,
     limit: PAGE_MAX,
 };
 
-fn resolve(mut which: Selection, action: Action, query: &str) -> Result<Route, Problem> {
+fn resolve(
+    mut which: DeadLetterSelection,
+    action: DeadLetterAction,
+    query: &str,
+) -> Result<Route, Problem> {
     let mut dry_run = false;
     let mut all = false;
     for (name, value) in query_params(query) {
         match (name, &mut which) {
             ("dry_run", _) => dry_run = parse_bool(name, value)?,
-            ("all", Selection::Open { .. }) => all = parse_bool(name, value)?,
-            ("after", Selection::Open { after, .. }) => *after = number("after", value)?,
+            ("all", DeadLetterSelection::Open { .. }) => all = parse_bool(name, value)?,
+            ("after", DeadLetterSelection::Open { after, .. }) => *after = number("after", value)?,
             _ => {
                 let detail = "there is no such parameter; there is dry_run, and for all letters \
                     all=true and after";
@@ -115,7 +125,7 @@ fn resolve(mut which: Selection, action: Action, query: &str) -> Result<Route, P
             }
         }
     }
-    if matches!(which, Selection::Open { .. }) && !all {
+    if matches!(which, DeadLetterSelection::Open { .. }) && !all {
         return Err(Problem::invalid_field(
             "all",
             "is missing: add ?all=true to act on all open dead letters",
@@ -183,7 +193,7 @@ struct DeadLetters<'a> {
 #[derive(Serialize)]
 struct ActionRecord<'a> {
     dry_run: bool,
-    outcomes: &'a [Outcome],
+    outcomes: &'a [DeadLetterOutcome],
     /// The path of the same action on later ones.
     next: Option<String>,
 }
@@ -204,7 +214,7 @@ impl App {
             Route::DeadLetters { all, after, limit } => self.dead_letters(all, after, limit).await,
             Route::DeadLetter { id } => {
                 let letter = self
-                    .query(move |connection| dead_letter::find(connection, id))
+                    .query(move |connection| dead_letter::find_dead_letter(connection, id))
                     .await?;
                 let letter = letter.ok_or_else(|| no_letter(id))?;
                 Ok(json(StatusCode::OK, &letter))
@@ -243,7 +253,7 @@ impl App {
     async fn topic(&self) -> Result<Response<Body>, Problem> {
         let name = self.context.topic.clone();
         let partitions = self
-            .query(move |connection| topic::partitions_by_name(connection, &name))
+            .query(move |connection| topic::topic_partitions_by_name(connection, &name))
             .await?;
         Ok(json(
             StatusCode::OK,
@@ -268,12 +278,12 @@ impl App {
         &self,
         client: &Client,
         name: &str,
-        action: channel_action::Action,
+        action: channel_action::ChannelAction,
     ) -> Result<(), Problem> {
         let resume = self.channel(name)?.resume.clone();
         let (name, origin) = (name.to_owned(), origin(client));
         self.write(move |tx| {
-            channel_action::request(tx, &name, &action, &origin, Timestamp::now())
+            channel_action::request_channel_action(tx, &name, &action, &origin, Timestamp::now())
         })
         .await?;
         resume.wake();
@@ -281,7 +291,7 @@ impl App {
     }
 
     async fn resume(&self, client: &Client, name: &str) -> Result<Response<Body>, Problem> {
-        self.ask(client, name, channel_action::Action::Resume)
+        self.ask(client, name, channel_action::ChannelAction::Resume)
             .await?;
         Ok(json(
             StatusCode::ACCEPTED,
@@ -324,7 +334,7 @@ impl App {
                 "the channel is not paused, so no payment was skipped",
             ));
         }
-        self.ask(client, name, channel_action::Action::Skip(reason))
+        self.ask(client, name, channel_action::ChannelAction::Skip(reason))
             .await?;
         Ok(json(
             StatusCode::ACCEPTED,
@@ -333,8 +343,10 @@ impl App {
     }
 
     async fn resume_relay(&self) -> Result<Response<Body>, Problem> {
-        self.write(|tx: &Transaction<'_>| relay_action::resume(tx, "http", Timestamp::now()))
-            .await?;
+        self.write(|tx: &Transaction<'_>| {
+            relay_action::request_relay_resume_action(tx, "http", Timestamp::now())
+        })
+        .await?;
         log::info!("an operator resumes the relay");
         Ok(json(
             StatusCode::ACCEPTED,
@@ -349,8 +361,9 @@ impl App {
         limit: usize,
     ) -> Result<Response<Body>, Problem> {
         // One more row than the page shows whether there is a next page.
-        let list =
-            move |connection: &Connection| dead_letter::list(connection, !all, after, limit + 1);
+        let list = move |connection: &Connection| {
+            dead_letter::list_dead_letters(connection, !all, after, limit + 1)
+        };
         let mut letters = self.query(list).await?;
         let more = letters.len() > limit;
         letters.truncate(limit);
@@ -371,13 +384,13 @@ impl App {
 
     async fn resolve(
         &self,
-        which: Selection,
-        action: Action,
+        which: DeadLetterSelection,
+        action: DeadLetterAction,
         dry_run: bool,
     ) -> Result<Response<Body>, Problem> {
         let (node, now) = (self.context.store.node().clone(), Timestamp::now());
         let work = move |tx: &Transaction<'_>| {
-            let order = ResolveRequest {
+            let order = DeadLetterRequest {
                 action,
                 which,
                 dry_run,
@@ -388,11 +401,11 @@ impl App {
             dead_letter_action::resolve(tx, order)
         };
         let outcomes = self.write(work).await?;
-        if let (Selection::Id(id), []) = (which, outcomes.as_slice()) {
+        if let (DeadLetterSelection::Id(id), []) = (which, outcomes.as_slice()) {
             return Err(no_letter(id));
         }
         if !dry_run {
-            for Outcome { id, outcome, .. } in &outcomes {
+            for DeadLetterOutcome { id, outcome, .. } in &outcomes {
                 log::info!(
                     "dead letter {id}, {} by the operator: {outcome}",
                     action.as_str()
@@ -403,7 +416,7 @@ impl App {
             self.context.relay.wake();
         }
         let next = match (which, outcomes.last()) {
-            (Selection::Open { limit, .. }, Some(last)) if outcomes.len() == limit => {
+            (DeadLetterSelection::Open { limit, .. }, Some(last)) if outcomes.len() == limit => {
                 Some(format!(
                     "/admin/dead-letters/{}?all=true&after={}&dry_run={dry_run}",
                     action.as_str(),
@@ -489,14 +502,14 @@ mod tests {
         };
         assert_eq!(
             find(post, "/admin/dead-letters/7/replay", ""),
-            resolve(Selection::Id(7), Action::Replay, false)
+            resolve(DeadLetterSelection::Id(7), DeadLetterAction::Replay, false)
         );
         let all = resolve(
-            Selection::Open {
+            DeadLetterSelection::Open {
                 after: 3,
                 limit: PAGE_MAX,
             },
-            Action::Discard,
+            DeadLetterAction::Discard,
             true,
         );
         assert_eq!(

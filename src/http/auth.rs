@@ -60,7 +60,7 @@ struct Tokens(Vec<Token>);
 impl Tokens {
     /// Compares with every token, found or not: the duration reveals nothing.
     fn find(&self, token: &str) -> Option<&Client> {
-        let hash = TokenHash::of(token);
+        let hash = TokenHash::of_token(token);
         let mut found = u64::MAX;
         for (index, token) in (0..).zip(&self.0) {
             found.conditional_assign(&index, token.hash.ct_eq(&hash));
@@ -368,7 +368,7 @@ mod tests {
         let token = |(name, access, token): &(&str, Access, &str)| config::Token {
             name: (*name).to_owned(),
             access: *access,
-            hash: TokenHash::of(token),
+            hash: TokenHash::of_token(token),
         };
         tokens.iter().map(token).collect()
     }

@@ -17,7 +17,7 @@ use crate::domain::payment::{NewPayment, Payment};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::trace_context::TraceContext;
 use crate::store::Store;
-use crate::store::idempotency::{self as keys, IdempotentRequest, Once};
+use crate::store::idempotency::{self as keys, IdempotentOutcome, IdempotentRequest};
 use crate::store::payment as payments;
 use crate::store::timeline::{self, PaymentTimeline};
 
@@ -72,15 +72,15 @@ impl App {
         }
         let request = self.read_request(client, headers, body).await?;
         match self.execute(request).await? {
-            Once::Executed(payments) => Ok(created(&payments)),
-            Once::Replayed(payments) => {
+            IdempotentOutcome::Executed(payments) => Ok(created(&payments)),
+            IdempotentOutcome::Replayed(payments) => {
                 let mut response = created(&payments);
                 response
                     .headers_mut()
                     .insert("idempotency-replayed", HeaderValue::from_static("true"));
                 Ok(response)
             }
-            Once::KeyReused => Err(Problem::key_reused()),
+            IdempotentOutcome::KeyReused => Err(Problem::key_reused()),
         }
     }
 
@@ -114,7 +114,7 @@ impl App {
     }
 
     /// Executes a request, and returns after the commit.
-    async fn execute(&self, request: PaymentRequest) -> Result<Once, Problem> {
+    async fn execute(&self, request: PaymentRequest) -> Result<IdempotentOutcome, Problem> {
         let PaymentRequest { new, keyed, trace } = request;
         let (reply, replied) = oneshot::channel();
         let currency = self.context.currency.clone();
@@ -126,10 +126,10 @@ impl App {
             new.reservations.len(),
             move |tx| {
                 let now = Timestamp::now();
-                let pay = || payments::execute(tx, &new, &currency, trace.as_ref(), now);
+                let pay = || payments::execute_payments(tx, &new, &currency, trace.as_ref(), now);
                 match &keyed {
-                    Some(keyed) => keys::execute_once(tx, keyed, keys_max, arrived_at, pay),
-                    None => pay().map(Once::Executed),
+                    Some(keyed) => keys::execute_once_per_key(tx, keyed, keys_max, arrived_at, pay),
+                    None => pay().map(IdempotentOutcome::Executed),
                 }
             },
             move |result| {
@@ -146,7 +146,9 @@ impl App {
     /// Whether a reservation is paid, and by which payment.
     pub(super) async fn paid(&self, reservation_id: i64) -> Result<Response<Body>, Problem> {
         let paid = self
-            .query(move |connection| payments::of_reservation(connection, reservation_id))
+            .query(move |connection| {
+                payments::find_payment_of_reservation(connection, reservation_id)
+            })
             .await?;
         Ok(json(
             StatusCode::OK,
@@ -158,7 +160,7 @@ impl App {
 
     pub(super) async fn payment(&self, id: i64) -> Result<Response<Body>, Problem> {
         let way = self
-            .query(move |connection| timeline::find(connection, id))
+            .query(move |connection| timeline::find_payment_timeline(connection, id))
             .await?;
         let way = way.ok_or_else(|| Problem::not_found(format!("there is no payment {id}")))?;
         Ok(json(
@@ -175,7 +177,9 @@ impl App {
     ) -> Result<Response<Body>, Problem> {
         // One more row than the page shows whether there is a next page.
         let payments = self
-            .query(move |connection| payments::history(connection, user_id, before, limit + 1))
+            .query(move |connection| {
+                payments::payment_history(connection, user_id, before, limit + 1)
+            })
             .await?;
         let not_theirs = || {
             Problem::invalid_field(

@@ -117,7 +117,7 @@ impl KafkaPublisher {
         let client_id = format!("payrelay-publisher-{node}");
         let connection = Mutex::new(ClusterConnection::new(settings.clone(), client_id));
         // Without an answer of the database, the topic is read.
-        let is_unseen = store.read(unseen::is_any_unseen).unwrap_or(true);
+        let is_unseen = store.read(unseen::has_unseen).unwrap_or(true);
         let pipeline = Pipeline {
             state: State::Disconnected,
             context: Arc::new(Context {

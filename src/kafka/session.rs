@@ -206,10 +206,12 @@ async fn open_reader(
     let topic = session.topic.clone();
     let known = context
         .store
-        .read(|connection| topic::partitions(connection, &topic))?;
+        .read(|connection| topic::topic_partitions(connection, &topic))?;
     // On the writer's thread, after it has recorded the latest receipts.
     let name = topic.clone();
-    let unseen = context.store.write(move |tx| unseen::unseen(tx, &name))?;
+    let unseen = context
+        .store
+        .write(move |tx| unseen::unseen_of_topic(tx, &name))?;
     let from = |number| {
         let published_to = known
             .iter()

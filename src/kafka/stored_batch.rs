@@ -134,15 +134,15 @@ pub(super) fn store_batch(
     let capacity = if dead.is_empty() {
         0
     } else {
-        dead_records_max.saturating_sub(dead_letter::open_records(tx)?)
+        dead_records_max.saturating_sub(dead_letter::count_open_dead_records(tx)?)
     };
     let dead_count = dead.len().min(capacity);
     let dropped_count = dead.len() - dead_count;
     for letter in dead.iter().take(dead_count) {
-        dead_letter::insert_record(tx, letter, now)?;
+        dead_letter::insert_dead_record(tx, letter, now)?;
     }
     if dropped_count > 0 {
-        dead_letter::drop_records(tx, dropped_count)?;
+        dead_letter::count_dropped_dead_records(tx, dropped_count)?;
     }
     let stats = batch.finish(records.len())?;
     let unknown = UnknownEvents::among(&dead, node);
@@ -165,7 +165,11 @@ fn store_record(
     let reason = match EventRef::parse(node, record.header_str(ID_HEADER), record.value.as_deref())
     {
         Ok(notice) => {
-            match arrival::accept(tx, notice.created_at(record.header_str(TIME_HEADER)), now)? {
+            match arrival::accept_arrival(
+                tx,
+                notice.created_at(record.header_str(TIME_HEADER)),
+                now,
+            )? {
                 AcceptOutcome::Unknown => {
                     "no event of this database has its id and payment".to_owned()
                 }
@@ -248,7 +252,7 @@ mod tests {
             "key: ",
             "traceparent: ",
         ];
-        crate::fuzz::corpus("record", 10_000, &words, |bytes| {
+        crate::fuzz::fuzz_corpus("record", 10_000, &words, |bytes| {
             let record = raw(bytes);
             match EventRef::parse(&node, record.header_str(ID_HEADER), record.value.as_deref()) {
                 Ok(notice) => {

@@ -56,7 +56,7 @@ pub(crate) enum Visibility {
 impl VisibilityWatch {
     /// Adds acknowledged events.
     pub(crate) fn add(&mut self, receipts: &[Receipt], now: Instant) {
-        for (partition, first) in unseen::firsts(receipts) {
+        for (partition, first) in unseen::first_unseen_by_partition(receipts) {
             let batch = Batch {
                 first,
                 last_offset: last_offset(receipts, partition),
@@ -91,7 +91,7 @@ impl VisibilityWatch {
         }
         self.next_check = (!self.batches.is_empty()).then_some(now + CHECK_INTERVAL);
         let saw = topic.clone();
-        store.write(move |tx| unseen::saw(tx, &saw, &rest))?;
+        store.write(move |tx| unseen::shorten_unseen(tx, &saw, &rest))?;
         let late = self.late(now);
         if late.is_empty() {
             return Ok(Visibility::Fine);

@@ -113,7 +113,7 @@ impl Relay {
     }
 
     fn work(&mut self, stop: &Stop) {
-        while !stop.requested() {
+        while !stop.is_requested() {
             let (wake, pause) = match self.step() {
                 Step::Progress => continue,
                 Step::Idle => (
@@ -157,7 +157,7 @@ impl Relay {
         let (after, limit) = (self.published_to, self.batch_max);
         let batch = self
             .store
-            .read(|connection| outbox::unpublished(connection, after, limit))?;
+            .read(|connection| outbox::unpublished_outbox_events(connection, after, limit))?;
         if batch.is_empty() && self.publisher.due().is_none_or(|at| at > Instant::now()) {
             self.mark_all()?;
             self.published_to = 0;
@@ -195,7 +195,7 @@ impl Relay {
                 }
             }
             Some(PublishError::Fenced(reason)) => {
-                let resumed = self.store.read(relay_action::last_resume);
+                let resumed = self.store.read(relay_action::last_relay_resume_action);
                 self.fenced = Some(resumed.unwrap_or_default());
                 self.outage.fenced(&format!(
                     "another process publishes as node {}: {reason}. Payments are accepted, and \
@@ -240,7 +240,7 @@ impl Relay {
         let Some(before) = self.fenced else {
             return Ok(false);
         };
-        if self.store.read(relay_action::last_resume)? == before {
+        if self.store.read(relay_action::last_relay_resume_action)? == before {
             return Ok(true);
         }
         log::info!("the relay was resumed by an operator: taking over from the other process");
@@ -278,12 +278,12 @@ impl Relay {
         let receipts = self.unmarked.clone();
         let progress = self.progress.clone();
         let mark = move |tx: &Transaction<'_>| {
-            publication::mark_published(tx, &receipts, Timestamp::now())?;
+            publication::record_publications(tx, &receipts, Timestamp::now())?;
             let Some(progress) = &progress else {
                 return Ok(());
             };
-            unseen::note(tx, &progress.topic, &receipts)?;
-            topic::save_published_offsets(tx, progress)
+            unseen::note_unseen(tx, &progress.topic, &receipts)?;
+            topic::save_published_topic_offsets(tx, progress)
         };
         self.marking = Some(self.store.begin_write(mark)?);
         Ok(())

@@ -48,14 +48,14 @@ mod tests {
     };
 
     #[test]
-    fn doubles_up_to_the_cap() {
+    fn the_backoff_doubles_up_to_the_cap() {
         let full_jitter = |failures| BACKOFF.equal_jitter(failures, 1.0).as_millis();
         assert_eq!([1, 2, 3, 4].map(full_jitter), [100, 200, 400, 800]);
         assert_eq!([7, 8, u32::MAX].map(full_jitter), [5000, 5000, 5000]);
     }
 
     #[test]
-    fn jitter_is_at_most_half() {
+    fn the_jitter_of_a_backoff_is_at_most_half() {
         assert_eq!(BACKOFF.equal_jitter(1, 0.0), Duration::from_millis(50));
         assert_eq!(BACKOFF.equal_jitter(1, 0.5), Duration::from_millis(75));
     }

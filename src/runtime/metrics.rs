@@ -110,7 +110,7 @@ pub struct ChannelMetrics {
 
 /// The totals at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Totals {
+pub struct MetricTotals {
     /// Events that were marked PUBLISHED.
     pub published: u64,
     /// Payments that were marked DELIVERED.
@@ -216,8 +216,8 @@ impl Metrics {
     }
 
     /// The totals until now.
-    pub fn totals(&self) -> Totals {
-        Totals {
+    pub fn totals(&self) -> MetricTotals {
+        MetricTotals {
             published: self.0.published_sent.get() + self.0.published_reconciled.get(),
             delivered: self.0.delivered.get(),
             unknown_outcomes: self.0.unknown_outcomes.get(),
@@ -265,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_series_exists_from_the_start_and_counts() {
+    fn every_metric_exists_from_the_start_and_counts() {
         let metrics = Metrics::default();
         let channel = metrics.channel("default");
         let zero = metrics.encode();
@@ -283,7 +283,7 @@ mod tests {
         metrics.reconciled(1);
         channel.delivered(2);
         channel.unknown_outcome();
-        let totals = Totals {
+        let totals = MetricTotals {
             published: 4,
             delivered: 2,
             unknown_outcomes: 1,
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_attempt_of_the_relay_is_a_point_in_time() {
+    fn the_metric_of_the_last_relay_attempt_is_a_point_in_time() {
         let metrics = Metrics::default();
         assert_eq!(metrics.last_relay_attempt(), Timestamp::from_micros(0));
         let now = Timestamp::from_micros(1_795_341_600_123_456);

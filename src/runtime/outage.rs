@@ -43,7 +43,7 @@ impl OutageTracker {
     pub fn failed(&mut self, error: &dyn Display) -> Duration {
         self.failures = self.failures.saturating_add(1);
         let error = error.to_string();
-        self.show(HealthLevel::Unavailable, Some(error.clone()));
+        self.set_health(HealthLevel::Unavailable, Some(error.clone()));
         // Delays and counts differ with each attempt.
         let reason = error.replace(|c: char| c.is_ascii_digit(), "");
         let is_new = self.reasons.len() < REASONS_MAX && self.reasons.insert(reason);
@@ -75,7 +75,7 @@ impl OutageTracker {
         self.failures = self.failures.saturating_add(1);
         self.since.get_or_insert_with(Instant::now);
         let error = error.to_string();
-        self.show(HealthLevel::Paused, Some(error.clone()));
+        self.set_health(HealthLevel::Paused, Some(error.clone()));
         log::error!(
             "{} is paused: {error}; set it right and resume it, nothing is lost meanwhile",
             self.what
@@ -86,13 +86,13 @@ impl OutageTracker {
     pub fn fenced(&mut self, error: &dyn Display) {
         self.failures = self.failures.saturating_add(1);
         self.since.get_or_insert_with(Instant::now);
-        self.show(HealthLevel::Fenced, Some(error.to_string()));
+        self.set_health(HealthLevel::Fenced, Some(error.to_string()));
         log::error!("{} fenced: {error}", self.what);
     }
 
     /// Records that the other side requests a pause: no failure.
     pub fn limited(&mut self, reason: &str) {
-        self.show(HealthLevel::RateLimited, Some(reason.to_owned()));
+        self.set_health(HealthLevel::RateLimited, Some(reason.to_owned()));
         log::info!("{} is limited: {reason}", self.what);
     }
 
@@ -102,7 +102,7 @@ impl OutageTracker {
     }
 
     /// Before the log line, so that its reader finds the same state on the health page.
-    fn show(&mut self, state: HealthLevel, error: Option<String>) {
+    fn set_health(&mut self, state: HealthLevel, error: Option<String>) {
         self.shown = state;
         self.part.set(state, error);
     }
@@ -110,7 +110,7 @@ impl OutageTracker {
     /// Records a success, and logs the end of an outage.
     pub fn recovered(&mut self) {
         if self.shown != HealthLevel::Up {
-            self.show(HealthLevel::Up, None);
+            self.set_health(HealthLevel::Up, None);
         }
         if let Some(since) = self.since.take() {
             log::info!(

@@ -22,7 +22,7 @@ impl ResumeHandle {
     }
 
     /// Requests an attempt at once, whatever the channel waits for.
-    pub fn now(&self) {
+    pub fn resume_now(&self) {
         self.asked.store(true, Ordering::Release);
         self.waker.wake();
     }
@@ -33,7 +33,7 @@ impl ResumeHandle {
     }
 
     /// Whether it was requested since the last call.
-    pub fn take(&self) -> bool {
+    pub fn take_request(&self) -> bool {
         self.asked.swap(false, Ordering::Acquire)
     }
 }

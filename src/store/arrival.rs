@@ -2,7 +2,7 @@
 
 use rusqlite::Transaction;
 
-use super::delivery::insert;
+use super::delivery::insert_delivery;
 use super::outbox;
 use crate::domain::event::EventRef;
 use crate::domain::timestamp::Timestamp;
@@ -21,21 +21,21 @@ pub enum AcceptOutcome {
 }
 
 /// Accepts one of our events from the topic.
-pub fn accept(
+pub fn accept_arrival(
     tx: &Transaction<'_>,
     notice: EventRef,
     now: Timestamp,
 ) -> rusqlite::Result<AcceptOutcome> {
-    Ok(match outbox::matches(tx, notice)? {
-        Some(true) if insert(tx, notice.outbox_id, now)? => AcceptOutcome::Accepted,
+    Ok(match outbox::match_outbox_event(tx, notice)? {
+        Some(true) if insert_delivery(tx, notice.outbox_id, now)? => AcceptOutcome::Accepted,
         Some(true) => AcceptOutcome::Duplicate,
-        None if is_purged(tx, notice)? => AcceptOutcome::Purged,
+        None if is_purged_arrival(tx, notice)? => AcceptOutcome::Purged,
         Some(false) | None => AcceptOutcome::Unknown,
     })
 }
 
 /// Whether a missing event was once in the outbox: its id was issued, and its payment exists.
-pub(super) fn is_purged(tx: &Transaction<'_>, notice: EventRef) -> rusqlite::Result<bool> {
+pub(super) fn is_purged_arrival(tx: &Transaction<'_>, notice: EventRef) -> rusqlite::Result<bool> {
     tx.prepare_cached(
         "SELECT 1 FROM payment WHERE id = ?2 AND ?1 <= (SELECT seq FROM sqlite_sequence \
             WHERE name = 'outbox') AND (?3 IS NULL OR executed_at = ?3)",

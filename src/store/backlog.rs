@@ -1,6 +1,6 @@
 //! Counts the waiting rows without reading all of them each time.
 //!
-//! Rows arrive at one end of an index of waiting rows and leave at the other. So the index is
+//! BacklogRows arrive at one end of an index of waiting rows and leave at the other. So the index is
 //! counted once, in segments of a bounded number of rows; each later count repeats the segments at
 //! both ends, and one between them. A count costs the same however long the backlog is. Other
 //! changes of the rows show after some counts.
@@ -43,17 +43,18 @@ impl Backlog {
 /// Counts waiting rows, repeatedly.
 #[derive(Debug)]
 pub struct BacklogCounter {
-    unpublished: SegmentedCount,
-    channels: Vec<SegmentedCount>,
+    unpublished: BacklogSegments,
+    channels: Vec<BacklogSegments>,
 }
 
 impl BacklogCounter {
     /// Counts the deliveries of these channels.
     pub fn new(channels: &[String]) -> Self {
-        let deliveries =
-            |name: &String| SegmentedCount::new(Rows::Deliveries(name.clone()), SEGMENT_ROWS);
+        let deliveries = |name: &String| {
+            BacklogSegments::new(BacklogRows::Deliveries(name.clone()), SEGMENT_ROWS)
+        };
         Self {
-            unpublished: SegmentedCount::new(Rows::Unpublished, SEGMENT_ROWS),
+            unpublished: BacklogSegments::new(BacklogRows::Unpublished, SEGMENT_ROWS),
             channels: channels.iter().map(deliveries).collect(),
         }
     }
@@ -66,21 +67,21 @@ impl BacklogCounter {
             .map(|channel| channel.count(connection));
         Ok(Backlog {
             unpublished: self.unpublished.count(connection)?,
-            unconsumed: unconsumed::count(connection)?,
+            unconsumed: unconsumed::count_unconsumed(connection)?,
             channels: channels.collect::<rusqlite::Result<_>>()?,
-            dead_letters: dead_letter::open(connection)?,
+            dead_letters: dead_letter::open_dead_letters(connection)?,
         })
     }
 }
 
 /// A kind of counted rows. Each has an index that holds nothing else, in the order of event ids.
 #[derive(Debug)]
-enum Rows {
+enum BacklogRows {
     Unpublished,
     Deliveries(String),
 }
 
-impl Rows {
+impl BacklogRows {
     fn oldest(&self, connection: &Connection) -> rusqlite::Result<Option<(i64, Timestamp)>> {
         let read = |row: &Row<'_>| Ok((row.get(0)?, Timestamp::from_micros(row.get(1)?)));
         let (sql, parameters): (_, &[&dyn ToSql]) = match self {
@@ -102,7 +103,7 @@ impl Rows {
     }
 
     /// The number of rows from one id to before another, up to a limit, and the last of them.
-    fn count(
+    fn count_range(
         &self,
         connection: &Connection,
         from: i64,
@@ -130,27 +131,27 @@ impl Rows {
 
 /// A segment: the rows from its first id to the next segment's.
 #[derive(Debug, Clone, Copy)]
-struct Segment {
+struct BacklogSegment {
     first: i64,
     count: i64,
 }
 
-const EVERYTHING: Segment = Segment {
+const EVERYTHING: BacklogSegment = BacklogSegment {
     first: i64::MIN,
     count: 0,
 };
 
 #[derive(Debug)]
-struct SegmentedCount {
-    rows: Rows,
+struct BacklogSegments {
+    rows: BacklogRows,
     segment_rows: i64,
-    segments: Vec<Segment>,
+    segments: Vec<BacklogSegment>,
     /// The segment between both ends that the last count repeated.
     rechecked: usize,
 }
 
-impl SegmentedCount {
-    fn new(rows: Rows, segment_rows: i64) -> Self {
+impl BacklogSegments {
+    fn new(rows: BacklogRows, segment_rows: i64) -> Self {
         Self {
             rows,
             segment_rows,
@@ -173,14 +174,14 @@ impl SegmentedCount {
         self.segments.drain(..emptied);
         // An older row may return, as a replayed dead letter does.
         self.segments[0].first = i64::MIN;
-        self.recount(connection, 0)?;
+        self.recount_segment(connection, 0)?;
         self.rechecked = if self.rechecked + 1 < self.segments.len() {
             self.rechecked + 1
         } else {
             0
         };
-        self.recount(connection, self.rechecked)?;
-        self.extend(connection)?;
+        self.recount_segment(connection, self.rechecked)?;
+        self.count_open_segment(connection)?;
         let count = self.segments.iter().map(|segment| segment.count).sum();
         Ok(Waiting {
             count,
@@ -188,31 +189,31 @@ impl SegmentedCount {
         })
     }
 
-    fn recount(&mut self, connection: &Connection, index: usize) -> rusqlite::Result<()> {
+    fn recount_segment(&mut self, connection: &Connection, index: usize) -> rusqlite::Result<()> {
         // The last segment is open: it is counted as it grows.
         if let Some(next) = self.segments.get(index + 1).copied() {
             let segment = &mut self.segments[index];
             segment.count = self
                 .rows
-                .count(connection, segment.first, next.first, i64::MAX)?
+                .count_range(connection, segment.first, next.first, i64::MAX)?
                 .0;
         }
         Ok(())
     }
 
     /// Counts the last segment, and closes it when it is full.
-    fn extend(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+    fn count_open_segment(&mut self, connection: &Connection) -> rusqlite::Result<()> {
         let Some(mut open) = self.segments.pop() else {
             return Ok(());
         };
         loop {
             let (count, last) =
                 self.rows
-                    .count(connection, open.first, i64::MAX, self.segment_rows)?;
-            self.segments.push(Segment { count, ..open });
+                    .count_range(connection, open.first, i64::MAX, self.segment_rows)?;
+            self.segments.push(BacklogSegment { count, ..open });
             match last {
                 Some(last) if count == self.segment_rows => {
-                    open = Segment {
+                    open = BacklogSegment {
                         first: last + 1,
                         count: 0,
                     }
@@ -240,7 +241,7 @@ mod tests {
         Look,
     }
 
-    fn any_change() -> impl Strategy<Value = Change> {
+    fn any_backlog_change() -> impl Strategy<Value = Change> {
         prop_oneof![
             3 => (1_usize..20).prop_map(Change::Commit),
             2 => (1_usize..20).prop_map(Change::Publish),
@@ -251,10 +252,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_count_is_right_after_some_looks(changes in proptest::collection::vec(any_change(), 1..80)) {
+        fn the_backlog_count_is_exact_after_a_round_of_recounts(changes in proptest::collection::vec(any_backlog_change(), 1..80)) {
             let connection = Connection::open_in_memory().unwrap();
             connection.execute_batch(TABLE).unwrap();
-            let mut counter = SegmentedCount::new(Rows::Unpublished, 5);
+            let mut counter = BacklogSegments::new(BacklogRows::Unpublished, 5);
             let waiting = || {
                 let sql = "SELECT count(*), min(created_at) FROM outbox WHERE status = 'INIT'";
                 let read = |row: &Row<'_>| {

@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction};
 
 /// An action of an operator on a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
+pub enum ChannelAction {
     /// Try now.
     Resume,
     /// Dead-letter the oldest payment of a paused channel, for this reason, and try the next.
@@ -14,26 +14,26 @@ pub enum Action {
 
 /// An action, and its origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Asked {
+pub struct ChannelRequest {
     /// Assigned by the store.
     pub id: i64,
     /// The action.
-    pub action: Action,
+    pub action: ChannelAction,
     /// The client's token, or the local user.
     pub origin: String,
 }
 
 /// Requests an action on a channel. Returns the action's id.
-pub fn request(
+pub fn request_channel_action(
     tx: &Transaction<'_>,
     channel: &str,
-    action: &Action,
+    action: &ChannelAction,
     origin: &str,
     now: Timestamp,
 ) -> rusqlite::Result<i64> {
     let (word, reason) = match action {
-        Action::Resume => ("resume", None),
-        Action::Skip(reason) => ("skip", Some(reason)),
+        ChannelAction::Resume => ("resume", None),
+        ChannelAction::Skip(reason) => ("skip", Some(reason)),
     };
     tx.prepare_cached(
         "INSERT INTO channel_action (channel, action, origin, reason, acted_at) \
@@ -44,7 +44,7 @@ pub fn request(
 }
 
 /// The id of the last action on any channel; 0 if there was none.
-pub fn last_action(connection: &Connection) -> rusqlite::Result<i64> {
+pub fn last_channel_action(connection: &Connection) -> rusqlite::Result<i64> {
     connection
         .prepare_cached(
             "SELECT ifnull((SELECT id FROM channel_action ORDER BY id DESC LIMIT 1), 0)",
@@ -53,11 +53,11 @@ pub fn last_action(connection: &Connection) -> rusqlite::Result<i64> {
 }
 
 /// The first action on a channel after another one.
-pub fn next_action(
+pub fn next_channel_action(
     connection: &Connection,
     channel: &str,
     after: i64,
-) -> rusqlite::Result<Option<Asked>> {
+) -> rusqlite::Result<Option<ChannelRequest>> {
     connection
         .prepare_cached(
             "SELECT id, action, reason, origin FROM channel_action WHERE id > ?1 AND channel = ?2 \
@@ -65,10 +65,10 @@ pub fn next_action(
         )?
         .query_row((after, channel), |row| {
             let action = match row.get::<_, Option<String>>(2)? {
-                Some(reason) => Action::Skip(reason),
-                None => Action::Resume,
+                Some(reason) => ChannelAction::Skip(reason),
+                None => ChannelAction::Resume,
             };
-            Ok(Asked {
+            Ok(ChannelRequest {
                 id: row.get(0)?,
                 action,
                 origin: row.get(3)?,
@@ -78,14 +78,17 @@ pub fn next_action(
 }
 
 /// Records the outcome of an action.
-pub fn finish(tx: &Transaction<'_>, id: i64, outcome: &str) -> rusqlite::Result<()> {
+pub fn finish_channel_action(tx: &Transaction<'_>, id: i64, outcome: &str) -> rusqlite::Result<()> {
     tx.prepare_cached("UPDATE channel_action SET outcome = ?2 WHERE id = ?1")?
         .execute((id, outcome))
         .map(drop)
 }
 
 /// The outcome of an action; `None` until the notifier has seen it.
-pub fn outcome(connection: &Connection, id: i64) -> rusqlite::Result<Option<String>> {
+pub fn channel_action_outcome(
+    connection: &Connection,
+    id: i64,
+) -> rusqlite::Result<Option<String>> {
     connection.query_row(
         "SELECT outcome FROM channel_action WHERE id = ?1",
         [id],
@@ -94,7 +97,7 @@ pub fn outcome(connection: &Connection, id: i64) -> rusqlite::Result<Option<Stri
 }
 
 /// Withdraws an action that no notifier has seen.
-pub fn withdraw(tx: &Transaction<'_>, id: i64) -> rusqlite::Result<bool> {
+pub fn withdraw_channel_action(tx: &Transaction<'_>, id: i64) -> rusqlite::Result<bool> {
     Ok(tx.execute(
         "DELETE FROM channel_action WHERE id = ?1 AND outcome IS NULL",
         [id],

@@ -4,14 +4,14 @@ use rusqlite::{Connection, Transaction};
 
 /// Where a channel's messages go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sink {
+pub enum ChannelSink {
     /// To its webhook.
     Webhook,
     /// To this process as log lines.
     Log,
 }
 
-impl Sink {
+impl ChannelSink {
     const fn as_str(self) -> &'static str {
         match self {
             Self::Webhook => "webhook",
@@ -22,7 +22,7 @@ impl Sink {
 
 /// The channels that had a webhook at the last start, each with its number of waiting deliveries.
 /// Used at the start only.
-pub fn waiting_for_webhooks(connection: &Connection) -> rusqlite::Result<Vec<(String, i64)>> {
+pub fn webhook_channel_backlogs(connection: &Connection) -> rusqlite::Result<Vec<(String, i64)>> {
     connection
         .prepare(
             "SELECT channel, (SELECT count(*) FROM delivery d WHERE d.channel = s.channel \
@@ -34,7 +34,10 @@ pub fn waiting_for_webhooks(connection: &Connection) -> rusqlite::Result<Vec<(St
 }
 
 /// Replaces the recorded sinks of the channels.
-pub fn replace_sinks(tx: &Transaction<'_>, sinks: &[(String, Sink)]) -> rusqlite::Result<()> {
+pub fn replace_channel_sinks(
+    tx: &Transaction<'_>,
+    sinks: &[(String, ChannelSink)],
+) -> rusqlite::Result<()> {
     tx.execute("DELETE FROM channel_sink", [])?;
     for (name, sink) in sinks {
         tx.execute(

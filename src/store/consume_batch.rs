@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use rusqlite::Transaction;
 
 use super::arrival::AcceptOutcome;
-use super::topic::partitions;
+use super::topic::topic_partitions;
 use super::unconsumed;
 use crate::domain::topic::Topic;
 
@@ -37,7 +37,7 @@ struct PartitionProgress {
 impl<'a> ConsumeBatch<'a> {
     /// Resumes from the saved state of the topic.
     pub fn begin(tx: &'a Transaction<'a>, topic: &'a Topic) -> rusqlite::Result<Self> {
-        let known = partitions(tx, topic)?;
+        let known = topic_partitions(tx, topic)?;
         let last_outbox_ids = known
             .into_iter()
             .map(|known| (known.partition, known.last_outbox_id))
@@ -109,7 +109,7 @@ impl<'a> ConsumeBatch<'a> {
             all.duplicates += duplicates;
             all.inversions += inversions;
         }
-        unconsumed::advance(self.tx, 2 * records)?;
+        unconsumed::advance_unconsumed_mark(self.tx, 2 * records)?;
         Ok(all)
     }
 }

@@ -1,7 +1,7 @@
 //! Dead letters: records that could not be consumed, and events that could not be published or
 //! delivered; and every action on them.
 
-use super::row::sql_limit;
+use super::row::row_limit;
 use super::waiting::Waiting;
 use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
@@ -30,7 +30,7 @@ pub struct DeadRecord {
 }
 
 /// How many records are open dead letters.
-pub fn open_records(tx: &Transaction<'_>) -> rusqlite::Result<usize> {
+pub fn count_open_dead_records(tx: &Transaction<'_>) -> rusqlite::Result<usize> {
     let count: i64 = tx
         .prepare_cached(
             "SELECT count(*) FROM dead_letter WHERE state = 'OPEN' AND outbox_id IS NULL",
@@ -40,21 +40,25 @@ pub fn open_records(tx: &Transaction<'_>) -> rusqlite::Result<usize> {
 }
 
 /// Counts records that were dropped because too many dead letters are open.
-pub fn drop_records(tx: &Transaction<'_>, count: usize) -> rusqlite::Result<()> {
+pub fn count_dropped_dead_records(tx: &Transaction<'_>, count: usize) -> rusqlite::Result<()> {
     tx.prepare_cached("UPDATE node SET records_dropped = records_dropped + ?1")?
-        .execute([sql_limit(count)])?;
+        .execute([row_limit(count)])?;
     Ok(())
 }
 
 /// Deletes at most `limit` of the dead letters that were closed before `cutoff`. Returns how many.
 /// Letters of republished events stay: the audit needs them to explain the order on the topic.
-pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, limit: usize) -> rusqlite::Result<usize> {
+pub fn purge_dead_letters(
+    tx: &Transaction<'_>,
+    cutoff: Timestamp,
+    limit: usize,
+) -> rusqlite::Result<usize> {
     let ids: Vec<i64> = tx
         .prepare_cached(
             "SELECT id FROM dead_letter WHERE closed_at < ?1 AND (outbox_id IS NULL \
                 OR state = 'DISCARDED') ORDER BY closed_at LIMIT ?2",
         )?
-        .query_map((cutoff.as_micros(), sql_limit(limit)), |row| row.get(0))?
+        .query_map((cutoff.as_micros(), row_limit(limit)), |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
     for id in &ids {
         tx.prepare_cached("DELETE FROM dead_letter_action WHERE dead_letter_id = ?1")?
@@ -66,7 +70,7 @@ pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, limit: usize) -> rusqlite:
 }
 
 /// Stores a record. Storing it again changes nothing.
-pub fn insert_record(
+pub fn insert_dead_record(
     tx: &Transaction<'_>,
     record: &DeadRecord,
     now: Timestamp,
@@ -94,7 +98,7 @@ pub fn insert_record(
 
 /// Stores an event that could not be published or delivered. A replayed one that fails again is
 /// counted.
-pub(super) fn insert_event(
+pub(super) fn insert_dead_event(
     tx: &Transaction<'_>,
     outbox_id: i64,
     reason: &str,
@@ -111,7 +115,7 @@ pub(super) fn insert_event(
 }
 
 /// How many are open, and when the oldest arrived.
-pub(super) fn open(connection: &Connection) -> rusqlite::Result<Waiting> {
+pub(super) fn open_dead_letters(connection: &Connection) -> rusqlite::Result<Waiting> {
     let count = connection
         .prepare_cached("SELECT count(*) FROM dead_letter WHERE state = 'OPEN'")?
         .query_row([], |row| row.get(0))?;
@@ -174,7 +178,7 @@ const SHOWN: &str = "SELECT l.id, l.state, l.reason, l.count, l.received_at, l.t
     l.\"partition\", l.\"offset\", l.\"key\", l.value, l.headers, l.payment_id FROM dead_letter l";
 
 /// Dead letters with ids larger than `after`, oldest first; only the open ones, or all.
-pub fn list(
+pub fn list_dead_letters(
     connection: &Connection,
     open: bool,
     after: i64,
@@ -185,26 +189,29 @@ pub fn list(
         .prepare_cached(&format!(
             "{SHOWN} WHERE {which} l.id > ?1 ORDER BY l.id LIMIT ?2"
         ))?
-        .query_map((after, sql_limit(limit)), read_view)?
+        .query_map((after, row_limit(limit)), read_dead_letter_view)?
         .collect::<rusqlite::Result<Vec<_>>>()?;
     letters
         .into_iter()
-        .map(|letter| with_actions(connection, letter))
+        .map(|letter| with_dead_letter_actions(connection, letter))
         .collect()
 }
 
 /// One dead letter.
-pub fn find(connection: &Connection, id: i64) -> rusqlite::Result<Option<DeadLetterView>> {
+pub fn find_dead_letter(
+    connection: &Connection,
+    id: i64,
+) -> rusqlite::Result<Option<DeadLetterView>> {
     let letter = connection
         .prepare_cached(&format!("{SHOWN} WHERE l.id = ?1"))?
-        .query_row([id], read_view)
+        .query_row([id], read_dead_letter_view)
         .optional()?;
     letter
-        .map(|letter| with_actions(connection, letter))
+        .map(|letter| with_dead_letter_actions(connection, letter))
         .transpose()
 }
 
-fn read_view(row: &Row<'_>) -> rusqlite::Result<DeadLetterView> {
+fn read_dead_letter_view(row: &Row<'_>) -> rusqlite::Result<DeadLetterView> {
     let text =
         |bytes: Option<Vec<u8>>| bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let record = match row.get::<_, Option<String>>(5)? {
@@ -215,7 +222,7 @@ fn read_view(row: &Row<'_>) -> rusqlite::Result<DeadLetterView> {
             offset: row.get(7)?,
             key: text(row.get(8)?),
             value: text(row.get(9)?),
-            headers: headers(row.get(10)?),
+            headers: parse_dead_record_headers(row.get(10)?),
         }),
     };
     Ok(DeadLetterView {
@@ -230,13 +237,13 @@ fn read_view(row: &Row<'_>) -> rusqlite::Result<DeadLetterView> {
     })
 }
 
-pub(super) fn headers(json: Option<String>) -> Vec<(String, Option<String>)> {
+pub(super) fn parse_dead_record_headers(json: Option<String>) -> Vec<(String, Option<String>)> {
     // Written by insert_record.
     json.and_then(|json| serde_json::from_str(&json).ok())
         .unwrap_or_default()
 }
 
-fn with_actions(
+fn with_dead_letter_actions(
     connection: &Connection,
     letter: DeadLetterView,
 ) -> rusqlite::Result<DeadLetterView> {

@@ -4,8 +4,8 @@ use rusqlite::{OptionalExtension, Transaction};
 use serde::Serialize;
 
 use super::arrival::{self, AcceptOutcome};
-use super::dead_letter::headers;
-use super::row::sql_limit;
+use super::dead_letter::parse_dead_record_headers;
+use super::row::row_limit;
 use super::{delivery, unconsumed};
 use crate::domain::event::{EventRef, ID_HEADER, TIME_HEADER};
 use crate::domain::node_id::NodeId;
@@ -13,7 +13,7 @@ use crate::domain::timestamp::Timestamp;
 
 /// The dead letters that an action is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Selection {
+pub enum DeadLetterSelection {
     /// A single one.
     Id(i64),
     /// Open ones with larger ids, oldest first.
@@ -27,11 +27,11 @@ pub enum Selection {
 
 /// An action on dead letters.
 #[derive(Debug, Clone, Copy)]
-pub struct ResolveRequest<'a> {
+pub struct DeadLetterRequest<'a> {
     /// The action.
-    pub action: Action,
+    pub action: DeadLetterAction,
     /// The letters.
-    pub which: Selection,
+    pub which: DeadLetterSelection,
     /// Return the outcomes, and change nothing.
     pub dry_run: bool,
     /// The node of our events.
@@ -44,14 +44,17 @@ pub struct ResolveRequest<'a> {
 
 /// Resolves dead letters, and records the actions. A letter that is not open stays as it is; a
 /// missing one has no outcome.
-pub fn resolve(tx: &Transaction<'_>, order: ResolveRequest<'_>) -> rusqlite::Result<Vec<Outcome>> {
+pub fn resolve(
+    tx: &Transaction<'_>,
+    order: DeadLetterRequest<'_>,
+) -> rusqlite::Result<Vec<DeadLetterOutcome>> {
     let ids: Vec<i64> = match order.which {
-        Selection::Id(id) => vec![id],
-        Selection::Open { after, limit } => tx
+        DeadLetterSelection::Id(id) => vec![id],
+        DeadLetterSelection::Open { after, limit } => tx
             .prepare_cached(
                 "SELECT id FROM dead_letter WHERE state = 'OPEN' AND id > ?1 ORDER BY id LIMIT ?2",
             )?
-            .query_map((after, sql_limit(limit)), |row| row.get(0))?
+            .query_map((after, row_limit(limit)), |row| row.get(0))?
             .collect::<rusqlite::Result<_>>()?,
     };
     tx.execute_batch("SAVEPOINT dead_letters")?;
@@ -70,8 +73,8 @@ pub fn resolve(tx: &Transaction<'_>, order: ResolveRequest<'_>) -> rusqlite::Res
 fn resolve_one(
     tx: &Transaction<'_>,
     id: i64,
-    order: ResolveRequest<'_>,
-) -> rusqlite::Result<Option<Outcome>> {
+    order: DeadLetterRequest<'_>,
+) -> rusqlite::Result<Option<DeadLetterOutcome>> {
     let letter: Option<(String, Option<i64>)> = tx
         .prepare_cached("SELECT state, outbox_id FROM dead_letter WHERE id = ?1")?
         .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))
@@ -83,18 +86,18 @@ fn resolve_one(
         return Ok(Some(already_closed(id, &state, order.action)));
     }
     let attempt = match (order.action, outbox_id) {
-        (Action::Replay, Some(outbox_id)) => replay_event(tx, outbox_id)?,
-        (Action::Replay, None) => replay_record(tx, id, order)?,
-        (Action::Discard, outbox_id) => {
+        (DeadLetterAction::Replay, Some(outbox_id)) => replay_event(tx, outbox_id)?,
+        (DeadLetterAction::Replay, None) => replay_record(tx, id, order)?,
+        (DeadLetterAction::Discard, outbox_id) => {
             if let Some(outbox_id) = outbox_id {
-                delivery::discard(tx, outbox_id, order.now)?;
+                delivery::discard_delivery(tx, outbox_id, order.now)?;
             }
             Ok("discarded".to_owned())
         }
     };
     let resolved = attempt.is_ok();
     let (Ok(outcome) | Err(outcome)) = attempt;
-    let outcome = Outcome {
+    let outcome = DeadLetterOutcome {
         id,
         outcome,
         resolved,
@@ -105,8 +108,8 @@ fn resolve_one(
 }
 
 /// A closed letter stays as it is. The action has succeeded if it is the one that closed it.
-fn already_closed(id: i64, state: &str, action: Action) -> Outcome {
-    Outcome {
+fn already_closed(id: i64, state: &str, action: DeadLetterAction) -> DeadLetterOutcome {
+    DeadLetterOutcome {
         id,
         outcome: format!("nothing was done: it is {state}"),
         resolved: state == action.closed_state(),
@@ -116,8 +119,8 @@ fn already_closed(id: i64, state: &str, action: Action) -> Outcome {
 /// Closes the letter, or counts the replay that failed.
 fn update_letter(
     tx: &Transaction<'_>,
-    outcome: &Outcome,
-    order: ResolveRequest<'_>,
+    outcome: &DeadLetterOutcome,
+    order: DeadLetterRequest<'_>,
 ) -> rusqlite::Result<()> {
     if outcome.resolved {
         tx.prepare_cached("UPDATE dead_letter SET state = ?2, closed_at = ?3 WHERE id = ?1")?
@@ -135,8 +138,8 @@ fn update_letter(
 
 fn record_action(
     tx: &Transaction<'_>,
-    outcome: &Outcome,
-    order: ResolveRequest<'_>,
+    outcome: &DeadLetterOutcome,
+    order: DeadLetterRequest<'_>,
 ) -> rusqlite::Result<()> {
     tx.prepare_cached(
         "INSERT INTO dead_letter_action (dead_letter_id, action, origin, outcome, acted_at) \
@@ -174,11 +177,13 @@ fn replay_event(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<Attemp
 fn replay_record(
     tx: &Transaction<'_>,
     id: i64,
-    order: ResolveRequest<'_>,
+    order: DeadLetterRequest<'_>,
 ) -> rusqlite::Result<Attempt> {
     let (value, found): (Option<Vec<u8>>, _) = tx
         .prepare_cached("SELECT value, headers FROM dead_letter WHERE id = ?1")?
-        .query_row([id], |row| Ok((row.get(0)?, headers(row.get(1)?))))?;
+        .query_row([id], |row| {
+            Ok((row.get(0)?, parse_dead_record_headers(row.get(1)?)))
+        })?;
     let header = |name| {
         found
             .iter()
@@ -189,7 +194,11 @@ fn replay_record(
         match EventRef::parse(order.node, header(ID_HEADER), value.as_deref()) {
             Err(foreign) => Err(format!("still: {foreign}")),
             Ok(notice) => {
-                match arrival::accept(tx, notice.created_at(header(TIME_HEADER)), order.now)? {
+                match arrival::accept_arrival(
+                    tx,
+                    notice.created_at(header(TIME_HEADER)),
+                    order.now,
+                )? {
                     AcceptOutcome::Accepted | AcceptOutcome::Duplicate => {
                         let status: String = tx
                             .prepare_cached("SELECT status FROM delivery WHERE outbox_id = ?1")?
@@ -210,7 +219,7 @@ fn replay_record(
 
 /// An action on a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
+pub enum DeadLetterAction {
     /// Try again: deliver it, or accept it as if it arrived from the topic now.
     Replay,
     /// Close it.
@@ -219,7 +228,7 @@ pub enum Action {
 
 /// The outcome of an action on one dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Outcome {
+pub struct DeadLetterOutcome {
     /// The letter.
     pub id: i64,
     /// In words.
@@ -234,12 +243,12 @@ pub(super) fn send_again(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Resu
         "UPDATE outbox SET status = 'INIT', rejection = NULL WHERE id = ?1 AND status = 'REJECTED'";
     let sent_again = tx.prepare_cached(sql)?.execute([outbox_id])? > 0;
     if sent_again {
-        unconsumed::reopen(tx, outbox_id)?;
+        unconsumed::move_unconsumed_mark_back(tx, outbox_id)?;
     }
     Ok(sent_again)
 }
 
-impl Action {
+impl DeadLetterAction {
     /// The state of a letter that this action has closed.
     const fn closed_state(self) -> &'static str {
         match self {

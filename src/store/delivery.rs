@@ -3,7 +3,7 @@
 
 use super::dead_letter;
 use super::payment::{self, COLUMN_COUNT, COLUMNS};
-use super::row::sql_limit;
+use super::row::row_limit;
 use crate::domain::payment::Payment;
 use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
@@ -17,7 +17,7 @@ pub(super) const CHANNEL: &str = "ifnull(CASE WHEN EXISTS (SELECT 1 \
     AND r.user_max ORDER BY r.position LIMIT 1) END, 'default')";
 
 /// Inserts an event's delivery. Returns false if it exists.
-pub(super) fn insert(
+pub(super) fn insert_delivery(
     tx: &Transaction<'_>,
     outbox_id: i64,
     now: Timestamp,
@@ -50,7 +50,7 @@ pub struct Notification {
     pub last_error: Option<String>,
 }
 
-pub(super) fn find(
+pub(super) fn find_delivery(
     connection: &Connection,
     outbox_id: i64,
 ) -> rusqlite::Result<Option<Notification>> {
@@ -86,15 +86,15 @@ pub struct PendingDelivery {
 
 /// The oldest waiting deliveries of a channel, in commit order. An unreadable one does not hide the
 /// others.
-pub fn waiting(
+pub fn pending_deliveries(
     connection: &Connection,
     channel: &str,
     limit: usize,
 ) -> rusqlite::Result<Vec<PendingDelivery>> {
-    read_waiting(connection, channel, "'PENDING', 'SENDING'", 0, limit)
+    read_pending_deliveries(connection, channel, "'PENDING', 'SENDING'", 0, limit)
 }
 
-fn read_waiting(
+fn read_pending_deliveries(
     connection: &Connection,
     channel: &str,
     statuses: &str,
@@ -104,7 +104,8 @@ fn read_waiting(
     let read = |row: &Row<'_>| {
         let payment = match row.get_ref(0)? {
             rusqlite::types::ValueRef::Null => Err("its payment does not exist".to_owned()),
-            _ => payment::read(row).map_err(|error| format!("its payment cannot be read: {error}")),
+            _ => payment::read_payment_row(row)
+                .map_err(|error| format!("its payment cannot be read: {error}")),
         };
         Ok(PendingDelivery {
             payment,
@@ -120,23 +121,27 @@ fn read_waiting(
                 AND d.status IN ('PENDING', 'SENDING') AND d.status IN ({statuses}) \
                 AND d.outbox_id > ?3 ORDER BY d.outbox_id LIMIT ?2"
         ))?
-        .query_map((channel, sql_limit(limit), after), read)?
+        .query_map((channel, row_limit(limit), after), read)?
         .collect()
 }
 
 /// Whether more than this number wait for a channel.
-pub fn more_than(connection: &Connection, channel: &str, count: usize) -> rusqlite::Result<bool> {
+pub fn has_more_deliveries_than(
+    connection: &Connection,
+    channel: &str,
+    count: usize,
+) -> rusqlite::Result<bool> {
     connection
         .prepare_cached(
             "SELECT 1 FROM delivery WHERE channel = ?1 AND status IN ('PENDING', 'SENDING') \
              ORDER BY outbox_id LIMIT 1 OFFSET ?2",
         )?
-        .exists((channel, sql_limit(count)))
+        .exists((channel, row_limit(count)))
 }
 
 /// Marks deliveries as SENDING before their POST: if the process ends before the outcome is
 /// recorded, the outcome is unknown.
-pub fn mark_sending(tx: &Transaction<'_>, outbox_ids: &[i64]) -> rusqlite::Result<()> {
+pub fn mark_deliveries_sending(tx: &Transaction<'_>, outbox_ids: &[i64]) -> rusqlite::Result<()> {
     let mut update = tx.prepare_cached(
         "UPDATE delivery SET status = 'SENDING' WHERE outbox_id = ?1 AND status = 'PENDING'",
     )?;
@@ -148,19 +153,19 @@ pub fn mark_sending(tx: &Transaction<'_>, outbox_ids: &[i64]) -> rusqlite::Resul
 
 /// Marks the oldest PENDING deliveries of a channel after an event as SENDING, and returns them: a
 /// part of a summary.
-pub fn begin_sending(
+pub fn begin_sending_deliveries(
     tx: &Transaction<'_>,
     channel: &str,
     after: i64,
     limit: usize,
 ) -> rusqlite::Result<Vec<PendingDelivery>> {
-    let waiting = read_waiting(tx, channel, "'PENDING'", after, limit)?;
+    let waiting = read_pending_deliveries(tx, channel, "'PENDING'", after, limit)?;
     let readable: Vec<i64> = waiting
         .iter()
         .filter(|waiting| waiting.payment.is_ok())
         .map(|waiting| waiting.outbox_id)
         .collect();
-    mark_sending(tx, &readable)?;
+    mark_deliveries_sending(tx, &readable)?;
     Ok(waiting)
 }
 
@@ -188,7 +193,7 @@ impl Carrier {
 
 /// The outcome of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub enum DeliveryOutcome {
     /// The channel accepted it.
     Delivered(Carrier),
     /// Not sent: no attempt is counted.
@@ -201,11 +206,11 @@ pub enum Outcome {
 
 /// Records the outcome for up to `limit` of a channel's SENDING deliveries up to an event. Returns
 /// how many: fewer than `limit` when all are recorded.
-pub fn save_outcome(
+pub fn save_delivery_outcomes(
     tx: &Transaction<'_>,
     channel: &str,
     last: i64,
-    outcome: &Outcome,
+    outcome: &DeliveryOutcome,
     limit: usize,
     now: Timestamp,
 ) -> rusqlite::Result<usize> {
@@ -216,15 +221,15 @@ pub fn save_outcome(
                 AND status IN ('PENDING', 'SENDING') AND outbox_id <= ?2 AND status = 'SENDING' \
                 ORDER BY outbox_id LIMIT ?3",
         )?
-        .query_map((channel, last, sql_limit(limit)), |row| row.get(0))?
+        .query_map((channel, last, row_limit(limit)), |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
-    record_outcome(tx, &ids, outcome, now)?;
+    record_delivery_outcome(tx, &ids, outcome, now)?;
     Ok(ids.len())
 }
 
 /// Requeues deliveries that were SENDING when the process ended, and counts their outcome as
 /// unknown. Returns how many.
-pub fn recover(tx: &Transaction<'_>) -> rusqlite::Result<usize> {
+pub fn recover_deliveries(tx: &Transaction<'_>) -> rusqlite::Result<usize> {
     // The first condition selects the index: without it every finished row would be read.
     tx.execute(
         "UPDATE delivery SET status = 'PENDING', attempts = attempts + 1, unknown_outcomes = \
@@ -235,15 +240,17 @@ pub fn recover(tx: &Transaction<'_>) -> rusqlite::Result<usize> {
 }
 
 /// Records the outcome for these deliveries, if they still wait.
-pub fn record_outcome(
+pub fn record_delivery_outcome(
     tx: &Transaction<'_>,
     outbox_ids: &[i64],
-    outcome: &Outcome,
+    outcome: &DeliveryOutcome,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
     match outcome {
-        Outcome::Delivered(carrier) => mark_delivered(tx, outbox_ids, *carrier, now),
-        Outcome::Requeued => {
+        DeliveryOutcome::Delivered(carrier) => {
+            mark_deliveries_delivered(tx, outbox_ids, *carrier, now)
+        }
+        DeliveryOutcome::Requeued => {
             let sql = "UPDATE delivery SET status = 'PENDING' WHERE outbox_id = ?1 \
                 AND status = 'SENDING'";
             let mut update = tx.prepare_cached(sql)?;
@@ -252,13 +259,13 @@ pub fn record_outcome(
             }
             Ok(())
         }
-        Outcome::Failed(error) => mark_failed(tx, outbox_ids, error, 0),
-        Outcome::Unknown(error) => mark_failed(tx, outbox_ids, error, 1),
+        DeliveryOutcome::Failed(error) => mark_deliveries_failed(tx, outbox_ids, error, 0),
+        DeliveryOutcome::Unknown(error) => mark_deliveries_failed(tx, outbox_ids, error, 1),
     }
 }
 
 /// Records that a channel accepted messages.
-pub fn mark_delivered(
+pub fn mark_deliveries_delivered(
     tx: &Transaction<'_>,
     outbox_ids: &[i64],
     carrier: Carrier,
@@ -275,7 +282,7 @@ pub fn mark_delivered(
 }
 
 /// Records that messages were not accepted; `unknown` is 1 if that is uncertain.
-fn mark_failed(
+fn mark_deliveries_failed(
     tx: &Transaction<'_>,
     outbox_ids: &[i64],
     error: &str,
@@ -294,7 +301,7 @@ fn mark_failed(
 
 /// Discards a dead letter's delivery: one that could not be sent, or one of an event that could not
 /// be published and so never arrived.
-pub(super) fn discard(
+pub(super) fn discard_delivery(
     tx: &Transaction<'_>,
     outbox_id: i64,
     now: Timestamp,
@@ -313,24 +320,24 @@ pub(super) fn discard(
 }
 
 /// Dead-letters the oldest waiting delivery of a channel. Returns its event.
-pub fn skip_oldest(
+pub fn skip_oldest_delivery(
     tx: &Transaction<'_>,
     channel: &str,
     reason: &str,
     now: Timestamp,
 ) -> rusqlite::Result<Option<i64>> {
-    let oldest = waiting(tx, channel, 1)?
+    let oldest = pending_deliveries(tx, channel, 1)?
         .first()
         .map(|waiting| waiting.outbox_id);
     if let Some(outbox_id) = oldest {
-        bury(tx, outbox_id, Some(reason), now)?;
+        dead_letter_delivery(tx, outbox_id, Some(reason), now)?;
     }
     Ok(oldest)
 }
 
 /// Dead-letters a delivery that cannot be sent as it is; without a reason, that of its last failure
 /// applies.
-pub fn bury(
+pub fn dead_letter_delivery(
     tx: &Transaction<'_>,
     outbox_id: i64,
     reason: Option<&str>,
@@ -344,7 +351,9 @@ pub fn bury(
         .query_row((outbox_id, reason), |row| row.get(0))
         .optional()?;
     match reason {
-        Some(reason) => dead_letter::insert_event(tx, outbox_id, &reason.unwrap_or_default(), now),
+        Some(reason) => {
+            dead_letter::insert_dead_event(tx, outbox_id, &reason.unwrap_or_default(), now)
+        }
         None => Ok(()),
     }
 }

@@ -44,11 +44,11 @@ pub mod waiting;
 
 use self::backpressure::Backpressure;
 use self::engine::corruption::CorruptionFlag;
-use self::engine::disk_space::Admission;
+use self::engine::disk_space::DiskAdmission;
 use self::engine::{
     Pool, checkpointer, disk_space, files, lock, open, open_error, readers, writer,
 };
-use self::idempotency::ServiceTime;
+use self::idempotency::IdempotencyClock;
 use crate::config;
 use crate::domain::node_id::NodeId;
 use crate::runtime::health::{Health, HealthHandle};
@@ -66,17 +66,17 @@ use std::time::Duration;
 /// A handle to the open database; cloning it is cheap.
 #[derive(Clone)]
 pub struct Store {
-    jobs: Sender<writer::Job>,
-    background: Sender<writer::Job>,
+    jobs: Sender<writer::BoxedWriterJob>,
+    background: Sender<writer::BoxedWriterJob>,
     queries: Sender<readers::Query>,
     pool: Pool,
     node: NodeId,
     part: HealthHandle,
     damage: CorruptionFlag,
-    admission: Admission,
+    admission: DiskAdmission,
     queue: Backpressure,
     path: Arc<Path>,
-    service_time: ServiceTime,
+    service_time: IdempotencyClock,
 }
 
 /// A write in progress.
@@ -112,12 +112,12 @@ impl Store {
         settings: &config::Database,
         node: Option<&NodeId>,
     ) -> Result<StoppedStore, OpenError> {
-        let path = files::resolve(&settings.path)?;
-        let lock = lock::lock(&path)?;
-        let (connection, node) = open::open(&path, node)?;
+        let path = files::resolve_database_file(&settings.path)?;
+        let lock = lock::lock_database(&path)?;
+        let (connection, node) = open::open_database(&path, node)?;
         let readers = u32::try_from(settings.readers.get()).unwrap_or(u32::MAX);
-        let pool = readers::pool(path.clone(), readers.saturating_add(OTHER_READERS))?;
-        let service_time = ServiceTime::resume(&connection)
+        let pool = readers::open_reader_pool(path.clone(), readers.saturating_add(OTHER_READERS))?;
+        let service_time = IdempotencyClock::resume(&connection)
             .map_err(|source| open_error::open_error(&path, source))?;
         let (jobs, queue) = bounded(settings.queue_max.get());
         let (background, background_queue) = bounded(1);
@@ -195,7 +195,7 @@ impl Store {
         if !self.part.get().is_failing() {
             return;
         }
-        let _ = self.submit(1, writer::write_probe, drop);
+        let _ = self.submit(1, writer::write_writer_probe, drop);
     }
 
     /// Runs `work` in a transaction, and waits until it is committed to the disk. If `work` fails,
@@ -213,7 +213,7 @@ impl Store {
         &self,
         work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
     ) -> Result<PendingWrite<T>, StoreError> {
-        enqueue(&self.jobs, work)
+        enqueue_store_write(&self.jobs, work)
     }
 
     /// As [`Store::write`], but yields to every other waiting job.
@@ -221,7 +221,7 @@ impl Store {
         &self,
         work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        enqueue(&self.background, work)?.wait()
+        enqueue_store_write(&self.background, work)?.wait()
     }
 
     /// As [`Store::write`], but never waits: the writer's thread passes the result to `done`, after
@@ -238,8 +238,8 @@ impl Store {
             done(result);
         };
         self.jobs
-            .try_send(writer::job(work, done))
-            .map_err(|error| queue_error(&error))
+            .try_send(writer::writer_job(work, done))
+            .map_err(|error| store_queue_error(&error))
     }
 
     /// Whether a payment can be accepted. Called before work is prepared, so that a refusal costs
@@ -289,21 +289,21 @@ impl Store {
         });
         self.queries
             .try_send(job)
-            .map_err(|error| queue_error(&error))
+            .map_err(|error| store_queue_error(&error))
     }
 }
 
-fn enqueue<T: Send + 'static>(
-    queue: &Sender<writer::Job>,
+fn enqueue_store_write<T: Send + 'static>(
+    queue: &Sender<writer::BoxedWriterJob>,
     work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
 ) -> Result<PendingWrite<T>, StoreError> {
     let (answer, answered) = bounded(1);
-    let job = writer::job(work, move |result| drop(answer.send(result)));
+    let job = writer::writer_job(work, move |result| drop(answer.send(result)));
     queue.send(job).map_err(|_| StoreError::Closed)?;
     Ok(PendingWrite(answered))
 }
 
-fn queue_error<T>(error: &crossbeam_channel::TrySendError<T>) -> StoreError {
+fn store_queue_error<T>(error: &crossbeam_channel::TrySendError<T>) -> StoreError {
     match error {
         crossbeam_channel::TrySendError::Full(_) => StoreError::Busy,
         crossbeam_channel::TrySendError::Disconnected(_) => StoreError::Closed,
@@ -326,7 +326,7 @@ impl StoppedStore {
 }
 
 /// Whether the database answers.
-pub fn ping(connection: &Connection) -> SqlResult<()> {
+pub fn ping_store(connection: &Connection) -> SqlResult<()> {
     connection.query_row("SELECT 1", [], |_| Ok(()))
 }
 
@@ -339,7 +339,7 @@ mod tests {
     use std::path::PathBuf;
     use std::time::Instant;
 
-    fn settings(path: PathBuf, queue_max: usize) -> config::Database {
+    fn store_settings(path: PathBuf, queue_max: usize) -> config::Database {
         let size = |number| NonZeroUsize::new(number).unwrap();
         config::Database {
             path,
@@ -350,9 +350,9 @@ mod tests {
     }
 
     #[test]
-    fn the_queue_is_bounded_in_payments() {
+    fn the_queue_of_the_store_is_bounded_in_payments() {
         let dir = tempfile::tempdir().unwrap();
-        let opened = Store::open(&settings(dir.path().join("a.db"), 4), None).unwrap();
+        let opened = Store::open(&store_settings(dir.path().join("a.db"), 4), None).unwrap();
         let store = opened.store.clone();
         let (answer, answered) = unbounded();
         let submit = |payments| {
@@ -383,9 +383,9 @@ mod tests {
     }
 
     #[test]
-    fn corruption_found_by_a_read_is_known_before_the_reply() {
+    fn corruption_found_by_a_read_of_the_store_is_known_before_the_reply() {
         let dir = tempfile::tempdir().unwrap();
-        let (store, workers) = Store::open(&settings(dir.path().join("a.db"), 4), None)
+        let (store, workers) = Store::open(&store_settings(dir.path().join("a.db"), 4), None)
             .unwrap()
             .start(&unbounded().0)
             .unwrap();
@@ -416,11 +416,11 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_runs_all_waiting_jobs_and_leaves_one_whole_file() {
+    fn stopping_the_store_runs_all_waiting_jobs_and_leaves_one_whole_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.db");
         let (exits, _exited) = unbounded();
-        let (store, workers) = Store::open(&settings(path, 2), None)
+        let (store, workers) = Store::open(&store_settings(path, 2), None)
             .unwrap()
             .start(&exits)
             .unwrap();

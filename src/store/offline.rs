@@ -17,7 +17,8 @@ pub struct OfflineStore {
 impl OfflineStore {
     /// Opens an existing database.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let (connection, node) = open::open_existing(&files::resolve(path)?)?;
+        let (connection, node) =
+            open::open_existing_database(&files::resolve_database_file(path)?)?;
         Ok(Self { connection, node })
     }
 

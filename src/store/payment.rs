@@ -14,23 +14,24 @@ const ALREADY_PAID: &str = "already paid";
 
 /// Executes a request: stores, for each reservation, a COMPLETED or FAILED payment, its history and
 /// its event. An error rolls back all of it; a FAILED payment is no error of the request.
-pub fn execute(
+pub fn execute_payments(
     tx: &Transaction<'_>,
     new: &NewPayment,
     currency: &str,
     trace: Option<&TraceContext>,
     now: Timestamp,
 ) -> SqlResult<Vec<Payment>> {
-    let mut previous = last_payment(tx, new.user_id)?;
+    let mut previous = last_payment_of_user(tx, new.user_id)?;
     let mut payments = Vec::with_capacity(new.reservations.len());
     for reservation in &new.reservations {
-        let payment = pay(tx, new.user_id, reservation, currency, now)?;
+        let payment =
+            insert_completed_or_failed_payment(tx, new.user_id, reservation, currency, now)?;
         tx.prepare_cached(
             "INSERT INTO payment_history (payment_id, user_id, previous_id, recorded_at) \
                 VALUES (?1, ?2, ?3, ?4)",
         )?
         .execute((payment.id, payment.user_id, previous, now.as_micros()))?;
-        outbox::insert(
+        outbox::insert_outbox_event(
             tx,
             payment.id,
             payment.user_id,
@@ -49,7 +50,7 @@ pub fn execute(
     Ok(payments)
 }
 
-fn last_payment(connection: &Connection, user_id: i64) -> SqlResult<Option<i64>> {
+fn last_payment_of_user(connection: &Connection, user_id: i64) -> SqlResult<Option<i64>> {
     connection
         .prepare_cached("SELECT last_payment_id FROM user_history WHERE user_id = ?1")?
         .query_row([user_id], |row| row.get(0))
@@ -57,7 +58,7 @@ fn last_payment(connection: &Connection, user_id: i64) -> SqlResult<Option<i64>>
 }
 
 /// Inserts a COMPLETED payment, or else a FAILED one with the reason.
-fn pay(
+fn insert_completed_or_failed_payment(
     tx: &Transaction<'_>,
     user_id: i64,
     reservation: &Reservation,
@@ -75,18 +76,18 @@ fn pay(
         paid_by: None,
         executed_at: now,
     };
-    if !insert(tx, &payment)? {
+    if !insert_payment(tx, &payment)? {
         payment.status = Status::Failed;
         payment.failure = Some(ALREADY_PAID.to_owned());
-        payment.paid_by = paid_by(tx, payment.reservation_id)?;
-        insert(tx, &payment)?;
+        payment.paid_by = payment_that_paid(tx, payment.reservation_id)?;
+        insert_payment(tx, &payment)?;
     }
     payment.id = tx.last_insert_rowid();
     Ok(payment)
 }
 
 /// The payment that has paid a reservation.
-fn paid_by(connection: &Connection, reservation_id: i64) -> SqlResult<Option<i64>> {
+fn payment_that_paid(connection: &Connection, reservation_id: i64) -> SqlResult<Option<i64>> {
     connection
         .prepare_cached(
             "SELECT id FROM payment WHERE reservation_id = ?1 AND status = 'COMPLETED'",
@@ -96,17 +97,20 @@ fn paid_by(connection: &Connection, reservation_id: i64) -> SqlResult<Option<i64
 }
 
 /// The COMPLETED payment of a reservation, if there is one.
-pub fn of_reservation(connection: &Connection, reservation_id: i64) -> SqlResult<Option<Payment>> {
+pub fn find_payment_of_reservation(
+    connection: &Connection,
+    reservation_id: i64,
+) -> SqlResult<Option<Payment>> {
     connection
         .prepare_cached(&format!(
             "SELECT {COLUMNS} FROM payment p WHERE p.reservation_id = ?1 AND p.status = 'COMPLETED'"
         ))?
-        .query_row([reservation_id], read)
+        .query_row([reservation_id], read_payment_row)
         .optional()
 }
 
 /// False if the reservation is already paid: the partial unique index reports it.
-fn insert(tx: &Transaction<'_>, payment: &Payment) -> SqlResult<bool> {
+fn insert_payment(tx: &Transaction<'_>, payment: &Payment) -> SqlResult<bool> {
     let inserted = tx
         .prepare_cached(
             "INSERT INTO payment (user_id, reservation_id, amount, currency, status, failure, \
@@ -134,7 +138,7 @@ fn insert(tx: &Transaction<'_>, payment: &Payment) -> SqlResult<bool> {
 
 /// A user's payments, newest first: at most `limit`, from the one before payment `before`, or from
 /// the newest. `None` if `before` is not a payment of this user.
-pub fn history(
+pub fn payment_history(
     connection: &Connection,
     user_id: i64,
     before: Option<i64>,
@@ -146,12 +150,15 @@ pub fn history(
     ))?;
     let mut at = |id| {
         step.query_row((id, user_id), |row| {
-            Ok((read(row)?, row.get::<_, Option<i64>>(COLUMN_COUNT)?))
+            Ok((
+                read_payment_row(row)?,
+                row.get::<_, Option<i64>>(COLUMN_COUNT)?,
+            ))
         })
         .optional()
     };
     let mut next = match before {
-        None => last_payment(connection, user_id)?,
+        None => last_payment_of_user(connection, user_id)?,
         Some(before) => match at(before)? {
             Some((_, previous)) => previous,
             None => return Ok(None),
@@ -168,7 +175,7 @@ pub fn history(
     Ok(Some(payments))
 }
 
-/// The columns that [`read`] expects, from a table `p`. For a FAILED payment they name the payment
+/// The columns that [`read_payment_row`] expects, from a table `p`. For a FAILED payment they name the payment
 /// that has paid its reservation, found by the index `payment_paid`.
 pub(super) const COLUMNS: &str = "p.id, p.user_id, p.reservation_id, p.amount, p.currency, p.status, p.failure, p.executed_at, \
     CASE WHEN p.status = 'FAILED' THEN (SELECT paid.id FROM payment paid \
@@ -178,7 +185,7 @@ pub(super) const COLUMNS: &str = "p.id, p.user_id, p.reservation_id, p.amount, p
 pub(super) const COLUMN_COUNT: usize = 9;
 
 /// A payment from the first columns of a row.
-pub(super) fn read(row: &Row<'_>) -> SqlResult<Payment> {
+pub(super) fn read_payment_row(row: &Row<'_>) -> SqlResult<Payment> {
     let status: String = row.get(5)?;
     Ok(Payment {
         id: row.get(0)?,

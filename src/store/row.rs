@@ -12,6 +12,6 @@ pub(super) fn unknown(column: usize, word: &str) -> rusqlite::Error {
 }
 
 /// A row count as an SQL value.
-pub(super) fn sql_limit(limit: usize) -> i64 {
+pub(super) fn row_limit(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }

@@ -33,18 +33,24 @@ pub struct Partition {
 }
 
 /// The partitions of a topic incarnation. Those of earlier incarnations do not count.
-pub fn partitions(connection: &Connection, topic: &Topic) -> rusqlite::Result<Vec<Partition>> {
+pub fn topic_partitions(
+    connection: &Connection,
+    topic: &Topic,
+) -> rusqlite::Result<Vec<Partition>> {
     connection
         .prepare_cached(&format!(
             "{PARTITION} WHERE topic = ?1 AND topic_id = ?2 ORDER BY \"partition\""
         ))?
-        .query_map((&topic.name, topic.id), read)?
+        .query_map((&topic.name, topic.id), read_topic_partition)?
         .collect()
 }
 
 /// The partitions of the topic with this name, for people: of the consumed incarnation, if there is
 /// one.
-pub fn partitions_by_name(connection: &Connection, name: &str) -> rusqlite::Result<Vec<Partition>> {
+pub fn topic_partitions_by_name(
+    connection: &Connection,
+    name: &str,
+) -> rusqlite::Result<Vec<Partition>> {
     connection
         .prepare_cached(&format!(
             "{PARTITION} WHERE topic = ?1 AND topic_id = coalesce( (SELECT topic_id \
@@ -52,14 +58,14 @@ pub fn partitions_by_name(connection: &Connection, name: &str) -> rusqlite::Resu
                 LIMIT 1), (SELECT topic_id FROM topic_partition WHERE topic = ?1 LIMIT 1)) \
                 ORDER BY \"partition\""
         ))?
-        .query_map([name], read)?
+        .query_map([name], read_topic_partition)?
         .collect()
 }
 
 const PARTITION: &str = "SELECT \"partition\", published_to, consumed_to, last_outbox_id, duplicates, gaps, inversions \
     FROM topic_partition";
 
-fn read(row: &Row<'_>) -> rusqlite::Result<Partition> {
+fn read_topic_partition(row: &Row<'_>) -> rusqlite::Result<Partition> {
     Ok(Partition {
         partition: row.get(0)?,
         published_to: row.get(1)?,
@@ -81,7 +87,7 @@ pub struct PublishedOffsets {
 }
 
 /// Saves how far every event is marked, in the transaction that marks it.
-pub fn save_published_offsets(
+pub fn save_published_topic_offsets(
     tx: &Transaction<'_>,
     reached: &PublishedOffsets,
 ) -> rusqlite::Result<()> {
@@ -120,49 +126,49 @@ pub struct Reconciled {
 /// Marks events that are on the topic already, so that they are not published again. Ids that the
 /// topic has and this database does not know were issued by a later state of it: they are not
 /// issued again.
-pub fn reconcile(
+pub fn reconcile_topic(
     tx: &Transaction<'_>,
     found: &[PublishedRecord],
     reached: &PublishedOffsets,
     now: Timestamp,
 ) -> rusqlite::Result<Reconciled> {
-    record_incarnation(tx, &reached.topic, now)?;
+    record_topic_incarnation(tx, &reached.topic, now)?;
     let mut result = Reconciled::default();
     let mut newest = 0;
     for record in found {
         let notice = record.notice;
-        match outbox::matches(tx, notice)? {
-            Some(true) => result.marked += mark_record(tx, record, now)?,
+        match outbox::match_outbox_event(tx, notice)? {
+            Some(true) => result.marked += mark_topic_record(tx, record, now)?,
             Some(false) => {
                 result.unknown += 1;
-                if outbox::is_unpublished(tx, notice.outbox_id)? {
+                if outbox::is_unpublished_outbox_event(tx, notice.outbox_id)? {
                     let first = result.first_conflict.unwrap_or(notice.outbox_id);
                     result.first_conflict = Some(first.min(notice.outbox_id));
                 }
                 newest = newest.max(notice.outbox_id);
             }
-            None if arrival::is_purged(tx, notice)? => {}
+            None if arrival::is_purged_arrival(tx, notice)? => {}
             None => {
                 result.unknown += 1;
                 // The ids have advanced already after the restore of a backup.
-                if !outbox::is_given(tx, notice.outbox_id)? {
+                if !outbox::outbox_id_was_issued(tx, notice.outbox_id)? {
                     newest = newest.max(notice.outbox_id.max(notice.payment_id));
                 }
             }
         }
     }
     if newest > 0 {
-        super::engine::ids::advance_sequences(tx, newest, now)?;
+        super::engine::ids::advance_id_sequences(tx, newest, now)?;
     }
     // An open conflict has to be found again, should the process end.
     if result.first_conflict.is_none() {
-        save_published_offsets(tx, reached)?;
+        save_published_topic_offsets(tx, reached)?;
     }
     Ok(result)
 }
 
 /// Returns how many events it has marked: 0 if this one was marked already.
-fn mark_record(
+fn mark_topic_record(
     tx: &Transaction<'_>,
     record: &PublishedRecord,
     now: Timestamp,
@@ -174,13 +180,17 @@ fn mark_record(
             offset: Some(record.offset),
         },
     };
-    publication::mark(tx, &receipt, now)
+    publication::record_publication(tx, &receipt, now)
 }
 
 /// Records an incarnation of the topic when the publisher first sees it: earlier events are on an
 /// earlier one. Every event up to the newest delivery was published before, and those after it up
 /// to the next INIT one.
-fn record_incarnation(tx: &Transaction<'_>, topic: &Topic, now: Timestamp) -> rusqlite::Result<()> {
+fn record_topic_incarnation(
+    tx: &Transaction<'_>,
+    topic: &Topic,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
     let known = "SELECT 1 FROM topic_incarnation WHERE topic = ?1 AND topic_id = ?2";
     if tx.prepare_cached(known)?.exists((&topic.name, topic.id))? {
         return Ok(());
@@ -196,7 +206,7 @@ fn record_incarnation(tx: &Transaction<'_>, topic: &Topic, now: Timestamp) -> ru
 }
 
 /// Sets the next offset of partitions where it is unknown, or where the topic no longer has it.
-pub fn set_positions(
+pub fn set_topic_positions(
     tx: &Transaction<'_>,
     topic: &Topic,
     positions: &[(i32, i64)],
@@ -213,7 +223,7 @@ pub fn set_positions(
 
 /// Deletes the state of other topics, and of earlier incarnations of this one. Returns whether
 /// there was any.
-pub fn abandon_others(tx: &Transaction<'_>, topic: Option<&Topic>) -> rusqlite::Result<bool> {
+pub fn abandon_other_topics(tx: &Transaction<'_>, topic: Option<&Topic>) -> rusqlite::Result<bool> {
     let (name, id) = topic.map(|topic| (&topic.name, topic.id)).unzip();
     let sql = "DELETE FROM topic_partition WHERE topic IS NOT ?1 OR topic_id IS NOT ?2";
     Ok(tx.prepare_cached(sql)?.execute((name, id))? > 0)

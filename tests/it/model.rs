@@ -24,8 +24,10 @@ use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::arrival::{self, AcceptOutcome};
 use payrelay::store::backlog::{Backlog, BacklogCounter};
 use payrelay::store::dead_letter::{self, DeadRecord};
-use payrelay::store::dead_letter_action::{self, Action, Outcome, ResolveRequest, Selection};
-use payrelay::store::delivery::{self, Carrier, Outcome as DeliveryOutcome, PendingDelivery};
+use payrelay::store::dead_letter_action::{
+    self, DeadLetterAction, DeadLetterOutcome, DeadLetterRequest, DeadLetterSelection,
+};
+use payrelay::store::delivery::{self, Carrier, DeliveryOutcome, PendingDelivery};
 use payrelay::store::outbox;
 use payrelay::store::payment;
 use payrelay::store::publication::{self, Destination, Receipt};
@@ -72,8 +74,8 @@ enum Job {
         value: Option<Vec<u8>>,
     },
     Act {
-        action: Action,
-        which: Selection,
+        action: DeadLetterAction,
+        which: DeadLetterSelection,
         dry_run: bool,
     },
     Route(Vec<Route>),
@@ -92,7 +94,7 @@ enum Answer {
     Count(usize),
     Payments(Vec<Payment>),
     Arrival(AcceptOutcome),
-    Outcomes(Vec<Outcome>),
+    Outcomes(Vec<DeadLetterOutcome>),
     Refused,
 }
 
@@ -122,17 +124,24 @@ struct ChannelView {
 fn run(job: &Job, tx: &Transaction<'_>, node: &NodeId, now: Timestamp) -> SqlResult<Answer> {
     let done = |result: SqlResult<()>| result.map(|()| Answer::Done);
     match job {
-        Job::Pay(new) => payment::execute(tx, new, CURRENCY, None, now).map(Answer::Payments),
-        Job::Publish(receipts) => done(publication::mark_published(tx, receipts, now)),
-        Job::Accept(notice) => arrival::accept(tx, *notice, now).map(Answer::Arrival),
-        Job::Send(ids) => done(delivery::mark_sending(tx, ids)),
-        Job::Release(ids) => done(delivery::record_outcome(
+        Job::Pay(new) => {
+            payment::execute_payments(tx, new, CURRENCY, None, now).map(Answer::Payments)
+        }
+        Job::Publish(receipts) => done(publication::record_publications(tx, receipts, now)),
+        Job::Accept(notice) => arrival::accept_arrival(tx, *notice, now).map(Answer::Arrival),
+        Job::Send(ids) => done(delivery::mark_deliveries_sending(tx, ids)),
+        Job::Release(ids) => done(delivery::record_delivery_outcome(
             tx,
             ids,
             &DeliveryOutcome::Requeued,
             now,
         )),
-        Job::Deliver(ids) => done(delivery::mark_delivered(tx, ids, Carrier::Single, now)),
+        Job::Deliver(ids) => done(delivery::mark_deliveries_delivered(
+            tx,
+            ids,
+            Carrier::Single,
+            now,
+        )),
         Job::Fail {
             ids,
             error,
@@ -143,15 +152,20 @@ fn run(job: &Job, tx: &Transaction<'_>, node: &NodeId, now: Timestamp) -> SqlRes
             } else {
                 DeliveryOutcome::Failed
             };
-            done(delivery::record_outcome(
+            done(delivery::record_delivery_outcome(
                 tx,
                 ids,
                 &failed(error.clone()),
                 now,
             ))
         }
-        Job::Recover => delivery::recover(tx).map(Answer::Count),
-        Job::Bury { id, reason } => done(delivery::bury(tx, *id, reason.as_deref(), now)),
+        Job::Recover => delivery::recover_deliveries(tx).map(Answer::Count),
+        Job::Bury { id, reason } => done(delivery::dead_letter_delivery(
+            tx,
+            *id,
+            reason.as_deref(),
+            now,
+        )),
         Job::Keep {
             offset,
             event_id,
@@ -170,14 +184,14 @@ fn run(job: &Job, tx: &Transaction<'_>, node: &NodeId, now: Timestamp) -> SqlRes
                     .map(|id| ("ce_id".to_owned(), Some(id.clone())))
                     .collect(),
             };
-            done(dead_letter::insert_record(tx, &record, now))
+            done(dead_letter::insert_dead_record(tx, &record, now))
         }
         Job::Act {
             action,
             which,
             dry_run,
         } => {
-            let order = ResolveRequest {
+            let order = DeadLetterRequest {
                 action: *action,
                 which: *which,
                 dry_run: *dry_run,
@@ -187,10 +201,12 @@ fn run(job: &Job, tx: &Transaction<'_>, node: &NodeId, now: Timestamp) -> SqlRes
             };
             dead_letter_action::resolve(tx, order).map(Answer::Outcomes)
         }
-        Job::Route(routes) => done(route::replace(tx, routes)),
-        Job::Purge { cutoff, limit } => outbox::purge(tx, *cutoff, *limit).map(Answer::Count),
+        Job::Route(routes) => done(route::replace_routes(tx, routes)),
+        Job::Purge { cutoff, limit } => {
+            outbox::purge_outbox(tx, *cutoff, *limit).map(Answer::Count)
+        }
         Job::Spoil(new) => {
-            payment::execute(tx, new, CURRENCY, None, now)?;
+            payment::execute_payments(tx, new, CURRENCY, None, now)?;
             tx.execute("INSERT INTO nowhere VALUES (1)", [])
                 .map(|_| Answer::Done)
         }
@@ -201,7 +217,7 @@ fn view(store: &Store, model: &Model) -> View {
     let look = |connection: &payrelay::store::Connection| -> SqlResult<View> {
         let mut ways = Vec::new();
         loop {
-            ways.push(timeline::find(
+            ways.push(timeline::find_payment_timeline(
                 connection,
                 i64::try_from(ways.len()).unwrap() + 1,
             )?);
@@ -212,14 +228,14 @@ fn view(store: &Store, model: &Model) -> View {
         let history = |user| {
             Ok((
                 user,
-                payment::history(connection, user, None, usize::MAX)?.unwrap(),
+                payment::payment_history(connection, user, None, usize::MAX)?.unwrap(),
             ))
         };
         let channel = |channel: String| {
             Ok(ChannelView {
-                waiting: delivery::waiting(connection, &channel, usize::MAX)?,
+                waiting: delivery::pending_deliveries(connection, &channel, usize::MAX)?,
                 more: (0..4)
-                    .map(|n| delivery::more_than(connection, &channel, n))
+                    .map(|n| delivery::has_more_deliveries_than(connection, &channel, n))
                     .collect::<SqlResult<_>>()?,
                 channel,
             })
@@ -231,11 +247,11 @@ fn view(store: &Store, model: &Model) -> View {
                 .query_map([table], |row| row.get(0))?
                 .collect::<SqlResult<Vec<i64>>>()
         };
-        let letters = dead_letter::list(connection, false, 0, usize::MAX)?;
+        let letters = dead_letter::list_dead_letters(connection, false, 0, usize::MAX)?;
         Ok(View {
             ways,
             histories: USERS.map(history).collect::<SqlResult<_>>()?,
-            unpublished: outbox::unpublished(connection, 0, usize::MAX)?,
+            unpublished: outbox::unpublished_outbox_events(connection, 0, usize::MAX)?,
             channels: model
                 .channels()
                 .into_iter()
@@ -266,7 +282,7 @@ fn assert_pages(store: &Store, model: &Model, whole: &View) {
         for (user, payments) in &whole.histories {
             let (mut pages, mut before) = (Vec::new(), None);
             loop {
-                let page = payment::history(connection, *user, before, 2)?
+                let page = payment::payment_history(connection, *user, before, 2)?
                     .expect("it continues from its own payment");
                 let Some(last) = page.last() else { break };
                 before = Some(last.id);
@@ -280,7 +296,7 @@ fn assert_pages(store: &Store, model: &Model, whole: &View) {
                 .find(|way| way.payment.user_id != *user);
             if let Some(way) = foreign {
                 assert_eq!(
-                    payment::history(connection, *user, Some(way.payment.id), 2)?,
+                    payment::payment_history(connection, *user, Some(way.payment.id), 2)?,
                     None
                 );
             }
@@ -293,8 +309,11 @@ fn assert_pages(store: &Store, model: &Model, whole: &View) {
             .take(3)
             .cloned()
             .collect();
-        assert_eq!(outbox::unpublished(connection, after, 3)?, rest);
-        let open = dead_letter::list(connection, true, 1, 2)?;
+        assert_eq!(
+            outbox::unpublished_outbox_events(connection, after, 3)?,
+            rest
+        );
+        let open = dead_letter::list_dead_letters(connection, true, 1, 2)?;
         let open: Vec<_> = open
             .iter()
             .map(|letter| serde_json::to_value(letter).unwrap())
@@ -663,12 +682,12 @@ impl Pair {
                 let letter = |pick: u8| 1 + i64::from(pick) % (model.last_letter() + 1);
                 Job::Act {
                     action: if discard {
-                        Action::Discard
+                        DeadLetterAction::Discard
                     } else {
-                        Action::Replay
+                        DeadLetterAction::Replay
                     },
-                    which: one.map_or(Selection::Open { after: 0, limit: 3 }, |pick| {
-                        Selection::Id(letter(pick))
+                    which: one.map_or(DeadLetterSelection::Open { after: 0, limit: 3 }, |pick| {
+                        DeadLetterSelection::Id(letter(pick))
                     }),
                     dry_run,
                 }

@@ -20,7 +20,9 @@ use payrelay::slack::message::MessageStyle;
 use payrelay::slack::notifier::{self, Notifier, Step};
 use payrelay::slack::webhook::Slack;
 use payrelay::store::dead_letter::DeadRecord;
-use payrelay::store::dead_letter_action::{self, Action, ResolveRequest, Selection};
+use payrelay::store::dead_letter_action::{
+    self, DeadLetterAction, DeadLetterRequest, DeadLetterSelection,
+};
 use payrelay::store::timeline;
 use payrelay::store::{Transaction, dead_letter, delivery};
 use proptest::prelude::*;
@@ -175,7 +177,7 @@ fn completed(ids: impl IntoIterator<Item = i64>) -> Vec<String> {
 fn delivered(database: &Database, id: i64) -> delivery::Notification {
     let way = database
         .store()
-        .read(|connection| timeline::find(connection, id))
+        .read(|connection| timeline::find_payment_timeline(connection, id))
         .unwrap()
         .unwrap();
     way.notification.unwrap()
@@ -307,7 +309,7 @@ fn a_channel_that_is_closed_is_paused_probed_and_resumed() {
         teller.advance(PROBE);
         assert_eq!(teller.wait(), PROBE, "one slow probe");
         assert_eq!(slack.attempts(), 2);
-        teller.resume.now();
+        teller.resume.resume_now();
         assert_eq!(teller.step(), Step::Progress, "the operator need not wait");
         teller.finish();
         assert_eq!(slack.messages(), completed(1..=50));
@@ -552,7 +554,7 @@ fn a_payment_that_cannot_be_delivered_is_dead_lettered_and_the_others_continue()
     );
     let letters = database
         .store()
-        .read(|connection| dead_letter::list(connection, true, 0, 9))
+        .read(|connection| dead_letter::list_dead_letters(connection, true, 0, 9))
         .unwrap();
     assert_eq!(
         (letters.len(), letters[0].reason.as_str()),
@@ -1341,7 +1343,7 @@ fn a_dead_record_is_accepted_when_it_is_known_and_stays_when_it_is_not() {
     let keep = move |tx: &Transaction<'_>| {
         records
             .iter()
-            .try_for_each(|r| dead_letter::insert_record(tx, r, now))
+            .try_for_each(|r| dead_letter::insert_dead_record(tx, r, now))
     };
     database.store().write(keep).unwrap();
     let act = |action, which| {
@@ -1349,7 +1351,7 @@ fn a_dead_record_is_accepted_when_it_is_known_and_stays_when_it_is_not() {
         let order = move |tx: &Transaction<'_>| {
             dead_letter_action::resolve(
                 tx,
-                ResolveRequest {
+                DeadLetterRequest {
                     action,
                     which,
                     dry_run: false,
@@ -1361,7 +1363,10 @@ fn a_dead_record_is_accepted_when_it_is_known_and_stays_when_it_is_not() {
         };
         database.store().write(order).unwrap()
     };
-    let outcomes = act(Action::Replay, Selection::Open { after: 0, limit: 9 });
+    let outcomes = act(
+        DeadLetterAction::Replay,
+        DeadLetterSelection::Open { after: 0, limit: 9 },
+    );
     let said: Vec<_> = outcomes
         .iter()
         .map(|outcome| (outcome.outcome.as_str(), outcome.resolved))
@@ -1374,7 +1379,7 @@ fn a_dead_record_is_accepted_when_it_is_known_and_stays_when_it_is_not() {
     let open = || {
         database
             .store()
-            .read(|connection| dead_letter::list(connection, true, 0, 9))
+            .read(|connection| dead_letter::list_dead_letters(connection, true, 0, 9))
             .unwrap()
     };
     assert_eq!(
@@ -1387,11 +1392,14 @@ fn a_dead_record_is_accepted_when_it_is_known_and_stays_when_it_is_not() {
         (1, 2, 2, 1)
     );
     assert_eq!(
-        act(Action::Discard, Selection::Id(2))[0].outcome,
+        act(DeadLetterAction::Discard, DeadLetterSelection::Id(2))[0].outcome,
         "discarded"
     );
     assert_eq!(
-        (open().len(), act(Action::Discard, Selection::Id(3)).len()),
+        (
+            open().len(),
+            act(DeadLetterAction::Discard, DeadLetterSelection::Id(3)).len()
+        ),
         (0, 0)
     );
 }
@@ -1402,12 +1410,12 @@ fn a_payment_that_dies_again_is_the_same_letter() {
     let node = database.store().node().clone();
     let now = payrelay::domain::timestamp::Timestamp::now();
     let twice = move |tx: &Transaction<'_>| {
-        delivery::bury(tx, 1, Some("first"), now)?;
-        let which = Selection::Id(1);
+        delivery::dead_letter_delivery(tx, 1, Some("first"), now)?;
+        let which = DeadLetterSelection::Id(1);
         dead_letter_action::resolve(
             tx,
-            ResolveRequest {
-                action: Action::Replay,
+            DeadLetterRequest {
+                action: DeadLetterAction::Replay,
                 which,
                 dry_run: false,
                 node: &node,
@@ -1415,10 +1423,10 @@ fn a_payment_that_dies_again_is_the_same_letter() {
                 now,
             },
         )?;
-        delivery::bury(tx, 1, Some("second"), now)?;
+        delivery::dead_letter_delivery(tx, 1, Some("second"), now)?;
         // It is dead already.
-        delivery::bury(tx, 1, Some("third"), now)?;
-        dead_letter::list(tx, true, 0, 9)
+        delivery::dead_letter_delivery(tx, 1, Some("third"), now)?;
+        dead_letter::list_dead_letters(tx, true, 0, 9)
     };
     let letters = database.store().write(twice).unwrap();
     assert_eq!(

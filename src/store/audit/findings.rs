@@ -38,7 +38,11 @@ impl<'a> Findings<'a> {
         }
     }
 
-    pub(super) fn run(&mut self, check: &Check, params: impl Params) -> Result<(), StoreError> {
+    pub(super) fn run_check(
+        &mut self,
+        check: &Check,
+        params: impl Params,
+    ) -> Result<(), StoreError> {
         self.collect(check.kind, check.what, check.sql, params, |row| {
             row.get(0).map(Some)
         })
@@ -46,7 +50,7 @@ impl<'a> Findings<'a> {
 
     /// Also rows that an index lacks: they would never be published or delivered
     /// (<https://sqlite.org/pragma.html#pragma_integrity_check>).
-    pub(super) fn damage(&mut self) -> Result<(), StoreError> {
+    pub(super) fn check_integrity(&mut self) -> Result<(), StoreError> {
         self.collect(
             DAMAGED,
             DAMAGED_FILE,
@@ -57,7 +61,7 @@ impl<'a> Findings<'a> {
     }
 
     /// Tables with a check of their own are left out.
-    pub(super) fn foreign_keys(&mut self) -> Result<(), StoreError> {
+    pub(super) fn check_foreign_keys(&mut self) -> Result<(), StoreError> {
         let sql = "SELECT \"table\", rowid, parent FROM pragma_foreign_key_check \
                    WHERE \"table\" NOT IN ('delivery', 'payment_history', 'idempotency_key')";
         self.collect(
@@ -77,7 +81,7 @@ impl<'a> Findings<'a> {
     }
 
     /// The one finding of damage, whichever check has found it.
-    fn damaged(&mut self) -> &mut Finding {
+    fn damage_finding(&mut self) -> &mut Finding {
         let known = self.found.iter().position(|seen| seen.kind == DAMAGED);
         let at = known.unwrap_or_else(|| {
             self.found.push(Finding {
@@ -124,7 +128,7 @@ impl<'a> Findings<'a> {
             // That is an answer as well: the file is not what it was.
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt) => {
                 let limit = self.limit;
-                let damaged = self.damaged();
+                let damaged = self.damage_finding();
                 damaged.count += 1;
                 if damaged.examples.len() < limit {
                     damaged

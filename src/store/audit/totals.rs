@@ -9,7 +9,7 @@ use crate::store::StoreError;
 
 /// The number of rows of each kind.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Totals {
+pub struct AuditTotals {
     /// Payments, by status.
     pub payments: BTreeMap<String, i64>,
     /// Events in the outbox, by status.
@@ -20,7 +20,7 @@ pub struct Totals {
     pub deliveries: BTreeMap<String, i64>,
 }
 
-pub(super) fn totals(tx: &Transaction<'_>) -> Result<Totals, StoreError> {
+pub(super) fn count_audit_totals(tx: &Transaction<'_>) -> Result<AuditTotals, StoreError> {
     let by_status = |table| -> rusqlite::Result<BTreeMap<String, i64>> {
         let mut statement = tx.prepare(&format!(
             "SELECT status, count(*) FROM {table} GROUP BY status"
@@ -29,7 +29,7 @@ pub(super) fn totals(tx: &Transaction<'_>) -> Result<Totals, StoreError> {
             .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
             .collect()
     };
-    Ok(Totals {
+    Ok(AuditTotals {
         payments: by_status("payment")?,
         events: by_status("outbox")?,
         events_purged: tx.query_row("SELECT events_purged FROM node", [], |row| row.get(0))?,

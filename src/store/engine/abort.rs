@@ -43,7 +43,7 @@ pub(in crate::store) fn abort_on_ambiguous_commit(
     if let Err(error) = &result
         && error
             .sqlite_error()
-            .is_none_or(|error| !comes_before_the_sync(error.extended_code))
+            .is_none_or(|error| !is_safe_without_abort(error.extended_code))
     {
         abort_process(error);
     }
@@ -54,7 +54,7 @@ pub(in crate::store) fn abort_on_ambiguous_commit(
 /// lock, a constraint, an interruption, an unreadable page, a disk that rejects the frame
 /// (sqlite3PagerCommitPhaseOne and walFrames in SQLite's source). Any other error may follow the
 /// sync.
-fn comes_before_the_sync(extended_code: i32) -> bool {
+fn is_safe_without_abort(extended_code: i32) -> bool {
     let before = [
         SQLITE_BUSY,
         SQLITE_LOCKED,
@@ -92,7 +92,7 @@ mod tests {
     };
 
     #[test]
-    fn an_error_of_a_commit_that_may_follow_the_sync_ends_the_process() {
+    fn a_commit_error_that_may_follow_the_sync_aborts_the_process() {
         for code in [
             SQLITE_BUSY,
             SQLITE_FULL,
@@ -100,7 +100,7 @@ mod tests {
             SQLITE_IOERR_WRITE,
             SQLITE_CORRUPT,
         ] {
-            assert!(comes_before_the_sync(code), "{code}");
+            assert!(is_safe_without_abort(code), "{code}");
         }
         let after = [
             SQLITE_NOMEM,
@@ -113,7 +113,7 @@ mod tests {
             SQLITE_PROTOCOL,
         ];
         for code in after {
-            assert!(!comes_before_the_sync(code), "{code}");
+            assert!(!is_safe_without_abort(code), "{code}");
         }
     }
 }

@@ -127,7 +127,10 @@ impl CheckpointControl {
                     // that moment.
                     self.next = pages.saturating_add(CHECKPOINT_PAGES);
                     let rounds = u32::try_from(pages / CHECKPOINT_PAGES).unwrap_or(0);
-                    return abort_on_failed_sync(finish(connection, rounds.saturating_sub(1)));
+                    return abort_on_failed_sync(finish_checkpoint(
+                        connection,
+                        rounds.saturating_sub(1),
+                    ));
                 }
             }
         }
@@ -135,18 +138,18 @@ impl CheckpointControl {
     }
 }
 
-fn finish(connection: &Connection, missed: u32) -> rusqlite::Result<()> {
+fn finish_checkpoint(connection: &Connection, missed: u32) -> rusqlite::Result<()> {
     if missed == 0 {
-        return copy(connection, "PRAGMA wal_checkpoint(PASSIVE)");
+        return run_checkpoint(connection, "PRAGMA wal_checkpoint(PASSIVE)");
     }
     connection.busy_timeout(READER_WAIT.equal_jitter(missed, 1.0))?;
-    let result = copy(connection, "PRAGMA wal_checkpoint(RESTART)");
+    let result = run_checkpoint(connection, "PRAGMA wal_checkpoint(RESTART)");
     connection.busy_timeout(BUSY_TIMEOUT)?;
     result
 }
 
 /// A checkpoint that readers blocked has copied fewer pages: the next one copies the rest.
-fn copy(connection: &Connection, pragma: &str) -> rusqlite::Result<()> {
+fn run_checkpoint(connection: &Connection, pragma: &str) -> rusqlite::Result<()> {
     connection.prepare_cached(pragma)?.query_row([], |_| Ok(()))
 }
 
@@ -159,9 +162,10 @@ impl Checkpointer {
                 recv(self.woken) -> woken => if woken.is_err() { return },
             }
             // The second checkpoint is short: it copies the pages that were added during the first.
-            if let Err(error) =
-                abort_on_failed_sync(self.copy_and_sync().and_then(|()| self.copy_and_sync()))
-            {
+            if let Err(error) = abort_on_failed_sync(
+                self.checkpoint_and_sync()
+                    .and_then(|()| self.checkpoint_and_sync()),
+            ) {
                 log::warn!(
                     "the database's log could not be copied back, the next round will try again: \
                         {error}"
@@ -173,8 +177,8 @@ impl Checkpointer {
 
     /// SQLite syncs the file only after it has copied the whole WAL, which happens on the writer's
     /// thread. Then little is left to be synced.
-    fn copy_and_sync(&self) -> rusqlite::Result<()> {
-        copy(&self.connection, "PRAGMA wal_checkpoint(PASSIVE)")?;
+    fn checkpoint_and_sync(&self) -> rusqlite::Result<()> {
+        run_checkpoint(&self.connection, "PRAGMA wal_checkpoint(PASSIVE)")?;
         if let Err(error) = self.file.sync_data() {
             abort_process(&error);
         }
@@ -198,7 +202,7 @@ mod tests {
 
     /// A short read in one snapshot: the writer waits 10 to 80 ms for a moment without readers,
     /// also on a slow machine.
-    fn read_for_a_while(connection: &Connection) -> SqlResult<i64> {
+    fn read_during_checkpoints(connection: &Connection) -> SqlResult<i64> {
         let numbers =
             "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300)";
         connection.query_row(
@@ -209,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wal_stays_short_while_readers_never_stop() {
+    fn checkpoints_keep_the_wal_short_while_readers_never_stop() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.db");
         let size = |number| NonZeroUsize::new(number).unwrap();
@@ -232,7 +236,7 @@ mod tests {
             for _ in 0..3 {
                 scope.spawn(|| {
                     while !done.load(Ordering::Relaxed) {
-                        store.read(read_for_a_while).unwrap();
+                        store.read(read_during_checkpoints).unwrap();
                     }
                 });
             }

@@ -74,7 +74,7 @@ mod tests {
     };
 
     #[test]
-    fn only_errors_of_damage_set_the_flag_for_good() {
+    fn only_errors_of_corruption_set_the_flag_for_good() {
         let error = |code| Error::SqliteFailure(ffi::Error::new(code), None);
         for code in [SQLITE_BUSY, SQLITE_FULL, SQLITE_IOERR] {
             let damage = CorruptionFlag::none();

@@ -6,7 +6,7 @@ use crate::domain::node_id::NodeId;
 use crate::domain::timestamp::Timestamp;
 
 /// The stored id; the first start stores the configured one, or a random one.
-pub(super) fn node_id(
+pub(super) fn load_or_create_node_id(
     connection: &mut Connection,
     configured: Option<&NodeId>,
 ) -> rusqlite::Result<NodeId> {

@@ -25,7 +25,7 @@ pub enum OpenError {
     /// The folder or a file cannot be used.
     #[error(
         "database.path {path}: {source}; {}",
-        io_advice(source, "the folder must exist and be writable")
+        open_error_io_advice(source, "the folder must exist and be writable")
     )]
     Io {
         /// The file that failed.
@@ -36,7 +36,7 @@ pub enum OpenError {
     /// The disk does not keep the WAL.
     #[error(
         "database.path {path}: its WAL cannot be written to the disk: {source}; {}",
-        io_advice(source, DISK_FAILS)
+        open_error_io_advice(source, DISK_FAILS)
     )]
     WalNotSynced {
         /// The database.
@@ -152,7 +152,7 @@ const FREE_SPACE: &str = "free space on the disk";
 const DISK_FAILS: &str = "the disk or its file system fails: see the kernel's log";
 
 /// What to do about an error of the operating system.
-fn io_advice(error: &io::Error, otherwise: &'static str) -> &'static str {
+fn open_error_io_advice(error: &io::Error, otherwise: &'static str) -> &'static str {
     if error.kind() == io::ErrorKind::StorageFull {
         FREE_SPACE
     } else {

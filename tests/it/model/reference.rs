@@ -10,7 +10,9 @@ use payrelay::domain::payment::{NewPayment, Payment, Status};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::arrival::AcceptOutcome;
 use payrelay::store::backlog::Backlog;
-use payrelay::store::dead_letter_action::{Action, Outcome, Selection};
+use payrelay::store::dead_letter_action::{
+    DeadLetterAction, DeadLetterOutcome, DeadLetterSelection,
+};
 use payrelay::store::delivery::{Notification, PendingDelivery};
 use payrelay::store::outbox::EventState;
 use payrelay::store::publication::{Destination, Receipt};
@@ -399,10 +401,15 @@ impl Model {
         self.letters.insert(self.last_letter, letter);
     }
 
-    fn act(&mut self, action: Action, which: Selection, now: Timestamp) -> Vec<Outcome> {
+    fn act(
+        &mut self,
+        action: DeadLetterAction,
+        which: DeadLetterSelection,
+        now: Timestamp,
+    ) -> Vec<DeadLetterOutcome> {
         let ids: Vec<i64> = match which {
-            Selection::Id(id) => vec![id],
-            Selection::Open { after, limit } => {
+            DeadLetterSelection::Id(id) => vec![id],
+            DeadLetterSelection::Open { after, limit } => {
                 let open = self
                     .letters
                     .iter()
@@ -415,23 +422,28 @@ impl Model {
             .collect()
     }
 
-    fn act_on(&mut self, id: i64, action: Action, now: Timestamp) -> Option<Outcome> {
+    fn act_on(
+        &mut self,
+        id: i64,
+        action: DeadLetterAction,
+        now: Timestamp,
+    ) -> Option<DeadLetterOutcome> {
         let letter = self.letters.get(&id)?.clone();
         if letter.state != "OPEN" {
-            let wanted = if action == Action::Replay {
+            let wanted = if action == DeadLetterAction::Replay {
                 "REPLAYED"
             } else {
                 "DISCARDED"
             };
             let outcome = format!("nothing was done: it is {}", letter.state);
-            return Some(Outcome {
+            return Some(DeadLetterOutcome {
                 id,
                 outcome,
                 resolved: letter.state == wanted,
             });
         }
         let attempt = match (action, &letter.of) {
-            (Action::Discard, of) => {
+            (DeadLetterAction::Discard, of) => {
                 if let Of::Event { id, .. } = *of {
                     let rejected = self
                         .events
@@ -449,7 +461,7 @@ impl Model {
                 }
                 Ok("discarded".to_owned())
             }
-            (Action::Replay, Of::Event { id, .. })
+            (DeadLetterAction::Replay, Of::Event { id, .. })
                 if self
                     .events
                     .get(id)
@@ -458,7 +470,7 @@ impl Model {
                 self.events.get_mut(id)?.rejection = None;
                 Ok("waits to be published again".to_owned())
             }
-            (Action::Replay, Of::Event { id, .. }) => match self.deliveries.get_mut(id) {
+            (DeadLetterAction::Replay, Of::Event { id, .. }) => match self.deliveries.get_mut(id) {
                 Some(row) if row.status == "DEAD" => {
                     row.status = "PENDING";
                     Ok("waits to be delivered again".to_owned())
@@ -466,7 +478,7 @@ impl Model {
                 _ => Err("its delivery no longer exists: discard it".to_owned()),
             },
             (
-                Action::Replay,
+                DeadLetterAction::Replay,
                 Of::Record {
                     event_id, value, ..
                 },
@@ -490,14 +502,14 @@ impl Model {
         let (Ok(outcome) | Err(outcome)) = attempt;
         let letter = self.letters.get_mut(&id)?;
         match (action, resolved) {
-            (Action::Replay, true) => letter.state = "REPLAYED",
-            (Action::Replay, false) => letter.count += 1,
-            (Action::Discard, _) => letter.state = "DISCARDED",
+            (DeadLetterAction::Replay, true) => letter.state = "REPLAYED",
+            (DeadLetterAction::Replay, false) => letter.count += 1,
+            (DeadLetterAction::Discard, _) => letter.state = "DISCARDED",
         }
         letter.actions.push(
             json!({"action": action.as_str(), "origin": ORIGIN, "outcome": outcome, "at": now}),
         );
-        Some(Outcome {
+        Some(DeadLetterOutcome {
             id,
             outcome,
             resolved,
