@@ -9,10 +9,11 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use payrelay::config::Config;
 use payrelay::domain::timestamp::Timestamp;
-use payrelay::store::dead_letter;
+use payrelay::store::dead_letter::{self, DeadLetterFilter};
 use payrelay::store::dead_letter_action::{
     self, DeadLetterAction, DeadLetterOutcome, DeadLetterRequest,
 };
+use payrelay::store::origin::Origin;
 use payrelay::store::{OfflineStore, StoreError};
 
 use super::output::{Output, print_error, temporary_error};
@@ -60,7 +61,8 @@ impl DeadLetters {
     pub(super) fn run(&self, config: &Config) -> u8 {
         with_database(config, |database| {
             let result = match self {
-                Self::List { all } => list(&database, !all),
+                Self::List { all: true } => list(&database, DeadLetterFilter::All),
+                Self::List { all: false } => list(&database, DeadLetterFilter::Open),
                 Self::Replay(selection) => {
                     Resolver::new(database, DeadLetterAction::Replay, selection).run()
                 }
@@ -73,12 +75,12 @@ impl DeadLetters {
     }
 }
 
-fn list(database: &OfflineStore, open_only: bool) -> Result<u8, StoreError> {
+fn list(database: &OfflineStore, filter: DeadLetterFilter) -> Result<u8, StoreError> {
     let mut output = Output::default();
     let mut after = Some(0);
     while let Some(id) = after {
         let letters = database
-            .read(|connection| dead_letter::list_dead_letters(connection, open_only, id, BATCH))?;
+            .read(|connection| dead_letter::list_dead_letters(connection, filter, id, BATCH))?;
         // Serializing our own types cannot fail.
         let is_open = letters
             .iter()
@@ -98,11 +100,7 @@ struct Resolver<'a> {
 }
 
 impl<'a> Resolver<'a> {
-    fn new(
-        database: OfflineStore,
-        action: DeadLetterAction,
-        selection: &'a Selection,
-    ) -> Self {
+    fn new(database: OfflineStore, action: DeadLetterAction, selection: &'a Selection) -> Self {
         Self {
             database,
             action,
@@ -155,10 +153,10 @@ impl<'a> Resolver<'a> {
                 which,
                 dry_run: self.selection.dry_run,
                 node: &node,
-                origin: "command line",
+                origin: Origin::CommandLine,
                 now: Timestamp::now(),
             };
-            dead_letter_action::resolve(tx, request)
+            dead_letter_action::act_on_dead_letters(tx, request)
         })
     }
 

@@ -6,32 +6,17 @@
 
 use crate::domain::node_id::{NodeId, parse_id};
 use crate::domain::payment::Status;
+use crate::domain::text_enum::text_enum;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::trace_context::TraceContext;
 
-/// The outcome of a payment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EventType {
-    /// The payment is COMPLETED.
-    Completed,
-    /// The payment is FAILED.
-    Failed,
-}
-
-impl EventType {
-    /// The `CloudEvents` type, also the outbox's.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Completed => "payment.completed",
-            Self::Failed => "payment.failed",
-        }
-    }
-
-    /// The reverse of [`EventType::as_str`].
-    pub fn parse(text: &str) -> Option<Self> {
-        [Self::Completed, Self::Failed]
-            .into_iter()
-            .find(|kind| kind.as_str() == text)
+text_enum! {
+    /// The `CloudEvents` type of an event, also in the outbox: the outcome of its payment.
+    pub enum EventType {
+        /// The payment is COMPLETED.
+        Completed = "payment.completed",
+        /// The payment is FAILED.
+        Failed = "payment.failed",
     }
 }
 

@@ -7,6 +7,7 @@ pub mod loopback;
 pub mod node_id;
 pub mod payment;
 pub mod template;
+pub(crate) mod text_enum;
 pub mod timestamp;
 pub mod token;
 pub mod topic;

@@ -8,6 +8,7 @@ use std::marker::PhantomData;
 use serde::de::value::MapAccessDeserializer;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
+use crate::domain::text_enum::text_enum;
 use crate::domain::timestamp::Timestamp;
 
 /// The maximum number of reservations of one request.
@@ -219,14 +220,14 @@ impl<'de> Deserialize<'de> for PaymentNumber {
     }
 }
 
-/// The outcome of a payment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum Status {
-    /// It was executed.
-    Completed,
-    /// It was not; the payment's `failure` has the reason.
-    Failed,
+text_enum! {
+    /// The outcome of a payment.
+    pub enum Status {
+        /// It was executed.
+        Completed = "COMPLETED",
+        /// It was not; the payment's `failure` has the reason.
+        Failed = "FAILED",
+    }
 }
 
 /// A stored payment.

@@ -43,7 +43,8 @@ impl Timestamp {
         // 08:49:37 1994".
         let civil = |format| jiff::civil::DateTime::strptime(format, text).ok();
         let obsolete = || {
-            let date = civil("%A, %d-%b-%y %H:%M:%S GMT").or_else(|| civil("%a %b %e %H:%M:%S %Y"))?;
+            let date =
+                civil("%A, %d-%b-%y %H:%M:%S GMT").or_else(|| civil("%a %b %e %H:%M:%S %Y"))?;
             date.to_zoned(jiff::tz::TimeZone::UTC)
                 .ok()
                 .map(|zoned| zoned.timestamp())
@@ -203,7 +204,11 @@ mod tests {
                 .unwrap()
                 .strftime("%a, %d %b %Y %H:%M:%S GMT")
                 .to_string();
-            assert_eq!(Timestamp::parse_http_date(&written), Some(time), "{written}");
+            assert_eq!(
+                Timestamp::parse_http_date(&written),
+                Some(time),
+                "{written}"
+            );
             true
         });
     }

@@ -11,10 +11,11 @@ use super::query::{PAGE, PAGE_MAX, id_in_path, no_parameters, number, page_size,
 use super::response::{Body, json};
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::{Health, HealthLevel};
-use crate::store::dead_letter::{self, DeadLetterView};
+use crate::store::dead_letter::{self, DeadLetterFilter, DeadLetterView};
 use crate::store::dead_letter_action::{
     self, DeadLetterAction, DeadLetterOutcome, DeadLetterRequest, DeadLetterSelection,
 };
+use crate::store::origin::Origin;
 use crate::store::{Connection, Transaction, channel_action, relay_action, topic};
 
 /// A request for an existing endpoint.
@@ -344,7 +345,7 @@ impl App {
 
     async fn resume_relay(&self) -> Result<Response<Body>, Problem> {
         self.write(|tx: &Transaction<'_>| {
-            relay_action::request_relay_resume_action(tx, "http", Timestamp::now())
+            relay_action::request_relay_resume_action(tx, Origin::Http, Timestamp::now())
         })
         .await?;
         log::info!("an operator resumes the relay");
@@ -361,8 +362,13 @@ impl App {
         limit: usize,
     ) -> Result<Response<Body>, Problem> {
         // One more row than the page shows whether there is a next page.
+        let filter = if all {
+            DeadLetterFilter::All
+        } else {
+            DeadLetterFilter::Open
+        };
         let list = move |connection: &Connection| {
-            dead_letter::list_dead_letters(connection, !all, after, limit + 1)
+            dead_letter::list_dead_letters(connection, filter, after, limit + 1)
         };
         let mut letters = self.query(list).await?;
         let more = letters.len() > limit;
@@ -395,10 +401,10 @@ impl App {
                 which,
                 dry_run,
                 node: &node,
-                origin: "http",
+                origin: Origin::Http,
                 now,
             };
-            dead_letter_action::resolve(tx, order)
+            dead_letter_action::act_on_dead_letters(tx, order)
         };
         let outcomes = self.write(work).await?;
         if let (DeadLetterSelection::Id(id), []) = (which, outcomes.as_slice()) {

@@ -17,7 +17,9 @@ use crate::domain::payment::{NewPayment, Payment};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::trace_context::TraceContext;
 use crate::store::Store;
+use crate::store::delivery::{Carrier, DeliveryStatus};
 use crate::store::idempotency::{self as keys, IdempotentOutcome, IdempotentRequest};
+use crate::store::outbox::EventStatus;
 use crate::store::payment as payments;
 use crate::store::timeline::{self, PaymentTimeline};
 
@@ -243,7 +245,7 @@ struct TimelineView<'a> {
 #[derive(Serialize)]
 struct Event<'a> {
     id: String,
-    status: &'a str,
+    status: EventStatus,
     created_at: Timestamp,
     published_at: Option<Timestamp>,
     partition: Option<i32>,
@@ -255,14 +257,13 @@ struct Event<'a> {
 
 #[derive(Serialize)]
 struct Notification<'a> {
-    status: &'a str,
+    status: DeliveryStatus,
     channel: Option<&'a str>,
     attempts: u32,
     unknown_outcomes: u32,
     delivered_at: Option<Timestamp>,
-    /// `single`, `digest` or `summary`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    delivered_in: Option<&'a str>,
+    delivered_in: Option<Carrier>,
     last_error: Option<&'a str>,
 }
 
@@ -270,7 +271,7 @@ impl<'a> TimelineView<'a> {
     fn new(way: &'a PaymentTimeline, store: &Store) -> Self {
         let event = way.event.as_ref().map(|event| Event {
             id: store.node().event_id(event.outbox_id),
-            status: &event.status,
+            status: event.status,
             created_at: event.created_at,
             published_at: event.published_at,
             partition: event.partition,
@@ -279,17 +280,17 @@ impl<'a> TimelineView<'a> {
         });
         let notification = match (&way.notification, &way.event) {
             (Some(delivery), _) => Some(Notification {
-                status: &delivery.status,
+                status: delivery.status,
                 channel: Some(&delivery.channel),
                 attempts: delivery.attempts,
                 unknown_outcomes: delivery.unknown_outcomes,
                 delivered_at: delivery.delivered_at,
-                delivered_in: delivery.delivered_in.as_deref(),
+                delivered_in: delivery.delivered_in,
                 last_error: delivery.last_error.as_deref(),
             }),
             // Its delivery does not exist yet.
             (None, Some(_)) => Some(Notification {
-                status: "PENDING",
+                status: DeliveryStatus::Pending,
                 channel: None,
                 attempts: 0,
                 unknown_outcomes: 0,

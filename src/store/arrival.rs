@@ -2,8 +2,8 @@
 
 use rusqlite::Transaction;
 
-use super::delivery::insert_delivery;
-use super::outbox;
+use super::delivery::{DeliveryInsert, insert_delivery};
+use super::outbox::{self, OutboxMatch};
 use crate::domain::event::EventRef;
 use crate::domain::timestamp::Timestamp;
 
@@ -27,10 +27,12 @@ pub fn accept_arrival(
     now: Timestamp,
 ) -> rusqlite::Result<AcceptOutcome> {
     Ok(match outbox::match_outbox_event(tx, notice)? {
-        Some(true) if insert_delivery(tx, notice.outbox_id, now)? => AcceptOutcome::Accepted,
-        Some(true) => AcceptOutcome::Duplicate,
-        None if is_purged_arrival(tx, notice)? => AcceptOutcome::Purged,
-        Some(false) | None => AcceptOutcome::Unknown,
+        OutboxMatch::Same => match insert_delivery(tx, notice.outbox_id, now)? {
+            DeliveryInsert::New => AcceptOutcome::Accepted,
+            DeliveryInsert::Existing => AcceptOutcome::Duplicate,
+        },
+        OutboxMatch::Missing if is_purged_arrival(tx, notice)? => AcceptOutcome::Purged,
+        OutboxMatch::Other | OutboxMatch::Missing => AcceptOutcome::Unknown,
     })
 }
 

@@ -1,7 +1,9 @@
 //! The actions of operators on a channel. Its notifier looks for new rows.
 
-use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Transaction};
+
+use crate::domain::text_enum::text_enum;
+use crate::domain::timestamp::Timestamp;
 
 /// An action of an operator on a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,7 +14,33 @@ pub enum ChannelAction {
     Skip(String),
 }
 
-/// An action, and its origin.
+text_enum! {
+    /// The kind of an action on a channel.
+    pub enum ChannelActionKind {
+        /// [`ChannelAction::Resume`].
+        Resume = "resume",
+        /// [`ChannelAction::Skip`].
+        Skip = "skip",
+    }
+}
+
+impl ChannelAction {
+    const fn kind(&self) -> ChannelActionKind {
+        match self {
+            Self::Resume => ChannelActionKind::Resume,
+            Self::Skip(_) => ChannelActionKind::Skip,
+        }
+    }
+
+    fn skip_reason(&self) -> Option<&str> {
+        match self {
+            Self::Resume => None,
+            Self::Skip(reason) => Some(reason),
+        }
+    }
+}
+
+/// A requested action, and its origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChannelRequest {
     /// Assigned by the store.
@@ -31,15 +59,17 @@ pub fn request_channel_action(
     origin: &str,
     now: Timestamp,
 ) -> rusqlite::Result<i64> {
-    let (word, reason) = match action {
-        ChannelAction::Resume => ("resume", None),
-        ChannelAction::Skip(reason) => ("skip", Some(reason)),
-    };
     tx.prepare_cached(
         "INSERT INTO channel_action (channel, action, origin, reason, acted_at) \
             VALUES (?1, ?2, ?3, ?4, ?5)",
     )?
-    .execute((channel, word, origin, reason, now.as_micros()))?;
+    .execute((
+        channel,
+        action.kind(),
+        origin,
+        action.skip_reason(),
+        now.as_micros(),
+    ))?;
     Ok(tx.last_insert_rowid())
 }
 
@@ -64,9 +94,9 @@ pub fn next_channel_action(
                 ORDER BY id LIMIT 1",
         )?
         .query_row((after, channel), |row| {
-            let action = match row.get::<_, Option<String>>(2)? {
-                Some(reason) => ChannelAction::Skip(reason),
-                None => ChannelAction::Resume,
+            let action = match row.get(1)? {
+                ChannelActionKind::Resume => ChannelAction::Resume,
+                ChannelActionKind::Skip => ChannelAction::Skip(row.get(2)?),
             };
             Ok(ChannelRequest {
                 id: row.get(0)?,
@@ -96,7 +126,7 @@ pub fn channel_action_outcome(
     )
 }
 
-/// Withdraws an action that no notifier has seen.
+/// Withdraws an action that no notifier has seen. Returns whether there was one.
 pub fn withdraw_channel_action(tx: &Transaction<'_>, id: i64) -> rusqlite::Result<bool> {
     Ok(tx.execute(
         "DELETE FROM channel_action WHERE id = ?1 AND outcome IS NULL",

@@ -1,22 +1,16 @@
-//! The sink of each channel at the last start: its webhook, or payrelay's log.
+//! The sink of each channel at the last start.
 
 use rusqlite::{Connection, Transaction};
 
-/// Where a channel's messages go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ChannelSink {
-    /// To its webhook.
-    Webhook,
-    /// To this process as log lines.
-    Log,
-}
+use crate::domain::text_enum::text_enum;
 
-impl ChannelSink {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Webhook => "webhook",
-            Self::Log => "log",
-        }
+text_enum! {
+    /// Where a channel's messages go.
+    pub enum ChannelSink {
+        /// To its webhook.
+        Webhook = "webhook",
+        /// To this process as log lines.
+        Log = "log",
     }
 }
 
@@ -40,10 +34,7 @@ pub fn replace_channel_sinks(
 ) -> rusqlite::Result<()> {
     tx.execute("DELETE FROM channel_sink", [])?;
     for (name, sink) in sinks {
-        tx.execute(
-            "INSERT INTO channel_sink VALUES (?1, ?2)",
-            (name, sink.as_str()),
-        )?;
+        tx.execute("INSERT INTO channel_sink VALUES (?1, ?2)", (name, sink))?;
     }
     Ok(())
 }

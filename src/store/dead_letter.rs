@@ -1,8 +1,10 @@
 //! Dead letters: records that could not be consumed, and events that could not be published or
 //! delivered; and every action on them.
 
+use super::origin::Origin;
 use super::row::row_limit;
 use super::waiting::Waiting;
+use crate::domain::text_enum::text_enum;
 use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 use serde::Serialize;
@@ -27,6 +29,47 @@ pub struct DeadRecord {
     pub value: Option<Vec<u8>>,
     /// Names and values; bytes that are no text are shown as replacement characters.
     pub headers: Vec<(String, Option<String>)>,
+}
+
+text_enum! {
+    /// The state of a dead letter.
+    pub enum DeadLetterState {
+        /// It waits for an operator.
+        Open = "OPEN",
+        /// It was replayed.
+        Replayed = "REPLAYED",
+        /// It was discarded.
+        Discarded = "DISCARDED",
+    }
+}
+
+text_enum! {
+    /// An action on a dead letter.
+    pub enum DeadLetterAction {
+        /// Try again: deliver it, or accept it as if it arrived from the topic now.
+        Replay = "replay",
+        /// Close it.
+        Discard = "discard",
+    }
+}
+
+impl DeadLetterState {
+    /// The state of a letter that an action has closed.
+    pub(super) const fn closed_by(action: DeadLetterAction) -> Self {
+        match action {
+            DeadLetterAction::Replay => Self::Replayed,
+            DeadLetterAction::Discard => Self::Discarded,
+        }
+    }
+}
+
+/// The dead letters of a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeadLetterFilter {
+    /// Those that are open.
+    Open,
+    /// All.
+    All,
 }
 
 /// How many records are open dead letters.
@@ -136,8 +179,8 @@ pub(super) fn open_dead_letters(connection: &Connection) -> rusqlite::Result<Wai
 pub struct DeadLetterView {
     /// Assigned by the store.
     pub id: i64,
-    /// OPEN, REPLAYED or DISCARDED.
-    pub state: String,
+    /// Its state.
+    pub state: DeadLetterState,
     /// Why it is a dead letter.
     pub reason: String,
     /// How many times it has failed.
@@ -168,8 +211,8 @@ pub struct RecordOrigin {
 /// An action on a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ActionRecord {
-    action: String,
-    origin: String,
+    action: DeadLetterAction,
+    origin: Origin,
     outcome: String,
     at: Timestamp,
 }
@@ -177,14 +220,17 @@ pub struct ActionRecord {
 const SHOWN: &str = "SELECT l.id, l.state, l.reason, l.count, l.received_at, l.topic, \
     l.\"partition\", l.\"offset\", l.\"key\", l.value, l.headers, l.payment_id FROM dead_letter l";
 
-/// Dead letters with ids larger than `after`, oldest first; only the open ones, or all.
+/// Dead letters with ids larger than `after`, oldest first.
 pub fn list_dead_letters(
     connection: &Connection,
-    open: bool,
+    filter: DeadLetterFilter,
     after: i64,
     limit: usize,
 ) -> rusqlite::Result<Vec<DeadLetterView>> {
-    let which = if open { "l.state = 'OPEN' AND" } else { "" };
+    let which = match filter {
+        DeadLetterFilter::Open => "l.state = 'OPEN' AND",
+        DeadLetterFilter::All => "",
+    };
     let letters = connection
         .prepare_cached(&format!(
             "{SHOWN} WHERE {which} l.id > ?1 ORDER BY l.id LIMIT ?2"

@@ -1,10 +1,13 @@
-//! Replays and discards dead letters.
+//! The actions of operators on dead letters: replays and discards.
 
 use rusqlite::{OptionalExtension, Transaction};
 use serde::Serialize;
 
 use super::arrival::{self, AcceptOutcome};
-use super::dead_letter::parse_dead_record_headers;
+pub use super::dead_letter::DeadLetterAction;
+use super::dead_letter::{DeadLetterState, parse_dead_record_headers};
+use super::delivery::DeliveryStatus;
+use super::origin::Origin;
 use super::row::row_limit;
 use super::{delivery, unconsumed};
 use crate::domain::event::{EventRef, ID_HEADER, TIME_HEADER};
@@ -25,7 +28,22 @@ pub enum DeadLetterSelection {
     },
 }
 
-/// An action on dead letters.
+impl DeadLetterSelection {
+    fn dead_letter_ids(self, tx: &Transaction<'_>) -> rusqlite::Result<Vec<i64>> {
+        match self {
+            Self::Id(id) => Ok(vec![id]),
+            Self::Open { after, limit } => tx
+                .prepare_cached(
+                    "SELECT id FROM dead_letter WHERE state = 'OPEN' AND id > ?1 \
+                        ORDER BY id LIMIT ?2",
+                )?
+                .query_map((after, row_limit(limit)), |row| row.get(0))?
+                .collect(),
+        }
+    }
+}
+
+/// A request to act on dead letters.
 #[derive(Debug, Clone, Copy)]
 pub struct DeadLetterRequest<'a> {
     /// The action.
@@ -36,194 +54,10 @@ pub struct DeadLetterRequest<'a> {
     pub dry_run: bool,
     /// The node of our events.
     pub node: &'a NodeId,
-    /// The origin of the request: `http` or `command line`.
-    pub origin: &'a str,
+    /// The origin of the request.
+    pub origin: Origin,
     /// The time of the action.
     pub now: Timestamp,
-}
-
-/// Resolves dead letters, and records the actions. A letter that is not open stays as it is; a
-/// missing one has no outcome.
-pub fn resolve(
-    tx: &Transaction<'_>,
-    order: DeadLetterRequest<'_>,
-) -> rusqlite::Result<Vec<DeadLetterOutcome>> {
-    let ids: Vec<i64> = match order.which {
-        DeadLetterSelection::Id(id) => vec![id],
-        DeadLetterSelection::Open { after, limit } => tx
-            .prepare_cached(
-                "SELECT id FROM dead_letter WHERE state = 'OPEN' AND id > ?1 ORDER BY id LIMIT ?2",
-            )?
-            .query_map((after, row_limit(limit)), |row| row.get(0))?
-            .collect::<rusqlite::Result<_>>()?,
-    };
-    tx.execute_batch("SAVEPOINT dead_letters")?;
-    let outcomes: rusqlite::Result<Vec<_>> = ids
-        .into_iter()
-        .map(|id| resolve_one(tx, id, order))
-        .collect();
-    // A dry run executes everything, to find the outcomes, and then rolls it back.
-    if order.dry_run || outcomes.is_err() {
-        tx.execute_batch("ROLLBACK TO dead_letters")?;
-    }
-    tx.execute_batch("RELEASE dead_letters")?;
-    Ok(outcomes?.into_iter().flatten().collect())
-}
-
-fn resolve_one(
-    tx: &Transaction<'_>,
-    id: i64,
-    order: DeadLetterRequest<'_>,
-) -> rusqlite::Result<Option<DeadLetterOutcome>> {
-    let letter: Option<(String, Option<i64>)> = tx
-        .prepare_cached("SELECT state, outbox_id FROM dead_letter WHERE id = ?1")?
-        .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    let Some((state, outbox_id)) = letter else {
-        return Ok(None);
-    };
-    if state != "OPEN" {
-        return Ok(Some(already_closed(id, &state, order.action)));
-    }
-    let attempt = match (order.action, outbox_id) {
-        (DeadLetterAction::Replay, Some(outbox_id)) => replay_event(tx, outbox_id)?,
-        (DeadLetterAction::Replay, None) => replay_record(tx, id, order)?,
-        (DeadLetterAction::Discard, outbox_id) => {
-            if let Some(outbox_id) = outbox_id {
-                delivery::discard_delivery(tx, outbox_id, order.now)?;
-            }
-            Ok("discarded".to_owned())
-        }
-    };
-    let resolved = attempt.is_ok();
-    let (Ok(outcome) | Err(outcome)) = attempt;
-    let outcome = DeadLetterOutcome {
-        id,
-        outcome,
-        resolved,
-    };
-    update_letter(tx, &outcome, order)?;
-    record_action(tx, &outcome, order)?;
-    Ok(Some(outcome))
-}
-
-/// A closed letter stays as it is. The action has succeeded if it is the one that closed it.
-fn already_closed(id: i64, state: &str, action: DeadLetterAction) -> DeadLetterOutcome {
-    DeadLetterOutcome {
-        id,
-        outcome: format!("nothing was done: it is {state}"),
-        resolved: state == action.closed_state(),
-    }
-}
-
-/// Closes the letter, or counts the replay that failed.
-fn update_letter(
-    tx: &Transaction<'_>,
-    outcome: &DeadLetterOutcome,
-    order: DeadLetterRequest<'_>,
-) -> rusqlite::Result<()> {
-    if outcome.resolved {
-        tx.prepare_cached("UPDATE dead_letter SET state = ?2, closed_at = ?3 WHERE id = ?1")?
-            .execute((
-                outcome.id,
-                order.action.closed_state(),
-                order.now.as_micros(),
-            ))?;
-    } else {
-        tx.prepare_cached("UPDATE dead_letter SET count = count + 1 WHERE id = ?1")?
-            .execute([outcome.id])?;
-    }
-    Ok(())
-}
-
-fn record_action(
-    tx: &Transaction<'_>,
-    outcome: &DeadLetterOutcome,
-    order: DeadLetterRequest<'_>,
-) -> rusqlite::Result<()> {
-    tx.prepare_cached(
-        "INSERT INTO dead_letter_action (dead_letter_id, action, origin, outcome, acted_at) \
-         VALUES (?1, ?2, ?3, ?4, ?5)",
-    )?
-    .execute((
-        outcome.id,
-        order.action.as_str(),
-        order.origin,
-        &outcome.outcome,
-        order.now.as_micros(),
-    ))?;
-    Ok(())
-}
-
-fn replay_event(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<Attempt> {
-    if send_again(tx, outbox_id)? {
-        return Ok(Ok("waits to be published again".to_owned()));
-    }
-    let waits = tx
-        .prepare_cached(
-            "UPDATE delivery SET status = 'PENDING' WHERE outbox_id = ?1 AND status = 'DEAD'",
-        )?
-        .execute([outbox_id])?;
-    let missing = || "its delivery no longer exists: discard it".to_owned();
-    Ok(if waits > 0 {
-        Ok("waits to be delivered again".to_owned())
-    } else {
-        Err(missing())
-    })
-}
-
-/// Accepts a record as if it arrived from the topic now: a newer version, or a restored database,
-/// may recognize it.
-fn replay_record(
-    tx: &Transaction<'_>,
-    id: i64,
-    order: DeadLetterRequest<'_>,
-) -> rusqlite::Result<Attempt> {
-    let (value, found): (Option<Vec<u8>>, _) = tx
-        .prepare_cached("SELECT value, headers FROM dead_letter WHERE id = ?1")?
-        .query_row([id], |row| {
-            Ok((row.get(0)?, parse_dead_record_headers(row.get(1)?)))
-        })?;
-    let header = |name| {
-        found
-            .iter()
-            .find(|(other, _)| other == name)
-            .and_then(|(_, value)| value.as_deref())
-    };
-    Ok(
-        match EventRef::parse(order.node, header(ID_HEADER), value.as_deref()) {
-            Err(foreign) => Err(format!("still: {foreign}")),
-            Ok(notice) => {
-                match arrival::accept_arrival(
-                    tx,
-                    notice.created_at(header(TIME_HEADER)),
-                    order.now,
-                )? {
-                    AcceptOutcome::Accepted | AcceptOutcome::Duplicate => {
-                        let status: String = tx
-                            .prepare_cached("SELECT status FROM delivery WHERE outbox_id = ?1")?
-                            .query_row([notice.outbox_id], |row| row.get(0))?;
-                        Ok(format!("accepted: its delivery is {status}"))
-                    }
-                    AcceptOutcome::Purged => {
-                        Ok("its event was delivered and purged long ago".to_owned())
-                    }
-                    AcceptOutcome::Unknown => {
-                        Err("still: no event of this database has this id and payment".to_owned())
-                    }
-                }
-            }
-        },
-    )
-}
-
-/// An action on a dead letter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeadLetterAction {
-    /// Try again: deliver it, or accept it as if it arrived from the topic now.
-    Replay,
-    /// Close it.
-    Discard,
 }
 
 /// The outcome of an action on one dead letter.
@@ -237,34 +71,178 @@ pub struct DeadLetterOutcome {
     pub resolved: bool,
 }
 
-/// Requeues an event that was rejected; false if it was not.
-pub(super) fn send_again(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<bool> {
-    let sql =
-        "UPDATE outbox SET status = 'INIT', rejection = NULL WHERE id = ?1 AND status = 'REJECTED'";
-    let sent_again = tx.prepare_cached(sql)?.execute([outbox_id])? > 0;
-    if sent_again {
+/// In words: the outcome, or why the letter stays as it is.
+type Attempt = Result<String, String>;
+
+/// Acts on dead letters, and records the actions. A letter that is not open stays as it is. A
+/// missing one has no outcome.
+pub fn act_on_dead_letters(
+    tx: &Transaction<'_>,
+    request: DeadLetterRequest<'_>,
+) -> rusqlite::Result<Vec<DeadLetterOutcome>> {
+    let ids = request.which.dead_letter_ids(tx)?;
+    tx.execute_batch("SAVEPOINT dead_letters")?;
+    let outcomes: rusqlite::Result<Vec<_>> = ids
+        .into_iter()
+        .map(|id| request.act_on_dead_letter(tx, id))
+        .collect();
+    // A dry run executes everything, to find the outcomes, and then rolls it back.
+    if request.dry_run || outcomes.is_err() {
+        tx.execute_batch("ROLLBACK TO dead_letters")?;
+    }
+    tx.execute_batch("RELEASE dead_letters")?;
+    Ok(outcomes?.into_iter().flatten().collect())
+}
+
+impl DeadLetterRequest<'_> {
+    fn act_on_dead_letter(
+        self,
+        tx: &Transaction<'_>,
+        id: i64,
+    ) -> rusqlite::Result<Option<DeadLetterOutcome>> {
+        let letter: Option<(DeadLetterState, Option<i64>)> = tx
+            .prepare_cached("SELECT state, outbox_id FROM dead_letter WHERE id = ?1")?
+            .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        let Some((state, outbox_id)) = letter else {
+            return Ok(None);
+        };
+        if state != DeadLetterState::Open {
+            return Ok(Some(self.already_closed(id, state)));
+        }
+        let attempt = match (self.action, outbox_id) {
+            (DeadLetterAction::Replay, Some(outbox_id)) => replay_dead_event(tx, outbox_id)?,
+            (DeadLetterAction::Replay, None) => self.replay_dead_record(tx, id)?,
+            (DeadLetterAction::Discard, outbox_id) => {
+                if let Some(outbox_id) = outbox_id {
+                    delivery::discard_delivery(tx, outbox_id, self.now)?;
+                }
+                Ok("discarded".to_owned())
+            }
+        };
+        let resolved = attempt.is_ok();
+        let (Ok(outcome) | Err(outcome)) = attempt;
+        let outcome = DeadLetterOutcome {
+            id,
+            outcome,
+            resolved,
+        };
+        self.close_or_count(tx, &outcome)?;
+        self.record_action(tx, &outcome)?;
+        Ok(Some(outcome))
+    }
+
+    /// A closed letter stays as it is. The action has succeeded if it is the one that closed it.
+    fn already_closed(self, id: i64, state: DeadLetterState) -> DeadLetterOutcome {
+        DeadLetterOutcome {
+            id,
+            outcome: format!("nothing was done: it is {}", state.as_str()),
+            resolved: state == DeadLetterState::closed_by(self.action),
+        }
+    }
+
+    /// Accepts a record as if it arrived from the topic now: a newer version, or a restored
+    /// database, may recognize it.
+    fn replay_dead_record(self, tx: &Transaction<'_>, id: i64) -> rusqlite::Result<Attempt> {
+        let (value, headers): (Option<Vec<u8>>, _) = tx
+            .prepare_cached("SELECT value, headers FROM dead_letter WHERE id = ?1")?
+            .query_row([id], |row| {
+                Ok((row.get(0)?, parse_dead_record_headers(row.get(1)?)))
+            })?;
+        let header = |name| {
+            headers
+                .iter()
+                .find(|(other, _)| other == name)
+                .and_then(|(_, value)| value.as_deref())
+        };
+        let event = match EventRef::parse(self.node, header(ID_HEADER), value.as_deref()) {
+            Ok(event) => event.created_at(header(TIME_HEADER)),
+            Err(foreign) => return Ok(Err(format!("still: {foreign}"))),
+        };
+        Ok(match arrival::accept_arrival(tx, event, self.now)? {
+            AcceptOutcome::Accepted | AcceptOutcome::Duplicate => {
+                let status: DeliveryStatus = tx
+                    .prepare_cached("SELECT status FROM delivery WHERE outbox_id = ?1")?
+                    .query_row([event.outbox_id], |row| row.get(0))?;
+                Ok(format!("accepted: its delivery is {}", status.as_str()))
+            }
+            AcceptOutcome::Purged => Ok("its event was delivered and purged long ago".to_owned()),
+            AcceptOutcome::Unknown => {
+                Err("still: no event of this database has this id and payment".to_owned())
+            }
+        })
+    }
+
+    /// Closes the letter, or counts the replay that failed.
+    fn close_or_count(
+        self,
+        tx: &Transaction<'_>,
+        outcome: &DeadLetterOutcome,
+    ) -> rusqlite::Result<()> {
+        if outcome.resolved {
+            tx.prepare_cached("UPDATE dead_letter SET state = ?2, closed_at = ?3 WHERE id = ?1")?
+                .execute((
+                    outcome.id,
+                    DeadLetterState::closed_by(self.action),
+                    self.now.as_micros(),
+                ))?;
+        } else {
+            tx.prepare_cached("UPDATE dead_letter SET count = count + 1 WHERE id = ?1")?
+                .execute([outcome.id])?;
+        }
+        Ok(())
+    }
+
+    fn record_action(
+        self,
+        tx: &Transaction<'_>,
+        outcome: &DeadLetterOutcome,
+    ) -> rusqlite::Result<()> {
+        tx.prepare_cached(
+            "INSERT INTO dead_letter_action (dead_letter_id, action, origin, outcome, acted_at) \
+                VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?
+        .execute((
+            outcome.id,
+            self.action,
+            self.origin,
+            &outcome.outcome,
+            self.now.as_micros(),
+        ))?;
+        Ok(())
+    }
+}
+
+fn replay_dead_event(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<Attempt> {
+    if requeue_rejected_event(tx, outbox_id)? {
+        return Ok(Ok("waits to be published again".to_owned()));
+    }
+    let requeued = tx
+        .prepare_cached(
+            "UPDATE delivery SET status = 'PENDING' WHERE outbox_id = ?1 AND status = 'DEAD'",
+        )?
+        .execute([outbox_id])?;
+    Ok(if requeued > 0 {
+        Ok("waits to be delivered again".to_owned())
+    } else {
+        Err("its delivery no longer exists: discard it".to_owned())
+    })
+}
+
+/// Requeues an event that was rejected. Returns whether it was.
+pub(super) fn requeue_rejected_event(
+    tx: &Transaction<'_>,
+    outbox_id: i64,
+) -> rusqlite::Result<bool> {
+    let was_rejected = tx
+        .prepare_cached(
+            "UPDATE outbox SET status = 'INIT', rejection = NULL WHERE id = ?1 \
+                AND status = 'REJECTED'",
+        )?
+        .execute([outbox_id])?
+        > 0;
+    if was_rejected {
         unconsumed::move_unconsumed_mark_back(tx, outbox_id)?;
     }
-    Ok(sent_again)
+    Ok(was_rejected)
 }
-
-impl DeadLetterAction {
-    /// The state of a letter that this action has closed.
-    const fn closed_state(self) -> &'static str {
-        match self {
-            Self::Replay => "REPLAYED",
-            Self::Discard => "DISCARDED",
-        }
-    }
-
-    /// As it is recorded.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Replay => "replay",
-            Self::Discard => "discard",
-        }
-    }
-}
-
-/// The outcome, or why the letter stays as it is.
-type Attempt = Result<String, String>;

@@ -5,6 +5,7 @@ use super::dead_letter;
 use super::payment::{self, COLUMN_COUNT, COLUMNS};
 use super::row::row_limit;
 use crate::domain::payment::Payment;
+use crate::domain::text_enum::text_enum;
 use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
@@ -16,26 +17,55 @@ pub(super) const CHANNEL: &str = "ifnull(CASE WHEN EXISTS (SELECT 1 \
     AND p.amount BETWEEN r.amount_min AND r.amount_max AND p.user_id BETWEEN r.user_min \
     AND r.user_max ORDER BY r.position LIMIT 1) END, 'default')";
 
-/// Inserts an event's delivery. Returns false if it exists.
+text_enum! {
+    /// The status of a delivery.
+    pub enum DeliveryStatus {
+        /// It waits.
+        Pending = "PENDING",
+        /// Its message is being sent. After a crash its outcome is unknown.
+        Sending = "SENDING",
+        /// The channel accepted it.
+        Delivered = "DELIVERED",
+        /// It could not be sent, and is a dead letter.
+        Dead = "DEAD",
+        /// An operator discarded its dead letter.
+        Discarded = "DISCARDED",
+    }
+}
+
+/// The outcome of inserting a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DeliveryInsert {
+    /// It was inserted.
+    New,
+    /// An earlier copy of the event has one already.
+    Existing,
+}
+
+/// Inserts an event's delivery, if it has none.
 pub(super) fn insert_delivery(
     tx: &Transaction<'_>,
     outbox_id: i64,
     now: Timestamp,
-) -> rusqlite::Result<bool> {
+) -> rusqlite::Result<DeliveryInsert> {
     let inserted = tx
         .prepare_cached(&format!(
             "INSERT INTO delivery (outbox_id, channel, created_at) VALUES (?1, {CHANNEL}, ?2) \
          ON CONFLICT (outbox_id) DO NOTHING"
         ))?
         .execute((outbox_id, now.as_micros()))?;
-    Ok(inserted > 0)
+    Ok(if inserted > 0 {
+        DeliveryInsert::New
+    } else {
+        DeliveryInsert::Existing
+    })
 }
 
 /// The delivery of a payment, as people see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notification {
-    /// PENDING, SENDING, DELIVERED, DEAD or DISCARDED.
-    pub status: String,
+    /// Its status.
+    pub status: DeliveryStatus,
     /// The channel.
     pub channel: String,
     /// The number of attempts.
@@ -45,7 +75,7 @@ pub struct Notification {
     /// When the channel accepted it.
     pub delivered_at: Option<Timestamp>,
     /// The kind of message that carried it.
-    pub delivered_in: Option<String>,
+    pub delivered_in: Option<Carrier>,
     /// The error of the last failed attempt.
     pub last_error: Option<String>,
 }
@@ -169,25 +199,15 @@ pub fn begin_sending_deliveries(
     Ok(waiting)
 }
 
-/// The kind of message that carries a payment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Carrier {
-    /// A message of its own, or a log line.
-    Single,
-    /// A line of a digest.
-    Digest,
-    /// One of the payments that a summary counts.
-    Summary,
-}
-
-impl Carrier {
-    /// As it is stored.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Single => "single",
-            Self::Digest => "digest",
-            Self::Summary => "summary",
-        }
+text_enum! {
+    /// The kind of message that carries a payment.
+    pub enum Carrier {
+        /// A message of its own, or a log line.
+        Single = "single",
+        /// A line of a digest.
+        Digest = "digest",
+        /// One of the payments that a summary counts.
+        Summary = "summary",
     }
 }
 
@@ -276,17 +296,17 @@ pub fn mark_deliveries_delivered(
             = attempts + 1 WHERE outbox_id = ?1 AND status IN ('PENDING', 'SENDING')",
     )?;
     for id in outbox_ids {
-        mark.execute((id, now.as_micros(), carrier.as_str()))?;
+        mark.execute((id, now.as_micros(), carrier))?;
     }
     Ok(())
 }
 
-/// Records that messages were not accepted; `unknown` is 1 if that is uncertain.
+/// Records that messages were not accepted. `unknown_outcomes` is 1 if that is uncertain, else 0.
 fn mark_deliveries_failed(
     tx: &Transaction<'_>,
     outbox_ids: &[i64],
     error: &str,
-    unknown: i64,
+    unknown_outcomes: i64,
 ) -> rusqlite::Result<()> {
     let mut mark = tx.prepare_cached(
         "UPDATE delivery SET status = 'PENDING', attempts = attempts + 1, unknown_outcomes = \
@@ -294,7 +314,7 @@ fn mark_deliveries_failed(
             AND status IN ('PENDING', 'SENDING')",
     )?;
     for id in outbox_ids {
-        mark.execute((id, error, unknown))?;
+        mark.execute((id, error, unknown_outcomes))?;
     }
     Ok(())
 }

@@ -4,11 +4,23 @@
 //! deletes.
 
 use super::row::row_limit;
-use super::row::unknown;
 use crate::domain::event::{Event, EventRef, EventType};
+use crate::domain::text_enum::text_enum;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::trace_context::TraceContext;
 use rusqlite::{Connection, OptionalExtension, Transaction};
+
+text_enum! {
+    /// The status of an event in the outbox.
+    pub enum EventStatus {
+        /// It waits to be published.
+        Init = "INIT",
+        /// The publisher has its acknowledgement.
+        Published = "PUBLISHED",
+        /// The broker rejects it as it is, and it is a dead letter.
+        Rejected = "REJECTED",
+    }
+}
 
 pub(super) fn insert_outbox_event(
     tx: &Transaction<'_>,
@@ -25,7 +37,7 @@ pub(super) fn insert_outbox_event(
     .execute((
         payment_id,
         user_id,
-        kind.as_str(),
+        kind,
         trace.map(|trace| &trace.parent),
         trace.and_then(|trace| trace.state.as_ref()),
         now.as_micros(),
@@ -45,12 +57,11 @@ pub fn unpublished_outbox_events(
              WHERE status = 'INIT' AND id > ?1 ORDER BY id LIMIT ?2",
         )?
         .query_map((after, row_limit(limit)), |row| {
-            let kind: String = row.get(3)?;
             Ok(Event {
                 outbox_id: row.get(0)?,
                 payment_id: row.get(1)?,
                 user_id: row.get(2)?,
-                kind: EventType::parse(&kind).ok_or_else(|| unknown(3, &kind))?,
+                kind: row.get(3)?,
                 created_at: Timestamp::from_micros(row.get(4)?),
                 trace: match row.get(5)? {
                     Some(parent) => Some(TraceContext {
@@ -64,22 +75,37 @@ pub fn unpublished_outbox_events(
         .collect()
 }
 
-/// Whether the stored event with this id is the same one; `None` if there is no event with this id.
+/// How an event of the topic compares with the outbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OutboxMatch {
+    /// The outbox has this event.
+    Same,
+    /// The outbox has another event with this id.
+    Other,
+    /// The outbox has no event with this id.
+    Missing,
+}
+
+/// Looks for an event of the topic in the outbox.
 pub(super) fn match_outbox_event(
     connection: &Connection,
     notice: EventRef,
-) -> rusqlite::Result<Option<bool>> {
+) -> rusqlite::Result<OutboxMatch> {
     let found: Option<(i64, i64)> = connection
         .prepare_cached("SELECT payment_id, created_at FROM outbox WHERE id = ?1")?
         .query_row([notice.outbox_id], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
-    let same = |(payment_id, created_at)| {
-        payment_id == notice.payment_id
-            && notice
-                .created_at
-                .is_none_or(|time| time.as_micros() == created_at)
+    let Some((payment_id, created_at)) = found else {
+        return Ok(OutboxMatch::Missing);
     };
-    Ok(found.map(same))
+    let is_same_time = notice
+        .created_at
+        .is_none_or(|time| time.as_micros() == created_at);
+    Ok(if payment_id == notice.payment_id && is_same_time {
+        OutboxMatch::Same
+    } else {
+        OutboxMatch::Other
+    })
 }
 
 /// Whether this id has been issued, or skipped.
@@ -143,8 +169,8 @@ pub fn renumber_outbox(tx: &Transaction<'_>, first: i64) -> rusqlite::Result<usi
 pub struct EventState {
     /// Its place in commit order.
     pub outbox_id: i64,
-    /// INIT, PUBLISHED or REJECTED.
-    pub status: String,
+    /// Its status.
+    pub status: EventStatus,
     /// Why it was rejected, if it was.
     pub rejection: Option<String>,
     /// When it was committed.

@@ -1,7 +1,6 @@
 //! Payments, their history, and the outbox rows that are written with them.
 
 use super::outbox;
-use super::row::unknown;
 use crate::domain::event::EventType;
 use crate::domain::payment::{NewPayment, Payment, Reservation, Status};
 use crate::domain::timestamp::Timestamp;
@@ -76,7 +75,7 @@ fn insert_completed_or_failed_payment(
         paid_by: None,
         executed_at: now,
     };
-    if !insert_payment(tx, &payment)? {
+    if insert_payment(tx, &payment)? == PaymentInsert::AlreadyPaid {
         payment.status = Status::Failed;
         payment.failure = Some(ALREADY_PAID.to_owned());
         payment.paid_by = payment_that_paid(tx, payment.reservation_id)?;
@@ -109,8 +108,16 @@ pub fn find_payment_of_reservation(
         .optional()
 }
 
-/// False if the reservation is already paid: the partial unique index reports it.
-fn insert_payment(tx: &Transaction<'_>, payment: &Payment) -> SqlResult<bool> {
+/// The outcome of inserting a payment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PaymentInsert {
+    Inserted,
+    /// The reservation has a COMPLETED payment.
+    AlreadyPaid,
+}
+
+/// Inserts a payment. The partial unique index reports a reservation that is already paid.
+fn insert_payment(tx: &Transaction<'_>, payment: &Payment) -> SqlResult<PaymentInsert> {
     let inserted = tx
         .prepare_cached(
             "INSERT INTO payment (user_id, reservation_id, amount, currency, status, failure, \
@@ -121,16 +128,16 @@ fn insert_payment(tx: &Transaction<'_>, payment: &Payment) -> SqlResult<bool> {
             payment.reservation_id,
             payment.amount,
             &payment.currency,
-            status_text(payment.status),
+            payment.status,
             &payment.failure,
             payment.executed_at.as_micros(),
         ));
     match inserted {
-        Ok(_) => Ok(true),
+        Ok(_) => Ok(PaymentInsert::Inserted),
         Err(rusqlite::Error::SqliteFailure(error, _))
             if error.extended_code == SQLITE_CONSTRAINT_UNIQUE =>
         {
-            Ok(false)
+            Ok(PaymentInsert::AlreadyPaid)
         }
         Err(error) => Err(error),
     }
@@ -186,29 +193,15 @@ pub(super) const COLUMN_COUNT: usize = 9;
 
 /// A payment from the first columns of a row.
 pub(super) fn read_payment_row(row: &Row<'_>) -> SqlResult<Payment> {
-    let status: String = row.get(5)?;
     Ok(Payment {
         id: row.get(0)?,
         user_id: row.get(1)?,
         reservation_id: row.get(2)?,
         amount: row.get(3)?,
         currency: row.get(4)?,
-        status: parse_status(&status).ok_or_else(|| unknown(5, &status))?,
+        status: row.get(5)?,
         failure: row.get(6)?,
         executed_at: Timestamp::from_micros(row.get(7)?),
         paid_by: row.get(8)?,
     })
-}
-
-pub(super) const fn status_text(status: Status) -> &'static str {
-    match status {
-        Status::Completed => "COMPLETED",
-        Status::Failed => "FAILED",
-    }
-}
-
-fn parse_status(text: &str) -> Option<Status> {
-    [Status::Completed, Status::Failed]
-        .into_iter()
-        .find(|status| status_text(*status) == text)
 }

@@ -4,9 +4,11 @@
 use super::arrival::{self, AcceptOutcome};
 use super::backlog::BacklogCounter;
 use super::consume_batch::ConsumeBatch;
+use super::dead_letter::DeadLetterFilter;
 use super::dead_letter_action::{self, DeadLetterAction, DeadLetterRequest, DeadLetterSelection};
 use super::delivery::{Carrier, DeliveryOutcome};
 use super::idempotency::{IdempotentOutcome, IdempotentRequest};
+use super::origin::Origin;
 use super::publication::{self, Destination, Receipt};
 use super::topic::{self, PublishedOffsets, PublishedRecord, Reconciled};
 use super::{
@@ -216,12 +218,21 @@ fn resolve_dead_letter(tx: &Transaction<'_>) -> rusqlite::Result<()> {
         which: DeadLetterSelection::Open { after: 0, limit: 9 },
         dry_run: false,
         node: &NodeId::parse("n").unwrap(),
-        origin: "",
+        origin: Origin::Http,
         now: NOW,
     };
-    assert_eq!(dead_letter_action::resolve(tx, request)?.len(), 1);
-    assert_eq!(dead_letter::list_dead_letters(tx, true, 0, 9)?.len(), 0);
-    assert_eq!(dead_letter::list_dead_letters(tx, false, 0, 9)?.len(), 1);
+    assert_eq!(
+        dead_letter_action::act_on_dead_letters(tx, request)?.len(),
+        1
+    );
+    assert_eq!(
+        dead_letter::list_dead_letters(tx, DeadLetterFilter::Open, 0, 9)?.len(),
+        0
+    );
+    assert_eq!(
+        dead_letter::list_dead_letters(tx, DeadLetterFilter::All, 0, 9)?.len(),
+        1
+    );
     Ok(())
 }
 

@@ -1,12 +1,14 @@
-//! The actions of operators on the relay, and their origin. A fenced relay looks for a new row.
+//! The actions of operators on the relay. A fenced relay looks for a new row.
 
-use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, Transaction};
 
-/// Lets a fenced relay acquire its transactional ids again. `origin` is `http` or `command line`.
+use super::origin::Origin;
+use crate::domain::timestamp::Timestamp;
+
+/// Lets a fenced relay acquire its transactional ids again.
 pub fn request_relay_resume_action(
     tx: &Transaction<'_>,
-    origin: &str,
+    origin: Origin,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
     let sql = "INSERT INTO relay_action (action, origin, acted_at) VALUES ('resume', ?1, ?2)";
@@ -15,7 +17,7 @@ pub fn request_relay_resume_action(
         .map(drop)
 }
 
-/// The last resume; 0 if there was none. It grows.
+/// The id of the last resume, which grows; 0 if there was none.
 pub fn last_relay_resume_action(connection: &Connection) -> rusqlite::Result<i64> {
     connection
         .prepare_cached("SELECT ifnull(max(id), 0) FROM relay_action")?

@@ -5,7 +5,8 @@
 //! of them. The publisher reads the topic from the first one, and the consumer resumes at the
 //! second. A crash costs neither an event nor a duplicate.
 
-use super::{arrival, outbox, publication};
+use super::outbox::{self, OutboxMatch};
+use super::{arrival, publication};
 use crate::domain::event::EventRef;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::topic::Topic;
@@ -138,8 +139,8 @@ pub fn reconcile_topic(
     for record in found {
         let notice = record.notice;
         match outbox::match_outbox_event(tx, notice)? {
-            Some(true) => result.marked += mark_topic_record(tx, record, now)?,
-            Some(false) => {
+            OutboxMatch::Same => result.marked += mark_topic_record(tx, record, now)?,
+            OutboxMatch::Other => {
                 result.unknown += 1;
                 if outbox::is_unpublished_outbox_event(tx, notice.outbox_id)? {
                     let first = result.first_conflict.unwrap_or(notice.outbox_id);
@@ -147,8 +148,8 @@ pub fn reconcile_topic(
                 }
                 newest = newest.max(notice.outbox_id);
             }
-            None if arrival::is_purged_arrival(tx, notice)? => {}
-            None => {
+            OutboxMatch::Missing if arrival::is_purged_arrival(tx, notice)? => {}
+            OutboxMatch::Missing => {
                 result.unknown += 1;
                 // The ids have advanced already after the restore of a backup.
                 if !outbox::outbox_id_was_issued(tx, notice.outbox_id)? {

@@ -5,7 +5,7 @@
 //! is published again moves it back. So nothing here scans the outbox. Above the mark there are few
 //! rows unless there is a fault.
 
-use super::delivery;
+use super::delivery::{self, DeliveryInsert};
 use super::row::row_limit;
 use super::waiting::Waiting;
 use crate::domain::timestamp::Timestamp;
@@ -154,7 +154,7 @@ pub fn backfill_unconsumed(
             .query_row([id], |row| row.get(0))
             .optional()?;
         let Some(partition) = published else { continue };
-        if !delivery::insert_delivery(tx, *id, now)? {
+        if delivery::insert_delivery(tx, *id, now)? == DeliveryInsert::Existing {
             continue;
         }
         count += 1;
@@ -286,7 +286,7 @@ mod tests {
     fn a_republished_event_counts_as_unconsumed_again() {
         with_unconsumed_events(&["PUBLISHED+", "REJECTED", "PUBLISHED+"], |tx| {
             advance_unconsumed_mark(tx, 100).unwrap();
-            assert!(crate::store::dead_letter_action::send_again(tx, 2).unwrap());
+            assert!(crate::store::dead_letter_action::requeue_rejected_event(tx, 2).unwrap());
             advance_unconsumed_mark(tx, 100).unwrap();
             assert_eq!(
                 (

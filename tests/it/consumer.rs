@@ -17,6 +17,7 @@ use payrelay::store::dead_letter;
 use payrelay::store::dead_letter_action::{
     self, DeadLetterAction, DeadLetterRequest, DeadLetterSelection,
 };
+use payrelay::store::origin::Origin;
 use serde_json::{Value, json};
 
 use super::audit::audit;
@@ -279,14 +280,14 @@ fn foreign_records_beyond_the_limit_are_counted_and_closed_letters_make_room() {
     let now = Timestamp::now();
     let discard = move |tx: &payrelay::store::Transaction<'_>| {
         let which = DeadLetterSelection::Open { after: 0, limit: 3 };
-        dead_letter_action::resolve(
+        dead_letter_action::act_on_dead_letters(
             tx,
             DeadLetterRequest {
                 action: DeadLetterAction::Discard,
                 which,
                 dry_run: false,
                 node: &node,
-                origin: "http",
+                origin: Origin::Http,
                 now,
             },
         )

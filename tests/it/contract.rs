@@ -22,6 +22,7 @@ use payrelay::runtime::worker::Waker;
 use payrelay::store::dead_letter_action::{
     self, DeadLetterAction, DeadLetterRequest, DeadLetterSelection,
 };
+use payrelay::store::origin::Origin;
 use payrelay::store::outbox;
 use payrelay::store::publication::{self, Destination, Receipt};
 use payrelay::store::topic as store_topic;
@@ -648,10 +649,10 @@ fn a_record_that_the_broker_rejects_is_dead_lettered(delivery: DeliveryGuarantee
             which,
             dry_run: false,
             node: &node,
-            origin: "http",
+            origin: Origin::Http,
             now,
         };
-        dead_letter_action::resolve(tx, order)
+        dead_letter_action::act_on_dead_letters(tx, order)
     };
     let outcomes = database.store().write(replay).unwrap();
     assert_eq!(

@@ -23,11 +23,12 @@ use payrelay::domain::payment::{NewPayment, Payment, Reservation, Status};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::arrival::{self, AcceptOutcome};
 use payrelay::store::backlog::{Backlog, BacklogCounter};
-use payrelay::store::dead_letter::{self, DeadRecord};
+use payrelay::store::dead_letter::{self, DeadLetterFilter, DeadRecord};
 use payrelay::store::dead_letter_action::{
     self, DeadLetterAction, DeadLetterOutcome, DeadLetterRequest, DeadLetterSelection,
 };
 use payrelay::store::delivery::{self, Carrier, DeliveryOutcome, PendingDelivery};
+use payrelay::store::origin::Origin;
 use payrelay::store::outbox;
 use payrelay::store::payment;
 use payrelay::store::publication::{self, Destination, Receipt};
@@ -44,7 +45,7 @@ use testkit::store::Database;
 const USERS: std::ops::Range<i64> = 0..3;
 const CURRENCY: &str = "KRW";
 const TOPIC: &str = "payment-event";
-const ORIGIN: &str = "http";
+const ORIGIN: Origin = Origin::Http;
 
 /// How many cases are tried where the environment does not say.
 const CASES: u32 = 24;
@@ -199,7 +200,7 @@ fn run(job: &Job, tx: &Transaction<'_>, node: &NodeId, now: Timestamp) -> SqlRes
                 origin: ORIGIN,
                 now,
             };
-            dead_letter_action::resolve(tx, order).map(Answer::Outcomes)
+            dead_letter_action::act_on_dead_letters(tx, order).map(Answer::Outcomes)
         }
         Job::Route(routes) => done(route::replace_routes(tx, routes)),
         Job::Purge { cutoff, limit } => {
@@ -247,7 +248,8 @@ fn view(store: &Store, model: &Model) -> View {
                 .query_map([table], |row| row.get(0))?
                 .collect::<SqlResult<Vec<i64>>>()
         };
-        let letters = dead_letter::list_dead_letters(connection, false, 0, usize::MAX)?;
+        let letters =
+            dead_letter::list_dead_letters(connection, DeadLetterFilter::All, 0, usize::MAX)?;
         Ok(View {
             ways,
             histories: USERS.map(history).collect::<SqlResult<_>>()?,
@@ -313,7 +315,7 @@ fn assert_pages(store: &Store, model: &Model, whole: &View) {
             outbox::unpublished_outbox_events(connection, after, 3)?,
             rest
         );
-        let open = dead_letter::list_dead_letters(connection, true, 1, 2)?;
+        let open = dead_letter::list_dead_letters(connection, DeadLetterFilter::Open, 1, 2)?;
         let open: Vec<_> = open
             .iter()
             .map(|letter| serde_json::to_value(letter).unwrap())

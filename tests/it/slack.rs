@@ -19,10 +19,12 @@ use payrelay::slack::channel::{Channel, Sink};
 use payrelay::slack::message::MessageStyle;
 use payrelay::slack::notifier::{self, Notifier, Step};
 use payrelay::slack::webhook::Slack;
-use payrelay::store::dead_letter::DeadRecord;
+use payrelay::store::dead_letter::{DeadLetterFilter, DeadRecord};
 use payrelay::store::dead_letter_action::{
     self, DeadLetterAction, DeadLetterRequest, DeadLetterSelection,
 };
+use payrelay::store::delivery::{Carrier, DeliveryStatus};
+use payrelay::store::origin::Origin;
 use payrelay::store::timeline;
 use payrelay::store::{Transaction, dead_letter, delivery};
 use proptest::prelude::*;
@@ -353,10 +355,7 @@ fn a_crowd_is_delivered_in_digests_and_a_few_alone() {
     database.publish();
     teller.finish();
     assert_eq!(slack.messages()[count..], completed(1001..=1005));
-    assert_eq!(
-        delivered(&database, 1).delivered_in.as_deref(),
-        Some("digest")
-    );
+    assert_eq!(delivered(&database, 1).delivered_in, Some(Carrier::Digest));
     let first = slack.messages()[0].clone();
     let heading = first.lines().next().unwrap();
     let number: i64 = heading.split(' ').next().unwrap().parse().unwrap();
@@ -535,7 +534,7 @@ fn the_row_says_sending_before_the_post() {
     drop(teller);
     slack.answer_with(|_, _| Answer::Ok);
     assert_eq!(*seen.lock().unwrap(), "SENDING");
-    assert_eq!(delivered(&database, 1).status, "DELIVERED");
+    assert_eq!(delivered(&database, 1).status, DeliveryStatus::Delivered);
 }
 
 #[test]
@@ -554,7 +553,7 @@ fn a_payment_that_cannot_be_delivered_is_dead_lettered_and_the_others_continue()
     );
     let letters = database
         .store()
-        .read(|connection| dead_letter::list_dead_letters(connection, true, 0, 9))
+        .read(|connection| dead_letter::list_dead_letters(connection, DeadLetterFilter::Open, 0, 9))
         .unwrap();
     assert_eq!(
         (letters.len(), letters[0].reason.as_str()),
@@ -741,15 +740,15 @@ fn when_very_many_wait_one_summary_covers_all_of_them() {
         1500
     );
     assert_eq!(
-        delivered(&database, 700).delivered_in.as_deref(),
-        Some("summary")
+        delivered(&database, 700).delivered_in,
+        Some(Carrier::Summary)
     );
     database.pay(2, [1, 2, 2001]);
     database.publish();
     teller.finish();
     assert_eq!(
-        delivered(&database, 1503).delivered_in.as_deref(),
-        Some("single")
+        delivered(&database, 1503).delivered_in,
+        Some(Carrier::Single)
     );
 }
 
@@ -1349,14 +1348,14 @@ fn a_dead_record_is_accepted_when_it_is_known_and_stays_when_it_is_not() {
     let act = |action, which| {
         let node = node.clone();
         let order = move |tx: &Transaction<'_>| {
-            dead_letter_action::resolve(
+            dead_letter_action::act_on_dead_letters(
                 tx,
                 DeadLetterRequest {
                     action,
                     which,
                     dry_run: false,
                     node: &node,
-                    origin: "test",
+                    origin: Origin::Http,
                     now,
                 },
             )
@@ -1379,7 +1378,9 @@ fn a_dead_record_is_accepted_when_it_is_known_and_stays_when_it_is_not() {
     let open = || {
         database
             .store()
-            .read(|connection| dead_letter::list_dead_letters(connection, true, 0, 9))
+            .read(|connection| {
+                dead_letter::list_dead_letters(connection, DeadLetterFilter::Open, 0, 9)
+            })
             .unwrap()
     };
     assert_eq!(
@@ -1412,21 +1413,21 @@ fn a_payment_that_dies_again_is_the_same_letter() {
     let twice = move |tx: &Transaction<'_>| {
         delivery::dead_letter_delivery(tx, 1, Some("first"), now)?;
         let which = DeadLetterSelection::Id(1);
-        dead_letter_action::resolve(
+        dead_letter_action::act_on_dead_letters(
             tx,
             DeadLetterRequest {
                 action: DeadLetterAction::Replay,
                 which,
                 dry_run: false,
                 node: &node,
-                origin: "test",
+                origin: Origin::Http,
                 now,
             },
         )?;
         delivery::dead_letter_delivery(tx, 1, Some("second"), now)?;
         // It is dead already.
         delivery::dead_letter_delivery(tx, 1, Some("third"), now)?;
-        dead_letter::list_dead_letters(tx, true, 0, 9)
+        dead_letter::list_dead_letters(tx, DeadLetterFilter::Open, 0, 9)
     };
     let letters = database.store().write(twice).unwrap();
     assert_eq!(

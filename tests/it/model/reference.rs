@@ -13,8 +13,8 @@ use payrelay::store::backlog::Backlog;
 use payrelay::store::dead_letter_action::{
     DeadLetterAction, DeadLetterOutcome, DeadLetterSelection,
 };
-use payrelay::store::delivery::{Notification, PendingDelivery};
-use payrelay::store::outbox::EventState;
+use payrelay::store::delivery::{Carrier, DeliveryStatus, Notification, PendingDelivery};
+use payrelay::store::outbox::{EventState, EventStatus};
 use payrelay::store::publication::{Destination, Receipt};
 use payrelay::store::timeline::PaymentTimeline;
 use payrelay::store::waiting::Waiting as Waits;
@@ -603,17 +603,17 @@ impl Model {
         let notification = event
             .and_then(|(id, _)| self.deliveries.get(id))
             .map(|row| Notification {
-                status: row.status.to_owned(),
+                status: DeliveryStatus::parse(row.status).unwrap(),
                 channel: row.channel.clone(),
                 attempts: row.attempts,
                 unknown_outcomes: row.unknown,
                 delivered_at: row.delivered_at,
-                delivered_in: row.delivered_at.map(|_| "single".to_owned()),
+                delivered_in: row.delivered_at.map(|_| Carrier::Single),
                 last_error: row.last_error.clone(),
             });
         let event = event.map(|(id, row)| EventState {
             outbox_id: *id,
-            status: row.status().to_owned(),
+            status: EventStatus::parse(row.status()).unwrap(),
             rejection: row.rejection.clone(),
             created_at: row.created_at,
             published_at: row.published.map(|(at, ..)| at),
