@@ -5,6 +5,7 @@
 //! every event that was on the topic is in the snapshot, and every event that the snapshot calls
 //! published before that end was read is on the topic. Therefore it also works on a running system.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use serde::Serialize;
 
 use crate::config::{self, Config, Problems, PublisherKind};
 use crate::domain::node_id::NodeId;
+use crate::domain::payment::Status;
 use crate::kafka;
 use crate::kafka::cluster::{ClusterConnection, ClusterError, KafkaRuntime, with_timeout};
 use crate::kafka::errors::explain_failure;
@@ -21,6 +23,8 @@ use crate::kafka::topic_reader::{ReadTo, TopicReader, TopicRecord};
 use crate::store::audit::{
     AuditDatabase, AuditTotals, Finding, OffsetRange, TopicEvent, TopicSnapshot,
 };
+use crate::store::delivery::DeliveryStatus;
+use crate::store::outbox::EventStatus;
 use crate::store::{OpenError, StoreError};
 
 /// How long one step of Kafka may need: the first answer, the topic's ends, the next records.
@@ -262,19 +266,18 @@ impl fmt::Display for AuditReport {
         writeln!(
             f,
             "payments: {}",
-            format_audit_counts(payments, &["COMPLETED", "FAILED"])
+            format_audit_counts(payments, Status::ALL.iter().map(|s| s.as_str()))
         )?;
         writeln!(
             f,
             "outbox: {}, {events_purged} purged",
-            format_audit_counts(events, &["INIT", "PUBLISHED", "REJECTED"])
+            format_audit_counts(events, EventStatus::ALL.iter().map(|s| s.as_str()))
         )?;
         writeln!(f, "topic: {}", self.topic)?;
-        let statuses = ["PENDING", "SENDING", "DELIVERED", "DEAD", "DISCARDED"];
         writeln!(
             f,
             "deliveries: {}",
-            format_audit_counts(deliveries, &statuses)
+            format_audit_counts(deliveries, DeliveryStatus::ALL.iter().map(|s| s.as_str()))
         )?;
         for note in &self.notes {
             write_audit_finding(f, "note", note)?;
@@ -322,11 +325,13 @@ impl fmt::Display for AuditedTopic {
 }
 
 fn format_audit_counts(
-    by_status: &std::collections::BTreeMap<String, i64>,
-    statuses: &[&str],
+    by_status: &BTreeMap<String, i64>,
+    statuses: impl Iterator<Item = &'static str>,
 ) -> String {
-    let count = |status: &&str| format!("{} {status}", by_status.get(*status).unwrap_or(&0));
-    statuses.iter().map(count).collect::<Vec<_>>().join(", ")
+    statuses
+        .map(|status| format!("{} {status}", by_status.get(status).unwrap_or(&0)))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn write_audit_finding(f: &mut fmt::Formatter<'_>, rank: &str, seen: &Finding) -> fmt::Result {

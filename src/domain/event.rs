@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_a_cloud_event_in_binary_mode() {
+    fn the_record_of_an_event_is_a_cloud_event_in_binary_mode() {
         let record = example_event().to_record(&example_node(), example_event().created_at);
         assert_eq!((record.key.as_str(), record.value.as_str()), ("42", "34"));
         assert_eq!(record.timestamp_ms, 1_795_341_600_123);
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_has_the_time_of_publishing_and_keeps_that_of_the_commit() {
+    fn the_record_of_an_event_has_the_time_of_publishing_and_keeps_that_of_the_commit() {
         let day = std::time::Duration::from_hours(24);
         for now in [
             example_event().created_at.minus(day),
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_records_are_recognized() {
+    fn foreign_event_records_are_recognized() {
         let parse =
             |id, value: &'static str| EventRef::parse(&example_node(), id, Some(value.as_bytes()));
         assert_eq!(
@@ -277,7 +277,7 @@ mod tests {
         }
 
         #[test]
-        fn never_panics(id in proptest::option::of(".{0,80}"), value in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..40))) {
+        fn parsing_an_event_never_panics(id in proptest::option::of(".{0,80}"), value in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..40))) {
             let _ = EventRef::parse(&example_node(), id.as_deref(), value.as_deref());
         }
     }

@@ -165,9 +165,9 @@ struct PaymentObject<T>(T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for PaymentObject<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor<T>(PhantomData<T>);
+        struct PaymentObjectVisitor<T>(PhantomData<T>);
 
-        impl<'de, T: Deserialize<'de>> de::Visitor<'de> for Visitor<T> {
+        impl<'de, T: Deserialize<'de>> de::Visitor<'de> for PaymentObjectVisitor<T> {
             type Value = PaymentObject<T>;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -182,7 +182,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for PaymentObject<T> {
             }
         }
 
-        deserializer.deserialize_map(Visitor(PhantomData))
+        deserializer.deserialize_map(PaymentObjectVisitor(PhantomData))
     }
 }
 
@@ -193,9 +193,9 @@ impl<'de> Deserialize<'de> for PaymentNumber {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         const EXPECTED: &str = "an integer from 0 to 9223372036854775807";
 
-        struct Visitor;
+        struct PaymentNumberVisitor;
 
-        impl de::Visitor<'_> for Visitor {
+        impl de::Visitor<'_> for PaymentNumberVisitor {
             type Value = PaymentNumber;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -216,7 +216,7 @@ impl<'de> Deserialize<'de> for PaymentNumber {
             }
         }
 
-        deserializer.deserialize_i64(Visitor)
+        deserializer.deserialize_i64(PaymentNumberVisitor)
     }
 }
 
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn the_request_of_the_contract_is_accepted() {
+    fn the_payment_request_of_the_contract_is_accepted() {
         let body =
             br#"{"user_id": 42, "reservations": [{"reservation_id": 1001, "seat_price": 150000}]}"#;
         let new = NewPayment::parse(body).unwrap();
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reservation_given_twice_is_refused() {
+    fn a_payment_of_the_same_reservation_twice_is_refused() {
         let body = r#"{"user_id":1,"reservations":[{"reservation_id":7,"seat_price":1},{"reservation_id":7,"seat_price":2}]}"#;
         assert_eq!(
             payment_refusal(body),
@@ -505,7 +505,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_panics(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn parsing_a_payment_never_panics(body in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = NewPayment::parse(&body);
         }
 

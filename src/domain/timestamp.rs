@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_displayed_in_the_configured_zone() {
+    fn a_timestamp_is_displayed_in_the_configured_zone() {
         let time = Timestamp::from_micros(1_795_341_600_123_456);
         assert_eq!(
             TimeZone::parse("Asia/Seoul").unwrap().format_time(time),
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn the_corpus_of_http_dates() {
+    fn the_corpus_of_timestamps_of_http() {
         let words = [
             "Sun, ", " GMT", " +0000", " -2359", "Feb", "29", "9999", ":60", "(", ")",
         ];
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_jumped_back_is_no_time_ago() {
+    fn a_timestamp_of_a_clock_that_jumped_back_is_no_time_ago() {
         let earlier = Timestamp::from_micros(10);
         assert_eq!(Timestamp::from_micros(3).since(earlier), Duration::ZERO);
         assert_eq!(

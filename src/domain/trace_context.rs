@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn two_traceparents_are_none_and_the_state_goes_along() {
+    fn two_traceparents_are_none_and_the_tracestate_is_passed_on() {
         let state = |states: &[&str]| {
             TraceContext::parse([TRACE], states.iter().copied())
                 .unwrap()

@@ -121,7 +121,7 @@ impl DeliveryQueue {
         self.store
             .write(move |tx: &Transaction<'_>| -> SqlResult<()> {
                 dead.iter().try_for_each(|(outbox_id, reason)| {
-                    delivery::dead_letter_delivery(tx, *outbox_id, Some(reason), now)
+                    delivery::mark_delivery_dead(tx, *outbox_id, Some(reason), now)
                 })
             })?;
         self.metrics.dead(count);

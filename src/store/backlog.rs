@@ -172,6 +172,8 @@ impl BacklogSegments {
             .take_while(|next| next.first <= oldest)
             .count();
         self.segments.drain(..emptied);
+        // The segment keeps its place in the round, though its index is a smaller one now.
+        self.rechecked = self.rechecked.saturating_sub(emptied);
         // An older row may return, as a replayed dead letter does.
         self.segments[0].first = i64::MIN;
         self.recount_segment(connection, 0)?;
@@ -227,73 +229,101 @@ impl BacklogSegments {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::row::row_limit;
     use proptest::prelude::*;
+    use proptest::test_runner::TestCaseError;
 
-    const TABLE: &str =
+    const OUTBOX: &str =
         "CREATE TABLE outbox (id INTEGER PRIMARY KEY, status TEXT, created_at INTEGER);
         CREATE INDEX outbox_init ON outbox (id) WHERE status = 'INIT';";
 
     #[derive(Debug, Clone)]
-    enum Change {
+    enum BacklogChange {
         Commit(usize),
         Publish(usize),
         Replay(i64),
-        Look,
+        Count,
     }
 
-    fn any_backlog_change() -> impl Strategy<Value = Change> {
+    fn any_backlog_change() -> impl Strategy<Value = BacklogChange> {
         prop_oneof![
-            3 => (1_usize..20).prop_map(Change::Commit),
-            2 => (1_usize..20).prop_map(Change::Publish),
-            1 => (1_i64..100).prop_map(Change::Replay),
-            4 => Just(Change::Look),
+            3 => (1_usize..20).prop_map(BacklogChange::Commit),
+            2 => (1_usize..20).prop_map(BacklogChange::Publish),
+            1 => (1_i64..100).prop_map(BacklogChange::Replay),
+            4 => Just(BacklogChange::Count),
         ]
+    }
+
+    impl BacklogChange {
+        fn apply(&self, connection: &Connection) {
+            let insert = "INSERT INTO outbox (status, created_at) \
+                VALUES ('INIT', (SELECT ifnull(max(id), 0) + 1 FROM outbox))";
+            let publish = "UPDATE outbox SET status = 'PUBLISHED' WHERE id IN \
+                (SELECT id FROM outbox WHERE status = 'INIT' ORDER BY id LIMIT ?1)";
+            let replay = "UPDATE outbox SET status = 'INIT' WHERE id = ?1";
+            let changed = match self {
+                Self::Commit(count) => {
+                    (0..*count).try_for_each(|_| connection.execute(insert, []).map(drop))
+                }
+                Self::Publish(count) => connection.execute(publish, [row_limit(*count)]).map(drop),
+                Self::Replay(id) => connection.execute(replay, [id]).map(drop),
+                Self::Count => Ok(()),
+            };
+            changed.unwrap();
+        }
+    }
+
+    /// The backlog, counted by reading every row.
+    fn whole_backlog(connection: &Connection) -> Waiting {
+        let sql = "SELECT count(*), min(created_at) FROM outbox WHERE status = 'INIT'";
+        let read = |row: &Row<'_>| {
+            let oldest: Option<i64> = row.get(1)?;
+            Ok(Waiting {
+                count: row.get(0)?,
+                oldest_at: oldest.map(Timestamp::from_micros),
+            })
+        };
+        connection.query_row(sql, [], read).unwrap()
+    }
+
+    fn backlog_count_follows(changes: &[BacklogChange]) -> Result<(), TestCaseError> {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(OUTBOX).unwrap();
+        let mut segments = BacklogSegments::new(BacklogRows::Unpublished, 5);
+        let mut replayed = false;
+        for change in changes {
+            change.apply(&connection);
+            match change {
+                BacklogChange::Replay(_) => replayed = true,
+                BacklogChange::Count => {
+                    let counted = segments.count(&connection).unwrap();
+                    let whole = whole_backlog(&connection);
+                    prop_assert_eq!(counted.oldest_at, whole.oldest_at);
+                    // A replay may change any segment.
+                    prop_assert!(replayed || counted == whole, "{counted:?} {whole:?}");
+                }
+                BacklogChange::Commit(_) | BacklogChange::Publish(_) => {}
+            }
+        }
+        // This count adds the segments of the last commits. The round has to include them, so it
+        // begins afterwards: a round of the older segments alone once failed here.
+        segments.count(&connection).unwrap();
+        for _ in 0..segments.segments.len() {
+            segments.count(&connection).unwrap();
+        }
+        prop_assert_eq!(
+            segments.count(&connection).unwrap(),
+            whole_backlog(&connection)
+        );
+        Ok(())
     }
 
     proptest! {
         #[test]
-        fn the_backlog_count_is_exact_after_a_round_of_recounts(changes in proptest::collection::vec(any_backlog_change(), 1..80)) {
-            let connection = Connection::open_in_memory().unwrap();
-            connection.execute_batch(TABLE).unwrap();
-            let mut counter = BacklogSegments::new(BacklogRows::Unpublished, 5);
-            let waiting = || {
-                let sql = "SELECT count(*), min(created_at) FROM outbox WHERE status = 'INIT'";
-                let read = |row: &Row<'_>| {
-                    let oldest: Option<i64> = row.get(1)?;
-                    Ok(Waiting { count: row.get(0)?, oldest_at: oldest.map(Timestamp::from_micros) })
-                };
-                connection.query_row(sql, [], read).unwrap()
-            };
-            let mut replayed = false;
-            for change in changes {
-                match change {
-                    Change::Commit(count) => for _ in 0..count {
-                        let sql = "INSERT INTO outbox (status, created_at) \
-                            VALUES ('INIT', (SELECT ifnull(max(id), 0) + 1 FROM outbox))";
-                        connection.execute(sql, []).unwrap();
-                    },
-                    Change::Publish(count) => {
-                        let sql = "UPDATE outbox SET status = 'PUBLISHED' WHERE id IN \
-                            (SELECT id FROM outbox WHERE status = 'INIT' ORDER BY id LIMIT ?1)";
-                        connection.execute(sql, [i64::try_from(count).unwrap()]).unwrap();
-                    }
-                    Change::Replay(id) => {
-                        replayed = true;
-                        connection.execute("UPDATE outbox SET status = 'INIT' WHERE id = ?1", [id]).unwrap();
-                    }
-                    Change::Look => {
-                        let counted = counter.count(&connection).unwrap();
-                        prop_assert_eq!(counted.oldest_at, waiting().oldest_at);
-                        prop_assert!(replayed || counted == waiting(), "{:?} {:?}", counted, waiting());
-                    }
-                }
-            }
-            // The first count may add segments.
-            counter.count(&connection).unwrap();
-            for _ in 0..=counter.segments.len() {
-                counter.count(&connection).unwrap();
-            }
-            prop_assert_eq!(counter.count(&connection).unwrap(), waiting());
+        fn the_backlog_count_is_exact_after_each_segment_was_recounted(
+            changes in proptest::collection::vec(any_backlog_change(), 1..80)
+        ) {
+            backlog_count_follows(&changes)?;
         }
     }
 }

@@ -139,24 +139,27 @@ fn backup_folder(path: &Path) -> &Path {
         .unwrap_or(Path::new("."))
 }
 
-impl OfflineStore {
-    /// Writes a copy to the file `to`, and returns its size in bytes.
-    pub fn backup(&self, to: &Path, now: Timestamp) -> Result<u64, BackupError> {
-        if to.symlink_metadata().is_ok() {
-            return Err(BackupError::Exists(to.into()));
-        }
-        let not_utf8 = || io::Error::other("the file's name is not UTF-8");
-        let part = PartialBackup::create(files::sibling_file(to, ".part"))?;
-        let name = part.path.to_str().ok_or_else(|| BackupError::Io {
-            path: to.into(),
-            source: not_utf8(),
-        })?;
-        self.connection
-            .execute("VACUUM INTO ?1", [name])
-            .map_err(BackupError::Sqlite)?;
-        mark_backup(&part.path, now).map_err(BackupError::Sqlite)?;
-        part.finish(to)
+/// Writes a copy of the database to the file `to`, and returns its size in bytes.
+pub fn write_backup(
+    database: &OfflineStore,
+    to: &Path,
+    now: Timestamp,
+) -> Result<u64, BackupError> {
+    if to.symlink_metadata().is_ok() {
+        return Err(BackupError::Exists(to.into()));
     }
+    let not_utf8 = || io::Error::other("the file's name is not UTF-8");
+    let part = PartialBackup::create(files::sibling_file(to, ".part"))?;
+    let name = part.path.to_str().ok_or_else(|| BackupError::Io {
+        path: to.into(),
+        source: not_utf8(),
+    })?;
+    database
+        .connection
+        .execute("VACUUM INTO ?1", [name])
+        .map_err(BackupError::Sqlite)?;
+    mark_backup(&part.path, now).map_err(BackupError::Sqlite)?;
+    part.finish(to)
 }
 
 /// Marks the copy as a copy.
@@ -191,9 +194,12 @@ mod tests {
     fn a_backup_is_one_file_that_is_marked_as_a_copy() {
         let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let copy = target.path().join("copy.db");
-        let bytes = store_to_back_up(dir.path())
-            .backup(&copy, Timestamp::from_micros(77))
-            .unwrap();
+        let bytes = write_backup(
+            &store_to_back_up(dir.path()),
+            &copy,
+            Timestamp::from_micros(77),
+        )
+        .unwrap();
         assert_eq!(
             (
                 names_of_backup_files(target.path()),
@@ -217,7 +223,7 @@ mod tests {
         let (copy, offline) = (target.path().join("copy.db"), store_to_back_up(dir.path()));
         fs::write(&copy, "precious").unwrap();
         assert!(matches!(
-            offline.backup(&copy, Timestamp::now()),
+            write_backup(&offline, &copy, Timestamp::now()),
             Err(BackupError::Exists(_))
         ));
         assert_eq!(
@@ -255,13 +261,13 @@ mod tests {
         let offline = store_to_back_up(dir.path());
         let nowhere = target.path().join("nowhere").join("copy.db");
         assert!(matches!(
-            offline.backup(&nowhere, Timestamp::now()),
+            write_backup(&offline, &nowhere, Timestamp::now()),
             Err(BackupError::Io { .. })
         ));
         offline.connection.execute_batch("DROP TABLE node").unwrap();
         let copy = target.path().join("copy.db");
         assert!(matches!(
-            offline.backup(&copy, Timestamp::now()),
+            write_backup(&offline, &copy, Timestamp::now()),
             Err(BackupError::Sqlite(_))
         ));
         assert_eq!(names_of_backup_files(target.path()), [""; 0]);
@@ -280,10 +286,10 @@ mod tests {
         .unwrap();
         let held = File::open(&part).unwrap();
         held.lock().unwrap();
-        let refused = offline.backup(&copy, Timestamp::now()).unwrap_err();
+        let refused = write_backup(&offline, &copy, Timestamp::now()).unwrap_err();
         assert!(refused.is_temporary() && part.exists(), "{refused}");
         drop(held);
-        offline.backup(&copy, Timestamp::now()).unwrap();
+        write_backup(&offline, &copy, Timestamp::now()).unwrap();
         assert_eq!(names_of_backup_files(target.path()), ["copy.db"]);
     }
 }

@@ -197,6 +197,53 @@ pub struct DeadLetterView {
     pub actions: Vec<ActionRecord>,
 }
 
+impl DeadLetterView {
+    fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let text = |bytes: Option<Vec<u8>>| {
+            bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        };
+        let record = match row.get::<_, Option<String>>(5)? {
+            None => None,
+            Some(topic) => Some(RecordOrigin {
+                topic,
+                partition: row.get(6)?,
+                offset: row.get(7)?,
+                key: text(row.get(8)?),
+                value: text(row.get(9)?),
+                headers: parse_dead_record_headers(row.get(10)?),
+            }),
+        };
+        Ok(Self {
+            id: row.get(0)?,
+            state: row.get(1)?,
+            reason: row.get(2)?,
+            count: row.get(3)?,
+            received_at: Timestamp::from_micros(row.get(4)?),
+            record,
+            payment_id: row.get(11)?,
+            actions: Vec::new(),
+        })
+    }
+
+    fn with_actions(mut self, connection: &Connection) -> rusqlite::Result<Self> {
+        self.actions = connection
+            .prepare_cached(
+                "SELECT action, origin, outcome, acted_at FROM dead_letter_action \
+                    WHERE dead_letter_id = ?1 ORDER BY id",
+            )?
+            .query_map([self.id], |row| {
+                Ok(ActionRecord {
+                    action: row.get(0)?,
+                    origin: row.get(1)?,
+                    outcome: row.get(2)?,
+                    at: Timestamp::from_micros(row.get(3)?),
+                })
+            })?
+            .collect::<rusqlite::Result<_>>()?;
+        Ok(self)
+    }
+}
+
 /// The origin of a record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RecordOrigin {
@@ -235,11 +282,11 @@ pub fn list_dead_letters(
         .prepare_cached(&format!(
             "{SHOWN} WHERE {which} l.id > ?1 ORDER BY l.id LIMIT ?2"
         ))?
-        .query_map((after, row_limit(limit)), read_dead_letter_view)?
+        .query_map((after, row_limit(limit)), DeadLetterView::from_row)?
         .collect::<rusqlite::Result<Vec<_>>>()?;
     letters
         .into_iter()
-        .map(|letter| with_dead_letter_actions(connection, letter))
+        .map(|letter| letter.with_actions(connection))
         .collect()
 }
 
@@ -250,62 +297,15 @@ pub fn find_dead_letter(
 ) -> rusqlite::Result<Option<DeadLetterView>> {
     let letter = connection
         .prepare_cached(&format!("{SHOWN} WHERE l.id = ?1"))?
-        .query_row([id], read_dead_letter_view)
+        .query_row([id], DeadLetterView::from_row)
         .optional()?;
     letter
-        .map(|letter| with_dead_letter_actions(connection, letter))
+        .map(|letter| letter.with_actions(connection))
         .transpose()
-}
-
-fn read_dead_letter_view(row: &Row<'_>) -> rusqlite::Result<DeadLetterView> {
-    let text =
-        |bytes: Option<Vec<u8>>| bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    let record = match row.get::<_, Option<String>>(5)? {
-        None => None,
-        Some(topic) => Some(RecordOrigin {
-            topic,
-            partition: row.get(6)?,
-            offset: row.get(7)?,
-            key: text(row.get(8)?),
-            value: text(row.get(9)?),
-            headers: parse_dead_record_headers(row.get(10)?),
-        }),
-    };
-    Ok(DeadLetterView {
-        id: row.get(0)?,
-        state: row.get(1)?,
-        reason: row.get(2)?,
-        count: row.get(3)?,
-        received_at: Timestamp::from_micros(row.get(4)?),
-        record,
-        payment_id: row.get(11)?,
-        actions: Vec::new(),
-    })
 }
 
 pub(super) fn parse_dead_record_headers(json: Option<String>) -> Vec<(String, Option<String>)> {
     // Written by insert_record.
     json.and_then(|json| serde_json::from_str(&json).ok())
         .unwrap_or_default()
-}
-
-fn with_dead_letter_actions(
-    connection: &Connection,
-    letter: DeadLetterView,
-) -> rusqlite::Result<DeadLetterView> {
-    let actions = connection
-        .prepare_cached(
-            "SELECT action, origin, outcome, acted_at FROM dead_letter_action \
-                WHERE dead_letter_id = ?1 ORDER BY id",
-        )?
-        .query_map([letter.id], |row| {
-            Ok(ActionRecord {
-                action: row.get(0)?,
-                origin: row.get(1)?,
-                outcome: row.get(2)?,
-                at: Timestamp::from_micros(row.get(3)?),
-            })
-        })?
-        .collect::<rusqlite::Result<_>>()?;
-    Ok(DeadLetterView { actions, ..letter })
 }

@@ -214,7 +214,7 @@ impl DeadLetterRequest<'_> {
 }
 
 fn replay_dead_event(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<Attempt> {
-    if requeue_rejected_event(tx, outbox_id)? {
+    if replay_rejected_event(tx, outbox_id)? {
         return Ok(Ok("waits to be published again".to_owned()));
     }
     let requeued = tx
@@ -230,7 +230,7 @@ fn replay_dead_event(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<A
 }
 
 /// Requeues an event that was rejected. Returns whether it was.
-pub(super) fn requeue_rejected_event(
+pub(super) fn replay_rejected_event(
     tx: &Transaction<'_>,
     outbox_id: i64,
 ) -> rusqlite::Result<bool> {

@@ -350,14 +350,14 @@ pub fn skip_oldest_delivery(
         .first()
         .map(|waiting| waiting.outbox_id);
     if let Some(outbox_id) = oldest {
-        dead_letter_delivery(tx, outbox_id, Some(reason), now)?;
+        mark_delivery_dead(tx, outbox_id, Some(reason), now)?;
     }
     Ok(oldest)
 }
 
 /// Dead-letters a delivery that cannot be sent as it is; without a reason, that of its last failure
 /// applies.
-pub fn dead_letter_delivery(
+pub fn mark_delivery_dead(
     tx: &Transaction<'_>,
     outbox_id: i64,
     reason: Option<&str>,

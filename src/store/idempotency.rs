@@ -47,7 +47,7 @@ impl IdempotencyClock {
     }
 }
 
-fn micros(time: Duration) -> i64 {
+fn idempotency_key_micros(time: Duration) -> i64 {
     i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
 }
 
@@ -136,7 +136,7 @@ fn insert_idempotency_key(
         request.body_hash,
         first.id,
         row_limit(payments.len()),
-        micros(arrived_at),
+        idempotency_key_micros(arrived_at),
     ))?;
     Ok(())
 }
@@ -187,7 +187,7 @@ pub fn purge_idempotency_keys(
     let mut delete = tx.prepare_cached("DELETE FROM idempotency_key WHERE id = ?1")?;
     let mut deleted = 0;
     for (id, arrived_at) in oldest {
-        if arrived_at >= micros(cutoff) && id - first >= surplus {
+        if arrived_at >= idempotency_key_micros(cutoff) && id - first >= surplus {
             break;
         }
         delete.execute([id])?;

@@ -34,7 +34,7 @@ thread_local! {
     clippy::needless_pass_by_value,
     reason = "rusqlite asks for a function of this type"
 )]
-fn record_statement(event: TraceEvent<'_>) {
+fn record_query_statement(event: TraceEvent<'_>) {
     if let TraceEvent::Stmt(_, sql) = event {
         SEEN.with_borrow_mut(|seen| seen.insert(sql.to_owned()));
     }
@@ -62,7 +62,7 @@ const SMALL: [&str; 14] = [
     "SCAN (subquery-1)",
 ];
 
-fn uses_index(step: &str) -> bool {
+fn plan_step_uses_index(step: &str) -> bool {
     let scans = step.starts_with("SCAN");
     // An automatic index is a scan and a sort for each execution.
     !step.contains("TEMP B-TREE")
@@ -70,7 +70,7 @@ fn uses_index(step: &str) -> bool {
         && (!scans || SMALL.iter().any(|index| step.ends_with(index)))
 }
 
-fn event(id: i64) -> EventRef {
+fn plan_event(id: i64) -> EventRef {
     EventRef {
         outbox_id: id,
         payment_id: id,
@@ -81,20 +81,20 @@ fn event(id: i64) -> EventRef {
 const NOW: Timestamp = Timestamp::from_micros(1000);
 
 /// Two payments, from the request to the purge.
-fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
+fn record_query_plans(connection: &mut Connection) -> rusqlite::Result<()> {
     let tx = Transaction::new(connection, TransactionBehavior::Immediate)?;
     let topic = Topic {
         name: "t".into(),
         id: [0; 16],
     };
-    execute_payments(&tx)?;
-    publish(&tx, &topic)?;
-    consume(&tx, &topic)?;
-    deliver(&tx)?;
-    resolve_dead_letter(&tx)?;
+    plan_executing_payments(&tx)?;
+    plan_publishing(&tx, &topic)?;
+    plan_consuming(&tx, &topic)?;
+    plan_delivering(&tx)?;
+    plan_acting_on_dead_letter(&tx)?;
     delivery::mark_deliveries_delivered(&tx, &[1, 2], Carrier::Single, NOW)?;
-    show(&tx)?;
-    purge(&tx)?;
+    plan_showing(&tx)?;
+    plan_purging(&tx)?;
     // Each start does this, with millions of finished rows.
     delivery::recover_deliveries(&tx)?;
     route::replace_routes(&tx, &[])?;
@@ -102,18 +102,18 @@ fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
     tx.commit()
 }
 
-fn pay(tx: &Transaction<'_>, key: &str) -> rusqlite::Result<IdempotentOutcome> {
+fn plan_paying(tx: &Transaction<'_>, key: &str) -> rusqlite::Result<IdempotentOutcome> {
     let keyed = IdempotentRequest {
         client: String::new(),
         key: key.to_owned(),
         body_hash: [0; 32],
     };
     idempotency::execute_once_per_key(tx, &keyed, 1, Duration::from_millis(1), || {
-        payment::execute_payments(tx, &new_payment(), "KRW", None, NOW)
+        payment::execute_payments(tx, &plan_payment(), "KRW", None, NOW)
     })
 }
 
-fn new_payment() -> NewPayment {
+fn plan_payment() -> NewPayment {
     NewPayment {
         user_id: 1,
         reservations: vec![Reservation {
@@ -123,17 +123,17 @@ fn new_payment() -> NewPayment {
     }
 }
 
-fn execute_payments(tx: &Transaction<'_>) -> rusqlite::Result<()> {
-    payment::execute_payments(tx, &new_payment(), "KRW", None, NOW)?;
+fn plan_executing_payments(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+    payment::execute_payments(tx, &plan_payment(), "KRW", None, NOW)?;
     assert!(
-        matches!((pay(tx, "first")?, pay(tx, "first")?), (IdempotentOutcome::Executed(first), IdempotentOutcome::Replayed(again)) if first == again)
+        matches!((plan_paying(tx, "first")?, plan_paying(tx, "first")?), (IdempotentOutcome::Executed(first), IdempotentOutcome::Replayed(again)) if first == again)
     );
     assert!(payment::find_payment_of_reservation(tx, 1)?.is_some());
     assert_eq!(outbox::unpublished_outbox_events(tx, 0, 10)?.len(), 2);
     Ok(())
 }
 
-fn publish(tx: &Transaction<'_>, topic: &Topic) -> rusqlite::Result<()> {
+fn plan_publishing(tx: &Transaction<'_>, topic: &Topic) -> rusqlite::Result<()> {
     let receipts = [
         Receipt {
             outbox_id: 1,
@@ -148,10 +148,10 @@ fn publish(tx: &Transaction<'_>, topic: &Topic) -> rusqlite::Result<()> {
         },
     ];
     publication::record_publications(tx, &receipts, NOW)?;
-    arrival::accept_arrival(tx, event(1), NOW)?;
-    arrival::accept_arrival(tx, event(9), NOW)?;
+    arrival::accept_arrival(tx, plan_event(1), NOW)?;
+    arrival::accept_arrival(tx, plan_event(9), NOW)?;
     let found = PublishedRecord {
-        notice: event(1),
+        notice: plan_event(1),
         partition: 0,
         offset: 0,
     };
@@ -161,10 +161,10 @@ fn publish(tx: &Transaction<'_>, topic: &Topic) -> rusqlite::Result<()> {
     };
     let reconciled = topic::reconcile_topic(tx, &[found], &published, NOW)?;
     assert_eq!(reconciled, Reconciled::default());
-    check_visibility(tx, topic, &receipts)
+    plan_unseen_events(tx, topic, &receipts)
 }
 
-fn consume(tx: &Transaction<'_>, topic: &Topic) -> rusqlite::Result<()> {
+fn plan_consuming(tx: &Transaction<'_>, topic: &Topic) -> rusqlite::Result<()> {
     let mut batch = ConsumeBatch::begin(tx, topic)?;
     batch.add(0, 3, Some((2, AcceptOutcome::Accepted)));
     batch.finish(1)?;
@@ -183,7 +183,7 @@ fn consume(tx: &Transaction<'_>, topic: &Topic) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn deliver(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+fn plan_delivering(tx: &Transaction<'_>) -> rusqlite::Result<()> {
     assert!(delivery::has_more_deliveries_than(tx, "default", 1)?);
     assert_eq!(delivery::pending_deliveries(tx, "default", 10)?.len(), 2);
     let backlog = BacklogCounter::new(&["default".to_owned()]).count(tx)?;
@@ -211,8 +211,8 @@ fn deliver(tx: &Transaction<'_>) -> rusqlite::Result<()> {
     channel_action::finish_channel_action(tx, action, "resumed")
 }
 
-fn resolve_dead_letter(tx: &Transaction<'_>) -> rusqlite::Result<()> {
-    delivery::dead_letter_delivery(tx, 2, Some("poison"), NOW)?;
+fn plan_acting_on_dead_letter(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+    delivery::mark_delivery_dead(tx, 2, Some("poison"), NOW)?;
     let request = DeadLetterRequest {
         action: DeadLetterAction::Replay,
         which: DeadLetterSelection::Open { after: 0, limit: 9 },
@@ -236,19 +236,22 @@ fn resolve_dead_letter(tx: &Transaction<'_>) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn show(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+fn plan_showing(tx: &Transaction<'_>) -> rusqlite::Result<()> {
     assert!(timeline::find_payment_timeline(tx, 1)?.is_some());
     let page = payment::payment_history(tx, 1, Some(2), 10)?;
     assert_eq!(page.map(|page| page.len()), Some(1));
     Ok(())
 }
 
-fn purge(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+fn plan_purging(tx: &Transaction<'_>) -> rusqlite::Result<()> {
     assert_eq!(
         outbox::purge_outbox(tx, Timestamp::from_micros(2000), 10)?,
         2
     );
-    assert!(matches!(pay(tx, "second")?, IdempotentOutcome::Executed(_)));
+    assert!(matches!(
+        plan_paying(tx, "second")?,
+        IdempotentOutcome::Executed(_)
+    ));
     assert_eq!(
         idempotency::purge_idempotency_keys(tx, Duration::from_millis(2), 1, 10)?,
         1
@@ -259,7 +262,7 @@ fn purge(tx: &Transaction<'_>) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn check_visibility(
+fn plan_unseen_events(
     tx: &Transaction<'_>,
     topic: &Topic,
     receipts: &[Receipt],
@@ -281,8 +284,11 @@ fn no_query_plan_of_a_hot_path_scans_or_sorts() {
     let dir = tempfile::tempdir().unwrap();
     let (mut connection, _) =
         crate::store::engine::open::open_database(&dir.path().join("a.db"), None).unwrap();
-    connection.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(record_statement));
-    run_the_hot_paths(&mut connection).unwrap();
+    connection.trace_v2(
+        TraceEventCodes::SQLITE_TRACE_STMT,
+        Some(record_query_statement),
+    );
+    record_query_plans(&mut connection).unwrap();
     connection.trace_v2(TraceEventCodes::empty(), None);
     let seen = SEEN.take();
     let statements: Vec<_> = seen.iter().filter(|sql| !sql.starts_with("--")).collect();
@@ -300,7 +306,7 @@ fn no_query_plan_of_a_hot_path_scans_or_sorts() {
             .unwrap();
         for step in steps {
             let step: String = step.unwrap();
-            assert!(uses_index(&step), "{sql}\n  {step}");
+            assert!(plan_step_uses_index(&step), "{sql}\n  {step}");
             uses_payment_paid |= step.contains("payment_paid");
         }
     }
@@ -314,7 +320,9 @@ fn slow_steps_of_a_query_plan_are_recognized() {
         "SCAN d USING INDEX delivery_delivered",
         "USE TEMP B-TREE FOR ORDER BY",
     ] {
-        assert!(!uses_index(step), "{step}");
+        assert!(!plan_step_uses_index(step), "{step}");
     }
-    assert!(uses_index("SCAN outbox USING COVERING INDEX outbox_init"));
+    assert!(plan_step_uses_index(
+        "SCAN outbox USING COVERING INDEX outbox_init"
+    ));
 }

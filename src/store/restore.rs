@@ -10,7 +10,6 @@ use super::StoreError;
 use super::audit::{AuditDatabase, Finding, UNCONSUMED_KIND};
 use super::engine::BUSY_TIMEOUT;
 use super::engine::{files, lock, open};
-use super::error::is_corruption;
 use crate::domain::node_id::NodeId;
 use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _};
@@ -70,7 +69,7 @@ impl RestoreError {
     /// Names the copy instead of the temporary file in the error of a damaged copy.
     fn name_the_copy(self, copy: &Path) -> Self {
         let reason = match &self {
-            Self::Open(OpenError::Sqlite { source, .. }) if is_corruption(source) => {
+            Self::Open(OpenError::Sqlite { source, .. }) if StoreError::is_corruption(source) => {
                 source.to_string()
             }
             Self::Store(error @ StoreError::Damaged) => error.to_string(),

@@ -286,7 +286,7 @@ mod tests {
     fn a_republished_event_counts_as_unconsumed_again() {
         with_unconsumed_events(&["PUBLISHED+", "REJECTED", "PUBLISHED+"], |tx| {
             advance_unconsumed_mark(tx, 100).unwrap();
-            assert!(crate::store::dead_letter_action::requeue_rejected_event(tx, 2).unwrap());
+            assert!(crate::store::dead_letter_action::replay_rejected_event(tx, 2).unwrap());
             advance_unconsumed_mark(tx, 100).unwrap();
             assert_eq!(
                 (

@@ -161,7 +161,7 @@ fn run(job: &Job, tx: &Transaction<'_>, node: &NodeId, now: Timestamp) -> SqlRes
             ))
         }
         Job::Recover => delivery::recover_deliveries(tx).map(Answer::Count),
-        Job::Bury { id, reason } => done(delivery::dead_letter_delivery(
+        Job::Bury { id, reason } => done(delivery::mark_delivery_dead(
             tx,
             *id,
             reason.as_deref(),

@@ -1411,7 +1411,7 @@ fn a_payment_that_dies_again_is_the_same_letter() {
     let node = database.store().node().clone();
     let now = payrelay::domain::timestamp::Timestamp::now();
     let twice = move |tx: &Transaction<'_>| {
-        delivery::dead_letter_delivery(tx, 1, Some("first"), now)?;
+        delivery::mark_delivery_dead(tx, 1, Some("first"), now)?;
         let which = DeadLetterSelection::Id(1);
         dead_letter_action::act_on_dead_letters(
             tx,
@@ -1424,9 +1424,9 @@ fn a_payment_that_dies_again_is_the_same_letter() {
                 now,
             },
         )?;
-        delivery::dead_letter_delivery(tx, 1, Some("second"), now)?;
+        delivery::mark_delivery_dead(tx, 1, Some("second"), now)?;
         // It is dead already.
-        delivery::dead_letter_delivery(tx, 1, Some("third"), now)?;
+        delivery::mark_delivery_dead(tx, 1, Some("third"), now)?;
         dead_letter::list_dead_letters(tx, DeadLetterFilter::Open, 0, 9)
     };
     let letters = database.store().write(twice).unwrap();

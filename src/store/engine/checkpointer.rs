@@ -35,13 +35,7 @@ thread_local! {
     /// The length of the WAL after this thread's last commit.
     static WAL_PAGES: Cell<i32> = const { Cell::new(0) };
     /// Whether this thread has committed a change since the last call.
-    static HAS_WRITTEN: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Whether this thread has committed a change since the last call: a transaction that changes
-/// nothing succeeds also where nothing can be stored.
-pub(in crate::store) fn has_written() -> bool {
-    HAS_WRITTEN.take()
+    static HAS_COMMITTED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// The writer's side.
@@ -74,7 +68,7 @@ pub(in crate::store) fn replace_autocheckpoint(
     // This also replaces the automatic checkpoint, which is such a hook.
     connection.wal_hook(Some(|_, pages| {
         WAL_PAGES.set(pages);
-        HAS_WRITTEN.set(true);
+        HAS_COMMITTED.set(true);
         Ok(())
     }));
     let other = Connection::open(path).map_err(failed)?;
@@ -108,6 +102,16 @@ pub(in crate::store) fn replace_autocheckpoint(
 }
 
 impl CheckpointControl {
+    /// Whether the writer has committed a change since the last call. A transaction that changes
+    /// nothing succeeds also where nothing can be stored.
+    #[expect(
+        clippy::unused_self,
+        reason = "the hook of SQLite counts for its thread, which is the owner's"
+    )]
+    pub(in crate::store) fn has_committed(&self) -> bool {
+        HAS_COMMITTED.take()
+    }
+
     /// Called between two transactions: starts a checkpoint when the WAL is long, and lets the WAL
     /// start over after one.
     pub(in crate::store) fn step(&mut self, connection: &Connection) -> rusqlite::Result<()> {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::runtime::health::{Health, HealthHandle};
-use crate::store::error::{StoreError, is_corruption};
+use crate::store::error::StoreError;
 
 /// Whether the file is damaged, shared by all threads that use it. Cloning it is cheap.
 #[derive(Debug, Clone)]
@@ -30,7 +30,7 @@ impl CorruptionFlag {
 
     /// Sets the flag if an error reports damage. It stays set.
     pub(in crate::store) fn observe(&self, error: &rusqlite::Error) {
-        if is_corruption(error) {
+        if StoreError::is_corruption(error) {
             self.set(&error.to_string());
         }
     }

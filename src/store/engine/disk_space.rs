@@ -80,8 +80,8 @@ impl DiskAdmission {
 /// The thread's side.
 pub(in crate::store) struct DiskMonitor {
     database: PathBuf,
-    /// The file that was opened.
-    identity: Option<(u64, u64)>,
+    /// The device and inode of the file that was opened.
+    opened: Option<(u64, u64)>,
     min: u64,
     space: DiskSpace,
     admission: DiskAdmission,
@@ -101,16 +101,16 @@ impl DiskMonitor {
             short: Arc::default(),
             refused: Arc::default(),
         };
-        let (database, identity) = (database.to_owned(), identity(database));
-        let (space, statvfs_failed) = (DiskSpace::Ok, false);
         let mut watch = Self {
-            database,
-            identity,
+            database: database.to_owned(),
+            opened: fs::metadata(database)
+                .ok()
+                .map(|file| (file.dev(), file.ino())),
             min,
-            space,
+            space: DiskSpace::Ok,
             admission: admission.clone(),
             damage,
-            statvfs_failed,
+            statvfs_failed: false,
         };
         watch.check_disk();
         (watch, admission)
@@ -127,7 +127,7 @@ impl DiskMonitor {
     }
 
     fn check_disk(&mut self) {
-        if was_replaced(&self.database, self.identity) {
+        if self.file_was_replaced() {
             // SQLite would continue with a file that no process finds again.
             self.damage.set(&format!(
                 "{} is not the file that was opened: it was moved or removed",
@@ -151,8 +151,17 @@ impl DiskMonitor {
         }
     }
 
+    /// An error says nothing about the file.
+    fn file_was_replaced(&self) -> bool {
+        match fs::metadata(&self.database) {
+            Ok(file) => Some((file.dev(), file.ino())) != self.opened,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
+    }
+
     fn apply_free_space(&mut self, free: u64) {
-        let (before, min) = (self.space, self.min);
+        let before = self.space;
+        let min = self.min;
         self.space = before.next_level(free, min);
         let free = disk_space_in_mib(free);
         // The line is logged last, so that its reader finds the new state in effect.
@@ -187,18 +196,6 @@ impl DiskMonitor {
             ),
             _ => log::info!("the disk has {free} MiB free: enough again"),
         }
-    }
-}
-
-fn identity(file: &Path) -> Option<(u64, u64)> {
-    fs::metadata(file).ok().map(|file| (file.dev(), file.ino()))
-}
-
-/// An error says nothing about the file.
-fn was_replaced(file: &Path, opened: Option<(u64, u64)>) -> bool {
-    match fs::metadata(file) {
-        Ok(file) => Some((file.dev(), file.ino())) != opened,
-        Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
 }
 

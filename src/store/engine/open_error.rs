@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::ErrorCode;
 
 use crate::domain::node_id::NodeId;
-use crate::store::error::is_full;
+use crate::store::error::StoreError;
 
 /// Why a database cannot be used. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -163,7 +163,7 @@ fn open_error_io_advice(error: &io::Error, otherwise: &'static str) -> &'static 
 /// An error of SQLite, and what to do about it.
 pub(in crate::store) fn open_error(path: &Path, source: rusqlite::Error) -> OpenError {
     let advice = match source.sqlite_error_code() {
-        _ if is_full(&source) => FREE_SPACE,
+        _ if StoreError::is_full_disk(&source) => FREE_SPACE,
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
             "the file is damaged, or no database: restore a backup or set another path \
                 (docs/how-to/recover-from-corruption.md)"

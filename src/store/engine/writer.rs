@@ -13,12 +13,12 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 
 use super::abort;
-use super::checkpointer::{self, CheckpointControl};
+use super::checkpointer::CheckpointControl;
 use super::corruption::CorruptionFlag;
 use super::lock::DatabaseLock;
 use crate::runtime::health::HealthHandle;
 use crate::runtime::worker::Stop;
-use crate::store::error::{StoreError, is_corruption, is_full};
+use crate::store::error::StoreError;
 
 /// A transaction includes the jobs that wait when it starts, and at least this many. It does not
 /// continue while jobs arrive: those form the next transaction, and are prepared while this one is
@@ -220,7 +220,7 @@ impl Writer {
         jobs.push(first);
         match abort::abort_on_failed_sync(self.commit(&mut jobs)) {
             Ok(outcomes) => {
-                if checkpointer::has_written() {
+                if self.checkpoints.has_committed() {
                     self.health.recovered();
                 }
                 for (job, outcome) in jobs.into_iter().zip(outcomes) {
@@ -324,23 +324,12 @@ fn run_writer_job_in_savepoint(
             .unwrap_or(rusqlite::Error::ExecuteReturnedResults));
     }
     match outcome {
-        Err(error) if blames_the_machine(&error) => return Err(error),
+        Err(error) if StoreError::is_environment_failure(&error) => return Err(error),
         Err(_) => run("ROLLBACK TO job")?,
         Ok(()) => {}
     }
     run("RELEASE job")?;
     Ok(outcome)
-}
-
-/// Whether every other job would fail in the same way.
-fn blames_the_machine(error: &rusqlite::Error) -> bool {
-    let code = error.sqlite_error_code();
-    is_corruption(error)
-        || is_full(error)
-        || matches!(
-            code,
-            Some(ErrorCode::SystemIoFailure | ErrorCode::OutOfMemory)
-        )
 }
 
 /// Writes a page, and changes nothing. It needs two updates, because SQLite does not write a page
@@ -357,7 +346,7 @@ mod tests {
     use super::*;
     use crossbeam_channel::{Sender, bounded, unbounded};
 
-    struct Fixture {
+    struct WriterFixture {
         writer: Writer,
         jobs: Sender<BoxedWriterJob>,
         background: Sender<BoxedWriterJob>,
@@ -365,7 +354,7 @@ mod tests {
         _dir: tempfile::TempDir,
     }
 
-    fn fixture() -> Fixture {
+    fn writer_fixture() -> WriterFixture {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.db");
         let lock = lock::lock_database(&path).unwrap();
@@ -386,7 +375,7 @@ mod tests {
             health,
             lock,
         });
-        Fixture {
+        WriterFixture {
             writer,
             jobs,
             background,
@@ -413,7 +402,7 @@ mod tests {
         )
     }
 
-    fn rows(writer: &Writer) -> Vec<i64> {
+    fn rows_of_writer(writer: &Writer) -> Vec<i64> {
         let mut statement = writer
             .connection
             .prepare("SELECT x FROM t ORDER BY x")
@@ -427,7 +416,7 @@ mod tests {
 
     #[test]
     fn the_writer_answers_all_jobs_of_a_commit_and_a_failure_stays_alone() {
-        let mut f = fixture();
+        let mut f = writer_fixture();
         let (answers, answered) = unbounded();
         f.writer
             .connection
@@ -447,7 +436,7 @@ mod tests {
         );
         assert_eq!((results[2].0, &results[2].1), (3, &Ok(1)));
         assert_eq!(
-            rows(&f.writer),
+            rows_of_writer(&f.writer),
             [1, 2, 3, 1001, 1003],
             "the failed job left nothing"
         );
@@ -455,7 +444,7 @@ mod tests {
 
     #[test]
     fn a_writer_transaction_that_sqlite_ends_fails_all_its_jobs_and_the_next_one_works() {
-        let mut f = fixture();
+        let mut f = writer_fixture();
         let (answers, answered) = unbounded();
         let killer = writer_job(
             |tx| tx.execute_batch("ROLLBACK; SELECT no_such_function()"),
@@ -468,7 +457,7 @@ mod tests {
             answered.try_recv().unwrap().1.is_err(),
             "job 1 was rolled back: its reply must not say stored"
         );
-        assert_eq!(rows(&f.writer), [0; 0]);
+        assert_eq!(rows_of_writer(&f.writer), [0; 0]);
         assert!(f.part.get().is_failing());
         let second = f.writer.jobs.try_recv().unwrap();
         f.writer.run_transaction(second);
@@ -478,7 +467,7 @@ mod tests {
 
     #[test]
     fn only_a_write_ends_an_outage_of_the_writer() {
-        let mut f = fixture();
+        let mut f = writer_fixture();
         f.writer.run_transaction(writer_job(
             |tx| tx.execute_batch("ROLLBACK; SELECT no_such_function()"),
             |_: Result<(), _>| {},
@@ -509,7 +498,7 @@ mod tests {
 
     #[test]
     fn background_jobs_of_the_writer_yield() {
-        let mut f = fixture();
+        let mut f = writer_fixture();
         let (stopper, stop) = Stop::new();
         let (answers, answered) = unbounded();
         f.background
