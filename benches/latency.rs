@@ -110,7 +110,7 @@ fn commit_to_ack(broker: &Broker, topic: &str, rate: f64, span: Duration) -> Vec
         };
         let (committed, waker) = (Arc::clone(&committed), waker.clone());
         let work = move |tx: &payrelay::store::Transaction<'_>| {
-            execute(tx, &new, "KRW", None, Timestamp::now())
+            execute_payments(tx, &new, "KRW", None, Timestamp::now())
         };
         let done = move |result: Result<Vec<_>, _>| {
             let now = Instant::now();

@@ -2,8 +2,8 @@
 //! nothing.
 //!
 //! It reads the topic first, to its end at that moment, and then the database in one snapshot. So
-//! every event that was on the topic is in the snapshot, and every event that the snapshot calls
-//! published before that end was read is on the topic. Therefore it also works on a running system.
+//! every event that was on the topic is in the snapshot. Every event that was marked PUBLISHED
+//! before the end was read is on the topic. Therefore it also works on a running system.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -243,13 +243,12 @@ fn audited_topic_event(node: &NodeId, record: &TopicRecord) -> Option<TopicEvent
             .ok()
             .filter(|number: &i64| number.to_string() == text)
     };
-    let (user_id, payment_id) = (number(&record.key), number(&record.value));
     Some(TopicEvent {
         partition: record.partition,
         offset: record.offset,
         outbox_id,
-        user_id,
-        payment_id,
+        user_id: number(&record.key),
+        payment_id: number(&record.value),
     })
 }
 

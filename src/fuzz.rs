@@ -40,17 +40,15 @@ pub(crate) fn fuzz_corpus(
     for (case, bytes) in mutations(&seeds, cases, dictionary) {
         if let Err(reason) = run_fuzz_case(&check, &bytes) {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/fuzz");
-            let (shrink, path) = (
-                shrink_fuzz_input(&check, bytes),
-                folder.join(format!("{name}-{case}")),
-            );
+            let shrunk = shrink_fuzz_input(&check, bytes);
+            let path = folder.join(format!("{name}-{case}"));
             fs::create_dir_all(folder)
-                .and_then(|()| fs::write(&path, &shrink))
+                .and_then(|()| fs::write(&path, &shrunk))
                 .unwrap();
             panic!(
                 "{name}, {case}: {reason}\nsmallest: \"{}\"\nleft in {}: name it and move it to \
                     tests/corpus/{name}",
-                shrink.escape_ascii(),
+                shrunk.escape_ascii(),
                 path.display()
             );
         }

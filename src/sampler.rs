@@ -100,14 +100,14 @@ pub struct Sampler {
     metrics: Metrics,
     counter: BacklogCounter,
     snapshots: Samples,
-    asked: Receiver<()>,
+    requests: Receiver<()>,
     errors: ErrorLog,
 }
 
 impl Sampler {
     /// A sampler of these channels, and its samples.
     pub fn new(store: Store, metrics: Metrics, channels: &[String]) -> (Self, Samples) {
-        let (sampler, asked) = Waker::new();
+        let (sampler, requests) = Waker::new();
         let snapshots = Samples {
             seen: Arc::default(),
             sampler,
@@ -120,7 +120,7 @@ impl Sampler {
                 metrics,
                 counter,
                 snapshots,
-                asked,
+                requests,
                 errors: ErrorLog::new("sampler"),
             },
             seen,
@@ -133,11 +133,16 @@ impl Sampler {
         let mut rest_until = tick_at;
         while !stop.is_requested() {
             let resting = Instant::now() < rest_until;
-            let asked = if resting { never() } else { self.asked.clone() };
+            let requests = if resting {
+                never()
+            } else {
+                self.requests.clone()
+            };
+            let wake_at = if resting { rest_until } else { tick_at };
             select_biased! {
                 recv(stop.signal()) -> _ => return,
-                recv(asked) -> _ => {}
-                recv(at(if resting { rest_until } else { tick_at })) -> _ => if resting { continue },
+                recv(requests) -> _ => {}
+                recv(at(wake_at)) -> _ => if resting { continue },
             }
             let started = Instant::now();
             self.sample();

@@ -66,10 +66,10 @@ pub const ID_HEADER: &str = "ce_id";
 pub const TIME_HEADER: &str = "ce_time";
 
 impl Event {
-    /// The record of this event. Its timestamp is `now`, the time of publishing: a broker rejects a
-    /// record from the future, and may reject or delete an old one
-    /// (`message.timestamp.before.max.ms` and `after.max.ms`, KIP-937; `retention.ms`). `ce_time`
-    /// has the time of the commit.
+    /// The record of this event. Its timestamp is `now`, the time of publishing; `ce_time` has the
+    /// time of the commit. A broker may reject a record from the future, and reject or delete an
+    /// old one (`message.timestamp.before.max.ms`, `message.timestamp.after.max.ms` and
+    /// `retention.ms`).
     pub fn to_record(&self, node: &NodeId, now: Timestamp) -> Record {
         let mut headers = vec![
             ("ce_specversion", "1.0".to_owned()),
@@ -99,8 +99,8 @@ pub struct EventRef {
     pub outbox_id: i64,
     /// The payment that it names.
     pub payment_id: i64,
-    /// The time of its commit, if it names one: an id that was given twice, by a database and by an
-    /// older copy of it, is two events.
+    /// The time of its commit, if it names one. A database and an older copy of it may both issue
+    /// an id: these are two events with different times.
     pub created_at: Option<Timestamp>,
 }
 
@@ -267,17 +267,29 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_published_event_is_parsed_back(outbox_id in 1..=i64::MAX, payment_id in 1..=i64::MAX, id in "[a-z0-9._-]{1,64}") {
+        fn a_published_event_is_parsed_back(
+            outbox_id in 1..=i64::MAX,
+            payment_id in 1..=i64::MAX,
+            id in "[a-z0-9._-]{1,64}",
+        ) {
             let node = NodeId::parse(&id).unwrap();
-            let record = Event { outbox_id, payment_id, ..example_event() }.to_record(&node, Timestamp::now());
-            let event_id = record.headers.iter().find(|(name, _)| *name == ID_HEADER).map(|(_, value)| value.as_str());
-            let time = record.headers.iter().find(|(name, _)| *name == TIME_HEADER).map(|(_, value)| value.as_str());
-            let notice = EventRef::parse(&node, event_id, Some(record.value.as_bytes())).map(|notice| notice.created_at(time));
-            prop_assert_eq!(notice, Ok(EventRef { outbox_id, payment_id, created_at: Some(example_event().created_at) }));
+            let event = Event { outbox_id, payment_id, ..example_event() };
+            let record = event.to_record(&node, Timestamp::now());
+            let header = |wanted| {
+                let found = record.headers.iter().find(|(name, _)| *name == wanted);
+                found.map(|(_, value)| value.as_str())
+            };
+            let parsed = EventRef::parse(&node, header(ID_HEADER), Some(record.value.as_bytes()))
+                .map(|parsed| parsed.created_at(header(TIME_HEADER)));
+            let created_at = Some(event.created_at);
+            prop_assert_eq!(parsed, Ok(EventRef { outbox_id, payment_id, created_at }));
         }
 
         #[test]
-        fn parsing_an_event_never_panics(id in proptest::option::of(".{0,80}"), value in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..40))) {
+        fn parsing_an_event_never_panics(
+            id in proptest::option::of(".{0,80}"),
+            value in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..40)),
+        ) {
             let _ = EventRef::parse(&example_node(), id.as_deref(), value.as_deref());
         }
     }

@@ -371,7 +371,8 @@ mod tests {
 
     #[test]
     fn a_payment_of_the_same_reservation_twice_is_refused() {
-        let body = r#"{"user_id":1,"reservations":[{"reservation_id":7,"seat_price":1},{"reservation_id":7,"seat_price":2}]}"#;
+        let body = r#"{"user_id":1,"reservations":[
+            {"reservation_id":7,"seat_price":1},{"reservation_id":7,"seat_price":2}]}"#;
         assert_eq!(
             payment_refusal(body),
             (
@@ -402,7 +403,8 @@ mod tests {
                 "reservations",
             ),
             (
-                r#"{"user_id":1,"reservations":[{"reservation_id":1,"seat_price":1,"seat_price":1}]}"#,
+                r#"{"user_id":1,"reservations":[
+                    {"reservation_id":1,"seat_price":1,"seat_price":1}]}"#,
                 "reservations[0]",
                 "seat_price",
             ),
@@ -449,8 +451,14 @@ mod tests {
     }
 
     fn payment_as_json(new: &NewPayment) -> serde_json::Value {
-        let one = |r: &Reservation| serde_json::json!({"reservation_id": r.reservation_id, "seat_price": r.seat_price});
-        serde_json::json!({"user_id": new.user_id, "reservations": new.reservations.iter().map(one).collect::<Vec<_>>()})
+        let as_json = |reservation: &Reservation| {
+            serde_json::json!({
+                "reservation_id": reservation.reservation_id,
+                "seat_price": reservation.seat_price,
+            })
+        };
+        let reservations: Vec<_> = new.reservations.iter().map(as_json).collect();
+        serde_json::json!({"user_id": new.user_id, "reservations": reservations})
     }
 
     #[test]
@@ -510,10 +518,18 @@ mod tests {
         }
 
         #[test]
-        fn a_payment_may_have_every_allowed_number(user in 0..=i64::MAX, id in 0..=i64::MAX, price in 0..=i64::MAX) {
-            let body = format!(r#"{{"user_id":{user},"reservations":[{{"reservation_id":{id},"seat_price":{price}}}]}}"#);
+        fn a_payment_may_have_every_allowed_number(
+            user in 0..=i64::MAX,
+            id in 0..=i64::MAX,
+            price in 0..=i64::MAX,
+        ) {
+            let body = format!(
+                r#"{{"user_id":{user},"reservations":
+                    [{{"reservation_id":{id},"seat_price":{price}}}]}}"#
+            );
             let new = NewPayment::parse(body.as_bytes()).unwrap();
-            prop_assert_eq!((new.user_id, new.reservations[0].reservation_id, new.reservations[0].seat_price), (user, id, price));
+            let reservation = Reservation { reservation_id: id, seat_price: price };
+            prop_assert_eq!(new, NewPayment { user_id: user, reservations: vec![reservation] });
         }
     }
 }

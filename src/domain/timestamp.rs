@@ -31,8 +31,8 @@ impl Timestamp {
             .map(|time: jiff::Timestamp| Self(time.as_microsecond()))
     }
 
-    /// Parses a point in time of an HTTP header (RFC 9110, 5.6.7), such as `Sun, 22 Nov 2026 10:00:00
-    /// GMT`.
+    /// Parses a point in time of an HTTP header (RFC 9110, 5.6.7), such as
+    /// `Sun, 22 Nov 2026 10:00:00 GMT`.
     pub fn parse_http_date(text: &str) -> Option<Self> {
         let preferred = || {
             jiff::fmt::rfc2822::DateTimeParser::new()

@@ -99,7 +99,8 @@ mod tests {
 
     #[test]
     fn every_new_token_is_different() {
-        let (one, other) = (new_token().unwrap(), new_token().unwrap());
+        let one = new_token().unwrap();
+        let other = new_token().unwrap();
         assert!(one.len() == 64 && one != other);
         assert_eq!(
             TokenHash::parse(&TokenHash::of_token(&one).expose()),

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Capped exponential backoff with equal jitter: half of the delay is fixed, half is random, so
-/// that it never spins and several nodes never retry in step.
+/// Capped exponential backoff with jitter. Of equal jitter, half of the delay is fixed, so that
+/// it never spins. The other half is random, so that several nodes never retry in step.
 #[derive(Debug, Clone, Copy)]
 pub struct Backoff {
     /// The longest first delay.

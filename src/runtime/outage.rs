@@ -1,5 +1,5 @@
-//! A remote component that fails and recovers: the delay before the next attempt, one log line when
-//! it fails and one when it is back, and its state on the health page.
+//! The outages of a remote component. Each is logged when it begins and when it ends, and shown on
+//! the health page, and decides the delay before the next attempt.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -13,7 +13,7 @@ use super::health::{HealthHandle, HealthLevel};
 pub struct OutageTracker {
     what: String,
     backoff: Backoff,
-    part: HealthHandle,
+    health: HealthHandle,
     failures: u32,
     since: Option<Instant>,
     shown: HealthLevel,
@@ -26,11 +26,11 @@ const REASONS_MAX: usize = 20;
 
 impl OutageTracker {
     /// Nothing has failed yet.
-    pub fn new(what: impl Into<String>, backoff: Backoff, part: HealthHandle) -> Self {
+    pub fn new(what: impl Into<String>, backoff: Backoff, health: HealthHandle) -> Self {
         Self {
             what: what.into(),
             backoff,
-            part,
+            health,
             failures: 0,
             since: None,
             shown: HealthLevel::Up,
@@ -104,7 +104,7 @@ impl OutageTracker {
     /// Before the log line, so that its reader finds the same state on the health page.
     fn set_health(&mut self, state: HealthLevel, error: Option<String>) {
         self.shown = state;
-        self.part.set(state, error);
+        self.health.set(state, error);
     }
 
     /// Records a success, and logs the end of an outage.
@@ -136,15 +136,15 @@ mod tests {
 
     #[test]
     fn an_outage_shows_until_it_ends() {
-        let part = HealthHandle::up();
-        let mut outage = OutageTracker::new("a test part", BACKOFF, part.clone());
+        let health = HealthHandle::up();
+        let mut outage = OutageTracker::new("a test part", BACKOFF, health.clone());
         outage.failed(&"first reason");
         outage.failed(&"second reason");
-        assert_eq!(part.get().state, HealthLevel::Unavailable);
-        assert_eq!(part.get().error.as_deref(), Some("second reason"));
+        assert_eq!(health.get().state, HealthLevel::Unavailable);
+        assert_eq!(health.get().error.as_deref(), Some("second reason"));
         outage.recovered();
         assert_eq!(
-            (part.get().state, part.get().error),
+            (health.get().state, health.get().error),
             (HealthLevel::Up, None)
         );
     }

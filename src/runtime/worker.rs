@@ -1,8 +1,8 @@
 //! A thread as a value: spawned with a name, stopped by request, joined with a deadline. It knows
 //! no domain.
 //!
-//! The owner of a [`Worker`] owns the thread. A thread that exits without a request reports its
-//! name on a channel that all workers share, so that the service never runs with a dead thread.
+//! The owner of a [`Worker`] owns the thread. Each thread that exits reports its name on a channel
+//! that all workers share, so that the service never runs with a dead thread.
 
 use std::io;
 use std::sync::Arc;

@@ -1,9 +1,9 @@
 //! Counts the waiting rows without reading all of them each time.
 //!
-//! BacklogRows arrive at one end of an index of waiting rows and leave at the other. So the index is
-//! counted once, in segments of a bounded number of rows; each later count repeats the segments at
-//! both ends, and one between them. A count costs the same however long the backlog is. Other
-//! changes of the rows show after some counts.
+//! Rows arrive at one end of an index of waiting rows and leave at the other. So the index is
+//! counted once, in segments of a bounded number of rows. Each later count repeats the segments at
+//! both ends, and one between them in turn. A count costs the same however long the backlog is. A
+//! row that returns between the ends shows after at most one round.
 
 use super::waiting::Waiting;
 use super::{dead_letter, unconsumed};

@@ -192,7 +192,8 @@ mod tests {
 
     #[test]
     fn a_backup_is_one_file_that_is_marked_as_a_copy() {
-        let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let target = tempfile::tempdir().unwrap();
         let copy = target.path().join("copy.db");
         let bytes = write_backup(
             &store_to_back_up(dir.path()),
@@ -219,8 +220,10 @@ mod tests {
 
     #[test]
     fn a_backup_does_not_replace_an_existing_file() {
-        let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let (copy, offline) = (target.path().join("copy.db"), store_to_back_up(dir.path()));
+        let dir = tempfile::tempdir().unwrap();
+        let target = tempfile::tempdir().unwrap();
+        let copy = target.path().join("copy.db");
+        let offline = store_to_back_up(dir.path());
         fs::write(&copy, "precious").unwrap();
         assert!(matches!(
             write_backup(&offline, &copy, Timestamp::now()),
@@ -238,7 +241,8 @@ mod tests {
     #[test]
     fn a_backup_does_not_replace_a_file_that_appears_meanwhile() {
         let dir = tempfile::tempdir().unwrap();
-        let (part, to) = (dir.path().join("part"), dir.path().join("copy.db"));
+        let part = dir.path().join("part");
+        let to = dir.path().join("copy.db");
         fs::write(&part, "new").unwrap();
         fs::write(&to, "old").unwrap();
         let refused = rename_finished_backup(&part, &to).unwrap_err();
@@ -257,7 +261,8 @@ mod tests {
 
     #[test]
     fn a_failed_backup_leaves_no_file_behind() {
-        let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let target = tempfile::tempdir().unwrap();
         let offline = store_to_back_up(dir.path());
         let nowhere = target.path().join("nowhere").join("copy.db");
         assert!(matches!(
@@ -275,8 +280,10 @@ mod tests {
 
     #[test]
     fn the_partial_file_of_a_killed_backup_is_replaced_and_that_of_a_running_one_is_not() {
-        let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let (copy, offline) = (target.path().join("copy.db"), store_to_back_up(dir.path()));
+        let dir = tempfile::tempdir().unwrap();
+        let target = tempfile::tempdir().unwrap();
+        let copy = target.path().join("copy.db");
+        let offline = store_to_back_up(dir.path());
         let part = target.path().join("copy.db.part");
         fs::write(&part, "half of a copy").unwrap();
         fs::write(

@@ -230,10 +230,8 @@ mod tests {
             user_id: 7,
             reservations,
         };
-        let (now, arrived_at) = (
-            Timestamp::from_micros(now.into()),
-            Duration::from_micros(now.into()),
-        );
+        let arrived_at = Duration::from_micros(now.into());
+        let now = Timestamp::from_micros(now.into());
         match execute_once_per_key(tx, request, KEYS_MAX, arrived_at, || {
             payment::execute_payments(tx, &new, "KRW", None, now)
         })

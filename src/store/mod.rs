@@ -73,7 +73,7 @@ pub struct Store {
     queries: Sender<readers::Query>,
     pool: Pool,
     node: NodeId,
-    part: HealthHandle,
+    health: HealthHandle,
     damage: CorruptionFlag,
     admission: DiskAdmission,
     queue: Backpressure,
@@ -97,7 +97,7 @@ pub struct StoppedStore {
     store: Store,
     writer: writer::Writer,
     checkpointer: checkpointer::Checkpointer,
-    watch: disk_space::DiskMonitor,
+    monitor: disk_space::DiskMonitor,
     readers: readers::Readers,
 }
 
@@ -124,7 +124,7 @@ impl Store {
         let (jobs, queue) = bounded(settings.queue_max.get());
         let (background, background_queue) = bounded(1);
         let (queries, query_queue) = bounded(settings.queue_max.get());
-        let part = HealthHandle::up();
+        let health = HealthHandle::up();
         let damage = CorruptionFlag::none();
         let (checkpoints, checkpointer) = checkpointer::replace_autocheckpoint(&connection, &path)?;
         let writer = writer::Writer::new(writer::WriterOptions {
@@ -132,11 +132,11 @@ impl Store {
             checkpoints,
             jobs: queue,
             background: background_queue,
-            health: writer::WriterHealth::new(part.clone(), damage.clone()),
+            health: writer::WriterHealth::new(health.clone(), damage.clone()),
             lock,
         });
         let readers = readers::Readers::new(settings.readers, query_queue, pool.clone());
-        let (watch, admission) =
+        let (monitor, admission) =
             disk_space::DiskMonitor::new(&path, settings.min_free_bytes, damage.clone());
         let store = Self {
             jobs,
@@ -144,7 +144,7 @@ impl Store {
             queries,
             pool,
             node,
-            part,
+            health,
             damage,
             admission,
             queue: Backpressure::new(settings.queue_max.get()),
@@ -155,7 +155,7 @@ impl Store {
             store,
             writer,
             checkpointer,
-            watch,
+            monitor,
             readers,
         })
     }
@@ -181,7 +181,7 @@ impl Store {
         if damage.is_failing() {
             damage
         } else {
-            self.part.get()
+            self.health.get()
         }
     }
 
@@ -194,7 +194,7 @@ impl Store {
     /// it can. Never waits.
     pub fn probe(&self) {
         // A full queue of jobs probes as well. A full disk is watched elsewhere.
-        if !self.part.get().is_failing() {
+        if !self.health.get().is_failing() {
             return;
         }
         let _ = self.submit(1, writer::write_writer_probe, drop);
@@ -316,7 +316,9 @@ impl StoppedStore {
     /// Starts the threads, and returns them in the order in which they are to be stopped.
     pub fn start(self, exits: &Sender<&'static str>) -> io::Result<(Store, Vec<Worker>)> {
         let mut workers = self.readers.spawn(exits)?;
-        workers.push(Worker::spawn("disk", exits, |stop| self.watch.run(&stop))?);
+        workers.push(Worker::spawn("disk", exits, |stop| {
+            self.monitor.run(&stop);
+        })?);
         workers.push(Worker::spawn("checkpointer", exits, |stop| {
             self.checkpointer.run(&stop);
         })?);

@@ -1,7 +1,7 @@
 //! The outbox: a row for each event, INIT until it is acknowledged, PUBLISHED afterwards.
 //!
-//! Ids are in commit order, because there is one writer. The relay reads and marks; only [`purge_outbox`]
-//! deletes.
+//! Ids are in commit order, because there is one writer. The relay reads and marks; only
+//! [`purge_outbox`] deletes.
 
 use super::row::row_limit;
 use crate::domain::event::{Event, EventRef, EventType};
@@ -135,8 +135,8 @@ pub(super) fn is_unpublished_outbox_event(
 }
 
 /// Gives unpublished events new ids, in their order, from `first` on: the topic has their ids under
-/// other payments. [`reconcile`](super::topic::reconcile_topic) has advanced the sequence past every id
-/// of the topic. Returns how many.
+/// other payments. [`reconcile_topic`](super::topic::reconcile_topic) has advanced the sequence
+/// past every id of the topic. Returns how many.
 pub fn renumber_outbox(tx: &Transaction<'_>, first: i64) -> rusqlite::Result<usize> {
     let ids: Vec<i64> = tx
         .prepare_cached(&format!(

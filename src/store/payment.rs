@@ -182,9 +182,10 @@ pub fn payment_history(
     Ok(Some(payments))
 }
 
-/// The columns that [`read_payment_row`] expects, from a table `p`. For a FAILED payment they name the payment
-/// that has paid its reservation, found by the index `payment_paid`.
-pub(super) const COLUMNS: &str = "p.id, p.user_id, p.reservation_id, p.amount, p.currency, p.status, p.failure, p.executed_at, \
+/// The columns that [`read_payment_row`] expects, from a table `p`. For a FAILED payment they name
+/// the payment that has paid its reservation, found by the index `payment_paid`.
+pub(super) const COLUMNS: &str = "p.id, p.user_id, p.reservation_id, p.amount, p.currency, \
+    p.status, p.failure, p.executed_at, \
     CASE WHEN p.status = 'FAILED' THEN (SELECT paid.id FROM payment paid \
     WHERE paid.reservation_id = p.reservation_id AND paid.status = 'COMPLETED') END";
 

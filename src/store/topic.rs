@@ -54,7 +54,7 @@ pub fn topic_partitions_by_name(
 ) -> rusqlite::Result<Vec<Partition>> {
     connection
         .prepare_cached(&format!(
-            "{PARTITION} WHERE topic = ?1 AND topic_id = coalesce( (SELECT topic_id \
+            "{PARTITION} WHERE topic = ?1 AND topic_id = coalesce((SELECT topic_id \
                 FROM topic_partition WHERE topic = ?1 AND consumed_to IS NOT NULL \
                 LIMIT 1), (SELECT topic_id FROM topic_partition WHERE topic = ?1 LIMIT 1)) \
                 ORDER BY \"partition\""
@@ -63,8 +63,8 @@ pub fn topic_partitions_by_name(
         .collect()
 }
 
-const PARTITION: &str = "SELECT \"partition\", published_to, consumed_to, last_outbox_id, duplicates, gaps, inversions \
-    FROM topic_partition";
+const PARTITION: &str = "SELECT \"partition\", published_to, consumed_to, last_outbox_id, \
+    duplicates, gaps, inversions FROM topic_partition";
 
 fn read_topic_partition(row: &Row<'_>) -> rusqlite::Result<Partition> {
     Ok(Partition {
@@ -198,7 +198,7 @@ fn record_topic_incarnation(
     }
     tx.execute(
         "INSERT INTO topic_incarnation (topic, topic_id, published_before, first_seen_at) \
-            VALUES (?1, ?2, coalesce( (SELECT id FROM outbox WHERE status = 'INIT' \
+            VALUES (?1, ?2, coalesce((SELECT id FROM outbox WHERE status = 'INIT' \
             AND id > ifnull((SELECT max(outbox_id) FROM delivery), 0) ORDER BY id \
             LIMIT 1) - 1, (SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0), ?3)",
         (&topic.name, topic.id, now.as_micros()),

@@ -15,8 +15,8 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 /// How many rows one page reads.
 const PAGE_ROWS: usize = 10_000;
 
-/// The rows above an id, in commit order: whether each is REJECTED, when it was published, whether
-/// it has a delivery, and its place on the topic.
+/// The rows above an id, in commit order. The columns: the id, whether it is REJECTED, when it was
+/// published, whether it has a delivery, its partition, its offset.
 const ROWS_ABOVE: &str = "SELECT o.id, o.status = 'REJECTED', o.published_at, \
      EXISTS (SELECT 1 FROM delivery d WHERE d.outbox_id = o.id), o.\"partition\", o.\"offset\" \
      FROM outbox o WHERE o.id > ?1 ORDER BY o.id LIMIT ?2";
@@ -78,9 +78,9 @@ pub fn page_of_unconsumed(connection: &Connection, after: i64) -> rusqlite::Resu
     Ok(page)
 }
 
-/// How many events are PUBLISHED and have no delivery, and when the first of them was published:
-/// before that it may have waited for Kafka for hours. After the first page the number is an
-/// estimate.
+/// How many events are PUBLISHED and have no delivery, and when the first of them was published.
+/// That is not when it was committed: it may have waited for Kafka for hours. After the first page
+/// the number is an estimate.
 pub fn count_unconsumed(connection: &Connection) -> rusqlite::Result<Waiting> {
     let UnconsumedPage { events, next } = page_of_unconsumed(connection, 0)?;
     let last = events
@@ -122,7 +122,8 @@ pub fn advance_unconsumed_mark(tx: &Transaction<'_>, limit: usize) -> rusqlite::
     let mut statement = tx.prepare_cached(ROWS_ABOVE)?;
     let mut rows = statement.query((before, row_limit(limit)))?;
     while let Some(row) = rows.next()? {
-        let (rejected, has_delivery): (bool, bool) = (row.get(1)?, row.get(3)?);
+        let rejected: bool = row.get(1)?;
+        let has_delivery: bool = row.get(3)?;
         if !rejected && !has_delivery {
             break;
         }
@@ -319,7 +320,7 @@ mod tests {
         events = vec!["PUBLISHED+"; rows];
         events[0] = "PUBLISHED";
         with_unconsumed_events(&events, |tx| {
-            assert_eq!(counted_unconsumed(tx), (1, Some(101)))
+            assert_eq!(counted_unconsumed(tx), (1, Some(101)));
         });
     }
 }

@@ -1,9 +1,9 @@
 //! The audit of the database: the consistency of payments, outbox, deliveries and the topic, in one
 //! snapshot.
 //!
-//! The connection cannot write. The records of the topic are in its temporary tables, which SQLite
-//! keeps on the disk (<https://sqlite.org/tempfiles.html>), so that memory stays small however long
-//! the topic is.
+//! The connection cannot write. The records of the topic are in its temporary tables. SQLite keeps
+//! these on the disk (<https://sqlite.org/tempfiles.html>), so that a long topic needs little
+//! memory.
 
 mod checks;
 mod findings;

@@ -10,9 +10,9 @@ use rusqlite::ffi::{
 
 /// Ends the process when a sync of the database has failed.
 ///
-/// Copied pages count as copied. If the disk then loses them, a later sync may succeed all the
-/// same, because Linux reports such a page once (<https://lwn.net/Articles/752063/>), and SQLite
-/// would overwrite the WAL, the only copy. So the process ends at once, without closing the
+/// SQLite does not copy a page of the WAL twice. If the disk loses a copied page, a later sync may
+/// succeed all the same: Linux reports such a page once (<https://lwn.net/Articles/752063/>). Then
+/// SQLite would overwrite the WAL, the only copy. So the process ends at once, without closing the
 /// database: the next start checkpoints the whole WAL again.
 ///
 /// A commit whose sync failed leaves the WAL in the same doubt: only the next start can find out
@@ -34,9 +34,8 @@ pub(in crate::store) fn abort_on_failed_sync<T>(
 }
 
 /// Ends the process after a COMMIT with unknown outcome. SQLite grows the WAL's index after it has
-/// synced the WAL. If that fails, or no memory is left for it, SQLite reports an error although the
-/// payments are on the disk, and the next start finds them. So no client may get the response that
-/// they are not stored.
+/// synced the WAL. If it cannot, it reports an error although the payments are on the disk, where
+/// the next start finds them. So no client may get the response that they are not stored.
 pub(in crate::store) fn abort_on_ambiguous_commit(
     result: rusqlite::Result<()>,
 ) -> rusqlite::Result<()> {
@@ -50,10 +49,10 @@ pub(in crate::store) fn abort_on_ambiguous_commit(
     result
 }
 
-/// Errors that COMMIT reports before it has written the frame that makes the transaction durable: a
-/// lock, a constraint, an interruption, an unreadable page, a disk that rejects the frame
-/// (sqlite3PagerCommitPhaseOne and walFrames in SQLite's source). Any other error may follow the
-/// sync.
+/// Whether COMMIT reports an error before it has written the frame that makes the transaction
+/// durable (sqlite3PagerCommitPhaseOne and walFrames in SQLite's source). Such errors are a lock, a
+/// constraint, an interruption, an unreadable page, or a disk that rejects the frame. Any other
+/// error may follow the sync.
 fn is_safe_without_abort(extended_code: i32) -> bool {
     let before = [
         SQLITE_BUSY,

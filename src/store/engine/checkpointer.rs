@@ -24,8 +24,8 @@ use crate::runtime::worker::{Stop, Waker};
 /// copied once for each checkpoint.
 const CHECKPOINT_PAGES: i32 = 4000;
 
-/// How long the writer waits for readers of old pages before it continues with a longer WAL: not at
-/// all at first, and longer with each checkpoint that they blocked.
+/// How long the writer waits for readers of old pages before it continues with a longer WAL. It
+/// does not wait at first, and waits longer after each checkpoint that they blocked.
 const READER_WAIT: Backoff = Backoff {
     base: Duration::from_millis(10),
     cap: Duration::from_millis(80),
@@ -42,7 +42,7 @@ thread_local! {
 pub(in crate::store) struct CheckpointControl {
     wake: Waker,
     copied: Receiver<()>,
-    asked: bool,
+    requested: bool,
     /// The length of the WAL at which the next checkpoint begins.
     next: i32,
     /// Closing it would drop SQLite's locks on the file (<https://sqlite.org/howtocorrupt.html>,
@@ -86,7 +86,7 @@ pub(in crate::store) fn replace_autocheckpoint(
     let checkpoints = CheckpointControl {
         wake,
         copied,
-        asked: false,
+        requested: false,
         next: CHECKPOINT_PAGES,
         _file: Arc::clone(&file),
     };
@@ -119,14 +119,14 @@ impl CheckpointControl {
         if pages < CHECKPOINT_PAGES {
             self.next = CHECKPOINT_PAGES;
         }
-        if !self.asked && pages >= self.next {
-            self.asked = true;
+        if !self.requested && pages >= self.next {
+            self.requested = true;
             self.wake.wake();
-        } else if self.asked {
+        } else if self.requested {
             match self.copied.try_recv() {
                 Err(TryRecvError::Empty) => {}
                 Ok(()) | Err(TryRecvError::Disconnected) => {
-                    self.asked = false;
+                    self.requested = false;
                     // The next transaction starts the WAL over, unless a reader holds old pages at
                     // that moment.
                     self.next = pages.saturating_add(CHECKPOINT_PAGES);

@@ -15,7 +15,7 @@ use crate::store::error::StoreError;
 /// Whether the file is damaged, shared by all threads that use it. Cloning it is cheap.
 #[derive(Debug, Clone)]
 pub(in crate::store) struct CorruptionFlag {
-    part: HealthHandle,
+    health: HealthHandle,
     known: Arc<AtomicBool>,
 }
 
@@ -23,7 +23,7 @@ impl CorruptionFlag {
     /// No damage is known.
     pub(in crate::store) fn none() -> Self {
         Self {
-            part: HealthHandle::up(),
+            health: HealthHandle::up(),
             known: Arc::default(),
         }
     }
@@ -38,7 +38,7 @@ impl CorruptionFlag {
     /// Logs the damage once.
     pub(in crate::store) fn set(&self, what: &str) {
         if !self.known.swap(true, Ordering::Relaxed) {
-            self.part.fail(format!("the database is damaged: {what}"));
+            self.health.fail(format!("the database is damaged: {what}"));
             log::error!(
                 "the database is damaged: {what}; no more payments are accepted, and nothing is \
                     published or delivered: stop payrelay, repair the file or restore a backup \
@@ -61,7 +61,7 @@ impl CorruptionFlag {
     }
 
     pub(in crate::store) fn state(&self) -> Health {
-        self.part.get()
+        self.health.get()
     }
 }
 

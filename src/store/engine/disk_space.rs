@@ -57,7 +57,7 @@ impl DiskSpace {
 /// The result, for the threads that accept payments. Cloning it is cheap.
 #[derive(Debug, Clone)]
 pub(in crate::store) struct DiskAdmission {
-    part: HealthHandle,
+    health: HealthHandle,
     short: Arc<AtomicBool>,
     refused: Arc<AtomicU64>,
 }
@@ -73,7 +73,7 @@ impl DiskAdmission {
     }
 
     pub(in crate::store) fn state(&self) -> Health {
-        self.part.get()
+        self.health.get()
     }
 }
 
@@ -97,11 +97,11 @@ impl DiskMonitor {
         damage: CorruptionFlag,
     ) -> (Self, DiskAdmission) {
         let admission = DiskAdmission {
-            part: HealthHandle::up(),
+            health: HealthHandle::up(),
             short: Arc::default(),
             refused: Arc::default(),
         };
-        let mut watch = Self {
+        let mut monitor = Self {
             database: database.to_owned(),
             opened: fs::metadata(database)
                 .ok()
@@ -112,8 +112,8 @@ impl DiskMonitor {
             damage,
             statvfs_failed: false,
         };
-        watch.check_disk();
-        (watch, admission)
+        monitor.check_disk();
+        (monitor, admission)
     }
 
     /// Runs until a stop is requested.
@@ -172,17 +172,18 @@ impl DiskMonitor {
                     "the disk has less than {} MiB free (database.min_free_bytes)",
                     disk_space_in_mib(min)
                 );
-                self.admission.part.fail(error);
+                self.admission.health.fail(error);
                 self.admission.short.store(true, Ordering::Relaxed);
                 log::error!(
                     "disk space critical: {free} MiB free, minimum {} \
-                        (database.min_free_bytes); rejecting payments with 507, stored ones continue",
+                        (database.min_free_bytes); rejecting payments with 507, stored ones \
+                        continue",
                     disk_space_in_mib(min)
                 );
             }
             (DiskSpace::Critical, _) => {
                 self.admission.short.store(false, Ordering::Relaxed);
-                self.admission.part.recover();
+                self.admission.health.recover();
                 let refused = self.admission.refused.swap(0, Ordering::Relaxed);
                 log::info!(
                     "the disk has {free} MiB free: accepting payments again; {refused} requests \
@@ -235,21 +236,21 @@ mod tests {
         let path = dir.path().join("a.db");
         fs::write(&path, "").unwrap();
         let damage = CorruptionFlag::none();
-        let (watch, admission) = DiskMonitor::new(&path, min, damage.clone());
-        (watch, admission, damage)
+        let (monitor, admission) = DiskMonitor::new(&path, min, damage.clone());
+        (monitor, admission, damage)
     }
 
     #[test]
     fn a_full_disk_is_shown_until_space_is_freed() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut watch, admission, _) = disk_monitor(&dir, 1 << 20);
-        watch.apply_free_space(1 << 30);
+        let (mut monitor, admission, _) = disk_monitor(&dir, 1 << 20);
+        monitor.apply_free_space(1 << 30);
         admission.check().unwrap();
-        watch.apply_free_space(1 << 19);
+        monitor.apply_free_space(1 << 19);
         assert!(matches!(admission.check(), Err(StoreError::Full)));
         let state = admission.state();
         assert!(state.is_failing() && state.error.unwrap().contains("less than 1.0 MiB"));
-        watch.apply_free_space(1 << 30);
+        monitor.apply_free_space(1 << 30);
         admission.check().unwrap();
         assert!(!admission.state().is_failing());
     }
@@ -269,12 +270,12 @@ mod tests {
     #[test]
     fn the_disk_monitor_notices_a_file_that_was_moved() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut watch, _, damage) = disk_monitor(&dir, 0);
-        watch.check_disk();
+        let (mut monitor, _, damage) = disk_monitor(&dir, 0);
+        monitor.check_disk();
         damage.check().unwrap();
         fs::rename(dir.path().join("a.db"), dir.path().join("b.db")).unwrap();
         fs::write(dir.path().join("a.db"), "another").unwrap();
-        watch.check_disk();
+        monitor.check_disk();
         assert!(matches!(damage.check(), Err(StoreError::Damaged)));
     }
 }

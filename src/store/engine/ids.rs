@@ -88,7 +88,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.db");
         let (connection, node) = open_database(&path, None).unwrap();
-        let pay = "INSERT INTO payment (user_id, reservation_id, amount, currency, status, executed_at) \
+        let pay = "INSERT INTO payment \
+            (user_id, reservation_id, amount, currency, status, executed_at) \
             VALUES (1, ?1, 1, 'KRW', 'COMPLETED', 1) RETURNING id";
         let history =
             "INSERT INTO payment_history (payment_id, user_id, recorded_at) VALUES (?1, 1, 1)";

@@ -183,7 +183,8 @@ mod tests {
     #[test]
     fn opening_with_the_wal_of_another_database_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let (path, copy) = (dir.path().join("a.db"), dir.path().join("copy.db"));
+        let path = dir.path().join("a.db");
+        let copy = dir.path().join("copy.db");
         let (connection, _) = open_database(&path, None).unwrap();
         connection
             .execute("VACUUM INTO ?1", [copy.to_str().unwrap()])
@@ -263,7 +264,8 @@ mod tests {
     #[test]
     fn opening_a_wal_without_its_database_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let (ours, theirs) = (dir.path().join("ours.db"), dir.path().join("theirs.db"));
+        let ours = dir.path().join("ours.db");
+        let theirs = dir.path().join("theirs.db");
         drop(open_database(&ours, None).unwrap());
         let (open_still, _) = open_database(&theirs, None).unwrap();
         let before = fs::read(&ours).unwrap();
@@ -307,7 +309,8 @@ mod tests {
             }
             .to_string()
         };
-        let (enospc, eio) = (28, 5);
+        let enospc = 28;
+        let eio = 5;
         for full in [
             sqlite(ffi::SQLITE_FULL),
             sqlite(ffi::SQLITE_IOERR_SHMSIZE),

@@ -81,9 +81,10 @@ impl Readers {
 
     pub(in crate::store) fn spawn(self, exits: &Sender<&'static str>) -> io::Result<Vec<Worker>> {
         let spawn = |_| {
-            let (queries, pool) = (self.queries.clone(), self.pool.clone());
+            let queries = self.queries.clone();
+            let pool = self.pool.clone();
             Worker::spawn("reader", exits, move |stop| {
-                run_reader(&queries, &pool, &stop)
+                run_reader(&queries, &pool, &stop);
             })
         };
         (0..self.count.get()).map(spawn).collect()

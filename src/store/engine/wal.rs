@@ -98,7 +98,7 @@ pub(super) fn set_wal_checkpoint_on_close(
 
 /// Makes sure that the WAL is on the disk, before anything is built on it.
 ///
-/// Pages that the last process could not sync are still visible to every reader of the file, and
+/// Pages that the last process could not sync are still visible to every reader of the file. They
 /// count as written: Linux reports a failed write-back once (<https://lwn.net/Articles/752063/>).
 /// SQLite would append to them. After a power failure it would find the WAL broken there, and lose
 /// every transaction after that place, though it was acknowledged. So the WAL is written once more,

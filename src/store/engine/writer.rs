@@ -2,7 +2,7 @@
 //!
 //! It receives a job, then every other waiting job, runs them all in one transaction, commits, and
 //! only then replies. A job that fails does not affect the others: the transaction is rolled back
-//! and run again, each job in a savepoint of its own. That is rare; a savepoint for each job from
+//! and run again, each job in a savepoint of its own. That is rare. A savepoint for each job from
 //! the start would copy every page that the job changes (measured: a fifth of the writer's time). A
 //! commit that fails fails every job of the transaction: none has got its reply before.
 
@@ -31,8 +31,8 @@ const BATCH_MAX: usize = 512;
 /// Background jobs get a turn at least this often, whatever else waits.
 const BACKGROUND_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A transaction that has run this long includes no further jobs, so that the first job does not
-/// wait for the last: jobs differ in size. The tests below choose the jobs of a transaction
+/// A transaction that has run this long includes no further jobs. Jobs differ in size, and the
+/// first one should not wait long for the last. The tests below choose the jobs of a transaction
 /// themselves.
 const BATCH_TIME: Duration = if cfg!(test) {
     Duration::from_mins(1)
@@ -40,7 +40,7 @@ const BATCH_TIME: Duration = if cfg!(test) {
     Duration::from_millis(4)
 };
 
-/// WriterJob for the writer, and its reply.
+/// A job for the writer, and its reply.
 pub(in crate::store) trait WriterJob: Send {
     fn run(&mut self, tx: &Transaction<'_>) -> rusqlite::Result<()>;
     fn finish(self: Box<Self>, committed: Result<(), StoreError>);
@@ -96,8 +96,8 @@ pub(in crate::store) struct Writer {
     _lock: DatabaseLock,
 }
 
-/// The writer's health, for the health page and as log lines: one line when it begins to fail, and
-/// one when it works again, with the number of refused jobs.
+/// The writer's health, for the health page and the log. It logs a line when commits begin to fail,
+/// and one when they work again, with the number of refused jobs.
 pub(in crate::store) struct WriterHealth {
     part: HealthHandle,
     damage: CorruptionFlag,
@@ -126,8 +126,8 @@ impl WriterHealth {
         if self.failing_since.is_none() && !self.damage.is_set() {
             self.failing_since = Some(Instant::now());
             log::error!(
-                "writer: database error: {error}; {jobs} jobs were not stored, and later ones are tried \
-                    until it works again"
+                "writer: database error: {error}; {jobs} jobs were not stored, and later ones are \
+                    tried until it works again"
             );
         }
     }
@@ -139,8 +139,8 @@ impl WriterHealth {
             let jobs = std::mem::take(&mut self.jobs);
             self.part.recover();
             log::info!(
-                "writer: the database works again after {seconds:.1} s; {transactions} transactions with \
-                    {jobs} jobs were not stored"
+                "writer: the database works again after {seconds:.1} s; {transactions} \
+                    transactions with {jobs} jobs were not stored"
             );
         }
     }
@@ -308,9 +308,10 @@ fn fill_writer_transaction(
     Ok(())
 }
 
-/// The inner result is the job's own. The outer one is the transaction's. That cannot continue if
-/// SQLite has ended it by itself, as on a full disk (<https://sqlite.org/lang_transaction.html>,
-/// 3), if the environment fails, or if a savepoint fails, so that half a job might be committed.
+/// The inner result is the job's own. The outer one is the transaction's, which cannot continue in
+/// three cases. SQLite may have ended it by itself, as on a full disk
+/// (<https://sqlite.org/lang_transaction.html>, 3). The environment may fail. Or a savepoint may
+/// fail, so that half a job might be committed.
 fn run_writer_job_in_savepoint(
     tx: &Transaction<'_>,
     job: &mut BoxedWriterJob,
