@@ -127,14 +127,14 @@ pub fn run_audit(config: &Config, scope: AuditOptions) -> Result<AuditReport, Au
             // Another attempt would fail in the same way.
             kafka::check(&config.kafka.security)?;
             database.begin()?;
-            let driver = KafkaRuntime::new()?;
-            driver
+            let runtime = KafkaRuntime::new()?;
+            runtime
                 .runtime()
                 .block_on(read_audited_topic(&config.kafka, &mut database))?
         }
     };
     let node = database.node().to_string();
-    let reading = match &topic {
+    let snapshot = match &topic {
         AuditedTopic::Read(totals) => Some(TopicSnapshot {
             id: Some(totals.id),
             ranges: &totals.partitions,
@@ -145,13 +145,13 @@ pub fn run_audit(config: &Config, scope: AuditOptions) -> Result<AuditReport, Au
         }),
         AuditedTopic::LeftOut | AuditedTopic::None => None,
     };
-    let checked = database.check(&config.kafka.topic, reading, scope.limit)?;
+    let result = database.check(&config.kafka.topic, snapshot, scope.limit)?;
     Ok(AuditReport {
         node,
-        totals: checked.totals,
+        totals: result.totals,
         topic,
-        notes: checked.notes,
-        findings: checked.findings,
+        notes: result.notes,
+        findings: result.findings,
     })
 }
 
@@ -333,12 +333,16 @@ fn format_audit_counts(
         .join(", ")
 }
 
-fn write_audit_finding(f: &mut fmt::Formatter<'_>, rank: &str, seen: &Finding) -> fmt::Result {
-    writeln!(f, "{rank} {}: {} {}", seen.kind, seen.count, seen.what)?;
-    for example in &seen.examples {
+fn write_audit_finding(f: &mut fmt::Formatter<'_>, rank: &str, finding: &Finding) -> fmt::Result {
+    writeln!(
+        f,
+        "{rank} {}: {} {}",
+        finding.kind, finding.count, finding.what
+    )?;
+    for example in &finding.examples {
         writeln!(f, "  {example}")?;
     }
-    let more = seen.count - i64::try_from(seen.examples.len()).unwrap_or(seen.count);
+    let more = finding.count - i64::try_from(finding.examples.len()).unwrap_or(finding.count);
     if more > 0 {
         writeln!(f, "  and {more} more")
     } else {

@@ -31,7 +31,7 @@ const PAUSE_FACTOR: u32 = 10;
 /// One hour.
 const HISTORY: usize = 720;
 
-/// The waiting rows at one moment.
+/// A sample: the waiting rows at one moment.
 #[derive(Debug, Clone)]
 pub struct Sample {
     /// The moment.
@@ -62,35 +62,35 @@ pub struct Point {
 /// The samples. Cloning shares them.
 #[derive(Debug, Clone)]
 pub struct Samples {
-    seen: Arc<Mutex<SampleHistory>>,
-    sampler: Waker,
+    history: Arc<Mutex<SampleHistory>>,
+    waker: Waker,
 }
 
 #[derive(Debug, Default)]
 struct SampleHistory {
     latest: Option<Arc<Sample>>,
-    looked_at: Option<Instant>,
-    history: VecDeque<Point>,
+    sampled_at: Option<Instant>,
+    points: VecDeque<Point>,
 }
 
 impl Samples {
     /// The last sample; `None` before the first. If it is old, a new one is requested.
     pub fn latest(&self) -> Option<Arc<Sample>> {
-        let seen = self.lock();
-        if seen.looked_at.is_none_or(|at| at.elapsed() > FRESH) {
-            self.sampler.wake();
+        let history = self.lock();
+        if history.sampled_at.is_none_or(|at| at.elapsed() > FRESH) {
+            self.waker.wake();
         }
-        seen.latest.clone()
+        history.latest.clone()
     }
 
     /// A point for every five seconds of the last hour, oldest first.
     pub fn history(&self) -> Vec<Point> {
-        self.lock().history.iter().copied().collect()
+        self.lock().points.iter().copied().collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, SampleHistory> {
         // The value is consistent whenever the lock is free, so lock poisoning is ignored.
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -99,7 +99,7 @@ pub struct Sampler {
     store: Store,
     metrics: Metrics,
     counter: BacklogCounter,
-    snapshots: Samples,
+    samples: Samples,
     requests: Receiver<()>,
     errors: ErrorLog,
 }
@@ -107,23 +107,22 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler of these channels, and its samples.
     pub fn new(store: Store, metrics: Metrics, channels: &[String]) -> (Self, Samples) {
-        let (sampler, requests) = Waker::new();
-        let snapshots = Samples {
-            seen: Arc::default(),
-            sampler,
+        let (waker, requests) = Waker::new();
+        let samples = Samples {
+            history: Arc::default(),
+            waker,
         };
         let counter = BacklogCounter::new(channels);
-        let seen = snapshots.clone();
         (
             Self {
                 store,
                 metrics,
                 counter,
-                snapshots,
+                samples: samples.clone(),
                 requests,
                 errors: ErrorLog::new("sampler"),
             },
-            seen,
+            samples,
         )
     }
 
@@ -166,31 +165,31 @@ impl Sampler {
         let at = Timestamp::now();
         let counter = &mut self.counter;
         let backlog = self.store.read(|connection| counter.count(connection))?;
-        let snapshot = Sample {
+        let sample = Sample {
             at,
             backlog,
             totals: self.metrics.totals(),
         };
-        let mut seen = self.snapshots.lock();
-        seen.latest = Some(Arc::new(snapshot));
-        seen.looked_at = Some(Instant::now());
+        let mut history = self.samples.lock();
+        history.latest = Some(Arc::new(sample));
+        history.sampled_at = Some(Instant::now());
         Ok(())
     }
 
     fn keep_point(&self) {
-        let mut seen = self.snapshots.lock();
-        let Some(snapshot) = seen.latest.clone() else {
+        let mut history = self.samples.lock();
+        let Some(sample) = history.latest.clone() else {
             return;
         };
         let Sample {
             at,
             ref backlog,
             totals,
-        } = *snapshot;
-        if seen.history.len() == HISTORY {
-            seen.history.pop_front();
+        } = *sample;
+        if history.points.len() == HISTORY {
+            history.points.pop_front();
         }
-        seen.history.push_back(Point {
+        history.points.push_back(Point {
             at,
             totals,
             unpublished: backlog.unpublished.count,

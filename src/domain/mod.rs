@@ -1,5 +1,5 @@
-//! Payments, events and times. Pure: it imports no other module, and no library of an outside
-//! world.
+//! Payments, events, topics, access and times. Pure: it imports no other folder, and no library of
+//! an outside world.
 
 pub mod access;
 pub mod event;

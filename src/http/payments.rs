@@ -20,7 +20,7 @@ use crate::store::Store;
 use crate::store::delivery::{Carrier, DeliveryStatus};
 use crate::store::idempotency::{self as keys, IdempotentOutcome, IdempotentRequest};
 use crate::store::outbox::EventStatus;
-use crate::store::payment as payments;
+use crate::store::payment::{self as payments, HistoryPage};
 use crate::store::timeline::{self, PaymentTimeline};
 
 /// A body without a content type, or with another one than JSON, is refused.
@@ -178,18 +178,17 @@ impl App {
         limit: usize,
     ) -> Result<Response<Body>, Problem> {
         // One more row than the page shows whether there is a next page.
-        let payments = self
+        let page = self
             .query(move |connection| {
                 payments::payment_history(connection, user_id, before, limit + 1)
             })
             .await?;
-        let not_theirs = || {
-            Problem::invalid_field(
+        let HistoryPage::Payments(mut payments) = page else {
+            return Err(Problem::invalid_field(
                 "before",
                 "is not a payment of this user; use the path in next",
-            )
+            ));
         };
-        let mut payments = payments.ok_or_else(not_theirs)?;
         let more = payments.len() > limit;
         payments.truncate(limit);
         let next = payments.last().filter(|_| more).map(|last| {

@@ -316,6 +316,7 @@ impl Consumer {
         if stored.unknown_events() > 0 {
             self.metrics.unknown_events(stored.unknown_events());
         }
+        self.metrics.records_dropped(stored.dropped_records());
         Ok(records.len())
     }
 

@@ -71,6 +71,11 @@ impl StoredBatch {
         }
     }
 
+    /// How many records were only counted, because too many dead letters are open.
+    pub(super) fn dropped_records(&self) -> usize {
+        self.dropped_count
+    }
+
     /// How many records have an id of this node, and were not written by this database.
     pub(super) fn unknown_events(&self) -> usize {
         self.unknown.as_ref().map_or(0, |unknown| unknown.count)

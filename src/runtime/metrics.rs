@@ -29,6 +29,7 @@ struct Inner {
     delivered: Counter,
     refusals: [Counter; Refusal::ALL.len()],
     unknown_events: Counter,
+    records_dropped: Counter,
 }
 
 /// Why a request or a connection was refused before it reached the store.
@@ -151,16 +152,21 @@ impl Default for Metrics {
         let help =
             "Records of this node on the topic whose event or payment this database did not write";
         registry.register("unknown_events", help, unknown_events.clone());
-        let of = |source: &str| published.get_or_create_owned(&[("source", source.to_owned())]);
+        let records_dropped: Counter = Counter::default();
+        let help = "Records of the topic that were dropped: kafka.dead_records_max were open";
+        registry.register("records_dropped", help, records_dropped.clone());
+        let published_by =
+            |source: &str| published.get_or_create_owned(&[("source", source.to_owned())]);
         Self(Arc::new(Inner {
-            published_sent: of("sent"),
-            published_reconciled: of("reconciled"),
+            published_sent: published_by("sent"),
+            published_reconciled: published_by("reconciled"),
             relay_attempt,
             deliveries,
             unknown_outcomes: Counter::default(),
             delivered: Counter::default(),
             refusals: Refusal::ALL.map(refused),
             unknown_events,
+            records_dropped,
             registry: Mutex::new(registry),
         }))
     }
@@ -183,6 +189,11 @@ impl Metrics {
         self.0.unknown_events.inc_by(count as u64);
     }
 
+    /// The consumer dropped `count` records, because too many dead letters are open.
+    pub fn records_dropped(&self, count: usize) {
+        self.0.records_dropped.inc_by(count as u64);
+    }
+
     /// The relay hands the oldest events to the publisher now.
     pub fn relay_attempted(&self, now: Timestamp) {
         self.0.relay_attempt.set(now.as_seconds());
@@ -200,7 +211,7 @@ impl Metrics {
 
     /// The counters of a channel. Called once for each channel, at the start.
     pub fn channel(&self, name: &str) -> ChannelMetrics {
-        let of = |outcome: &str| {
+        let counter = |outcome: &str| {
             let labels = [
                 ("channel", name.to_owned()),
                 ("outcome", outcome.to_owned()),
@@ -208,9 +219,9 @@ impl Metrics {
             self.0.deliveries.get_or_create_owned(&labels)
         };
         ChannelMetrics {
-            delivered: of("delivered"),
-            unknown: of("unknown"),
-            dead: of("dead"),
+            delivered: counter("delivered"),
+            unknown: counter("unknown"),
+            dead: counter("dead"),
             all: self.clone(),
         }
     }
@@ -276,12 +287,14 @@ mod tests {
             "payrelay_deliveries_total{channel=\"default\",outcome=\"dead\"} 0",
             "payrelay_http_refusals_total{reason=\"unauthorized\"} 0",
             "payrelay_http_refusals_total{reason=\"connection\"} 0",
+            "payrelay_records_dropped_total 0",
         ] {
             assert!(zero.contains(series), "{series}\n{zero}");
         }
         metrics.published(3);
         metrics.reconciled(1);
         channel.delivered(2);
+        metrics.records_dropped(5);
         channel.unknown_outcome();
         let totals = MetricTotals {
             published: 4,
@@ -289,11 +302,13 @@ mod tests {
             unknown_outcomes: 1,
         };
         assert_eq!(metrics.totals(), totals);
-        assert!(
-            metrics
-                .encode()
-                .contains("payrelay_deliveries_total{channel=\"default\",outcome=\"delivered\"} 2")
-        );
+        let counted = metrics.encode();
+        for series in [
+            "payrelay_deliveries_total{channel=\"default\",outcome=\"delivered\"} 2",
+            "payrelay_records_dropped_total 5",
+        ] {
+            assert!(counted.contains(series), "{series}\n{counted}");
+        }
     }
 
     #[test]

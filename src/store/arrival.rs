@@ -23,28 +23,28 @@ pub enum AcceptOutcome {
 /// Accepts one of our events from the topic.
 pub fn accept_arrival(
     tx: &Transaction<'_>,
-    notice: EventRef,
+    event: EventRef,
     now: Timestamp,
 ) -> rusqlite::Result<AcceptOutcome> {
-    Ok(match outbox::match_outbox_event(tx, notice)? {
-        OutboxMatch::Same => match insert_delivery(tx, notice.outbox_id, now)? {
+    Ok(match outbox::match_outbox_event(tx, event)? {
+        OutboxMatch::Same => match insert_delivery(tx, event.outbox_id, now)? {
             DeliveryInsert::New => AcceptOutcome::Accepted,
             DeliveryInsert::Existing => AcceptOutcome::Duplicate,
         },
-        OutboxMatch::Missing if is_purged_arrival(tx, notice)? => AcceptOutcome::Purged,
+        OutboxMatch::Missing if is_purged_arrival(tx, event)? => AcceptOutcome::Purged,
         OutboxMatch::Other | OutboxMatch::Missing => AcceptOutcome::Unknown,
     })
 }
 
 /// Whether a missing event was once in the outbox: its id was issued, and its payment exists.
-pub(super) fn is_purged_arrival(tx: &Transaction<'_>, notice: EventRef) -> rusqlite::Result<bool> {
+pub(super) fn is_purged_arrival(tx: &Transaction<'_>, event: EventRef) -> rusqlite::Result<bool> {
     tx.prepare_cached(
         "SELECT 1 FROM payment WHERE id = ?2 AND ?1 <= (SELECT seq FROM sqlite_sequence \
             WHERE name = 'outbox') AND (?3 IS NULL OR executed_at = ?3)",
     )?
     .exists((
-        notice.outbox_id,
-        notice.payment_id,
-        notice.created_at.map(Timestamp::as_micros),
+        event.outbox_id,
+        event.payment_id,
+        event.created_at.map(Timestamp::as_micros),
     ))
 }

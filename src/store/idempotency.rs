@@ -79,8 +79,8 @@ pub fn execute_once_per_key(
     pay: impl FnOnce() -> SqlResult<Vec<Payment>>,
 ) -> SqlResult<IdempotentOutcome> {
     match find_idempotency_key(tx, request)? {
-        Some(kept) if kept.body_hash == request.body_hash => {
-            payments_of_idempotency_key(tx, &kept).map(IdempotentOutcome::Replayed)
+        Some(stored) if stored.body_hash == request.body_hash => {
+            payments_of_idempotency_key(tx, &stored).map(IdempotentOutcome::Replayed)
         }
         Some(_) => Ok(IdempotentOutcome::KeyReused),
         None => {
@@ -142,12 +142,15 @@ fn insert_idempotency_key(
 }
 
 /// The payments of a request have consecutive ids: one transaction, one writer.
-fn payments_of_idempotency_key(tx: &Transaction<'_>, kept: &StoredKey) -> SqlResult<Vec<Payment>> {
+fn payments_of_idempotency_key(
+    tx: &Transaction<'_>,
+    stored: &StoredKey,
+) -> SqlResult<Vec<Payment>> {
     tx.prepare_cached(&format!(
         "SELECT {COLUMNS} FROM payment p WHERE p.id >= ?1 AND p.id < ?1 + ?2 ORDER BY p.id"
     ))?
     .query_map(
-        (kept.first_payment_id, kept.payment_count),
+        (stored.first_payment_id, stored.payment_count),
         payment::read_payment_row,
     )?
     .collect()

@@ -89,19 +89,19 @@ pub(super) enum OutboxMatch {
 /// Looks for an event of the topic in the outbox.
 pub(super) fn match_outbox_event(
     connection: &Connection,
-    notice: EventRef,
+    event: EventRef,
 ) -> rusqlite::Result<OutboxMatch> {
     let found: Option<(i64, i64)> = connection
         .prepare_cached("SELECT payment_id, created_at FROM outbox WHERE id = ?1")?
-        .query_row([notice.outbox_id], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row([event.outbox_id], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
     let Some((payment_id, created_at)) = found else {
         return Ok(OutboxMatch::Missing);
     };
-    let is_same_time = notice
+    let is_same_time = event
         .created_at
         .is_none_or(|time| time.as_micros() == created_at);
-    Ok(if payment_id == notice.payment_id && is_same_time {
+    Ok(if payment_id == event.payment_id && is_same_time {
         OutboxMatch::Same
     } else {
         OutboxMatch::Other

@@ -143,14 +143,22 @@ fn insert_payment(tx: &Transaction<'_>, payment: &Payment) -> SqlResult<PaymentI
     }
 }
 
-/// A user's payments, newest first: at most `limit`, from the one before payment `before`, or from
-/// the newest. `None` if `before` is not a payment of this user.
+/// A page of a user's history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HistoryPage {
+    /// Payments, newest first.
+    Payments(Vec<Payment>),
+    /// The page has no beginning: its payment is not one of this user.
+    NotOfUser,
+}
+
+/// At most `limit` payments of a user, from the one before payment `before`, or from the newest.
 pub fn payment_history(
     connection: &Connection,
     user_id: i64,
     before: Option<i64>,
     limit: usize,
-) -> SqlResult<Option<Vec<Payment>>> {
+) -> SqlResult<HistoryPage> {
     let mut step = connection.prepare_cached(&format!(
         "SELECT {COLUMNS}, h.previous_id FROM payment_history h \
             JOIN payment p ON p.id = h.payment_id WHERE h.payment_id = ?1 AND h.user_id = ?2"
@@ -168,7 +176,7 @@ pub fn payment_history(
         None => last_payment_of_user(connection, user_id)?,
         Some(before) => match at(before)? {
             Some((_, previous)) => previous,
-            None => return Ok(None),
+            None => return Ok(HistoryPage::NotOfUser),
         },
     };
     let mut payments = Vec::new();
@@ -179,7 +187,7 @@ pub fn payment_history(
         payments.push(payment);
         next = previous;
     }
-    Ok(Some(payments))
+    Ok(HistoryPage::Payments(payments))
 }
 
 /// The columns that [`read_payment_row`] expects, from a table `p`. For a FAILED payment they name

@@ -28,7 +28,7 @@ pub enum Destination {
 pub struct Receipt {
     /// The event.
     pub outbox_id: i64,
-    /// Its place.
+    /// Where the publisher has put it.
     pub place: Destination,
 }
 

@@ -30,7 +30,7 @@ use payrelay::store::dead_letter_action::{
 use payrelay::store::delivery::{self, Carrier, DeliveryOutcome, PendingDelivery};
 use payrelay::store::origin::Origin;
 use payrelay::store::outbox;
-use payrelay::store::payment;
+use payrelay::store::payment::{self, HistoryPage};
 use payrelay::store::publication::{self, Destination, Receipt};
 use payrelay::store::timeline::{self, PaymentTimeline};
 use payrelay::store::waiting;
@@ -46,6 +46,14 @@ const USERS: std::ops::Range<i64> = 0..3;
 const CURRENCY: &str = "KRW";
 const TOPIC: &str = "payment-event";
 const ORIGIN: Origin = Origin::Http;
+
+/// The payments of a page that has a beginning.
+fn history_page(page: HistoryPage) -> Vec<Payment> {
+    match page {
+        HistoryPage::Payments(payments) => payments,
+        HistoryPage::NotOfUser => panic!("it does not continue from its own payment"),
+    }
+}
 
 /// How many cases are tried where the environment does not say.
 const CASES: u32 = 24;
@@ -229,7 +237,12 @@ fn view(store: &Store, model: &Model) -> View {
         let history = |user| {
             Ok((
                 user,
-                payment::payment_history(connection, user, None, usize::MAX)?.unwrap(),
+                history_page(payment::payment_history(
+                    connection,
+                    user,
+                    None,
+                    usize::MAX,
+                )?),
             ))
         };
         let channel = |channel: String| {
@@ -284,8 +297,7 @@ fn assert_pages(store: &Store, model: &Model, whole: &View) {
         for (user, payments) in &whole.histories {
             let (mut pages, mut before) = (Vec::new(), None);
             loop {
-                let page = payment::payment_history(connection, *user, before, 2)?
-                    .expect("it continues from its own payment");
+                let page = history_page(payment::payment_history(connection, *user, before, 2)?);
                 let Some(last) = page.last() else { break };
                 before = Some(last.id);
                 pages.extend(page);
@@ -299,7 +311,7 @@ fn assert_pages(store: &Store, model: &Model, whole: &View) {
             if let Some(way) = foreign {
                 assert_eq!(
                     payment::payment_history(connection, *user, Some(way.payment.id), 2)?,
-                    None
+                    HistoryPage::NotOfUser
                 );
             }
         }

@@ -82,7 +82,10 @@ impl<'a> Findings<'a> {
 
     /// The one finding of damage, whichever check has found it.
     fn damage_finding(&mut self) -> &mut Finding {
-        let known = self.found.iter().position(|seen| seen.kind == DAMAGED);
+        let known = self
+            .found
+            .iter()
+            .position(|finding| finding.kind == DAMAGED);
         let at = known.unwrap_or_else(|| {
             self.found.push(Finding {
                 kind: DAMAGED,
@@ -104,28 +107,28 @@ impl<'a> Findings<'a> {
         params: impl Params,
         show: impl Fn(&Row<'_>) -> rusqlite::Result<Option<String>>,
     ) -> Result<(), StoreError> {
-        let mut seen = Finding {
+        let mut finding = Finding {
             kind,
             what,
             count: 0,
             examples: Vec::new(),
         };
-        let walked = self.tx.prepare(sql).and_then(|mut statement| {
+        let collected = self.tx.prepare(sql).and_then(|mut statement| {
             let mut rows = statement.query(params)?;
             while let Some(row) = rows.next()? {
                 let Some(example) = show(row)? else { continue };
-                seen.count += 1;
-                if seen.examples.len() < self.limit {
-                    seen.examples.push(example);
+                finding.count += 1;
+                if finding.examples.len() < self.limit {
+                    finding.examples.push(example);
                 }
             }
             Ok(())
         });
-        if seen.count > 0 {
-            self.found.push(seen);
+        if finding.count > 0 {
+            self.found.push(finding);
         }
-        match walked {
-            // That is an answer as well: the file is not what it was.
+        match collected {
+            // A damaged page ends this query, and is a finding of its own.
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt) => {
                 let limit = self.limit;
                 let damaged = self.damage_finding();
@@ -137,7 +140,7 @@ impl<'a> Findings<'a> {
                 }
                 Ok(())
             }
-            walked => Ok(walked?),
+            collected => Ok(collected?),
         }
     }
 }

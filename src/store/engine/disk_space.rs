@@ -34,8 +34,8 @@ enum DiskSpace {
 }
 
 impl DiskSpace {
-    /// A level that was left is reached again only with an eighth more, so that temporary files do
-    /// not switch it to and fro.
+    /// A worse level ends only with an eighth more free space than it began with, so that temporary
+    /// files do not switch the level to and fro.
     fn next_level(self, free: u64, min: u64) -> Self {
         let reached = |limit: u64, held: bool| {
             free >= if held {
@@ -90,7 +90,7 @@ pub(in crate::store) struct DiskMonitor {
 }
 
 impl DiskMonitor {
-    /// Looks once, so that the first payment finds a result.
+    /// Checks once, so that the first payment finds a result.
     pub(in crate::store) fn new(
         database: &Path,
         min: u64,

@@ -1,5 +1,6 @@
 //! The database file: opened and locked, written by one thread, read by a few, checkpointed, and
-//! watched for a full disk and for corruption. It knows no table of payments.
+//! watched for a full disk and for corruption. Of the tables it reads what a start needs: the node,
+//! the last ids, and whether the last rows contradict each other.
 
 use std::time::Duration;
 
