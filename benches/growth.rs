@@ -160,16 +160,21 @@ fn bytes_a_payment(rounds: i64) -> (f64, f64) {
                         place: Destination::Delivery,
                     })
                     .collect();
-                publication::mark_published(tx, &receipts, Timestamp::now())?;
+                publication::record_publications(tx, &receipts, Timestamp::now())?;
                 let ids: Vec<_> = (first + 1..=first + 1000).collect();
-                delivery::mark_delivered(tx, &ids, delivery::Carrier::Single, Timestamp::now())
+                delivery::mark_deliveries_delivered(
+                    tx,
+                    &ids,
+                    delivery::Carrier::Single,
+                    Timestamp::now(),
+                )
             };
             database.store().write(publish).unwrap();
         }
         let later = Timestamp::now().plus(Duration::from_secs(1));
         while database
             .store()
-            .write(move |tx| outbox::purge(tx, later, 1000))
+            .write(move |tx| outbox::purge_outbox(tx, later, 1000))
             .unwrap()
             > 0
         {}

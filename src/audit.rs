@@ -2,9 +2,10 @@
 //! nothing.
 //!
 //! It reads the topic first, to its end at that moment, and then the database in one snapshot. So
-//! every event that was on the topic is in the snapshot, and every event that the snapshot calls
-//! published before that end was read is on the topic. Therefore it also works on a running system.
+//! every event that was on the topic is in the snapshot. Every event that was marked PUBLISHED
+//! before the end was read is on the topic. Therefore it also works on a running system.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::time::Duration;
@@ -12,13 +13,18 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::config::{self, Config, Problems, PublisherKind};
-use crate::domain::event::NodeId;
+use crate::domain::node_id::NodeId;
+use crate::domain::payment::Status;
 use crate::kafka;
 use crate::kafka::cluster::{ClusterConnection, ClusterError, KafkaRuntime, with_timeout};
 use crate::kafka::errors::explain_failure;
 use crate::kafka::reachability::Reachability;
 use crate::kafka::topic_reader::{ReadTo, TopicReader, TopicRecord};
-use crate::store::audit::{AuditDatabase, Finding, OffsetRange, TopicEvent, TopicSnapshot, Totals};
+use crate::store::audit::{
+    AuditDatabase, AuditTotals, Finding, OffsetRange, TopicEvent, TopicSnapshot,
+};
+use crate::store::delivery::DeliveryStatus;
+use crate::store::outbox::EventStatus;
 use crate::store::{OpenError, StoreError};
 
 /// How long one step of Kafka may need: the first answer, the topic's ends, the next records.
@@ -58,14 +64,14 @@ pub enum AuditError {
 
 /// The report.
 #[derive(Debug, Clone, Serialize)]
-pub struct Report {
+pub struct AuditReport {
     /// The node of the database.
     pub node: String,
     /// The number of its rows.
     #[serde(flatten)]
-    pub totals: Totals,
+    pub totals: AuditTotals,
     /// The result for the topic.
-    pub topic: TopicReport,
+    pub topic: AuditedTopic,
     /// Facts worth knowing that are no inconsistency.
     pub notes: Vec<Finding>,
     /// Inconsistencies.
@@ -75,7 +81,7 @@ pub struct Report {
 /// The topic's part of an audit.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
-pub enum TopicReport {
+pub enum AuditedTopic {
     /// It was read.
     Read(TopicTotals),
     /// The topic does not exist.
@@ -104,7 +110,7 @@ pub struct TopicTotals {
     pub partitions: Vec<OffsetRange>,
 }
 
-impl Report {
+impl AuditReport {
     /// Whether there is no inconsistency.
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty()
@@ -112,49 +118,49 @@ impl Report {
 }
 
 /// Runs the audit.
-pub fn audit(config: &Config, scope: AuditOptions) -> Result<Report, AuditError> {
+pub fn run_audit(config: &Config, scope: AuditOptions) -> Result<AuditReport, AuditError> {
     let mut database = AuditDatabase::open(&config.database.path)?;
     let topic = match config.publisher.kind {
-        PublisherKind::Application => TopicReport::None,
-        PublisherKind::Kafka if scope.file_only => TopicReport::LeftOut,
+        PublisherKind::Application => AuditedTopic::None,
+        PublisherKind::Kafka if scope.file_only => AuditedTopic::LeftOut,
         PublisherKind::Kafka => {
             // Another attempt would fail in the same way.
             kafka::check(&config.kafka.security)?;
             database.begin()?;
-            let driver = KafkaRuntime::new()?;
-            driver
+            let runtime = KafkaRuntime::new()?;
+            runtime
                 .runtime()
-                .block_on(read_topic(&config.kafka, &mut database))?
+                .block_on(read_audited_topic(&config.kafka, &mut database))?
         }
     };
     let node = database.node().to_string();
-    let reading = match &topic {
-        TopicReport::Read(totals) => Some(TopicSnapshot {
+    let snapshot = match &topic {
+        AuditedTopic::Read(totals) => Some(TopicSnapshot {
             id: Some(totals.id),
             ranges: &totals.partitions,
         }),
-        TopicReport::Absent { .. } => Some(TopicSnapshot {
+        AuditedTopic::Absent { .. } => Some(TopicSnapshot {
             id: None,
             ranges: &[],
         }),
-        TopicReport::LeftOut | TopicReport::None => None,
+        AuditedTopic::LeftOut | AuditedTopic::None => None,
     };
-    let checked = database.check(&config.kafka.topic, reading, scope.limit)?;
-    Ok(Report {
+    let result = database.check(&config.kafka.topic, snapshot, scope.limit)?;
+    Ok(AuditReport {
         node,
-        totals: checked.totals,
+        totals: result.totals,
         topic,
-        notes: checked.notes,
-        findings: checked.findings,
+        notes: result.notes,
+        findings: result.findings,
     })
 }
 
-async fn read_topic(
+async fn read_audited_topic(
     settings: &config::Kafka,
     database: &mut AuditDatabase,
-) -> Result<TopicReport, AuditError> {
+) -> Result<AuditedTopic, AuditError> {
     let mut link = ClusterConnection::new(settings.clone(), "payrelay-audit".to_owned());
-    match read_topic_through(&mut link, database).await {
+    match read_audited_topic_through(&mut link, database).await {
         Ok(topic) => Ok(topic),
         Err(ClusterError::Store(error)) => Err(error.into()),
         Err(failure) => Err(AuditError::Kafka(
@@ -170,10 +176,10 @@ async fn read_topic(
     }
 }
 
-async fn read_topic_through(
+async fn read_audited_topic_through(
     link: &mut ClusterConnection,
     database: &mut AuditDatabase,
-) -> Result<TopicReport, ClusterError> {
+) -> Result<AuditedTopic, ClusterError> {
     let kafka = with_timeout(CALL_TIMEOUT, link.connect()).await?;
     let settings = link.settings();
     let name = settings.topic.clone();
@@ -186,7 +192,7 @@ async fn read_topic_through(
     )
     .await?
     else {
-        return Ok(TopicReport::Absent { name });
+        return Ok(AuditedTopic::Absent { name });
     };
     let node = database.node().clone();
     let mut totals = TopicTotals {
@@ -198,11 +204,11 @@ async fn read_topic_through(
         let batch = reader.next_within(CALL_TIMEOUT).await?;
         let ours: Vec<_> = batch
             .iter()
-            .filter_map(|record| recorded(&node, record))
+            .filter_map(|record| audited_topic_event(&node, record))
             .collect();
         totals.records += ours.len() as u64;
         totals.foreign_records += (batch.len() - ours.len()) as u64;
-        database.record(&ours)?;
+        database.store_records(&ours)?;
     }
     let skipped = |skipped: &kafka::topic_reader::Skipped| {
         let kafka::topic_reader::Skipped {
@@ -216,7 +222,7 @@ async fn read_topic_through(
             end,
         }
     };
-    database.skip(&reader.skipped().iter().map(skipped).collect::<Vec<_>>())?;
+    database.store_skipped_ranges(&reader.skipped().iter().map(skipped).collect::<Vec<_>>())?;
     reader.refresh_start_offsets(CALL_TIMEOUT).await?;
     let extent = |extent: &kafka::topic_reader::OffsetRange| OffsetRange {
         partition: extent.partition,
@@ -224,11 +230,11 @@ async fn read_topic_through(
         end: extent.end,
     };
     totals.partitions = reader.ranges().iter().map(extent).collect();
-    Ok(TopicReport::Read(totals))
+    Ok(AuditedTopic::Read(totals))
 }
 
 /// The event of a record; `None`: it is not one of this node's events.
-fn recorded(node: &NodeId, record: &TopicRecord) -> Option<TopicEvent> {
+fn audited_topic_event(node: &NodeId, record: &TopicRecord) -> Option<TopicEvent> {
     let outbox_id = node.outbox_id(record.event_id.as_deref()?)?;
     let number = |bytes: &Option<Vec<u8>>| {
         let text = std::str::from_utf8(bytes.as_deref()?).ok()?;
@@ -237,20 +243,19 @@ fn recorded(node: &NodeId, record: &TopicRecord) -> Option<TopicEvent> {
             .ok()
             .filter(|number: &i64| number.to_string() == text)
     };
-    let (user_id, payment_id) = (number(&record.key), number(&record.value));
     Some(TopicEvent {
         partition: record.partition,
         offset: record.offset,
         outbox_id,
-        user_id,
-        payment_id,
+        user_id: number(&record.key),
+        payment_id: number(&record.value),
     })
 }
 
 /// For people: a line of totals for each part, the notes, the findings, the verdict.
-impl fmt::Display for Report {
+impl fmt::Display for AuditReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Totals {
+        let AuditTotals {
             payments,
             events,
             events_purged,
@@ -260,21 +265,24 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "payments: {}",
-            counts(payments, &["COMPLETED", "FAILED"])
+            format_audit_counts(payments, Status::ALL.iter().map(|s| s.as_str()))
         )?;
         writeln!(
             f,
             "outbox: {}, {events_purged} purged",
-            counts(events, &["INIT", "PUBLISHED", "REJECTED"])
+            format_audit_counts(events, EventStatus::ALL.iter().map(|s| s.as_str()))
         )?;
         writeln!(f, "topic: {}", self.topic)?;
-        let statuses = ["PENDING", "SENDING", "DELIVERED", "DEAD", "DISCARDED"];
-        writeln!(f, "deliveries: {}", counts(deliveries, &statuses))?;
+        writeln!(
+            f,
+            "deliveries: {}",
+            format_audit_counts(deliveries, DeliveryStatus::ALL.iter().map(|s| s.as_str()))
+        )?;
         for note in &self.notes {
-            show(f, "note", note)?;
+            write_audit_finding(f, "note", note)?;
         }
         for finding in &self.findings {
-            show(f, "FOUND", finding)?;
+            write_audit_finding(f, "FOUND", finding)?;
         }
         match self.findings.len() {
             0 => write!(f, "verdict: nothing found"),
@@ -284,7 +292,7 @@ impl fmt::Display for Report {
     }
 }
 
-impl fmt::Display for TopicReport {
+impl fmt::Display for AuditedTopic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::None => write!(f, "none (publisher.kind is \"application\")"),
@@ -315,17 +323,26 @@ impl fmt::Display for TopicReport {
     }
 }
 
-fn counts(by_status: &std::collections::BTreeMap<String, i64>, statuses: &[&str]) -> String {
-    let count = |status: &&str| format!("{} {status}", by_status.get(*status).unwrap_or(&0));
-    statuses.iter().map(count).collect::<Vec<_>>().join(", ")
+fn format_audit_counts(
+    by_status: &BTreeMap<String, i64>,
+    statuses: impl Iterator<Item = &'static str>,
+) -> String {
+    statuses
+        .map(|status| format!("{} {status}", by_status.get(status).unwrap_or(&0)))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
-fn show(f: &mut fmt::Formatter<'_>, rank: &str, seen: &Finding) -> fmt::Result {
-    writeln!(f, "{rank} {}: {} {}", seen.kind, seen.count, seen.what)?;
-    for example in &seen.examples {
+fn write_audit_finding(f: &mut fmt::Formatter<'_>, rank: &str, finding: &Finding) -> fmt::Result {
+    writeln!(
+        f,
+        "{rank} {}: {} {}",
+        finding.kind, finding.count, finding.what
+    )?;
+    for example in &finding.examples {
         writeln!(f, "  {example}")?;
     }
-    let more = seen.count - i64::try_from(seen.examples.len()).unwrap_or(seen.count);
+    let more = finding.count - i64::try_from(finding.examples.len()).unwrap_or(finding.count);
     if more > 0 {
         writeln!(f, "  and {more} more")
     } else {

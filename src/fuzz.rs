@@ -18,11 +18,16 @@ const SMALLER_TRIES: usize = 500;
 
 /// Runs a parser's check over a corpus and `cases` mutations of it. The check panics on a fault; it
 /// returns whether the parser accepted its input.
-pub(crate) fn corpus(name: &str, cases: usize, dictionary: &[&str], check: impl Fn(&[u8]) -> bool) {
+pub(crate) fn fuzz_corpus(
+    name: &str,
+    cases: usize,
+    dictionary: &[&str],
+    check: impl Fn(&[u8]) -> bool,
+) {
     let seeds = seeds(name);
     for (file, bytes) in &seeds {
         let accepted =
-            run_case(&check, bytes).unwrap_or_else(|reason| panic!("{name}/{file}: {reason}"));
+            run_fuzz_case(&check, bytes).unwrap_or_else(|reason| panic!("{name}/{file}: {reason}"));
         assert!(
             accepted || !file.starts_with("ok-"),
             "{name}/{file} is refused"
@@ -33,16 +38,17 @@ pub(crate) fn corpus(name: &str, cases: usize, dictionary: &[&str], check: impl 
         );
     }
     for (case, bytes) in mutations(&seeds, cases, dictionary) {
-        if let Err(reason) = run_case(&check, &bytes) {
+        if let Err(reason) = run_fuzz_case(&check, &bytes) {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/fuzz");
-            let (shrink, path) = (shrink(&check, bytes), folder.join(format!("{name}-{case}")));
+            let shrunk = shrink_fuzz_input(&check, bytes);
+            let path = folder.join(format!("{name}-{case}"));
             fs::create_dir_all(folder)
-                .and_then(|()| fs::write(&path, &shrink))
+                .and_then(|()| fs::write(&path, &shrunk))
                 .unwrap();
             panic!(
                 "{name}, {case}: {reason}\nsmallest: \"{}\"\nleft in {}: name it and move it to \
                     tests/corpus/{name}",
-                shrink.escape_ascii(),
+                shrunk.escape_ascii(),
                 path.display()
             );
         }
@@ -51,7 +57,7 @@ pub(crate) fn corpus(name: &str, cases: usize, dictionary: &[&str], check: impl 
 
 /// Whether the input was accepted; or the message of the failed check. A slow check runs again: the
 /// machine may have been busy.
-fn run_case(check: &impl Fn(&[u8]) -> bool, bytes: &[u8]) -> Result<bool, String> {
+fn run_fuzz_case(check: &impl Fn(&[u8]) -> bool, bytes: &[u8]) -> Result<bool, String> {
     let mut fastest = Duration::MAX;
     for _ in 0..3 {
         let start = Instant::now();
@@ -69,7 +75,7 @@ fn run_case(check: &impl Fn(&[u8]) -> bool, bytes: &[u8]) -> Result<bool, String
 }
 
 /// Removes every piece that the failure does not need.
-fn shrink(check: &impl Fn(&[u8]) -> bool, mut bytes: Vec<u8>) -> Vec<u8> {
+fn shrink_fuzz_input(check: &impl Fn(&[u8]) -> bool, mut bytes: Vec<u8>) -> Vec<u8> {
     let mut rng = Rng::with_seed(0);
     for _ in 0..SMALLER_TRIES {
         if bytes.is_empty() {
@@ -77,7 +83,7 @@ fn shrink(check: &impl Fn(&[u8]) -> bool, mut bytes: Vec<u8>) -> Vec<u8> {
         }
         let (start, end) = span(bytes.len(), &mut rng);
         let without = [&bytes[..start], &bytes[end..]].concat();
-        if run_case(check, &without).is_err() {
+        if run_fuzz_case(check, &without).is_err() {
             bytes = without;
         }
     }
@@ -90,7 +96,7 @@ mod tests {
     use testkit::mutations::mutated;
 
     #[test]
-    fn a_failure_is_found_shrunk_and_reported() {
+    fn a_fuzz_failure_is_found_shrunk_and_reported() {
         let check = |bytes: &[u8]| !bytes.windows(2).any(|pair| pair == b"\r\n");
         let panics = |bytes: &[u8]| {
             assert!(check(bytes), "there it is");
@@ -105,12 +111,15 @@ mod tests {
             .map(|_| mutated(&seeds, &["x"], &mut rng))
             .find(|bytes| !check(bytes))
             .unwrap();
-        assert_eq!(run_case(&panics, &found), Err("there it is".to_owned()));
-        assert_eq!(shrink(&panics, found), b"\r\n");
+        assert_eq!(
+            run_fuzz_case(&panics, &found),
+            Err("there it is".to_owned())
+        );
+        assert_eq!(shrink_fuzz_input(&panics, found), b"\r\n");
     }
 
     #[test]
-    fn the_same_seed_is_the_same_input() {
+    fn the_same_seed_makes_the_same_fuzz_input() {
         let seeds = seeds("body");
         let inputs = |seed| {
             let mut rng = Rng::with_seed(seed);

@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, at, never, select_biased};
 
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::error_log::ErrorLog;
-use crate::runtime::metrics::{Metrics, Totals};
+use crate::runtime::metrics::{MetricTotals, Metrics};
 use crate::runtime::worker::{Stop, Waker};
 use crate::store::backlog::{Backlog, BacklogCounter};
 use crate::store::{Store, StoreError};
@@ -31,15 +31,15 @@ const PAUSE_FACTOR: u32 = 10;
 /// One hour.
 const HISTORY: usize = 720;
 
-/// The waiting rows at one moment.
+/// A sample: the waiting rows at one moment.
 #[derive(Debug, Clone)]
-pub struct Snapshot {
+pub struct Sample {
     /// The moment.
     pub at: Timestamp,
     /// The waiting rows.
     pub backlog: Backlog,
     /// The totals of the process.
-    pub totals: Totals,
+    pub totals: MetricTotals,
 }
 
 /// The numbers of a sample that are kept for an hour.
@@ -48,7 +48,7 @@ pub struct Point {
     /// The moment.
     pub at: Timestamp,
     /// The totals of the process.
-    pub totals: Totals,
+    pub totals: MetricTotals,
     /// INIT events.
     pub unpublished: i64,
     /// PUBLISHED events without a delivery.
@@ -61,36 +61,36 @@ pub struct Point {
 
 /// The samples. Cloning shares them.
 #[derive(Debug, Clone)]
-pub struct Snapshots {
-    seen: Arc<Mutex<Seen>>,
-    sampler: Waker,
+pub struct Samples {
+    history: Arc<Mutex<SampleHistory>>,
+    waker: Waker,
 }
 
 #[derive(Debug, Default)]
-struct Seen {
-    latest: Option<Arc<Snapshot>>,
-    looked_at: Option<Instant>,
-    history: VecDeque<Point>,
+struct SampleHistory {
+    latest: Option<Arc<Sample>>,
+    sampled_at: Option<Instant>,
+    points: VecDeque<Point>,
 }
 
-impl Snapshots {
+impl Samples {
     /// The last sample; `None` before the first. If it is old, a new one is requested.
-    pub fn latest(&self) -> Option<Arc<Snapshot>> {
-        let seen = self.lock();
-        if seen.looked_at.is_none_or(|at| at.elapsed() > FRESH) {
-            self.sampler.wake();
+    pub fn latest(&self) -> Option<Arc<Sample>> {
+        let history = self.lock();
+        if history.sampled_at.is_none_or(|at| at.elapsed() > FRESH) {
+            self.waker.wake();
         }
-        seen.latest.clone()
+        history.latest.clone()
     }
 
     /// A point for every five seconds of the last hour, oldest first.
     pub fn history(&self) -> Vec<Point> {
-        self.lock().history.iter().copied().collect()
+        self.lock().points.iter().copied().collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Seen> {
+    fn lock(&self) -> MutexGuard<'_, SampleHistory> {
         // The value is consistent whenever the lock is free, so lock poisoning is ignored.
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -99,31 +99,30 @@ pub struct Sampler {
     store: Store,
     metrics: Metrics,
     counter: BacklogCounter,
-    snapshots: Snapshots,
-    asked: Receiver<()>,
+    samples: Samples,
+    requests: Receiver<()>,
     errors: ErrorLog,
 }
 
 impl Sampler {
     /// A sampler of these channels, and its samples.
-    pub fn new(store: Store, metrics: Metrics, channels: &[String]) -> (Self, Snapshots) {
-        let (sampler, asked) = Waker::new();
-        let snapshots = Snapshots {
-            seen: Arc::default(),
-            sampler,
+    pub fn new(store: Store, metrics: Metrics, channels: &[String]) -> (Self, Samples) {
+        let (waker, requests) = Waker::new();
+        let samples = Samples {
+            history: Arc::default(),
+            waker,
         };
         let counter = BacklogCounter::new(channels);
-        let seen = snapshots.clone();
         (
             Self {
                 store,
                 metrics,
                 counter,
-                snapshots,
-                asked,
+                samples: samples.clone(),
+                requests,
                 errors: ErrorLog::new("sampler"),
             },
-            seen,
+            samples,
         )
     }
 
@@ -131,18 +130,23 @@ impl Sampler {
     pub fn run(mut self, stop: &Stop) {
         let mut tick_at = Instant::now();
         let mut rest_until = tick_at;
-        while !stop.requested() {
+        while !stop.is_requested() {
             let resting = Instant::now() < rest_until;
-            let asked = if resting { never() } else { self.asked.clone() };
+            let requests = if resting {
+                never()
+            } else {
+                self.requests.clone()
+            };
+            let wake_at = if resting { rest_until } else { tick_at };
             select_biased! {
                 recv(stop.signal()) -> _ => return,
-                recv(asked) -> _ => {}
-                recv(at(if resting { rest_until } else { tick_at })) -> _ => if resting { continue },
+                recv(requests) -> _ => {}
+                recv(at(wake_at)) -> _ => if resting { continue },
             }
             let started = Instant::now();
-            self.look();
+            self.sample();
             if started >= tick_at {
-                self.keep();
+                self.keep_point();
                 tick_at = started + INTERVAL;
             }
             rest_until = Instant::now() + (started.elapsed() * PAUSE_FACTOR).max(FRESH);
@@ -150,42 +154,42 @@ impl Sampler {
     }
 
     /// Samples once. After a database error the last one stays, whose ages grow.
-    pub fn look(&mut self) {
-        match self.try_look() {
+    pub fn sample(&mut self) {
+        match self.try_sample() {
             Ok(()) => self.errors.succeeded(),
             Err(error) => self.errors.failed(&error),
         }
     }
 
-    fn try_look(&mut self) -> Result<(), StoreError> {
+    fn try_sample(&mut self) -> Result<(), StoreError> {
         let at = Timestamp::now();
         let counter = &mut self.counter;
         let backlog = self.store.read(|connection| counter.count(connection))?;
-        let snapshot = Snapshot {
+        let sample = Sample {
             at,
             backlog,
             totals: self.metrics.totals(),
         };
-        let mut seen = self.snapshots.lock();
-        seen.latest = Some(Arc::new(snapshot));
-        seen.looked_at = Some(Instant::now());
+        let mut history = self.samples.lock();
+        history.latest = Some(Arc::new(sample));
+        history.sampled_at = Some(Instant::now());
         Ok(())
     }
 
-    fn keep(&self) {
-        let mut seen = self.snapshots.lock();
-        let Some(snapshot) = seen.latest.clone() else {
+    fn keep_point(&self) {
+        let mut history = self.samples.lock();
+        let Some(sample) = history.latest.clone() else {
             return;
         };
-        let Snapshot {
+        let Sample {
             at,
             ref backlog,
             totals,
-        } = *snapshot;
-        if seen.history.len() == HISTORY {
-            seen.history.pop_front();
+        } = *sample;
+        if history.points.len() == HISTORY {
+            history.points.pop_front();
         }
-        seen.history.push_back(Point {
+        history.points.push_back(Point {
             at,
             totals,
             unpublished: backlog.unpublished.count,

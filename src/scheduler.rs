@@ -8,9 +8,9 @@ use crossbeam_channel::{after, select_biased};
 use crate::config;
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::error_log::ErrorLog;
-use crate::runtime::metrics::{Metrics, Totals};
+use crate::runtime::metrics::{MetricTotals, Metrics};
 use crate::runtime::worker::{Stop, Waker};
-use crate::sampler::{Snapshot, Snapshots};
+use crate::sampler::{Sample, Samples};
 use crate::store::dead_letter;
 use crate::store::idempotency;
 use crate::store::outbox;
@@ -36,8 +36,8 @@ pub struct Scheduler {
     relay: Waker,
     notifiers: Waker,
     metrics: Metrics,
-    snapshots: Snapshots,
-    summarized: Totals,
+    snapshots: Samples,
+    summarized: MetricTotals,
     errors: ErrorLog,
 }
 
@@ -54,7 +54,7 @@ pub struct Options {
     /// Counts what was done since the last summary.
     pub metrics: Metrics,
     /// The waiting events of the summary.
-    pub snapshots: Snapshots,
+    pub snapshots: Samples,
 }
 
 impl Scheduler {
@@ -76,7 +76,7 @@ impl Scheduler {
             notifiers,
             metrics,
             snapshots,
-            summarized: Totals::default(),
+            summarized: MetricTotals::default(),
             errors: ErrorLog::new("scheduler"),
         }
     }
@@ -103,17 +103,19 @@ impl Scheduler {
         // A command may have replayed dead letters in the database.
         self.notifiers.wake();
         let cutoff = now.minus(self.settings.retention);
-        let purged = self.purge(stop, move |tx| outbox::purge(tx, cutoff, BATCH))?;
+        let purged = self.purge(stop, move |tx| outbox::purge_outbox(tx, cutoff, BATCH))?;
         let cutoff = self
             .store
             .service_time()
             .saturating_sub(self.keys.retention);
         let keys_max = self.keys.keys_max.get();
         let keys = self.purge(stop, move |tx| {
-            idempotency::purge(tx, cutoff, keys_max, BATCH)
+            idempotency::purge_idempotency_keys(tx, cutoff, keys_max, BATCH)
         })?;
         let cutoff = now.minus(self.settings.retention);
-        let letters = self.purge(stop, move |tx| dead_letter::purge(tx, cutoff, BATCH))?;
+        let letters = self.purge(stop, move |tx| {
+            dead_letter::purge_dead_letters(tx, cutoff, BATCH)
+        })?;
         log::debug!("purged {keys} idempotency keys and {letters} closed dead letters");
         // The purge may have run for as long as the interval.
         if let Some(snapshot) = self.snapshots.latest() {
@@ -162,7 +164,7 @@ impl Scheduler {
         }
     }
 
-    fn summary(&mut self, snapshot: &Snapshot, purged: usize, now: Timestamp) {
+    fn summary(&mut self, snapshot: &Sample, purged: usize, now: Timestamp) {
         let totals = self.metrics.totals();
         let backlog = &snapshot.backlog;
         let show = |waiting: Waiting| {

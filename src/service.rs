@@ -21,14 +21,14 @@ use crate::runtime::health::HealthHandle;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::resume::ResumeHandle;
 use crate::runtime::warnings::Warnings;
-use crate::runtime::worker::{StopTimeout, Waker, Worker, ensure_thread_capacity};
-use crate::sampler::{Sampler, Snapshots};
+use crate::runtime::worker::{StopTimeout, Waker, Worker, ensure_worker_capacity};
+use crate::sampler::{Sampler, Samples};
 use crate::scheduler::{self, Scheduler};
 use crate::slack::channel::{self, Channel};
 use crate::slack::notifier::{self, Notifier};
 use crate::slack::webhook::SlackConfigError;
-use crate::store::channel::{self as stored_channel, Sink};
-use crate::store::unconsumed::{self, Page};
+use crate::store::channel_sink::{self, ChannelSink};
+use crate::store::unconsumed::{self, UnconsumedPage};
 use crate::store::{OpenError, Store, StoreError, delivery, route, topic};
 
 /// The longest duration of a stop.
@@ -170,7 +170,7 @@ impl Service {
 /// Finds problems before anything is opened, and warns of risks.
 fn preflight(config: &Config) -> Result<Vec<Channel>, StartError> {
     let channel_threads = 2 * (1 + config.slack.routes.len());
-    ensure_thread_capacity(OTHER_THREADS + config.database.readers.get() + channel_threads)?;
+    ensure_worker_capacity(OTHER_THREADS + config.database.readers.get() + channel_threads)?;
     let channels = Channel::all(config)?;
     check_kafka(config)?;
     channel::warn_of_risks(&config.slack);
@@ -219,8 +219,9 @@ impl Listener {
 fn recover(store: &Store, config: &Config) -> Result<(), StartError> {
     save_sinks(store, config)?;
     let routes = config.slack.routes.clone();
-    let unknown =
-        store.write(move |tx| route::replace(tx, &routes).and_then(|()| delivery::recover(tx)))?;
+    let unknown = store.write(move |tx| {
+        route::replace_routes(tx, &routes).and_then(|()| delivery::recover_deliveries(tx))
+    })?;
     if unknown > 0 {
         log::warn!(
             "{unknown} deliveries were in flight when payrelay last stopped; sending them again \
@@ -228,7 +229,7 @@ fn recover(store: &Store, config: &Config) -> Result<(), StartError> {
         );
     }
     if config.publisher.kind == PublisherKind::Application
-        && store.write(|tx| topic::abandon_others(tx, None))?
+        && store.write(|tx| topic::abandon_other_topics(tx, None))?
     {
         let count = backfill(store)?;
         log::warn!(
@@ -244,9 +245,11 @@ fn backfill(store: &Store) -> Result<usize, StoreError> {
     let mut after = 0;
     let mut count = 0;
     loop {
-        let Page { events, next } = store.read(|connection| unconsumed::page(connection, after))?;
+        let UnconsumedPage { events, next } =
+            store.read(|connection| unconsumed::page_of_unconsumed(connection, after))?;
         let ids: Vec<i64> = events.iter().map(|event| event.outbox_id).collect();
-        count += store.write(move |tx| unconsumed::backfill(tx, None, &ids, Timestamp::now()))?;
+        count += store
+            .write(move |tx| unconsumed::backfill_unconsumed(tx, None, &ids, Timestamp::now()))?;
         match next {
             Some(next) => after = next,
             None => return Ok(count),
@@ -259,25 +262,25 @@ fn backfill(store: &Store) -> Result<usize, StoreError> {
 fn save_sinks(store: &Store, config: &Config) -> Result<(), StartError> {
     let slack = &config.slack;
     let sink = |url: Option<&config::Secret>| match (slack.sink, url) {
-        (config::Sink::Auto, Some(_)) => Sink::Webhook,
-        _ => Sink::Log,
+        (config::Sink::Auto, Some(_)) => ChannelSink::Webhook,
+        _ => ChannelSink::Log,
     };
     let sinks: Vec<_> = channel::webhooks(slack)
         .map(|(name, url)| (name.to_owned(), sink(url)))
         .collect();
     if slack.sink == config::Sink::Auto {
-        for (channel, count) in store.read(stored_channel::waiting_for_webhooks)? {
+        for (channel, count) in store.read(channel_sink::webhook_channel_backlogs)? {
             // The payments of a channel that is gone go to other channels, at last to the default.
             let (_, sink) = sinks
                 .iter()
                 .find(|(name, _)| *name == channel)
                 .unwrap_or(&sinks[0]);
-            if *sink == Sink::Log && count > 0 {
+            if *sink == ChannelSink::Log && count > 0 {
                 return Err(StartError::WebhookGone { channel, count });
             }
         }
     }
-    store.write(move |tx| stored_channel::replace_sinks(tx, &sinks))?;
+    store.write(move |tx| channel_sink::replace_channel_sinks(tx, &sinks))?;
     Ok(())
 }
 
@@ -416,7 +419,7 @@ impl Spawner<'_> {
         Worker::spawn("consumer", &self.exited, |stop| consumer.run(&stop)).map(Some)
     }
 
-    fn spawn_sampler(&self, channels: &[http::Channel]) -> io::Result<(Worker, Snapshots)> {
+    fn spawn_sampler(&self, channels: &[http::Channel]) -> io::Result<(Worker, Samples)> {
         let names: Vec<_> = channels
             .iter()
             .map(|channel| channel.name.clone())
@@ -430,7 +433,7 @@ impl Spawner<'_> {
         &self,
         relay: &Waker,
         notifiers: &Waker,
-        snapshots: &Snapshots,
+        snapshots: &Samples,
     ) -> io::Result<Worker> {
         let options = scheduler::Options {
             settings: self.config.scheduler.clone(),

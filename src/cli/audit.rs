@@ -26,7 +26,7 @@ impl Audit {
             file_only: self.file_only,
             limit: self.limit,
         };
-        let report = match audit::audit(config, options) {
+        let report = match audit::run_audit(config, options) {
             Ok(report) => report,
             Err(AuditError::Open(error)) => return open_error(&error),
             Err(AuditError::Config(problems)) => return config_error(problems),

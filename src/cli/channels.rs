@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use clap::Subcommand;
 use payrelay::config::{Config, DEFAULT_CHANNEL};
 use payrelay::domain::timestamp::Timestamp;
-use payrelay::store::channel::{self, Action};
+use payrelay::store::channel_action::{self, ChannelAction};
 use payrelay::store::{OfflineStore, StoreError};
 
 use super::output::{Output, open_error, print_error, temporary_error};
@@ -39,8 +39,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 impl Channels {
     pub(super) fn run(&self, config: &Config) -> u8 {
         let (name, action) = match self {
-            Self::Resume { name } => (name, Action::Resume),
-            Self::Skip { name, reason } => (name, Action::Skip(reason.clone())),
+            Self::Resume { name } => (name, ChannelAction::Resume),
+            Self::Skip { name, reason } => (name, ChannelAction::Skip(reason.clone())),
         };
         if name != DEFAULT_CHANNEL && !config.slack.routes.iter().any(|route| route.name == *name) {
             print_error(format_args!("there is no channel {name}"));
@@ -73,19 +73,23 @@ impl Channels {
 fn request(
     database: &mut OfflineStore,
     name: &str,
-    action: &Action,
+    action: &ChannelAction,
 ) -> Result<Option<String>, StoreError> {
     let origin = format!("local user {}", local_user());
-    let id = database.write(|tx| channel::request(tx, name, action, &origin, Timestamp::now()))?;
+    let id = database.write(|tx| {
+        channel_action::request_channel_action(tx, name, action, &origin, Timestamp::now())
+    })?;
     let deadline = Instant::now() + OUTCOME_TIMEOUT;
     while Instant::now() < deadline {
-        if let Some(outcome) = database.read(|connection| channel::outcome(connection, id))? {
+        if let Some(outcome) =
+            database.read(|connection| channel_action::channel_action_outcome(connection, id))?
+        {
             return Ok(Some(outcome));
         }
         let _ = crossbeam_channel::after(POLL_INTERVAL).recv();
     }
-    if database.write(|tx| channel::withdraw(tx, id))? {
+    if database.write(|tx| channel_action::withdraw_channel_action(tx, id))? {
         return Ok(None);
     }
-    database.read(|connection| channel::outcome(connection, id))
+    database.read(|connection| channel_action::channel_action_outcome(connection, id))
 }

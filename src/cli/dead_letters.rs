@@ -9,8 +9,11 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use payrelay::config::Config;
 use payrelay::domain::timestamp::Timestamp;
-use payrelay::store::dead_letter;
-use payrelay::store::replay::{self, Action, Outcome, ResolveRequest};
+use payrelay::store::dead_letter::{self, DeadLetterFilter};
+use payrelay::store::dead_letter_action::{
+    self, DeadLetterAction, DeadLetterOutcome, DeadLetterRequest,
+};
+use payrelay::store::origin::Origin;
 use payrelay::store::{OfflineStore, StoreError};
 
 use super::output::{Output, print_error, temporary_error};
@@ -58,10 +61,13 @@ impl DeadLetters {
     pub(super) fn run(&self, config: &Config) -> u8 {
         with_database(config, |database| {
             let result = match self {
-                Self::List { all } => list(&database, !all),
-                Self::Replay(selection) => Resolver::new(database, Action::Replay, selection).run(),
+                Self::List { all: true } => list(&database, DeadLetterFilter::All),
+                Self::List { all: false } => list(&database, DeadLetterFilter::Open),
+                Self::Replay(selection) => {
+                    Resolver::new(database, DeadLetterAction::Replay, selection).run()
+                }
                 Self::Discard(selection) => {
-                    Resolver::new(database, Action::Discard, selection).run()
+                    Resolver::new(database, DeadLetterAction::Discard, selection).run()
                 }
             };
             result.unwrap_or_else(temporary_error)
@@ -69,12 +75,12 @@ impl DeadLetters {
     }
 }
 
-fn list(database: &OfflineStore, open_only: bool) -> Result<u8, StoreError> {
+fn list(database: &OfflineStore, filter: DeadLetterFilter) -> Result<u8, StoreError> {
     let mut output = Output::default();
     let mut after = Some(0);
     while let Some(id) = after {
-        let letters =
-            database.read(|connection| dead_letter::list(connection, open_only, id, BATCH))?;
+        let letters = database
+            .read(|connection| dead_letter::list_dead_letters(connection, filter, id, BATCH))?;
         // Serializing our own types cannot fail.
         let is_open = letters
             .iter()
@@ -87,14 +93,14 @@ fn list(database: &OfflineStore, open_only: bool) -> Result<u8, StoreError> {
 /// Replays or discards the selected letters, and prints each outcome.
 struct Resolver<'a> {
     database: OfflineStore,
-    action: Action,
+    action: DeadLetterAction,
     selection: &'a Selection,
     output: Output,
     code: u8,
 }
 
 impl<'a> Resolver<'a> {
-    fn new(database: OfflineStore, action: Action, selection: &'a Selection) -> Self {
+    fn new(database: OfflineStore, action: DeadLetterAction, selection: &'a Selection) -> Self {
         Self {
             database,
             action,
@@ -106,7 +112,7 @@ impl<'a> Resolver<'a> {
 
     fn run(mut self) -> Result<u8, StoreError> {
         for id in &self.selection.ids {
-            let outcomes = self.resolve(replay::Selection::Id(*id))?;
+            let outcomes = self.resolve(dead_letter_action::DeadLetterSelection::Id(*id))?;
             if outcomes.is_empty() {
                 print_error(format_args!("there is no dead letter {id}"));
                 self.code = exit_code::PARTIAL;
@@ -122,7 +128,7 @@ impl<'a> Resolver<'a> {
     fn resolve_all(&mut self) -> Result<(), StoreError> {
         let mut after = 0;
         loop {
-            let selection = replay::Selection::Open {
+            let selection = dead_letter_action::DeadLetterSelection::Open {
                 after,
                 limit: BATCH,
             };
@@ -136,22 +142,25 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    fn resolve(&mut self, which: replay::Selection) -> Result<Vec<Outcome>, StoreError> {
+    fn resolve(
+        &mut self,
+        which: dead_letter_action::DeadLetterSelection,
+    ) -> Result<Vec<DeadLetterOutcome>, StoreError> {
         let node = self.database.node().clone();
         self.database.write(|tx| {
-            let request = ResolveRequest {
+            let request = DeadLetterRequest {
                 action: self.action,
                 which,
                 dry_run: self.selection.dry_run,
                 node: &node,
-                origin: "command line",
+                origin: Origin::CommandLine,
                 now: Timestamp::now(),
             };
-            replay::resolve(tx, request)
+            dead_letter_action::act_on_dead_letters(tx, request)
         })
     }
 
-    fn print(&mut self, outcomes: &[Outcome]) {
+    fn print(&mut self, outcomes: &[DeadLetterOutcome]) {
         let prefix = if self.selection.dry_run {
             "would be: "
         } else {

@@ -3,6 +3,7 @@
 use clap::Subcommand;
 use payrelay::config::Config;
 use payrelay::domain::timestamp::Timestamp;
+use payrelay::store::origin::Origin;
 use payrelay::store::{OfflineStore, relay_action};
 
 use super::output::{print_line, temporary_error};
@@ -23,7 +24,9 @@ impl Outbox {
 }
 
 fn resume(mut database: OfflineStore) -> u8 {
-    match database.write(|tx| relay_action::resume(tx, "command line", Timestamp::now())) {
+    match database.write(|tx| {
+        relay_action::request_relay_resume_action(tx, Origin::CommandLine, Timestamp::now())
+    }) {
         Ok(()) => print_line(
             "requested: a running payrelay whose relay is fenced resumes within a second",
         ),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use payrelay::config::Config;
 use payrelay::domain::timestamp::Timestamp;
-use payrelay::store::restore::{Request, RestoreError, Restored, restore};
+use payrelay::store::restore::{RestoreError, RestoreRequest, Restored, restore_database};
 
 use super::output::{print_error, print_line};
 use super::{exit_code, local_user};
@@ -37,14 +37,14 @@ impl Restore {
             return exit_code::USAGE;
         }
         let by = local_user();
-        let request = Request {
+        let request = RestoreRequest {
             copy: self.copy.as_deref(),
             database: &config.database.path,
             node: config.node.id.as_ref(),
             by: &by,
             now: Timestamp::now(),
         };
-        match restore(&request) {
+        match restore_database(&request) {
             Ok(restored) => print_line(describe(&restored)),
             Err(error) => {
                 print_error(&error);

@@ -1,15 +1,15 @@
 //! `payrelay token`: a new token for a client, and its hash for the configuration.
 
-use payrelay::domain::access::{self, TokenHash};
+use payrelay::domain::token::{self, TokenHash};
 
 use super::exit_code;
 use super::output::{print_error, print_line, print_note};
 
 /// The token goes to the client alone; payrelay keeps the hash.
 pub(super) fn run() -> u8 {
-    match access::new_token() {
+    match token::new_token() {
         Ok(token) => {
-            let hash = TokenHash::of(&token).expose();
+            let hash = TokenHash::of_token(&token).expose();
             let code = print_line(format_args!("{token}\nhash = \"{hash}\""));
             print_note(
                 "The first line is the token, for the client; the second belongs into an \

@@ -8,7 +8,9 @@ use std::time::Duration;
 use super::duration::{FOREVER, MS};
 use super::source::Source;
 use super::typed::{is_url, non_empty};
-use crate::domain::access::{Access, TokenHash, is_loopback};
+use crate::domain::access::Access;
+use crate::domain::loopback::is_loopback;
+use crate::domain::token::TokenHash;
 
 /// `[http]`: the address, limits and tokens of the API.
 #[derive(Debug, Clone)]

@@ -31,7 +31,7 @@ pub use self::problems::Problems;
 pub use self::secret::Secret;
 pub use self::slack::{DEFAULT_CHANNEL, Route, Sink, Slack};
 use self::source::Source;
-use crate::domain::event::NodeId;
+use crate::domain::node_id::NodeId;
 
 /// All settings, checked.
 #[derive(Debug, Clone)]

@@ -11,7 +11,7 @@ use super::source::Source;
 use super::typed::{is_url, non_empty};
 use crate::domain::payment::Status;
 use crate::domain::template::Template;
-use crate::domain::timestamp::Zone;
+use crate::domain::timestamp::TimeZone;
 
 /// Where the messages of all channels go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub struct Slack {
     /// The line of a FAILED payment.
     pub line_failed: Template,
     /// The time zone of times.
-    pub time_zone: Zone,
+    pub time_zone: TimeZone,
     /// The proxy to Slack, perhaps with a password.
     pub proxy: Option<Secret>,
     /// The trusted authorities for Slack, instead of the built-in list.

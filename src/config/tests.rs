@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use toml::Value;
 
 use super::*;
-use crate::domain::access::{Access, TokenHash};
+use crate::domain::access::Access;
 use crate::domain::payment::Status;
+use crate::domain::token::TokenHash;
 
 const SHIPPED: &str = include_str!("../../config.toml");
 
@@ -524,7 +525,7 @@ fn tokens_are_read_and_their_hashes_are_masked() {
     };
     assert_eq!(
         (till.name.as_str(), till.access, till.hash),
-        ("till-3", Access::Full, TokenHash::of("abc"))
+        ("till-3", Access::Full, TokenHash::of_token("abc"))
     );
     assert_eq!(
         (monitoring.name.as_str(), monitoring.access),
@@ -552,7 +553,10 @@ fn tokens_are_read_and_their_hashes_are_masked() {
         &[("PAYRELAY_HTTP_TOKEN_0_HASH_FILE", path.to_str().unwrap())],
     )
     .unwrap();
-    assert_eq!(loaded.config.http.tokens[0].hash, TokenHash::of("abc"));
+    assert_eq!(
+        loaded.config.http.tokens[0].hash,
+        TokenHash::of_token("abc")
+    );
 }
 
 #[test]
@@ -711,7 +715,7 @@ fn the_corpus_of_configurations() {
         "\n#env PAYRELAY_KAFKA_TOPIC=",
         "\n#env PAYRELAY_KAFKA_SASL_PASSWORD=s3cr3t-98\n",
     ];
-    crate::fuzz::corpus("config", 1500, &words, |bytes| {
+    crate::fuzz::fuzz_corpus("config", 1500, &words, |bytes| {
         let file = String::from_utf8_lossy(bytes);
         let variables = file
             .lines()

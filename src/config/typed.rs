@@ -12,7 +12,7 @@ use super::duration;
 use super::secret::Secret;
 use super::source::{Display, Source};
 use crate::domain::template::Template;
-use crate::domain::timestamp::Zone;
+use crate::domain::timestamp::TimeZone;
 
 impl Source<'_> {
     pub(super) fn text(
@@ -119,14 +119,14 @@ impl Source<'_> {
         )
     }
 
-    pub(super) fn zone(&mut self, key: &str, default: &str) -> Zone {
+    pub(super) fn zone(&mut self, key: &str, default: &str) -> TimeZone {
         let allowed = "a name of the IANA time zone database, such as \"Asia/Seoul\"";
         self.read(
             key,
             &Value::from(default),
             allowed,
             Display::Shown,
-            |value| Zone::parse(value.as_str()?),
+            |value| TimeZone::parse(value.as_str()?),
         )
     }
 

@@ -63,7 +63,7 @@ impl Template {
     }
 
     /// Its segments, in order.
-    pub fn pieces(&self) -> &[Segment] {
+    pub fn segments(&self) -> &[Segment] {
         &self.0
     }
 }

@@ -31,6 +31,29 @@ impl Timestamp {
             .map(|time: jiff::Timestamp| Self(time.as_microsecond()))
     }
 
+    /// Parses a point in time of an HTTP header (RFC 9110, 5.6.7), such as
+    /// `Sun, 22 Nov 2026 10:00:00 GMT`.
+    pub fn parse_http_date(text: &str) -> Option<Self> {
+        let preferred = || {
+            jiff::fmt::rfc2822::DateTimeParser::new()
+                .parse_timestamp(text)
+                .ok()
+        };
+        // Obsolete forms, which must be accepted: "Sunday, 06-Nov-94 08:49:37 GMT" and "Sun Nov  6
+        // 08:49:37 1994".
+        let civil = |format| jiff::civil::DateTime::strptime(format, text).ok();
+        let obsolete = || {
+            let date =
+                civil("%A, %d-%b-%y %H:%M:%S GMT").or_else(|| civil("%a %b %e %H:%M:%S %Y"))?;
+            date.to_zoned(jiff::tz::TimeZone::UTC)
+                .ok()
+                .map(|zoned| zoned.timestamp())
+        };
+        preferred()
+            .or_else(obsolete)
+            .map(|time| Self(time.as_microsecond()))
+    }
+
     /// The stored form.
     pub const fn as_micros(self) -> i64 {
         self.0
@@ -62,13 +85,13 @@ impl Timestamp {
     /// This much later; stops at the end of time instead of wrapping.
     #[must_use]
     pub fn plus(self, span: Duration) -> Self {
-        Self(self.0.saturating_add(micros(span)))
+        Self(self.0.saturating_add(timestamp_micros(span)))
     }
 
     /// This much earlier; stops at the beginning of time instead of wrapping.
     #[must_use]
     pub fn minus(self, span: Duration) -> Self {
-        Self(self.0.saturating_sub(micros(span)))
+        Self(self.0.saturating_sub(timestamp_micros(span)))
     }
 
     /// The time since `earlier`; zero if the clock was set back since.
@@ -77,22 +100,22 @@ impl Timestamp {
     }
 }
 
-fn micros(span: Duration) -> i64 {
+fn timestamp_micros(span: Duration) -> i64 {
     i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// The time zone of displayed times.
 #[derive(Debug, Clone)]
-pub struct Zone(jiff::tz::TimeZone);
+pub struct TimeZone(jiff::tz::TimeZone);
 
-impl Zone {
+impl TimeZone {
     /// A name of the IANA database, such as `Asia/Seoul`; the database is built in.
     pub fn parse(name: &str) -> Option<Self> {
         jiff::tz::TimeZone::get(name).ok().map(Self)
     }
 
     /// Date, time to the second, and the zone's short name.
-    pub fn show(&self, time: Timestamp) -> String {
+    pub fn format_time(&self, time: Timestamp) -> String {
         match jiff::Timestamp::from_microsecond(time.0) {
             Ok(time) => time
                 .to_zoned(self.0.clone())
@@ -101,28 +124,6 @@ impl Zone {
             Err(_) => "at no time".to_owned(),
         }
     }
-}
-
-/// Parses a point in time of an HTTP header (RFC 9110, 5.6.7), such as `Sun, 22 Nov 2026 10:00:00
-/// GMT`.
-pub fn parse_http_date(text: &str) -> Option<Timestamp> {
-    let preferred = || {
-        jiff::fmt::rfc2822::DateTimeParser::new()
-            .parse_timestamp(text)
-            .ok()
-    };
-    // Obsolete forms, which must be accepted: "Sunday, 06-Nov-94 08:49:37 GMT" and "Sun Nov  6
-    // 08:49:37 1994".
-    let civil = |format| jiff::civil::DateTime::strptime(format, text).ok();
-    let obsolete = || {
-        let date = civil("%A, %d-%b-%y %H:%M:%S GMT").or_else(|| civil("%a %b %e %H:%M:%S %Y"))?;
-        date.to_zoned(jiff::tz::TimeZone::UTC)
-            .ok()
-            .map(|zoned| zoned.timestamp())
-    };
-    preferred()
-        .or_else(obsolete)
-        .map(|time| Timestamp(time.as_microsecond()))
 }
 
 impl fmt::Display for Timestamp {
@@ -147,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shows_six_decimals_in_utc() {
+    fn a_timestamp_has_six_decimals_in_utc() {
         let time = Timestamp::from_micros(1_795_341_600_123_456);
         assert_eq!(time.to_string(), "2026-11-22T10:00:00.123456Z");
         assert_eq!(
@@ -158,43 +159,43 @@ mod tests {
     }
 
     #[test]
-    fn times_are_displayed_in_the_configured_zone() {
+    fn a_timestamp_is_displayed_in_the_configured_zone() {
         let time = Timestamp::from_micros(1_795_341_600_123_456);
         assert_eq!(
-            Zone::parse("Asia/Seoul").unwrap().show(time),
+            TimeZone::parse("Asia/Seoul").unwrap().format_time(time),
             "2026-11-22 19:00:00 KST"
         );
         assert_eq!(
-            Zone::parse("UTC").unwrap().show(time),
+            TimeZone::parse("UTC").unwrap().format_time(time),
             "2026-11-22 10:00:00 UTC"
         );
-        assert!(Zone::parse("Asia/Nowhere").is_none());
+        assert!(TimeZone::parse("Asia/Nowhere").is_none());
         assert_eq!(
-            parse_http_date("Sun, 22 Nov 2026 10:00:00 GMT"),
+            Timestamp::parse_http_date("Sun, 22 Nov 2026 10:00:00 GMT"),
             Some(Timestamp(1_795_341_600_000_000))
         );
         assert_eq!(
-            parse_http_date("Sunday, 22-Nov-26 10:00:00 GMT"),
+            Timestamp::parse_http_date("Sunday, 22-Nov-26 10:00:00 GMT"),
             Some(Timestamp(1_795_341_600_000_000))
         );
         assert_eq!(
-            parse_http_date("Sun Nov 22 10:00:00 2026"),
+            Timestamp::parse_http_date("Sun Nov 22 10:00:00 2026"),
             Some(Timestamp(1_795_341_600_000_000))
         );
         assert_eq!(
-            parse_http_date("Fri Nov  6 10:00:00 2026"),
+            Timestamp::parse_http_date("Fri Nov  6 10:00:00 2026"),
             Some(Timestamp(1_793_959_200_000_000))
         );
-        assert_eq!(parse_http_date("soon"), None);
+        assert_eq!(Timestamp::parse_http_date("soon"), None);
     }
 
     #[test]
-    fn the_corpus_of_http_dates() {
+    fn the_corpus_of_timestamps_of_http() {
         let words = [
             "Sun, ", " GMT", " +0000", " -2359", "Feb", "29", "9999", ":60", "(", ")",
         ];
-        crate::fuzz::corpus("http-date", 10_000, &words, |bytes| {
-            let Some(time) = parse_http_date(&String::from_utf8_lossy(bytes)) else {
+        crate::fuzz::fuzz_corpus("http-date", 10_000, &words, |bytes| {
+            let Some(time) = Timestamp::parse_http_date(&String::from_utf8_lossy(bytes)) else {
                 return false;
             };
             // It can be displayed, and is the same when it is written in the HTTP form.
@@ -203,13 +204,17 @@ mod tests {
                 .unwrap()
                 .strftime("%a, %d %b %Y %H:%M:%S GMT")
                 .to_string();
-            assert_eq!(parse_http_date(&written), Some(time), "{written}");
+            assert_eq!(
+                Timestamp::parse_http_date(&written),
+                Some(time),
+                "{written}"
+            );
             true
         });
     }
 
     #[test]
-    fn a_clock_that_jumped_back_is_no_time_ago() {
+    fn a_timestamp_of_a_clock_that_jumped_back_is_no_time_ago() {
         let earlier = Timestamp::from_micros(10);
         assert_eq!(Timestamp::from_micros(3).since(earlier), Duration::ZERO);
         assert_eq!(

@@ -11,9 +11,12 @@ use super::query::{PAGE, PAGE_MAX, id_in_path, no_parameters, number, page_size,
 use super::response::{Body, json};
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::{Health, HealthLevel};
-use crate::store::dead_letter::{self, DeadLetterView};
-use crate::store::replay::{self, Action, Outcome, ResolveRequest, Selection};
-use crate::store::{Connection, Transaction, channel, relay_action, topic};
+use crate::store::dead_letter::{self, DeadLetterFilter, DeadLetterView};
+use crate::store::dead_letter_action::{
+    self, DeadLetterAction, DeadLetterOutcome, DeadLetterRequest, DeadLetterSelection,
+};
+use crate::store::origin::Origin;
+use crate::store::{Connection, Transaction, channel_action, relay_action, topic};
 
 /// A request for an existing endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,8 +39,8 @@ pub(super) enum Route {
         id: i64,
     },
     Act {
-        which: Selection,
-        action: Action,
+        which: DeadLetterSelection,
+        action: DeadLetterAction,
         dry_run: bool,
     },
 }
@@ -60,19 +63,23 @@ pub(super) fn route(
         })?,
         ["relay", "resume"] => no_parameters(query).map(|()| Route::ResumeRelay)?,
         ["dead-letters"] => page(query)?,
-        ["dead-letters", "replay"] => resolve(ALL, Action::Replay, query)?,
-        ["dead-letters", "discard"] => resolve(ALL, Action::Discard, query)?,
+        ["dead-letters", "replay"] => resolve(ALL, DeadLetterAction::Replay, query)?,
+        ["dead-letters", "discard"] => resolve(ALL, DeadLetterAction::Discard, query)?,
         ["dead-letters", id] => no_parameters(query).and_then(|()| {
             Ok(Route::DeadLetter {
                 id: id_in_path(path, id)?,
             })
         })?,
-        ["dead-letters", id, "replay"] => {
-            resolve(Selection::Id(id_in_path(path, id)?), Action::Replay, query)?
-        }
-        ["dead-letters", id, "discard"] => {
-            resolve(Selection::Id(id_in_path(path, id)?), Action::Discard, query)?
-        }
+        ["dead-letters", id, "replay"] => resolve(
+            DeadLetterSelection::Id(id_in_path(path, id)?),
+            DeadLetterAction::Replay,
+            query,
+        )?,
+        ["dead-letters", id, "discard"] => resolve(
+            DeadLetterSelection::Id(id_in_path(path, id)?),
+            DeadLetterAction::Discard,
+            query,
+        )?,
         _ => {
             return Err(Problem::not_found(format!(
                 "there is no resource at {path}"
@@ -95,19 +102,23 @@ pub(super) fn route(
 }
 
 /// The oldest open letters: one request resolves up to a page of them.
-const ALL: Selection = Selection::Open {
+const ALL: DeadLetterSelection = DeadLetterSelection::Open {
     after: 0,
     limit: PAGE_MAX,
 };
 
-fn resolve(mut which: Selection, action: Action, query: &str) -> Result<Route, Problem> {
+fn resolve(
+    mut which: DeadLetterSelection,
+    action: DeadLetterAction,
+    query: &str,
+) -> Result<Route, Problem> {
     let mut dry_run = false;
     let mut all = false;
     for (name, value) in query_params(query) {
         match (name, &mut which) {
             ("dry_run", _) => dry_run = parse_bool(name, value)?,
-            ("all", Selection::Open { .. }) => all = parse_bool(name, value)?,
-            ("after", Selection::Open { after, .. }) => *after = number("after", value)?,
+            ("all", DeadLetterSelection::Open { .. }) => all = parse_bool(name, value)?,
+            ("after", DeadLetterSelection::Open { after, .. }) => *after = number("after", value)?,
             _ => {
                 let detail = "there is no such parameter; there is dry_run, and for all letters \
                     all=true and after";
@@ -115,7 +126,7 @@ fn resolve(mut which: Selection, action: Action, query: &str) -> Result<Route, P
             }
         }
     }
-    if matches!(which, Selection::Open { .. }) && !all {
+    if matches!(which, DeadLetterSelection::Open { .. }) && !all {
         return Err(Problem::invalid_field(
             "all",
             "is missing: add ?all=true to act on all open dead letters",
@@ -183,7 +194,7 @@ struct DeadLetters<'a> {
 #[derive(Serialize)]
 struct ActionRecord<'a> {
     dry_run: bool,
-    outcomes: &'a [Outcome],
+    outcomes: &'a [DeadLetterOutcome],
     /// The path of the same action on later ones.
     next: Option<String>,
 }
@@ -204,7 +215,7 @@ impl App {
             Route::DeadLetters { all, after, limit } => self.dead_letters(all, after, limit).await,
             Route::DeadLetter { id } => {
                 let letter = self
-                    .query(move |connection| dead_letter::find(connection, id))
+                    .query(move |connection| dead_letter::find_dead_letter(connection, id))
                     .await?;
                 let letter = letter.ok_or_else(|| no_letter(id))?;
                 Ok(json(StatusCode::OK, &letter))
@@ -243,7 +254,7 @@ impl App {
     async fn topic(&self) -> Result<Response<Body>, Problem> {
         let name = self.context.topic.clone();
         let partitions = self
-            .query(move |connection| topic::partitions_by_name(connection, &name))
+            .query(move |connection| topic::topic_partitions_by_name(connection, &name))
             .await?;
         Ok(json(
             StatusCode::OK,
@@ -268,18 +279,21 @@ impl App {
         &self,
         client: &Client,
         name: &str,
-        action: channel::Action,
+        action: channel_action::ChannelAction,
     ) -> Result<(), Problem> {
         let resume = self.channel(name)?.resume.clone();
         let (name, origin) = (name.to_owned(), origin(client));
-        self.write(move |tx| channel::request(tx, &name, &action, &origin, Timestamp::now()))
-            .await?;
+        self.write(move |tx| {
+            channel_action::request_channel_action(tx, &name, &action, &origin, Timestamp::now())
+        })
+        .await?;
         resume.wake();
         Ok(())
     }
 
     async fn resume(&self, client: &Client, name: &str) -> Result<Response<Body>, Problem> {
-        self.ask(client, name, channel::Action::Resume).await?;
+        self.ask(client, name, channel_action::ChannelAction::Resume)
+            .await?;
         Ok(json(
             StatusCode::ACCEPTED,
             &serde_json::json!({ "resumed": name }),
@@ -321,7 +335,7 @@ impl App {
                 "the channel is not paused, so no payment was skipped",
             ));
         }
-        self.ask(client, name, channel::Action::Skip(reason))
+        self.ask(client, name, channel_action::ChannelAction::Skip(reason))
             .await?;
         Ok(json(
             StatusCode::ACCEPTED,
@@ -330,8 +344,10 @@ impl App {
     }
 
     async fn resume_relay(&self) -> Result<Response<Body>, Problem> {
-        self.write(|tx: &Transaction<'_>| relay_action::resume(tx, "http", Timestamp::now()))
-            .await?;
+        self.write(|tx: &Transaction<'_>| {
+            relay_action::request_relay_resume_action(tx, Origin::Http, Timestamp::now())
+        })
+        .await?;
         log::info!("an operator resumes the relay");
         Ok(json(
             StatusCode::ACCEPTED,
@@ -346,8 +362,14 @@ impl App {
         limit: usize,
     ) -> Result<Response<Body>, Problem> {
         // One more row than the page shows whether there is a next page.
-        let list =
-            move |connection: &Connection| dead_letter::list(connection, !all, after, limit + 1);
+        let filter = if all {
+            DeadLetterFilter::All
+        } else {
+            DeadLetterFilter::Open
+        };
+        let list = move |connection: &Connection| {
+            dead_letter::list_dead_letters(connection, filter, after, limit + 1)
+        };
         let mut letters = self.query(list).await?;
         let more = letters.len() > limit;
         letters.truncate(limit);
@@ -368,28 +390,28 @@ impl App {
 
     async fn resolve(
         &self,
-        which: Selection,
-        action: Action,
+        which: DeadLetterSelection,
+        action: DeadLetterAction,
         dry_run: bool,
     ) -> Result<Response<Body>, Problem> {
         let (node, now) = (self.context.store.node().clone(), Timestamp::now());
         let work = move |tx: &Transaction<'_>| {
-            let order = ResolveRequest {
+            let order = DeadLetterRequest {
                 action,
                 which,
                 dry_run,
                 node: &node,
-                origin: "http",
+                origin: Origin::Http,
                 now,
             };
-            replay::resolve(tx, order)
+            dead_letter_action::act_on_dead_letters(tx, order)
         };
         let outcomes = self.write(work).await?;
-        if let (Selection::Id(id), []) = (which, outcomes.as_slice()) {
+        if let (DeadLetterSelection::Id(id), []) = (which, outcomes.as_slice()) {
             return Err(no_letter(id));
         }
         if !dry_run {
-            for Outcome { id, outcome, .. } in &outcomes {
+            for DeadLetterOutcome { id, outcome, .. } in &outcomes {
                 log::info!(
                     "dead letter {id}, {} by the operator: {outcome}",
                     action.as_str()
@@ -400,7 +422,7 @@ impl App {
             self.context.relay.wake();
         }
         let next = match (which, outcomes.last()) {
-            (Selection::Open { limit, .. }, Some(last)) if outcomes.len() == limit => {
+            (DeadLetterSelection::Open { limit, .. }, Some(last)) if outcomes.len() == limit => {
                 Some(format!(
                     "/admin/dead-letters/{}?all=true&after={}&dry_run={dry_run}",
                     action.as_str(),
@@ -486,14 +508,14 @@ mod tests {
         };
         assert_eq!(
             find(post, "/admin/dead-letters/7/replay", ""),
-            resolve(Selection::Id(7), Action::Replay, false)
+            resolve(DeadLetterSelection::Id(7), DeadLetterAction::Replay, false)
         );
         let all = resolve(
-            Selection::Open {
+            DeadLetterSelection::Open {
                 after: 3,
                 limit: PAGE_MAX,
             },
-            Action::Discard,
+            DeadLetterAction::Discard,
             true,
         );
         assert_eq!(

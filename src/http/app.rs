@@ -15,7 +15,7 @@ use crate::runtime::metrics::Metrics;
 use crate::runtime::resume::ResumeHandle;
 use crate::runtime::warnings::Warnings;
 use crate::runtime::worker::Waker;
-use crate::sampler::Snapshots;
+use crate::sampler::Samples;
 use crate::store::{Connection, SqlResult, Store, StoreError, Transaction};
 
 /// A channel, as an operator sees it.
@@ -51,7 +51,7 @@ pub struct AppContext {
     /// The channels of Slack.
     pub channels: Vec<Channel>,
     /// The waiting rows.
-    pub snapshots: Snapshots,
+    pub snapshots: Samples,
     /// Counts refused requests.
     pub metrics: Metrics,
     /// Risks of the configuration.

@@ -19,7 +19,8 @@ use subtle::ConditionallySelectable as _;
 use super::limits::ClientUsage;
 use super::problem::Problem;
 use crate::config;
-use crate::domain::access::{Access, TokenHash};
+use crate::domain::access::Access;
+use crate::domain::token::TokenHash;
 
 /// An authenticated client.
 #[derive(Debug, Clone)]
@@ -59,7 +60,7 @@ struct Tokens(Vec<Token>);
 impl Tokens {
     /// Compares with every token, found or not: the duration reveals nothing.
     fn find(&self, token: &str) -> Option<&Client> {
-        let hash = TokenHash::of(token);
+        let hash = TokenHash::of_token(token);
         let mut found = u64::MAX;
         for (index, token) in (0..).zip(&self.0) {
             found.conditional_assign(&index, token.hash.ct_eq(&hash));
@@ -350,7 +351,7 @@ fn is_of_this_machine(host: &str, public: Option<&str>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::access::is_loopback;
+    use crate::domain::loopback::is_loopback;
     use hyper::Request;
     use proptest::prelude::*;
 
@@ -367,7 +368,7 @@ mod tests {
         let token = |(name, access, token): &(&str, Access, &str)| config::Token {
             name: (*name).to_owned(),
             access: *access,
-            hash: TokenHash::of(token),
+            hash: TokenHash::of_token(token),
         };
         tokens.iter().map(token).collect()
     }

@@ -9,7 +9,7 @@ use super::app::App;
 use super::response::{Body, json};
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::Health;
-use crate::sampler::Snapshot;
+use crate::sampler::Sample;
 use crate::store::waiting::Waiting;
 use crate::store::{self, StoreError};
 
@@ -27,7 +27,7 @@ impl App {
     }
 
     async fn readiness(&self) -> (StatusCode, Ready<'_>) {
-        let look = self.look(store::ping).await;
+        let look = self.look(store::ping_store).await;
         let store = &self.context.store;
         let database = store.database_state();
         let disk = store.disk_state();
@@ -107,7 +107,7 @@ struct Age {
 const UNCONSUMED_AGE_MAX_S: u64 = 60;
 
 impl Pending {
-    fn new(snapshot: &Snapshot, now: Timestamp) -> Self {
+    fn new(snapshot: &Sample, now: Timestamp) -> Self {
         let age = |waiting: Waiting| Age {
             count: waiting.count,
             oldest_at: waiting.oldest_at,

@@ -13,12 +13,14 @@ use super::body::{self, IncomingBody};
 use super::idempotency_key;
 use super::problem::Problem;
 use super::response::{Body, json};
-use crate::domain::event::TraceContext;
 use crate::domain::payment::{NewPayment, Payment};
 use crate::domain::timestamp::Timestamp;
+use crate::domain::trace_context::TraceContext;
 use crate::store::Store;
-use crate::store::idempotency::{self as keys, IdempotentRequest, Once};
-use crate::store::payment as payments;
+use crate::store::delivery::{Carrier, DeliveryStatus};
+use crate::store::idempotency::{self as keys, IdempotentOutcome, IdempotentRequest};
+use crate::store::outbox::EventStatus;
+use crate::store::payment::{self as payments, HistoryPage};
 use crate::store::timeline::{self, PaymentTimeline};
 
 /// A body without a content type, or with another one than JSON, is refused.
@@ -72,15 +74,15 @@ impl App {
         }
         let request = self.read_request(client, headers, body).await?;
         match self.execute(request).await? {
-            Once::Executed(payments) => Ok(created(&payments)),
-            Once::Replayed(payments) => {
+            IdempotentOutcome::Executed(payments) => Ok(created(&payments)),
+            IdempotentOutcome::Replayed(payments) => {
                 let mut response = created(&payments);
                 response
                     .headers_mut()
                     .insert("idempotency-replayed", HeaderValue::from_static("true"));
                 Ok(response)
             }
-            Once::KeyReused => Err(Problem::key_reused()),
+            IdempotentOutcome::KeyReused => Err(Problem::key_reused()),
         }
     }
 
@@ -114,7 +116,7 @@ impl App {
     }
 
     /// Executes a request, and returns after the commit.
-    async fn execute(&self, request: PaymentRequest) -> Result<Once, Problem> {
+    async fn execute(&self, request: PaymentRequest) -> Result<IdempotentOutcome, Problem> {
         let PaymentRequest { new, keyed, trace } = request;
         let (reply, replied) = oneshot::channel();
         let currency = self.context.currency.clone();
@@ -126,10 +128,10 @@ impl App {
             new.reservations.len(),
             move |tx| {
                 let now = Timestamp::now();
-                let pay = || payments::execute(tx, &new, &currency, trace.as_ref(), now);
+                let pay = || payments::execute_payments(tx, &new, &currency, trace.as_ref(), now);
                 match &keyed {
-                    Some(keyed) => keys::execute_once(tx, keyed, keys_max, arrived_at, pay),
-                    None => pay().map(Once::Executed),
+                    Some(keyed) => keys::execute_once_per_key(tx, keyed, keys_max, arrived_at, pay),
+                    None => pay().map(IdempotentOutcome::Executed),
                 }
             },
             move |result| {
@@ -146,7 +148,9 @@ impl App {
     /// Whether a reservation is paid, and by which payment.
     pub(super) async fn paid(&self, reservation_id: i64) -> Result<Response<Body>, Problem> {
         let paid = self
-            .query(move |connection| payments::of_reservation(connection, reservation_id))
+            .query(move |connection| {
+                payments::find_payment_of_reservation(connection, reservation_id)
+            })
             .await?;
         Ok(json(
             StatusCode::OK,
@@ -158,7 +162,7 @@ impl App {
 
     pub(super) async fn payment(&self, id: i64) -> Result<Response<Body>, Problem> {
         let way = self
-            .query(move |connection| timeline::find(connection, id))
+            .query(move |connection| timeline::find_payment_timeline(connection, id))
             .await?;
         let way = way.ok_or_else(|| Problem::not_found(format!("there is no payment {id}")))?;
         Ok(json(
@@ -174,16 +178,17 @@ impl App {
         limit: usize,
     ) -> Result<Response<Body>, Problem> {
         // One more row than the page shows whether there is a next page.
-        let payments = self
-            .query(move |connection| payments::history(connection, user_id, before, limit + 1))
+        let page = self
+            .query(move |connection| {
+                payments::payment_history(connection, user_id, before, limit + 1)
+            })
             .await?;
-        let not_theirs = || {
-            Problem::invalid_field(
+        let HistoryPage::Payments(mut payments) = page else {
+            return Err(Problem::invalid_field(
                 "before",
                 "is not a payment of this user; use the path in next",
-            )
+            ));
         };
-        let mut payments = payments.ok_or_else(not_theirs)?;
         let more = payments.len() > limit;
         payments.truncate(limit);
         let next = payments.last().filter(|_| more).map(|last| {
@@ -239,7 +244,7 @@ struct TimelineView<'a> {
 #[derive(Serialize)]
 struct Event<'a> {
     id: String,
-    status: &'a str,
+    status: EventStatus,
     created_at: Timestamp,
     published_at: Option<Timestamp>,
     partition: Option<i32>,
@@ -251,14 +256,13 @@ struct Event<'a> {
 
 #[derive(Serialize)]
 struct Notification<'a> {
-    status: &'a str,
+    status: DeliveryStatus,
     channel: Option<&'a str>,
     attempts: u32,
     unknown_outcomes: u32,
     delivered_at: Option<Timestamp>,
-    /// `single`, `digest` or `summary`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    delivered_in: Option<&'a str>,
+    delivered_in: Option<Carrier>,
     last_error: Option<&'a str>,
 }
 
@@ -266,7 +270,7 @@ impl<'a> TimelineView<'a> {
     fn new(way: &'a PaymentTimeline, store: &Store) -> Self {
         let event = way.event.as_ref().map(|event| Event {
             id: store.node().event_id(event.outbox_id),
-            status: &event.status,
+            status: event.status,
             created_at: event.created_at,
             published_at: event.published_at,
             partition: event.partition,
@@ -275,17 +279,17 @@ impl<'a> TimelineView<'a> {
         });
         let notification = match (&way.notification, &way.event) {
             (Some(delivery), _) => Some(Notification {
-                status: &delivery.status,
+                status: delivery.status,
                 channel: Some(&delivery.channel),
                 attempts: delivery.attempts,
                 unknown_outcomes: delivery.unknown_outcomes,
                 delivered_at: delivery.delivered_at,
-                delivered_in: delivery.delivered_in.as_deref(),
+                delivered_in: delivery.delivered_in,
                 last_error: delivery.last_error.as_deref(),
             }),
             // Its delivery does not exist yet.
             (None, Some(_)) => Some(Notification {
-                status: "PENDING",
+                status: DeliveryStatus::Pending,
                 channel: None,
                 attempts: 0,
                 unknown_outcomes: 0,

@@ -7,7 +7,7 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use super::response::{Body, json as json_response};
-use crate::domain::payment::{Invalid, shown};
+use crate::domain::payment::{InvalidPayment, truncate_payment_error};
 use crate::store::StoreError;
 
 /// A problem, as the client sees it.
@@ -69,7 +69,7 @@ impl Problem {
         Self {
             status,
             slug,
-            detail: shown(detail.into()),
+            detail: truncate_payment_error(detail.into()),
             field: None,
             allow: None,
             challenge: None,
@@ -226,7 +226,7 @@ impl Problem {
     }
 
     pub(super) fn invalid_field(field: impl Into<String>, detail: impl Into<String>) -> Self {
-        let field = Some(shown(field.into()));
+        let field = Some(truncate_payment_error(field.into()));
         Self {
             field,
             ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-field", detail)
@@ -301,11 +301,11 @@ impl Problem {
     }
 }
 
-impl From<Invalid> for Problem {
-    fn from(invalid: Invalid) -> Self {
+impl From<InvalidPayment> for Problem {
+    fn from(invalid: InvalidPayment) -> Self {
         match invalid {
-            Invalid::NotJson(detail) => Self::not_json(detail),
-            Invalid::Field { field, detail } => Self::invalid_field(field, detail),
+            InvalidPayment::NotJson(detail) => Self::not_json(detail),
+            InvalidPayment::Field { field, detail } => Self::invalid_field(field, detail),
         }
     }
 }

@@ -404,7 +404,7 @@ mod tests {
             "all=",
             "true",
         ];
-        crate::fuzz::corpus("target", 10_000, &words, |bytes| {
+        crate::fuzz::fuzz_corpus("target", 10_000, &words, |bytes| {
             let text = String::from_utf8_lossy(bytes);
             let (method, target) = text.split_once(' ').unwrap_or(("GET", &text));
             let Ok(method) = Method::from_bytes(method.as_bytes()) else {

@@ -27,12 +27,14 @@ use crate::kafka::poll_outcome::{FetchOutcome, Polled};
 use crate::kafka::reachability::Reachability;
 use crate::kafka::stored_batch::{RecordBatch, store_batch};
 use crate::kafka::undecodable::Undecodable;
+use crate::runtime::backoff::RECONNECT_BACKOFF;
 use crate::runtime::error_log::ErrorLog;
-use crate::runtime::health::{HealthHandle, OutageTracker, RECONNECT_BACKOFF};
+use crate::runtime::health::HealthHandle;
 use crate::runtime::metrics::Metrics;
+use crate::runtime::outage::OutageTracker;
 use crate::runtime::worker::{Stop, Waker};
 use crate::store::topic;
-use crate::store::unconsumed::{self, Page, Unconsumed};
+use crate::store::unconsumed::{self, Unconsumed, UnconsumedPage};
 use crate::store::{self, Store, StoreError, Transaction};
 
 /// How long one call of krafka may wait where no broker answers; dropping a poll loses nothing.
@@ -150,7 +152,7 @@ impl Consumer {
     /// Runs until a stop is requested. The member does not leave its group, so that the next start
     /// resumes at once.
     pub fn run(mut self, stop: &Stop) {
-        while !stop.requested() {
+        while !stop.is_requested() {
             if let Step::RetryAfter(delay) = self.step() {
                 select_biased! {
                     recv(stop.signal()) -> _ => return,
@@ -314,13 +316,14 @@ impl Consumer {
         if stored.unknown_events() > 0 {
             self.metrics.unknown_events(stored.unknown_events());
         }
+        self.metrics.records_dropped(stored.dropped_records());
         Ok(records.len())
     }
 
     /// Searches for unconsumed events, and backfills those that will not arrive. Returns whether
     /// there is more to do at once.
     fn check(&mut self) -> Result<bool, StoreError> {
-        let waiting = self.store.read(unconsumed::count)?;
+        let waiting = self.store.read(unconsumed::count_unconsumed)?;
         let age = waiting.age(Timestamp::now());
         self.late = (age > LATE_AFTER).then_some(Late {
             count: waiting.count,
@@ -334,21 +337,21 @@ impl Consumer {
             let after = self.page_after;
             let page = self
                 .store
-                .read(|connection| unconsumed::page(connection, after))?;
+                .read(|connection| unconsumed::page_of_unconsumed(connection, after))?;
             self.page_after = page.next.unwrap_or(0);
             more = self.backfill_passed(&page)? > 0 && page.next.is_some();
             self.sweep(&page, age)?;
         }
-        if self.store.read(unconsumed::is_behind)? {
+        if self.store.read(unconsumed::is_unconsumed_mark_behind)? {
             more |= self
                 .store
-                .write_in_background(|tx| unconsumed::advance(tx, ADVANCE_MAX))?;
+                .write_in_background(|tx| unconsumed::advance_unconsumed_mark(tx, ADVANCE_MAX))?;
         }
         Ok(more)
     }
 
     /// Backfills events before the offsets from which their partitions are read.
-    fn backfill_passed(&self, page: &Page) -> Result<usize, StoreError> {
+    fn backfill_passed(&self, page: &UnconsumedPage) -> Result<usize, StoreError> {
         let Some(membership) = &self.membership else {
             return Ok(0);
         };
@@ -369,7 +372,7 @@ impl Consumer {
 
     /// Backfills events whose offsets do not help: of a topic that was recreated or truncated, or
     /// without offset.
-    fn sweep(&mut self, page: &Page, age: Duration) -> Result<(), StoreError> {
+    fn sweep(&mut self, page: &UnconsumedPage, age: Duration) -> Result<(), StoreError> {
         let Some(membership) = &self.membership else {
             return Ok(());
         };
@@ -410,7 +413,7 @@ impl Consumer {
         for events in events.chunks(BACKFILL_MAX) {
             let (topic, events) = (topic.clone(), events.to_vec());
             let backfill = move |tx: &Transaction<'_>| {
-                unconsumed::backfill(tx, topic.as_ref(), &events, Timestamp::now())
+                unconsumed::backfill_unconsumed(tx, topic.as_ref(), &events, Timestamp::now())
             };
             count += self.store.write(backfill)?;
             self.notifier.wake();
@@ -457,7 +460,7 @@ async fn join(
 ) -> Result<Membership, ClusterError> {
     let membership = Membership::join(connection, store.node()).await?;
     let topic = membership.topic().clone();
-    if store.write(move |tx| topic::abandon_others(tx, Some(&topic)))? {
+    if store.write(move |tx| topic::abandon_other_topics(tx, Some(&topic)))? {
         log::warn!(
             "the topic {} was recreated, or is not the one used before",
             membership.topic().name

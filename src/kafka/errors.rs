@@ -7,7 +7,7 @@ use krafka::{Kafka, KrafkaError};
 use super::cluster::ClusterError;
 use super::reachability::Reachability;
 use crate::config;
-use crate::domain::event::NodeId;
+use crate::domain::node_id::NodeId;
 
 /// Errors that the same record would meet again, and another record would not. Every other code
 /// concerns the cluster, a right, the network or a clock: the event waits.

@@ -23,7 +23,7 @@ use super::cluster::{
 };
 use super::poll_outcome::{AssignmentGeneration, FetchOutcome, Fetches, Polled, Stall};
 use super::undecodable::{Attempts, RETRY_INTERVAL, Undecodable, next_readable};
-use crate::domain::event::NodeId;
+use crate::domain::node_id::NodeId;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::topic::Topic;
 use crate::store::Store;
@@ -245,8 +245,8 @@ impl Membership {
         };
         let (kept, topic) = (letter.clone(), self.topic.clone());
         store.write(move |tx| {
-            dead_letter::insert_record(tx, &kept, now)?;
-            topic::set_positions(tx, &topic, &[(partition, next)])
+            dead_letter::insert_dead_record(tx, &kept, now)?;
+            topic::set_topic_positions(tx, &topic, &[(partition, next)])
         })?;
         self.replaced = true;
         // It is moved to the stored position like one that was just assigned.
@@ -326,7 +326,7 @@ impl Membership {
         }
         let mut ends = self.offsets(&rest, LATEST).await;
         let mut starts = self.offsets(&rest, EARLIEST).await;
-        let known = store.read(|connection| topic::partitions(connection, &self.topic))?;
+        let known = store.read(|connection| topic::topic_partitions(connection, &self.topic))?;
         let (mut found, mut replaced, mut failed) = (Vec::new(), Vec::new(), None);
         for partition in rest {
             match (starts.remove(&partition), ends.remove(&partition)) {
@@ -354,7 +354,7 @@ impl Membership {
         }
         if !replaced.is_empty() {
             let topic = self.topic.clone();
-            store.write(move |tx| topic::set_positions(tx, &topic, &replaced))?;
+            store.write(move |tx| topic::set_topic_positions(tx, &topic, &replaced))?;
             self.replaced = true;
         }
         for (partition, position) in found {

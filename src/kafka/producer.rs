@@ -12,7 +12,8 @@ use krafka::{CloseOptions, Kafka};
 
 use super::ring::ProducerRing;
 use crate::config::DeliveryGuarantee;
-use crate::domain::event::{Event, NodeId, Record};
+use crate::domain::event::{Event, Record};
+use crate::domain::node_id::NodeId;
 use crate::domain::timestamp::Timestamp;
 use crate::store::publication::{Destination, Receipt};
 

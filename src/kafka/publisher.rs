@@ -38,7 +38,7 @@ use crate::runtime::metrics::Metrics;
 use crate::runtime::warnings::Warnings;
 use crate::store::Store;
 use crate::store::publication::{Destination, Receipt};
-use crate::store::visibility;
+use crate::store::unseen;
 
 /// How long one call may wait. It then reports that Kafka is unavailable.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
@@ -139,7 +139,7 @@ impl KafkaPublisher {
         let client_id = format!("payrelay-publisher-{node}");
         let connection = Mutex::new(ClusterConnection::new(settings.clone(), client_id));
         // Without an answer of the database, the topic is read.
-        let is_unseen = store.read(visibility::is_any_unseen).unwrap_or(true);
+        let is_unseen = store.read(unseen::has_unseen).unwrap_or(true);
         let pipeline = Pipeline {
             state: State::Disconnected,
             context: Arc::new(Context {

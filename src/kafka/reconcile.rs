@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use super::cluster::ClusterError;
 use super::session::{Context, OPEN_TIMEOUT, Session};
 use super::topic_reader::{TopicReader, TopicRecord};
-use crate::domain::event::{EventRef, NodeId};
+use crate::domain::event::EventRef;
+use crate::domain::node_id::NodeId;
 use crate::domain::timestamp::Timestamp;
 use crate::store::topic::{self, PublishedOffsets, PublishedRecord, Reconciled};
-use crate::store::{Store, StoreError, Transaction, outbox, visibility};
+use crate::store::{Store, StoreError, Transaction, outbox, unseen};
 
 /// The least time to wait for records.
 const WAIT_MIN: Duration = Duration::from_millis(300);
@@ -152,13 +153,13 @@ impl Reconciliation {
         let is_complete = self.is_complete();
         let known_conflict = self.session.first_conflict;
         let (reconciled, renumbered) = store.write(move |tx| {
-            let reconciled = topic::reconcile(tx, &found, &offsets, now)?;
+            let reconciled = topic::reconcile_topic(tx, &found, &offsets, now)?;
             let conflict = earlier(reconciled.first_conflict, known_conflict);
             let Some(first) = conflict.filter(|_| is_complete) else {
                 return Ok((reconciled, 0));
             };
-            let renumbered = outbox::renumber(tx, first)?;
-            topic::save_published_offsets(tx, &offsets)?;
+            let renumbered = outbox::renumber_outbox(tx, first)?;
+            topic::save_published_topic_offsets(tx, &offsets)?;
             Ok((reconciled, renumbered))
         })?;
         let conflict = earlier(reconciled.first_conflict, known_conflict);
@@ -182,7 +183,7 @@ impl Reconciliation {
             .map(|range| (range.partition, range.start..range.end))
             .collect();
         let requeue =
-            move |tx: &Transaction<'_>| visibility::requeue_hidden(tx, &unseen, &read, &visible);
+            move |tx: &Transaction<'_>| unseen::requeue_unseen(tx, &unseen, &read, &visible);
         let requeued = store.write(requeue)?;
         if requeued > 0 {
             log::warn!(

@@ -18,7 +18,7 @@ use krafka::{CloseOptions, Kafka};
 use tokio::task::JoinSet;
 
 use super::producer::transactional_producer;
-use crate::domain::event::NodeId;
+use crate::domain::node_id::NodeId;
 
 /// How many producers take turns, unless a test or a benchmark says otherwise.
 pub(super) const RING_SIZE: NonZeroUsize = NonZeroUsize::new(4).unwrap();

@@ -22,13 +22,13 @@ use super::topic_config::risks;
 use super::topic_reader::{ReadTo, TopicReader};
 use super::watch::{Visibility, VisibilityWatch};
 use crate::config::{self, DeliveryGuarantee};
-use crate::domain::event::NodeId;
+use crate::domain::node_id::NodeId;
 use crate::domain::topic::Topic;
 use crate::runtime::warnings::Warnings;
 use crate::store::Store;
 use crate::store::publication::{Destination, Receipt};
 use crate::store::topic::{self, PublishedOffsets, PublishedRecord};
-use crate::store::visibility::{self, Unseen};
+use crate::store::unseen::{self, Unseen};
 
 /// A session that was quiet for this long asks every broker that it uses for an answer, also while
 /// nothing is published: firewalls and NAT forget quiet connections without a sign.
@@ -209,12 +209,12 @@ async fn open_reader(
     let topic = session.topic.clone();
     let known = context
         .store
-        .read(|connection| topic::partitions(connection, &topic))?;
+        .read(|connection| topic::topic_partitions(connection, &topic))?;
     // On the writer's thread, after it has recorded the latest receipts.
     let name = topic.clone();
     let unseen = context
         .store
-        .write(move |tx| visibility::unseen(tx, &name))?;
+        .write(move |tx| unseen::unseen_of_topic(tx, &name))?;
     let from = |number| {
         let published_to = known
             .iter()

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use krafka::consumer::ConsumerRecord;
 
-use crate::domain::event::{EventRef, ID_HEADER, NodeId, TIME_HEADER};
+use crate::domain::event::{EventRef, ID_HEADER, TIME_HEADER};
+use crate::domain::node_id::NodeId;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::topic::Topic;
 use crate::store::arrival::{self, AcceptOutcome};
+use crate::store::consume_batch::ConsumeBatch;
+use crate::store::consume_batch::ConsumeStats;
 use crate::store::dead_letter::{self, DeadRecord};
-use crate::store::topic::{ConsumeBatch, ConsumeStats};
 use crate::store::{SqlResult, Transaction};
 
 /// The result of storing a batch.
@@ -67,6 +69,11 @@ impl StoredBatch {
                 "{topic}: consumed {duplicates} duplicates and {inversions} out-of-order events"
             );
         }
+    }
+
+    /// How many records were only counted, because too many dead letters are open.
+    pub(super) fn dropped_records(&self) -> usize {
+        self.dropped_count
     }
 
     /// How many records have an id of this node, and were not written by this database.
@@ -132,15 +139,15 @@ pub(super) fn store_batch(
     let capacity = if dead.is_empty() {
         0
     } else {
-        dead_records_max.saturating_sub(dead_letter::open_records(tx)?)
+        dead_records_max.saturating_sub(dead_letter::count_open_dead_records(tx)?)
     };
     let dead_count = dead.len().min(capacity);
     let dropped_count = dead.len() - dead_count;
     for letter in dead.iter().take(dead_count) {
-        dead_letter::insert_record(tx, letter, now)?;
+        dead_letter::insert_dead_record(tx, letter, now)?;
     }
     if dropped_count > 0 {
-        dead_letter::drop_records(tx, dropped_count)?;
+        dead_letter::count_dropped_dead_records(tx, dropped_count)?;
     }
     let stats = batch.finish(records.len())?;
     let unknown = UnknownEvents::among(&dead, node);
@@ -163,7 +170,11 @@ fn store_record(
     let reason = match EventRef::parse(node, record.header_str(ID_HEADER), record.value.as_deref())
     {
         Ok(notice) => {
-            match arrival::accept(tx, notice.created_at(record.header_str(TIME_HEADER)), now)? {
+            match arrival::accept_arrival(
+                tx,
+                notice.created_at(record.header_str(TIME_HEADER)),
+                now,
+            )? {
                 AcceptOutcome::Unknown => {
                     "no event of this database has its id and payment".to_owned()
                 }
@@ -246,7 +257,7 @@ mod tests {
             "key: ",
             "traceparent: ",
         ];
-        crate::fuzz::corpus("record", 10_000, &words, |bytes| {
+        crate::fuzz::fuzz_corpus("record", 10_000, &words, |bytes| {
             let record = raw(bytes);
             match EventRef::parse(&node, record.header_str(ID_HEADER), record.value.as_deref()) {
                 Ok(notice) => {

@@ -14,7 +14,7 @@ use super::hanging::{OpenTransaction, Owner, open_transactions, stable_offsets};
 use crate::domain::topic::Topic;
 use crate::store::Store;
 use crate::store::publication::{Destination, Receipt};
-use crate::store::visibility::{self, Unseen};
+use crate::store::unseen::{self, Unseen};
 
 /// The time from publishing to the first check, and between checks.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -56,7 +56,7 @@ pub(crate) enum Visibility {
 impl VisibilityWatch {
     /// Adds acknowledged events.
     pub(crate) fn add(&mut self, receipts: &[Receipt], now: Instant) {
-        for (partition, first) in visibility::firsts(receipts) {
+        for (partition, first) in unseen::first_unseen_by_partition(receipts) {
             let batch = Batch {
                 first,
                 last_offset: last_offset(receipts, partition),
@@ -91,7 +91,7 @@ impl VisibilityWatch {
         }
         self.next_check = (!self.batches.is_empty()).then_some(now + CHECK_INTERVAL);
         let saw = topic.clone();
-        store.write(move |tx| visibility::saw(tx, &saw, &rest))?;
+        store.write(move |tx| unseen::shorten_unseen(tx, &saw, &rest))?;
         let late = self.late(now);
         if late.is_empty() {
             return Ok(Visibility::Fine);

@@ -15,14 +15,16 @@ use crossbeam_channel::{Receiver, after, at, never, select_biased};
 use crate::domain::event::Event;
 use crate::domain::timestamp::Timestamp;
 use crate::relay::publisher::{PublishError, PublishOutcome, Publisher};
+use crate::runtime::backoff::RECONNECT_BACKOFF;
 use crate::runtime::error_log::ErrorLog;
-use crate::runtime::health::{HealthHandle, OutageTracker, RECONNECT_BACKOFF};
+use crate::runtime::health::HealthHandle;
 use crate::runtime::metrics::Metrics;
+use crate::runtime::outage::OutageTracker;
 use crate::runtime::worker::{Stop, Waker};
 use crate::store::outbox;
 use crate::store::publication::{self, Destination, Receipt};
 use crate::store::topic::{self, PublishedOffsets};
-use crate::store::{PendingWrite, Store, StoreError, Transaction, relay_action, visibility};
+use crate::store::{PendingWrite, Store, StoreError, Transaction, relay_action, unseen};
 
 /// How often a fenced relay checks whether an operator has resumed it.
 const RESUME_POLL: Duration = Duration::from_secs(1);
@@ -111,7 +113,7 @@ impl Relay {
     }
 
     fn work(&mut self, stop: &Stop) {
-        while !stop.requested() {
+        while !stop.is_requested() {
             let (wake, pause) = match self.step() {
                 Step::Progress => continue,
                 Step::Idle => (
@@ -155,7 +157,7 @@ impl Relay {
         let (after, limit) = (self.published_to, self.batch_max);
         let batch = self
             .store
-            .read(|connection| outbox::unpublished(connection, after, limit))?;
+            .read(|connection| outbox::unpublished_outbox_events(connection, after, limit))?;
         if batch.is_empty() && self.publisher.due().is_none_or(|at| at > Instant::now()) {
             self.mark_all()?;
             self.published_to = 0;
@@ -193,7 +195,7 @@ impl Relay {
                 }
             }
             Some(PublishError::Fenced(reason)) => {
-                let resumed = self.store.read(relay_action::last_resume);
+                let resumed = self.store.read(relay_action::last_relay_resume_action);
                 self.fenced = Some(resumed.unwrap_or_default());
                 self.outage.fenced(&format!(
                     "another process publishes as node {}: {reason}. Payments are accepted, and \
@@ -238,7 +240,7 @@ impl Relay {
         let Some(before) = self.fenced else {
             return Ok(false);
         };
-        if self.store.read(relay_action::last_resume)? == before {
+        if self.store.read(relay_action::last_relay_resume_action)? == before {
             return Ok(true);
         }
         log::info!("the relay was resumed by an operator: taking over from the other process");
@@ -276,12 +278,12 @@ impl Relay {
         let receipts = self.unmarked.clone();
         let progress = self.progress.clone();
         let mark = move |tx: &Transaction<'_>| {
-            publication::mark_published(tx, &receipts, Timestamp::now())?;
+            publication::record_publications(tx, &receipts, Timestamp::now())?;
             let Some(progress) = &progress else {
                 return Ok(());
             };
-            visibility::note(tx, &progress.topic, &receipts)?;
-            topic::save_published_offsets(tx, progress)
+            unseen::note_unseen(tx, &progress.topic, &receipts)?;
+            topic::save_published_topic_offsets(tx, progress)
         };
         self.marking = Some(self.store.begin_write(mark)?);
         Ok(())

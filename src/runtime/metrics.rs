@@ -29,6 +29,7 @@ struct Inner {
     delivered: Counter,
     refusals: [Counter; Refusal::ALL.len()],
     unknown_events: Counter,
+    records_dropped: Counter,
 }
 
 /// Why a request or a connection was refused before it reached the store.
@@ -110,7 +111,7 @@ pub struct ChannelMetrics {
 
 /// The totals at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Totals {
+pub struct MetricTotals {
     /// Events that were marked PUBLISHED.
     pub published: u64,
     /// Payments that were marked DELIVERED.
@@ -151,16 +152,21 @@ impl Default for Metrics {
         let help =
             "Records of this node on the topic whose event or payment this database did not write";
         registry.register("unknown_events", help, unknown_events.clone());
-        let of = |source: &str| published.get_or_create_owned(&[("source", source.to_owned())]);
+        let records_dropped: Counter = Counter::default();
+        let help = "Records of the topic that were dropped: kafka.dead_records_max were open";
+        registry.register("records_dropped", help, records_dropped.clone());
+        let published_by =
+            |source: &str| published.get_or_create_owned(&[("source", source.to_owned())]);
         Self(Arc::new(Inner {
-            published_sent: of("sent"),
-            published_reconciled: of("reconciled"),
+            published_sent: published_by("sent"),
+            published_reconciled: published_by("reconciled"),
             relay_attempt,
             deliveries,
             unknown_outcomes: Counter::default(),
             delivered: Counter::default(),
             refusals: Refusal::ALL.map(refused),
             unknown_events,
+            records_dropped,
             registry: Mutex::new(registry),
         }))
     }
@@ -183,6 +189,11 @@ impl Metrics {
         self.0.unknown_events.inc_by(count as u64);
     }
 
+    /// The consumer dropped `count` records, because too many dead letters are open.
+    pub fn records_dropped(&self, count: usize) {
+        self.0.records_dropped.inc_by(count as u64);
+    }
+
     /// The relay hands the oldest events to the publisher now.
     pub fn relay_attempted(&self, now: Timestamp) {
         self.0.relay_attempt.set(now.as_seconds());
@@ -200,7 +211,7 @@ impl Metrics {
 
     /// The counters of a channel. Called once for each channel, at the start.
     pub fn channel(&self, name: &str) -> ChannelMetrics {
-        let of = |outcome: &str| {
+        let counter = |outcome: &str| {
             let labels = [
                 ("channel", name.to_owned()),
                 ("outcome", outcome.to_owned()),
@@ -208,16 +219,16 @@ impl Metrics {
             self.0.deliveries.get_or_create_owned(&labels)
         };
         ChannelMetrics {
-            delivered: of("delivered"),
-            unknown: of("unknown"),
-            dead: of("dead"),
+            delivered: counter("delivered"),
+            unknown: counter("unknown"),
+            dead: counter("dead"),
             all: self.clone(),
         }
     }
 
     /// The totals until now.
-    pub fn totals(&self) -> Totals {
-        Totals {
+    pub fn totals(&self) -> MetricTotals {
+        MetricTotals {
             published: self.0.published_sent.get() + self.0.published_reconciled.get(),
             delivered: self.0.delivered.get(),
             unknown_outcomes: self.0.unknown_outcomes.get(),
@@ -265,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_series_exists_from_the_start_and_counts() {
+    fn every_metric_exists_from_the_start_and_counts() {
         let metrics = Metrics::default();
         let channel = metrics.channel("default");
         let zero = metrics.encode();
@@ -276,28 +287,32 @@ mod tests {
             "payrelay_deliveries_total{channel=\"default\",outcome=\"dead\"} 0",
             "payrelay_http_refusals_total{reason=\"unauthorized\"} 0",
             "payrelay_http_refusals_total{reason=\"connection\"} 0",
+            "payrelay_records_dropped_total 0",
         ] {
             assert!(zero.contains(series), "{series}\n{zero}");
         }
         metrics.published(3);
         metrics.reconciled(1);
         channel.delivered(2);
+        metrics.records_dropped(5);
         channel.unknown_outcome();
-        let totals = Totals {
+        let totals = MetricTotals {
             published: 4,
             delivered: 2,
             unknown_outcomes: 1,
         };
         assert_eq!(metrics.totals(), totals);
-        assert!(
-            metrics
-                .encode()
-                .contains("payrelay_deliveries_total{channel=\"default\",outcome=\"delivered\"} 2")
-        );
+        let counted = metrics.encode();
+        for series in [
+            "payrelay_deliveries_total{channel=\"default\",outcome=\"delivered\"} 2",
+            "payrelay_records_dropped_total 5",
+        ] {
+            assert!(counted.contains(series), "{series}\n{counted}");
+        }
     }
 
     #[test]
-    fn the_last_attempt_of_the_relay_is_a_point_in_time() {
+    fn the_metric_of_the_last_relay_attempt_is_a_point_in_time() {
         let metrics = Metrics::default();
         assert_eq!(metrics.last_relay_attempt(), Timestamp::from_micros(0));
         let now = Timestamp::from_micros(1_795_341_600_123_456);

@@ -1,9 +1,11 @@
-//! Helpers of every thread that know no part of the product: metrics, and the log of errors
-//! in a row.
+//! Helpers of every thread: threads as values, health, outages and their backoff, the log of
+//! repeated errors, warnings, metrics.
 
+pub mod backoff;
 pub mod error_log;
 pub mod health;
 pub mod metrics;
+pub mod outage;
 pub mod resume;
 pub mod warnings;
 pub mod worker;

@@ -8,7 +8,7 @@ use super::worker::Waker;
 /// Ends a channel's pause.
 #[derive(Debug, Clone)]
 pub struct ResumeHandle {
-    asked: Arc<AtomicBool>,
+    requested: Arc<AtomicBool>,
     waker: Waker,
 }
 
@@ -16,14 +16,14 @@ impl ResumeHandle {
     /// A handle for the notifier that `waker` wakes.
     pub fn new(waker: Waker) -> Self {
         Self {
-            asked: Arc::default(),
+            requested: Arc::default(),
             waker,
         }
     }
 
     /// Requests an attempt at once, whatever the channel waits for.
-    pub fn now(&self) {
-        self.asked.store(true, Ordering::Release);
+    pub fn resume_now(&self) {
+        self.requested.store(true, Ordering::Release);
         self.waker.wake();
     }
 
@@ -33,7 +33,7 @@ impl ResumeHandle {
     }
 
     /// Whether it was requested since the last call.
-    pub fn take(&self) -> bool {
-        self.asked.swap(false, Ordering::Acquire)
+    pub fn take_request(&self) -> bool {
+        self.requested.swap(false, Ordering::Acquire)
     }
 }

@@ -1,8 +1,8 @@
 //! A thread as a value: spawned with a name, stopped by request, joined with a deadline. It knows
 //! no domain.
 //!
-//! The owner of a [`Worker`] owns the thread. A thread that exits without a request reports its
-//! name on a channel that all workers share, so that the service never runs with a dead thread.
+//! The owner of a [`Worker`] owns the thread. Each thread that exits reports its name on a channel
+//! that all workers share, so that the service never runs with a dead thread.
 
 use std::io;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ impl Stop {
     }
 
     /// Whether the stop was requested.
-    pub fn requested(&self) -> bool {
+    pub fn is_requested(&self) -> bool {
         matches!(self.0.try_recv(), Err(TryRecvError::Disconnected))
     }
 
@@ -94,7 +94,7 @@ impl Worker {
         let handle = thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                let _report = ExitGuard {
+                let _report = WorkerExitGuard {
                     name,
                     exits,
                     _alive: alive,
@@ -144,7 +144,7 @@ impl Worker {
 
 /// Checks that the operating system starts this number of threads more. Libraries that start
 /// threads panic where it does not.
-pub fn ensure_thread_capacity(threads: usize) -> io::Result<()> {
+pub fn ensure_worker_capacity(threads: usize) -> io::Result<()> {
     let (release, held) = bounded::<Never>(0);
     let start = |_| {
         let held = held.clone();
@@ -160,13 +160,13 @@ pub fn ensure_thread_capacity(threads: usize) -> io::Result<()> {
 }
 
 /// Reports the end of the thread when it is dropped.
-struct ExitGuard {
+struct WorkerExitGuard {
     name: &'static str,
     exits: Sender<&'static str>,
     _alive: Sender<Never>,
 }
 
-impl Drop for ExitGuard {
+impl Drop for WorkerExitGuard {
     fn drop(&mut self) {
         let _ = self.exits.send(self.name);
     }
@@ -178,7 +178,7 @@ mod tests {
     use crossbeam_channel::{never, select_biased, unbounded};
     use std::time::Duration;
 
-    fn in_a_while() -> Instant {
+    fn worker_deadline() -> Instant {
         Instant::now() + Duration::from_secs(10)
     }
 
@@ -190,19 +190,19 @@ mod tests {
         })
         .unwrap();
         assert!(exited.try_recv().is_err());
-        worker.stop(in_a_while()).unwrap();
+        worker.stop(worker_deadline()).unwrap();
         assert_eq!(exited.try_recv().unwrap(), "patient");
     }
 
     #[test]
-    fn a_panic_is_reported_by_name() {
+    fn a_panic_of_a_worker_is_reported_by_name() {
         let (exits, exited) = unbounded();
         let worker = Worker::spawn("brittle", &exits, |_stop| {
             std::panic::resume_unwind(Box::new("on purpose"));
         })
         .unwrap();
-        assert_eq!(exited.recv_deadline(in_a_while()).unwrap(), "brittle");
-        worker.stop(in_a_while()).unwrap();
+        assert_eq!(exited.recv_deadline(worker_deadline()).unwrap(), "brittle");
+        worker.stop(worker_deadline()).unwrap();
     }
 
     #[test]
@@ -221,12 +221,12 @@ mod tests {
     }
 
     #[test]
-    fn some_threads_can_be_started() {
-        ensure_thread_capacity(8).unwrap();
+    fn some_more_workers_can_be_started() {
+        ensure_worker_capacity(8).unwrap();
     }
 
     #[test]
-    fn two_wakes_are_one() {
+    fn two_wakes_of_a_worker_are_one() {
         let (waker, woken) = Waker::new();
         waker.wake();
         waker.wake();

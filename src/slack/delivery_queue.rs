@@ -5,7 +5,7 @@ use crate::domain::payment::Payment;
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::metrics::ChannelMetrics;
 use crate::slack::message::Summary;
-use crate::store::delivery::{self, Carrier, Outcome, PendingDelivery};
+use crate::store::delivery::{self, Carrier, DeliveryOutcome, PendingDelivery};
 use crate::store::{SqlResult, Store, StoreError, Transaction};
 
 /// The maximum number of deliveries that one transaction of a summary marks: it holds the writer
@@ -80,14 +80,14 @@ impl DeliveryQueue {
     /// Whether more than this number of payments wait.
     pub(super) fn has_more_than(&self, count: usize) -> Result<bool, StoreError> {
         self.store
-            .read(|connection| delivery::more_than(connection, &self.channel, count))
+            .read(|connection| delivery::has_more_deliveries_than(connection, &self.channel, count))
     }
 
     /// The oldest payments. Unreadable ones become dead letters first, and then it returns `None`.
     pub(super) fn oldest(&self, limit: usize) -> Result<Option<Vec<OutgoingPayment>>, StoreError> {
         let waiting = self
             .store
-            .read(|connection| delivery::waiting(connection, &self.channel, limit))?;
+            .read(|connection| delivery::pending_deliveries(connection, &self.channel, limit))?;
         let mut payments = Vec::with_capacity(waiting.len());
         let mut unreadable = Vec::new();
         for PendingDelivery {
@@ -121,7 +121,7 @@ impl DeliveryQueue {
         self.store
             .write(move |tx: &Transaction<'_>| -> SqlResult<()> {
                 dead.iter().try_for_each(|(outbox_id, reason)| {
-                    delivery::bury(tx, *outbox_id, Some(reason), now)
+                    delivery::mark_delivery_dead(tx, *outbox_id, Some(reason), now)
                 })
             })?;
         self.metrics.dead(count);
@@ -131,7 +131,8 @@ impl DeliveryQueue {
     /// Marks payments as SENDING.
     pub(super) fn mark_sending(&self, payments: &[OutgoingPayment]) -> Result<(), StoreError> {
         let ids: Vec<i64> = payments.iter().map(|payment| payment.outbox_id).collect();
-        self.store.write(move |tx| delivery::mark_sending(tx, &ids))
+        self.store
+            .write(move |tx| delivery::mark_deliveries_sending(tx, &ids))
     }
 
     /// All waiting payments, marked as SENDING in slices, so that no transaction is long.
@@ -141,9 +142,9 @@ impl DeliveryQueue {
         let mut last_event = 0;
         while summary.count < SUMMARY_MAX {
             let name = self.channel.clone();
-            let slice = self
-                .store
-                .write(move |tx| delivery::begin_sending(tx, &name, last_event, SUMMARY_SLICE))?;
+            let slice = self.store.write(move |tx| {
+                delivery::begin_sending_deliveries(tx, &name, last_event, SUMMARY_SLICE)
+            })?;
             let Some(last) = slice.last() else { break };
             last_event = last.outbox_id;
             for pending in slice {
@@ -167,7 +168,7 @@ impl DeliveryQueue {
     pub(super) fn save(
         &self,
         batch: &Batch,
-        outcome: &Outcome,
+        outcome: &DeliveryOutcome,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let last = batch.last_event();
@@ -175,7 +176,7 @@ impl DeliveryQueue {
             let name = self.channel.clone();
             let outcome = outcome.clone();
             let saved = self.store.write(move |tx| {
-                delivery::save_outcome(tx, &name, last, &outcome, SUMMARY_SLICE, now)
+                delivery::save_delivery_outcomes(tx, &name, last, &outcome, SUMMARY_SLICE, now)
             })?;
             if saved < SUMMARY_SLICE {
                 return Ok(());

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::domain::payment::{Payment, Status};
 use crate::domain::template::{Field, Segment, Template};
-use crate::domain::timestamp::Zone;
+use crate::domain::timestamp::TimeZone;
 
 /// A section's text may have 3,000 characters
 /// (<https://docs.slack.dev/reference/block-kit/blocks/section-block/>).
@@ -51,7 +51,7 @@ pub struct MessageStyle {
     /// The line of a FAILED payment.
     pub failed: Template,
     /// The time zone of times.
-    pub zone: Zone,
+    pub zone: TimeZone,
     /// The URL of a payment's page, before `/payments/`.
     pub public_url: Option<String>,
 }
@@ -101,8 +101,8 @@ impl MessageStyle {
         };
         let span = format!("{count} payments, {} to {}", first.id, last.id);
         let total_lines = totals.lines();
-        let from = self.zone.show(first.executed_at);
-        let to = self.zone.show(last.executed_at);
+        let from = self.zone.format_time(first.executed_at);
+        let to = self.zone.format_time(last.executed_at);
         let mut lines = total_lines.clone();
         // Two links may be long.
         let linked = self
@@ -194,7 +194,7 @@ impl MessageStyle {
     }
 
     fn single(&self, payment: &Payment) -> Value {
-        let time = self.zone.show(payment.executed_at);
+        let time = self.zone.format_time(payment.executed_at);
         json!({
             "text": escape(&self.line(payment)),
             "blocks": [section(&self.shown(payment)), context(&time)],
@@ -237,8 +237,8 @@ impl MessageStyle {
                 .collect::<Vec<_>>(),
         ));
         let (from, to) = (
-            self.zone.show(first.executed_at),
-            self.zone.show(last.executed_at),
+            self.zone.format_time(first.executed_at),
+            self.zone.format_time(last.executed_at),
         );
         blocks.push(context(&format!("{from} to {to}")));
         json!({ "text": escape(&text), "blocks": blocks })
@@ -259,7 +259,7 @@ impl MessageStyle {
             Status::Failed => &self.failed,
         };
         let mut line = String::new();
-        for piece in template.pieces() {
+        for piece in template.segments() {
             let text = match piece {
                 Segment::Text(text) => text.clone(),
                 Segment::Field(field) => self.field(payment, *field, form),
@@ -309,7 +309,7 @@ impl MessageStyle {
                     .map(|c| if c.is_control() { ' ' } else { c })
                     .collect()
             }
-            Field::Time => self.zone.show(payment.executed_at),
+            Field::Time => self.zone.format_time(payment.executed_at),
         }
     }
 }
@@ -506,7 +506,7 @@ mod tests {
     fn a_single_payment_has_blocks_and_a_link() {
         let style = MessageStyle {
             public_url: Some("https://pay.shop/".into()),
-            zone: Zone::parse("Asia/Seoul").unwrap(),
+            zone: TimeZone::parse("Asia/Seoul").unwrap(),
             ..style()
         };
         let message = style.message(&[&completed()]).json;

@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, after, select_biased};
 
 use crate::domain::timestamp::Timestamp;
+use crate::runtime::backoff::Backoff;
 use crate::runtime::error_log::ErrorLog;
-use crate::runtime::health::{Backoff, HealthHandle, OutageTracker};
+use crate::runtime::health::HealthHandle;
 use crate::runtime::metrics::Metrics;
+use crate::runtime::outage::OutageTracker;
 use crate::runtime::resume::ResumeHandle;
 use crate::runtime::worker::Stop;
 use crate::slack::channel::{Channel, Sink};
@@ -23,8 +25,8 @@ use crate::slack::delivery_queue::{Batch, DeliveryQueue, OutgoingPayment};
 use crate::slack::isolation::{Format, Isolation, Verdict};
 use crate::slack::rate_limit::RateLimiter;
 use crate::slack::webhook::PostOutcome;
-use crate::store::delivery::{self, Carrier, Outcome};
-use crate::store::{self, Store, StoreError, channel as stored_channel};
+use crate::store::delivery::{self, Carrier, DeliveryOutcome};
+use crate::store::{self, Store, StoreError, channel_action as stored_channel};
 
 /// How long a channel waits after a message that failed.
 pub const BACKOFF: Backoff = Backoff {
@@ -64,7 +66,7 @@ pub struct Notifier {
 /// The outcome of a message that is still to be saved.
 struct Unsaved {
     batch: Batch,
-    outcome: Outcome,
+    outcome: DeliveryOutcome,
 }
 
 /// The result of a step.
@@ -150,7 +152,7 @@ impl Notifier {
     }
 
     fn work(&mut self, stop: &Stop) {
-        while !stop.requested() {
+        while !stop.is_requested() {
             let pause = match self.step() {
                 Step::Progress => continue,
                 // An operator's action arrives through the database.
@@ -199,7 +201,7 @@ impl Notifier {
         let now = Timestamp::now();
         self.queue
             .store
-            .write(move |tx| delivery::mark_delivered(tx, &ids, Carrier::Single, now))?;
+            .write(move |tx| delivery::mark_deliveries_delivered(tx, &ids, Carrier::Single, now))?;
         self.queue.metrics.delivered(payments.len());
         for payment in &payments {
             self.log_delivered("this log only", payment, now);
@@ -209,7 +211,7 @@ impl Notifier {
 
     /// Posts a message, and handles its outcome.
     fn send_next(&mut self) -> Result<Step, StoreError> {
-        if self.resume.take() {
+        if self.resume.take_request() {
             self.limiter.resume(self.now());
         }
         let wait = self.limiter.wait(self.now());
@@ -279,7 +281,7 @@ impl Notifier {
                         self.channel.display_name()
                     );
                 }
-                (Step::Progress, Outcome::Delivered(batch.carrier()))
+                (Step::Progress, DeliveryOutcome::Delivered(batch.carrier()))
             }
             PostOutcome::RateLimited(retry_after) => {
                 let wait = self.limiter.limited(now, retry_after, fastrand::f64());
@@ -287,19 +289,21 @@ impl Notifier {
                     "Slack asks for a pause of {:.0} s",
                     wait.as_secs_f64()
                 ));
-                (Step::RetryAfter(wait), Outcome::Requeued)
+                (Step::RetryAfter(wait), DeliveryOutcome::Requeued)
             }
             PostOutcome::Unavailable(error, retry_after) => {
                 let wait = self.limiter.failed(now, retry_after, fastrand::f64());
                 let _ = self.outage.failed(&error);
-                (Step::RetryAfter(wait), Outcome::Failed(error))
+                (Step::RetryAfter(wait), DeliveryOutcome::Failed(error))
             }
-            PostOutcome::Unknown(error) => {
-                (self.unanswered(&error, &batch), Outcome::Unknown(error))
-            }
-            PostOutcome::ChannelDisabled(error) => {
-                (Step::RetryAfter(self.pause(&error)), Outcome::Failed(error))
-            }
+            PostOutcome::Unknown(error) => (
+                self.unanswered(&error, &batch),
+                DeliveryOutcome::Unknown(error),
+            ),
+            PostOutcome::ChannelDisabled(error) => (
+                Step::RetryAfter(self.pause(&error)),
+                DeliveryOutcome::Failed(error),
+            ),
             PostOutcome::PayloadRejected(error) => self.rejected(error, batch.len()),
         };
         self.unsaved = Some(Unsaved { batch, outcome });
@@ -323,22 +327,25 @@ impl Notifier {
         Step::RetryAfter(wait)
     }
 
-    fn rejected(&mut self, error: String, payments: usize) -> (Step, Outcome) {
+    fn rejected(&mut self, error: String, payments: usize) -> (Step, DeliveryOutcome) {
         match self.isolation.rejected(payments, self.now()) {
             Verdict::SendFewer => {
                 log::warn!(
                     "a message with {payments} payments was rejected: {error}; sending fewer at a \
                         time"
                 );
-                (Step::Progress, Outcome::Requeued)
+                (Step::Progress, DeliveryOutcome::Requeued)
             }
             Verdict::SendPlain => {
                 log::warn!(
                     "a message with one payment was rejected: {error}; sending it as plain text"
                 );
-                (Step::Progress, Outcome::Failed(error))
+                (Step::Progress, DeliveryOutcome::Failed(error))
             }
-            Verdict::Pause => (Step::RetryAfter(self.pause(&error)), Outcome::Failed(error)),
+            Verdict::Pause => (
+                Step::RetryAfter(self.pause(&error)),
+                DeliveryOutcome::Failed(error),
+            ),
         }
     }
 
@@ -351,14 +358,14 @@ impl Notifier {
     fn carry_out_actions(&mut self) -> Result<(), StoreError> {
         let Some(mut last) = self.last_action else {
             // Actions requested before the start are over.
-            self.last_action = Some(self.queue.store.read(stored_channel::last_action)?);
+            self.last_action = Some(self.queue.store.read(stored_channel::last_channel_action)?);
             return Ok(());
         };
         let name = self.channel.name.clone();
         while let Some(asked) = self
             .queue
             .store
-            .read(|connection| stored_channel::next_action(connection, &name, last))?
+            .read(|connection| stored_channel::next_channel_action(connection, &name, last))?
         {
             last = asked.id;
             self.last_action = Some(last);
@@ -367,34 +374,34 @@ impl Notifier {
         Ok(())
     }
 
-    fn carry_out(&mut self, asked: stored_channel::Asked) -> Result<(), StoreError> {
-        let stored_channel::Asked { id, action, origin } = asked;
+    fn carry_out(&mut self, asked: stored_channel::ChannelRequest) -> Result<(), StoreError> {
+        let stored_channel::ChannelRequest { id, action, origin } = asked;
         let name = self.channel.name.clone();
         let outcome = match action {
-            stored_channel::Action::Resume => {
+            stored_channel::ChannelAction::Resume => {
                 self.limiter.resume(self.now());
                 self.queue
                     .store
-                    .write(move |tx| stored_channel::finish(tx, id, "resumed"))?;
+                    .write(move |tx| stored_channel::finish_channel_action(tx, id, "resumed"))?;
                 "resumed".to_owned()
             }
-            stored_channel::Action::Skip(_) if !self.outage.is_paused() => {
+            stored_channel::ChannelAction::Skip(_) if !self.outage.is_paused() => {
                 let outcome = "nothing was skipped: the channel is not paused";
                 self.queue
                     .store
-                    .write(move |tx| stored_channel::finish(tx, id, outcome))?;
+                    .write(move |tx| stored_channel::finish_channel_action(tx, id, outcome))?;
                 outcome.to_owned()
             }
-            stored_channel::Action::Skip(reason) => {
+            stored_channel::ChannelAction::Skip(reason) => {
                 let reason = format!("skipped by {origin}: {reason}");
                 let now = Timestamp::now();
                 let skipped = self.queue.store.write(move |tx| {
-                    let skipped = delivery::skip_oldest(tx, &name, &reason, now)?;
+                    let skipped = delivery::skip_oldest_delivery(tx, &name, &reason, now)?;
                     let outcome = match skipped {
                         Some(event) => format!("event {event} is a dead letter"),
                         None => "nothing was skipped: no payment waits".to_owned(),
                     };
-                    stored_channel::finish(tx, id, &outcome)?;
+                    stored_channel::finish_channel_action(tx, id, &outcome)?;
                     Ok(outcome)
                 })?;
                 self.queue.metrics.dead(1);
@@ -416,7 +423,7 @@ impl Notifier {
         };
         let now = Timestamp::now();
         self.queue.save(batch, outcome, now)?;
-        if matches!(outcome, Outcome::Delivered(_)) {
+        if matches!(outcome, DeliveryOutcome::Delivered(_)) {
             self.queue.metrics.delivered(batch.len());
             self.log_batch(batch, now);
         }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::runtime::health::Backoff;
+use crate::runtime::backoff::Backoff;
 
 /// A token bucket: a burst of messages after a quiet time, and a steady pace in the long run.
 #[derive(Debug, Clone)]

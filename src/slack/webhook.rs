@@ -16,7 +16,7 @@ use ureq::unversioned::transport::DefaultConnector;
 
 use super::resolver::DnsResolver;
 use crate::config::{self, Secret};
-use crate::domain::timestamp::{Timestamp, parse_http_date};
+use crate::domain::timestamp::Timestamp;
 
 /// An incoming webhook.
 pub struct Slack {
@@ -328,7 +328,7 @@ fn parse_retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     let text = text.trim();
     match text.parse() {
         Ok(seconds) => Some(Duration::from_secs(seconds)),
-        Err(_) => parse_http_date(text).map(|time| time.since(now)),
+        Err(_) => Timestamp::parse_http_date(text).map(|time| time.since(now)),
     }
 }
 
@@ -492,7 +492,7 @@ mod tests {
             "Sun, 22 Nov 2026 10:01:00 GMT",
             "s3cr3t",
         ];
-        crate::fuzz::corpus("slack-answer", 10_000, &words, |bytes| {
+        crate::fuzz::fuzz_corpus("slack-answer", 10_000, &words, |bytes| {
             let mut parts = bytes.splitn(3, |byte| *byte == b'\n');
             let mut next = || parts.next().unwrap_or_default();
             let (status, retry_after, body) = (next(), next(), next());

@@ -2,8 +2,8 @@
 
 use rusqlite::Transaction;
 
-use super::delivery::insert;
-use super::outbox;
+use super::delivery::{DeliveryInsert, insert_delivery};
+use super::outbox::{self, OutboxMatch};
 use crate::domain::event::EventRef;
 use crate::domain::timestamp::Timestamp;
 
@@ -21,28 +21,30 @@ pub enum AcceptOutcome {
 }
 
 /// Accepts one of our events from the topic.
-pub fn accept(
+pub fn accept_arrival(
     tx: &Transaction<'_>,
-    notice: EventRef,
+    event: EventRef,
     now: Timestamp,
 ) -> rusqlite::Result<AcceptOutcome> {
-    Ok(match outbox::matches(tx, notice)? {
-        Some(true) if insert(tx, notice.outbox_id, now)? => AcceptOutcome::Accepted,
-        Some(true) => AcceptOutcome::Duplicate,
-        None if is_purged(tx, notice)? => AcceptOutcome::Purged,
-        Some(false) | None => AcceptOutcome::Unknown,
+    Ok(match outbox::match_outbox_event(tx, event)? {
+        OutboxMatch::Same => match insert_delivery(tx, event.outbox_id, now)? {
+            DeliveryInsert::New => AcceptOutcome::Accepted,
+            DeliveryInsert::Existing => AcceptOutcome::Duplicate,
+        },
+        OutboxMatch::Missing if is_purged_arrival(tx, event)? => AcceptOutcome::Purged,
+        OutboxMatch::Other | OutboxMatch::Missing => AcceptOutcome::Unknown,
     })
 }
 
 /// Whether a missing event was once in the outbox: its id was issued, and its payment exists.
-pub(super) fn is_purged(tx: &Transaction<'_>, notice: EventRef) -> rusqlite::Result<bool> {
+pub(super) fn is_purged_arrival(tx: &Transaction<'_>, event: EventRef) -> rusqlite::Result<bool> {
     tx.prepare_cached(
         "SELECT 1 FROM payment WHERE id = ?2 AND ?1 <= (SELECT seq FROM sqlite_sequence \
             WHERE name = 'outbox') AND (?3 IS NULL OR executed_at = ?3)",
     )?
     .exists((
-        notice.outbox_id,
-        notice.payment_id,
-        notice.created_at.map(Timestamp::as_micros),
+        event.outbox_id,
+        event.payment_id,
+        event.created_at.map(Timestamp::as_micros),
     ))
 }

@@ -54,12 +54,12 @@ impl BackupError {
 }
 
 /// The copy while it is written. Dropping it removes the file.
-struct PartialFile {
+struct PartialBackup {
     path: PathBuf,
     file: File,
 }
 
-impl PartialFile {
+impl PartialBackup {
     /// Replaces the partial file of a killed backup.
     fn create(path: PathBuf) -> Result<Self, BackupError> {
         let failed = |source| BackupError::Io {
@@ -76,7 +76,7 @@ impl PartialFile {
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
         let part = Self { path, file };
-        remove_journal(&part.path);
+        remove_backup_journal(&part.path);
         part.file.set_len(0).map_err(|source| BackupError::Io {
             path: part.path.clone(),
             source,
@@ -95,11 +95,11 @@ impl PartialFile {
         }
         self.file.sync_all().map_err(failed)?;
         let bytes = self.file.metadata().map_err(failed)?.len();
-        rename_new(&self.path, to).map_err(|source| match source.kind() {
+        rename_finished_backup(&self.path, to).map_err(|source| match source.kind() {
             io::ErrorKind::AlreadyExists => BackupError::Exists(to.into()),
             _ => failed(source),
         })?;
-        files::sync_folder(folder(to)).map_err(|source| {
+        files::sync_folder(backup_folder(to)).map_err(|source| {
             // Without this sync the name may be lost in a power failure.
             let _ = fs::remove_file(to);
             failed(source)
@@ -109,7 +109,7 @@ impl PartialFile {
 }
 
 /// Renames a file, unless the name exists by now: another backup may have created it.
-fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+fn rename_finished_backup(from: &Path, to: &Path) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         // Some file systems, NFS among them, cannot do that in one step. A hard link never replaces
         // a file either.
@@ -121,46 +121,49 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-impl Drop for PartialFile {
+impl Drop for PartialBackup {
     /// A copy with its final name has no file under this name.
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
-        remove_journal(&self.path);
+        remove_backup_journal(&self.path);
     }
 }
 
-fn remove_journal(path: &Path) {
-    let _ = fs::remove_file(files::sibling(path, "-journal"));
+fn remove_backup_journal(path: &Path) {
+    let _ = fs::remove_file(files::sibling_file(path, "-journal"));
 }
 
-fn folder(path: &Path) -> &Path {
+fn backup_folder(path: &Path) -> &Path {
     path.parent()
         .filter(|folder| !folder.as_os_str().is_empty())
         .unwrap_or(Path::new("."))
 }
 
-impl OfflineStore {
-    /// Writes a copy to the file `to`, and returns its size in bytes.
-    pub fn backup(&self, to: &Path, now: Timestamp) -> Result<u64, BackupError> {
-        if to.symlink_metadata().is_ok() {
-            return Err(BackupError::Exists(to.into()));
-        }
-        let not_utf8 = || io::Error::other("the file's name is not UTF-8");
-        let part = PartialFile::create(files::sibling(to, ".part"))?;
-        let name = part.path.to_str().ok_or_else(|| BackupError::Io {
-            path: to.into(),
-            source: not_utf8(),
-        })?;
-        self.connection
-            .execute("VACUUM INTO ?1", [name])
-            .map_err(BackupError::Sqlite)?;
-        mark(&part.path, now).map_err(BackupError::Sqlite)?;
-        part.finish(to)
+/// Writes a copy of the database to the file `to`, and returns its size in bytes.
+pub fn write_backup(
+    database: &OfflineStore,
+    to: &Path,
+    now: Timestamp,
+) -> Result<u64, BackupError> {
+    if to.symlink_metadata().is_ok() {
+        return Err(BackupError::Exists(to.into()));
     }
+    let not_utf8 = || io::Error::other("the file's name is not UTF-8");
+    let part = PartialBackup::create(files::sibling_file(to, ".part"))?;
+    let name = part.path.to_str().ok_or_else(|| BackupError::Io {
+        path: to.into(),
+        source: not_utf8(),
+    })?;
+    database
+        .connection
+        .execute("VACUUM INTO ?1", [name])
+        .map_err(BackupError::Sqlite)?;
+    mark_backup(&part.path, now).map_err(BackupError::Sqlite)?;
+    part.finish(to)
 }
 
 /// Marks the copy as a copy.
-fn mark(copy: &Path, now: Timestamp) -> rusqlite::Result<()> {
+fn mark_backup(copy: &Path, now: Timestamp) -> rusqlite::Result<()> {
     let connection = Connection::open(copy)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.execute("UPDATE node SET backed_up_at = ?1", [now.as_micros()])?;
@@ -172,13 +175,13 @@ mod tests {
     use super::*;
     use crate::store::engine::open;
 
-    fn offline(dir: &Path) -> OfflineStore {
+    fn store_to_back_up(dir: &Path) -> OfflineStore {
         let path = dir.join("a.db");
-        drop(open::open(&path, None).unwrap());
+        drop(open::open_database(&path, None).unwrap());
         OfflineStore::open(&path).unwrap()
     }
 
-    fn names(dir: &Path) -> Vec<String> {
+    fn names_of_backup_files(dir: &Path) -> Vec<String> {
         let mut names: Vec<_> = fs::read_dir(dir)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -188,14 +191,21 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_is_one_file_that_is_marked_as_a_copy() {
-        let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fn a_backup_is_one_file_that_is_marked_as_a_copy() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = tempfile::tempdir().unwrap();
         let copy = target.path().join("copy.db");
-        let bytes = offline(dir.path())
-            .backup(&copy, Timestamp::from_micros(77))
-            .unwrap();
+        let bytes = write_backup(
+            &store_to_back_up(dir.path()),
+            &copy,
+            Timestamp::from_micros(77),
+        )
+        .unwrap();
         assert_eq!(
-            (names(target.path()), copy.metadata().unwrap().len()),
+            (
+                names_of_backup_files(target.path()),
+                copy.metadata().unwrap().len()
+            ),
             (vec!["copy.db".to_owned()], bytes)
         );
         let connection = Connection::open(&copy).unwrap();
@@ -209,37 +219,40 @@ mod tests {
     }
 
     #[test]
-    fn an_existing_file_is_left_alone() {
-        let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let (copy, offline) = (target.path().join("copy.db"), offline(dir.path()));
+    fn a_backup_does_not_replace_an_existing_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = tempfile::tempdir().unwrap();
+        let copy = target.path().join("copy.db");
+        let offline = store_to_back_up(dir.path());
         fs::write(&copy, "precious").unwrap();
         assert!(matches!(
-            offline.backup(&copy, Timestamp::now()),
+            write_backup(&offline, &copy, Timestamp::now()),
             Err(BackupError::Exists(_))
         ));
         assert_eq!(
             (
                 fs::read(&copy).unwrap().as_slice(),
-                names(target.path()).len()
+                names_of_backup_files(target.path()).len()
             ),
             (b"precious".as_slice(), 1)
         );
     }
 
     #[test]
-    fn a_file_that_appears_meanwhile_is_left_alone() {
+    fn a_backup_does_not_replace_a_file_that_appears_meanwhile() {
         let dir = tempfile::tempdir().unwrap();
-        let (part, to) = (dir.path().join("part"), dir.path().join("copy.db"));
+        let part = dir.path().join("part");
+        let to = dir.path().join("copy.db");
         fs::write(&part, "new").unwrap();
         fs::write(&to, "old").unwrap();
-        let refused = rename_new(&part, &to).unwrap_err();
+        let refused = rename_finished_backup(&part, &to).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(
             (fs::read(&part).unwrap(), fs::read(&to).unwrap()),
             (b"new".to_vec(), b"old".to_vec())
         );
         fs::remove_file(&to).unwrap();
-        rename_new(&part, &to).unwrap();
+        rename_finished_backup(&part, &to).unwrap();
         assert_eq!(
             (part.exists(), fs::read(&to).unwrap()),
             (false, b"new".to_vec())
@@ -247,27 +260,30 @@ mod tests {
     }
 
     #[test]
-    fn an_error_leaves_nothing_behind() {
-        let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let offline = offline(dir.path());
+    fn a_failed_backup_leaves_no_file_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = tempfile::tempdir().unwrap();
+        let offline = store_to_back_up(dir.path());
         let nowhere = target.path().join("nowhere").join("copy.db");
         assert!(matches!(
-            offline.backup(&nowhere, Timestamp::now()),
+            write_backup(&offline, &nowhere, Timestamp::now()),
             Err(BackupError::Io { .. })
         ));
         offline.connection.execute_batch("DROP TABLE node").unwrap();
         let copy = target.path().join("copy.db");
         assert!(matches!(
-            offline.backup(&copy, Timestamp::now()),
+            write_backup(&offline, &copy, Timestamp::now()),
             Err(BackupError::Sqlite(_))
         ));
-        assert_eq!(names(target.path()), [""; 0]);
+        assert_eq!(names_of_backup_files(target.path()), [""; 0]);
     }
 
     #[test]
     fn the_partial_file_of_a_killed_backup_is_replaced_and_that_of_a_running_one_is_not() {
-        let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let (copy, offline) = (target.path().join("copy.db"), offline(dir.path()));
+        let dir = tempfile::tempdir().unwrap();
+        let target = tempfile::tempdir().unwrap();
+        let copy = target.path().join("copy.db");
+        let offline = store_to_back_up(dir.path());
         let part = target.path().join("copy.db.part");
         fs::write(&part, "half of a copy").unwrap();
         fs::write(
@@ -277,10 +293,10 @@ mod tests {
         .unwrap();
         let held = File::open(&part).unwrap();
         held.lock().unwrap();
-        let refused = offline.backup(&copy, Timestamp::now()).unwrap_err();
+        let refused = write_backup(&offline, &copy, Timestamp::now()).unwrap_err();
         assert!(refused.is_temporary() && part.exists(), "{refused}");
         drop(held);
-        offline.backup(&copy, Timestamp::now()).unwrap();
-        assert_eq!(names(target.path()), ["copy.db"]);
+        write_backup(&offline, &copy, Timestamp::now()).unwrap();
+        assert_eq!(names_of_backup_files(target.path()), ["copy.db"]);
     }
 }

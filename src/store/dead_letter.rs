@@ -1,8 +1,10 @@
 //! Dead letters: records that could not be consumed, and events that could not be published or
 //! delivered; and every action on them.
 
-use super::row::sql_limit;
+use super::origin::Origin;
+use super::row::row_limit;
 use super::waiting::Waiting;
+use crate::domain::text_enum::text_enum;
 use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 use serde::Serialize;
@@ -29,8 +31,49 @@ pub struct DeadRecord {
     pub headers: Vec<(String, Option<String>)>,
 }
 
+text_enum! {
+    /// The state of a dead letter.
+    pub enum DeadLetterState {
+        /// It waits for an operator.
+        Open = "OPEN",
+        /// It was replayed.
+        Replayed = "REPLAYED",
+        /// It was discarded.
+        Discarded = "DISCARDED",
+    }
+}
+
+text_enum! {
+    /// An action on a dead letter.
+    pub enum DeadLetterAction {
+        /// Try again: deliver it, or accept it as if it arrived from the topic now.
+        Replay = "replay",
+        /// Close it.
+        Discard = "discard",
+    }
+}
+
+impl DeadLetterState {
+    /// The state of a letter that an action has closed.
+    pub(super) const fn closed_by(action: DeadLetterAction) -> Self {
+        match action {
+            DeadLetterAction::Replay => Self::Replayed,
+            DeadLetterAction::Discard => Self::Discarded,
+        }
+    }
+}
+
+/// The dead letters of a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeadLetterFilter {
+    /// Those that are open.
+    Open,
+    /// All.
+    All,
+}
+
 /// How many records are open dead letters.
-pub fn open_records(tx: &Transaction<'_>) -> rusqlite::Result<usize> {
+pub fn count_open_dead_records(tx: &Transaction<'_>) -> rusqlite::Result<usize> {
     let count: i64 = tx
         .prepare_cached(
             "SELECT count(*) FROM dead_letter WHERE state = 'OPEN' AND outbox_id IS NULL",
@@ -40,21 +83,25 @@ pub fn open_records(tx: &Transaction<'_>) -> rusqlite::Result<usize> {
 }
 
 /// Counts records that were dropped because too many dead letters are open.
-pub fn drop_records(tx: &Transaction<'_>, count: usize) -> rusqlite::Result<()> {
+pub fn count_dropped_dead_records(tx: &Transaction<'_>, count: usize) -> rusqlite::Result<()> {
     tx.prepare_cached("UPDATE node SET records_dropped = records_dropped + ?1")?
-        .execute([sql_limit(count)])?;
+        .execute([row_limit(count)])?;
     Ok(())
 }
 
 /// Deletes at most `limit` of the dead letters that were closed before `cutoff`. Returns how many.
 /// Letters of republished events stay: the audit needs them to explain the order on the topic.
-pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, limit: usize) -> rusqlite::Result<usize> {
+pub fn purge_dead_letters(
+    tx: &Transaction<'_>,
+    cutoff: Timestamp,
+    limit: usize,
+) -> rusqlite::Result<usize> {
     let ids: Vec<i64> = tx
         .prepare_cached(
             "SELECT id FROM dead_letter WHERE closed_at < ?1 AND (outbox_id IS NULL \
                 OR state = 'DISCARDED') ORDER BY closed_at LIMIT ?2",
         )?
-        .query_map((cutoff.as_micros(), sql_limit(limit)), |row| row.get(0))?
+        .query_map((cutoff.as_micros(), row_limit(limit)), |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
     for id in &ids {
         tx.prepare_cached("DELETE FROM dead_letter_action WHERE dead_letter_id = ?1")?
@@ -66,7 +113,7 @@ pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, limit: usize) -> rusqlite:
 }
 
 /// Stores a record. Storing it again changes nothing.
-pub fn insert_record(
+pub fn insert_dead_record(
     tx: &Transaction<'_>,
     record: &DeadRecord,
     now: Timestamp,
@@ -94,7 +141,7 @@ pub fn insert_record(
 
 /// Stores an event that could not be published or delivered. A replayed one that fails again is
 /// counted.
-pub(super) fn insert_event(
+pub(super) fn insert_dead_event(
     tx: &Transaction<'_>,
     outbox_id: i64,
     reason: &str,
@@ -111,7 +158,7 @@ pub(super) fn insert_event(
 }
 
 /// How many are open, and when the oldest arrived.
-pub(super) fn open(connection: &Connection) -> rusqlite::Result<Waiting> {
+pub(super) fn open_dead_letters(connection: &Connection) -> rusqlite::Result<Waiting> {
     let count = connection
         .prepare_cached("SELECT count(*) FROM dead_letter WHERE state = 'OPEN'")?
         .query_row([], |row| row.get(0))?;
@@ -132,8 +179,8 @@ pub(super) fn open(connection: &Connection) -> rusqlite::Result<Waiting> {
 pub struct DeadLetterView {
     /// Assigned by the store.
     pub id: i64,
-    /// OPEN, REPLAYED or DISCARDED.
-    pub state: String,
+    /// Its state.
+    pub state: DeadLetterState,
     /// Why it is a dead letter.
     pub reason: String,
     /// How many times it has failed.
@@ -150,6 +197,53 @@ pub struct DeadLetterView {
     pub actions: Vec<ActionRecord>,
 }
 
+impl DeadLetterView {
+    fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let text = |bytes: Option<Vec<u8>>| {
+            bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        };
+        let record = match row.get::<_, Option<String>>(5)? {
+            None => None,
+            Some(topic) => Some(RecordOrigin {
+                topic,
+                partition: row.get(6)?,
+                offset: row.get(7)?,
+                key: text(row.get(8)?),
+                value: text(row.get(9)?),
+                headers: parse_dead_record_headers(row.get(10)?),
+            }),
+        };
+        Ok(Self {
+            id: row.get(0)?,
+            state: row.get(1)?,
+            reason: row.get(2)?,
+            count: row.get(3)?,
+            received_at: Timestamp::from_micros(row.get(4)?),
+            record,
+            payment_id: row.get(11)?,
+            actions: Vec::new(),
+        })
+    }
+
+    fn with_actions(mut self, connection: &Connection) -> rusqlite::Result<Self> {
+        self.actions = connection
+            .prepare_cached(
+                "SELECT action, origin, outcome, acted_at FROM dead_letter_action \
+                    WHERE dead_letter_id = ?1 ORDER BY id",
+            )?
+            .query_map([self.id], |row| {
+                Ok(ActionRecord {
+                    action: row.get(0)?,
+                    origin: row.get(1)?,
+                    outcome: row.get(2)?,
+                    at: Timestamp::from_micros(row.get(3)?),
+                })
+            })?
+            .collect::<rusqlite::Result<_>>()?;
+        Ok(self)
+    }
+}
+
 /// The origin of a record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RecordOrigin {
@@ -164,8 +258,8 @@ pub struct RecordOrigin {
 /// An action on a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ActionRecord {
-    action: String,
-    origin: String,
+    action: DeadLetterAction,
+    origin: Origin,
     outcome: String,
     at: Timestamp,
 }
@@ -173,86 +267,45 @@ pub struct ActionRecord {
 const SHOWN: &str = "SELECT l.id, l.state, l.reason, l.count, l.received_at, l.topic, \
     l.\"partition\", l.\"offset\", l.\"key\", l.value, l.headers, l.payment_id FROM dead_letter l";
 
-/// Dead letters with ids larger than `after`, oldest first; only the open ones, or all.
-pub fn list(
+/// Dead letters with ids larger than `after`, oldest first.
+pub fn list_dead_letters(
     connection: &Connection,
-    open: bool,
+    filter: DeadLetterFilter,
     after: i64,
     limit: usize,
 ) -> rusqlite::Result<Vec<DeadLetterView>> {
-    let which = if open { "l.state = 'OPEN' AND" } else { "" };
+    let which = match filter {
+        DeadLetterFilter::Open => "l.state = 'OPEN' AND",
+        DeadLetterFilter::All => "",
+    };
     let letters = connection
         .prepare_cached(&format!(
             "{SHOWN} WHERE {which} l.id > ?1 ORDER BY l.id LIMIT ?2"
         ))?
-        .query_map((after, sql_limit(limit)), read_view)?
+        .query_map((after, row_limit(limit)), DeadLetterView::from_row)?
         .collect::<rusqlite::Result<Vec<_>>>()?;
     letters
         .into_iter()
-        .map(|letter| with_actions(connection, letter))
+        .map(|letter| letter.with_actions(connection))
         .collect()
 }
 
 /// One dead letter.
-pub fn find(connection: &Connection, id: i64) -> rusqlite::Result<Option<DeadLetterView>> {
+pub fn find_dead_letter(
+    connection: &Connection,
+    id: i64,
+) -> rusqlite::Result<Option<DeadLetterView>> {
     let letter = connection
         .prepare_cached(&format!("{SHOWN} WHERE l.id = ?1"))?
-        .query_row([id], read_view)
+        .query_row([id], DeadLetterView::from_row)
         .optional()?;
     letter
-        .map(|letter| with_actions(connection, letter))
+        .map(|letter| letter.with_actions(connection))
         .transpose()
 }
 
-fn read_view(row: &Row<'_>) -> rusqlite::Result<DeadLetterView> {
-    let text =
-        |bytes: Option<Vec<u8>>| bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    let record = match row.get::<_, Option<String>>(5)? {
-        None => None,
-        Some(topic) => Some(RecordOrigin {
-            topic,
-            partition: row.get(6)?,
-            offset: row.get(7)?,
-            key: text(row.get(8)?),
-            value: text(row.get(9)?),
-            headers: headers(row.get(10)?),
-        }),
-    };
-    Ok(DeadLetterView {
-        id: row.get(0)?,
-        state: row.get(1)?,
-        reason: row.get(2)?,
-        count: row.get(3)?,
-        received_at: Timestamp::from_micros(row.get(4)?),
-        record,
-        payment_id: row.get(11)?,
-        actions: Vec::new(),
-    })
-}
-
-pub(super) fn headers(json: Option<String>) -> Vec<(String, Option<String>)> {
+pub(super) fn parse_dead_record_headers(json: Option<String>) -> Vec<(String, Option<String>)> {
     // Written by insert_record.
     json.and_then(|json| serde_json::from_str(&json).ok())
         .unwrap_or_default()
-}
-
-fn with_actions(
-    connection: &Connection,
-    letter: DeadLetterView,
-) -> rusqlite::Result<DeadLetterView> {
-    let actions = connection
-        .prepare_cached(
-            "SELECT action, origin, outcome, acted_at FROM dead_letter_action \
-                WHERE dead_letter_id = ?1 ORDER BY id",
-        )?
-        .query_map([letter.id], |row| {
-            Ok(ActionRecord {
-                action: row.get(0)?,
-                origin: row.get(1)?,
-                outcome: row.get(2)?,
-                at: Timestamp::from_micros(row.get(3)?),
-            })
-        })?
-        .collect::<rusqlite::Result<_>>()?;
-    Ok(DeadLetterView { actions, ..letter })
 }

@@ -3,8 +3,9 @@
 
 use super::dead_letter;
 use super::payment::{self, COLUMN_COUNT, COLUMNS};
-use super::row::sql_limit;
+use super::row::row_limit;
 use crate::domain::payment::Payment;
+use crate::domain::text_enum::text_enum;
 use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
@@ -16,26 +17,55 @@ pub(super) const CHANNEL: &str = "ifnull(CASE WHEN EXISTS (SELECT 1 \
     AND p.amount BETWEEN r.amount_min AND r.amount_max AND p.user_id BETWEEN r.user_min \
     AND r.user_max ORDER BY r.position LIMIT 1) END, 'default')";
 
-/// Inserts an event's delivery. Returns false if it exists.
-pub(super) fn insert(
+text_enum! {
+    /// The status of a delivery.
+    pub enum DeliveryStatus {
+        /// It waits.
+        Pending = "PENDING",
+        /// Its message is being sent. After a crash its outcome is unknown.
+        Sending = "SENDING",
+        /// The channel accepted it.
+        Delivered = "DELIVERED",
+        /// It could not be sent, and is a dead letter.
+        Dead = "DEAD",
+        /// An operator discarded its dead letter.
+        Discarded = "DISCARDED",
+    }
+}
+
+/// The outcome of inserting a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DeliveryInsert {
+    /// It was inserted.
+    New,
+    /// An earlier copy of the event has one already.
+    Existing,
+}
+
+/// Inserts an event's delivery, if it has none.
+pub(super) fn insert_delivery(
     tx: &Transaction<'_>,
     outbox_id: i64,
     now: Timestamp,
-) -> rusqlite::Result<bool> {
+) -> rusqlite::Result<DeliveryInsert> {
     let inserted = tx
         .prepare_cached(&format!(
             "INSERT INTO delivery (outbox_id, channel, created_at) VALUES (?1, {CHANNEL}, ?2) \
          ON CONFLICT (outbox_id) DO NOTHING"
         ))?
         .execute((outbox_id, now.as_micros()))?;
-    Ok(inserted > 0)
+    Ok(if inserted > 0 {
+        DeliveryInsert::New
+    } else {
+        DeliveryInsert::Existing
+    })
 }
 
 /// The delivery of a payment, as people see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notification {
-    /// PENDING, SENDING, DELIVERED, DEAD or DISCARDED.
-    pub status: String,
+    /// Its status.
+    pub status: DeliveryStatus,
     /// The channel.
     pub channel: String,
     /// The number of attempts.
@@ -45,12 +75,12 @@ pub struct Notification {
     /// When the channel accepted it.
     pub delivered_at: Option<Timestamp>,
     /// The kind of message that carried it.
-    pub delivered_in: Option<String>,
+    pub delivered_in: Option<Carrier>,
     /// The error of the last failed attempt.
     pub last_error: Option<String>,
 }
 
-pub(super) fn find(
+pub(super) fn find_delivery(
     connection: &Connection,
     outbox_id: i64,
 ) -> rusqlite::Result<Option<Notification>> {
@@ -86,15 +116,15 @@ pub struct PendingDelivery {
 
 /// The oldest waiting deliveries of a channel, in commit order. An unreadable one does not hide the
 /// others.
-pub fn waiting(
+pub fn pending_deliveries(
     connection: &Connection,
     channel: &str,
     limit: usize,
 ) -> rusqlite::Result<Vec<PendingDelivery>> {
-    read_waiting(connection, channel, "'PENDING', 'SENDING'", 0, limit)
+    read_pending_deliveries(connection, channel, "'PENDING', 'SENDING'", 0, limit)
 }
 
-fn read_waiting(
+fn read_pending_deliveries(
     connection: &Connection,
     channel: &str,
     statuses: &str,
@@ -104,7 +134,8 @@ fn read_waiting(
     let read = |row: &Row<'_>| {
         let payment = match row.get_ref(0)? {
             rusqlite::types::ValueRef::Null => Err("its payment does not exist".to_owned()),
-            _ => payment::read(row).map_err(|error| format!("its payment cannot be read: {error}")),
+            _ => payment::read_payment_row(row)
+                .map_err(|error| format!("its payment cannot be read: {error}")),
         };
         Ok(PendingDelivery {
             payment,
@@ -120,23 +151,27 @@ fn read_waiting(
                 AND d.status IN ('PENDING', 'SENDING') AND d.status IN ({statuses}) \
                 AND d.outbox_id > ?3 ORDER BY d.outbox_id LIMIT ?2"
         ))?
-        .query_map((channel, sql_limit(limit), after), read)?
+        .query_map((channel, row_limit(limit), after), read)?
         .collect()
 }
 
 /// Whether more than this number wait for a channel.
-pub fn more_than(connection: &Connection, channel: &str, count: usize) -> rusqlite::Result<bool> {
+pub fn has_more_deliveries_than(
+    connection: &Connection,
+    channel: &str,
+    count: usize,
+) -> rusqlite::Result<bool> {
     connection
         .prepare_cached(
             "SELECT 1 FROM delivery WHERE channel = ?1 AND status IN ('PENDING', 'SENDING') \
              ORDER BY outbox_id LIMIT 1 OFFSET ?2",
         )?
-        .exists((channel, sql_limit(count)))
+        .exists((channel, row_limit(count)))
 }
 
 /// Marks deliveries as SENDING before their POST: if the process ends before the outcome is
 /// recorded, the outcome is unknown.
-pub fn mark_sending(tx: &Transaction<'_>, outbox_ids: &[i64]) -> rusqlite::Result<()> {
+pub fn mark_deliveries_sending(tx: &Transaction<'_>, outbox_ids: &[i64]) -> rusqlite::Result<()> {
     let mut update = tx.prepare_cached(
         "UPDATE delivery SET status = 'SENDING' WHERE outbox_id = ?1 AND status = 'PENDING'",
     )?;
@@ -148,47 +183,37 @@ pub fn mark_sending(tx: &Transaction<'_>, outbox_ids: &[i64]) -> rusqlite::Resul
 
 /// Marks the oldest PENDING deliveries of a channel after an event as SENDING, and returns them: a
 /// part of a summary.
-pub fn begin_sending(
+pub fn begin_sending_deliveries(
     tx: &Transaction<'_>,
     channel: &str,
     after: i64,
     limit: usize,
 ) -> rusqlite::Result<Vec<PendingDelivery>> {
-    let waiting = read_waiting(tx, channel, "'PENDING'", after, limit)?;
+    let waiting = read_pending_deliveries(tx, channel, "'PENDING'", after, limit)?;
     let readable: Vec<i64> = waiting
         .iter()
         .filter(|waiting| waiting.payment.is_ok())
         .map(|waiting| waiting.outbox_id)
         .collect();
-    mark_sending(tx, &readable)?;
+    mark_deliveries_sending(tx, &readable)?;
     Ok(waiting)
 }
 
-/// The kind of message that carries a payment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Carrier {
-    /// A message of its own, or a log line.
-    Single,
-    /// A line of a digest.
-    Digest,
-    /// One of the payments that a summary counts.
-    Summary,
-}
-
-impl Carrier {
-    /// As it is stored.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Single => "single",
-            Self::Digest => "digest",
-            Self::Summary => "summary",
-        }
+text_enum! {
+    /// The kind of message that carries a payment.
+    pub enum Carrier {
+        /// A message of its own, or a log line.
+        Single = "single",
+        /// A line of a digest.
+        Digest = "digest",
+        /// One of the payments that a summary counts.
+        Summary = "summary",
     }
 }
 
 /// The outcome of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub enum DeliveryOutcome {
     /// The channel accepted it.
     Delivered(Carrier),
     /// Not sent: no attempt is counted.
@@ -201,11 +226,11 @@ pub enum Outcome {
 
 /// Records the outcome for up to `limit` of a channel's SENDING deliveries up to an event. Returns
 /// how many: fewer than `limit` when all are recorded.
-pub fn save_outcome(
+pub fn save_delivery_outcomes(
     tx: &Transaction<'_>,
     channel: &str,
     last: i64,
-    outcome: &Outcome,
+    outcome: &DeliveryOutcome,
     limit: usize,
     now: Timestamp,
 ) -> rusqlite::Result<usize> {
@@ -216,15 +241,15 @@ pub fn save_outcome(
                 AND status IN ('PENDING', 'SENDING') AND outbox_id <= ?2 AND status = 'SENDING' \
                 ORDER BY outbox_id LIMIT ?3",
         )?
-        .query_map((channel, last, sql_limit(limit)), |row| row.get(0))?
+        .query_map((channel, last, row_limit(limit)), |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
-    record_outcome(tx, &ids, outcome, now)?;
+    record_delivery_outcome(tx, &ids, outcome, now)?;
     Ok(ids.len())
 }
 
 /// Requeues deliveries that were SENDING when the process ended, and counts their outcome as
 /// unknown. Returns how many.
-pub fn recover(tx: &Transaction<'_>) -> rusqlite::Result<usize> {
+pub fn recover_deliveries(tx: &Transaction<'_>) -> rusqlite::Result<usize> {
     // The first condition selects the index: without it every finished row would be read.
     tx.execute(
         "UPDATE delivery SET status = 'PENDING', attempts = attempts + 1, unknown_outcomes = \
@@ -235,15 +260,17 @@ pub fn recover(tx: &Transaction<'_>) -> rusqlite::Result<usize> {
 }
 
 /// Records the outcome for these deliveries, if they still wait.
-pub fn record_outcome(
+pub fn record_delivery_outcome(
     tx: &Transaction<'_>,
     outbox_ids: &[i64],
-    outcome: &Outcome,
+    outcome: &DeliveryOutcome,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
     match outcome {
-        Outcome::Delivered(carrier) => mark_delivered(tx, outbox_ids, *carrier, now),
-        Outcome::Requeued => {
+        DeliveryOutcome::Delivered(carrier) => {
+            mark_deliveries_delivered(tx, outbox_ids, *carrier, now)
+        }
+        DeliveryOutcome::Requeued => {
             let sql = "UPDATE delivery SET status = 'PENDING' WHERE outbox_id = ?1 \
                 AND status = 'SENDING'";
             let mut update = tx.prepare_cached(sql)?;
@@ -252,13 +279,13 @@ pub fn record_outcome(
             }
             Ok(())
         }
-        Outcome::Failed(error) => mark_failed(tx, outbox_ids, error, 0),
-        Outcome::Unknown(error) => mark_failed(tx, outbox_ids, error, 1),
+        DeliveryOutcome::Failed(error) => mark_deliveries_failed(tx, outbox_ids, error, 0),
+        DeliveryOutcome::Unknown(error) => mark_deliveries_failed(tx, outbox_ids, error, 1),
     }
 }
 
 /// Records that a channel accepted messages.
-pub fn mark_delivered(
+pub fn mark_deliveries_delivered(
     tx: &Transaction<'_>,
     outbox_ids: &[i64],
     carrier: Carrier,
@@ -269,17 +296,17 @@ pub fn mark_delivered(
             = attempts + 1 WHERE outbox_id = ?1 AND status IN ('PENDING', 'SENDING')",
     )?;
     for id in outbox_ids {
-        mark.execute((id, now.as_micros(), carrier.as_str()))?;
+        mark.execute((id, now.as_micros(), carrier))?;
     }
     Ok(())
 }
 
-/// Records that messages were not accepted; `unknown` is 1 if that is uncertain.
-fn mark_failed(
+/// Records that messages were not accepted. `unknown_outcomes` is 1 if that is uncertain, else 0.
+fn mark_deliveries_failed(
     tx: &Transaction<'_>,
     outbox_ids: &[i64],
     error: &str,
-    unknown: i64,
+    unknown_outcomes: i64,
 ) -> rusqlite::Result<()> {
     let mut mark = tx.prepare_cached(
         "UPDATE delivery SET status = 'PENDING', attempts = attempts + 1, unknown_outcomes = \
@@ -287,14 +314,14 @@ fn mark_failed(
             AND status IN ('PENDING', 'SENDING')",
     )?;
     for id in outbox_ids {
-        mark.execute((id, error, unknown))?;
+        mark.execute((id, error, unknown_outcomes))?;
     }
     Ok(())
 }
 
 /// Discards a dead letter's delivery: one that could not be sent, or one of an event that could not
 /// be published and so never arrived.
-pub(super) fn discard(
+pub(super) fn discard_delivery(
     tx: &Transaction<'_>,
     outbox_id: i64,
     now: Timestamp,
@@ -313,24 +340,24 @@ pub(super) fn discard(
 }
 
 /// Dead-letters the oldest waiting delivery of a channel. Returns its event.
-pub fn skip_oldest(
+pub fn skip_oldest_delivery(
     tx: &Transaction<'_>,
     channel: &str,
     reason: &str,
     now: Timestamp,
 ) -> rusqlite::Result<Option<i64>> {
-    let oldest = waiting(tx, channel, 1)?
+    let oldest = pending_deliveries(tx, channel, 1)?
         .first()
         .map(|waiting| waiting.outbox_id);
     if let Some(outbox_id) = oldest {
-        bury(tx, outbox_id, Some(reason), now)?;
+        mark_delivery_dead(tx, outbox_id, Some(reason), now)?;
     }
     Ok(oldest)
 }
 
 /// Dead-letters a delivery that cannot be sent as it is; without a reason, that of its last failure
 /// applies.
-pub fn bury(
+pub fn mark_delivery_dead(
     tx: &Transaction<'_>,
     outbox_id: i64,
     reason: Option<&str>,
@@ -344,7 +371,9 @@ pub fn bury(
         .query_row((outbox_id, reason), |row| row.get(0))
         .optional()?;
     match reason {
-        Some(reason) => dead_letter::insert_event(tx, outbox_id, &reason.unwrap_or_default(), now),
+        Some(reason) => {
+            dead_letter::insert_dead_event(tx, outbox_id, &reason.unwrap_or_default(), now)
+        }
         None => Ok(()),
     }
 }

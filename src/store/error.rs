@@ -24,11 +24,39 @@ pub enum StoreError {
     Failed(Arc<str>),
 }
 
+impl StoreError {
+    /// Whether SQLite reports a damaged file (<https://sqlite.org/rescode.html#corrupt>).
+    pub(super) fn is_corruption(error: &rusqlite::Error) -> bool {
+        matches!(
+            error.sqlite_error_code(),
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+        )
+    }
+
+    /// Whether SQLite reports a full disk. The index of the WAL, which grows with it, has an error
+    /// code of its own for that.
+    pub(super) fn is_full_disk(error: &rusqlite::Error) -> bool {
+        let extended = error.sqlite_error().map(|error| error.extended_code);
+        error.sqlite_error_code() == Some(ErrorCode::DiskFull)
+            || extended == Some(SQLITE_IOERR_SHMSIZE)
+    }
+
+    /// Whether every other job would fail in the same way.
+    pub(super) fn is_environment_failure(error: &rusqlite::Error) -> bool {
+        Self::is_corruption(error)
+            || Self::is_full_disk(error)
+            || matches!(
+                error.sqlite_error_code(),
+                Some(ErrorCode::SystemIoFailure | ErrorCode::OutOfMemory)
+            )
+    }
+}
+
 impl From<&rusqlite::Error> for StoreError {
     fn from(error: &rusqlite::Error) -> Self {
-        if is_corruption(error) {
+        if Self::is_corruption(error) {
             Self::Damaged
-        } else if is_full(error) {
+        } else if Self::is_full_disk(error) {
             Self::Full
         } else {
             Self::Failed(error.to_string().into())
@@ -42,22 +70,8 @@ impl From<rusqlite::Error> for StoreError {
     }
 }
 
-/// The index of the WAL, which grows with it, has an error code of its own for a full disk.
-pub(super) fn is_full(error: &rusqlite::Error) -> bool {
-    let extended = error.sqlite_error().map(|error| error.extended_code);
-    error.sqlite_error_code() == Some(ErrorCode::DiskFull) || extended == Some(SQLITE_IOERR_SHMSIZE)
-}
-
 impl From<r2d2::Error> for StoreError {
     fn from(error: r2d2::Error) -> Self {
         Self::Failed(error.to_string().into())
     }
-}
-
-/// SQLite's error codes for a damaged file (<https://sqlite.org/rescode.html#corrupt>).
-pub(super) fn is_corruption(error: &rusqlite::Error) -> bool {
-    matches!(
-        error.sqlite_error_code(),
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
-    )
 }

@@ -2,7 +2,7 @@
 //! first response can be written again from them, byte for byte, while its key is kept.
 
 use super::payment::{self, COLUMNS};
-use super::row::sql_limit;
+use super::row::row_limit;
 use crate::domain::payment::Payment;
 use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Transaction};
 use std::time::{Duration, Instant};
@@ -21,12 +21,12 @@ pub struct IdempotentRequest {
 /// How long this database has been served: the time since the start, plus the arrival of the newest
 /// key before it. It never jumps, and stands still while payrelay is stopped.
 #[derive(Debug, Clone, Copy)]
-pub struct ServiceTime {
+pub struct IdempotencyClock {
     before: Duration,
     started: Instant,
 }
 
-impl ServiceTime {
+impl IdempotencyClock {
     pub(super) fn resume(connection: &Connection) -> SqlResult<Self> {
         let newest: Option<i64> = connection
             .prepare(
@@ -47,13 +47,13 @@ impl ServiceTime {
     }
 }
 
-fn micros(time: Duration) -> i64 {
+fn idempotency_key_micros(time: Duration) -> i64 {
     i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// The outcome of a request with a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Once {
+pub enum IdempotentOutcome {
     /// It was executed now.
     Executed(Vec<Payment>),
     /// It was executed before: these are the first payments.
@@ -71,33 +71,38 @@ struct StoredKey {
 
 /// Executes the payments, unless the same request was executed before: then returns its payments.
 /// The key is stored in the same transaction, and never more than `keys_max` keys are.
-pub fn execute_once(
+pub fn execute_once_per_key(
     tx: &Transaction<'_>,
     request: &IdempotentRequest,
     keys_max: usize,
     arrived_at: Duration,
     pay: impl FnOnce() -> SqlResult<Vec<Payment>>,
-) -> SqlResult<Once> {
-    match find(tx, request)? {
-        Some(kept) if kept.body_hash == request.body_hash => answer(tx, &kept).map(Once::Replayed),
-        Some(_) => Ok(Once::KeyReused),
+) -> SqlResult<IdempotentOutcome> {
+    match find_idempotency_key(tx, request)? {
+        Some(stored) if stored.body_hash == request.body_hash => {
+            payments_of_idempotency_key(tx, &stored).map(IdempotentOutcome::Replayed)
+        }
+        Some(_) => Ok(IdempotentOutcome::KeyReused),
         None => {
             let payments = pay()?;
-            insert(tx, request, &payments, arrived_at)?;
+            insert_idempotency_key(tx, request, &payments, arrived_at)?;
             // One in, one out: between two purges there are never more keys.
-            if count(tx)? > sql_limit(keys_max) {
+            if count_idempotency_keys(tx)? > row_limit(keys_max) {
                 tx.prepare_cached(
                     "DELETE FROM idempotency_key WHERE id = (SELECT id FROM idempotency_key \
                         WHERE id > 0 ORDER BY id LIMIT 1)",
                 )?
                 .execute([])?;
             }
-            Ok(Once::Executed(payments))
+            Ok(IdempotentOutcome::Executed(payments))
         }
     }
 }
 
-fn find(tx: &Transaction<'_>, request: &IdempotentRequest) -> SqlResult<Option<StoredKey>> {
+fn find_idempotency_key(
+    tx: &Transaction<'_>,
+    request: &IdempotentRequest,
+) -> SqlResult<Option<StoredKey>> {
     tx.prepare_cached(
         "SELECT body_hash, first_payment_id, payment_count FROM idempotency_key WHERE client = ?1 \
             AND \"key\" = ?2",
@@ -112,7 +117,7 @@ fn find(tx: &Transaction<'_>, request: &IdempotentRequest) -> SqlResult<Option<S
     .optional()
 }
 
-fn insert(
+fn insert_idempotency_key(
     tx: &Transaction<'_>,
     request: &IdempotentRequest,
     payments: &[Payment],
@@ -130,23 +135,29 @@ fn insert(
         &request.key,
         request.body_hash,
         first.id,
-        sql_limit(payments.len()),
-        micros(arrived_at),
+        row_limit(payments.len()),
+        idempotency_key_micros(arrived_at),
     ))?;
     Ok(())
 }
 
 /// The payments of a request have consecutive ids: one transaction, one writer.
-fn answer(tx: &Transaction<'_>, kept: &StoredKey) -> SqlResult<Vec<Payment>> {
+fn payments_of_idempotency_key(
+    tx: &Transaction<'_>,
+    stored: &StoredKey,
+) -> SqlResult<Vec<Payment>> {
     tx.prepare_cached(&format!(
         "SELECT {COLUMNS} FROM payment p WHERE p.id >= ?1 AND p.id < ?1 + ?2 ORDER BY p.id"
     ))?
-    .query_map((kept.first_payment_id, kept.payment_count), payment::read)?
+    .query_map(
+        (stored.first_payment_id, stored.payment_count),
+        payment::read_payment_row,
+    )?
     .collect()
 }
 
 /// How many keys are stored: their ids have no gaps, and the lowest are deleted first.
-pub fn count(connection: &Connection) -> SqlResult<i64> {
+pub fn count_idempotency_keys(connection: &Connection) -> SqlResult<i64> {
     let end = |sql: &str| {
         connection
             .prepare_cached(sql)?
@@ -162,24 +173,24 @@ pub fn count(connection: &Connection) -> SqlResult<i64> {
 
 /// Deletes at most `limit` keys, oldest first: those that arrived before `cutoff`, and those in
 /// excess of `keys_max`. Returns how many.
-pub fn purge(
+pub fn purge_idempotency_keys(
     tx: &Transaction<'_>,
     cutoff: Duration,
     keys_max: usize,
     limit: usize,
 ) -> SqlResult<usize> {
-    let surplus = count(tx)?.saturating_sub(sql_limit(keys_max));
+    let surplus = count_idempotency_keys(tx)?.saturating_sub(row_limit(keys_max));
     let oldest: Vec<(i64, i64)> = tx
         .prepare_cached(
             "SELECT id, arrived_at FROM idempotency_key WHERE id > 0 ORDER BY id LIMIT ?1",
         )?
-        .query_map([sql_limit(limit)], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .query_map([row_limit(limit)], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect::<SqlResult<_>>()?;
     let first = oldest.first().map_or(0, |(id, _)| *id);
     let mut delete = tx.prepare_cached("DELETE FROM idempotency_key WHERE id = ?1")?;
     let mut deleted = 0;
     for (id, arrived_at) in oldest {
-        if arrived_at >= micros(cutoff) && id - first >= surplus {
+        if arrived_at >= idempotency_key_micros(cutoff) && id - first >= surplus {
             break;
         }
         delete.execute([id])?;
@@ -199,7 +210,7 @@ mod tests {
 
     const KEYS_MAX: usize = 10;
 
-    fn keyed(client: &str, key: &str, body: u8) -> IdempotentRequest {
+    fn idempotent_request(client: &str, key: &str, body: u8) -> IdempotentRequest {
         IdempotentRequest {
             client: client.into(),
             key: key.into(),
@@ -207,7 +218,11 @@ mod tests {
         }
     }
 
-    fn pay(tx: &Transaction<'_>, request: &IdempotentRequest, now: u32) -> Option<Vec<Payment>> {
+    fn pay_with_idempotency_key(
+        tx: &Transaction<'_>,
+        request: &IdempotentRequest,
+        now: u32,
+    ) -> Option<Vec<Payment>> {
         let reservations = (1..=3)
             .map(|id| Reservation {
                 reservation_id: id,
@@ -218,65 +233,86 @@ mod tests {
             user_id: 7,
             reservations,
         };
-        let (now, arrived_at) = (
-            Timestamp::from_micros(now.into()),
-            Duration::from_micros(now.into()),
-        );
-        match execute_once(tx, request, KEYS_MAX, arrived_at, || {
-            payment::execute(tx, &new, "KRW", None, now)
+        let arrived_at = Duration::from_micros(now.into());
+        let now = Timestamp::from_micros(now.into());
+        match execute_once_per_key(tx, request, KEYS_MAX, arrived_at, || {
+            payment::execute_payments(tx, &new, "KRW", None, now)
         })
         .unwrap()
         {
-            Once::Executed(payments) | Once::Replayed(payments) => Some(payments),
-            Once::KeyReused => None,
+            IdempotentOutcome::Executed(payments) | IdempotentOutcome::Replayed(payments) => {
+                Some(payments)
+            }
+            IdempotentOutcome::KeyReused => None,
         }
     }
 
-    fn with_database(test: impl FnOnce(Transaction<'_>)) {
+    fn with_idempotency_keys(test: impl FnOnce(Transaction<'_>)) {
         let dir = tempfile::tempdir().unwrap();
-        let (mut connection, _) = open::open(&dir.path().join("a.db"), None).unwrap();
+        let (mut connection, _) = open::open_database(&dir.path().join("a.db"), None).unwrap();
         test(Transaction::new(&mut connection, TransactionBehavior::Immediate).unwrap());
     }
 
     #[test]
-    fn a_key_has_one_response_for_one_client_and_one_body() {
-        with_database(|tx| {
-            let first = pay(&tx, &keyed("", "k", 1), 100).unwrap();
+    fn an_idempotency_key_has_one_response_for_one_client_and_one_body() {
+        with_idempotency_keys(|tx| {
+            let first =
+                pay_with_idempotency_key(&tx, &idempotent_request("", "k", 1), 100).unwrap();
             assert_eq!(
                 first.iter().map(|payment| payment.id).collect::<Vec<_>>(),
                 [1, 2, 3]
             );
-            let second = pay(&tx, &keyed("", "l", 1), 200).unwrap();
+            let second =
+                pay_with_idempotency_key(&tx, &idempotent_request("", "l", 1), 200).unwrap();
             assert!(second.iter().all(|payment| payment.failure.is_some()));
-            assert_eq!(pay(&tx, &keyed("", "k", 1), 300), Some(first));
             assert_eq!(
-                pay(&tx, &keyed("", "l", 1), 300),
+                pay_with_idempotency_key(&tx, &idempotent_request("", "k", 1), 300),
+                Some(first)
+            );
+            assert_eq!(
+                pay_with_idempotency_key(&tx, &idempotent_request("", "l", 1), 300),
                 Some(second),
                 "also for FAILED payments"
             );
-            assert_eq!(pay(&tx, &keyed("", "k", 2), 300), None);
-            assert_eq!(pay(&tx, &keyed("other", "k", 2), 300).unwrap()[0].id, 7);
-            assert_eq!(count(&tx).unwrap(), 3);
+            assert_eq!(
+                pay_with_idempotency_key(&tx, &idempotent_request("", "k", 2), 300),
+                None
+            );
+            assert_eq!(
+                pay_with_idempotency_key(&tx, &idempotent_request("other", "k", 2), 300).unwrap()
+                    [0]
+                .id,
+                7
+            );
+            assert_eq!(count_idempotency_keys(&tx).unwrap(), 3);
         });
     }
 
     #[test]
-    fn a_rolled_back_request_leaves_no_key() {
-        with_database(|tx| {
+    fn a_rolled_back_request_leaves_no_idempotency_key() {
+        with_idempotency_keys(|tx| {
             tx.execute_batch("SAVEPOINT job").unwrap();
-            pay(&tx, &keyed("", "k", 1), 100).unwrap();
+            pay_with_idempotency_key(&tx, &idempotent_request("", "k", 1), 100).unwrap();
             tx.execute_batch("ROLLBACK TO job; RELEASE job").unwrap();
-            assert_eq!(count(&tx).unwrap(), 0);
-            assert_eq!(pay(&tx, &keyed("", "k", 2), 200).unwrap()[0].id, 1);
+            assert_eq!(count_idempotency_keys(&tx).unwrap(), 0);
+            assert_eq!(
+                pay_with_idempotency_key(&tx, &idempotent_request("", "k", 2), 200).unwrap()[0].id,
+                1
+            );
         });
     }
 
     #[test]
-    fn the_number_of_keys_is_bounded_and_the_oldest_are_deleted_first() {
-        with_database(|tx| {
+    fn the_number_of_idempotency_keys_is_bounded_and_the_oldest_are_deleted_first() {
+        with_idempotency_keys(|tx| {
             for number in 0..25 {
-                pay(&tx, &keyed("", &number.to_string(), 1), 100 + number).unwrap();
-                assert!(count(&tx).unwrap() <= 10);
+                pay_with_idempotency_key(
+                    &tx,
+                    &idempotent_request("", &number.to_string(), 1),
+                    100 + number,
+                )
+                .unwrap();
+                assert!(count_idempotency_keys(&tx).unwrap() <= 10);
             }
             let kept: Vec<String> = tx
                 .prepare("SELECT \"key\" FROM idempotency_key ORDER BY id")
@@ -295,30 +331,38 @@ mod tests {
     }
 
     #[test]
-    fn the_purge_deletes_old_and_excess_keys_in_batches() {
-        with_database(|tx| {
+    fn the_purge_deletes_old_and_excess_idempotency_keys_in_batches() {
+        with_idempotency_keys(|tx| {
             for number in 0..10 {
-                pay(&tx, &keyed("", &number.to_string(), 1), 100 + number).unwrap();
+                pay_with_idempotency_key(
+                    &tx,
+                    &idempotent_request("", &number.to_string(), 1),
+                    100 + number,
+                )
+                .unwrap();
             }
             let purge = |cutoff, keys_max, limit| {
-                purge(&tx, Duration::from_micros(cutoff), keys_max, limit).unwrap()
+                purge_idempotency_keys(&tx, Duration::from_micros(cutoff), keys_max, limit).unwrap()
             };
             assert_eq!(purge(100, 10, 5), 0);
             assert_eq!(purge(103, 10, 2), 2);
             assert_eq!(purge(103, 10, 2), 1);
             assert_eq!(purge(0, 4, 2), 2);
             assert_eq!(purge(0, 4, 2), 1);
-            assert_eq!((purge(0, 4, 2), count(&tx).unwrap()), (0, 4));
+            assert_eq!(
+                (purge(0, 4, 2), count_idempotency_keys(&tx).unwrap()),
+                (0, 4)
+            );
             assert_eq!(purge(1000, 4, 100), 4);
-            assert_eq!(count(&tx).unwrap(), 0);
+            assert_eq!(count_idempotency_keys(&tx).unwrap(), 0);
         });
     }
 
     #[test]
-    fn the_age_of_a_key_depends_on_no_clock() {
+    fn the_age_of_an_idempotency_key_depends_on_no_system_clock() {
         let dir = tempfile::tempdir().unwrap();
-        let (connection, _) = open::open(&dir.path().join("a.db"), None).unwrap();
-        let first = ServiceTime::resume(&connection).unwrap();
+        let (connection, _) = open::open_database(&dir.path().join("a.db"), None).unwrap();
+        let first = IdempotencyClock::resume(&connection).unwrap();
         assert!(
             first.now() < Duration::from_mins(1),
             "a new database has no service time"
@@ -333,7 +377,7 @@ mod tests {
         connection
             .execute(insert, ("old", 7 * 3600 * 1_000_000_i64))
             .unwrap();
-        let resumed = ServiceTime::resume(&connection).unwrap();
+        let resumed = IdempotencyClock::resume(&connection).unwrap();
         assert!(
             resumed.now() >= Duration::from_hours(7) && resumed.now() < Duration::from_hours(8)
         );

@@ -15,110 +15,70 @@
 pub mod arrival;
 pub mod audit;
 pub mod backlog;
+mod backpressure;
 pub mod backup;
-pub mod channel;
+pub mod channel_action;
+pub mod channel_sink;
+pub mod consume_batch;
 pub mod dead_letter;
+pub mod dead_letter_action;
 pub mod delivery;
 mod engine;
 mod error;
 pub mod idempotency;
+mod offline;
+pub mod origin;
 pub mod outbox;
 pub mod payment;
 pub mod publication;
 #[cfg(test)]
 mod query_plans;
 pub mod relay_action;
-pub mod replay;
 pub mod restore;
 pub mod route;
 mod row;
+mod stored_text;
 pub mod timeline;
 pub mod topic;
 pub mod unconsumed;
-pub mod visibility;
+pub mod unseen;
 pub mod waiting;
 
+use self::backpressure::Backpressure;
 use self::engine::corruption::CorruptionFlag;
-use self::engine::disk_space::Admission;
+use self::engine::disk_space::DiskAdmission;
 use self::engine::{
     Pool, checkpointer, disk_space, files, lock, open, open_error, readers, writer,
 };
-use self::idempotency::ServiceTime;
+use self::idempotency::IdempotencyClock;
 use crate::config;
-use crate::domain::event::NodeId;
+use crate::domain::node_id::NodeId;
 use crate::runtime::health::{Health, HealthHandle};
 use crate::runtime::worker::Worker;
 use crossbeam_channel::{Receiver, Sender, bounded};
 pub use engine::open_error::OpenError;
 pub use error::StoreError;
-use rusqlite::TransactionBehavior;
+pub use offline::OfflineStore;
 pub use rusqlite::{Connection, Result as SqlResult, Transaction};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// A handle to the open database; cloning it is cheap.
 #[derive(Clone)]
 pub struct Store {
-    jobs: Sender<writer::Job>,
-    background: Sender<writer::Job>,
+    jobs: Sender<writer::BoxedWriterJob>,
+    background: Sender<writer::BoxedWriterJob>,
     queries: Sender<readers::Query>,
     pool: Pool,
     node: NodeId,
-    part: HealthHandle,
+    health: HealthHandle,
     damage: CorruptionFlag,
-    admission: Admission,
+    admission: DiskAdmission,
     queue: Backpressure,
     path: Arc<Path>,
-    service_time: ServiceTime,
-}
-
-/// Bounds the payments that wait for the writer. Jobs differ in size, so their number alone bounds
-/// neither time nor memory.
-#[derive(Clone)]
-struct Backpressure {
-    waiting: Arc<AtomicUsize>,
-    max: usize,
-}
-
-/// The queue capacity that a job occupies until the writer has replied.
-struct QueueSlot {
-    queue: Backpressure,
-    payments: usize,
-}
-
-impl Backpressure {
-    fn new(max: usize) -> Self {
-        Self {
-            waiting: Arc::default(),
-            max,
-        }
-    }
-
-    /// Accepts a job while fewer payments wait than the limit, however large the job: none is so
-    /// large that it never is accepted.
-    fn try_acquire(&self, payments: usize) -> Result<QueueSlot, StoreError> {
-        let add = |waiting| (waiting < self.max).then_some(waiting + payments);
-        let acquired = self
-            .waiting
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
-        acquired
-            .map(|_| QueueSlot {
-                queue: self.clone(),
-                payments,
-            })
-            .map_err(|_| StoreError::Busy)
-    }
-}
-
-impl Drop for QueueSlot {
-    fn drop(&mut self) {
-        self.queue
-            .waiting
-            .fetch_sub(self.payments, Ordering::Relaxed);
-    }
+    service_time: IdempotencyClock,
 }
 
 /// A write in progress.
@@ -137,7 +97,7 @@ pub struct StoppedStore {
     store: Store,
     writer: writer::Writer,
     checkpointer: checkpointer::Checkpointer,
-    watch: disk_space::DiskMonitor,
+    monitor: disk_space::DiskMonitor,
     readers: readers::Readers,
 }
 
@@ -154,17 +114,17 @@ impl Store {
         settings: &config::Database,
         node: Option<&NodeId>,
     ) -> Result<StoppedStore, OpenError> {
-        let path = files::resolve(&settings.path)?;
-        let lock = lock::lock(&path)?;
-        let (connection, node) = open::open(&path, node)?;
+        let path = files::resolve_database_file(&settings.path)?;
+        let lock = lock::lock_database(&path)?;
+        let (connection, node) = open::open_database(&path, node)?;
         let readers = u32::try_from(settings.readers.get()).unwrap_or(u32::MAX);
-        let pool = readers::pool(path.clone(), readers.saturating_add(OTHER_READERS))?;
-        let service_time = ServiceTime::resume(&connection)
+        let pool = readers::open_reader_pool(path.clone(), readers.saturating_add(OTHER_READERS))?;
+        let service_time = IdempotencyClock::resume(&connection)
             .map_err(|source| open_error::open_error(&path, source))?;
         let (jobs, queue) = bounded(settings.queue_max.get());
         let (background, background_queue) = bounded(1);
         let (queries, query_queue) = bounded(settings.queue_max.get());
-        let part = HealthHandle::up();
+        let health = HealthHandle::up();
         let damage = CorruptionFlag::none();
         let (checkpoints, checkpointer) = checkpointer::replace_autocheckpoint(&connection, &path)?;
         let writer = writer::Writer::new(writer::WriterOptions {
@@ -172,11 +132,11 @@ impl Store {
             checkpoints,
             jobs: queue,
             background: background_queue,
-            health: writer::WriterHealth::new(part.clone(), damage.clone()),
+            health: writer::WriterHealth::new(health.clone(), damage.clone()),
             lock,
         });
         let readers = readers::Readers::new(settings.readers, query_queue, pool.clone());
-        let (watch, admission) =
+        let (monitor, admission) =
             disk_space::DiskMonitor::new(&path, settings.min_free_bytes, damage.clone());
         let store = Self {
             jobs,
@@ -184,7 +144,7 @@ impl Store {
             queries,
             pool,
             node,
-            part,
+            health,
             damage,
             admission,
             queue: Backpressure::new(settings.queue_max.get()),
@@ -195,7 +155,7 @@ impl Store {
             store,
             writer,
             checkpointer,
-            watch,
+            monitor,
             readers,
         })
     }
@@ -221,7 +181,7 @@ impl Store {
         if damage.is_failing() {
             damage
         } else {
-            self.part.get()
+            self.health.get()
         }
     }
 
@@ -234,10 +194,10 @@ impl Store {
     /// it can. Never waits.
     pub fn probe(&self) {
         // A full queue of jobs probes as well. A full disk is watched elsewhere.
-        if !self.part.get().is_failing() {
+        if !self.health.get().is_failing() {
             return;
         }
-        let _ = self.submit(1, write_probe, drop);
+        let _ = self.submit(1, writer::write_writer_probe, drop);
     }
 
     /// Runs `work` in a transaction, and waits until it is committed to the disk. If `work` fails,
@@ -255,7 +215,7 @@ impl Store {
         &self,
         work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
     ) -> Result<PendingWrite<T>, StoreError> {
-        enqueue(&self.jobs, work)
+        enqueue_store_write(&self.jobs, work)
     }
 
     /// As [`Store::write`], but yields to every other waiting job.
@@ -263,7 +223,7 @@ impl Store {
         &self,
         work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        enqueue(&self.background, work)?.wait()
+        enqueue_store_write(&self.background, work)?.wait()
     }
 
     /// As [`Store::write`], but never waits: the writer's thread passes the result to `done`, after
@@ -280,8 +240,8 @@ impl Store {
             done(result);
         };
         self.jobs
-            .try_send(writer::job(work, done))
-            .map_err(|error| queue_error(&error))
+            .try_send(writer::writer_job(work, done))
+            .map_err(|error| store_queue_error(&error))
     }
 
     /// Whether a payment can be accepted. Called before work is prepared, so that a refusal costs
@@ -289,7 +249,7 @@ impl Store {
     pub fn admit(&self) -> Result<(), StoreError> {
         self.damage.check()?;
         self.admission.check()?;
-        if self.queue.waiting.load(Ordering::Relaxed) < self.queue.max {
+        if self.queue.has_capacity() {
             Ok(())
         } else {
             Err(StoreError::Busy)
@@ -331,68 +291,21 @@ impl Store {
         });
         self.queries
             .try_send(job)
-            .map_err(|error| queue_error(&error))
+            .map_err(|error| store_queue_error(&error))
     }
 }
 
-/// The database for a command, also while payrelay is running.
-pub struct OfflineStore {
-    connection: Connection,
-    node: NodeId,
-}
-
-impl OfflineStore {
-    /// Opens an existing database.
-    pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let (connection, node) = open::open_existing(&files::resolve(path)?)?;
-        Ok(Self { connection, node })
-    }
-
-    /// The node that the database belongs to.
-    pub fn node(&self) -> &NodeId {
-        &self.node
-    }
-
-    /// Runs `query`.
-    pub fn read<T>(
-        &self,
-        query: impl FnOnce(&Connection) -> SqlResult<T>,
-    ) -> Result<T, StoreError> {
-        Ok(query(&self.connection)?)
-    }
-
-    /// Runs `work` in a transaction of its own. The writer of a running payrelay waits for it, so
-    /// it has to be short.
-    pub fn write<T>(
-        &mut self,
-        work: impl FnOnce(&Transaction<'_>) -> SqlResult<T>,
-    ) -> Result<T, StoreError> {
-        let tx = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
-        let value = work(&tx)?;
-        tx.commit()?;
-        Ok(value)
-    }
-}
-
-/// Writes a page, and changes nothing. It needs two updates, because SQLite does not write a page
-/// that stays the same.
-fn write_probe(tx: &Transaction<'_>) -> SqlResult<()> {
-    tx.execute_batch(
-        "UPDATE node SET created_at = created_at + 1; UPDATE node SET created_at = created_at - 1",
-    )
-}
-
-fn enqueue<T: Send + 'static>(
-    queue: &Sender<writer::Job>,
+fn enqueue_store_write<T: Send + 'static>(
+    queue: &Sender<writer::BoxedWriterJob>,
     work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
 ) -> Result<PendingWrite<T>, StoreError> {
     let (answer, answered) = bounded(1);
-    let job = writer::job(work, move |result| drop(answer.send(result)));
+    let job = writer::writer_job(work, move |result| drop(answer.send(result)));
     queue.send(job).map_err(|_| StoreError::Closed)?;
     Ok(PendingWrite(answered))
 }
 
-fn queue_error<T>(error: &crossbeam_channel::TrySendError<T>) -> StoreError {
+fn store_queue_error<T>(error: &crossbeam_channel::TrySendError<T>) -> StoreError {
     match error {
         crossbeam_channel::TrySendError::Full(_) => StoreError::Busy,
         crossbeam_channel::TrySendError::Disconnected(_) => StoreError::Closed,
@@ -403,7 +316,9 @@ impl StoppedStore {
     /// Starts the threads, and returns them in the order in which they are to be stopped.
     pub fn start(self, exits: &Sender<&'static str>) -> io::Result<(Store, Vec<Worker>)> {
         let mut workers = self.readers.spawn(exits)?;
-        workers.push(Worker::spawn("disk", exits, |stop| self.watch.run(&stop))?);
+        workers.push(Worker::spawn("disk", exits, |stop| {
+            self.monitor.run(&stop);
+        })?);
         workers.push(Worker::spawn("checkpointer", exits, |stop| {
             self.checkpointer.run(&stop);
         })?);
@@ -415,7 +330,7 @@ impl StoppedStore {
 }
 
 /// Whether the database answers.
-pub fn ping(connection: &Connection) -> SqlResult<()> {
+pub fn ping_store(connection: &Connection) -> SqlResult<()> {
     connection.query_row("SELECT 1", [], |_| Ok(()))
 }
 
@@ -428,7 +343,7 @@ mod tests {
     use std::path::PathBuf;
     use std::time::Instant;
 
-    fn settings(path: PathBuf, queue_max: usize) -> config::Database {
+    fn store_settings(path: PathBuf, queue_max: usize) -> config::Database {
         let size = |number| NonZeroUsize::new(number).unwrap();
         config::Database {
             path,
@@ -439,9 +354,9 @@ mod tests {
     }
 
     #[test]
-    fn the_queue_is_bounded_in_payments() {
+    fn the_queue_of_the_store_is_bounded_in_payments() {
         let dir = tempfile::tempdir().unwrap();
-        let opened = Store::open(&settings(dir.path().join("a.db"), 4), None).unwrap();
+        let opened = Store::open(&store_settings(dir.path().join("a.db"), 4), None).unwrap();
         let store = opened.store.clone();
         let (answer, answered) = unbounded();
         let submit = |payments| {
@@ -472,9 +387,9 @@ mod tests {
     }
 
     #[test]
-    fn corruption_found_by_a_read_is_known_before_the_reply() {
+    fn corruption_found_by_a_read_of_the_store_is_known_before_the_reply() {
         let dir = tempfile::tempdir().unwrap();
-        let (store, workers) = Store::open(&settings(dir.path().join("a.db"), 4), None)
+        let (store, workers) = Store::open(&store_settings(dir.path().join("a.db"), 4), None)
             .unwrap()
             .start(&unbounded().0)
             .unwrap();
@@ -505,11 +420,11 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_runs_all_waiting_jobs_and_leaves_one_whole_file() {
+    fn stopping_the_store_runs_all_waiting_jobs_and_leaves_one_whole_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.db");
         let (exits, _exited) = unbounded();
-        let (store, workers) = Store::open(&settings(path, 2), None)
+        let (store, workers) = Store::open(&store_settings(path, 2), None)
             .unwrap()
             .start(&exits)
             .unwrap();

@@ -1,15 +1,28 @@
 //! The outbox: a row for each event, INIT until it is acknowledged, PUBLISHED afterwards.
 //!
-//! Ids are in commit order, because there is one writer. The relay reads and marks; only [`purge`]
-//! deletes.
+//! Ids are in commit order, because there is one writer. The relay reads and marks; only
+//! [`purge_outbox`] deletes.
 
-use super::row::sql_limit;
-use super::row::unknown;
-use crate::domain::event::{Event, EventRef, EventType, TraceContext};
+use super::row::row_limit;
+use crate::domain::event::{Event, EventRef, EventType};
+use crate::domain::text_enum::text_enum;
 use crate::domain::timestamp::Timestamp;
+use crate::domain::trace_context::TraceContext;
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
-pub(super) fn insert(
+text_enum! {
+    /// The status of an event in the outbox.
+    pub enum EventStatus {
+        /// It waits to be published.
+        Init = "INIT",
+        /// The publisher has its acknowledgement.
+        Published = "PUBLISHED",
+        /// The broker rejects it as it is, and it is a dead letter.
+        Rejected = "REJECTED",
+    }
+}
+
+pub(super) fn insert_outbox_event(
     tx: &Transaction<'_>,
     payment_id: i64,
     user_id: i64,
@@ -24,7 +37,7 @@ pub(super) fn insert(
     .execute((
         payment_id,
         user_id,
-        kind.as_str(),
+        kind,
         trace.map(|trace| &trace.parent),
         trace.and_then(|trace| trace.state.as_ref()),
         now.as_micros(),
@@ -33,7 +46,7 @@ pub(super) fn insert(
 }
 
 /// The oldest unpublished events with a larger id than `after`, in commit order.
-pub fn unpublished(
+pub fn unpublished_outbox_events(
     connection: &Connection,
     after: i64,
     limit: usize,
@@ -43,13 +56,12 @@ pub fn unpublished(
             "SELECT id, payment_id, user_id, type, created_at, traceparent, tracestate FROM outbox \
              WHERE status = 'INIT' AND id > ?1 ORDER BY id LIMIT ?2",
         )?
-        .query_map((after, sql_limit(limit)), |row| {
-            let kind: String = row.get(3)?;
+        .query_map((after, row_limit(limit)), |row| {
             Ok(Event {
                 outbox_id: row.get(0)?,
                 payment_id: row.get(1)?,
                 user_id: row.get(2)?,
-                kind: EventType::parse(&kind).ok_or_else(|| unknown(3, &kind))?,
+                kind: row.get(3)?,
                 created_at: Timestamp::from_micros(row.get(4)?),
                 trace: match row.get(5)? {
                     Some(parent) => Some(TraceContext {
@@ -63,23 +75,44 @@ pub fn unpublished(
         .collect()
 }
 
-/// Whether the stored event with this id is the same one; `None` if there is no event with this id.
-pub(super) fn matches(connection: &Connection, notice: EventRef) -> rusqlite::Result<Option<bool>> {
+/// How an event of the topic compares with the outbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OutboxMatch {
+    /// The outbox has this event.
+    Same,
+    /// The outbox has another event with this id.
+    Other,
+    /// The outbox has no event with this id.
+    Missing,
+}
+
+/// Looks for an event of the topic in the outbox.
+pub(super) fn match_outbox_event(
+    connection: &Connection,
+    event: EventRef,
+) -> rusqlite::Result<OutboxMatch> {
     let found: Option<(i64, i64)> = connection
         .prepare_cached("SELECT payment_id, created_at FROM outbox WHERE id = ?1")?
-        .query_row([notice.outbox_id], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row([event.outbox_id], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
-    let same = |(payment_id, created_at)| {
-        payment_id == notice.payment_id
-            && notice
-                .created_at
-                .is_none_or(|time| time.as_micros() == created_at)
+    let Some((payment_id, created_at)) = found else {
+        return Ok(OutboxMatch::Missing);
     };
-    Ok(found.map(same))
+    let is_same_time = event
+        .created_at
+        .is_none_or(|time| time.as_micros() == created_at);
+    Ok(if payment_id == event.payment_id && is_same_time {
+        OutboxMatch::Same
+    } else {
+        OutboxMatch::Other
+    })
 }
 
 /// Whether this id has been issued, or skipped.
-pub(super) fn is_given(connection: &Connection, outbox_id: i64) -> rusqlite::Result<bool> {
+pub(super) fn outbox_id_was_issued(
+    connection: &Connection,
+    outbox_id: i64,
+) -> rusqlite::Result<bool> {
     connection
         .prepare_cached("SELECT 1 FROM sqlite_sequence WHERE name = 'outbox' AND seq >= ?1")?
         .exists([outbox_id])
@@ -90,7 +123,10 @@ const UNPUBLISHED: &str = "status IN ('INIT', 'REJECTED') AND NOT EXISTS (SELECT
     FROM delivery d WHERE d.outbox_id = outbox.id)";
 
 /// Whether an event is on no topic, and has no delivery.
-pub(super) fn is_unpublished(connection: &Connection, outbox_id: i64) -> rusqlite::Result<bool> {
+pub(super) fn is_unpublished_outbox_event(
+    connection: &Connection,
+    outbox_id: i64,
+) -> rusqlite::Result<bool> {
     connection
         .prepare_cached(&format!(
             "SELECT 1 FROM outbox WHERE id = ?1 AND {UNPUBLISHED}"
@@ -99,9 +135,9 @@ pub(super) fn is_unpublished(connection: &Connection, outbox_id: i64) -> rusqlit
 }
 
 /// Gives unpublished events new ids, in their order, from `first` on: the topic has their ids under
-/// other payments. [`reconcile`](super::topic::reconcile) has advanced the sequence past every id
-/// of the topic. Returns how many.
-pub fn renumber(tx: &Transaction<'_>, first: i64) -> rusqlite::Result<usize> {
+/// other payments. [`reconcile_topic`](super::topic::reconcile_topic) has advanced the sequence
+/// past every id of the topic. Returns how many.
+pub fn renumber_outbox(tx: &Transaction<'_>, first: i64) -> rusqlite::Result<usize> {
     let ids: Vec<i64> = tx
         .prepare_cached(&format!(
             "SELECT id FROM outbox WHERE id >= ?1 AND {UNPUBLISHED} ORDER BY id"
@@ -133,8 +169,8 @@ pub fn renumber(tx: &Transaction<'_>, first: i64) -> rusqlite::Result<usize> {
 pub struct EventState {
     /// Its place in commit order.
     pub outbox_id: i64,
-    /// INIT, PUBLISHED or REJECTED.
-    pub status: String,
+    /// Its status.
+    pub status: EventStatus,
     /// Why it was rejected, if it was.
     pub rejection: Option<String>,
     /// When it was committed.
@@ -147,7 +183,7 @@ pub struct EventState {
     pub offset: Option<i64>,
 }
 
-pub(super) fn of_payment(
+pub(super) fn find_outbox_event_of_payment(
     connection: &Connection,
     payment_id: i64,
 ) -> rusqlite::Result<Option<EventState>> {
@@ -173,7 +209,11 @@ pub(super) fn of_payment(
 /// Deletes at most `limit` events, with their deliveries, that were published and delivered before
 /// `cutoff`. Returns how many, and adds that to `node.events_purged`. Unfinished events stay,
 /// however old.
-pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, limit: usize) -> rusqlite::Result<usize> {
+pub fn purge_outbox(
+    tx: &Transaction<'_>,
+    cutoff: Timestamp,
+    limit: usize,
+) -> rusqlite::Result<usize> {
     let ids: Vec<i64> = tx
         .prepare_cached(
             "SELECT d.outbox_id FROM delivery d JOIN outbox o ON o.id = d.outbox_id \
@@ -181,7 +221,7 @@ pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, limit: usize) -> rusqlite:
              AND o.status = 'PUBLISHED' AND o.published_at < ?1 \
              ORDER BY d.delivered_at LIMIT ?2",
         )?
-        .query_map((cutoff.as_micros(), sql_limit(limit)), |row| row.get(0))?
+        .query_map((cutoff.as_micros(), row_limit(limit)), |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
     let mut delivery = tx.prepare_cached("DELETE FROM delivery WHERE outbox_id = ?1")?;
     let mut outbox = tx.prepare_cached("DELETE FROM outbox WHERE id = ?1")?;
@@ -191,7 +231,7 @@ pub fn purge(tx: &Transaction<'_>, cutoff: Timestamp, limit: usize) -> rusqlite:
     }
     if !ids.is_empty() {
         tx.prepare_cached("UPDATE node SET events_purged = events_purged + ?1")?
-            .execute([sql_limit(ids.len())])?;
+            .execute([row_limit(ids.len())])?;
     }
     Ok(ids.len())
 }
@@ -201,24 +241,24 @@ mod tests {
     use super::*;
     use crate::store::delivery;
     use crate::store::engine::open;
-    use crate::store::publication::{Destination, Receipt, mark, reject};
+    use crate::store::publication::{Destination, Receipt, record_publication, reject_publication};
     use rusqlite::TransactionBehavior;
 
     /// Creates events with these statuses and deliveries (`+`), and returns their ids, by payment,
     /// after `renumber` from an id on.
-    fn renumbered(events: &[&str], first: i64) -> Vec<i64> {
+    fn outbox_ids_after_renumbering(events: &[&str], first: i64) -> Vec<i64> {
         let dir = tempfile::tempdir().unwrap();
-        let (mut connection, _) = open::open(&dir.path().join("a.db"), None).unwrap();
+        let (mut connection, _) = open::open_database(&dir.path().join("a.db"), None).unwrap();
         let tx = Transaction::new(&mut connection, TransactionBehavior::Immediate).unwrap();
         for (id, event) in (1_i64..).zip(events) {
-            insert_in_state(&tx, id, event);
+            insert_outbox_event_in_state(&tx, id, event);
         }
         tx.execute(
             "UPDATE sqlite_sequence SET seq = 100 WHERE name = 'outbox'",
             [],
         )
         .unwrap();
-        let count = renumber(&tx, first).unwrap();
+        let count = renumber_outbox(&tx, first).unwrap();
         let ids: Vec<i64> = (tx
             .prepare("SELECT id FROM outbox ORDER BY payment_id")
             .unwrap())
@@ -229,7 +269,7 @@ mod tests {
         assert_eq!(ids.iter().filter(|id| **id > 100).count(), count);
         let letters = "SELECT count(*) FROM dead_letter l JOIN outbox o ON o.id = l.outbox_id \
             WHERE o.status = 'REJECTED'";
-        let rejected = sql_limit(
+        let rejected = row_limit(
             events
                 .iter()
                 .filter(|event| event.starts_with("REJECTED"))
@@ -242,25 +282,25 @@ mod tests {
             "each keeps its dead letter"
         );
         // The next payment's event follows them.
-        insert_next(&tx);
+        insert_next_outbox_event(&tx);
         let next: i64 = tx
             .query_row("SELECT max(id) FROM outbox", [], |row| row.get(0))
             .unwrap();
-        assert_eq!(next, 101 + sql_limit(count));
+        assert_eq!(next, 101 + row_limit(count));
         ids
     }
 
     /// Inserts a payment with its event, in a status, and with a delivery for `+`.
-    fn insert_in_state(tx: &Transaction<'_>, id: i64, event: &str) {
+    fn insert_outbox_event_in_state(tx: &Transaction<'_>, id: i64, event: &str) {
         let now = Timestamp::now();
         tx.execute(
             "INSERT INTO payment VALUES (?1, 1, ?1, 1, 'KRW', 'COMPLETED', NULL, ?1)",
             [id],
         )
         .unwrap();
-        insert(tx, id, 1, EventType::Completed, None, now).unwrap();
+        insert_outbox_event(tx, id, 1, EventType::Completed, None, now).unwrap();
         if event.starts_with("REJECTED") {
-            reject(tx, id, "no", now).unwrap();
+            reject_publication(tx, id, "no", now).unwrap();
         }
         if event.starts_with("PUBLISHED") {
             let receipt = Receipt {
@@ -270,32 +310,44 @@ mod tests {
                     offset: Some(id),
                 },
             };
-            mark(tx, &receipt, now).unwrap();
+            record_publication(tx, &receipt, now).unwrap();
         }
         if event.ends_with('+') {
-            delivery::insert(tx, id, now).unwrap();
+            delivery::insert_delivery(tx, id, now).unwrap();
         }
     }
 
-    fn insert_next(tx: &Transaction<'_>) {
+    fn insert_next_outbox_event(tx: &Transaction<'_>) {
         tx.execute(
             "INSERT INTO payment VALUES (1000, 1, 1000, 1, 'KRW', 'COMPLETED', NULL, 1)",
             [],
         )
         .unwrap();
-        insert(tx, 1000, 1, EventType::Completed, None, Timestamp::now()).unwrap();
+        insert_outbox_event(tx, 1000, 1, EventType::Completed, None, Timestamp::now()).unwrap();
     }
 
     #[test]
-    fn unpublished_events_get_new_ids_in_their_order() {
-        assert_eq!(renumbered(&["INIT", "INIT", "INIT"], 1), [101, 102, 103]);
-        assert_eq!(renumbered(&["INIT", "INIT", "INIT"], 2), [1, 101, 102]);
+    fn unpublished_outbox_events_get_new_ids_in_their_order() {
         assert_eq!(
-            renumbered(&["PUBLISHED+", "INIT", "PUBLISHED", "REJECTED", "INIT"], 1),
+            outbox_ids_after_renumbering(&["INIT", "INIT", "INIT"], 1),
+            [101, 102, 103]
+        );
+        assert_eq!(
+            outbox_ids_after_renumbering(&["INIT", "INIT", "INIT"], 2),
+            [1, 101, 102]
+        );
+        assert_eq!(
+            outbox_ids_after_renumbering(
+                &["PUBLISHED+", "INIT", "PUBLISHED", "REJECTED", "INIT"],
+                1
+            ),
             [1, 101, 3, 102, 103]
         );
         // A discarded event, or one that arrived before its mark, has a delivery under its id.
-        assert_eq!(renumbered(&["REJECTED+", "INIT+", "INIT"], 1), [1, 2, 101]);
-        assert_eq!(renumbered(&["INIT"], 2), [1]);
+        assert_eq!(
+            outbox_ids_after_renumbering(&["REJECTED+", "INIT+", "INIT"], 1),
+            [1, 2, 101]
+        );
+        assert_eq!(outbox_ids_after_renumbering(&["INIT"], 2), [1]);
     }
 }

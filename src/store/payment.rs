@@ -1,10 +1,10 @@
 //! Payments, their history, and the outbox rows that are written with them.
 
 use super::outbox;
-use super::row::unknown;
-use crate::domain::event::{EventType, TraceContext};
+use crate::domain::event::EventType;
 use crate::domain::payment::{NewPayment, Payment, Reservation, Status};
 use crate::domain::timestamp::Timestamp;
+use crate::domain::trace_context::TraceContext;
 use rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE;
 use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Row, Transaction};
 
@@ -13,23 +13,24 @@ const ALREADY_PAID: &str = "already paid";
 
 /// Executes a request: stores, for each reservation, a COMPLETED or FAILED payment, its history and
 /// its event. An error rolls back all of it; a FAILED payment is no error of the request.
-pub fn execute(
+pub fn execute_payments(
     tx: &Transaction<'_>,
     new: &NewPayment,
     currency: &str,
     trace: Option<&TraceContext>,
     now: Timestamp,
 ) -> SqlResult<Vec<Payment>> {
-    let mut previous = last_payment(tx, new.user_id)?;
+    let mut previous = last_payment_of_user(tx, new.user_id)?;
     let mut payments = Vec::with_capacity(new.reservations.len());
     for reservation in &new.reservations {
-        let payment = pay(tx, new.user_id, reservation, currency, now)?;
+        let payment =
+            insert_completed_or_failed_payment(tx, new.user_id, reservation, currency, now)?;
         tx.prepare_cached(
             "INSERT INTO payment_history (payment_id, user_id, previous_id, recorded_at) \
                 VALUES (?1, ?2, ?3, ?4)",
         )?
         .execute((payment.id, payment.user_id, previous, now.as_micros()))?;
-        outbox::insert(
+        outbox::insert_outbox_event(
             tx,
             payment.id,
             payment.user_id,
@@ -48,7 +49,7 @@ pub fn execute(
     Ok(payments)
 }
 
-fn last_payment(connection: &Connection, user_id: i64) -> SqlResult<Option<i64>> {
+fn last_payment_of_user(connection: &Connection, user_id: i64) -> SqlResult<Option<i64>> {
     connection
         .prepare_cached("SELECT last_payment_id FROM user_history WHERE user_id = ?1")?
         .query_row([user_id], |row| row.get(0))
@@ -56,7 +57,7 @@ fn last_payment(connection: &Connection, user_id: i64) -> SqlResult<Option<i64>>
 }
 
 /// Inserts a COMPLETED payment, or else a FAILED one with the reason.
-fn pay(
+fn insert_completed_or_failed_payment(
     tx: &Transaction<'_>,
     user_id: i64,
     reservation: &Reservation,
@@ -74,18 +75,18 @@ fn pay(
         paid_by: None,
         executed_at: now,
     };
-    if !insert(tx, &payment)? {
+    if insert_payment(tx, &payment)? == PaymentInsert::AlreadyPaid {
         payment.status = Status::Failed;
         payment.failure = Some(ALREADY_PAID.to_owned());
-        payment.paid_by = paid_by(tx, payment.reservation_id)?;
-        insert(tx, &payment)?;
+        payment.paid_by = payment_that_paid(tx, payment.reservation_id)?;
+        insert_payment(tx, &payment)?;
     }
     payment.id = tx.last_insert_rowid();
     Ok(payment)
 }
 
 /// The payment that has paid a reservation.
-fn paid_by(connection: &Connection, reservation_id: i64) -> SqlResult<Option<i64>> {
+fn payment_that_paid(connection: &Connection, reservation_id: i64) -> SqlResult<Option<i64>> {
     connection
         .prepare_cached(
             "SELECT id FROM payment WHERE reservation_id = ?1 AND status = 'COMPLETED'",
@@ -95,17 +96,28 @@ fn paid_by(connection: &Connection, reservation_id: i64) -> SqlResult<Option<i64
 }
 
 /// The COMPLETED payment of a reservation, if there is one.
-pub fn of_reservation(connection: &Connection, reservation_id: i64) -> SqlResult<Option<Payment>> {
+pub fn find_payment_of_reservation(
+    connection: &Connection,
+    reservation_id: i64,
+) -> SqlResult<Option<Payment>> {
     connection
         .prepare_cached(&format!(
             "SELECT {COLUMNS} FROM payment p WHERE p.reservation_id = ?1 AND p.status = 'COMPLETED'"
         ))?
-        .query_row([reservation_id], read)
+        .query_row([reservation_id], read_payment_row)
         .optional()
 }
 
-/// False if the reservation is already paid: the partial unique index reports it.
-fn insert(tx: &Transaction<'_>, payment: &Payment) -> SqlResult<bool> {
+/// The outcome of inserting a payment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PaymentInsert {
+    Inserted,
+    /// The reservation has a COMPLETED payment.
+    AlreadyPaid,
+}
+
+/// Inserts a payment. The partial unique index reports a reservation that is already paid.
+fn insert_payment(tx: &Transaction<'_>, payment: &Payment) -> SqlResult<PaymentInsert> {
     let inserted = tx
         .prepare_cached(
             "INSERT INTO payment (user_id, reservation_id, amount, currency, status, failure, \
@@ -116,44 +128,55 @@ fn insert(tx: &Transaction<'_>, payment: &Payment) -> SqlResult<bool> {
             payment.reservation_id,
             payment.amount,
             &payment.currency,
-            status_text(payment.status),
+            payment.status,
             &payment.failure,
             payment.executed_at.as_micros(),
         ));
     match inserted {
-        Ok(_) => Ok(true),
+        Ok(_) => Ok(PaymentInsert::Inserted),
         Err(rusqlite::Error::SqliteFailure(error, _))
             if error.extended_code == SQLITE_CONSTRAINT_UNIQUE =>
         {
-            Ok(false)
+            Ok(PaymentInsert::AlreadyPaid)
         }
         Err(error) => Err(error),
     }
 }
 
-/// A user's payments, newest first: at most `limit`, from the one before payment `before`, or from
-/// the newest. `None` if `before` is not a payment of this user.
-pub fn history(
+/// A page of a user's history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HistoryPage {
+    /// Payments, newest first.
+    Payments(Vec<Payment>),
+    /// The page has no beginning: its payment is not one of this user.
+    NotOfUser,
+}
+
+/// At most `limit` payments of a user, from the one before payment `before`, or from the newest.
+pub fn payment_history(
     connection: &Connection,
     user_id: i64,
     before: Option<i64>,
     limit: usize,
-) -> SqlResult<Option<Vec<Payment>>> {
+) -> SqlResult<HistoryPage> {
     let mut step = connection.prepare_cached(&format!(
         "SELECT {COLUMNS}, h.previous_id FROM payment_history h \
             JOIN payment p ON p.id = h.payment_id WHERE h.payment_id = ?1 AND h.user_id = ?2"
     ))?;
     let mut at = |id| {
         step.query_row((id, user_id), |row| {
-            Ok((read(row)?, row.get::<_, Option<i64>>(COLUMN_COUNT)?))
+            Ok((
+                read_payment_row(row)?,
+                row.get::<_, Option<i64>>(COLUMN_COUNT)?,
+            ))
         })
         .optional()
     };
     let mut next = match before {
-        None => last_payment(connection, user_id)?,
+        None => last_payment_of_user(connection, user_id)?,
         Some(before) => match at(before)? {
             Some((_, previous)) => previous,
-            None => return Ok(None),
+            None => return Ok(HistoryPage::NotOfUser),
         },
     };
     let mut payments = Vec::new();
@@ -164,12 +187,13 @@ pub fn history(
         payments.push(payment);
         next = previous;
     }
-    Ok(Some(payments))
+    Ok(HistoryPage::Payments(payments))
 }
 
-/// The columns that [`read`] expects, from a table `p`. For a FAILED payment they name the payment
-/// that has paid its reservation, found by the index `payment_paid`.
-pub(super) const COLUMNS: &str = "p.id, p.user_id, p.reservation_id, p.amount, p.currency, p.status, p.failure, p.executed_at, \
+/// The columns that [`read_payment_row`] expects, from a table `p`. For a FAILED payment they name
+/// the payment that has paid its reservation, found by the index `payment_paid`.
+pub(super) const COLUMNS: &str = "p.id, p.user_id, p.reservation_id, p.amount, p.currency, \
+    p.status, p.failure, p.executed_at, \
     CASE WHEN p.status = 'FAILED' THEN (SELECT paid.id FROM payment paid \
     WHERE paid.reservation_id = p.reservation_id AND paid.status = 'COMPLETED') END";
 
@@ -177,30 +201,16 @@ pub(super) const COLUMNS: &str = "p.id, p.user_id, p.reservation_id, p.amount, p
 pub(super) const COLUMN_COUNT: usize = 9;
 
 /// A payment from the first columns of a row.
-pub(super) fn read(row: &Row<'_>) -> SqlResult<Payment> {
-    let status: String = row.get(5)?;
+pub(super) fn read_payment_row(row: &Row<'_>) -> SqlResult<Payment> {
     Ok(Payment {
         id: row.get(0)?,
         user_id: row.get(1)?,
         reservation_id: row.get(2)?,
         amount: row.get(3)?,
         currency: row.get(4)?,
-        status: parse_status(&status).ok_or_else(|| unknown(5, &status))?,
+        status: row.get(5)?,
         failure: row.get(6)?,
         executed_at: Timestamp::from_micros(row.get(7)?),
         paid_by: row.get(8)?,
     })
-}
-
-pub(super) const fn status_text(status: Status) -> &'static str {
-    match status {
-        Status::Completed => "COMPLETED",
-        Status::Failed => "FAILED",
-    }
-}
-
-fn parse_status(text: &str) -> Option<Status> {
-    [Status::Completed, Status::Failed]
-        .into_iter()
-        .find(|status| status_text(*status) == text)
 }

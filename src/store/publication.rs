@@ -28,30 +28,30 @@ pub enum Destination {
 pub struct Receipt {
     /// The event.
     pub outbox_id: i64,
-    /// Its place.
+    /// Where the publisher has put it.
     pub place: Destination,
 }
 
 /// Marks events PUBLISHED, or dead-letters rejected ones. Marking an event again changes nothing.
-pub fn mark_published(
+pub fn record_publications(
     tx: &Transaction<'_>,
     receipts: &[Receipt],
     now: Timestamp,
 ) -> rusqlite::Result<()> {
     receipts
         .iter()
-        .try_for_each(|receipt| mark(tx, receipt, now).map(drop))?;
+        .try_for_each(|receipt| record_publication(tx, receipt, now).map(drop))?;
     if receipts
         .iter()
         .any(|receipt| receipt.place == Destination::Delivery)
     {
-        unconsumed::advance(tx, 2 * receipts.len())?;
+        unconsumed::advance_unconsumed_mark(tx, 2 * receipts.len())?;
     }
     Ok(())
 }
 
 /// Returns how many events it has marked: 0 if this one was marked already.
-pub(super) fn mark(
+pub(super) fn record_publication(
     tx: &Transaction<'_>,
     receipt: &Receipt,
     now: Timestamp,
@@ -59,10 +59,12 @@ pub(super) fn mark(
     let (partition, offset) = match &receipt.place {
         Destination::Topic { partition, offset } => (Some(*partition), *offset),
         Destination::Delivery => {
-            delivery::insert(tx, receipt.outbox_id, now)?;
+            delivery::insert_delivery(tx, receipt.outbox_id, now)?;
             (None, None)
         }
-        Destination::Rejected(reason) => return reject(tx, receipt.outbox_id, reason, now),
+        Destination::Rejected(reason) => {
+            return reject_publication(tx, receipt.outbox_id, reason, now);
+        }
     };
     tx.prepare_cached(
         "UPDATE outbox SET status = 'PUBLISHED', rejection = NULL, published_at = ?2, \
@@ -72,7 +74,7 @@ pub(super) fn mark(
 }
 
 /// Dead-letters an event that cannot be published as it is, so that the others continue.
-pub(super) fn reject(
+pub(super) fn reject_publication(
     tx: &Transaction<'_>,
     outbox_id: i64,
     reason: &str,
@@ -85,7 +87,7 @@ pub(super) fn reject(
         )?
         .execute((outbox_id, reason))?;
     if rejected > 0 {
-        dead_letter::insert_event(tx, outbox_id, reason, now)?;
+        dead_letter::insert_dead_event(tx, outbox_id, reason, now)?;
     }
     Ok(rejected)
 }

@@ -3,16 +3,21 @@
 
 use super::arrival::{self, AcceptOutcome};
 use super::backlog::BacklogCounter;
-use super::delivery::{Carrier, Outcome};
-use super::idempotency::{IdempotentRequest, Once};
+use super::consume_batch::ConsumeBatch;
+use super::dead_letter::DeadLetterFilter;
+use super::dead_letter_action::{self, DeadLetterAction, DeadLetterRequest, DeadLetterSelection};
+use super::delivery::{Carrier, DeliveryOutcome};
+use super::idempotency::{IdempotentOutcome, IdempotentRequest};
+use super::origin::Origin;
+use super::payment::HistoryPage;
 use super::publication::{self, Destination, Receipt};
-use super::replay::{self, Action, ResolveRequest, Selection};
-use super::topic::{self, ConsumeBatch, PublishedOffsets, PublishedRecord, Reconciled};
+use super::topic::{self, PublishedOffsets, PublishedRecord, Reconciled};
 use super::{
-    channel, dead_letter, delivery, idempotency, outbox, payment, relay_action, route, timeline,
-    unconsumed, visibility,
+    channel_action, dead_letter, delivery, idempotency, outbox, payment, relay_action, route,
+    timeline, unconsumed, unseen,
 };
-use crate::domain::event::{EventRef, NodeId};
+use crate::domain::event::EventRef;
+use crate::domain::node_id::NodeId;
 use crate::domain::payment::{NewPayment, Reservation};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::topic::Topic;
@@ -30,15 +35,15 @@ thread_local! {
     clippy::needless_pass_by_value,
     reason = "rusqlite asks for a function of this type"
 )]
-fn record_statement(event: TraceEvent<'_>) {
+fn record_query_statement(event: TraceEvent<'_>) {
     if let TraceEvent::Stmt(_, sql) = event {
         SEEN.with_borrow_mut(|seen| seen.insert(sql.to_owned()));
     }
 }
 
-/// What may be scanned: indexes of waiting rows, of which a page is read; the routes, the channels
-/// and the partitions, which are a handful; the node, which is one row; and SQLite's table with a
-/// row for each AUTOINCREMENT.
+/// What may be scanned because it is small, or because a statement reads a page of it. Of the
+/// indexes of waiting rows a page is read. The routes, the channels and the partitions are a
+/// handful. The node is one row, and `sqlite_sequence` has a row for each AUTOINCREMENT.
 const SMALL: [&str; 14] = [
     "outbox_init",
     "delivery_waiting",
@@ -58,7 +63,7 @@ const SMALL: [&str; 14] = [
     "SCAN (subquery-1)",
 ];
 
-fn uses_index(step: &str) -> bool {
+fn plan_step_uses_index(step: &str) -> bool {
     let scans = step.starts_with("SCAN");
     // An automatic index is a scan and a sort for each execution.
     !step.contains("TEMP B-TREE")
@@ -66,7 +71,7 @@ fn uses_index(step: &str) -> bool {
         && (!scans || SMALL.iter().any(|index| step.ends_with(index)))
 }
 
-fn event(id: i64) -> EventRef {
+fn plan_event(id: i64) -> EventRef {
     EventRef {
         outbox_id: id,
         payment_id: id,
@@ -77,39 +82,39 @@ fn event(id: i64) -> EventRef {
 const NOW: Timestamp = Timestamp::from_micros(1000);
 
 /// Two payments, from the request to the purge.
-fn run_the_hot_paths(connection: &mut Connection) -> rusqlite::Result<()> {
+fn record_query_plans(connection: &mut Connection) -> rusqlite::Result<()> {
     let tx = Transaction::new(connection, TransactionBehavior::Immediate)?;
     let topic = Topic {
         name: "t".into(),
         id: [0; 16],
     };
-    execute_payments(&tx)?;
-    publish(&tx, &topic)?;
-    consume(&tx, &topic)?;
-    deliver(&tx)?;
-    resolve_dead_letter(&tx)?;
-    delivery::mark_delivered(&tx, &[1, 2], Carrier::Single, NOW)?;
-    show(&tx)?;
-    purge(&tx)?;
+    plan_executing_payments(&tx)?;
+    plan_publishing(&tx, &topic)?;
+    plan_consuming(&tx, &topic)?;
+    plan_delivering(&tx)?;
+    plan_acting_on_dead_letter(&tx)?;
+    delivery::mark_deliveries_delivered(&tx, &[1, 2], Carrier::Single, NOW)?;
+    plan_showing(&tx)?;
+    plan_purging(&tx)?;
     // Each start does this, with millions of finished rows.
-    delivery::recover(&tx)?;
-    route::replace(&tx, &[])?;
-    assert!(!topic::abandon_others(&tx, Some(&topic))?);
+    delivery::recover_deliveries(&tx)?;
+    route::replace_routes(&tx, &[])?;
+    assert!(!topic::abandon_other_topics(&tx, Some(&topic))?);
     tx.commit()
 }
 
-fn pay(tx: &Transaction<'_>, key: &str) -> rusqlite::Result<Once> {
+fn plan_paying(tx: &Transaction<'_>, key: &str) -> rusqlite::Result<IdempotentOutcome> {
     let keyed = IdempotentRequest {
         client: String::new(),
         key: key.to_owned(),
         body_hash: [0; 32],
     };
-    idempotency::execute_once(tx, &keyed, 1, Duration::from_millis(1), || {
-        payment::execute(tx, &new_payment(), "KRW", None, NOW)
+    idempotency::execute_once_per_key(tx, &keyed, 1, Duration::from_millis(1), || {
+        payment::execute_payments(tx, &plan_payment(), "KRW", None, NOW)
     })
 }
 
-fn new_payment() -> NewPayment {
+fn plan_payment() -> NewPayment {
     NewPayment {
         user_id: 1,
         reservations: vec![Reservation {
@@ -119,17 +124,21 @@ fn new_payment() -> NewPayment {
     }
 }
 
-fn execute_payments(tx: &Transaction<'_>) -> rusqlite::Result<()> {
-    payment::execute(tx, &new_payment(), "KRW", None, NOW)?;
-    assert!(
-        matches!((pay(tx, "first")?, pay(tx, "first")?), (Once::Executed(first), Once::Replayed(again)) if first == again)
-    );
-    assert!(payment::of_reservation(tx, 1)?.is_some());
-    assert_eq!(outbox::unpublished(tx, 0, 10)?.len(), 2);
+fn plan_executing_payments(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+    payment::execute_payments(tx, &plan_payment(), "KRW", None, NOW)?;
+    let first = plan_paying(tx, "first")?;
+    let again = plan_paying(tx, "first")?;
+    let (IdempotentOutcome::Executed(first), IdempotentOutcome::Replayed(again)) = (first, again)
+    else {
+        panic!("the second request is a replay of the first");
+    };
+    assert_eq!(first, again);
+    assert!(payment::find_payment_of_reservation(tx, 1)?.is_some());
+    assert_eq!(outbox::unpublished_outbox_events(tx, 0, 10)?.len(), 2);
     Ok(())
 }
 
-fn publish(tx: &Transaction<'_>, topic: &Topic) -> rusqlite::Result<()> {
+fn plan_publishing(tx: &Transaction<'_>, topic: &Topic) -> rusqlite::Result<()> {
     let receipts = [
         Receipt {
             outbox_id: 1,
@@ -143,11 +152,11 @@ fn publish(tx: &Transaction<'_>, topic: &Topic) -> rusqlite::Result<()> {
             place: Destination::Delivery,
         },
     ];
-    publication::mark_published(tx, &receipts, NOW)?;
-    arrival::accept(tx, event(1), NOW)?;
-    arrival::accept(tx, event(9), NOW)?;
+    publication::record_publications(tx, &receipts, NOW)?;
+    arrival::accept_arrival(tx, plan_event(1), NOW)?;
+    arrival::accept_arrival(tx, plan_event(9), NOW)?;
     let found = PublishedRecord {
-        notice: event(1),
+        notice: plan_event(1),
         partition: 0,
         offset: 0,
     };
@@ -155,97 +164,136 @@ fn publish(tx: &Transaction<'_>, topic: &Topic) -> rusqlite::Result<()> {
         topic: topic.clone(),
         offsets: [(0, 1)].into(),
     };
-    let reconciled = topic::reconcile(tx, &[found], &published, NOW)?;
+    let reconciled = topic::reconcile_topic(tx, &[found], &published, NOW)?;
     assert_eq!(reconciled, Reconciled::default());
-    check_visibility(tx, topic, &receipts)
+    plan_unseen_events(tx, topic, &receipts)
 }
 
-fn consume(tx: &Transaction<'_>, topic: &Topic) -> rusqlite::Result<()> {
+fn plan_consuming(tx: &Transaction<'_>, topic: &Topic) -> rusqlite::Result<()> {
     let mut batch = ConsumeBatch::begin(tx, topic)?;
     batch.add(0, 3, Some((2, AcceptOutcome::Accepted)));
     batch.finish(1)?;
-    assert_eq!(topic::partitions(tx, topic)?[0].consumed_to, Some(4));
-    topic::set_positions(tx, topic, &[(0, 5)])?;
-    assert_eq!(topic::partitions_by_name(tx, "t")?[0].consumed_to, Some(5));
-    assert!(!unconsumed::is_behind(tx)?);
-    assert_eq!(unconsumed::count(tx)?.count, 0);
-    assert_eq!(unconsumed::backfill(tx, Some(topic), &[1], NOW)?, 0);
+    assert_eq!(topic::topic_partitions(tx, topic)?[0].consumed_to, Some(4));
+    topic::set_topic_positions(tx, topic, &[(0, 5)])?;
+    assert_eq!(
+        topic::topic_partitions_by_name(tx, "t")?[0].consumed_to,
+        Some(5)
+    );
+    assert!(!unconsumed::is_unconsumed_mark_behind(tx)?);
+    assert_eq!(unconsumed::count_unconsumed(tx)?.count, 0);
+    assert_eq!(
+        unconsumed::backfill_unconsumed(tx, Some(topic), &[1], NOW)?,
+        0
+    );
     Ok(())
 }
 
-fn deliver(tx: &Transaction<'_>) -> rusqlite::Result<()> {
-    assert!(delivery::more_than(tx, "default", 1)?);
-    assert_eq!(delivery::waiting(tx, "default", 10)?.len(), 2);
+fn plan_delivering(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+    assert!(delivery::has_more_deliveries_than(tx, "default", 1)?);
+    assert_eq!(delivery::pending_deliveries(tx, "default", 10)?.len(), 2);
     let backlog = BacklogCounter::new(&["default".to_owned()]).count(tx)?;
     assert_eq!(backlog.undelivered().count, 2);
-    delivery::mark_sending(tx, &[1, 2])?;
-    let save = |outcome| delivery::save_outcome(tx, "default", 9, &outcome, 10, NOW);
-    assert_eq!(save(Outcome::Requeued)?, 2);
-    assert_eq!(delivery::begin_sending(tx, "default", 0, 10)?.len(), 2);
-    assert_eq!(save(Outcome::Unknown("no".to_owned()))?, 2);
-    let action = channel::request(tx, "default", &channel::Action::Resume, "test", NOW)?;
-    assert_eq!(channel::last_action(tx)?, action);
-    assert_eq!(channel::next_action(tx, "default", action)?, None);
-    channel::finish(tx, action, "resumed")
+    delivery::mark_deliveries_sending(tx, &[1, 2])?;
+    let save = |outcome| delivery::save_delivery_outcomes(tx, "default", 9, &outcome, 10, NOW);
+    assert_eq!(save(DeliveryOutcome::Requeued)?, 2);
+    assert_eq!(
+        delivery::begin_sending_deliveries(tx, "default", 0, 10)?.len(),
+        2
+    );
+    assert_eq!(save(DeliveryOutcome::Unknown("no".to_owned()))?, 2);
+    let action = channel_action::request_channel_action(
+        tx,
+        "default",
+        &channel_action::ChannelAction::Resume,
+        "test",
+        NOW,
+    )?;
+    assert_eq!(channel_action::last_channel_action(tx)?, action);
+    assert_eq!(
+        channel_action::next_channel_action(tx, "default", action)?,
+        None
+    );
+    channel_action::finish_channel_action(tx, action, "resumed")
 }
 
-fn resolve_dead_letter(tx: &Transaction<'_>) -> rusqlite::Result<()> {
-    delivery::bury(tx, 2, Some("poison"), NOW)?;
-    let request = ResolveRequest {
-        action: Action::Replay,
-        which: Selection::Open { after: 0, limit: 9 },
+fn plan_acting_on_dead_letter(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+    delivery::mark_delivery_dead(tx, 2, Some("poison"), NOW)?;
+    let request = DeadLetterRequest {
+        action: DeadLetterAction::Replay,
+        which: DeadLetterSelection::Open { after: 0, limit: 9 },
         dry_run: false,
         node: &NodeId::parse("n").unwrap(),
-        origin: "",
+        origin: Origin::Http,
         now: NOW,
     };
-    assert_eq!(replay::resolve(tx, request)?.len(), 1);
-    assert_eq!(dead_letter::list(tx, true, 0, 9)?.len(), 0);
-    assert_eq!(dead_letter::list(tx, false, 0, 9)?.len(), 1);
+    assert_eq!(
+        dead_letter_action::act_on_dead_letters(tx, request)?.len(),
+        1
+    );
+    assert_eq!(
+        dead_letter::list_dead_letters(tx, DeadLetterFilter::Open, 0, 9)?.len(),
+        0
+    );
+    assert_eq!(
+        dead_letter::list_dead_letters(tx, DeadLetterFilter::All, 0, 9)?.len(),
+        1
+    );
     Ok(())
 }
 
-fn show(tx: &Transaction<'_>) -> rusqlite::Result<()> {
-    assert!(timeline::find(tx, 1)?.is_some());
-    let page = payment::history(tx, 1, Some(2), 10)?;
-    assert_eq!(page.map(|page| page.len()), Some(1));
+fn plan_showing(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+    assert!(timeline::find_payment_timeline(tx, 1)?.is_some());
+    let page = payment::payment_history(tx, 1, Some(2), 10)?;
+    assert!(matches!(page, HistoryPage::Payments(page) if page.len() == 1));
     Ok(())
 }
 
-fn purge(tx: &Transaction<'_>) -> rusqlite::Result<()> {
-    assert_eq!(outbox::purge(tx, Timestamp::from_micros(2000), 10)?, 2);
-    assert!(matches!(pay(tx, "second")?, Once::Executed(_)));
-    assert_eq!(idempotency::purge(tx, Duration::from_millis(2), 1, 10)?, 1);
-    assert_eq!(dead_letter::open_records(tx)?, 0);
-    dead_letter::drop_records(tx, 1)?;
-    assert_eq!(dead_letter::purge(tx, NOW, 10)?, 0);
+fn plan_purging(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+    assert_eq!(
+        outbox::purge_outbox(tx, Timestamp::from_micros(2000), 10)?,
+        2
+    );
+    assert!(matches!(
+        plan_paying(tx, "second")?,
+        IdempotentOutcome::Executed(_)
+    ));
+    assert_eq!(
+        idempotency::purge_idempotency_keys(tx, Duration::from_millis(2), 1, 10)?,
+        1
+    );
+    assert_eq!(dead_letter::count_open_dead_records(tx)?, 0);
+    dead_letter::count_dropped_dead_records(tx, 1)?;
+    assert_eq!(dead_letter::purge_dead_letters(tx, NOW, 10)?, 0);
     Ok(())
 }
 
-fn check_visibility(
+fn plan_unseen_events(
     tx: &Transaction<'_>,
     topic: &Topic,
     receipts: &[Receipt],
 ) -> rusqlite::Result<()> {
-    visibility::note(tx, topic, receipts)?;
-    assert!(visibility::is_any_unseen(tx)?);
-    let noted = visibility::unseen(tx, topic)?;
-    visibility::saw(tx, topic, &[(0, noted.first().copied())].into())?;
-    let requeued = visibility::requeue_hidden(tx, &noted, &[(0, 0..9)].into(), &[1].into())?;
+    unseen::note_unseen(tx, topic, receipts)?;
+    assert!(unseen::has_unseen(tx)?);
+    let noted = unseen::unseen_of_topic(tx, topic)?;
+    unseen::shorten_unseen(tx, topic, &[(0, noted.first().copied())].into())?;
+    let requeued = unseen::requeue_unseen(tx, &noted, &[(0, 0..9)].into(), &[1].into())?;
     assert_eq!(requeued, 0);
-    visibility::saw(tx, topic, &[(0, None)].into())?;
-    outbox::renumber(tx, 1 << 50)?;
-    assert_eq!(relay_action::last_resume(tx)?, 0);
+    unseen::shorten_unseen(tx, topic, &[(0, None)].into())?;
+    outbox::renumber_outbox(tx, 1 << 50)?;
+    assert_eq!(relay_action::last_relay_resume_action(tx)?, 0);
     Ok(())
 }
 
 #[test]
-fn no_hot_statement_scans_or_sorts() {
+fn no_query_plan_of_a_hot_path_scans_or_sorts() {
     let dir = tempfile::tempdir().unwrap();
     let (mut connection, _) =
-        crate::store::engine::open::open(&dir.path().join("a.db"), None).unwrap();
-    connection.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(record_statement));
-    run_the_hot_paths(&mut connection).unwrap();
+        crate::store::engine::open::open_database(&dir.path().join("a.db"), None).unwrap();
+    connection.trace_v2(
+        TraceEventCodes::SQLITE_TRACE_STMT,
+        Some(record_query_statement),
+    );
+    record_query_plans(&mut connection).unwrap();
     connection.trace_v2(TraceEventCodes::empty(), None);
     let seen = SEEN.take();
     let statements: Vec<_> = seen.iter().filter(|sql| !sql.starts_with("--")).collect();
@@ -263,7 +311,7 @@ fn no_hot_statement_scans_or_sorts() {
             .unwrap();
         for step in steps {
             let step: String = step.unwrap();
-            assert!(uses_index(&step), "{sql}\n  {step}");
+            assert!(plan_step_uses_index(&step), "{sql}\n  {step}");
             uses_payment_paid |= step.contains("payment_paid");
         }
     }
@@ -271,13 +319,15 @@ fn no_hot_statement_scans_or_sorts() {
 }
 
 #[test]
-fn slow_steps_are_recognized() {
+fn slow_steps_of_a_query_plan_are_recognized() {
     for step in [
         "SCAN outbox",
         "SCAN d USING INDEX delivery_delivered",
         "USE TEMP B-TREE FOR ORDER BY",
     ] {
-        assert!(!uses_index(step), "{step}");
+        assert!(!plan_step_uses_index(step), "{step}");
     }
-    assert!(uses_index("SCAN outbox USING COVERING INDEX outbox_init"));
+    assert!(plan_step_uses_index(
+        "SCAN outbox USING COVERING INDEX outbox_init"
+    ));
 }

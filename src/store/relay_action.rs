@@ -1,18 +1,24 @@
-//! The actions of operators on the relay, and their origin. A fenced relay looks for a new row.
+//! The actions of operators on the relay. A fenced relay looks for a new row.
 
-use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, Transaction};
 
-/// Lets a fenced relay acquire its transactional ids again. `origin` is `http` or `command line`.
-pub fn resume(tx: &Transaction<'_>, origin: &str, now: Timestamp) -> rusqlite::Result<()> {
+use super::origin::Origin;
+use crate::domain::timestamp::Timestamp;
+
+/// Lets a fenced relay acquire its transactional ids again.
+pub fn request_relay_resume_action(
+    tx: &Transaction<'_>,
+    origin: Origin,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
     let sql = "INSERT INTO relay_action (action, origin, acted_at) VALUES ('resume', ?1, ?2)";
     tx.prepare_cached(sql)?
         .execute((origin, now.as_micros()))
         .map(drop)
 }
 
-/// The last resume; 0 if there was none. It grows.
-pub fn last_resume(connection: &Connection) -> rusqlite::Result<i64> {
+/// The id of the last resume, which grows; 0 if there was none.
+pub fn last_relay_resume_action(connection: &Connection) -> rusqlite::Result<i64> {
     connection
         .prepare_cached("SELECT ifnull(max(id), 0) FROM relay_action")?
         .query_row([], |row| row.get(0))

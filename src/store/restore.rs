@@ -10,8 +10,7 @@ use super::StoreError;
 use super::audit::{AuditDatabase, Finding, UNCONSUMED_KIND};
 use super::engine::BUSY_TIMEOUT;
 use super::engine::{files, lock, open};
-use super::error::is_corruption;
-use crate::domain::event::NodeId;
+use crate::domain::node_id::NodeId;
 use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _};
 use std::fs::{self, DirBuilder, File};
@@ -40,7 +39,7 @@ pub enum RestoreError {
         node: NodeId,
     },
     /// The copy has inconsistent tables.
-    #[error("the copy is inconsistent, so it was not restored: {}", show(.0))]
+    #[error("the copy is inconsistent, so it was not restored: {}", describe_restore_findings(.0))]
     Unsound(Vec<Finding>),
     /// The copy is a damaged file.
     #[error(
@@ -68,9 +67,9 @@ pub enum RestoreError {
 
 impl RestoreError {
     /// Names the copy instead of the temporary file in the error of a damaged copy.
-    fn of_copy(self, copy: &Path) -> Self {
+    fn name_the_copy(self, copy: &Path) -> Self {
         let reason = match &self {
-            Self::Open(OpenError::Sqlite { source, .. }) if is_corruption(source) => {
+            Self::Open(OpenError::Sqlite { source, .. }) if StoreError::is_corruption(source) => {
                 source.to_string()
             }
             Self::Store(error @ StoreError::Damaged) => error.to_string(),
@@ -87,7 +86,7 @@ impl From<rusqlite::Error> for RestoreError {
     }
 }
 
-fn show(findings: &[Finding]) -> String {
+fn describe_restore_findings(findings: &[Finding]) -> String {
     findings
         .iter()
         .map(|seen| format!("{} {}", seen.count, seen.what))
@@ -108,7 +107,7 @@ pub struct Restored {
 
 /// A request to restore.
 #[derive(Debug, Clone, Copy)]
-pub struct Request<'a> {
+pub struct RestoreRequest<'a> {
     /// The copy; `None`: the database itself is a copy.
     pub copy: Option<&'a Path>,
     /// The database, as configured.
@@ -122,19 +121,24 @@ pub struct Request<'a> {
 }
 
 /// Restores a copy. No payrelay runs on the database meanwhile.
-pub fn restore(request: &Request<'_>) -> Result<Restored, RestoreError> {
-    let database = files::resolve(request.database)?;
-    let _lock = lock::lock(&database)?;
+pub fn restore_database(request: &RestoreRequest<'_>) -> Result<Restored, RestoreError> {
+    let database = files::resolve_database_file(request.database)?;
+    let _lock = lock::lock_database(&database)?;
     match request.copy {
-        None => adopt(&database, request),
-        Some(copy) => replace(&files::resolve(copy)?, &database, request),
+        None => adopt_restored_copy(&database, request),
+        Some(copy) => {
+            replace_by_restored_copy(&files::resolve_database_file(copy)?, &database, request)
+        }
     }
 }
 
 /// Marks the database as a copy.
-fn adopt(database: &Path, request: &Request<'_>) -> Result<Restored, RestoreError> {
-    let (node, payments) = check(database, request.node)?;
-    mark(database, request, None)?;
+fn adopt_restored_copy(
+    database: &Path,
+    request: &RestoreRequest<'_>,
+) -> Result<Restored, RestoreError> {
+    let (node, payments) = check_restored_copy(database, request.node)?;
+    mark_restored_copy(database, request, None)?;
     Ok(Restored {
         node,
         payments,
@@ -142,16 +146,20 @@ fn adopt(database: &Path, request: &Request<'_>) -> Result<Restored, RestoreErro
     })
 }
 
-fn replace(copy: &Path, database: &Path, request: &Request<'_>) -> Result<Restored, RestoreError> {
+fn replace_by_restored_copy(
+    copy: &Path,
+    database: &Path,
+    request: &RestoreRequest<'_>,
+) -> Result<Restored, RestoreError> {
     if copy == database {
         return Err(RestoreError::Same(copy.to_owned()));
     }
-    let current = current(database);
-    let part = files::sibling(database, ".restore-part");
-    let prepared = prepare(copy, &part, current.as_ref(), request);
-    let prepared = prepared.map_err(|error| error.of_copy(copy));
+    let current = find_database_to_restore(database);
+    let part = files::sibling_file(database, ".restore-part");
+    let prepared = prepare_restored_copy(copy, &part, current.as_ref(), request);
+    let prepared = prepared.map_err(|error| error.name_the_copy(copy));
     let restored = prepared.and_then(|(node, payments)| {
-        let before = move_away(database, request.now)?;
+        let before = move_database_away_to_restore(database, request.now)?;
         fs::rename(&part, database).map_err(|source| RestoreError::Io {
             path: database.into(),
             source,
@@ -169,7 +177,7 @@ fn replace(copy: &Path, database: &Path, request: &Request<'_>) -> Result<Restor
     });
     // After a success there is no file under this name.
     for suffix in SUFFIXES {
-        let _ = fs::remove_file(files::sibling(&part, suffix));
+        let _ = fs::remove_file(files::sibling_file(&part, suffix));
     }
     restored
 }
@@ -177,23 +185,23 @@ fn replace(copy: &Path, database: &Path, request: &Request<'_>) -> Result<Restor
 const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
 
 /// Copies the files next to the database, and makes one sound, marked file of them.
-fn prepare(
+fn prepare_restored_copy(
     copy: &Path,
     part: &Path,
-    current: Option<&Current>,
-    request: &Request<'_>,
+    current: Option<&ReplacedDatabase>,
+    request: &RestoreRequest<'_>,
 ) -> Result<(NodeId, i64), RestoreError> {
     for suffix in SUFFIXES {
-        let _ = fs::remove_file(files::sibling(part, suffix));
+        let _ = fs::remove_file(files::sibling_file(part, suffix));
     }
-    copy_file(copy, part)?;
-    let wal = files::sibling(copy, "-wal");
+    copy_file_to_restore(copy, part)?;
+    let wal = files::sibling_file(copy, "-wal");
     if wal.exists() {
-        copy_file(&wal, &files::sibling(part, "-wal"))?;
+        copy_file_to_restore(&wal, &files::sibling_file(part, "-wal"))?;
     }
     let node = request.node.or(current.map(|current| &current.node));
-    let checked = check(part, node)?;
-    mark(part, request, current.map(|current| current.given))?;
+    let checked = check_restored_copy(part, node)?;
+    mark_restored_copy(part, request, current.map(|current| current.given))?;
     let synced = File::open(part).and_then(|file| file.sync_all());
     synced.map_err(|source| RestoreError::Io {
         path: part.into(),
@@ -202,7 +210,7 @@ fn prepare(
     Ok(checked)
 }
 
-fn copy_file(from: &Path, to: &Path) -> Result<(), RestoreError> {
+fn copy_file_to_restore(from: &Path, to: &Path) -> Result<(), RestoreError> {
     let mut source = File::open(from).map_err(|source| RestoreError::Io {
         path: from.into(),
         source,
@@ -219,7 +227,7 @@ fn copy_file(from: &Path, to: &Path) -> Result<(), RestoreError> {
 }
 
 /// Checks the file as a whole, and the consistency of its tables.
-fn check(file: &Path, node: Option<&NodeId>) -> Result<(NodeId, i64), RestoreError> {
+fn check_restored_copy(file: &Path, node: Option<&NodeId>) -> Result<(NodeId, i64), RestoreError> {
     let checked = AuditDatabase::open(file)?;
     let copy = checked.node().clone();
     if let Some(node) = node.filter(|node| **node != copy) {
@@ -241,7 +249,11 @@ fn check(file: &Path, node: Option<&NodeId>) -> Result<(NodeId, i64), RestoreErr
 }
 
 /// Marks the file as a copy, with the user who restored it. Afterwards it has no WAL.
-fn mark(file: &Path, request: &Request<'_>, given: Option<i64>) -> Result<(), RestoreError> {
+fn mark_restored_copy(
+    file: &Path,
+    request: &RestoreRequest<'_>,
+    given: Option<i64>,
+) -> Result<(), RestoreError> {
     let connection = Connection::open(file)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.pragma_update(None, "synchronous", "FULL")?;
@@ -256,29 +268,32 @@ fn mark(file: &Path, request: &Request<'_>, given: Option<i64>) -> Result<(), Re
 }
 
 /// The existing database.
-struct Current {
+struct ReplacedDatabase {
     node: NodeId,
     /// The largest id that it has given.
     given: i64,
 }
 
 /// `None` if there is none, or it cannot be read: that may be the reason to restore.
-fn current(database: &Path) -> Option<Current> {
-    let (connection, node) = open::open_to_read(database).ok()?;
+fn find_database_to_restore(database: &Path) -> Option<ReplacedDatabase> {
+    let (connection, node) = open::open_database_to_read(database).ok()?;
     let sql = "SELECT max(seq) FROM sqlite_sequence";
     let given: Option<i64> = connection
         .query_row(sql, [], |row| row.get(0))
         .optional()
         .ok()??;
-    Some(Current {
+    Some(ReplacedDatabase {
         node,
         given: given.unwrap_or(0),
     })
 }
 
 /// Moves the files of the database into a folder of their own.
-fn move_away(database: &Path, now: Timestamp) -> Result<Option<PathBuf>, RestoreError> {
-    let files = SUFFIXES.map(|suffix| files::sibling(database, suffix));
+fn move_database_away_to_restore(
+    database: &Path,
+    now: Timestamp,
+) -> Result<Option<PathBuf>, RestoreError> {
+    let files = SUFFIXES.map(|suffix| files::sibling_file(database, suffix));
     if !files.iter().any(|file| file.exists()) {
         return Ok(None);
     }
@@ -287,7 +302,7 @@ fn move_away(database: &Path, now: Timestamp) -> Result<Option<PathBuf>, Restore
         .chars()
         .filter(char::is_ascii_alphanumeric)
         .collect();
-    let folder = files::sibling(database, &format!(".before-{time}"));
+    let folder = files::sibling_file(database, &format!(".before-{time}"));
     let made = DirBuilder::new().mode(0o700).create(&folder);
     made.map_err(|source| RestoreError::Io {
         path: folder.clone(),

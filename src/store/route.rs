@@ -6,16 +6,16 @@ use rusqlite::Transaction;
 
 /// Replaces the routes by those of the configuration. Deliveries of a removed channel are routed
 /// again.
-pub fn replace(tx: &Transaction<'_>, routes: &[config::Route]) -> rusqlite::Result<()> {
+pub fn replace_routes(tx: &Transaction<'_>, routes: &[config::Route]) -> rusqlite::Result<()> {
     tx.execute("DELETE FROM route", [])?;
     let mut insert = tx.prepare_cached("INSERT INTO route VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?;
     for (position, route) in (0_i64..).zip(routes) {
-        let status = route.status.map(super::payment::status_text);
-        let (amount, user) = (&route.amount, &route.user);
+        let amount = &route.amount;
+        let user = &route.user;
         insert.execute((
             position,
             &route.name,
-            status,
+            route.status,
             amount.start(),
             amount.end(),
             user.start(),

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Result as SqlResult};
 
 use super::delivery::{self, Notification};
 use super::outbox::{self, EventState};
-use super::payment::{COLUMNS, read};
+use super::payment::{COLUMNS, read_payment_row};
 use crate::domain::payment::Payment;
 
 /// A payment and its progress.
@@ -19,17 +19,20 @@ pub struct PaymentTimeline {
 }
 
 /// One payment's timeline.
-pub fn find(connection: &Connection, id: i64) -> SqlResult<Option<PaymentTimeline>> {
+pub fn find_payment_timeline(
+    connection: &Connection,
+    id: i64,
+) -> SqlResult<Option<PaymentTimeline>> {
     let payment = connection
         .prepare_cached(&format!("SELECT {COLUMNS} FROM payment p WHERE p.id = ?1"))?
-        .query_row([id], read)
+        .query_row([id], read_payment_row)
         .optional()?;
     let Some(payment) = payment else {
         return Ok(None);
     };
-    let event = outbox::of_payment(connection, id)?;
+    let event = outbox::find_outbox_event_of_payment(connection, id)?;
     let notification = match &event {
-        Some(event) => delivery::find(connection, event.outbox_id)?,
+        Some(event) => delivery::find_delivery(connection, event.outbox_id)?,
         None => None,
     };
     Ok(Some(PaymentTimeline {

@@ -5,8 +5,8 @@
 //! of them. The publisher reads the topic from the first one, and the consumer resumes at the
 //! second. A crash costs neither an event nor a duplicate.
 
-use super::arrival::AcceptOutcome;
-use super::{arrival, outbox, publication, unconsumed};
+use super::outbox::{self, OutboxMatch};
+use super::{arrival, publication};
 use crate::domain::event::EventRef;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::topic::Topic;
@@ -34,33 +34,39 @@ pub struct Partition {
 }
 
 /// The partitions of a topic incarnation. Those of earlier incarnations do not count.
-pub fn partitions(connection: &Connection, topic: &Topic) -> rusqlite::Result<Vec<Partition>> {
+pub fn topic_partitions(
+    connection: &Connection,
+    topic: &Topic,
+) -> rusqlite::Result<Vec<Partition>> {
     connection
         .prepare_cached(&format!(
             "{PARTITION} WHERE topic = ?1 AND topic_id = ?2 ORDER BY \"partition\""
         ))?
-        .query_map((&topic.name, topic.id), read)?
+        .query_map((&topic.name, topic.id), read_topic_partition)?
         .collect()
 }
 
 /// The partitions of the topic with this name, for people: of the consumed incarnation, if there is
 /// one.
-pub fn partitions_by_name(connection: &Connection, name: &str) -> rusqlite::Result<Vec<Partition>> {
+pub fn topic_partitions_by_name(
+    connection: &Connection,
+    name: &str,
+) -> rusqlite::Result<Vec<Partition>> {
     connection
         .prepare_cached(&format!(
-            "{PARTITION} WHERE topic = ?1 AND topic_id = coalesce( (SELECT topic_id \
+            "{PARTITION} WHERE topic = ?1 AND topic_id = coalesce((SELECT topic_id \
                 FROM topic_partition WHERE topic = ?1 AND consumed_to IS NOT NULL \
                 LIMIT 1), (SELECT topic_id FROM topic_partition WHERE topic = ?1 LIMIT 1)) \
                 ORDER BY \"partition\""
         ))?
-        .query_map([name], read)?
+        .query_map([name], read_topic_partition)?
         .collect()
 }
 
-const PARTITION: &str = "SELECT \"partition\", published_to, consumed_to, last_outbox_id, duplicates, gaps, inversions \
-    FROM topic_partition";
+const PARTITION: &str = "SELECT \"partition\", published_to, consumed_to, last_outbox_id, \
+    duplicates, gaps, inversions FROM topic_partition";
 
-fn read(row: &Row<'_>) -> rusqlite::Result<Partition> {
+fn read_topic_partition(row: &Row<'_>) -> rusqlite::Result<Partition> {
     Ok(Partition {
         partition: row.get(0)?,
         published_to: row.get(1)?,
@@ -82,7 +88,7 @@ pub struct PublishedOffsets {
 }
 
 /// Saves how far every event is marked, in the transaction that marks it.
-pub fn save_published_offsets(
+pub fn save_published_topic_offsets(
     tx: &Transaction<'_>,
     reached: &PublishedOffsets,
 ) -> rusqlite::Result<()> {
@@ -121,49 +127,49 @@ pub struct Reconciled {
 /// Marks events that are on the topic already, so that they are not published again. Ids that the
 /// topic has and this database does not know were issued by a later state of it: they are not
 /// issued again.
-pub fn reconcile(
+pub fn reconcile_topic(
     tx: &Transaction<'_>,
     found: &[PublishedRecord],
     reached: &PublishedOffsets,
     now: Timestamp,
 ) -> rusqlite::Result<Reconciled> {
-    record_incarnation(tx, &reached.topic, now)?;
+    record_topic_incarnation(tx, &reached.topic, now)?;
     let mut result = Reconciled::default();
     let mut newest = 0;
     for record in found {
         let notice = record.notice;
-        match outbox::matches(tx, notice)? {
-            Some(true) => result.marked += mark_record(tx, record, now)?,
-            Some(false) => {
+        match outbox::match_outbox_event(tx, notice)? {
+            OutboxMatch::Same => result.marked += mark_topic_record(tx, record, now)?,
+            OutboxMatch::Other => {
                 result.unknown += 1;
-                if outbox::is_unpublished(tx, notice.outbox_id)? {
+                if outbox::is_unpublished_outbox_event(tx, notice.outbox_id)? {
                     let first = result.first_conflict.unwrap_or(notice.outbox_id);
                     result.first_conflict = Some(first.min(notice.outbox_id));
                 }
                 newest = newest.max(notice.outbox_id);
             }
-            None if arrival::is_purged(tx, notice)? => {}
-            None => {
+            OutboxMatch::Missing if arrival::is_purged_arrival(tx, notice)? => {}
+            OutboxMatch::Missing => {
                 result.unknown += 1;
                 // The ids have advanced already after the restore of a backup.
-                if !outbox::is_given(tx, notice.outbox_id)? {
+                if !outbox::outbox_id_was_issued(tx, notice.outbox_id)? {
                     newest = newest.max(notice.outbox_id.max(notice.payment_id));
                 }
             }
         }
     }
     if newest > 0 {
-        super::engine::ids::advance_sequences(tx, newest, now)?;
+        super::engine::ids::advance_id_sequences(tx, newest, now)?;
     }
     // An open conflict has to be found again, should the process end.
     if result.first_conflict.is_none() {
-        save_published_offsets(tx, reached)?;
+        save_published_topic_offsets(tx, reached)?;
     }
     Ok(result)
 }
 
 /// Returns how many events it has marked: 0 if this one was marked already.
-fn mark_record(
+fn mark_topic_record(
     tx: &Transaction<'_>,
     record: &PublishedRecord,
     now: Timestamp,
@@ -175,20 +181,24 @@ fn mark_record(
             offset: Some(record.offset),
         },
     };
-    publication::mark(tx, &receipt, now)
+    publication::record_publication(tx, &receipt, now)
 }
 
 /// Records an incarnation of the topic when the publisher first sees it: earlier events are on an
 /// earlier one. Every event up to the newest delivery was published before, and those after it up
 /// to the next INIT one.
-fn record_incarnation(tx: &Transaction<'_>, topic: &Topic, now: Timestamp) -> rusqlite::Result<()> {
+fn record_topic_incarnation(
+    tx: &Transaction<'_>,
+    topic: &Topic,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
     let known = "SELECT 1 FROM topic_incarnation WHERE topic = ?1 AND topic_id = ?2";
     if tx.prepare_cached(known)?.exists((&topic.name, topic.id))? {
         return Ok(());
     }
     tx.execute(
         "INSERT INTO topic_incarnation (topic, topic_id, published_before, first_seen_at) \
-            VALUES (?1, ?2, coalesce( (SELECT id FROM outbox WHERE status = 'INIT' \
+            VALUES (?1, ?2, coalesce((SELECT id FROM outbox WHERE status = 'INIT' \
             AND id > ifnull((SELECT max(outbox_id) FROM delivery), 0) ORDER BY id \
             LIMIT 1) - 1, (SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0), ?3)",
         (&topic.name, topic.id, now.as_micros()),
@@ -196,112 +206,8 @@ fn record_incarnation(tx: &Transaction<'_>, topic: &Topic, now: Timestamp) -> ru
     Ok(())
 }
 
-/// The irregularities of a batch.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ConsumeStats {
-    /// Records of events that had a delivery.
-    pub duplicates: i64,
-    /// Events that arrived after a later one.
-    pub inversions: i64,
-}
-
-/// Records that are being consumed, in the order of each partition.
-pub struct ConsumeBatch<'a> {
-    tx: &'a Transaction<'a>,
-    topic: &'a Topic,
-    /// The largest outbox id of each partition before this batch.
-    last_outbox_ids: BTreeMap<i32, i64>,
-    partitions: BTreeMap<i32, PartitionProgress>,
-}
-
-struct PartitionProgress {
-    consumed_to: i64,
-    last_outbox_id: i64,
-    stats: ConsumeStats,
-}
-
-impl<'a> ConsumeBatch<'a> {
-    /// Resumes from the saved state of the topic.
-    pub fn begin(tx: &'a Transaction<'a>, topic: &'a Topic) -> rusqlite::Result<Self> {
-        let known = partitions(tx, topic)?;
-        let last_outbox_ids = known
-            .into_iter()
-            .map(|known| (known.partition, known.last_outbox_id))
-            .collect();
-        Ok(Self {
-            tx,
-            topic,
-            last_outbox_ids,
-            partitions: BTreeMap::new(),
-        })
-    }
-
-    /// Adds a stored record; `event` is its event, if it is one of ours.
-    pub fn add(&mut self, partition: i32, offset: i64, event: Option<(i64, AcceptOutcome)>) {
-        let last_outbox_id = self.last_outbox_ids.get(&partition).copied().unwrap_or(0);
-        let new = || PartitionProgress {
-            consumed_to: 0,
-            last_outbox_id,
-            stats: ConsumeStats::default(),
-        };
-        let progress = self.partitions.entry(partition).or_insert_with(new);
-        progress.consumed_to = offset + 1;
-        match event {
-            Some((id, AcceptOutcome::Accepted)) => {
-                progress.stats.inversions += i64::from(id < progress.last_outbox_id);
-                progress.last_outbox_id = progress.last_outbox_id.max(id);
-            }
-            Some((_, AcceptOutcome::Duplicate | AcceptOutcome::Purged)) => {
-                progress.stats.duplicates += 1;
-            }
-            Some((_, AcceptOutcome::Unknown)) | None => {}
-        }
-    }
-
-    /// Saves how far the partitions are consumed, and moves the low-water mark over the new
-    /// deliveries.
-    pub fn finish(self, records: usize) -> rusqlite::Result<ConsumeStats> {
-        let mut all = ConsumeStats::default();
-        let mut update = self.tx.prepare_cached(
-            "INSERT INTO topic_partition (topic, topic_id, \"partition\", consumed_to, \
-                last_outbox_id, duplicates, inversions) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) \
-                ON CONFLICT DO UPDATE SET consumed_to = excluded.consumed_to, last_outbox_id = \
-                excluded.last_outbox_id, duplicates = duplicates + excluded.duplicates, \
-                inversions = inversions + excluded.inversions",
-        )?;
-        for (
-            partition,
-            PartitionProgress {
-                consumed_to,
-                last_outbox_id,
-                stats,
-            },
-        ) in self.partitions
-        {
-            let ConsumeStats {
-                duplicates,
-                inversions,
-            } = stats;
-            let Topic { name, id } = self.topic;
-            update.execute((
-                name,
-                id,
-                partition,
-                consumed_to,
-                last_outbox_id,
-                duplicates,
-                inversions,
-            ))?;
-            all.duplicates += duplicates;
-            all.inversions += inversions;
-        }
-        unconsumed::advance(self.tx, 2 * records)?;
-        Ok(all)
-    }
-}
-
 /// Sets the next offset of partitions where it is unknown, or where the topic no longer has it.
-pub fn set_positions(
+pub fn set_topic_positions(
     tx: &Transaction<'_>,
     topic: &Topic,
     positions: &[(i32, i64)],
@@ -318,7 +224,7 @@ pub fn set_positions(
 
 /// Deletes the state of other topics, and of earlier incarnations of this one. Returns whether
 /// there was any.
-pub fn abandon_others(tx: &Transaction<'_>, topic: Option<&Topic>) -> rusqlite::Result<bool> {
+pub fn abandon_other_topics(tx: &Transaction<'_>, topic: Option<&Topic>) -> rusqlite::Result<bool> {
     let (name, id) = topic.map(|topic| (&topic.name, topic.id)).unzip();
     let sql = "DELETE FROM topic_partition WHERE topic IS NOT ?1 OR topic_id IS NOT ?2";
     Ok(tx.prepare_cached(sql)?.execute((name, id))? > 0)

@@ -5,8 +5,8 @@
 //! is published again moves it back. So nothing here scans the outbox. Above the mark there are few
 //! rows unless there is a fault.
 
-use super::delivery;
-use super::row::sql_limit;
+use super::delivery::{self, DeliveryInsert};
+use super::row::row_limit;
 use super::waiting::Waiting;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::topic::Topic;
@@ -15,8 +15,8 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 /// How many rows one page reads.
 const PAGE_ROWS: usize = 10_000;
 
-/// The rows above an id, in commit order: whether each is REJECTED, when it was published, whether
-/// it has a delivery, and its place on the topic.
+/// The rows above an id, in commit order. The columns: the id, whether it is REJECTED, when it was
+/// published, whether it has a delivery, its partition, its offset.
 const ROWS_ABOVE: &str = "SELECT o.id, o.status = 'REJECTED', o.published_at, \
      EXISTS (SELECT 1 FROM delivery d WHERE d.outbox_id = o.id), o.\"partition\", o.\"offset\" \
      FROM outbox o WHERE o.id > ?1 ORDER BY o.id LIMIT ?2";
@@ -36,7 +36,7 @@ pub struct Unconsumed {
 
 /// The published events without a delivery among the next 10,000 rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Page {
+pub struct UnconsumedPage {
     /// In commit order.
     pub events: Vec<Unconsumed>,
     /// The id after which the next page begins; `None` for the last page.
@@ -44,18 +44,21 @@ pub struct Page {
 }
 
 /// The low-water mark.
-pub(super) fn mark(connection: &Connection) -> rusqlite::Result<i64> {
+pub(super) fn unconsumed_low_water_mark(connection: &Connection) -> rusqlite::Result<i64> {
     connection
         .prepare_cached("SELECT consumed_through FROM node")?
         .query_row([], |row| row.get(0))
 }
 
 /// The page after an id, or after the mark if that is later. Costs a few milliseconds at most.
-pub fn page(connection: &Connection, after: i64) -> rusqlite::Result<Page> {
-    let mut page = Page::default();
+pub fn page_of_unconsumed(connection: &Connection, after: i64) -> rusqlite::Result<UnconsumedPage> {
+    let mut page = UnconsumedPage::default();
     let mut rows_seen = 0;
     let mut statement = connection.prepare_cached(ROWS_ABOVE)?;
-    let mut rows = statement.query((mark(connection)?.max(after), sql_limit(PAGE_ROWS)))?;
+    let mut rows = statement.query((
+        unconsumed_low_water_mark(connection)?.max(after),
+        row_limit(PAGE_ROWS),
+    ))?;
     while let Some(row) = rows.next()? {
         rows_seen += 1;
         let outbox_id = row.get(0)?;
@@ -75,25 +78,27 @@ pub fn page(connection: &Connection, after: i64) -> rusqlite::Result<Page> {
     Ok(page)
 }
 
-/// How many events are PUBLISHED and have no delivery, and when the first of them was published:
-/// before that it may have waited for Kafka for hours. After the first page the number is an
-/// estimate.
-pub fn count(connection: &Connection) -> rusqlite::Result<Waiting> {
-    let Page { events, next } = page(connection, 0)?;
+/// How many events are PUBLISHED and have no delivery, and when the first of them was published.
+/// That is not when it was committed: it may have waited for Kafka for hours. After the first page
+/// the number is an estimate.
+pub fn count_unconsumed(connection: &Connection) -> rusqlite::Result<Waiting> {
+    let UnconsumedPage { events, next } = page_of_unconsumed(connection, 0)?;
     let last = events
         .last()
         .map(|event| event.outbox_id)
         .filter(|last| Some(*last) == next);
-    let beyond = last.map_or(Ok(0), |last| ids_up_to_init(connection, last))?;
+    let beyond = last.map_or(Ok(0), |last| {
+        count_unconsumed_ids_before_init(connection, last)
+    })?;
     let oldest_at = events.iter().map(|event| event.published_at).min();
     Ok(Waiting {
-        count: sql_limit(events.len()) + beyond,
+        count: row_limit(events.len()) + beyond,
         oldest_at,
     })
 }
 
 /// How many ids there are from an event to the first one that is not published.
-fn ids_up_to_init(connection: &Connection, after: i64) -> rusqlite::Result<i64> {
+fn count_unconsumed_ids_before_init(connection: &Connection, after: i64) -> rusqlite::Result<i64> {
     let init: Option<i64> = connection
         .prepare_cached(
             "SELECT id FROM outbox WHERE status = 'INIT' AND id > ?1 ORDER BY id LIMIT 1",
@@ -110,14 +115,15 @@ fn ids_up_to_init(connection: &Connection, after: i64) -> rusqlite::Result<i64> 
 }
 
 /// Moves the mark over up to `limit` rows. Returns whether there may be more.
-pub fn advance(tx: &Transaction<'_>, limit: usize) -> rusqlite::Result<bool> {
-    let before = mark(tx)?;
+pub fn advance_unconsumed_mark(tx: &Transaction<'_>, limit: usize) -> rusqlite::Result<bool> {
+    let before = unconsumed_low_water_mark(tx)?;
     let mut reached = before;
     let mut moved = 0;
     let mut statement = tx.prepare_cached(ROWS_ABOVE)?;
-    let mut rows = statement.query((before, sql_limit(limit)))?;
+    let mut rows = statement.query((before, row_limit(limit)))?;
     while let Some(row) = rows.next()? {
-        let (rejected, has_delivery): (bool, bool) = (row.get(1)?, row.get(3)?);
+        let rejected: bool = row.get(1)?;
+        let has_delivery: bool = row.get(3)?;
         if !rejected && !has_delivery {
             break;
         }
@@ -133,7 +139,7 @@ pub fn advance(tx: &Transaction<'_>, limit: usize) -> rusqlite::Result<bool> {
 
 /// Backfills: gives published events their deliveries, because no topic will bring them any more.
 /// Returns how many had none; those count as gaps of their partitions of `topic`.
-pub fn backfill(
+pub fn backfill_unconsumed(
     tx: &Transaction<'_>,
     topic: Option<&Topic>,
     ids: &[i64],
@@ -149,7 +155,7 @@ pub fn backfill(
             .query_row([id], |row| row.get(0))
             .optional()?;
         let Some(partition) = published else { continue };
-        if !delivery::insert(tx, *id, now)? {
+        if delivery::insert_delivery(tx, *id, now)? == DeliveryInsert::Existing {
             continue;
         }
         count += 1;
@@ -160,22 +166,25 @@ pub fn backfill(
                 .execute((&topic.name, topic.id, partition))?;
         }
     }
-    advance(tx, 2 * ids.len())?;
+    advance_unconsumed_mark(tx, 2 * ids.len())?;
     Ok(count)
 }
 
 /// Whether the mark can move over the next row.
-pub fn is_behind(connection: &Connection) -> rusqlite::Result<bool> {
+pub fn is_unconsumed_mark_behind(connection: &Connection) -> rusqlite::Result<bool> {
     let next = |row: &Row<'_>| Ok(row.get(1)? || row.get(3)?);
     let found = connection
         .prepare_cached(ROWS_ABOVE)?
-        .query_row((mark(connection)?, 1), next)
+        .query_row((unconsumed_low_water_mark(connection)?, 1), next)
         .optional()?;
     Ok(found.unwrap_or(false))
 }
 
 /// Moves the mark back before an event that is published again.
-pub(super) fn reopen(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<()> {
+pub(super) fn move_unconsumed_mark_back(
+    tx: &Transaction<'_>,
+    outbox_id: i64,
+) -> rusqlite::Result<()> {
     let sql = "UPDATE node SET consumed_through = min(consumed_through, ?1 - 1)";
     tx.prepare_cached(sql)?.execute([outbox_id]).map(drop)
 }
@@ -188,9 +197,9 @@ mod tests {
 
     /// Runs `work` on a database with these events: their statuses, and a `+` after those that have
     /// a delivery.
-    fn with_events<T>(events: &[&str], work: impl FnOnce(&Transaction<'_>) -> T) -> T {
+    fn with_unconsumed_events<T>(events: &[&str], work: impl FnOnce(&Transaction<'_>) -> T) -> T {
         let dir = tempfile::tempdir().unwrap();
-        let (mut connection, _) = open::open(&dir.path().join("a.db"), None).unwrap();
+        let (mut connection, _) = open::open_database(&dir.path().join("a.db"), None).unwrap();
         let tx = Transaction::new(&mut connection, TransactionBehavior::Immediate).unwrap();
         for (id, event) in (1_i64..).zip(events) {
             let status = event.trim_end_matches('+');
@@ -218,13 +227,13 @@ mod tests {
         work(&tx)
     }
 
-    fn counted(tx: &Transaction<'_>) -> (i64, Option<i64>) {
-        let Waiting { count, oldest_at } = count(tx).unwrap();
+    fn counted_unconsumed(tx: &Transaction<'_>) -> (i64, Option<i64>) {
+        let Waiting { count, oldest_at } = count_unconsumed(tx).unwrap();
         (count, oldest_at.map(Timestamp::as_micros))
     }
 
     #[test]
-    fn the_mark_passes_deliveries_and_rejected_events_and_stops_before_others() {
+    fn the_unconsumed_mark_passes_deliveries_and_rejected_events_and_stops_before_others() {
         for (events, through, unconsumed) in [
             (&[][..], 0, (0, None)),
             (&["PUBLISHED+", "REJECTED", "PUBLISHED+"], 3, (0, None)),
@@ -237,10 +246,13 @@ mod tests {
             // A consumer may see an event before its mark.
             (&["INIT+", "INIT"], 1, (0, None)),
         ] {
-            with_events(events, |tx| {
-                assert!(!advance(tx, 100).unwrap());
+            with_unconsumed_events(events, |tx| {
+                assert!(!advance_unconsumed_mark(tx, 100).unwrap());
                 assert_eq!(
-                    (mark(tx).unwrap(), counted(tx)),
+                    (
+                        unconsumed_low_water_mark(tx).unwrap(),
+                        counted_unconsumed(tx)
+                    ),
                     (through, unconsumed),
                     "{events:?}"
                 );
@@ -249,58 +261,66 @@ mod tests {
     }
 
     #[test]
-    fn the_mark_moves_over_a_bounded_number_of_rows() {
-        with_events(&["PUBLISHED+"; 5], |tx| {
-            assert!(advance(tx, 2).unwrap());
-            assert_eq!(mark(tx).unwrap(), 2);
-            assert!(advance(tx, 2).unwrap());
-            assert!(!advance(tx, 2).unwrap());
-            assert_eq!(mark(tx).unwrap(), 5);
+    fn the_unconsumed_mark_moves_over_a_bounded_number_of_rows() {
+        with_unconsumed_events(&["PUBLISHED+"; 5], |tx| {
+            assert!(advance_unconsumed_mark(tx, 2).unwrap());
+            assert_eq!(unconsumed_low_water_mark(tx).unwrap(), 2);
+            assert!(advance_unconsumed_mark(tx, 2).unwrap());
+            assert!(!advance_unconsumed_mark(tx, 2).unwrap());
+            assert_eq!(unconsumed_low_water_mark(tx).unwrap(), 5);
         });
     }
 
     #[test]
-    fn purged_events_do_not_stop_the_mark() {
-        with_events(&["PUBLISHED+"; 5], |tx| {
+    fn purged_events_do_not_stop_the_unconsumed_mark() {
+        with_unconsumed_events(&["PUBLISHED+"; 5], |tx| {
             tx.execute_batch(
                 "DELETE FROM delivery WHERE outbox_id < 5; DELETE FROM outbox WHERE id < 5",
             )
             .unwrap();
-            assert!(!advance(tx, 2).unwrap());
-            assert_eq!(mark(tx).unwrap(), 5);
+            assert!(!advance_unconsumed_mark(tx, 2).unwrap());
+            assert_eq!(unconsumed_low_water_mark(tx).unwrap(), 5);
         });
     }
 
     #[test]
-    fn a_republished_event_is_counted_again() {
-        with_events(&["PUBLISHED+", "REJECTED", "PUBLISHED+"], |tx| {
-            advance(tx, 100).unwrap();
-            assert!(crate::store::replay::send_again(tx, 2).unwrap());
-            advance(tx, 100).unwrap();
-            assert_eq!((mark(tx).unwrap(), counted(tx)), (1, (0, None)));
+    fn a_republished_event_counts_as_unconsumed_again() {
+        with_unconsumed_events(&["PUBLISHED+", "REJECTED", "PUBLISHED+"], |tx| {
+            advance_unconsumed_mark(tx, 100).unwrap();
+            assert!(crate::store::dead_letter_action::replay_rejected_event(tx, 2).unwrap());
+            advance_unconsumed_mark(tx, 100).unwrap();
+            assert_eq!(
+                (
+                    unconsumed_low_water_mark(tx).unwrap(),
+                    counted_unconsumed(tx)
+                ),
+                (1, (0, None))
+            );
             tx.execute(
                 "UPDATE outbox SET status = 'PUBLISHED', published_at = 7 WHERE id = 2",
                 [],
             )
             .unwrap();
-            assert_eq!(counted(tx), (1, Some(7)));
+            assert_eq!(counted_unconsumed(tx), (1, Some(7)));
         });
     }
 
     #[test]
-    fn a_long_backlog_is_estimated() {
+    fn a_long_backlog_of_unconsumed_events_is_estimated() {
         let rows = PAGE_ROWS + 5;
         let mut events = vec!["PUBLISHED"; rows];
-        with_events(&events, |tx| {
-            assert_eq!(counted(tx), (sql_limit(rows), Some(101)));
+        with_unconsumed_events(&events, |tx| {
+            assert_eq!(counted_unconsumed(tx), (row_limit(rows), Some(101)));
         });
         events.push("INIT");
-        with_events(&events, |tx| {
-            assert_eq!(counted(tx), (sql_limit(rows), Some(101)));
+        with_unconsumed_events(&events, |tx| {
+            assert_eq!(counted_unconsumed(tx), (row_limit(rows), Some(101)));
         });
         // All but the first have a delivery, so nothing is estimated.
         events = vec!["PUBLISHED+"; rows];
         events[0] = "PUBLISHED";
-        with_events(&events, |tx| assert_eq!(counted(tx), (1, Some(101))));
+        with_unconsumed_events(&events, |tx| {
+            assert_eq!(counted_unconsumed(tx), (1, Some(101)));
+        });
     }
 }

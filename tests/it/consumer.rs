@@ -14,7 +14,10 @@ use payrelay::relay::publisher::{PublishError, Publisher};
 use payrelay::runtime::health::HealthHandle;
 use payrelay::runtime::worker::Waker;
 use payrelay::store::dead_letter;
-use payrelay::store::replay::{self, Action, ResolveRequest, Selection};
+use payrelay::store::dead_letter_action::{
+    self, DeadLetterAction, DeadLetterRequest, DeadLetterSelection,
+};
+use payrelay::store::origin::Origin;
 use serde_json::{Value, json};
 
 use super::audit::audit;
@@ -277,15 +280,15 @@ fn foreign_records_beyond_the_limit_are_counted_and_closed_letters_make_room() {
     let node = database.store().node().clone();
     let now = Timestamp::now();
     let discard = move |tx: &payrelay::store::Transaction<'_>| {
-        let which = Selection::Open { after: 0, limit: 3 };
-        replay::resolve(
+        let which = DeadLetterSelection::Open { after: 0, limit: 3 };
+        dead_letter_action::act_on_dead_letters(
             tx,
-            ResolveRequest {
-                action: Action::Discard,
+            DeadLetterRequest {
+                action: DeadLetterAction::Discard,
                 which,
                 dry_run: false,
                 node: &node,
-                origin: "http",
+                origin: Origin::Http,
                 now,
             },
         )
@@ -294,7 +297,7 @@ fn foreign_records_beyond_the_limit_are_counted_and_closed_letters_make_room() {
     let purge = |cutoff| {
         database
             .store()
-            .write(move |tx| dead_letter::purge(tx, cutoff, 2))
+            .write(move |tx| dead_letter::purge_dead_letters(tx, cutoff, 2))
             .unwrap()
     };
     assert_eq!(purge(now), 0, "not before the retention is over");

@@ -10,7 +10,8 @@ use payrelay::config::{
     self, DeliveryGuarantee,
     DeliveryGuarantee::{AtLeastOnce, ExactlyOnce},
 };
-use payrelay::domain::event::{Event, NodeId};
+use payrelay::domain::event::Event;
+use payrelay::domain::node_id::NodeId;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::kafka::consumer::{Consumer, Step};
 use payrelay::kafka::publisher::KafkaPublisher;
@@ -19,9 +20,12 @@ use payrelay::relay::{self, Relay};
 use payrelay::runtime::health::HealthHandle;
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::Waker;
+use payrelay::store::dead_letter_action::{
+    self, DeadLetterAction, DeadLetterRequest, DeadLetterSelection,
+};
+use payrelay::store::origin::Origin;
 use payrelay::store::outbox;
 use payrelay::store::publication::{self, Destination, Receipt};
-use payrelay::store::replay::{self, Action, ResolveRequest, Selection};
 use payrelay::store::topic as store_topic;
 
 use testkit::cluster::{Cluster, Fake};
@@ -95,7 +99,7 @@ pub fn publisher(
 pub fn unpublished(database: &Database) -> Vec<Event> {
     database
         .store()
-        .read(|connection| outbox::unpublished(connection, 0, 100_000))
+        .read(|connection| outbox::unpublished_outbox_events(connection, 0, 100_000))
         .unwrap()
 }
 
@@ -120,10 +124,10 @@ pub fn mark(database: &Database, published: PublishOutcome) -> Vec<Receipt> {
     } = published;
     let accepted = receipts.clone();
     let mark = move |tx: &payrelay::store::Transaction<'_>| {
-        publication::mark_published(tx, &accepted, Timestamp::now())?;
+        publication::record_publications(tx, &accepted, Timestamp::now())?;
         progress
             .iter()
-            .try_for_each(|progress| store_topic::save_published_offsets(tx, progress))
+            .try_for_each(|progress| store_topic::save_published_topic_offsets(tx, progress))
     };
     database.store().write(mark).unwrap();
     receipts
@@ -623,20 +627,20 @@ fn a_record_that_the_broker_rejects_is_dead_lettered(delivery: DeliveryGuarantee
     let node = database.store().node().clone();
     let replay = move |tx: &payrelay::store::Transaction<'_>| {
         tx.execute_batch("UPDATE outbox SET traceparent = NULL")?;
-        let which = Selection::Open {
+        let which = DeadLetterSelection::Open {
             after: 0,
             limit: 10,
         };
         let now = Timestamp::now();
-        let order = ResolveRequest {
-            action: Action::Replay,
+        let order = DeadLetterRequest {
+            action: DeadLetterAction::Replay,
             which,
             dry_run: false,
             node: &node,
-            origin: "http",
+            origin: Origin::Http,
             now,
         };
-        replay::resolve(tx, order)
+        dead_letter_action::act_on_dead_letters(tx, order)
     };
     let outcomes = database.store().write(replay).unwrap();
     assert_eq!(
@@ -691,7 +695,7 @@ fn new_events_wait_while_one_is_suspected() {
         );
         database
             .store()
-            .write(move |tx| publication::mark_published(tx, &receipts, Timestamp::now()))
+            .write(move |tx| publication::record_publications(tx, &receipts, Timestamp::now()))
             .unwrap();
         publish(&mut publisher, &database);
         let all = if calls > refusals {

@@ -16,6 +16,7 @@ use payrelay::relay::{self, Relay, Step};
 use payrelay::runtime::health::{HealthHandle, HealthLevel};
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::Waker;
+use payrelay::store::origin::Origin;
 use payrelay::store::publication::{Destination, Receipt};
 use payrelay::store::{OfflineStore, relay_action};
 use serde_json::{Value, json};
@@ -57,13 +58,15 @@ impl Publisher for FencedOnce {
 
 #[test]
 fn a_fenced_relay_pauses_until_an_operator_resumes_it() {
-    for origin in ["http", "command line"] {
+    for origin in Origin::ALL.iter().copied() {
         let database = Database::open();
         database.pay(1, [1]);
         // What was asked for before is not meant.
         database
             .store()
-            .write(|tx| relay_action::resume(tx, "http", Timestamp::now()))
+            .write(|tx| {
+                relay_action::request_relay_resume_action(tx, Origin::Http, Timestamp::now())
+            })
             .unwrap();
         let calls = Arc::new(AtomicUsize::new(0));
         let publisher = Box::new(FencedOnce(Arc::clone(&calls)));
@@ -93,13 +96,15 @@ fn a_fenced_relay_pauses_until_an_operator_resumes_it() {
         database.pay(1, [2]);
         database
             .store()
-            .write(move |tx| relay_action::resume(tx, origin, Timestamp::now()))
+            .write(move |tx| {
+                relay_action::request_relay_resume_action(tx, origin, Timestamp::now())
+            })
             .unwrap();
         while relay.step() == Step::Progress {}
         assert_eq!(
             database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"),
             2,
-            "{origin}"
+            "{origin:?}"
         );
         assert_eq!(part.get().state, HealthLevel::Up);
     }

@@ -15,7 +15,7 @@ use payrelay::relay::publisher::{PublishError, PublishOutcome, Publisher};
 use payrelay::store::outbox;
 use payrelay::store::publication::{self, Destination, Receipt};
 use payrelay::store::topic as store_topic;
-use payrelay::store::{OfflineStore, Transaction, visibility};
+use payrelay::store::{OfflineStore, Transaction, unseen};
 use serde_json::json;
 
 use testkit::cluster::{Cluster, Fake};
@@ -57,7 +57,7 @@ fn step(publisher: &mut KafkaPublisher, database: &Database) -> Option<PublishEr
 fn unpublished(database: &Database) -> Vec<Event> {
     database
         .store()
-        .read(|connection| outbox::unpublished(connection, 0, 1000))
+        .read(|connection| outbox::unpublished_outbox_events(connection, 0, 1000))
         .unwrap()
 }
 
@@ -69,12 +69,12 @@ fn mark(database: &Database, published: PublishOutcome) -> Option<PublishError> 
         error,
     } = published;
     let mark = move |tx: &Transaction<'_>| {
-        publication::mark_published(tx, &receipts, Timestamp::now())?;
+        publication::record_publications(tx, &receipts, Timestamp::now())?;
         let Some(progress) = &progress else {
             return Ok(());
         };
-        visibility::note(tx, &progress.topic, &receipts)?;
-        store_topic::save_published_offsets(tx, progress)
+        unseen::note_unseen(tx, &progress.topic, &receipts)?;
+        store_topic::save_published_topic_offsets(tx, progress)
     };
     database.store().write(mark).unwrap();
     error
@@ -343,8 +343,8 @@ fn acknowledge(database: &Database, receipts: &[Receipt]) {
     let mark = move |tx: &Transaction<'_>| {
         let (name, id): (String, [u8; 16]) =
             tx.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        publication::mark_published(tx, &receipts, Timestamp::now())?;
-        visibility::note(
+        publication::record_publications(tx, &receipts, Timestamp::now())?;
+        unseen::note_unseen(
             tx,
             &Topic {
                 name: name.into(),

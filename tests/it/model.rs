@@ -17,17 +17,21 @@ use std::process::Command;
 use std::time::Duration;
 
 use payrelay::config::Route;
-use payrelay::domain::event::{Event, EventRef, NodeId};
+use payrelay::domain::event::{Event, EventRef};
+use payrelay::domain::node_id::NodeId;
 use payrelay::domain::payment::{NewPayment, Payment, Reservation, Status};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::arrival::{self, AcceptOutcome};
 use payrelay::store::backlog::{Backlog, BacklogCounter};
-use payrelay::store::dead_letter::{self, DeadRecord};
-use payrelay::store::delivery::{self, Carrier, Outcome as DeliveryOutcome, PendingDelivery};
+use payrelay::store::dead_letter::{self, DeadLetterFilter, DeadRecord};
+use payrelay::store::dead_letter_action::{
+    self, DeadLetterAction, DeadLetterOutcome, DeadLetterRequest, DeadLetterSelection,
+};
+use payrelay::store::delivery::{self, Carrier, DeliveryOutcome, PendingDelivery};
+use payrelay::store::origin::Origin;
 use payrelay::store::outbox;
-use payrelay::store::payment;
+use payrelay::store::payment::{self, HistoryPage};
 use payrelay::store::publication::{self, Destination, Receipt};
-use payrelay::store::replay::{self, Action, Outcome, ResolveRequest, Selection};
 use payrelay::store::timeline::{self, PaymentTimeline};
 use payrelay::store::waiting;
 use payrelay::store::{PendingWrite, SqlResult, Store, Transaction, route};
@@ -41,7 +45,15 @@ use testkit::store::Database;
 const USERS: std::ops::Range<i64> = 0..3;
 const CURRENCY: &str = "KRW";
 const TOPIC: &str = "payment-event";
-const ORIGIN: &str = "http";
+const ORIGIN: Origin = Origin::Http;
+
+/// The payments of a page that has a beginning.
+fn history_page(page: HistoryPage) -> Vec<Payment> {
+    match page {
+        HistoryPage::Payments(payments) => payments,
+        HistoryPage::NotOfUser => panic!("it does not continue from its own payment"),
+    }
+}
 
 /// How many cases are tried where the environment does not say.
 const CASES: u32 = 24;
@@ -71,8 +83,8 @@ enum Job {
         value: Option<Vec<u8>>,
     },
     Act {
-        action: Action,
-        which: Selection,
+        action: DeadLetterAction,
+        which: DeadLetterSelection,
         dry_run: bool,
     },
     Route(Vec<Route>),
@@ -91,7 +103,7 @@ enum Answer {
     Count(usize),
     Payments(Vec<Payment>),
     Arrival(AcceptOutcome),
-    Outcomes(Vec<Outcome>),
+    Outcomes(Vec<DeadLetterOutcome>),
     Refused,
 }
 
@@ -121,15 +133,22 @@ struct ChannelView {
 fn run(job: &Job, tx: &Transaction<'_>, node: &NodeId, now: Timestamp) -> SqlResult<Answer> {
     let done = |result: SqlResult<()>| result.map(|()| Answer::Done);
     let outcome = |ids: &[i64], outcome: DeliveryOutcome| {
-        done(delivery::record_outcome(tx, ids, &outcome, now))
+        done(delivery::record_delivery_outcome(tx, ids, &outcome, now))
     };
     match job {
-        Job::Pay(new) => payment::execute(tx, new, CURRENCY, None, now).map(Answer::Payments),
-        Job::Publish(receipts) => done(publication::mark_published(tx, receipts, now)),
-        Job::Accept(notice) => arrival::accept(tx, *notice, now).map(Answer::Arrival),
-        Job::Send(ids) => done(delivery::mark_sending(tx, ids)),
+        Job::Pay(new) => {
+            payment::execute_payments(tx, new, CURRENCY, None, now).map(Answer::Payments)
+        }
+        Job::Publish(receipts) => done(publication::record_publications(tx, receipts, now)),
+        Job::Accept(notice) => arrival::accept_arrival(tx, *notice, now).map(Answer::Arrival),
+        Job::Send(ids) => done(delivery::mark_deliveries_sending(tx, ids)),
         Job::Release(ids) => outcome(ids, DeliveryOutcome::Requeued),
-        Job::Deliver(ids) => done(delivery::mark_delivered(tx, ids, Carrier::Single, now)),
+        Job::Deliver(ids) => done(delivery::mark_deliveries_delivered(
+            tx,
+            ids,
+            Carrier::Single,
+            now,
+        )),
         Job::Fail {
             ids,
             error,
@@ -140,22 +159,27 @@ fn run(job: &Job, tx: &Transaction<'_>, node: &NodeId, now: Timestamp) -> SqlRes
             error,
             unknown: false,
         } => outcome(ids, DeliveryOutcome::Failed(error.clone())),
-        Job::Recover => delivery::recover(tx).map(Answer::Count),
-        Job::Bury { id, reason } => done(delivery::bury(tx, *id, reason.as_deref(), now)),
+        Job::Recover => delivery::recover_deliveries(tx).map(Answer::Count),
+        Job::Bury { id, reason } => done(delivery::mark_delivery_dead(
+            tx,
+            *id,
+            reason.as_deref(),
+            now,
+        )),
         Job::Keep {
             offset,
             event_id,
             value,
         } => {
             let record = dead_record(*offset, event_id.as_ref(), value.as_ref());
-            done(dead_letter::insert_record(tx, &record, now))
+            done(dead_letter::insert_dead_record(tx, &record, now))
         }
         Job::Act {
             action,
             which,
             dry_run,
         } => {
-            let request = ResolveRequest {
+            let request = DeadLetterRequest {
                 action: *action,
                 which: *which,
                 dry_run: *dry_run,
@@ -163,12 +187,14 @@ fn run(job: &Job, tx: &Transaction<'_>, node: &NodeId, now: Timestamp) -> SqlRes
                 origin: ORIGIN,
                 now,
             };
-            replay::resolve(tx, request).map(Answer::Outcomes)
+            dead_letter_action::act_on_dead_letters(tx, request).map(Answer::Outcomes)
         }
-        Job::Route(routes) => done(route::replace(tx, routes)),
-        Job::Purge { cutoff, limit } => outbox::purge(tx, *cutoff, *limit).map(Answer::Count),
+        Job::Route(routes) => done(route::replace_routes(tx, routes)),
+        Job::Purge { cutoff, limit } => {
+            outbox::purge_outbox(tx, *cutoff, *limit).map(Answer::Count)
+        }
         Job::Spoil(new) => {
-            payment::execute(tx, new, CURRENCY, None, now)?;
+            payment::execute_payments(tx, new, CURRENCY, None, now)?;
             done(tx.execute_batch("INSERT INTO nowhere VALUES (1)"))
         }
     }
@@ -194,7 +220,7 @@ fn view(store: &Store, model: &Model) -> View {
     let look = |connection: &payrelay::store::Connection| -> SqlResult<View> {
         let mut ways = Vec::new();
         loop {
-            ways.push(timeline::find(
+            ways.push(timeline::find_payment_timeline(
                 connection,
                 i64::try_from(ways.len()).unwrap() + 1,
             )?);
@@ -205,14 +231,19 @@ fn view(store: &Store, model: &Model) -> View {
         let history = |user| {
             Ok((
                 user,
-                payment::history(connection, user, None, usize::MAX)?.unwrap(),
+                history_page(payment::payment_history(
+                    connection,
+                    user,
+                    None,
+                    usize::MAX,
+                )?),
             ))
         };
         let channel = |channel: String| {
             Ok(ChannelView {
-                waiting: delivery::waiting(connection, &channel, usize::MAX)?,
+                waiting: delivery::pending_deliveries(connection, &channel, usize::MAX)?,
                 more: (0..4)
-                    .map(|n| delivery::more_than(connection, &channel, n))
+                    .map(|n| delivery::has_more_deliveries_than(connection, &channel, n))
                     .collect::<SqlResult<_>>()?,
                 channel,
             })
@@ -224,11 +255,12 @@ fn view(store: &Store, model: &Model) -> View {
                 .query_map([table], |row| row.get(0))?
                 .collect::<SqlResult<Vec<i64>>>()
         };
-        let letters = dead_letter::list(connection, false, 0, usize::MAX)?;
+        let letters =
+            dead_letter::list_dead_letters(connection, DeadLetterFilter::All, 0, usize::MAX)?;
         Ok(View {
             ways,
             histories: USERS.map(history).collect::<SqlResult<_>>()?,
-            unpublished: outbox::unpublished(connection, 0, usize::MAX)?,
+            unpublished: outbox::unpublished_outbox_events(connection, 0, usize::MAX)?,
             channels: model
                 .channels()
                 .into_iter()
@@ -260,8 +292,7 @@ fn assert_pages(store: &Store, model: &Model, whole: &View) {
             let mut pages = Vec::new();
             let mut before = None;
             loop {
-                let page = payment::history(connection, *user, before, 2)?
-                    .expect("it continues from its own payment");
+                let page = history_page(payment::payment_history(connection, *user, before, 2)?);
                 let Some(last) = page.last() else { break };
                 before = Some(last.id);
                 pages.extend(page);
@@ -274,8 +305,8 @@ fn assert_pages(store: &Store, model: &Model, whole: &View) {
                 .find(|way| way.payment.user_id != *user);
             if let Some(way) = foreign {
                 assert_eq!(
-                    payment::history(connection, *user, Some(way.payment.id), 2)?,
-                    None
+                    payment::payment_history(connection, *user, Some(way.payment.id), 2)?,
+                    HistoryPage::NotOfUser
                 );
             }
         }
@@ -287,8 +318,11 @@ fn assert_pages(store: &Store, model: &Model, whole: &View) {
             .take(3)
             .cloned()
             .collect();
-        assert_eq!(outbox::unpublished(connection, after, 3)?, rest);
-        let open = dead_letter::list(connection, true, 1, 2)?;
+        assert_eq!(
+            outbox::unpublished_outbox_events(connection, after, 3)?,
+            rest
+        );
+        let open = dead_letter::list_dead_letters(connection, DeadLetterFilter::Open, 1, 2)?;
         let open: Vec<_> = open
             .iter()
             .map(|letter| serde_json::to_value(letter).unwrap())
@@ -655,12 +689,12 @@ impl Pair {
         let letter = |pick: u8| 1 + i64::from(pick) % (self.model.last_letter() + 1);
         Job::Act {
             action: if discard {
-                Action::Discard
+                DeadLetterAction::Discard
             } else {
-                Action::Replay
+                DeadLetterAction::Replay
             },
-            which: one.map_or(Selection::Open { after: 0, limit: 3 }, |pick| {
-                Selection::Id(letter(pick))
+            which: one.map_or(DeadLetterSelection::Open { after: 0, limit: 3 }, |pick| {
+                DeadLetterSelection::Id(letter(pick))
             }),
             dry_run,
         }

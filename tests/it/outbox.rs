@@ -139,7 +139,7 @@ fn a_failed_payment_has_its_event_and_the_others_continue() {
     );
     let events = database
         .store()
-        .read(|connection| outbox::unpublished(connection, 0, 10))
+        .read(|connection| outbox::unpublished_outbox_events(connection, 0, 10))
         .unwrap();
     let kinds: Vec<_> = events.iter().map(|event| event.kind.as_str()).collect();
     assert_eq!(
@@ -285,14 +285,14 @@ fn the_purge_deletes_what_is_finished_and_nothing_else() {
                 place: Destination::Delivery,
             })
             .collect();
-        publication::mark_published(tx, &published, long_ago)?;
-        delivery::mark_delivered(
+        publication::record_publications(tx, &published, long_ago)?;
+        delivery::mark_deliveries_delivered(
             tx,
             &(4..=1203).collect::<Vec<_>>(),
             Carrier::Single,
             long_ago,
         )?;
-        delivery::mark_delivered(tx, &[3], Carrier::Single, now.minus(DAY))
+        delivery::mark_deliveries_delivered(tx, &[3], Carrier::Single, now.minus(DAY))
     };
     database.store().write(mark).unwrap();
     let (_held, stop) = Stop::new();
@@ -315,7 +315,7 @@ fn the_purge_deletes_what_is_finished_and_nothing_else() {
     );
     let way = database
         .store()
-        .read(|connection| timeline::find(connection, 4))
+        .read(|connection| timeline::find_payment_timeline(connection, 4))
         .unwrap()
         .unwrap();
     assert_eq!((way.event, way.notification), (None, None));
@@ -341,7 +341,7 @@ fn what_is_stuck_since_its_last_attempt_wakes_the_relay() {
     let (mut scheduler, mut sampler) = scheduler(&database, waker, &metrics);
     let (_held, stop) = Stop::new();
     database.pay_at(now.minus(Duration::from_secs(50)), 1, [1]);
-    sampler.look();
+    sampler.sample();
     scheduler.step(now, &stop).unwrap();
     assert!(woken.try_recv().is_err(), "it is young");
     scheduler
@@ -370,7 +370,7 @@ fn a_copy_of_an_event_changes_nothing_even_after_the_purge() {
         };
         database
             .store()
-            .write(move |tx| arrival::accept(tx, notice, long_ago))
+            .write(move |tx| arrival::accept_arrival(tx, notice, long_ago))
             .unwrap()
     };
     assert_eq!(
@@ -384,7 +384,7 @@ fn a_copy_of_an_event_changes_nothing_even_after_the_purge() {
     );
     assert_eq!(database.number("SELECT count(*) FROM delivery"), 1);
     let finish = move |tx: &payrelay::store::Transaction<'_>| {
-        publication::mark_published(
+        publication::record_publications(
             tx,
             &[Receipt {
                 outbox_id: 1,
@@ -392,8 +392,8 @@ fn a_copy_of_an_event_changes_nothing_even_after_the_purge() {
             }],
             long_ago,
         )?;
-        delivery::mark_delivered(tx, &[1], Carrier::Single, long_ago)?;
-        outbox::purge(tx, Timestamp::now(), 10)
+        delivery::mark_deliveries_delivered(tx, &[1], Carrier::Single, long_ago)?;
+        outbox::purge_outbox(tx, Timestamp::now(), 10)
     };
     assert_eq!(database.store().write(finish).unwrap(), 1);
     assert_eq!(accept(1, 1), AcceptOutcome::Purged);

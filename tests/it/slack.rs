@@ -20,8 +20,12 @@ use payrelay::slack::channel::{Channel, Sink};
 use payrelay::slack::message::MessageStyle;
 use payrelay::slack::notifier::{self, Notifier, Step};
 use payrelay::slack::webhook::Slack;
-use payrelay::store::dead_letter::DeadRecord;
-use payrelay::store::replay::{self, Action, ResolveRequest, Selection};
+use payrelay::store::dead_letter::{DeadLetterFilter, DeadRecord};
+use payrelay::store::dead_letter_action::{
+    self, DeadLetterAction, DeadLetterRequest, DeadLetterSelection,
+};
+use payrelay::store::delivery::{Carrier, DeliveryStatus};
+use payrelay::store::origin::Origin;
 use payrelay::store::timeline;
 use payrelay::store::{Transaction, dead_letter, delivery};
 use proptest::prelude::*;
@@ -177,7 +181,7 @@ fn completed(ids: impl IntoIterator<Item = i64>) -> Vec<String> {
 fn delivered(database: &Database, id: i64) -> delivery::Notification {
     let way = database
         .store()
-        .read(|connection| timeline::find(connection, id))
+        .read(|connection| timeline::find_payment_timeline(connection, id))
         .unwrap()
         .unwrap();
     way.notification.unwrap()
@@ -314,7 +318,7 @@ fn a_channel_that_is_closed_is_paused_probed_and_resumed() {
         fixture.advance(PROBE);
         assert_eq!(fixture.wait(), PROBE, "one slow probe");
         assert_eq!(slack.attempts(), 2);
-        fixture.resume.now();
+        fixture.resume.resume_now();
         assert_eq!(fixture.step(), Step::Progress, "the operator need not wait");
         fixture.finish();
         assert_eq!(slack.messages(), completed(1..=50));
@@ -362,10 +366,7 @@ fn a_crowd_is_delivered_in_digests_and_a_few_alone() {
     database.publish();
     fixture.finish();
     assert_eq!(slack.messages()[count..], completed(1001..=1005));
-    assert_eq!(
-        delivered(&database, 1).delivered_in.as_deref(),
-        Some("digest")
-    );
+    assert_eq!(delivered(&database, 1).delivered_in, Some(Carrier::Digest));
     let first = slack.messages()[0].clone();
     let heading = first.lines().next().unwrap();
     let number: i64 = heading.split(' ').next().unwrap().parse().unwrap();
@@ -553,7 +554,7 @@ fn the_row_says_sending_before_the_post() {
     drop(fixture);
     slack.answer_with(|_, _| Answer::Ok);
     assert_eq!(*seen.lock().unwrap(), "SENDING");
-    assert_eq!(delivered(&database, 1).status, "DELIVERED");
+    assert_eq!(delivered(&database, 1).status, DeliveryStatus::Delivered);
 }
 
 #[test]
@@ -573,7 +574,7 @@ fn a_payment_that_cannot_be_delivered_is_dead_lettered_and_the_others_continue()
     );
     let letters = database
         .store()
-        .read(|connection| dead_letter::list(connection, true, 0, 9))
+        .read(|connection| dead_letter::list_dead_letters(connection, DeadLetterFilter::Open, 0, 9))
         .unwrap();
     assert_eq!(
         (letters.len(), letters[0].reason.as_str()),
@@ -768,15 +769,15 @@ fn when_very_many_wait_one_summary_covers_all_of_them() {
         1500
     );
     assert_eq!(
-        delivered(&database, 700).delivered_in.as_deref(),
-        Some("summary")
+        delivered(&database, 700).delivered_in,
+        Some(Carrier::Summary)
     );
     database.pay(2, [1, 2, 2001]);
     database.publish();
     fixture.finish();
     assert_eq!(
-        delivered(&database, 1503).delivered_in.as_deref(),
-        Some("single")
+        delivered(&database, 1503).delivered_in,
+        Some(Carrier::Single)
     );
 }
 
@@ -1361,28 +1362,28 @@ fn keep_two_records(database: &Database, now: Timestamp) {
     let keep = move |tx: &Transaction<'_>| {
         records
             .iter()
-            .try_for_each(|r| dead_letter::insert_record(tx, r, now))
+            .try_for_each(|r| dead_letter::insert_dead_record(tx, r, now))
     };
     database.store().write(keep).unwrap();
 }
 
 fn resolve(
     database: &Database,
-    action: Action,
-    which: Selection,
+    action: DeadLetterAction,
+    which: DeadLetterSelection,
     now: Timestamp,
-) -> Vec<replay::Outcome> {
+) -> Vec<dead_letter_action::DeadLetterOutcome> {
     let node = database.store().node().clone();
     let resolve = move |tx: &Transaction<'_>| {
-        let request = ResolveRequest {
+        let request = DeadLetterRequest {
             action,
             which,
             dry_run: false,
             node: &node,
-            origin: "test",
+            origin: Origin::Http,
             now,
         };
-        replay::resolve(tx, request)
+        dead_letter_action::act_on_dead_letters(tx, request)
     };
     database.store().write(resolve).unwrap()
 }
@@ -1393,8 +1394,8 @@ fn a_dead_record_is_accepted_when_it_is_known_and_stays_when_it_is_not() {
     database.pay(1, [1]);
     let now = Timestamp::now();
     keep_two_records(&database, now);
-    let all = Selection::Open { after: 0, limit: 9 };
-    let outcomes = resolve(&database, Action::Replay, all, now);
+    let all = DeadLetterSelection::Open { after: 0, limit: 9 };
+    let outcomes = resolve(&database, DeadLetterAction::Replay, all, now);
     let said: Vec<_> = outcomes
         .iter()
         .map(|outcome| (outcome.outcome.as_str(), outcome.resolved))
@@ -1407,7 +1408,9 @@ fn a_dead_record_is_accepted_when_it_is_known_and_stays_when_it_is_not() {
     let open = || {
         database
             .store()
-            .read(|connection| dead_letter::list(connection, true, 0, 9))
+            .read(|connection| {
+                dead_letter::list_dead_letters(connection, DeadLetterFilter::Open, 0, 9)
+            })
             .unwrap()
     };
     assert_eq!(
@@ -1419,9 +1422,19 @@ fn a_dead_record_is_accepted_when_it_is_known_and_stays_when_it_is_not() {
         ),
         (1, 2, 2, 1)
     );
-    let discarded = resolve(&database, Action::Discard, Selection::Id(2), now);
+    let discarded = resolve(
+        &database,
+        DeadLetterAction::Discard,
+        DeadLetterSelection::Id(2),
+        now,
+    );
     assert_eq!(discarded[0].outcome, "discarded");
-    let unknown = resolve(&database, Action::Discard, Selection::Id(3), now);
+    let unknown = resolve(
+        &database,
+        DeadLetterAction::Discard,
+        DeadLetterSelection::Id(3),
+        now,
+    );
     assert_eq!((open().len(), unknown.len()), (0, 0));
 }
 
@@ -1431,23 +1444,23 @@ fn a_payment_that_dies_again_is_the_same_letter() {
     let node = database.store().node().clone();
     let now = Timestamp::now();
     let twice = move |tx: &Transaction<'_>| {
-        delivery::bury(tx, 1, Some("first"), now)?;
-        let which = Selection::Id(1);
-        replay::resolve(
+        delivery::mark_delivery_dead(tx, 1, Some("first"), now)?;
+        let which = DeadLetterSelection::Id(1);
+        dead_letter_action::act_on_dead_letters(
             tx,
-            ResolveRequest {
-                action: Action::Replay,
+            DeadLetterRequest {
+                action: DeadLetterAction::Replay,
                 which,
                 dry_run: false,
                 node: &node,
-                origin: "test",
+                origin: Origin::Http,
                 now,
             },
         )?;
-        delivery::bury(tx, 1, Some("second"), now)?;
+        delivery::mark_delivery_dead(tx, 1, Some("second"), now)?;
         // It is dead already.
-        delivery::bury(tx, 1, Some("third"), now)?;
-        dead_letter::list(tx, true, 0, 9)
+        delivery::mark_delivery_dead(tx, 1, Some("third"), now)?;
+        dead_letter::list_dead_letters(tx, DeadLetterFilter::Open, 0, 9)
     };
     let letters = database.store().write(twice).unwrap();
     assert_eq!(

@@ -105,7 +105,7 @@ impl Database {
             reservations,
         };
         self.store()
-            .write(move |tx| payment::execute(tx, &new, "KRW", None, at))
+            .write(move |tx| payment::execute_payments(tx, &new, "KRW", None, at))
             .expect("the payment is stored")
     }
 
@@ -116,11 +116,11 @@ impl Database {
                 outbox_id: event.outbox_id,
                 place: Destination::Delivery,
             };
-            let receipts: Vec<_> = outbox::unpublished(tx, 0, usize::MAX)?
+            let receipts: Vec<_> = outbox::unpublished_outbox_events(tx, 0, usize::MAX)?
                 .into_iter()
                 .map(receipt)
                 .collect();
-            publication::mark_published(tx, &receipts, Timestamp::now())
+            publication::record_publications(tx, &receipts, Timestamp::now())
         };
         self.store()
             .write(publish)

@@ -71,8 +71,8 @@ pub(super) const FILE: [Check; 12] = [
     },
     Check {
         kind: "undeliverable",
-        what: "deliveries that no notifier sends: of a channel that does not exist, or dead without \
-            an open dead letter",
+        what: "deliveries that no notifier sends: of a channel that does not exist, or dead \
+            without an open dead letter",
         sql: "SELECT 'delivery of event ' || d.outbox_id || ': ' || d.status || ', channel ' || \
             d.channel FROM delivery d WHERE (d.status IN ('PENDING', 'SENDING') \
             AND d.channel <> 'default' AND d.channel NOT IN (SELECT channel FROM route)) \
@@ -306,13 +306,32 @@ pub(super) const TEMPORARY: &str = "
         payment_id    INTEGER,
         PRIMARY KEY (\"partition\", \"offset\")
     ) WITHOUT ROWID;
-    CREATE TEMP TABLE extent (\"partition\" INTEGER PRIMARY KEY, low INTEGER NOT NULL, \"end\" INTEGER NOT NULL);
-    CREATE TEMP TABLE undecodable (\"partition\" INTEGER NOT NULL, low INTEGER NOT NULL, \"end\" INTEGER NOT NULL);
+    CREATE TEMP TABLE extent (
+        \"partition\" INTEGER PRIMARY KEY,
+        low           INTEGER NOT NULL,
+        \"end\"       INTEGER NOT NULL
+    );
+    CREATE TEMP TABLE undecodable (
+        \"partition\" INTEGER NOT NULL,
+        low           INTEGER NOT NULL,
+        \"end\"       INTEGER NOT NULL
+    );
     CREATE TEMP TABLE incarnation (published_before INTEGER NOT NULL);
-    CREATE TEMP VIEW late AS SELECT r.*, EXISTS (SELECT 1 FROM main.dead_letter l \
-        JOIN main.dead_letter_action a ON a.dead_letter_id = l.id WHERE l.outbox_id = r.outbox_id AND a.action = 'replay') AS sent_again \
-        FROM (SELECT \"partition\", \"offset\", outbox_id, max(outbox_id) OVER (PARTITION BY \"partition\" \
-        ORDER BY \"offset\" ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before FROM topic_record) r \
-        WHERE r.outbox_id < r.before AND NOT EXISTS (SELECT 1 FROM topic_record e WHERE e.outbox_id = r.outbox_id \
-        AND (e.\"partition\", e.\"offset\") < (r.\"partition\", r.\"offset\"));
+    CREATE TEMP VIEW late AS
+        SELECT r.*, EXISTS (
+            SELECT 1 FROM main.dead_letter l
+            JOIN main.dead_letter_action a ON a.dead_letter_id = l.id
+            WHERE l.outbox_id = r.outbox_id AND a.action = 'replay'
+        ) AS sent_again
+        FROM (
+            SELECT \"partition\", \"offset\", outbox_id, max(outbox_id) OVER (
+                PARTITION BY \"partition\" ORDER BY \"offset\"
+                ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+            ) AS before
+            FROM topic_record
+        ) r
+        WHERE r.outbox_id < r.before AND NOT EXISTS (
+            SELECT 1 FROM topic_record e WHERE e.outbox_id = r.outbox_id
+            AND (e.\"partition\", e.\"offset\") < (r.\"partition\", r.\"offset\")
+        );
 ";

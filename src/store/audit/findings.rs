@@ -1,26 +1,10 @@
 //! Runs the queries of an audit, and collects their findings.
 
-use std::collections::BTreeMap;
-
 use rusqlite::{ErrorCode, Params, Row, Transaction};
-
 use serde::Serialize;
 
 use super::checks::Check;
 use crate::store::StoreError;
-
-/// The number of rows of each kind.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Totals {
-    /// Payments, by status.
-    pub payments: BTreeMap<String, i64>,
-    /// Events in the outbox, by status.
-    pub events: BTreeMap<String, i64>,
-    /// Events that were delivered and purged.
-    pub events_purged: i64,
-    /// Deliveries, by status.
-    pub deliveries: BTreeMap<String, i64>,
-}
 
 /// A kind of inconsistency or note, with its count and examples.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -54,7 +38,11 @@ impl<'a> Findings<'a> {
         }
     }
 
-    pub(super) fn run(&mut self, check: &Check, params: impl Params) -> Result<(), StoreError> {
+    pub(super) fn run_check(
+        &mut self,
+        check: &Check,
+        params: impl Params,
+    ) -> Result<(), StoreError> {
         self.collect(check.kind, check.what, check.sql, params, |row| {
             row.get(0).map(Some)
         })
@@ -62,7 +50,7 @@ impl<'a> Findings<'a> {
 
     /// Also rows that an index lacks: they would never be published or delivered
     /// (<https://sqlite.org/pragma.html#pragma_integrity_check>).
-    pub(super) fn damage(&mut self) -> Result<(), StoreError> {
+    pub(super) fn check_integrity(&mut self) -> Result<(), StoreError> {
         self.collect(
             DAMAGED,
             DAMAGED_FILE,
@@ -73,7 +61,7 @@ impl<'a> Findings<'a> {
     }
 
     /// Tables with a check of their own are left out.
-    pub(super) fn foreign_keys(&mut self) -> Result<(), StoreError> {
+    pub(super) fn check_foreign_keys(&mut self) -> Result<(), StoreError> {
         let sql = "SELECT \"table\", rowid, parent FROM pragma_foreign_key_check \
                    WHERE \"table\" NOT IN ('delivery', 'payment_history', 'idempotency_key')";
         self.collect(
@@ -93,8 +81,11 @@ impl<'a> Findings<'a> {
     }
 
     /// The one finding of damage, whichever check has found it.
-    fn damaged(&mut self) -> &mut Finding {
-        let known = self.found.iter().position(|seen| seen.kind == DAMAGED);
+    fn damage_finding(&mut self) -> &mut Finding {
+        let known = self
+            .found
+            .iter()
+            .position(|finding| finding.kind == DAMAGED);
         let at = known.unwrap_or_else(|| {
             self.found.push(Finding {
                 kind: DAMAGED,
@@ -116,31 +107,31 @@ impl<'a> Findings<'a> {
         params: impl Params,
         show: impl Fn(&Row<'_>) -> rusqlite::Result<Option<String>>,
     ) -> Result<(), StoreError> {
-        let mut seen = Finding {
+        let mut finding = Finding {
             kind,
             what,
             count: 0,
             examples: Vec::new(),
         };
-        let walked = self.tx.prepare(sql).and_then(|mut statement| {
+        let collected = self.tx.prepare(sql).and_then(|mut statement| {
             let mut rows = statement.query(params)?;
             while let Some(row) = rows.next()? {
                 let Some(example) = show(row)? else { continue };
-                seen.count += 1;
-                if seen.examples.len() < self.limit {
-                    seen.examples.push(example);
+                finding.count += 1;
+                if finding.examples.len() < self.limit {
+                    finding.examples.push(example);
                 }
             }
             Ok(())
         });
-        if seen.count > 0 {
-            self.found.push(seen);
+        if finding.count > 0 {
+            self.found.push(finding);
         }
-        match walked {
-            // That is an answer as well: the file is not what it was.
+        match collected {
+            // A damaged page ends this query, and is a finding of its own.
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt) => {
                 let limit = self.limit;
-                let damaged = self.damaged();
+                let damaged = self.damage_finding();
                 damaged.count += 1;
                 if damaged.examples.len() < limit {
                     damaged
@@ -149,24 +140,7 @@ impl<'a> Findings<'a> {
                 }
                 Ok(())
             }
-            walked => Ok(walked?),
+            collected => Ok(collected?),
         }
     }
-}
-
-pub(super) fn totals(tx: &Transaction<'_>) -> Result<Totals, StoreError> {
-    let by_status = |table| -> rusqlite::Result<BTreeMap<String, i64>> {
-        let mut statement = tx.prepare(&format!(
-            "SELECT status, count(*) FROM {table} GROUP BY status"
-        ))?;
-        statement
-            .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
-            .collect()
-    };
-    Ok(Totals {
-        payments: by_status("payment")?,
-        events: by_status("outbox")?,
-        events_purged: tx.query_row("SELECT events_purged FROM node", [], |row| row.get(0))?,
-        deliveries: by_status("delivery")?,
-    })
 }

@@ -1,23 +1,26 @@
 //! The audit of the database: the consistency of payments, outbox, deliveries and the topic, in one
 //! snapshot.
 //!
-//! The connection cannot write. The records of the topic are in its temporary tables, which SQLite
-//! keeps on the disk (<https://sqlite.org/tempfiles.html>), so that memory stays small however long
-//! the topic is.
+//! The connection cannot write. The records of the topic are in its temporary tables. SQLite keeps
+//! these on the disk (<https://sqlite.org/tempfiles.html>), so that a long topic needs little
+//! memory.
 
 mod checks;
 mod findings;
+mod totals;
 
 pub(super) use self::checks::UNCONSUMED_KIND;
 use self::checks::{
     CONSUMED_WITHIN, FILE, GONE, INVISIBLE, MISSING, NOTES, TEMPORARY, TOPIC, UNCONSUMED,
     VISIBLE_WITHIN,
 };
-use self::findings::{DAMAGED, Findings, totals};
-pub use self::findings::{Finding, Totals};
+pub use self::findings::Finding;
+use self::findings::{DAMAGED, Findings};
+pub use self::totals::AuditTotals;
+use self::totals::count_audit_totals;
 use super::engine::{files, open, open_error};
 use super::{OpenError, StoreError};
-use crate::domain::event::NodeId;
+use crate::domain::node_id::NodeId;
 use crate::domain::timestamp::Timestamp;
 use rusqlite::Connection;
 use serde::Serialize;
@@ -72,7 +75,7 @@ pub struct TopicSnapshot<'a> {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CheckResult {
     /// The number of rows.
-    pub totals: Totals,
+    pub totals: AuditTotals,
     /// Inconsistencies.
     pub findings: Vec<Finding>,
     /// Facts worth knowing that are no inconsistency.
@@ -82,7 +85,7 @@ pub struct CheckResult {
 impl AuditDatabase {
     /// Opens an existing database, for reading only.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let (connection, node) = open::open_to_read(&files::resolve(path)?)?;
+        let (connection, node) = open::open_database_to_read(&files::resolve_database_file(path)?)?;
         let failed = |source| open_error::open_error(path, source);
         connection.execute_batch(TEMPORARY).map_err(failed)?;
         Ok(Self {
@@ -108,7 +111,7 @@ impl AuditDatabase {
     }
 
     /// Stores records of the topic.
-    pub fn record(&mut self, records: &[TopicEvent]) -> Result<(), StoreError> {
+    pub fn store_records(&mut self, records: &[TopicEvent]) -> Result<(), StoreError> {
         let tx = self.connection.transaction()?;
         {
             let mut insert = tx
@@ -128,7 +131,7 @@ impl AuditDatabase {
     }
 
     /// Stores the ranges of the topic that cannot be decoded.
-    pub fn skip(&mut self, skipped: &[OffsetRange]) -> Result<(), StoreError> {
+    pub fn store_skipped_ranges(&mut self, skipped: &[OffsetRange]) -> Result<(), StoreError> {
         for OffsetRange {
             partition,
             start,
@@ -151,36 +154,36 @@ impl AuditDatabase {
         snapshot: Option<TopicSnapshot<'_>>,
         limit: usize,
     ) -> Result<CheckResult, StoreError> {
-        self.prepare(topic, snapshot)?;
+        self.fill_topic_tables(topic, snapshot)?;
         let published_before = self.published_before;
         let visible_before = self.visible_before;
         let tx = self.connection.transaction()?;
         let mut findings = Findings::new(&tx, limit);
-        findings.damage()?;
-        findings.foreign_keys()?;
+        findings.check_integrity()?;
+        findings.check_foreign_keys()?;
         for check in &FILE {
-            findings.run(check, [])?;
+            findings.run_check(check, [])?;
         }
         let consumed_before = Timestamp::now().minus(CONSUMED_WITHIN).as_micros();
-        findings.run(&UNCONSUMED, (topic, consumed_before))?;
+        findings.run_check(&UNCONSUMED, (topic, consumed_before))?;
         let mut notes = Findings::new(&tx, limit);
         for check in &NOTES {
-            notes.run(check, [])?;
+            notes.run_check(check, [])?;
         }
         if snapshot.is_some() {
             for check in &TOPIC {
-                findings.run(check, [])?;
+                findings.run_check(check, [])?;
             }
-            findings.run(&MISSING, [published_before])?;
-            findings.run(&INVISIBLE, [visible_before.as_micros()])?;
+            findings.run_check(&MISSING, [published_before])?;
+            findings.run_check(&INVISIBLE, [visible_before.as_micros()])?;
             for check in &GONE {
-                notes.run(check, [])?;
+                notes.run_check(check, [])?;
             }
         }
         // A damaged file may not be countable.
         let is_damaged = findings.found.iter().any(|finding| finding.kind == DAMAGED);
-        let totals = match totals(&tx) {
-            Err(_) if is_damaged => Totals::default(),
+        let totals = match count_audit_totals(&tx) {
+            Err(_) if is_damaged => AuditTotals::default(),
             totals => totals?,
         };
         Ok(CheckResult {
@@ -191,7 +194,11 @@ impl AuditDatabase {
     }
 
     /// Fills the temporary tables of the topic.
-    fn prepare(&self, topic: &str, snapshot: Option<TopicSnapshot<'_>>) -> Result<(), StoreError> {
+    fn fill_topic_tables(
+        &self,
+        topic: &str,
+        snapshot: Option<TopicSnapshot<'_>>,
+    ) -> Result<(), StoreError> {
         self.connection
             .execute_batch("CREATE INDEX temp.topic_event ON topic_record (outbox_id)")?;
         for range in snapshot.map_or(&[][..], |snapshot| snapshot.ranges) {

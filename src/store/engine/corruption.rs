@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::runtime::health::{Health, HealthHandle};
-use crate::store::error::{StoreError, is_corruption};
+use crate::store::error::StoreError;
 
 /// Whether the file is damaged, shared by all threads that use it. Cloning it is cheap.
 #[derive(Debug, Clone)]
 pub(in crate::store) struct CorruptionFlag {
-    part: HealthHandle,
+    health: HealthHandle,
     known: Arc<AtomicBool>,
 }
 
@@ -23,14 +23,14 @@ impl CorruptionFlag {
     /// No damage is known.
     pub(in crate::store) fn none() -> Self {
         Self {
-            part: HealthHandle::up(),
+            health: HealthHandle::up(),
             known: Arc::default(),
         }
     }
 
     /// Sets the flag if an error reports damage. It stays set.
     pub(in crate::store) fn observe(&self, error: &rusqlite::Error) {
-        if is_corruption(error) {
+        if StoreError::is_corruption(error) {
             self.set(&error.to_string());
         }
     }
@@ -38,7 +38,7 @@ impl CorruptionFlag {
     /// Logs the damage once.
     pub(in crate::store) fn set(&self, what: &str) {
         if !self.known.swap(true, Ordering::Relaxed) {
-            self.part.fail(format!("the database is damaged: {what}"));
+            self.health.fail(format!("the database is damaged: {what}"));
             log::error!(
                 "the database is damaged: {what}; no more payments are accepted, and nothing is \
                     published or delivered: stop payrelay, repair the file or restore a backup \
@@ -61,7 +61,7 @@ impl CorruptionFlag {
     }
 
     pub(in crate::store) fn state(&self) -> Health {
-        self.part.get()
+        self.health.get()
     }
 }
 
@@ -74,7 +74,7 @@ mod tests {
     };
 
     #[test]
-    fn only_errors_of_damage_set_the_flag_for_good() {
+    fn only_errors_of_corruption_set_the_flag_for_good() {
         let error = |code| Error::SqliteFailure(ffi::Error::new(code), None);
         for code in [SQLITE_BUSY, SQLITE_FULL, SQLITE_IOERR] {
             let damage = CorruptionFlag::none();

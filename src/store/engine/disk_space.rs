@@ -34,9 +34,9 @@ enum DiskSpace {
 }
 
 impl DiskSpace {
-    /// A level that was left is reached again only with an eighth more, so that temporary files do
-    /// not switch it to and fro.
-    fn next(self, free: u64, min: u64) -> Self {
+    /// A worse level ends only with an eighth more free space than it began with, so that temporary
+    /// files do not switch the level to and fro.
+    fn next_level(self, free: u64, min: u64) -> Self {
         let reached = |limit: u64, held: bool| {
             free >= if held {
                 limit.saturating_add(min / 8)
@@ -56,13 +56,13 @@ impl DiskSpace {
 
 /// The result, for the threads that accept payments. Cloning it is cheap.
 #[derive(Debug, Clone)]
-pub(in crate::store) struct Admission {
-    part: HealthHandle,
+pub(in crate::store) struct DiskAdmission {
+    health: HealthHandle,
     short: Arc<AtomicBool>,
     refused: Arc<AtomicU64>,
 }
 
-impl Admission {
+impl DiskAdmission {
     /// Refuses while there is too little free space.
     pub(in crate::store) fn check(&self) -> Result<(), StoreError> {
         if !self.short.load(Ordering::Relaxed) {
@@ -73,47 +73,47 @@ impl Admission {
     }
 
     pub(in crate::store) fn state(&self) -> Health {
-        self.part.get()
+        self.health.get()
     }
 }
 
 /// The thread's side.
 pub(in crate::store) struct DiskMonitor {
     database: PathBuf,
-    /// The file that was opened.
-    identity: Option<(u64, u64)>,
+    /// The device and inode of the file that was opened.
+    opened: Option<(u64, u64)>,
     min: u64,
     space: DiskSpace,
-    admission: Admission,
+    admission: DiskAdmission,
     damage: CorruptionFlag,
     statvfs_failed: bool,
 }
 
 impl DiskMonitor {
-    /// Looks once, so that the first payment finds a result.
+    /// Checks once, so that the first payment finds a result.
     pub(in crate::store) fn new(
         database: &Path,
         min: u64,
         damage: CorruptionFlag,
-    ) -> (Self, Admission) {
-        let admission = Admission {
-            part: HealthHandle::up(),
+    ) -> (Self, DiskAdmission) {
+        let admission = DiskAdmission {
+            health: HealthHandle::up(),
             short: Arc::default(),
             refused: Arc::default(),
         };
-        let (database, identity) = (database.to_owned(), identity(database));
-        let (space, statvfs_failed) = (DiskSpace::Ok, false);
-        let mut watch = Self {
-            database,
-            identity,
+        let mut monitor = Self {
+            database: database.to_owned(),
+            opened: fs::metadata(database)
+                .ok()
+                .map(|file| (file.dev(), file.ino())),
             min,
-            space,
+            space: DiskSpace::Ok,
             admission: admission.clone(),
             damage,
-            statvfs_failed,
+            statvfs_failed: false,
         };
-        watch.look();
-        (watch, admission)
+        monitor.check_disk();
+        (monitor, admission)
     }
 
     /// Runs until a stop is requested.
@@ -121,13 +121,13 @@ impl DiskMonitor {
         loop {
             select_biased! {
                 recv(stop.signal()) -> _ => return,
-                recv(after(INTERVAL)) -> _ => self.look(),
+                recv(after(INTERVAL)) -> _ => self.check_disk(),
             }
         }
     }
 
-    fn look(&mut self) {
-        if was_replaced(&self.database, self.identity) {
+    fn check_disk(&mut self) {
+        if self.file_was_replaced() {
             // SQLite would continue with a file that no process finds again.
             self.damage.set(&format!(
                 "{} is not the file that was opened: it was moved or removed",
@@ -140,7 +140,7 @@ impl DiskMonitor {
         match statvfs(&self.database) {
             Ok(stat) => {
                 self.statvfs_failed = false;
-                self.found(stat.f_bavail.saturating_mul(stat.f_frsize));
+                self.apply_free_space(stat.f_bavail.saturating_mul(stat.f_frsize));
             }
             // The free space is unknown, so payments are accepted. On a full disk the write fails.
             Err(error) if !self.statvfs_failed => {
@@ -151,29 +151,39 @@ impl DiskMonitor {
         }
     }
 
-    fn found(&mut self, free: u64) {
-        let (before, min) = (self.space, self.min);
-        self.space = before.next(free, min);
-        let free = mib(free);
+    /// An error says nothing about the file.
+    fn file_was_replaced(&self) -> bool {
+        match fs::metadata(&self.database) {
+            Ok(file) => Some((file.dev(), file.ino())) != self.opened,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
+    }
+
+    fn apply_free_space(&mut self, free: u64) {
+        let before = self.space;
+        let min = self.min;
+        self.space = before.next_level(free, min);
+        let free = disk_space_in_mib(free);
         // The line is logged last, so that its reader finds the new state in effect.
         match (before, self.space) {
             (before, now) if before == now => {}
             (_, DiskSpace::Critical) => {
                 let error = format!(
                     "the disk has less than {} MiB free (database.min_free_bytes)",
-                    mib(min)
+                    disk_space_in_mib(min)
                 );
-                self.admission.part.fail(error);
+                self.admission.health.fail(error);
                 self.admission.short.store(true, Ordering::Relaxed);
                 log::error!(
                     "disk space critical: {free} MiB free, minimum {} \
-                        (database.min_free_bytes); rejecting payments with 507, stored ones continue",
-                    mib(min)
+                        (database.min_free_bytes); rejecting payments with 507, stored ones \
+                        continue",
+                    disk_space_in_mib(min)
                 );
             }
             (DiskSpace::Critical, _) => {
                 self.admission.short.store(false, Ordering::Relaxed);
-                self.admission.part.recover();
+                self.admission.health.recover();
                 let refused = self.admission.refused.swap(0, Ordering::Relaxed);
                 log::info!(
                     "the disk has {free} MiB free: accepting payments again; {refused} requests \
@@ -183,26 +193,14 @@ impl DiskMonitor {
             (_, DiskSpace::Low) => log::warn!(
                 "disk space low: {free} MiB free, below {} payments will be rejected \
                     (database.min_free_bytes); free space",
-                mib(min)
+                disk_space_in_mib(min)
             ),
             _ => log::info!("the disk has {free} MiB free: enough again"),
         }
     }
 }
 
-fn identity(file: &Path) -> Option<(u64, u64)> {
-    fs::metadata(file).ok().map(|file| (file.dev(), file.ino()))
-}
-
-/// An error says nothing about the file.
-fn was_replaced(file: &Path, opened: Option<(u64, u64)>) -> bool {
-    match fs::metadata(file) {
-        Ok(file) => Some((file.dev(), file.ino())) != opened,
-        Err(error) => error.kind() == io::ErrorKind::NotFound,
-    }
-}
-
-fn mib(bytes: u64) -> String {
+fn disk_space_in_mib(bytes: u64) -> String {
     let tenths = bytes / (1024 * 1024 / 10);
     format!("{}.{}", tenths / 10, tenths % 10)
 }
@@ -212,13 +210,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refuses_below_the_limit_with_hysteresis() {
+    fn disk_space_levels_have_hysteresis() {
         use DiskSpace::{Critical, Low, Ok};
         let next = |rooms: &[u64]| {
             let mut space = Ok;
             let mut seen = Vec::new();
             for free in rooms {
-                space = space.next(*free, 80);
+                space = space.next_level(*free, 80);
                 seen.push(space);
             }
             seen
@@ -231,50 +229,53 @@ mod tests {
         assert_eq!(next(&[0, u64::MAX]), [Critical, Ok]);
     }
 
-    fn watch(dir: &tempfile::TempDir, min: u64) -> (DiskMonitor, Admission, CorruptionFlag) {
+    fn disk_monitor(
+        dir: &tempfile::TempDir,
+        min: u64,
+    ) -> (DiskMonitor, DiskAdmission, CorruptionFlag) {
         let path = dir.path().join("a.db");
         fs::write(&path, "").unwrap();
         let damage = CorruptionFlag::none();
-        let (watch, admission) = DiskMonitor::new(&path, min, damage.clone());
-        (watch, admission, damage)
+        let (monitor, admission) = DiskMonitor::new(&path, min, damage.clone());
+        (monitor, admission, damage)
     }
 
     #[test]
-    fn a_refusal_is_shown_until_space_is_freed() {
+    fn a_full_disk_is_shown_until_space_is_freed() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut watch, admission, _) = watch(&dir, 1 << 20);
-        watch.found(1 << 30);
+        let (mut monitor, admission, _) = disk_monitor(&dir, 1 << 20);
+        monitor.apply_free_space(1 << 30);
         admission.check().unwrap();
-        watch.found(1 << 19);
+        monitor.apply_free_space(1 << 19);
         assert!(matches!(admission.check(), Err(StoreError::Full)));
         let state = admission.state();
         assert!(state.is_failing() && state.error.unwrap().contains("less than 1.0 MiB"));
-        watch.found(1 << 30);
+        monitor.apply_free_space(1 << 30);
         admission.check().unwrap();
         assert!(!admission.state().is_failing());
     }
 
     #[test]
-    fn the_real_disk_is_checked_unless_the_limit_is_off() {
+    fn the_free_disk_space_is_checked_unless_the_limit_is_off() {
         let dir = tempfile::tempdir().unwrap();
-        let (_, admission, _) = watch(&dir, 1 << 50);
+        let (_, admission, _) = disk_monitor(&dir, 1 << 50);
         assert!(
             matches!(admission.check(), Err(StoreError::Full)),
             "no disk has a PiB of free space"
         );
-        let (_, admission, _) = watch(&dir, 0);
+        let (_, admission, _) = disk_monitor(&dir, 0);
         admission.check().unwrap();
     }
 
     #[test]
-    fn a_file_that_was_moved_is_noticed() {
+    fn the_disk_monitor_notices_a_file_that_was_moved() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut watch, _, damage) = watch(&dir, 0);
-        watch.look();
+        let (mut monitor, _, damage) = disk_monitor(&dir, 0);
+        monitor.check_disk();
         damage.check().unwrap();
         fs::rename(dir.path().join("a.db"), dir.path().join("b.db")).unwrap();
         fs::write(dir.path().join("a.db"), "another").unwrap();
-        watch.look();
+        monitor.check_disk();
         assert!(matches!(damage.check(), Err(StoreError::Damaged)));
     }
 }

@@ -13,14 +13,14 @@ pub(super) const PRIVATE: u32 = 0o600;
 
 /// The absolute path of a database after all symbolic links, also if their target does not exist
 /// yet.
-pub(in crate::store) fn resolve(database: &Path) -> Result<PathBuf, OpenError> {
-    follow_links(database).map_err(|source| OpenError::Io {
+pub(in crate::store) fn resolve_database_file(database: &Path) -> Result<PathBuf, OpenError> {
+    follow_links_to_file(database).map_err(|source| OpenError::Io {
         path: database.into(),
         source,
     })
 }
 
-fn follow_links(database: &Path) -> io::Result<PathBuf> {
+fn follow_links_to_file(database: &Path) -> io::Result<PathBuf> {
     /// As many as Linux follows (<https://man7.org/linux/man-pages/man7/path_resolution.7.html>).
     const LINKS_MAX: usize = 40;
     let mut path = database.to_owned();
@@ -46,14 +46,14 @@ fn follow_links(database: &Path) -> io::Result<PathBuf> {
 }
 
 /// A file next to a database, such as its WAL.
-pub(in crate::store) fn sibling(database: &Path, suffix: &str) -> PathBuf {
+pub(in crate::store) fn sibling_file(database: &Path, suffix: &str) -> PathBuf {
     let mut name = database.as_os_str().to_owned();
     name.push(suffix);
     name.into()
 }
 
 /// Creates an empty file for SQLite, which would give it the mode that the umask leaves.
-pub(super) fn create_private(path: &Path) -> Result<(), OpenError> {
+pub(super) fn create_private_file(path: &Path) -> Result<(), OpenError> {
     match File::options()
         .write(true)
         .create_new(true)

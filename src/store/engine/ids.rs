@@ -19,7 +19,7 @@ pub(super) const TABLES_WITH_PUBLIC_IDS: [&str; 4] =
 
 /// Advances the ids past `newest`, and past every id that may have been given until now. Returns
 /// the first new id.
-pub(in crate::store) fn advance_sequences(
+pub(in crate::store) fn advance_id_sequences(
     tx: &Transaction<'_>,
     newest: i64,
     now: Timestamp,
@@ -43,7 +43,7 @@ pub(in crate::store) fn advance_sequences(
 
 /// Makes a restored backup ready for use. It lacks the payments that were stored after it, but the
 /// topic, clients and Slack know their ids: all ids advance past them, once.
-pub(super) fn activate_backup(connection: &mut Connection) -> rusqlite::Result<()> {
+pub(super) fn advance_ids_of_backup(connection: &mut Connection) -> rusqlite::Result<()> {
     let tx = Transaction::new(connection, TransactionBehavior::Immediate)?;
     let (backed_up_at, given): (Option<i64>, Option<i64>) =
         tx.query_row("SELECT backed_up_at, given_before FROM node", [], |row| {
@@ -57,7 +57,7 @@ pub(super) fn activate_backup(connection: &mut Connection) -> rusqlite::Result<(
                 ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0)";
     let (payment, event): (i64, i64) =
         tx.query_row(last, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let first = advance_sequences(&tx, given.unwrap_or(0), now)?;
+    let first = advance_id_sequences(&tx, given.unwrap_or(0), now)?;
     tx.execute(
         "INSERT INTO restored_copy \
              (copied_at, started_at, restored_by, last_payment_id, last_outbox_id, first_new_id) \
@@ -81,14 +81,15 @@ pub(super) fn activate_backup(connection: &mut Connection) -> rusqlite::Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::engine::open::open;
+    use crate::store::engine::open::open_database;
 
     #[test]
-    fn a_backup_advances_past_every_id_once() {
+    fn the_ids_of_a_backup_advance_once_past_every_id() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.db");
-        let (connection, node) = open(&path, None).unwrap();
-        let pay = "INSERT INTO payment (user_id, reservation_id, amount, currency, status, executed_at) \
+        let (connection, node) = open_database(&path, None).unwrap();
+        let pay = "INSERT INTO payment \
+            (user_id, reservation_id, amount, currency, status, executed_at) \
             VALUES (1, ?1, 1, 'KRW', 'COMPLETED', 1) RETURNING id";
         let history =
             "INSERT INTO payment_history (payment_id, user_id, recorded_at) VALUES (?1, 1, 1)";
@@ -104,20 +105,20 @@ mod tests {
             .execute("UPDATE node SET backed_up_at = 5", [])
             .unwrap();
         drop(connection);
-        let (connection, again) = open(&path, None).unwrap();
+        let (connection, again) = open_database(&path, None).unwrap();
         let jumped = id(&connection, 2);
         assert!(
             jumped > ID_RANGE && jumped <= ID_MAX && again == node,
             "{jumped}"
         );
         drop(connection);
-        let (connection, _) = open(&path, None).unwrap();
+        let (connection, _) = open_database(&path, None).unwrap();
         assert_eq!(id(&connection, 3), jumped + 1, "only once");
         connection
             .execute("UPDATE node SET backed_up_at = 5", [])
             .unwrap();
         drop(connection);
-        let farther = id(&open(&path, None).unwrap().0, 4);
+        let farther = id(&open_database(&path, None).unwrap().0, 4);
         assert!(farther > jumped + 1, "{farther}");
         let sequences: i64 = Connection::open(&path)
             .unwrap()
@@ -131,9 +132,9 @@ mod tests {
     }
 
     #[test]
-    fn every_public_id_advances() {
+    fn the_ids_of_every_table_with_public_ids_advance() {
         let dir = tempfile::tempdir().unwrap();
-        let (connection, _) = open(&dir.path().join("a.db"), None).unwrap();
+        let (connection, _) = open_database(&dir.path().join("a.db"), None).unwrap();
         let sql = "SELECT name FROM sqlite_schema WHERE sql LIKE '%AUTOINCREMENT%' \
             AND name NOT IN ('idempotency_key', 'channel_action')";
         let mut statement = connection.prepare(sql).unwrap();

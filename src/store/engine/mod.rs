@@ -1,20 +1,23 @@
 //! The database file: opened and locked, written by one thread, read by a few, checkpointed, and
-//! watched for a full disk and for corruption. It knows no table of payments.
+//! watched for a full disk and for corruption. Of the tables it reads what a start needs: the node,
+//! the last ids, and whether the last rows contradict each other.
 
 use std::time::Duration;
 
 use r2d2_sqlite::SqliteConnectionManager;
 
+mod abort;
 pub(in crate::store) mod checkpointer;
 pub(in crate::store) mod corruption;
 pub(in crate::store) mod disk_space;
 pub(in crate::store) mod files;
 pub(in crate::store) mod ids;
 pub(in crate::store) mod lock;
-mod migrations;
+mod node_id;
 pub(in crate::store) mod open;
 pub(in crate::store) mod open_error;
 pub(in crate::store) mod readers;
+mod schema;
 mod wal;
 pub(in crate::store) mod writer;
 

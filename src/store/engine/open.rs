@@ -2,26 +2,22 @@
 
 use std::path::Path;
 
-use rusqlite::{
-    Connection, MAIN_DB, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, ffi,
-};
+use rusqlite::{Connection, MAIN_DB, OpenFlags, ffi};
 
-use super::files::create_private;
-use super::ids::activate_backup;
-use super::migrations::{create_schema, version};
+use super::files::create_private_file;
+use super::ids::advance_ids_of_backup;
+use super::node_id::load_or_create_node_id;
 use super::open_error::{OpenError, open_error};
+use super::schema::{create_schema, schema_version};
 use super::wal::{
-    CheckpointOnClose, node_id_without_wal, reject_foreign_wal, reject_wal_without_database,
-    rewrite_and_sync_wal, set_checkpoint_on_close,
+    CheckpointOnClose, node_id_without_wal, reject_foreign_wal, reject_wal_of_another_node,
+    reject_wal_without_database, rewrite_and_sync_wal, set_wal_checkpoint_on_close,
 };
 use super::{BUSY_TIMEOUT, STATEMENTS};
-use crate::domain::event::NodeId;
-use crate::domain::timestamp::Timestamp;
-
-const OTHER_NODES_WAL: &str = "its WAL belongs to another node's database";
+use crate::domain::node_id::NodeId;
 
 /// Opens the file for the writer, creates the schema in a new one, and returns the node's id.
-pub(in crate::store) fn open(
+pub(in crate::store) fn open_database(
     path: &Path,
     configured: Option<&NodeId>,
 ) -> Result<(Connection, NodeId), OpenError> {
@@ -29,38 +25,38 @@ pub(in crate::store) fn open(
     reject_wal_without_database(path)?;
     reject_foreign_wal(path)?;
     let without_wal = node_id_without_wal(path);
-    create_private(path)?;
+    create_private_file(path)?;
     let mut connection = Connection::open(path).map_err(sqlite_error)?;
-    reject_read_only(&connection).map_err(sqlite_error)?;
+    reject_read_only_on_open(&connection).map_err(sqlite_error)?;
     // A file that is refused stays as it is, and so does its WAL.
-    set_checkpoint_on_close(&connection, CheckpointOnClose::No).map_err(sqlite_error)?;
-    let version = version(&connection, path)?;
-    set_pragmas(&connection).map_err(sqlite_error)?;
+    set_wal_checkpoint_on_close(&connection, CheckpointOnClose::No).map_err(sqlite_error)?;
+    let version = schema_version(&connection, path)?;
+    set_pragmas_on_open(&connection).map_err(sqlite_error)?;
     rewrite_and_sync_wal(&mut connection, path)?;
     if version == 0 {
         create_schema(&mut connection).map_err(sqlite_error)?;
     }
-    if let Some(what) = find_inconsistency(&connection).map_err(sqlite_error)? {
+    if let Some(what) = find_inconsistency_on_open(&connection).map_err(sqlite_error)? {
         return Err(OpenError::Inconsistent {
             path: path.into(),
             what,
         });
     }
-    let stored = node_id(&mut connection, configured).map_err(sqlite_error)?;
-    reject_other_nodes_wal(path, without_wal, &stored)?;
-    set_checkpoint_on_close(&connection, CheckpointOnClose::Yes).map_err(sqlite_error)?;
+    let stored = load_or_create_node_id(&mut connection, configured).map_err(sqlite_error)?;
+    reject_wal_of_another_node(path, without_wal, &stored)?;
+    set_wal_checkpoint_on_close(&connection, CheckpointOnClose::Yes).map_err(sqlite_error)?;
     if let Some(configured) = configured.filter(|configured| **configured != stored) {
         return Err(OpenError::OtherNode {
             configured: configured.clone(),
             stored,
         });
     }
-    activate_backup(&mut connection).map_err(sqlite_error)?;
+    advance_ids_of_backup(&mut connection).map_err(sqlite_error)?;
     Ok((connection, stored))
 }
 
 /// Without the right to write, SQLite opens a file for reading, and even begins a transaction.
-fn reject_read_only(connection: &Connection) -> rusqlite::Result<()> {
+fn reject_read_only_on_open(connection: &Connection) -> rusqlite::Result<()> {
     if connection.is_readonly(MAIN_DB)? {
         let error = ffi::Error::new(ffi::SQLITE_READONLY);
         return Err(rusqlite::Error::SqliteFailure(error, None));
@@ -68,24 +64,12 @@ fn reject_read_only(connection: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn reject_other_nodes_wal(
-    path: &Path,
-    without_wal: Option<String>,
-    node: &NodeId,
-) -> Result<(), OpenError> {
-    if without_wal.is_some_and(|id| id != node.as_str()) {
-        return Err(OpenError::Inconsistent {
-            path: path.into(),
-            what: OTHER_NODES_WAL,
-        });
-    }
-    Ok(())
-}
-
 /// Opens an existing database, also while payrelay is running. Creates nothing.
-pub(in crate::store) fn open_existing(path: &Path) -> Result<(Connection, NodeId), OpenError> {
+pub(in crate::store) fn open_existing_database(
+    path: &Path,
+) -> Result<(Connection, NodeId), OpenError> {
     let sqlite_error = |source| open_error(path, source);
-    let (connection, node) = open_checked(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let (connection, node) = open_checked_database(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     connection
         .pragma_update(None, "synchronous", "FULL")
         .map_err(sqlite_error)?;
@@ -99,12 +83,14 @@ pub(in crate::store) fn open_existing(path: &Path) -> Result<(Connection, NodeId
     Ok((connection, node))
 }
 
-/// As [`open_existing`], and the file stays as it is.
-pub(in crate::store) fn open_to_read(path: &Path) -> Result<(Connection, NodeId), OpenError> {
-    open_checked(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+/// As [`open_existing_database`], and the file stays as it is.
+pub(in crate::store) fn open_database_to_read(
+    path: &Path,
+) -> Result<(Connection, NodeId), OpenError> {
+    open_checked_database(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
 }
 
-fn open_checked(path: &Path, flags: OpenFlags) -> Result<(Connection, NodeId), OpenError> {
+fn open_checked_database(path: &Path, flags: OpenFlags) -> Result<(Connection, NodeId), OpenError> {
     let sqlite_error = |source| open_error(path, source);
     // A command must not destroy a WAL either.
     reject_wal_without_database(path)?;
@@ -115,19 +101,19 @@ fn open_checked(path: &Path, flags: OpenFlags) -> Result<(Connection, NodeId), O
     connection
         .busy_timeout(BUSY_TIMEOUT)
         .map_err(sqlite_error)?;
-    set_checkpoint_on_close(&connection, CheckpointOnClose::No).map_err(sqlite_error)?;
-    if version(&connection, path)? == 0 {
+    set_wal_checkpoint_on_close(&connection, CheckpointOnClose::No).map_err(sqlite_error)?;
+    if schema_version(&connection, path)? == 0 {
         return Err(OpenError::NotOurs(path.into()));
     }
     let node: String = connection
         .query_row("SELECT id FROM node", [], |row| row.get(0))
         .map_err(sqlite_error)?;
     let node = NodeId::parse(&node).ok_or_else(|| OpenError::NotOurs(path.into()))?;
-    reject_other_nodes_wal(path, without_wal, &node)?;
+    reject_wal_of_another_node(path, without_wal, &node)?;
     Ok((connection, node))
 }
 
-fn set_pragmas(connection: &Connection) -> rusqlite::Result<()> {
+fn set_pragmas_on_open(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     // Readers continue while the writer commits; a commit is one sequential write and one fsync.
@@ -144,7 +130,7 @@ fn set_pragmas(connection: &Connection) -> rusqlite::Result<()> {
 
 /// Compares the last rows of the tables. That costs nothing, and finds most foreign WALs. The start
 /// does not check the whole file.
-fn find_inconsistency(connection: &Connection) -> rusqlite::Result<Option<&'static str>> {
+fn find_inconsistency_on_open(connection: &Connection) -> rusqlite::Result<Option<&'static str>> {
     let number = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
     let payment = number("SELECT coalesce(max(id), 0) FROM payment")?;
     let given = number("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'payment'")?;
@@ -161,51 +147,17 @@ fn find_inconsistency(connection: &Connection) -> rusqlite::Result<Option<&'stat
     })
 }
 
-/// The stored id; the first start stores the configured one, or a random one.
-fn node_id(connection: &mut Connection, configured: Option<&NodeId>) -> rusqlite::Result<NodeId> {
-    let tx = Transaction::new(connection, TransactionBehavior::Immediate)?;
-    let stored: Option<String> = tx
-        .query_row("SELECT id FROM node", [], |row| row.get(0))
-        .optional()?;
-    let id = match stored {
-        Some(id) => id,
-        None => create_node_id(&tx, configured)?,
-    };
-    tx.commit()?;
-    NodeId::parse(&id).ok_or_else(|| {
-        rusqlite::Error::FromSqlConversionFailure(
-            0,
-            rusqlite::types::Type::Text,
-            "not a node id".into(),
-        )
-    })
-}
-
-fn create_node_id(tx: &Transaction<'_>, configured: Option<&NodeId>) -> rusqlite::Result<String> {
-    let id = match configured {
-        Some(id) => id.as_str().to_owned(),
-        None => tx.query_row("SELECT 'n' || lower(hex(randomblob(6)))", [], |row| {
-            row.get(0)
-        })?,
-    };
-    tx.execute(
-        "INSERT INTO node (id, created_at) VALUES (?1, ?2)",
-        (&id, Timestamp::now().as_micros()),
-    )?;
-    Ok(id)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::engine::files::sibling;
+    use crate::store::engine::files::sibling_file;
     use std::{fs, io};
 
     #[test]
-    fn a_new_file_gets_the_schema_and_an_id_that_stays() {
+    fn opening_a_new_file_creates_the_schema_and_an_id_that_stays() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.db");
-        let (connection, first) = open(&path, None).unwrap();
+        let (connection, first) = open_database(&path, None).unwrap();
         let pragma = |name| {
             connection
                 .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
@@ -219,47 +171,48 @@ mod tests {
             .unwrap();
         assert_eq!(mode, "wal");
         drop(connection);
-        assert_eq!(open(&path, None).unwrap().1, first);
-        assert_eq!(open(&path, Some(&first)).unwrap().1, first);
+        assert_eq!(open_database(&path, None).unwrap().1, first);
+        assert_eq!(open_database(&path, Some(&first)).unwrap().1, first);
         let other = NodeId::parse("other").unwrap();
         assert!(matches!(
-            open(&path, Some(&other)),
+            open_database(&path, Some(&other)),
             Err(OpenError::OtherNode { .. })
         ));
     }
 
     #[test]
-    fn the_wal_of_another_database_is_refused() {
+    fn opening_with_the_wal_of_another_database_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let (path, copy) = (dir.path().join("a.db"), dir.path().join("copy.db"));
-        let (connection, _) = open(&path, None).unwrap();
+        let path = dir.path().join("a.db");
+        let copy = dir.path().join("copy.db");
+        let (connection, _) = open_database(&path, None).unwrap();
         connection
             .execute("VACUUM INTO ?1", [copy.to_str().unwrap()])
             .unwrap();
         let wal = dir.path().join("copy.db-wal");
         fs::copy(dir.path().join("a.db-wal"), &wal).unwrap();
         let before = fs::read(&copy).unwrap();
-        let refusal = open(&copy, None).unwrap_err();
+        let refusal = open_database(&copy, None).unwrap_err();
         assert!(matches!(refusal, OpenError::ForeignWal { .. }), "{refusal}");
         assert_eq!(fs::read(&copy).unwrap(), before);
         fs::remove_file(wal).unwrap();
-        open(&copy, None).unwrap();
+        open_database(&copy, None).unwrap();
         // Its own WAL is read, however the process ended.
         drop(connection);
-        open(&path, None).unwrap();
+        open_database(&path, None).unwrap();
     }
 
     #[test]
-    fn a_configured_id_is_kept() {
+    fn opening_with_a_configured_node_id_keeps_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.db");
         let id = NodeId::parse("till-3").unwrap();
-        assert_eq!(open(&path, Some(&id)).unwrap().1, id);
-        assert_eq!(open(&path, None).unwrap().1, id);
+        assert_eq!(open_database(&path, Some(&id)).unwrap().1, id);
+        assert_eq!(open_database(&path, None).unwrap().1, id);
     }
 
     #[test]
-    fn foreign_files_are_refused_untouched() {
+    fn opening_a_foreign_file_is_refused_and_leaves_it_untouched() {
         let dir = tempfile::tempdir().unwrap();
         let foreign = dir.path().join("foreign.db");
         Connection::open(&foreign)
@@ -267,7 +220,10 @@ mod tests {
             .execute_batch("CREATE TABLE theirs (x)")
             .unwrap();
         let before = fs::read(&foreign).unwrap();
-        assert!(matches!(open(&foreign, None), Err(OpenError::NotOurs(_))));
+        assert!(matches!(
+            open_database(&foreign, None),
+            Err(OpenError::NotOurs(_))
+        ));
         assert_eq!(fs::read(&foreign).unwrap(), before);
 
         let text = dir.path().join("text.db");
@@ -277,56 +233,60 @@ mod tests {
                 SQLite reads it",
         )
         .unwrap();
-        assert!(matches!(open(&text, None), Err(OpenError::Sqlite { .. })));
+        assert!(matches!(
+            open_database(&text, None),
+            Err(OpenError::Sqlite { .. })
+        ));
 
         let newer = dir.path().join("newer.db");
-        drop(open(&newer, None).unwrap());
+        drop(open_database(&newer, None).unwrap());
         Connection::open(&newer)
             .unwrap()
             .pragma_update(None, "user_version", 99)
             .unwrap();
         assert!(matches!(
-            open(&newer, None),
+            open_database(&newer, None),
             Err(OpenError::Newer { found: 99, .. })
         ));
 
         let older = dir.path().join("older.db");
-        drop(open(&older, None).unwrap());
+        drop(open_database(&older, None).unwrap());
         Connection::open(&older)
             .unwrap()
             .pragma_update(None, "user_version", 1)
             .unwrap();
         assert!(matches!(
-            open(&older, None),
+            open_database(&older, None),
             Err(OpenError::Older { found: 1, .. })
         ));
     }
 
     #[test]
-    fn a_wal_without_its_database_is_refused() {
+    fn opening_a_wal_without_its_database_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let (ours, theirs) = (dir.path().join("ours.db"), dir.path().join("theirs.db"));
-        drop(open(&ours, None).unwrap());
-        let (open_still, _) = open(&theirs, None).unwrap();
+        let ours = dir.path().join("ours.db");
+        let theirs = dir.path().join("theirs.db");
+        drop(open_database(&ours, None).unwrap());
+        let (open_still, _) = open_database(&theirs, None).unwrap();
         let before = fs::read(&ours).unwrap();
-        fs::copy(sibling(&theirs, "-wal"), sibling(&ours, "-wal")).unwrap();
+        fs::copy(sibling_file(&theirs, "-wal"), sibling_file(&ours, "-wal")).unwrap();
         assert!(matches!(
-            open(&ours, None),
+            open_database(&ours, None),
             Err(OpenError::Inconsistent { .. })
         ));
         assert_eq!(fs::read(&ours).unwrap(), before);
         fs::write(&ours, "").unwrap();
         assert!(matches!(
-            open(&ours, None),
+            open_database(&ours, None),
             Err(OpenError::WalWithoutDatabase { .. })
         ));
-        fs::remove_file(sibling(&ours, "-wal")).unwrap();
-        open(&ours, None).unwrap();
+        fs::remove_file(sibling_file(&ours, "-wal")).unwrap();
+        open_database(&ours, None).unwrap();
         drop(open_still);
     }
 
     #[test]
-    fn every_error_of_a_full_disk_says_to_free_space() {
+    fn every_open_error_of_a_full_disk_says_to_free_space() {
         let path = Path::new("a.db");
         let sqlite = |code| {
             open_error(
@@ -349,7 +309,8 @@ mod tests {
             }
             .to_string()
         };
-        let (enospc, eio) = (28, 5);
+        let enospc = 28;
+        let eio = 5;
         for full in [
             sqlite(ffi::SQLITE_FULL),
             sqlite(ffi::SQLITE_IOERR_SHMSIZE),
@@ -365,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_that_contradict_each_other_are_refused() {
+    fn opening_tables_that_contradict_each_other_is_refused() {
         let wrong = [
             "INSERT INTO payment_history (payment_id, user_id, recorded_at) VALUES (1, 1, 1)",
             "INSERT INTO outbox (payment_id, user_id, type, created_at) \
@@ -377,13 +338,16 @@ mod tests {
         for sql in wrong {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("a.db");
-            let (connection, _) = open(&path, None).unwrap();
+            let (connection, _) = open_database(&path, None).unwrap();
             connection
                 .execute_batch(&format!("PRAGMA foreign_keys = 0; {sql}"))
                 .unwrap();
             drop(connection);
             assert!(
-                matches!(open(&path, None), Err(OpenError::Inconsistent { .. })),
+                matches!(
+                    open_database(&path, None),
+                    Err(OpenError::Inconsistent { .. })
+                ),
                 "{sql}"
             );
         }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::ErrorCode;
 
-use crate::domain::event::NodeId;
-use crate::store::error::is_full;
+use crate::domain::node_id::NodeId;
+use crate::store::error::StoreError;
 
 /// Why a database cannot be used. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +25,7 @@ pub enum OpenError {
     /// The folder or a file cannot be used.
     #[error(
         "database.path {path}: {source}; {}",
-        io_advice(source, "the folder must exist and be writable")
+        open_error_io_advice(source, "the folder must exist and be writable")
     )]
     Io {
         /// The file that failed.
@@ -36,7 +36,7 @@ pub enum OpenError {
     /// The disk does not keep the WAL.
     #[error(
         "database.path {path}: its WAL cannot be written to the disk: {source}; {}",
-        io_advice(source, DISK_FAILS)
+        open_error_io_advice(source, DISK_FAILS)
     )]
     WalNotSynced {
         /// The database.
@@ -152,7 +152,7 @@ const FREE_SPACE: &str = "free space on the disk";
 const DISK_FAILS: &str = "the disk or its file system fails: see the kernel's log";
 
 /// What to do about an error of the operating system.
-fn io_advice(error: &io::Error, otherwise: &'static str) -> &'static str {
+fn open_error_io_advice(error: &io::Error, otherwise: &'static str) -> &'static str {
     if error.kind() == io::ErrorKind::StorageFull {
         FREE_SPACE
     } else {
@@ -163,7 +163,7 @@ fn io_advice(error: &io::Error, otherwise: &'static str) -> &'static str {
 /// An error of SQLite, and what to do about it.
 pub(in crate::store) fn open_error(path: &Path, source: rusqlite::Error) -> OpenError {
     let advice = match source.sqlite_error_code() {
-        _ if is_full(&source) => FREE_SPACE,
+        _ if StoreError::is_full_disk(&source) => FREE_SPACE,
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
             "the file is damaged, or no database: restore a backup or set another path \
                 (docs/how-to/recover-from-corruption.md)"

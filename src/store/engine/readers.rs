@@ -26,7 +26,7 @@ pub(in crate::store) type Query =
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Opens `size` read-only connections at once: later there may be no descriptor left for one.
-pub(in crate::store) fn pool(path: PathBuf, size: u32) -> Result<Pool, OpenError> {
+pub(in crate::store) fn open_reader_pool(path: PathBuf, size: u32) -> Result<Pool, OpenError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let manager = SqliteConnectionManager::file(path)
         .with_flags(flags)
@@ -81,14 +81,17 @@ impl Readers {
 
     pub(in crate::store) fn spawn(self, exits: &Sender<&'static str>) -> io::Result<Vec<Worker>> {
         let spawn = |_| {
-            let (queries, pool) = (self.queries.clone(), self.pool.clone());
-            Worker::spawn("reader", exits, move |stop| run(&queries, &pool, &stop))
+            let queries = self.queries.clone();
+            let pool = self.pool.clone();
+            Worker::spawn("reader", exits, move |stop| {
+                run_reader(&queries, &pool, &stop);
+            })
         };
         (0..self.count.get()).map(spawn).collect()
     }
 }
 
-fn run(queries: &Receiver<Query>, pool: &Pool, stop: &Stop) {
+fn run_reader(queries: &Receiver<Query>, pool: &Pool, stop: &Stop) {
     let mut failures = 0_u64;
     let mut logged_at = None::<Instant>;
     loop {

@@ -8,15 +8,16 @@ use std::path::Path;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
-use super::files::{sibling, sync_folder};
+use super::files::{sibling_file, sync_folder};
 use super::open_error::{OpenError, open_error};
+use crate::domain::node_id::NodeId;
 
 /// Refuses a WAL without its database. SQLite creates the WAL after the file is on the disk, and
 /// deletes a WAL that it finds next to an empty file (<https://sqlite.org/walformat.html>).
 pub(super) fn reject_wal_without_database(path: &Path) -> Result<(), OpenError> {
     let length = |path: &Path| fs::metadata(path).map_or(0, |file| file.len());
     let whole = fs::canonicalize(path).unwrap_or(path.into());
-    if length(&whole) == 0 && length(&sibling(&whole, "-wal")) > 0 {
+    if length(&whole) == 0 && length(&sibling_file(&whole, "-wal")) > 0 {
         return Err(OpenError::WalWithoutDatabase { path: path.into() });
     }
     Ok(())
@@ -30,7 +31,7 @@ pub(super) fn reject_foreign_wal(path: &Path) -> Result<(), OpenError> {
     let mut header = [0; 20];
     let whole = fs::canonicalize(path).unwrap_or(path.into());
     let read = File::open(&whole).and_then(|mut file| file.read_exact(&mut header));
-    let wal = sibling(&whole, "-wal");
+    let wal = sibling_file(&whole, "-wal");
     let is_foreign = read.is_ok()
         && header[18..] == WITHOUT_WAL
         && wal.metadata().is_ok_and(|wal| wal.len() > 0);
@@ -50,7 +51,7 @@ pub(super) fn node_id_without_wal(path: &Path) -> Option<String> {
     let whole = fs::canonicalize(path).ok()?;
     let name = whole
         .to_str()
-        .filter(|_| sibling(&whole, "-wal").exists())?;
+        .filter(|_| sibling_file(&whole, "-wal").exists())?;
     let escaped = name
         .replace('%', "%25")
         .replace('?', "%3f")
@@ -63,6 +64,21 @@ pub(super) fn node_id_without_wal(path: &Path) -> Option<String> {
         .ok()
 }
 
+/// Refuses a WAL that brings another node's database, given the node id of the file alone.
+pub(super) fn reject_wal_of_another_node(
+    path: &Path,
+    without_wal: Option<String>,
+    node: &NodeId,
+) -> Result<(), OpenError> {
+    if without_wal.is_some_and(|id| id != node.as_str()) {
+        return Err(OpenError::Inconsistent {
+            path: path.into(),
+            what: "its WAL belongs to another node's database",
+        });
+    }
+    Ok(())
+}
+
 /// Whether the last connection to close checkpoints the WAL into the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CheckpointOnClose {
@@ -70,7 +86,7 @@ pub(super) enum CheckpointOnClose {
     No,
 }
 
-pub(super) fn set_checkpoint_on_close(
+pub(super) fn set_wal_checkpoint_on_close(
     connection: &Connection,
     checkpoint: CheckpointOnClose,
 ) -> rusqlite::Result<()> {
@@ -82,7 +98,7 @@ pub(super) fn set_checkpoint_on_close(
 
 /// Makes sure that the WAL is on the disk, before anything is built on it.
 ///
-/// Pages that the last process could not sync are still visible to every reader of the file, and
+/// Pages that the last process could not sync are still visible to every reader of the file. They
 /// count as written: Linux reports a failed write-back once (<https://lwn.net/Articles/752063/>).
 /// SQLite would append to them. After a power failure it would find the WAL broken there, and lose
 /// every transaction after that place, though it was acknowledged. So the WAL is written once more,
@@ -95,7 +111,7 @@ pub(super) fn rewrite_and_sync_wal(
     // No other process writes the WAL meanwhile. Its file exists once SQLite has looked for it.
     let tx = Transaction::new(connection, TransactionBehavior::Immediate)
         .map_err(|source| open_error(path, source))?;
-    rewrite(path).map_err(|source| OpenError::WalNotSynced {
+    rewrite_wal(path).map_err(|source| OpenError::WalNotSynced {
         path: path.into(),
         source,
     })?;
@@ -103,12 +119,12 @@ pub(super) fn rewrite_and_sync_wal(
     Ok(())
 }
 
-fn rewrite(path: &Path) -> io::Result<()> {
+fn rewrite_wal(path: &Path) -> io::Result<()> {
     let whole = fs::canonicalize(path)?;
     let wal = File::options()
         .read(true)
         .write(true)
-        .open(sibling(&whole, "-wal"))?;
+        .open(sibling_file(&whole, "-wal"))?;
     let mut chunk = vec![0; 1024 * 1024];
     let mut at = 0;
     loop {

@@ -2,7 +2,7 @@
 //!
 //! It receives a job, then every other waiting job, runs them all in one transaction, commits, and
 //! only then replies. A job that fails does not affect the others: the transaction is rolled back
-//! and run again, each job in a savepoint of its own. That is rare; a savepoint for each job from
+//! and run again, each job in a savepoint of its own. That is rare. A savepoint for each job from
 //! the start would copy every page that the job changes (measured: a fifth of the writer's time). A
 //! commit that fails fails every job of the transaction: none has got its reply before.
 
@@ -12,12 +12,13 @@ use crossbeam_channel::{Receiver, select_biased};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 
-use super::checkpointer::{self, CheckpointControl};
+use super::abort;
+use super::checkpointer::CheckpointControl;
 use super::corruption::CorruptionFlag;
-use super::lock::Lock;
+use super::lock::DatabaseLock;
 use crate::runtime::health::HealthHandle;
 use crate::runtime::worker::Stop;
-use crate::store::error::{StoreError, is_corruption, is_full};
+use crate::store::error::StoreError;
 
 /// A transaction includes the jobs that wait when it starts, and at least this many. It does not
 /// continue while jobs arrive: those form the next transaction, and are prepared while this one is
@@ -30,8 +31,8 @@ const BATCH_MAX: usize = 512;
 /// Background jobs get a turn at least this often, whatever else waits.
 const BACKGROUND_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A transaction that has run this long includes no further jobs, so that the first job does not
-/// wait for the last: jobs differ in size. The tests below choose the jobs of a transaction
+/// A transaction that has run this long includes no further jobs. Jobs differ in size, and the
+/// first one should not wait long for the last. The tests below choose the jobs of a transaction
 /// themselves.
 const BATCH_TIME: Duration = if cfg!(test) {
     Duration::from_mins(1)
@@ -39,34 +40,34 @@ const BATCH_TIME: Duration = if cfg!(test) {
     Duration::from_millis(4)
 };
 
-/// Work for the writer, and its reply.
-pub(in crate::store) trait Work: Send {
+/// A job for the writer, and its reply.
+pub(in crate::store) trait WriterJob: Send {
     fn run(&mut self, tx: &Transaction<'_>) -> rusqlite::Result<()>;
     fn finish(self: Box<Self>, committed: Result<(), StoreError>);
 }
 
-pub(in crate::store) type Job = Box<dyn Work>;
+pub(in crate::store) type BoxedWriterJob = Box<dyn WriterJob>;
 
 /// A job of two closures: one runs in the transaction, perhaps twice; the other receives the result
 /// after the commit.
-pub(in crate::store) fn job<T: Send + 'static>(
+pub(in crate::store) fn writer_job<T: Send + 'static>(
     work: impl Fn(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     done: impl FnOnce(Result<T, StoreError>) + Send + 'static,
-) -> Job {
-    Box::new(Task {
+) -> BoxedWriterJob {
+    Box::new(WriterTask {
         work,
         value: None,
         done,
     })
 }
 
-struct Task<W, T, D> {
+struct WriterTask<W, T, D> {
     work: W,
     value: Option<T>,
     done: D,
 }
 
-impl<W, T, D> Work for Task<W, T, D>
+impl<W, T, D> WriterJob for WriterTask<W, T, D>
 where
     W: Fn(&Transaction<'_>) -> rusqlite::Result<T> + Send,
     T: Send,
@@ -88,15 +89,15 @@ where
 pub(in crate::store) struct Writer {
     connection: Connection,
     checkpoints: CheckpointControl,
-    jobs: Receiver<Job>,
-    background: Receiver<Job>,
+    jobs: Receiver<BoxedWriterJob>,
+    background: Receiver<BoxedWriterJob>,
     background_at: Instant,
     health: WriterHealth,
-    _lock: Lock,
+    _lock: DatabaseLock,
 }
 
-/// The writer's health, for the health page and as log lines: one line when it begins to fail, and
-/// one when it works again, with the number of refused jobs.
+/// The writer's health, for the health page and the log. It logs a line when commits begin to fail,
+/// and one when they work again, with the number of refused jobs.
 pub(in crate::store) struct WriterHealth {
     part: HealthHandle,
     damage: CorruptionFlag,
@@ -125,8 +126,8 @@ impl WriterHealth {
         if self.failing_since.is_none() && !self.damage.is_set() {
             self.failing_since = Some(Instant::now());
             log::error!(
-                "writer: database error: {error}; {jobs} jobs were not stored, and later ones are tried \
-                    until it works again"
+                "writer: database error: {error}; {jobs} jobs were not stored, and later ones are \
+                    tried until it works again"
             );
         }
     }
@@ -138,8 +139,8 @@ impl WriterHealth {
             let jobs = std::mem::take(&mut self.jobs);
             self.part.recover();
             log::info!(
-                "writer: the database works again after {seconds:.1} s; {transactions} transactions with \
-                    {jobs} jobs were not stored"
+                "writer: the database works again after {seconds:.1} s; {transactions} \
+                    transactions with {jobs} jobs were not stored"
             );
         }
     }
@@ -149,12 +150,12 @@ impl WriterHealth {
 pub(in crate::store) struct WriterOptions {
     pub connection: Connection,
     pub checkpoints: CheckpointControl,
-    pub jobs: Receiver<Job>,
+    pub jobs: Receiver<BoxedWriterJob>,
     /// Jobs that yield to all others.
-    pub background: Receiver<Job>,
+    pub background: Receiver<BoxedWriterJob>,
     pub health: WriterHealth,
     /// Held until the writer has closed the database.
-    pub lock: Lock,
+    pub lock: DatabaseLock,
 }
 
 impl Writer {
@@ -172,11 +173,11 @@ impl Writer {
 
     /// Runs until a stop is requested, then runs the waiting jobs, then closes the database.
     pub(in crate::store) fn run(mut self, stop: &Stop) {
-        while let Some(first) = self.next(stop) {
-            self.step(first);
+        while let Some(first) = self.next_job(stop) {
+            self.run_transaction(first);
         }
         while let Ok(first) = self.jobs.try_recv() {
-            self.step(first);
+            self.run_transaction(first);
         }
         if self.health.damage.is_set() {
             // The WAL stays as it is, separate from the damaged file, for the repair.
@@ -190,7 +191,7 @@ impl Writer {
     }
 
     /// Background jobs run when no other waits, and once a second in any case. `None`: stop.
-    fn next(&mut self, stop: &Stop) -> Option<Job> {
+    fn next_job(&mut self, stop: &Stop) -> Option<BoxedWriterJob> {
         if self.background_at.elapsed() > BACKGROUND_INTERVAL {
             self.background_at = Instant::now();
             if let Ok(job) = self.background.try_recv() {
@@ -211,15 +212,15 @@ impl Writer {
     }
 
     /// One transaction, from its first job to the replies.
-    fn step(&mut self, first: Job) {
+    fn run_transaction(&mut self, first: BoxedWriterJob) {
         if let Err(error) = self.health.damage.check() {
             return first.finish(Err(error));
         }
         let mut jobs = Vec::with_capacity(64);
         jobs.push(first);
-        match checkpointer::abort_on_failed_sync(self.commit(&mut jobs)) {
+        match abort::abort_on_failed_sync(self.commit(&mut jobs)) {
             Ok(outcomes) => {
-                if checkpointer::has_written() {
+                if self.checkpoints.has_committed() {
                     self.health.recovered();
                 }
                 for (job, outcome) in jobs.into_iter().zip(outcomes) {
@@ -249,10 +250,13 @@ impl Writer {
 
     /// Replies to each job after the commit. An error is the transaction's: all of it is rolled
     /// back.
-    fn commit(&mut self, jobs: &mut Vec<Job>) -> rusqlite::Result<Vec<Result<(), StoreError>>> {
+    fn commit(
+        &mut self,
+        jobs: &mut Vec<BoxedWriterJob>,
+    ) -> rusqlite::Result<Vec<Result<(), StoreError>>> {
         let tx = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
-        if fill(&tx, jobs, &self.jobs).is_ok() {
-            checkpointer::abort_on_ambiguous_commit(tx.commit())?;
+        if fill_writer_transaction(&tx, jobs, &self.jobs).is_ok() {
+            abort::abort_on_ambiguous_commit(tx.commit())?;
             return Ok(jobs.iter().map(|_| Ok(())).collect());
         }
         // Dropping it rolls back.
@@ -262,13 +266,15 @@ impl Writer {
 
     fn commit_one_by_one(
         &mut self,
-        jobs: &mut [Job],
+        jobs: &mut [BoxedWriterJob],
     ) -> rusqlite::Result<Vec<Result<(), StoreError>>> {
         let tx = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
-        let outcomes: rusqlite::Result<Vec<_>> =
-            jobs.iter_mut().map(|job| in_savepoint(&tx, job)).collect();
+        let outcomes: rusqlite::Result<Vec<_>> = jobs
+            .iter_mut()
+            .map(|job| run_writer_job_in_savepoint(&tx, job))
+            .collect();
         let outcomes = outcomes?;
-        checkpointer::abort_on_ambiguous_commit(tx.commit())?;
+        abort::abort_on_ambiguous_commit(tx.commit())?;
         let refused = |error: rusqlite::Error| {
             log::warn!("a job failed, and nothing of it was stored: {error}");
             StoreError::from(error)
@@ -281,10 +287,10 @@ impl Writer {
 }
 
 /// Runs the waiting jobs until the transaction is full. If a job failed, it is the last one.
-fn fill(
+fn fill_writer_transaction(
     tx: &Transaction<'_>,
-    jobs: &mut Vec<Job>,
-    waiting: &Receiver<Job>,
+    jobs: &mut Vec<BoxedWriterJob>,
+    waiting: &Receiver<BoxedWriterJob>,
 ) -> rusqlite::Result<()> {
     let started = Instant::now();
     let mut next = 0;
@@ -302,10 +308,14 @@ fn fill(
     Ok(())
 }
 
-/// The inner result is the job's own. The outer one is the transaction's. That cannot continue if
-/// SQLite has ended it by itself, as on a full disk (<https://sqlite.org/lang_transaction.html>,
-/// 3), if the environment fails, or if a savepoint fails, so that half a job might be committed.
-fn in_savepoint(tx: &Transaction<'_>, job: &mut Job) -> rusqlite::Result<rusqlite::Result<()>> {
+/// The inner result is the job's own. The outer one is the transaction's, which cannot continue in
+/// three cases. SQLite may have ended it by itself, as on a full disk
+/// (<https://sqlite.org/lang_transaction.html>, 3). The environment may fail. Or a savepoint may
+/// fail, so that half a job might be committed.
+fn run_writer_job_in_savepoint(
+    tx: &Transaction<'_>,
+    job: &mut BoxedWriterJob,
+) -> rusqlite::Result<rusqlite::Result<()>> {
     let run = |sql| tx.prepare_cached(sql)?.execute(()).map(drop);
     run("SAVEPOINT job")?;
     let outcome = job.run(tx);
@@ -315,7 +325,7 @@ fn in_savepoint(tx: &Transaction<'_>, job: &mut Job) -> rusqlite::Result<rusqlit
             .unwrap_or(rusqlite::Error::ExecuteReturnedResults));
     }
     match outcome {
-        Err(error) if blames_the_machine(&error) => return Err(error),
+        Err(error) if StoreError::is_environment_failure(&error) => return Err(error),
         Err(_) => run("ROLLBACK TO job")?,
         Ok(()) => {}
     }
@@ -323,37 +333,33 @@ fn in_savepoint(tx: &Transaction<'_>, job: &mut Job) -> rusqlite::Result<rusqlit
     Ok(outcome)
 }
 
-/// Whether every other job would fail in the same way.
-fn blames_the_machine(error: &rusqlite::Error) -> bool {
-    let code = error.sqlite_error_code();
-    is_corruption(error)
-        || is_full(error)
-        || matches!(
-            code,
-            Some(ErrorCode::SystemIoFailure | ErrorCode::OutOfMemory)
-        )
+/// Writes a page, and changes nothing. It needs two updates, because SQLite does not write a page
+/// that stays the same.
+pub(in crate::store) fn write_writer_probe(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+    tx.execute_batch(
+        "UPDATE node SET created_at = created_at + 1; UPDATE node SET created_at = created_at - 1",
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::{checkpointer, lock, open};
     use super::*;
-    use crate::store::write_probe;
     use crossbeam_channel::{Sender, bounded, unbounded};
 
-    struct Fixture {
+    struct WriterFixture {
         writer: Writer,
-        jobs: Sender<Job>,
-        background: Sender<Job>,
+        jobs: Sender<BoxedWriterJob>,
+        background: Sender<BoxedWriterJob>,
         part: HealthHandle,
         _dir: tempfile::TempDir,
     }
 
-    fn fixture() -> Fixture {
+    fn writer_fixture() -> WriterFixture {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.db");
-        let lock = lock::lock(&path).unwrap();
-        let (connection, _) = open::open(&path, None).unwrap();
+        let lock = lock::lock_database(&path).unwrap();
+        let (connection, _) = open::open_database(&path, None).unwrap();
         connection
             .execute_batch("CREATE TABLE t (x INTEGER UNIQUE)")
             .unwrap();
@@ -370,7 +376,7 @@ mod tests {
             health,
             lock,
         });
-        Fixture {
+        WriterFixture {
             writer,
             jobs,
             background,
@@ -379,9 +385,12 @@ mod tests {
         }
     }
 
-    fn insert(x: i64, answers: &Sender<(i64, Result<usize, String>)>) -> Job {
+    fn inserting_writer_job(
+        x: i64,
+        answers: &Sender<(i64, Result<usize, String>)>,
+    ) -> BoxedWriterJob {
         let answers = answers.clone();
-        job(
+        writer_job(
             move |tx| {
                 tx.execute("INSERT INTO t VALUES (?1 + 1000)", [x])?;
                 tx.execute("INSERT INTO t VALUES (?1)", [x])
@@ -394,7 +403,7 @@ mod tests {
         )
     }
 
-    fn rows(writer: &Writer) -> Vec<i64> {
+    fn rows_of_writer(writer: &Writer) -> Vec<i64> {
         let mut statement = writer
             .connection
             .prepare("SELECT x FROM t ORDER BY x")
@@ -407,19 +416,19 @@ mod tests {
     }
 
     #[test]
-    fn one_commit_answers_all_and_a_failure_stays_alone() {
-        let mut f = fixture();
+    fn the_writer_answers_all_jobs_of_a_commit_and_a_failure_stays_alone() {
+        let mut f = writer_fixture();
         let (answers, answered) = unbounded();
         f.writer
             .connection
             .execute("INSERT INTO t VALUES (2)", [])
             .unwrap();
         for x in [2, 3] {
-            f.jobs.send(insert(x, &answers)).unwrap();
+            f.jobs.send(inserting_writer_job(x, &answers)).unwrap();
         }
-        f.writer.step(insert(1, &answers));
+        f.writer.run_transaction(inserting_writer_job(1, &answers));
         let third = f.writer.jobs.try_recv().unwrap();
-        f.writer.step(third);
+        f.writer.run_transaction(third);
         let results: Vec<_> = answered.try_iter().collect();
         assert_eq!((results[0].0, &results[0].1), (1, &Ok(1)));
         assert!(
@@ -428,46 +437,46 @@ mod tests {
         );
         assert_eq!((results[2].0, &results[2].1), (3, &Ok(1)));
         assert_eq!(
-            rows(&f.writer),
+            rows_of_writer(&f.writer),
             [1, 2, 3, 1001, 1003],
             "the failed job left nothing"
         );
     }
 
     #[test]
-    fn a_transaction_that_sqlite_ends_fails_all_its_jobs_and_the_next_one_works() {
-        let mut f = fixture();
+    fn a_writer_transaction_that_sqlite_ends_fails_all_its_jobs_and_the_next_one_works() {
+        let mut f = writer_fixture();
         let (answers, answered) = unbounded();
-        let killer = job(
+        let killer = writer_job(
             |tx| tx.execute_batch("ROLLBACK; SELECT no_such_function()"),
             |_: Result<(), _>| {},
         );
         f.jobs.send(killer).unwrap();
-        f.jobs.send(insert(2, &answers)).unwrap();
-        f.writer.step(insert(1, &answers));
+        f.jobs.send(inserting_writer_job(2, &answers)).unwrap();
+        f.writer.run_transaction(inserting_writer_job(1, &answers));
         assert!(
             answered.try_recv().unwrap().1.is_err(),
             "job 1 was rolled back: its reply must not say stored"
         );
-        assert_eq!(rows(&f.writer), [0; 0]);
+        assert_eq!(rows_of_writer(&f.writer), [0; 0]);
         assert!(f.part.get().is_failing());
         let second = f.writer.jobs.try_recv().unwrap();
-        f.writer.step(second);
+        f.writer.run_transaction(second);
         assert_eq!(answered.try_recv().unwrap(), (2, Ok(1)));
         assert!(!f.part.get().is_failing());
     }
 
     #[test]
-    fn only_a_write_ends_an_outage() {
-        let mut f = fixture();
-        f.writer.step(job(
+    fn only_a_write_ends_an_outage_of_the_writer() {
+        let mut f = writer_fixture();
+        f.writer.run_transaction(writer_job(
             |tx| tx.execute_batch("ROLLBACK; SELECT no_such_function()"),
             |_: Result<(), _>| {},
         ));
         assert!(f.part.get().is_failing());
         let (answer, answered) = unbounded();
         let nothing = |tx: &Transaction<'_>| tx.execute("DELETE FROM t WHERE x = 1", []);
-        f.writer.step(job(nothing, move |result| {
+        f.writer.run_transaction(writer_job(nothing, move |result| {
             answer.send(result.unwrap()).unwrap();
         }));
         assert_eq!(answered.try_recv(), Ok(0));
@@ -482,26 +491,29 @@ mod tests {
                 .unwrap()
         };
         let before = made(&f.writer);
-        f.writer.step(job(write_probe, |result| result.unwrap()));
+        f.writer
+            .run_transaction(writer_job(write_writer_probe, |result| result.unwrap()));
         assert!(!f.part.get().is_failing(), "the probe writes");
         assert_eq!(made(&f.writer), before, "and changes nothing");
     }
 
     #[test]
-    fn background_jobs_yield() {
-        let mut f = fixture();
+    fn background_jobs_of_the_writer_yield() {
+        let mut f = writer_fixture();
         let (stopper, stop) = Stop::new();
         let (answers, answered) = unbounded();
-        f.background.send(insert(9, &answers)).unwrap();
-        f.jobs.send(insert(1, &answers)).unwrap();
-        let first = f.writer.next(&stop).unwrap();
+        f.background
+            .send(inserting_writer_job(9, &answers))
+            .unwrap();
+        f.jobs.send(inserting_writer_job(1, &answers)).unwrap();
+        let first = f.writer.next_job(&stop).unwrap();
         let mut writer = f.writer;
-        writer.step(first);
+        writer.run_transaction(first);
         assert_eq!(answered.try_iter().map(|(x, _)| x).collect::<Vec<_>>(), [1]);
-        let second = writer.next(&stop).unwrap();
-        writer.step(second);
+        let second = writer.next_job(&stop).unwrap();
+        writer.run_transaction(second);
         assert_eq!(answered.try_iter().map(|(x, _)| x).collect::<Vec<_>>(), [9]);
         drop(stopper);
-        assert!(writer.next(&stop).is_none());
+        assert!(writer.next_job(&stop).is_none());
     }
 }

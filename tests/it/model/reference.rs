@@ -4,15 +4,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use payrelay::config::{DEFAULT_CHANNEL, Route};
-use payrelay::domain::event::{Event, EventRef, EventType, NodeId};
+use payrelay::domain::event::{Event, EventRef, EventType};
+use payrelay::domain::node_id::NodeId;
 use payrelay::domain::payment::{NewPayment, Payment, Status};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::arrival::AcceptOutcome;
 use payrelay::store::backlog::Backlog;
-use payrelay::store::delivery::{Notification, PendingDelivery};
-use payrelay::store::outbox::EventState;
+use payrelay::store::dead_letter_action::{
+    DeadLetterAction, DeadLetterOutcome, DeadLetterSelection,
+};
+use payrelay::store::delivery::{Carrier, DeliveryStatus, Notification, PendingDelivery};
+use payrelay::store::outbox::{EventState, EventStatus};
 use payrelay::store::publication::{Destination, Receipt};
-use payrelay::store::replay::{Action, Outcome, Selection};
 use payrelay::store::timeline::PaymentTimeline;
 use payrelay::store::waiting::Waiting as Waits;
 use serde_json::{Value, json};
@@ -401,10 +404,15 @@ impl Model {
         self.letters.insert(self.last_letter, letter);
     }
 
-    fn act(&mut self, action: Action, which: Selection, now: Timestamp) -> Vec<Outcome> {
+    fn act(
+        &mut self,
+        action: DeadLetterAction,
+        which: DeadLetterSelection,
+        now: Timestamp,
+    ) -> Vec<DeadLetterOutcome> {
         let ids: Vec<i64> = match which {
-            Selection::Id(id) => vec![id],
-            Selection::Open { after, limit } => {
+            DeadLetterSelection::Id(id) => vec![id],
+            DeadLetterSelection::Open { after, limit } => {
                 let open = self
                     .letters
                     .iter()
@@ -417,31 +425,36 @@ impl Model {
             .collect()
     }
 
-    fn act_on(&mut self, id: i64, action: Action, now: Timestamp) -> Option<Outcome> {
+    fn act_on(
+        &mut self,
+        id: i64,
+        action: DeadLetterAction,
+        now: Timestamp,
+    ) -> Option<DeadLetterOutcome> {
         let letter = self.letters.get(&id)?.clone();
         if letter.state != "OPEN" {
-            let wanted = if action == Action::Replay {
+            let wanted = if action == DeadLetterAction::Replay {
                 "REPLAYED"
             } else {
                 "DISCARDED"
             };
             let outcome = format!("nothing was done: it is {}", letter.state);
-            return Some(Outcome {
+            return Some(DeadLetterOutcome {
                 id,
                 outcome,
                 resolved: letter.state == wanted,
             });
         }
         let attempt = match (action, &letter.of) {
-            (Action::Discard, of) => {
+            (DeadLetterAction::Discard, of) => {
                 if let Of::Event { id, .. } = *of {
                     self.discard_delivery(id);
                 }
                 Ok("discarded".to_owned())
             }
-            (Action::Replay, Of::Event { id, .. }) => self.replay_event(*id),
+            (DeadLetterAction::Replay, Of::Event { id, .. }) => self.replay_event(*id),
             (
-                Action::Replay,
+                DeadLetterAction::Replay,
                 Of::Record {
                     event_id, value, ..
                 },
@@ -451,14 +464,14 @@ impl Model {
         let (Ok(outcome) | Err(outcome)) = attempt;
         let letter = self.letters.get_mut(&id)?;
         match (action, resolved) {
-            (Action::Replay, true) => letter.state = "REPLAYED",
-            (Action::Replay, false) => letter.count += 1,
-            (Action::Discard, _) => letter.state = "DISCARDED",
+            (DeadLetterAction::Replay, true) => letter.state = "REPLAYED",
+            (DeadLetterAction::Replay, false) => letter.count += 1,
+            (DeadLetterAction::Discard, _) => letter.state = "DISCARDED",
         }
         letter.actions.push(
             json!({"action": action.as_str(), "origin": ORIGIN, "outcome": outcome, "at": now}),
         );
-        Some(Outcome {
+        Some(DeadLetterOutcome {
             id,
             outcome,
             resolved,
@@ -604,17 +617,17 @@ impl Model {
         let notification = event
             .and_then(|(id, _)| self.deliveries.get(id))
             .map(|row| Notification {
-                status: row.status.to_owned(),
+                status: DeliveryStatus::parse(row.status).unwrap(),
                 channel: row.channel.clone(),
                 attempts: row.attempts,
                 unknown_outcomes: row.unknown,
                 delivered_at: row.delivered_at,
-                delivered_in: row.delivered_at.map(|_| "single".to_owned()),
+                delivered_in: row.delivered_at.map(|_| Carrier::Single),
                 last_error: row.last_error.clone(),
             });
         let event = event.map(|(id, row)| EventState {
             outbox_id: *id,
-            status: row.status().to_owned(),
+            status: EventStatus::parse(row.status()).unwrap(),
             rejection: row.rejection.clone(),
             created_at: row.created_at,
             published_at: row.published.map(|(at, ..)| at),

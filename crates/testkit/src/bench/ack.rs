@@ -17,7 +17,7 @@ use payrelay::relay::Step;
 use payrelay::relay::publisher::{PublishOutcome, Publisher};
 use payrelay::runtime::worker::{Waker, Worker};
 use payrelay::store::Transaction;
-use payrelay::store::payment::execute;
+use payrelay::store::payment::execute_payments;
 
 use super::{folder, kafka_settings, relay};
 use crate::kafka::Broker;
@@ -131,7 +131,8 @@ impl Payer {
         };
         let committed = Arc::clone(&self.committed);
         let waker = self.waker.clone();
-        let work = move |tx: &Transaction<'_>| execute(tx, &new, "KRW", None, Timestamp::now());
+        let work =
+            move |tx: &Transaction<'_>| execute_payments(tx, &new, "KRW", None, Timestamp::now());
         let done = move |result: Result<Vec<_>, _>| {
             let now = Instant::now();
             waker.wake();

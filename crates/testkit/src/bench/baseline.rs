@@ -57,7 +57,7 @@ fn serve(mut stream: &TcpStream, connection: &mut Connection) -> std::io::Result
         let body = read_body(&mut reader, &headers)?;
         let new = NewPayment::parse(&body).expect("the load is right");
         let stored = Transaction::new(connection, TransactionBehavior::Immediate).and_then(|tx| {
-            let payments = payment::execute(&tx, &new, "KRW", None, Timestamp::now())?;
+            let payments = payment::execute_payments(&tx, &new, "KRW", None, Timestamp::now())?;
             tx.commit()?;
             Ok(payments)
         });
@@ -89,8 +89,9 @@ pub fn bare_writer(store: &Store, in_flight: usize, span: Duration, count: u64) 
             reservations: (first..first + count).map(reservation).collect(),
         };
         let answer = answer.clone();
-        let work =
-            move |tx: &Transaction<'_>| payment::execute(tx, &new, "KRW", None, Timestamp::now());
+        let work = move |tx: &Transaction<'_>| {
+            payment::execute_payments(tx, &new, "KRW", None, Timestamp::now())
+        };
         store
             .submit(count as usize, work, move |result| {
                 answer

@@ -23,9 +23,9 @@ enum FileKind {
 }
 
 /// The version of a file that this payrelay can use; 0 is an empty file.
-pub(super) fn version(connection: &Connection, path: &Path) -> Result<usize, OpenError> {
+pub(super) fn schema_version(connection: &Connection, path: &Path) -> Result<usize, OpenError> {
     let known = VERSION;
-    match inspect(connection).map_err(|source| open_error(path, source))? {
+    match inspect_schema(connection).map_err(|source| open_error(path, source))? {
         FileKind::NotOurs => Err(OpenError::NotOurs(path.into())),
         FileKind::Version(found) if found > known => Err(OpenError::Newer {
             path: path.into(),
@@ -41,7 +41,7 @@ pub(super) fn version(connection: &Connection, path: &Path) -> Result<usize, Ope
     }
 }
 
-fn inspect(connection: &Connection) -> rusqlite::Result<FileKind> {
+fn inspect_schema(connection: &Connection) -> rusqlite::Result<FileKind> {
     let number = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
     let version = usize::try_from(number("user_version")?);
     let tables: i64 =

@@ -25,7 +25,7 @@ pub struct Unseen {
 }
 
 /// By partition, the first of these events that has an offset.
-pub fn firsts(receipts: &[Receipt]) -> BTreeMap<i32, Unseen> {
+pub fn first_unseen_by_partition(receipts: &[Receipt]) -> BTreeMap<i32, Unseen> {
     let mut firsts: BTreeMap<i32, Unseen> = BTreeMap::new();
     for receipt in receipts {
         if let Destination::Topic {
@@ -47,7 +47,11 @@ pub fn firsts(receipts: &[Receipt]) -> BTreeMap<i32, Unseen> {
 }
 
 /// Notes events in the transaction that marks them PUBLISHED.
-pub fn note(tx: &Transaction<'_>, topic: &Topic, receipts: &[Receipt]) -> rusqlite::Result<()> {
+pub fn note_unseen(
+    tx: &Transaction<'_>,
+    topic: &Topic,
+    receipts: &[Receipt],
+) -> rusqlite::Result<()> {
     let mut note = tx.prepare_cached(
         "INSERT INTO topic_unseen (topic, topic_id, \"partition\", \"offset\", outbox_id) \
             VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (topic, topic_id, \"partition\") DO UPDATE \
@@ -59,7 +63,7 @@ pub fn note(tx: &Transaction<'_>, topic: &Topic, receipts: &[Receipt]) -> rusqli
         partition,
         offset,
         outbox_id,
-    } in firsts(receipts).values()
+    } in first_unseen_by_partition(receipts).values()
     {
         note.execute((&topic.name, topic.id, partition, offset, outbox_id))?;
     }
@@ -67,14 +71,14 @@ pub fn note(tx: &Transaction<'_>, topic: &Topic, receipts: &[Receipt]) -> rusqli
 }
 
 /// Whether there is any note.
-pub fn is_any_unseen(connection: &Connection) -> rusqlite::Result<bool> {
+pub fn has_unseen(connection: &Connection) -> rusqlite::Result<bool> {
     connection
         .prepare_cached("SELECT 1 FROM topic_unseen LIMIT 1")?
         .exists([])
 }
 
 /// The notes of a topic.
-pub fn unseen(connection: &Connection, topic: &Topic) -> rusqlite::Result<Vec<Unseen>> {
+pub fn unseen_of_topic(connection: &Connection, topic: &Topic) -> rusqlite::Result<Vec<Unseen>> {
     connection
         .prepare_cached(
             "SELECT \"partition\", \"offset\", outbox_id FROM topic_unseen WHERE topic = ?1 \
@@ -91,7 +95,7 @@ pub fn unseen(connection: &Connection, topic: &Topic) -> rusqlite::Result<Vec<Un
 }
 
 /// Shortens the notes: a consumer could see everything of these partitions, up to these offsets.
-pub fn saw(
+pub fn shorten_unseen(
     tx: &Transaction<'_>,
     topic: &Topic,
     rest: &BTreeMap<i32, Option<Unseen>>,
@@ -119,7 +123,7 @@ pub fn saw(
 /// Ends the reading of the topic: of each partition a range of offsets was read, and `visible`
 /// events were found. Noted events of these ranges that were not found are requeued as INIT, and
 /// all notes are deleted. Returns how many were requeued.
-pub fn requeue_hidden(
+pub fn requeue_unseen(
     tx: &Transaction<'_>,
     noted: &[Unseen],
     read: &BTreeMap<i32, Range<i64>>,
@@ -135,7 +139,7 @@ pub fn requeue_hidden(
         let Some(range) = read.get(&first.partition) else {
             continue;
         };
-        for id in published_in(tx, *first, range)? {
+        for id in unseen_in_range(tx, *first, range)? {
             if !visible.contains(&id) {
                 requeued += requeue.execute([id])?;
             }
@@ -147,7 +151,7 @@ pub fn requeue_hidden(
     Ok(requeued)
 }
 
-fn published_in(
+fn unseen_in_range(
     tx: &Transaction<'_>,
     first: Unseen,
     range: &Range<i64>,
@@ -176,14 +180,14 @@ mod tests {
     use crate::store::{outbox, publication};
     use rusqlite::TransactionBehavior;
 
-    fn topic() -> Topic {
+    fn unseen_topic() -> Topic {
         Topic {
             name: "t".into(),
             id: [1; 16],
         }
     }
 
-    fn receipt(outbox_id: i64, partition: i32, offset: i64) -> Receipt {
+    fn unseen_receipt(outbox_id: i64, partition: i32, offset: i64) -> Receipt {
         Receipt {
             outbox_id,
             place: Destination::Topic {
@@ -195,9 +199,9 @@ mod tests {
 
     /// Runs `work` on a database with 6 events: the odd ones are PUBLISHED to partition 1, the even
     /// ones to 0.
-    fn with_published<T>(work: impl FnOnce(&Transaction<'_>) -> T) -> T {
+    fn with_unseen_events<T>(work: impl FnOnce(&Transaction<'_>) -> T) -> T {
         let dir = tempfile::tempdir().unwrap();
-        let (mut connection, _) = open::open(&dir.path().join("a.db"), None).unwrap();
+        let (mut connection, _) = open::open_database(&dir.path().join("a.db"), None).unwrap();
         let tx = Transaction::new(&mut connection, TransactionBehavior::Immediate).unwrap();
         let mut receipts = Vec::new();
         for id in 1..=6_i64 {
@@ -209,23 +213,23 @@ mod tests {
             let sql = "INSERT INTO outbox (payment_id, user_id, type, created_at) \
                 VALUES (?1, 1, 'payment.completed', 1)";
             tx.execute(sql, [id]).unwrap();
-            receipts.push(receipt(id, i32::from(id % 2 == 1), 10 + id));
+            receipts.push(unseen_receipt(id, i32::from(id % 2 == 1), 10 + id));
         }
-        publication::mark_published(&tx, &receipts, Timestamp::now()).unwrap();
-        note(&tx, &topic(), &receipts).unwrap();
+        publication::record_publications(&tx, &receipts, Timestamp::now()).unwrap();
+        note_unseen(&tx, &unseen_topic(), &receipts).unwrap();
         work(&tx)
     }
 
-    fn init(tx: &Transaction<'_>) -> Vec<i64> {
-        outbox::unpublished(tx, 0, 100)
+    fn requeued_outbox_ids(tx: &Transaction<'_>) -> Vec<i64> {
+        outbox::unpublished_outbox_events(tx, 0, 100)
             .unwrap()
             .iter()
             .map(|event| event.outbox_id)
             .collect()
     }
 
-    fn noted(tx: &Transaction<'_>) -> Vec<(i32, i64, i64)> {
-        unseen(tx, &topic())
+    fn noted_unseen(tx: &Transaction<'_>) -> Vec<(i32, i64, i64)> {
+        unseen_of_topic(tx, &unseen_topic())
             .unwrap()
             .iter()
             .map(|first| (first.partition, first.offset, first.outbox_id))
@@ -233,27 +237,37 @@ mod tests {
     }
 
     #[test]
-    fn the_first_event_of_each_partition_is_noted_until_a_consumer_could_see_it() {
-        with_published(|tx| {
-            assert_eq!(noted(tx), [(0, 12, 2), (1, 11, 1)]);
+    fn the_first_unseen_event_of_each_partition_is_noted_until_a_consumer_could_see_it() {
+        with_unseen_events(|tx| {
+            assert_eq!(noted_unseen(tx), [(0, 12, 2), (1, 11, 1)]);
             // Later events change nothing; an older id, of a republished event, does.
-            note(tx, &topic(), &[receipt(9, 0, 20), receipt(1, 0, 21)]).unwrap();
-            assert_eq!(noted(tx), [(0, 12, 1), (1, 11, 1)]);
+            note_unseen(
+                tx,
+                &unseen_topic(),
+                &[unseen_receipt(9, 0, 20), unseen_receipt(1, 0, 21)],
+            )
+            .unwrap();
+            assert_eq!(noted_unseen(tx), [(0, 12, 1), (1, 11, 1)]);
             let rest = Unseen {
                 partition: 1,
                 offset: 15,
                 outbox_id: 5,
             };
-            saw(tx, &topic(), &BTreeMap::from([(0, None), (1, Some(rest))])).unwrap();
-            assert_eq!(noted(tx), [(1, 15, 5)]);
-            assert!(is_any_unseen(tx).unwrap());
-            saw(tx, &topic(), &BTreeMap::from([(1, None)])).unwrap();
-            assert!(!is_any_unseen(tx).unwrap());
+            shorten_unseen(
+                tx,
+                &unseen_topic(),
+                &BTreeMap::from([(0, None), (1, Some(rest))]),
+            )
+            .unwrap();
+            assert_eq!(noted_unseen(tx), [(1, 15, 5)]);
+            assert!(has_unseen(tx).unwrap());
+            shorten_unseen(tx, &unseen_topic(), &BTreeMap::from([(1, None)])).unwrap();
+            assert!(!has_unseen(tx).unwrap());
         });
     }
 
     #[test]
-    fn only_hidden_events_of_the_read_offsets_are_requeued() {
+    fn only_unseen_events_of_the_read_offsets_are_requeued() {
         type Read = [(i32, Range<i64>); 2];
         let cases: [(Read, &[i64], &[i64]); 4] = [
             ([(0, 0..17), (1, 0..17)], &[1, 2, 3, 4, 5, 6], &[]),
@@ -263,25 +277,25 @@ mod tests {
             ([(0, 0..0), (7, 0..17)], &[], &[]),
         ];
         for (read, visible, expected) in cases {
-            with_published(|tx| {
+            with_unseen_events(|tx| {
                 let visible = visible.iter().copied().collect();
-                let noted = unseen(tx, &topic()).unwrap();
+                let noted = unseen_of_topic(tx, &unseen_topic()).unwrap();
                 let requeued =
-                    requeue_hidden(tx, &noted, &BTreeMap::from(read.clone()), &visible).unwrap();
+                    requeue_unseen(tx, &noted, &BTreeMap::from(read.clone()), &visible).unwrap();
                 assert_eq!(
-                    (requeued, init(tx)),
+                    (requeued, requeued_outbox_ids(tx)),
                     (expected.len(), expected.to_vec()),
                     "{read:?}"
                 );
-                assert!(!is_any_unseen(tx).unwrap());
+                assert!(!has_unseen(tx).unwrap());
             });
         }
     }
 
     #[test]
-    fn notes_of_another_topic_are_deleted_without_a_requeue() {
-        with_published(|tx| {
-            let noted = unseen(
+    fn unseen_events_of_another_topic_are_forgotten_without_a_requeue() {
+        with_unseen_events(|tx| {
+            let noted = unseen_of_topic(
                 tx,
                 &Topic {
                     name: "t".into(),
@@ -291,10 +305,10 @@ mod tests {
             .unwrap();
             let read = BTreeMap::from([(0, 0..100), (1, 0..100)]);
             assert_eq!(
-                requeue_hidden(tx, &noted, &read, &BTreeSet::new()).unwrap(),
+                requeue_unseen(tx, &noted, &read, &BTreeSet::new()).unwrap(),
                 0
             );
-            assert!(!is_any_unseen(tx).unwrap());
+            assert!(!has_unseen(tx).unwrap());
         });
     }
 }

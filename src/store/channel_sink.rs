@@ -1,0 +1,40 @@
+//! The sink of each channel at the last start.
+
+use rusqlite::{Connection, Transaction};
+
+use crate::domain::text_enum::text_enum;
+
+text_enum! {
+    /// Where a channel's messages go.
+    pub enum ChannelSink {
+        /// To its webhook.
+        Webhook = "webhook",
+        /// To this process as log lines.
+        Log = "log",
+    }
+}
+
+/// The channels that had a webhook at the last start, each with its number of waiting deliveries.
+/// Used at the start only.
+pub fn webhook_channel_backlogs(connection: &Connection) -> rusqlite::Result<Vec<(String, i64)>> {
+    connection
+        .prepare(
+            "SELECT channel, (SELECT count(*) FROM delivery d WHERE d.channel = s.channel \
+                AND d.status IN ('PENDING', 'SENDING')) FROM channel_sink s \
+                WHERE sink = 'webhook' ORDER BY channel",
+        )?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect()
+}
+
+/// Replaces the recorded sinks of the channels.
+pub fn replace_channel_sinks(
+    tx: &Transaction<'_>,
+    sinks: &[(String, ChannelSink)],
+) -> rusqlite::Result<()> {
+    tx.execute("DELETE FROM channel_sink", [])?;
+    for (name, sink) in sinks {
+        tx.execute("INSERT INTO channel_sink VALUES (?1, ?2)", (name, sink))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,49 @@
+//! The database for a command, also while payrelay is running.
+
+use std::path::Path;
+
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+
+use super::engine::{files, open};
+use super::{OpenError, SqlResult, StoreError};
+use crate::domain::node_id::NodeId;
+
+/// The database for a command, also while payrelay is running.
+pub struct OfflineStore {
+    pub(super) connection: Connection,
+    node: NodeId,
+}
+
+impl OfflineStore {
+    /// Opens an existing database.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let (connection, node) =
+            open::open_existing_database(&files::resolve_database_file(path)?)?;
+        Ok(Self { connection, node })
+    }
+
+    /// The node that the database belongs to.
+    pub fn node(&self) -> &NodeId {
+        &self.node
+    }
+
+    /// Runs `query`.
+    pub fn read<T>(
+        &self,
+        query: impl FnOnce(&Connection) -> SqlResult<T>,
+    ) -> Result<T, StoreError> {
+        Ok(query(&self.connection)?)
+    }
+
+    /// Runs `work` in a transaction of its own. The writer of a running payrelay waits for it, so
+    /// it has to be short.
+    pub fn write<T>(
+        &mut self,
+        work: impl FnOnce(&Transaction<'_>) -> SqlResult<T>,
+    ) -> Result<T, StoreError> {
+        let tx = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
+        let value = work(&tx)?;
+        tx.commit()?;
+        Ok(value)
+    }
+}
