@@ -338,7 +338,7 @@ impl Spawner<'_> {
             metrics: self.metrics.clone(),
             warnings: self.warnings.clone(),
         });
-        let http = http::spawn(listener.socket, app, &self.exited)?;
+        let http = http::spawn_server(listener.socket, app, &self.exited)?;
         log::info!("listening on http://{}", listener.address);
         let mut workers = vec![http, sampler, scheduler, relay];
         workers.extend(notifiers);
