@@ -24,7 +24,7 @@ use crate::runtime::warnings::Warnings;
 use crate::runtime::worker::{StopTimeout, Waker, Worker, ensure_thread_capacity};
 use crate::sampler::{Sampler, Snapshots};
 use crate::scheduler::{self, Scheduler};
-use crate::slack::channel::{self, Channel};
+use crate::slack::channel::{self, SlackChannel};
 use crate::slack::notifier::{self, Notifier};
 use crate::slack::webhook::SlackConfigError;
 use crate::store::channel::{self as stored_channel, Sink};
@@ -40,7 +40,7 @@ const OTHER_THREADS: usize = 11;
 
 /// Why the service did not start. Each says what to do.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum ServiceStartError {
     /// The database cannot be used.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -91,7 +91,7 @@ pub enum Cause {
     Configuration,
 }
 
-impl StartError {
+impl ServiceStartError {
     /// Whether it may pass.
     pub fn cause(&self) -> Cause {
         match self {
@@ -120,15 +120,15 @@ pub struct Service {
 
 impl Service {
     /// Starts everything: the threads that others need first, the HTTP server last.
-    pub fn start(config: &Config) -> Result<Self, StartError> {
-        let channels = preflight(config)?;
+    pub fn start(config: &Config) -> Result<Self, ServiceStartError> {
+        let channels = preflight_service(config)?;
         let stopped = Store::open(&config.database, config.node.id.as_ref())?;
-        let listener = Listener::bind(config.http.listen)?;
+        let listener = ServiceListener::listen(config.http.listen)?;
         let (exited, exits) = unbounded();
         let (store, store_workers) = stopped.start(&exited)?;
         log::info!("node {}, database {}", store.node(), store.path().display());
-        recover(&store, config)?;
-        let mut spawner = Spawner {
+        recover_service(&store, config)?;
+        let mut spawner = ServiceSpawner {
             config,
             store,
             exited,
@@ -168,12 +168,12 @@ impl Service {
 }
 
 /// Finds problems before anything is opened, and warns of risks.
-fn preflight(config: &Config) -> Result<Vec<Channel>, StartError> {
+fn preflight_service(config: &Config) -> Result<Vec<SlackChannel>, ServiceStartError> {
     let channel_threads = 2 * (1 + config.slack.routes.len());
     ensure_thread_capacity(OTHER_THREADS + config.database.readers.get() + channel_threads)?;
-    let channels = Channel::all(config)?;
-    check_kafka(config)?;
-    channel::warn_of_risks(&config.slack);
+    let channels = SlackChannel::all(config)?;
+    check_service_kafka(config)?;
+    channel::warn_of_channel_risks(&config.slack);
     let security = &config.kafka.security;
     if config.publisher.kind == PublisherKind::Kafka && security.sends_password_in_clear() {
         log::warn!(
@@ -185,14 +185,14 @@ fn preflight(config: &Config) -> Result<Vec<Channel>, StartError> {
 }
 
 /// Finds the problems of a configuration, without starting anything.
-pub fn check(config: &Config) -> Result<(), StartError> {
-    Channel::all(config)?;
-    check_kafka(config)?;
+pub fn check_service_config(config: &Config) -> Result<(), ServiceStartError> {
+    SlackChannel::all(config)?;
+    check_service_kafka(config)?;
     Ok(())
 }
 
 /// Checks the files that connections to Kafka need.
-fn check_kafka(config: &Config) -> Result<(), Problems> {
+fn check_service_kafka(config: &Config) -> Result<(), Problems> {
     match config.publisher.kind {
         PublisherKind::Application => Ok(()),
         PublisherKind::Kafka => kafka::check(&config.kafka.security),
@@ -200,14 +200,14 @@ fn check_kafka(config: &Config) -> Result<(), Problems> {
 }
 
 /// The socket of the HTTP server.
-struct Listener {
+struct ServiceListener {
     socket: TcpListener,
     address: SocketAddr,
 }
 
-impl Listener {
-    fn bind(address: SocketAddr) -> Result<Self, StartError> {
-        let error = |source| StartError::Listen { address, source };
+impl ServiceListener {
+    fn listen(address: SocketAddr) -> Result<Self, ServiceStartError> {
+        let error = |source| ServiceStartError::Listen { address, source };
         let socket = TcpListener::bind(address).map_err(error)?;
         // The port may have been 0.
         let address = socket.local_addr().map_err(error)?;
@@ -216,8 +216,8 @@ impl Listener {
 }
 
 /// Continues after a process that ended, or after a change of the configuration.
-fn recover(store: &Store, config: &Config) -> Result<(), StartError> {
-    save_sinks(store, config)?;
+fn recover_service(store: &Store, config: &Config) -> Result<(), ServiceStartError> {
+    save_service_sinks(store, config)?;
     let routes = config.slack.routes.clone();
     let unknown =
         store.write(move |tx| route::replace(tx, &routes).and_then(|()| delivery::recover(tx)))?;
@@ -230,7 +230,7 @@ fn recover(store: &Store, config: &Config) -> Result<(), StartError> {
     if config.publisher.kind == PublisherKind::Application
         && store.write(|tx| topic::abandon_others(tx, None))?
     {
-        let count = backfill(store)?;
+        let count = backfill_service(store)?;
         log::warn!(
             "events no longer pass through Kafka: backfilled {count} published events from the \
                 outbox"
@@ -240,7 +240,7 @@ fn recover(store: &Store, config: &Config) -> Result<(), StartError> {
 }
 
 /// Gives every published event a delivery. With Kafka the consumer does that.
-fn backfill(store: &Store) -> Result<usize, StoreError> {
+fn backfill_service(store: &Store) -> Result<usize, StoreError> {
     let mut after = 0;
     let mut count = 0;
     loop {
@@ -256,13 +256,13 @@ fn backfill(store: &Store) -> Result<usize, StoreError> {
 
 /// Records the sink of each channel. Refuses to write payments to the log that wait for a webhook:
 /// the operator may have forgotten to set it.
-fn save_sinks(store: &Store, config: &Config) -> Result<(), StartError> {
+fn save_service_sinks(store: &Store, config: &Config) -> Result<(), ServiceStartError> {
     let slack = &config.slack;
     let sink = |url: Option<&config::Secret>| match (slack.sink, url) {
         (config::Sink::Auto, Some(_)) => Sink::Webhook,
         _ => Sink::Log,
     };
-    let sinks: Vec<_> = channel::webhooks(slack)
+    let sinks: Vec<_> = channel::channel_webhooks(slack)
         .map(|(name, url)| (name.to_owned(), sink(url)))
         .collect();
     if slack.sink == config::Sink::Auto {
@@ -273,7 +273,7 @@ fn save_sinks(store: &Store, config: &Config) -> Result<(), StartError> {
                 .find(|(name, _)| *name == channel)
                 .unwrap_or(&sinks[0]);
             if *sink == Sink::Log && count > 0 {
-                return Err(StartError::WebhookGone { channel, count });
+                return Err(ServiceStartError::WebhookGone { channel, count });
             }
         }
     }
@@ -282,7 +282,7 @@ fn save_sinks(store: &Store, config: &Config) -> Result<(), StartError> {
 }
 
 /// Starts the threads that work with the database.
-struct Spawner<'a> {
+struct ServiceSpawner<'a> {
     config: &'a Config,
     store: Store,
     exited: Sender<&'static str>,
@@ -299,12 +299,12 @@ struct Notifiers {
     waker: Waker,
 }
 
-impl Spawner<'_> {
+impl ServiceSpawner<'_> {
     fn spawn(
         &mut self,
-        channels: Vec<Channel>,
-        listener: Listener,
-    ) -> Result<(Vec<Worker>, Arc<Authenticator>), StartError> {
+        channels: Vec<SlackChannel>,
+        listener: ServiceListener,
+    ) -> Result<(Vec<Worker>, Arc<Authenticator>), ServiceStartError> {
         let (relay_waker, relay_woken) = Waker::new();
         let publisher_health = self.component("publisher".to_owned());
         let Notifiers {
@@ -352,7 +352,7 @@ impl Spawner<'_> {
         health
     }
 
-    fn spawn_notifiers(&mut self, channels: Vec<Channel>) -> io::Result<Notifiers> {
+    fn spawn_notifiers(&mut self, channels: Vec<SlackChannel>) -> io::Result<Notifiers> {
         let mut workers = Vec::new();
         let mut shown = Vec::new();
         let mut wakers = Vec::new();

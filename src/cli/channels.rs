@@ -8,11 +8,11 @@ use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::channel::{self, Action};
 use payrelay::store::{OfflineStore, StoreError};
 
-use super::output::{Output, open_error, print_error, temporary_error};
+use super::output::{Output, print_error, print_open_error, print_temporary_error};
 use super::{exit_code, local_user};
 
 #[derive(Subcommand)]
-pub(super) enum Channels {
+pub(super) enum ChannelsCommand {
     /// Lets a channel try now, also while it is paused
     Resume {
         /// Its name: default, or that of a route
@@ -36,7 +36,7 @@ const OUTCOME_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pause between two queries for the outcome of a request.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-impl Channels {
+impl ChannelsCommand {
     pub(super) fn run(&self, config: &Config) -> u8 {
         let (name, action) = match self {
             Self::Resume { name } => (name, Action::Resume),
@@ -48,9 +48,9 @@ impl Channels {
         }
         let mut database = match OfflineStore::open(&config.database.path) {
             Ok(database) => database,
-            Err(error) => return open_error(&error),
+            Err(error) => return print_open_error(&error),
         };
-        match request(&mut database, name, &action) {
+        match request_channel_action(&mut database, name, &action) {
             Ok(Some(outcome)) => {
                 let mut output = Output::default();
                 output.line(&outcome);
@@ -64,13 +64,13 @@ impl Channels {
                 print_error("no running payrelay has seen the request within 5 s: it is withdrawn");
                 exit_code::TEMPORARY
             }
-            Err(error) => temporary_error(error),
+            Err(error) => print_temporary_error(error),
         }
     }
 }
 
 /// Stores the request, and waits for its outcome.
-fn request(
+fn request_channel_action(
     database: &mut OfflineStore,
     name: &str,
     action: &Action,

@@ -4,9 +4,9 @@ use payrelay::config::Loaded;
 use payrelay::service;
 
 use super::exit_code;
-use super::output::{Output, config_error};
+use super::output::{Output, print_config_error};
 
-pub(super) fn run(loaded: &Loaded) -> u8 {
+pub(super) fn run_check_config(loaded: &Loaded) -> u8 {
     let mut output = Output::default();
     output.line(loaded.effective().trim_end());
     for name in loaded.ignored_variables() {
@@ -14,9 +14,9 @@ pub(super) fn run(loaded: &Loaded) -> u8 {
             "# ignored: the environment variable {name} names no key"
         ));
     }
-    let code = match service::check(&loaded.config) {
+    let code = match service::check_service_config(&loaded.config) {
         Ok(()) => exit_code::OK,
-        Err(problems) => config_error(problems),
+        Err(problems) => print_config_error(problems),
     };
     output.exit_code(code)
 }

@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
-use log::LevelFilter;
 use payrelay::config::{Config, Loaded, Problems};
 
 /// Reads the file that `--config` or `PAYRELAY_CONFIG` names, else the first usual one.
-pub(super) fn load(argument: Option<&Path>) -> Result<Loaded, Problems> {
+pub(super) fn load_configuration(argument: Option<&Path>) -> Result<Loaded, Problems> {
     let variable = || {
         env::var_os("PAYRELAY_CONFIG")
             .filter(|path| !path.is_empty())
@@ -23,13 +22,13 @@ pub(super) fn load(argument: Option<&Path>) -> Result<Loaded, Problems> {
             let path = path.display();
             Problems::single(format!("{origin} {path}: cannot be read: {error}"))
         })?,
-        None => default_file()?,
+        None => default_configuration_file()?,
     };
-    Config::load(&text, &variables()?)
+    Config::load(&text, &configuration_variables()?)
 }
 
 /// The text of the first usual file that exists.
-fn default_file() -> Result<String, Problems> {
+fn default_configuration_file() -> Result<String, Problems> {
     for path in ["config.toml", "/etc/payrelay/config.toml"] {
         match fs::read_to_string(path) {
             Ok(text) => return Ok(text),
@@ -41,7 +40,7 @@ fn default_file() -> Result<String, Problems> {
 }
 
 /// The environment variables that begin with `PAYRELAY_`.
-fn variables() -> Result<BTreeMap<String, String>, Problems> {
+fn configuration_variables() -> Result<BTreeMap<String, String>, Problems> {
     let mut variables = BTreeMap::new();
     for (name, value) in env::vars_os() {
         let Ok(name) = name.into_string() else {
@@ -55,17 +54,4 @@ fn variables() -> Result<BTreeMap<String, String>, Problems> {
         }
     }
     Ok(variables)
-}
-
-/// The level that `PAYRELAY_LOG` names; info without it.
-pub(super) fn log_level() -> Result<LevelFilter, Problems> {
-    let text = env::var("PAYRELAY_LOG")
-        .ok()
-        .filter(|text| !text.is_empty())
-        .unwrap_or_else(|| "info".to_owned());
-    text.parse().map_err(|_| {
-        Problems::single(format!(
-            "PAYRELAY_LOG = {text:?}: allowed is error, warn, info, debug, trace or off"
-        ))
-    })
 }

@@ -13,11 +13,11 @@ use payrelay::store::dead_letter;
 use payrelay::store::replay::{self, Action, Outcome, ResolveRequest};
 use payrelay::store::{OfflineStore, StoreError};
 
-use super::output::{Output, print_error, temporary_error};
-use super::{exit_code, with_database};
+use super::output::{Output, print_error, print_temporary_error};
+use super::{exit_code, run_with_database};
 
 #[derive(Subcommand)]
-pub(super) enum DeadLetters {
+pub(super) enum DeadLettersCommand {
     /// Prints the open ones, oldest first
     List {
         /// Also those that were replayed or discarded
@@ -25,13 +25,13 @@ pub(super) enum DeadLetters {
         all: bool,
     },
     /// Tries again: a payment goes to Slack, a record is consumed as if it arrived now
-    Replay(Selection),
+    Replay(DeadLetterSelection),
     /// Closes them: they are never delivered, and no longer listed
-    Discard(Selection),
+    Discard(DeadLetterSelection),
 }
 
 #[derive(Args)]
-pub(super) struct Selection {
+pub(super) struct DeadLetterSelection {
     /// Their ids, as listed
     #[arg(
         value_name = "ID",
@@ -54,22 +54,24 @@ const BATCH: usize = 100;
 /// between two tries for a lock, for most of its tries.
 const BATCH_PAUSE: Duration = Duration::from_millis(30);
 
-impl DeadLetters {
+impl DeadLettersCommand {
     pub(super) fn run(&self, config: &Config) -> u8 {
-        with_database(config, |database| {
+        run_with_database(config, |database| {
             let result = match self {
-                Self::List { all } => list(&database, !all),
-                Self::Replay(selection) => Resolver::new(database, Action::Replay, selection).run(),
+                Self::List { all } => list_dead_letters(&database, !all),
+                Self::Replay(selection) => {
+                    DeadLetterResolver::new(database, Action::Replay, selection).run()
+                }
                 Self::Discard(selection) => {
-                    Resolver::new(database, Action::Discard, selection).run()
+                    DeadLetterResolver::new(database, Action::Discard, selection).run()
                 }
             };
-            result.unwrap_or_else(temporary_error)
+            result.unwrap_or_else(print_temporary_error)
         })
     }
 }
 
-fn list(database: &OfflineStore, open_only: bool) -> Result<u8, StoreError> {
+fn list_dead_letters(database: &OfflineStore, open_only: bool) -> Result<u8, StoreError> {
     let mut output = Output::default();
     let mut after = Some(0);
     while let Some(id) = after {
@@ -85,16 +87,16 @@ fn list(database: &OfflineStore, open_only: bool) -> Result<u8, StoreError> {
 }
 
 /// Replays or discards the selected letters, and prints each outcome.
-struct Resolver<'a> {
+struct DeadLetterResolver<'a> {
     database: OfflineStore,
     action: Action,
-    selection: &'a Selection,
+    selection: &'a DeadLetterSelection,
     output: Output,
     code: u8,
 }
 
-impl<'a> Resolver<'a> {
-    fn new(database: OfflineStore, action: Action, selection: &'a Selection) -> Self {
+impl<'a> DeadLetterResolver<'a> {
+    fn new(database: OfflineStore, action: Action, selection: &'a DeadLetterSelection) -> Self {
         Self {
             database,
             action,

@@ -8,11 +8,11 @@ use payrelay::config::Config;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::restore::{Request, RestoreError, Restored, restore};
 
-use super::output::{print_error, print_line};
+use super::output::{output_line, print_error};
 use super::{exit_code, local_user};
 
 #[derive(Args)]
-pub(super) struct Restore {
+pub(super) struct RestoreCommand {
     /// The copy: a backup, or a file of rsync, a snapshot or litestream, with its -wal file if it
     /// has one
     #[arg(
@@ -29,7 +29,7 @@ pub(super) struct Restore {
     yes: bool,
 }
 
-impl Restore {
+impl RestoreCommand {
     pub(super) fn run(&self, config: &Config) -> u8 {
         let terminals = io::stdin().is_terminal() && io::stderr().is_terminal();
         if !self.yes && !terminals {
@@ -45,7 +45,7 @@ impl Restore {
             now: Timestamp::now(),
         };
         match restore(&request) {
-            Ok(restored) => print_line(describe(&restored)),
+            Ok(restored) => output_line(describe_restored(&restored)),
             Err(error) => {
                 print_error(&error);
                 match error {
@@ -59,7 +59,7 @@ impl Restore {
     }
 }
 
-fn describe(restored: &Restored) -> String {
+fn describe_restored(restored: &Restored) -> String {
     let Restored {
         node,
         payments,

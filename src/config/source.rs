@@ -25,8 +25,6 @@ pub(super) struct Source<'a> {
     asked: BTreeSet<String>,
     /// How many tables an array of tables has, by its key.
     tables: BTreeMap<String, usize>,
-    /// Values that must not be given twice, with the key that gave them.
-    names: BTreeMap<String, String>,
     variables: BTreeSet<String>,
     effective: Vec<(String, String, &'static str)>,
     given: BTreeMap<String, Secret>,
@@ -52,7 +50,7 @@ impl<'a> Source<'a> {
     ) -> Result<Self, Problems> {
         let table = file
             .parse()
-            .map_err(|error| Problems::single(not_toml(file, &error)))?;
+            .map_err(|error| Problems::single(Self::not_toml(file, &error)))?;
         Ok(Self::new(table, environment))
     }
 
@@ -62,7 +60,6 @@ impl<'a> Source<'a> {
             environment,
             asked: BTreeSet::new(),
             tables: BTreeMap::new(),
-            names: BTreeMap::new(),
             variables: BTreeSet::new(),
             effective: Vec::new(),
             given: BTreeMap::new(),
@@ -114,33 +111,8 @@ impl<'a> Source<'a> {
             .any(|(asked, value, origin)| asked == key && *origin != "default" && value != "\"\"")
     }
 
-    pub(super) fn problem(&mut self, problem: String) {
+    pub(super) fn add_problem(&mut self, problem: String) {
         self.problems.push(problem);
-    }
-
-    /// Reports a name that another table of the same array has.
-    pub(super) fn unique(&mut self, key: &str, name: &str) {
-        if let Some(other) = self.remember(key, name) {
-            self.problem(format!("{key} = {name:?}: {other} has this name already"));
-        }
-    }
-
-    /// Reports a secret that another table of the same array has.
-    pub(super) fn require_distinct(&mut self, key: &str, secret: &str) {
-        if let Some(other) = self.remember(key, secret) {
-            self.problem(format!("{key} is the same as {other}"));
-        }
-    }
-
-    fn remember(&mut self, key: &str, value: &str) -> Option<String> {
-        let array = key.split('[').next().unwrap_or(key).to_owned();
-        self.remember_as(&array, key, value)
-    }
-
-    /// Records a value that only one key of a kind may have, and returns the key that had it
-    /// before.
-    pub(super) fn remember_as(&mut self, kind: &str, key: &str, value: &str) -> Option<String> {
-        self.names.insert(format!("{kind} {value}"), key.to_owned())
     }
 
     /// Reads a value: from the environment, else from the file, else the default.
@@ -154,7 +126,7 @@ impl<'a> Source<'a> {
     ) -> T {
         self.asked.insert(key.to_owned());
         let (value, origin) = match self.variable(key, display) {
-            Some(text) => (coerce(text, default), "environment"),
+            Some(text) => (Self::coerce_variable(text, default), "environment"),
             None => match self.file.get(key) {
                 Some(value) => (value.clone(), "file"),
                 None => (default.clone(), "default"),
@@ -266,7 +238,9 @@ impl<'a> Source<'a> {
                 continue;
             }
             let section = rest.split('_').next().unwrap_or("").to_lowercase();
-            if sections.contains(section.as_str()) && !is_of_a_container_runtime(name, value) {
+            if sections.contains(section.as_str())
+                && !Self::is_container_runtime_variable(name, value)
+            {
                 self.problems.push(format!(
                     "{name}: there is no such key; config.toml in the source lists them all"
                 ));
@@ -278,74 +252,74 @@ impl<'a> Source<'a> {
             return Err(Problems(self.problems));
         }
         Ok(Values {
-            effective: render(&self.effective),
+            effective: Self::render(&self.effective),
             ignored_variables,
             given: self.given,
         })
     }
-}
 
-/// Without the invalid line, which may hold a secret.
-fn not_toml(file: &str, error: &toml::de::Error) -> String {
-    let before = error
-        .span()
-        .and_then(|span| file.get(..span.start))
-        .unwrap_or("");
-    format!(
-        "not TOML: line {}: {}",
-        before.matches('\n').count() + 1,
-        error.message()
-    )
-}
-
-/// The variables that Kubernetes sets for a service called payrelay-kafka, and Docker for a link
-/// (<https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>).
-fn is_of_a_container_runtime(name: &str, value: &str) -> bool {
-    let address = ["tcp://", "udp://", "sctp://"]
-        .iter()
-        .any(|scheme| value.starts_with(scheme));
-    let numbered = |(_, rest): (&str, &str)| {
-        let mut parts = rest.split('_');
-        let number = parts.next().is_some_and(|part| part.parse::<u16>().is_ok());
-        number
-            && parts
-                .next()
-                .is_some_and(|part| ["TCP", "UDP", "SCTP"].contains(&part))
-    };
-    name.ends_with("_SERVICE_HOST")
-        || name.ends_with("_SERVICE_PORT")
-        || name.contains("_SERVICE_PORT_")
-        || (name.ends_with("_PORT") && address)
-        || name.rsplit_once("_PORT_").is_some_and(numbered)
-        || name.split_once("_PORT_").is_some_and(numbered)
-        || (name.ends_with("_NAME") && value.starts_with('/'))
-        || name.contains("_ENV_")
-}
-
-/// Converts a variable's text to the type of the key.
-fn coerce(text: String, default: &Value) -> Value {
-    match default {
-        Value::Integer(_) => text.parse().map_or(Value::String(text), Value::Integer),
-        Value::Float(_) => text.parse().map_or(Value::String(text), Value::Float),
-        Value::Array(_) => Value::from(text.split(',').map(str::trim).collect::<Vec<_>>()),
-        _ => Value::String(text),
+    /// Without the invalid line, which may hold a secret.
+    fn not_toml(file: &str, error: &toml::de::Error) -> String {
+        let before = error
+            .span()
+            .and_then(|span| file.get(..span.start))
+            .unwrap_or("");
+        format!(
+            "not TOML: line {}: {}",
+            before.matches('\n').count() + 1,
+            error.message()
+        )
     }
-}
 
-fn render(effective: &[(String, String, &'static str)]) -> String {
-    let mut text = String::new();
-    let mut current = "";
-    for (key, value, origin) in effective {
-        let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
-        if section != current {
-            let gap = if current.is_empty() { "" } else { "\n" };
-            let _ = match section.split_once('[') {
-                None => writeln!(text, "{gap}[{section}]"),
-                Some((array, _)) => writeln!(text, "{gap}[[{array}]]"),
-            };
-            current = section;
+    /// The variables that Kubernetes sets for a service called payrelay-kafka, and Docker for a link
+    /// (<https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>).
+    fn is_container_runtime_variable(name: &str, value: &str) -> bool {
+        let address = ["tcp://", "udp://", "sctp://"]
+            .iter()
+            .any(|scheme| value.starts_with(scheme));
+        let numbered = |(_, rest): (&str, &str)| {
+            let mut parts = rest.split('_');
+            let number = parts.next().is_some_and(|part| part.parse::<u16>().is_ok());
+            number
+                && parts
+                    .next()
+                    .is_some_and(|part| ["TCP", "UDP", "SCTP"].contains(&part))
+        };
+        name.ends_with("_SERVICE_HOST")
+            || name.ends_with("_SERVICE_PORT")
+            || name.contains("_SERVICE_PORT_")
+            || (name.ends_with("_PORT") && address)
+            || name.rsplit_once("_PORT_").is_some_and(numbered)
+            || name.split_once("_PORT_").is_some_and(numbered)
+            || (name.ends_with("_NAME") && value.starts_with('/'))
+            || name.contains("_ENV_")
+    }
+
+    /// Converts a variable's text to the type of the key.
+    fn coerce_variable(text: String, default: &Value) -> Value {
+        match default {
+            Value::Integer(_) => text.parse().map_or(Value::String(text), Value::Integer),
+            Value::Float(_) => text.parse().map_or(Value::String(text), Value::Float),
+            Value::Array(_) => Value::from(text.split(',').map(str::trim).collect::<Vec<_>>()),
+            _ => Value::String(text),
         }
-        let _ = writeln!(text, "{name} = {value} # {origin}");
     }
-    text
+
+    fn render(effective: &[(String, String, &'static str)]) -> String {
+        let mut text = String::new();
+        let mut current = "";
+        for (key, value, origin) in effective {
+            let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
+            if section != current {
+                let gap = if current.is_empty() { "" } else { "\n" };
+                let _ = match section.split_once('[') {
+                    None => writeln!(text, "{gap}[{section}]"),
+                    Some((array, _)) => writeln!(text, "{gap}[[{array}]]"),
+                };
+                current = section;
+            }
+            let _ = writeln!(text, "{name} = {value} # {origin}");
+        }
+        text
+    }
 }

@@ -26,7 +26,7 @@ fn values(effective: &str) -> String {
 }
 
 #[test]
-fn the_shipped_file_has_every_key_at_its_default() {
+fn the_shipped_configuration_has_every_key_at_its_default() {
     let shipped = load(SHIPPED, &[]).unwrap().effective().to_owned();
     assert!(
         !shipped.contains("# default"),
@@ -36,7 +36,7 @@ fn the_shipped_file_has_every_key_at_its_default() {
 }
 
 #[test]
-fn the_shipped_file_comments_every_key() {
+fn the_shipped_configuration_comments_every_key() {
     let lines: Vec<_> = SHIPPED.lines().collect();
     for pair in lines
         .windows(2)
@@ -47,7 +47,7 @@ fn the_shipped_file_comments_every_key() {
 }
 
 #[test]
-fn the_environment_wins() {
+fn the_environment_wins_over_the_configuration_file() {
     let variables = [
         ("PAYRELAY_HTTP_LISTEN", "127.0.0.1:9999"),
         ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", "a:1, b:2"),
@@ -68,7 +68,7 @@ fn the_environment_wins() {
 }
 
 #[test]
-fn every_problem_is_reported_at_once() {
+fn every_problem_of_the_configuration_is_reported_at_once() {
     let file = "listen = 1\n[http]\nlisten = 'here'\nbody_bytes_max = '1'\nmax_body = \
         3\n[nonsense]\nx = 1\n[scheduler]\ninterval = '60'\nretention = \
         '99999999999999999d'\n[kafka]\nbootstrap_servers = []\ntopic = 'a b'\n";
@@ -105,7 +105,7 @@ fn every_problem_is_reported_at_once() {
 }
 
 #[test]
-fn a_secret_is_never_shown() {
+fn a_secret_of_the_configuration_is_never_shown() {
     let url = "https://hooks.example/T0/B0/hush";
     for (file, variables) in [
         (format!("[slack]\nwebhook_url = '{url}'"), vec![]),
@@ -140,7 +140,7 @@ const ROUTES: &str = "[[slack.route]]\nname = 'failures'\nwebhook_url = \
     'large'\namount_min = 5\nuser_max = 9\nmessages_per_second = 0.5\n";
 
 #[test]
-fn routes_are_read_in_their_order_and_their_secrets_are_masked() {
+fn slack_routes_are_read_in_their_order_and_their_secrets_are_masked() {
     let variables = [(
         "PAYRELAY_SLACK_ROUTE_1_WEBHOOK_URL",
         "https://hooks.example/hush-2",
@@ -181,7 +181,7 @@ fn routes_are_read_in_their_order_and_their_secrets_are_masked() {
 }
 
 #[test]
-fn a_key_of_a_table_is_set_in_one_place() {
+fn a_configuration_key_of_a_table_is_set_in_one_place() {
     let variables = [
         (
             "PAYRELAY_SLACK_ROUTE_0_WEBHOOK_URL",
@@ -201,7 +201,7 @@ fn a_key_of_a_table_is_set_in_one_place() {
 }
 
 #[test]
-fn a_route_that_cannot_be_is_delivered() {
+fn every_problem_of_a_slack_route_is_reported() {
     let file = "[[slack.route]]\nname = 'default'\nwebhook = 'x'\namount_min = 9\namount_max \
         = 3\n[[slack.route]]\nname = 'a'\nwebhook_url = 'https://x'\n[[slack.route]]\nname = \
         'a'\nwebhook_url = 'https://x'\n";
@@ -268,7 +268,7 @@ fn kafka_over_tls_and_sasl_is_read_and_its_password_masked() {
 }
 
 #[test]
-fn half_of_a_kafka_security_is_delivered() {
+fn an_incomplete_kafka_security_is_reported() {
     let cases = [
         ("certificate_file = 'a'", "kafka.key_file is missing"),
         ("key_file = 'a'", "kafka.certificate_file is missing"),
@@ -314,7 +314,7 @@ fn half_of_a_kafka_security_is_delivered() {
 }
 
 #[test]
-fn variables_of_container_runtimes_are_ignored_and_misspelt_ones_refused() {
+fn container_runtime_variables_are_ignored_and_misspelt_keys_are_refused() {
     let set = [
         ("PAYRELAY_KAFKA_SERVICE_HOST", "10.0.0.1"),
         ("PAYRELAY_KAFKA_SERVICE_PORT", "9092"),
@@ -349,7 +349,7 @@ fn variables_of_container_runtimes_are_ignored_and_misspelt_ones_refused() {
 }
 
 #[test]
-fn an_empty_variable_is_unset() {
+fn an_empty_configuration_variable_is_unset() {
     let file = "[slack]\nwebhook_url = 'https://a/b'\n[http]\nlisten = '127.0.0.1:1'\n";
     let empty = [
         "PAYRELAY_SLACK_WEBHOOK_URL",
@@ -369,7 +369,7 @@ fn an_empty_variable_is_unset() {
 }
 
 #[test]
-fn two_channels_need_two_webhooks() {
+fn two_configured_channels_need_two_webhooks() {
     let route = |name: &str, url: &str| {
         format!("[[slack.route]]\nname = '{name}'\nwebhook_url = '{url}'\n")
     };
@@ -391,7 +391,7 @@ fn two_channels_need_two_webhooks() {
 }
 
 #[test]
-fn a_bootstrap_server_is_a_host_and_a_port() {
+fn a_configured_bootstrap_server_is_a_host_and_a_port() {
     let server = |text: &str| load(&format!("[kafka]\nbootstrap_servers = ['{text}']"), &[]);
     for good in [
         "kafka:9092",
@@ -426,7 +426,7 @@ fn a_bootstrap_server_is_a_host_and_a_port() {
 }
 
 #[test]
-fn a_database_is_a_file() {
+fn a_configured_database_is_a_file() {
     for path in ["", ":memory:", "file:payrelay.db?mode=memory"] {
         let problem = load(&format!("[database]\npath = '{path}'"), &[])
             .unwrap_err()
@@ -439,7 +439,7 @@ fn a_database_is_a_file() {
 }
 
 #[test]
-fn one_line_end_of_a_secret_file_is_removed_and_nothing_else() {
+fn only_one_line_end_of_a_secret_file_is_removed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("password");
     for (content, secret) in [
@@ -470,7 +470,7 @@ fn one_line_end_of_a_secret_file_is_removed_and_nothing_else() {
 }
 
 #[test]
-fn a_secret_can_come_from_a_file() {
+fn a_configured_secret_can_come_from_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("webhook");
     std::fs::write(&path, "https://hooks.example/T0\n").unwrap();
@@ -514,7 +514,7 @@ fn token(name: &str, access: &str, hash: &str) -> String {
 }
 
 #[test]
-fn tokens_are_read_and_their_hashes_are_masked() {
+fn configured_tokens_are_read_and_their_hashes_are_masked() {
     let other = HASH.replace("ba", "ab");
     let file = token("till-3", "full", HASH)
         + &token("monitoring", "read-only", "").replace("hash = ''\n", "");
@@ -556,7 +556,7 @@ fn tokens_are_read_and_their_hashes_are_masked() {
 }
 
 #[test]
-fn a_token_that_cannot_be_is_delivered() {
+fn every_problem_of_a_configured_token_is_reported() {
     let file = "[[http.token]]\ntoken = 'x'\n".to_owned()
         + &token("a b", "root", "hush")
         + &token("c", "full", HASH)
@@ -589,7 +589,7 @@ fn a_token_that_cannot_be_is_delivered() {
 }
 
 #[test]
-fn only_with_a_token_others_than_this_machine_may_call() {
+fn a_configuration_without_tokens_listens_on_loopback_only() {
     for open in ["0.0.0.0:8080", "[::]:8080", "192.0.2.1:8080"] {
         let file = format!("[http]\nlisten = '{open}'\n");
         let problems = load(&file, &[]).unwrap_err().to_string();
@@ -609,7 +609,7 @@ fn only_with_a_token_others_than_this_machine_may_call() {
 }
 
 #[test]
-fn a_body_fits_into_the_room_for_bodies() {
+fn the_configured_body_size_fits_the_limits_of_all_bodies() {
     let file = "[http]\nbody_bytes_max = 4096\nclient_body_bytes_max = 4095\nbodies_bytes_max \
         = 2048\n";
     let problems = load(file, &[]).unwrap_err().to_string();
@@ -622,7 +622,7 @@ fn a_body_fits_into_the_room_for_bodies() {
 }
 
 #[test]
-fn one_address_has_half_of_the_connections_unless_more_are_given_to_it() {
+fn one_address_has_half_of_the_configured_connections_by_default() {
     let of_one =
         |file| load(file, &[]).map(|loaded| loaded.config.http.client_connections_max.get());
     assert_eq!(of_one("").unwrap(), 2048);
@@ -642,7 +642,7 @@ fn one_address_has_half_of_the_connections_unless_more_are_given_to_it() {
 }
 
 #[test]
-fn fewer_connections_are_fewer_for_each_address() {
+fn fewer_configured_connections_are_fewer_for_each_address() {
     let after = |connections: i64, of_one: i64, capacity| {
         let file =
             format!("[http]\nconnections_max = {connections}\nclient_connections_max = {of_one}\n");
@@ -669,7 +669,7 @@ fn fewer_connections_are_fewer_for_each_address() {
 }
 
 #[test]
-fn what_differs_is_delivered_by_its_key_but_for_the_tokens() {
+fn changed_configuration_keys_are_listed_except_tokens() {
     let old = load(
         &("[slack]\nwebhook_url = 'https://a/1'\n".to_owned() + &token("a", "full", HASH)),
         &[],
@@ -694,7 +694,7 @@ fn what_differs_is_delivered_by_its_key_but_for_the_tokens() {
 
 /// Files as they are; `#env NAME=value` in a line of its own is a variable.
 #[test]
-fn the_corpus_of_configurations() {
+fn the_corpus_of_configurations_is_read_and_shows_no_secret() {
     let words = [
         "[http]\n",
         "[kafka]\n",
@@ -795,8 +795,8 @@ fn contains_a_secret(file: &str, environment: &BTreeMap<String, String>) -> bool
 }
 
 #[test]
-fn durations_have_a_unit() {
-    let ms = |text| duration::parse(text).map(|span| span.as_millis());
+fn configured_durations_have_a_unit() {
+    let ms = |text| duration::parse_duration(text).map(|span| span.as_millis());
     assert_eq!(
         [ms("250ms"), ms("60s"), ms("5m"), ms("2h"), ms("7d")],
         [
@@ -819,5 +819,5 @@ fn durations_have_a_unit() {
     ] {
         assert_eq!(ms(bad), None, "{bad}");
     }
-    assert_eq!(duration::show(Duration::from_secs(90)), "90s");
+    assert_eq!(duration::show_duration(Duration::from_secs(90)), "90s");
 }

@@ -152,7 +152,8 @@ impl Relay {
             // is published.
             self.mark_all()?;
         }
-        let (after, limit) = (self.published_to, self.batch_max);
+        let after = self.published_to;
+        let limit = self.batch_max;
         let batch = self
             .store
             .read(|connection| outbox::unpublished(connection, after, limit))?;
@@ -213,7 +214,7 @@ impl Relay {
         receipts: Vec<Receipt>,
         progress: Option<PublishedOffsets>,
     ) -> Result<(), StoreError> {
-        let is_whole = receipts
+        let is_complete = receipts
             .iter()
             .map(|receipt| receipt.outbox_id)
             .eq(batch.iter().map(|event| event.outbox_id));
@@ -222,7 +223,7 @@ impl Relay {
         self.progress = progress;
         before?;
         self.begin_marking()?;
-        if let Some(last) = batch.last().filter(|_| is_whole) {
+        if let Some(last) = batch.last().filter(|_| is_complete) {
             self.published_to = last.outbox_id;
         } else {
             // Events without a receipt are to be read again, and those with one are not: the

@@ -120,7 +120,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_digest_shrinks_and_stays_small_for_ten_minutes() {
+    fn isolation_keeps_digests_small_for_ten_minutes() {
         let mut channel = Isolation::new(200);
         assert_eq!(channel.rejected(200, Duration::ZERO), Verdict::SendFewer);
         assert_eq!(channel.size(Duration::ZERO), 50);
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_message_is_sent_plain_once_and_then_the_channel_pauses() {
+    fn isolation_sends_a_single_message_plain_once_and_then_pauses() {
         let mut channel = Isolation::new(200);
         assert_eq!(channel.rejected(1, Duration::ZERO), Verdict::SendPlain);
         assert_eq!(
@@ -170,7 +170,7 @@ mod tests {
         /// single message pauses; after a rejected digest none is larger for ten minutes; and of n
         /// consecutive rejections at most five precede the pause.
         #[test]
-        fn a_channel_that_rejects_everything_pauses_soon_and_sends_one_payment_a_probe(
+        fn isolation_pauses_a_channel_that_rejects_everything_soon(
             answers in proptest::collection::vec(
                 (prop_oneof![Just(Answer::Accepted), Just(Answer::Rejected), Just(Answer::Unanswered)], 0_u64..400),
                 1..100,

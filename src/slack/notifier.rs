@@ -18,8 +18,8 @@ use crate::runtime::health::{Backoff, HealthHandle, OutageTracker};
 use crate::runtime::metrics::Metrics;
 use crate::runtime::resume::ResumeHandle;
 use crate::runtime::worker::Stop;
-use crate::slack::channel::{Channel, Sink};
-use crate::slack::delivery_queue::{Batch, DeliveryQueue, OutgoingPayment};
+use crate::slack::channel::{Sink, SlackChannel};
+use crate::slack::delivery_queue::{DeliveryBatch, DeliveryQueue, OutgoingPayment};
 use crate::slack::isolation::{Format, Isolation, Verdict};
 use crate::slack::rate_limit::RateLimiter;
 use crate::slack::webhook::PostOutcome;
@@ -44,7 +44,7 @@ pub type Clock = Box<dyn Fn() -> Duration + Send>;
 /// Delivers the payments of one channel.
 pub struct Notifier {
     queue: DeliveryQueue,
-    channel: Channel,
+    channel: SlackChannel,
     limiter: RateLimiter,
     clock: Clock,
     wake: Receiver<()>,
@@ -63,7 +63,7 @@ pub struct Notifier {
 
 /// The outcome of a message that is still to be saved.
 struct Unsaved {
-    batch: Batch,
+    batch: DeliveryBatch,
     outcome: Outcome,
 }
 
@@ -92,7 +92,7 @@ pub struct Options<'a> {
 
 impl Notifier {
     /// A notifier of `channel`.
-    pub fn new(store: Store, channel: Channel, options: Options<'_>) -> Self {
+    pub fn new(store: Store, channel: SlackChannel, options: Options<'_>) -> Self {
         let Options {
             wake,
             resume,
@@ -181,10 +181,10 @@ impl Notifier {
 
     fn try_step(&mut self) -> Result<Step, StoreError> {
         self.save_outcome()?;
-        self.carry_out_actions()?;
+        self.execute_actions()?;
         match self.channel.sink {
             Sink::Log => self.write_to_log(),
-            Sink::Slack(_) => self.send_next(),
+            Sink::Webhook(_) => self.send_next(),
         }
     }
 
@@ -224,26 +224,26 @@ impl Notifier {
         }
         let format = self.isolation.format();
         let message = match &batch {
-            Batch::Payments(payments) => match payments.as_slice() {
+            DeliveryBatch::Payments(payments) => match payments.as_slice() {
                 [only] if format == Format::Plain => self.channel.style.plain(&only.payment),
                 several => {
                     let payments: Vec<_> = several.iter().map(|payment| &payment.payment).collect();
                     self.channel.style.message(&payments).json
                 }
             },
-            Batch::Summary { summary, .. } => self.channel.style.summary(summary),
+            DeliveryBatch::Summary { summary, .. } => self.channel.style.summary(summary),
         };
-        let Sink::Slack(slack) = &self.channel.sink else {
+        let Sink::Webhook(webhook) = &self.channel.sink else {
             return Ok(Step::Idle);
         };
         self.limiter.sent((self.clock)());
-        let answer = slack.post(&message);
-        self.handle(answer, batch)
+        let answer = webhook.post(&message);
+        self.handle_outcome(answer, batch)
     }
 
     /// The oldest payment, or as many as one message carries, marked as SENDING. `None`: some could
     /// not be read, and are dead letters now.
-    fn next_batch(&mut self) -> Result<Option<Batch>, StoreError> {
+    fn next_batch(&mut self) -> Result<Option<DeliveryBatch>, StoreError> {
         let now = self.now();
         let over = self.channel.summary_over;
         if over > 0 && self.isolation.is_whole(now) && self.queue.has_more_than(over)? {
@@ -262,10 +262,14 @@ impl Notifier {
         let count_that_fit = self.channel.style.message(&all).payments;
         payments.truncate(count_that_fit);
         self.queue.mark_sending(&payments)?;
-        Ok(Some(Batch::Payments(payments)))
+        Ok(Some(DeliveryBatch::Payments(payments)))
     }
 
-    fn handle(&mut self, answer: PostOutcome, batch: Batch) -> Result<Step, StoreError> {
+    fn handle_outcome(
+        &mut self,
+        answer: PostOutcome,
+        batch: DeliveryBatch,
+    ) -> Result<Step, StoreError> {
         let now = self.now();
         let (step, outcome) = match answer {
             PostOutcome::Accepted(odd) => {
@@ -295,19 +299,19 @@ impl Notifier {
                 (Step::RetryAfter(wait), Outcome::Failed(error))
             }
             PostOutcome::Unknown(error) => {
-                (self.unanswered(&error, &batch), Outcome::Unknown(error))
+                (self.on_unknown(&error, &batch), Outcome::Unknown(error))
             }
             PostOutcome::ChannelDisabled(error) => {
                 (Step::RetryAfter(self.pause(&error)), Outcome::Failed(error))
             }
-            PostOutcome::PayloadRejected(error) => self.rejected(error, batch.len()),
+            PostOutcome::PayloadRejected(error) => self.on_rejected(error, batch.len()),
         };
         self.unsaved = Some(Unsaved { batch, outcome });
         self.save_outcome()?;
         Ok(step)
     }
 
-    fn unanswered(&mut self, error: &str, batch: &Batch) -> Step {
+    fn on_unknown(&mut self, error: &str, batch: &DeliveryBatch) -> Step {
         log::warn!(
             "no response to a message with payments {}: it may appear twice: {error}",
             batch.span()
@@ -323,7 +327,7 @@ impl Notifier {
         Step::RetryAfter(wait)
     }
 
-    fn rejected(&mut self, error: String, payments: usize) -> (Step, Outcome) {
+    fn on_rejected(&mut self, error: String, payments: usize) -> (Step, Outcome) {
         match self.isolation.rejected(payments, self.now()) {
             Verdict::SendFewer => {
                 log::warn!(
@@ -348,27 +352,27 @@ impl Notifier {
     }
 
     /// Executes the actions that operators requested since the last query.
-    fn carry_out_actions(&mut self) -> Result<(), StoreError> {
+    fn execute_actions(&mut self) -> Result<(), StoreError> {
         let Some(mut last) = self.last_action else {
             // Actions requested before the start are over.
             self.last_action = Some(self.queue.store.read(stored_channel::last_action)?);
             return Ok(());
         };
         let name = self.channel.name.clone();
-        while let Some(asked) = self
+        while let Some(requested) = self
             .queue
             .store
             .read(|connection| stored_channel::next_action(connection, &name, last))?
         {
-            last = asked.id;
+            last = requested.id;
             self.last_action = Some(last);
-            self.carry_out(asked)?;
+            self.execute_action(requested)?;
         }
         Ok(())
     }
 
-    fn carry_out(&mut self, asked: stored_channel::Asked) -> Result<(), StoreError> {
-        let stored_channel::Asked { id, action, origin } = asked;
+    fn execute_action(&mut self, requested: stored_channel::Asked) -> Result<(), StoreError> {
+        let stored_channel::Asked { id, action, origin } = requested;
         let name = self.channel.name.clone();
         let outcome = match action {
             stored_channel::Action::Resume => {
@@ -424,21 +428,22 @@ impl Notifier {
         Ok(())
     }
 
-    fn log_batch(&self, batch: &Batch, now: Timestamp) {
+    fn log_batch(&self, batch: &DeliveryBatch, now: Timestamp) {
         let to = self.channel.display_name();
         let oldest = match batch {
-            Batch::Payments(payments) => match payments.as_slice() {
+            DeliveryBatch::Payments(payments) => match payments.as_slice() {
                 [only] => return self.log_delivered(&to, only, now),
                 [first, ..] => first.created_at,
                 [] => return,
             },
-            Batch::Summary { oldest, .. } => *oldest,
+            DeliveryBatch::Summary { oldest, .. } => *oldest,
         };
         let kind = batch.carrier().as_str();
-        let (count, span, age_ms) = (batch.len(), batch.span(), now.since(oldest).as_millis());
         log::info!(
-            "delivered to {to} in a {kind}: {count} payments, {span}; the oldest {age_ms} ms \
-                after its commit"
+            "delivered to {to} in a {kind}: {} payments, {}; the oldest {} ms after its commit",
+            batch.len(),
+            batch.span(),
+            now.since(oldest).as_millis()
         );
     }
 

@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_after_a_quiet_time_then_the_pace() {
+    fn the_rate_limit_allows_a_burst_after_a_quiet_time_then_the_pace() {
         let mut limiter = RateLimiter::new(1.0, 3, BACKOFF, PROBE);
         limiter.sent(ms(0));
         assert!(limiter.wait(ms(0)) > ms(999), "a start is no quiet time");
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_blocks_the_whole_channel_and_saves_no_tokens() {
+    fn retry_after_blocks_the_rate_limiter_and_saves_no_tokens() {
         let mut limiter = RateLimiter::new(10.0, 5, BACKOFF, PROBE);
         assert_eq!(limiter.limited(ms(0), Some(ms(30_000)), 0.5), ms(30_000));
         assert_eq!(limiter.wait(ms(10_000)), ms(20_000));
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_back_off_with_full_jitter_up_to_the_cap() {
+    fn the_rate_limit_backs_off_with_full_jitter_up_to_the_cap() {
         let mut limiter = RateLimiter::new(1000.0, 1, BACKOFF, PROBE);
         let waits: Vec<_> = (0..9)
             .map(|_| limiter.failed(ms(0), None, 1.0).as_millis())
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_is_probed_slowly_or_ended_by_an_operator() {
+    fn a_pause_of_the_rate_limiter_is_probed_slowly_or_ended_by_an_operator() {
         let mut limiter = RateLimiter::new(1.0, 3, BACKOFF, PROBE);
         limiter.pause(ms(0));
         assert_eq!(limiter.wait(ms(1000)) + ms(1000), PROBE);
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_503_with_retry_after_is_tried_again_then_and_not_before() {
+    fn the_rate_limit_of_a_503_with_retry_after_ends_then_and_not_before() {
         let mut limiter = RateLimiter::new(1000.0, 1, BACKOFF, PROBE);
         assert_eq!(limiter.failed(ms(0), Some(ms(30_000)), 0.0), ms(30_000));
         assert_eq!(limiter.wait(ms(10_000)), ms(20_000));
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operator_overrides_a_429_once_a_minute_at_most() {
+    fn an_operator_overrides_the_rate_limit_of_a_429_once_a_minute_at_most() {
         let mut limiter = RateLimiter::new(1000.0, 1, BACKOFF, PROBE);
         limiter.limited(ms(0), Some(ms(300_000)), 0.5);
         limiter.resume(ms(1000));
@@ -293,13 +293,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_faster_than_the_pace_and_never_within_a_pause(
+        fn the_rate_limit_is_never_faster_than_the_pace_or_within_a_pause(
             steps in proptest::collection::vec(any_step(), 1..200),
             per_second in 0.5..50.0_f64,
             burst in 1_usize..6,
         ) {
             let mut limiter = RateLimiter::new(per_second, burst, BACKOFF, PROBE);
-            let (mut now, mut sent, mut not_before) = (ms(0), Vec::new(), ms(0));
+            let mut now = ms(0);
+            let mut sent = Vec::new();
+            let mut not_before = ms(0);
             for step in steps {
                 if let Step::Idle(idle) = step {
                     now += ms(idle);

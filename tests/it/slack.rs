@@ -15,10 +15,10 @@ use payrelay::runtime::health::{HealthHandle, HealthLevel};
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::resume::ResumeHandle;
 use payrelay::runtime::worker::Waker;
-use payrelay::slack::channel::{Channel, Sink};
+use payrelay::slack::channel::{Sink, SlackChannel};
 use payrelay::slack::message::MessageStyle;
 use payrelay::slack::notifier::{self, Notifier, Step};
-use payrelay::slack::webhook::Slack;
+use payrelay::slack::webhook::Webhook;
 use payrelay::store::dead_letter::DeadRecord;
 use payrelay::store::replay::{self, Action, ResolveRequest, Selection};
 use payrelay::store::timeline;
@@ -77,12 +77,12 @@ impl Teller {
             public_url: None,
         };
         let sink = match url {
-            Some(url) => Sink::Slack(Box::new(
-                Slack::new(Secret::new(url), &config.slack).unwrap(),
+            Some(url) => Sink::Webhook(Box::new(
+                Webhook::new(Secret::new(url), &config.slack).unwrap(),
             )),
             None => Sink::Log,
         };
-        let channel = Channel {
+        let channel = SlackChannel {
             name: DEFAULT_CHANNEL.to_owned(),
             sink,
             style,
