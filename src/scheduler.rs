@@ -21,7 +21,7 @@ use crate::store::{SqlResult, Store, StoreError, Transaction};
 /// millisecond.
 const BATCH: usize = 30;
 
-/// After each batch the purge pauses for four times the duration of the batch: payments have the
+/// After each batch the purge pauses for four times the duration of the batch. Payments have the
 /// disk four fifths of the time, and a million rows are deleted within minutes.
 const PAUSE_FACTOR: u32 = 4;
 
@@ -139,8 +139,8 @@ impl Scheduler {
         }
     }
 
-    /// Deletes batch after batch, each in the background of the writer, until no row is old enough,
-    /// the next round is due, or a stop is requested.
+    /// Deletes batch after batch, each in the background of the writer. It ends when no row is old
+    /// enough, the next round is due, or a stop is requested.
     fn purge(
         &self,
         stop: &Stop,

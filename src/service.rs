@@ -34,8 +34,9 @@ use crate::store::{OpenError, Store, StoreError, delivery, route, topic};
 /// The longest duration of a stop.
 pub const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// Threads in addition to the readers and two for each channel: http, writer, checkpointer, disk,
-/// relay, consumer, scheduler, sampler, one of r2d2, and those that resolve names for Kafka.
+/// Threads in addition to the readers and two for each channel. They are http, writer,
+/// checkpointer, disk, relay, consumer, scheduler, sampler, one of r2d2, and two that resolve names
+/// for Kafka.
 const OTHER_THREADS: usize = 11;
 
 /// Why the service did not start. Each says what to do.

@@ -1,12 +1,12 @@
 //! `payrelay check-config`: the effective configuration, and the source of each value.
 
-use payrelay::config::Loaded;
+use payrelay::config::LoadedConfig;
 use payrelay::service;
 
 use super::exit_code;
 use super::output::{Output, print_config_error};
 
-pub(super) fn run_check_config(loaded: &Loaded) -> u8 {
+pub(super) fn run_check_config(loaded: &LoadedConfig) -> u8 {
     let mut output = Output::default();
     output.line(loaded.effective().trim_end());
     for name in loaded.ignored_variables() {

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
-use payrelay::config::{Config, Loaded, Problems};
+use payrelay::config::{Config, LoadedConfig, Problems};
 
 /// Reads the file that `--config` or `PAYRELAY_CONFIG` names, else the first usual one.
-pub(super) fn load_configuration(argument: Option<&Path>) -> Result<Loaded, Problems> {
+pub(super) fn load_configuration(argument: Option<&Path>) -> Result<LoadedConfig, Problems> {
     let variable = || {
         env::var_os("PAYRELAY_CONFIG")
             .filter(|path| !path.is_empty())

@@ -24,7 +24,7 @@ pub(super) fn raise_descriptor_limit(config: &mut Config) {
     let capacity = usize::try_from(limit.unwrap_or(u64::MAX))
         .unwrap_or(usize::MAX)
         .saturating_sub(reserved);
-    http.limit_connections(NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN));
+    http.lower_connections_max(NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN));
     log::warn!(
         "serving at most {} connections at a time, and at most {} of one address: more need \
             {wanted} descriptors (ulimit -n)",

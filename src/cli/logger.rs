@@ -136,8 +136,8 @@ impl Log for LogQueueLogger {
     }
 }
 
-/// Starts the thread that writes the lines, and logs panics. Lines of libraries are shown from warnings on: below that level they could show a secret, such
-/// as the URL of a webhook.
+/// Starts the thread that writes the lines, and logs panics. Lines of libraries are shown from
+/// warnings on: below that level they could show a secret, such as the URL of a webhook.
 pub(super) fn start_logger(level: LevelFilter) -> io::Result<()> {
     let queue = Arc::new(LogQueue::default());
     // Not through std's handle: its lock would be held while the pipe is full.

@@ -5,7 +5,7 @@ use std::{io, process, thread};
 
 use crossbeam_channel::{Receiver, bounded, select};
 use log::LevelFilter;
-use payrelay::config::Loaded;
+use payrelay::config::LoadedConfig;
 use payrelay::service::{Cause, Service, ServiceStartError};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -14,7 +14,11 @@ use super::output::print_error;
 use super::{configuration, descriptors, exit_code, logger};
 
 /// Runs until a signal, or until a thread dies.
-pub(super) fn run_serve_command(loaded: Loaded, file: Option<&Path>, level: LevelFilter) -> u8 {
+pub(super) fn run_serve_command(
+    loaded: LoadedConfig,
+    file: Option<&Path>,
+    level: LevelFilter,
+) -> u8 {
     if let Err(error) = logger::start_logger(level) {
         return report_serve_error(&ServiceStartError::Spawn(error));
     }
@@ -23,7 +27,7 @@ pub(super) fn run_serve_command(loaded: Loaded, file: Option<&Path>, level: Leve
     code
 }
 
-fn serve_until_stopped(mut loaded: Loaded, file: Option<&Path>) -> u8 {
+fn serve_until_stopped(mut loaded: LoadedConfig, file: Option<&Path>) -> u8 {
     log::info!("payrelay {}", env!("CARGO_PKG_VERSION"));
     for name in loaded.ignored_variables() {
         log::warn!("ignoring the environment variable {name}: it names no configuration key");
@@ -45,7 +49,7 @@ fn serve_until_stopped(mut loaded: Loaded, file: Option<&Path>) -> u8 {
 fn serve_until_signal(
     service: &Service,
     signals: &ServeSignals,
-    loaded: &Loaded,
+    loaded: &LoadedConfig,
     file: Option<&Path>,
 ) -> u8 {
     loop {
@@ -97,7 +101,7 @@ fn report_serve_error(error: &ServiceStartError) -> u8 {
 }
 
 /// Reads the configuration again, and replaces the tokens. When it has a problem, nothing changes.
-fn reload_while_serving(running: &Loaded, file: Option<&Path>, service: &Service) {
+fn reload_while_serving(running: &LoadedConfig, file: Option<&Path>, service: &Service) {
     let loaded = match configuration::load_configuration(file) {
         Ok(loaded) => loaded,
         Err(problems) => return log::error!("SIGHUP: nothing is changed: {problems}"),

@@ -41,7 +41,7 @@ pub struct Http {
 impl Http {
     /// Lowers the limit of connections to `capacity`. One address keeps its share of them, or its
     /// own limit if that is at most half of them.
-    pub fn limit_connections(&mut self, capacity: NonZeroUsize) {
+    pub fn lower_connections_max(&mut self, capacity: NonZeroUsize) {
         let share = capacity.get() * self.client_connections_max.get() / self.connections_max.get();
         let of_one = self
             .client_connections_max

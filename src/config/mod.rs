@@ -111,13 +111,13 @@ pub struct Idempotency {
 
 /// The configuration and its sources, for `check-config`.
 #[derive(Debug)]
-pub struct Loaded {
+pub struct LoadedConfig {
     /// The checked values.
     pub config: Config,
     values: source::Values,
 }
 
-impl Loaded {
+impl LoadedConfig {
     /// The effective configuration as TOML, secrets masked, each key with the source of its value.
     pub fn effective(&self) -> &str {
         &self.values.effective
@@ -142,11 +142,14 @@ impl Loaded {
 
 impl Config {
     /// Checks the text of a configuration file and the environment.
-    pub fn load(file: &str, environment: &BTreeMap<String, String>) -> Result<Loaded, Problems> {
+    pub fn load(
+        file: &str,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<LoadedConfig, Problems> {
         let mut keys = TypedKeys::new(Source::parse(file, environment)?);
         let config = Self::read(&mut keys);
         let values = keys.into_source().finish()?;
-        Ok(Loaded { config, values })
+        Ok(LoadedConfig { config, values })
     }
 
     /// Reads every key.

@@ -271,8 +271,8 @@ impl<'a> Source<'a> {
         )
     }
 
-    /// The variables that Kubernetes sets for a service called payrelay-kafka, and Docker for a link
-    /// (<https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>).
+    /// The variables that Kubernetes sets for a service called payrelay-kafka, and Docker for a
+    /// link (<https://kubernetes.io/docs/concepts/services-networking/service/>).
     fn is_container_runtime_variable(name: &str, value: &str) -> bool {
         let address = ["tcp://", "udp://", "sctp://"]
             .iter()

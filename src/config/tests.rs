@@ -10,7 +10,7 @@ use crate::domain::payment::Status;
 
 const SHIPPED: &str = include_str!("../../config.toml");
 
-fn load(file: &str, variables: &[(&str, &str)]) -> Result<Loaded, Problems> {
+fn load_config(file: &str, variables: &[(&str, &str)]) -> Result<LoadedConfig, Problems> {
     let environment = variables
         .iter()
         .map(|(name, value)| ((*name).into(), (*value).into()))
@@ -18,7 +18,7 @@ fn load(file: &str, variables: &[(&str, &str)]) -> Result<Loaded, Problems> {
     Config::load(file, &environment)
 }
 
-fn values(effective: &str) -> String {
+fn config_values(effective: &str) -> String {
     let lines = effective
         .lines()
         .map(|line| line.split(" # ").next().unwrap_or_default());
@@ -27,12 +27,15 @@ fn values(effective: &str) -> String {
 
 #[test]
 fn the_shipped_configuration_has_every_key_at_its_default() {
-    let shipped = load(SHIPPED, &[]).unwrap().effective().to_owned();
+    let shipped = load_config(SHIPPED, &[]).unwrap().effective().to_owned();
     assert!(
         !shipped.contains("# default"),
         "config.toml lacks a key:\n{shipped}"
     );
-    assert_eq!(values(&shipped), values(load("", &[]).unwrap().effective()));
+    assert_eq!(
+        config_values(&shipped),
+        config_values(load_config("", &[]).unwrap().effective())
+    );
 }
 
 #[test]
@@ -59,7 +62,7 @@ fn the_environment_wins_over_the_configuration_file() {
             "a container runtime sets such names",
         ),
     ];
-    let loaded = load("[http]\nlisten = '127.0.0.1:1'\n", &variables).unwrap();
+    let loaded = load_config("[http]\nlisten = '127.0.0.1:1'\n", &variables).unwrap();
     assert_eq!(loaded.config.http.listen.port(), 9999);
     assert_eq!(loaded.config.kafka.bootstrap_servers, ["a:1", "b:2"]);
     assert_eq!(loaded.config.kafka.partitions, 7);
@@ -72,7 +75,7 @@ fn every_problem_of_the_configuration_is_reported_at_once() {
     let file = "listen = 1\n[http]\nlisten = 'here'\nbody_bytes_max = '1'\nmax_body = \
         3\n[nonsense]\nx = 1\n[scheduler]\ninterval = '60'\nretention = \
         '99999999999999999d'\n[kafka]\nbootstrap_servers = []\ntopic = 'a b'\n";
-    let problems = load(
+    let problems = load_config(
         file,
         &[
             ("PAYRELAY_HTTP_CONNECTIONS_MAX", "many"),
@@ -111,7 +114,7 @@ fn a_secret_of_the_configuration_is_never_shown() {
         (format!("[slack]\nwebhook_url = '{url}'"), vec![]),
         (String::new(), vec![("PAYRELAY_SLACK_WEBHOOK_URL", url)]),
     ] {
-        let loaded = load(&file, &variables).unwrap();
+        let loaded = load_config(&file, &variables).unwrap();
         assert_eq!(
             loaded.config.slack.webhook_url.as_ref().unwrap().expose(),
             url
@@ -119,14 +122,14 @@ fn a_secret_of_the_configuration_is_never_shown() {
         assert!(!loaded.effective().contains("hush"));
         assert!(!format!("{:?}", loaded.config).contains("hush"));
     }
-    let problems = load("[slack]\nwebhook_url = 'ftp://hush'", &[])
+    let problems = load_config("[slack]\nwebhook_url = 'ftp://hush'", &[])
         .unwrap_err()
         .to_string();
     assert!(
         problems.contains("slack.webhook_url = \"***\"") && !problems.contains("hush"),
         "{problems}"
     );
-    let unclosed = load(&format!("[slack]\nwebhook_url = \"{url}\n"), &[])
+    let unclosed = load_config(&format!("[slack]\nwebhook_url = \"{url}\n"), &[])
         .unwrap_err()
         .to_string();
     assert!(
@@ -145,7 +148,7 @@ fn slack_routes_are_read_in_their_order_and_their_secrets_are_masked() {
         "PAYRELAY_SLACK_ROUTE_1_WEBHOOK_URL",
         "https://hooks.example/hush-2",
     )];
-    let loaded = load(ROUTES, &variables).unwrap();
+    let loaded = load_config(ROUTES, &variables).unwrap();
     let [failures, large] = loaded.config.slack.routes.as_slice() else {
         panic!("two routes")
     };
@@ -189,8 +192,8 @@ fn a_configuration_key_of_a_table_is_set_in_one_place() {
         ),
         ("PAYRELAY_HTTP_TOKEN_0_ACCESS", "admin"),
     ];
-    let file = ROUTES.to_owned() + &token("till", "read-only", HASH);
-    let problems = load(&file, &variables).unwrap_err().to_string();
+    let file = ROUTES.to_owned() + &config_token("till", "read-only", HASH);
+    let problems = load_config(&file, &variables).unwrap_err().to_string();
     for key in ["slack.route[0].webhook_url", "http.token[0].access"] {
         assert!(
             problems.contains(&format!("{key} is set in the file and in the environment")),
@@ -205,7 +208,7 @@ fn every_problem_of_a_slack_route_is_reported() {
     let file = "[[slack.route]]\nname = 'default'\nwebhook = 'x'\namount_min = 9\namount_max \
         = 3\n[[slack.route]]\nname = 'a'\nwebhook_url = 'https://x'\n[[slack.route]]\nname = \
         'a'\nwebhook_url = 'https://x'\n";
-    let problems = load(file, &[("PAYRELAY_SLACK_ROUTE_7_NAME", "b")])
+    let problems = load_config(file, &[("PAYRELAY_SLACK_ROUTE_7_NAME", "b")])
         .unwrap_err()
         .to_string();
     let expected = [
@@ -223,7 +226,7 @@ fn every_problem_of_a_slack_route_is_reported() {
         );
     }
     assert!(
-        load("[slack]\nroute = 1\n", &[])
+        load_config("[slack]\nroute = 1\n", &[])
             .unwrap_err()
             .to_string()
             .contains("slack.route: there is no such key")
@@ -235,7 +238,7 @@ fn kafka_over_tls_and_sasl_is_read_and_its_password_masked() {
     let file = "[kafka]\nsecurity = 'tls'\nca_file = 'ca.pem'\ncertificate_file = \
         'me.pem'\nkey_file = 'me.key'\nsasl_mechanism = 'SCRAM-SHA-512'\nsasl_username = \
         'payrelay'\n";
-    let loaded = load(file, &[("PAYRELAY_KAFKA_SASL_PASSWORD", "pass-word")]).unwrap();
+    let loaded = load_config(file, &[("PAYRELAY_KAFKA_SASL_PASSWORD", "pass-word")]).unwrap();
     let security = &loaded.config.kafka.security;
     let tls = security.tls.as_ref().unwrap();
     assert_eq!(tls.ca_file, Some(PathBuf::from("ca.pem")));
@@ -256,14 +259,14 @@ fn kafka_over_tls_and_sasl_is_read_and_its_password_masked() {
     assert!(!security.sends_password_in_clear());
     let plain = "[kafka]\nsasl_mechanism = 'PLAIN'\nsasl_username = 'u'\nsasl_password = 'p'\n";
     assert!(
-        load(plain, &[])
+        load_config(plain, &[])
             .unwrap()
             .config
             .kafka
             .security
             .sends_password_in_clear()
     );
-    let default = load("", &[]).unwrap().config.kafka.security;
+    let default = load_config("", &[]).unwrap().config.kafka.security;
     assert!(default.tls.is_none() && default.sasl.is_none() && !default.sends_password_in_clear());
 }
 
@@ -300,7 +303,7 @@ fn an_incomplete_kafka_security_is_reported() {
         ),
     ];
     for (line, expected) in cases {
-        let problems = load(&format!("[kafka]\n{line}\n"), &[])
+        let problems = load_config(&format!("[kafka]\n{line}\n"), &[])
             .unwrap_err()
             .to_string();
         assert!(
@@ -309,7 +312,7 @@ fn an_incomplete_kafka_security_is_reported() {
         );
     }
     let all = "[kafka]\nca_file = 'a'\ncertificate_file = 'b'\nsasl_mechanism = 'PLAIN'\n";
-    let problems = load(all, &[]).unwrap_err().to_string();
+    let problems = load_config(all, &[]).unwrap_err().to_string();
     assert!(problems.contains("5 problems"), "{problems}");
 }
 
@@ -325,7 +328,7 @@ fn container_runtime_variables_are_ignored_and_misspelt_keys_are_refused() {
         ("PAYRELAY_SLACK_NAME", "/app/payrelay-slack"),
         ("PAYRELAY_DATABASE_ENV_POSTGRES_USER", "x"),
     ];
-    let loaded = load("", &set).unwrap();
+    let loaded = load_config("", &set).unwrap();
     assert_eq!(
         loaded.ignored_variables().len(),
         set.len(),
@@ -339,7 +342,7 @@ fn container_runtime_variables_are_ignored_and_misspelt_keys_are_refused() {
         ("PAYRELAY_HTTP_PORT_X_TCP", "1"),
     ] {
         assert!(
-            load("", &[(name, value)])
+            load_config("", &[(name, value)])
                 .unwrap_err()
                 .to_string()
                 .contains("there is no such key"),
@@ -359,7 +362,7 @@ fn an_empty_configuration_variable_is_unset() {
         "PAYRELAY_KAFKA_PARTITIONS",
         "PAYRELAY_HTTP_LISTENN",
     ];
-    let loaded = load(file, &empty.map(|name| (name, ""))).unwrap();
+    let loaded = load_config(file, &empty.map(|name| (name, ""))).unwrap();
     assert_eq!(
         loaded.config.slack.webhook_url.unwrap().expose(),
         "https://a/b"
@@ -378,7 +381,7 @@ fn two_configured_channels_need_two_webhooks() {
         route("x", "https://a/1"),
         route("x", "https://a/2") + &route("y", "https://a/2"),
     ] {
-        let problem = load(&format!("{slack}{routes}"), &[])
+        let problem = load_config(&format!("{slack}{routes}"), &[])
             .unwrap_err()
             .to_string();
         assert!(
@@ -387,12 +390,12 @@ fn two_configured_channels_need_two_webhooks() {
             "{problem}"
         );
     }
-    load(&format!("{slack}{}", route("x", "https://a/2")), &[]).unwrap();
+    load_config(&format!("{slack}{}", route("x", "https://a/2")), &[]).unwrap();
 }
 
 #[test]
 fn a_configured_bootstrap_server_is_a_host_and_a_port() {
-    let server = |text: &str| load(&format!("[kafka]\nbootstrap_servers = ['{text}']"), &[]);
+    let server = |text: &str| load_config(&format!("[kafka]\nbootstrap_servers = ['{text}']"), &[]);
     for good in [
         "kafka:9092",
         "10.0.0.1:9092",
@@ -428,7 +431,7 @@ fn a_configured_bootstrap_server_is_a_host_and_a_port() {
 #[test]
 fn a_configured_database_is_a_file() {
     for path in ["", ":memory:", "file:payrelay.db?mode=memory"] {
-        let problem = load(&format!("[database]\npath = '{path}'"), &[])
+        let problem = load_config(&format!("[database]\npath = '{path}'"), &[])
             .unwrap_err()
             .to_string();
         assert!(
@@ -475,7 +478,7 @@ fn a_configured_secret_can_come_from_a_file() {
     let path = dir.path().join("webhook");
     std::fs::write(&path, "https://hooks.example/T0\n").unwrap();
     let name = path.to_str().unwrap();
-    let loaded = load("", &[("PAYRELAY_SLACK_WEBHOOK_URL_FILE", name)]).unwrap();
+    let loaded = load_config("", &[("PAYRELAY_SLACK_WEBHOOK_URL_FILE", name)]).unwrap();
     assert_eq!(
         loaded.config.slack.webhook_url.unwrap().expose(),
         "https://hooks.example/T0"
@@ -485,12 +488,12 @@ fn a_configured_secret_can_come_from_a_file() {
         ("PAYRELAY_SLACK_WEBHOOK_URL", "https://x"),
     ];
     assert!(
-        load("", &both)
+        load_config("", &both)
             .unwrap_err()
             .to_string()
             .contains("both set")
     );
-    let missing = load("", &[("PAYRELAY_SLACK_WEBHOOK_URL_FILE", "/nowhere")])
+    let missing = load_config("", &[("PAYRELAY_SLACK_WEBHOOK_URL_FILE", "/nowhere")])
         .unwrap_err()
         .to_string();
     assert!(
@@ -498,7 +501,7 @@ fn a_configured_secret_can_come_from_a_file() {
         "{missing}"
     );
     std::fs::write(&path, " \n").unwrap();
-    let empty = load("", &[("PAYRELAY_SLACK_WEBHOOK_URL_FILE", name)])
+    let empty = load_config("", &[("PAYRELAY_SLACK_WEBHOOK_URL_FILE", name)])
         .unwrap_err()
         .to_string();
     assert!(
@@ -509,16 +512,16 @@ fn a_configured_secret_can_come_from_a_file() {
 
 const HASH: &str = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
-fn token(name: &str, access: &str, hash: &str) -> String {
+fn config_token(name: &str, access: &str, hash: &str) -> String {
     format!("[[http.token]]\nname = '{name}'\naccess = '{access}'\nhash = '{hash}'\n")
 }
 
 #[test]
 fn configured_tokens_are_read_and_their_hashes_are_masked() {
     let other = HASH.replace("ba", "ab");
-    let file = token("till-3", "full", HASH)
-        + &token("monitoring", "read-only", "").replace("hash = ''\n", "");
-    let loaded = load(&file, &[("PAYRELAY_HTTP_TOKEN_1_HASH", &other)]).unwrap();
+    let file = config_token("till-3", "full", HASH)
+        + &config_token("monitoring", "read-only", "").replace("hash = ''\n", "");
+    let loaded = load_config(&file, &[("PAYRELAY_HTTP_TOKEN_1_HASH", &other)]).unwrap();
     let [till, monitoring] = loaded.config.http.tokens.as_slice() else {
         panic!("two tokens")
     };
@@ -546,8 +549,8 @@ fn configured_tokens_are_read_and_their_hashes_are_masked() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("hash");
     std::fs::write(&path, format!("{HASH}\n")).unwrap();
-    let file = token("a", "admin", "").replace("hash = ''\n", "");
-    let loaded = load(
+    let file = config_token("a", "admin", "").replace("hash = ''\n", "");
+    let loaded = load_config(
         &file,
         &[("PAYRELAY_HTTP_TOKEN_0_HASH_FILE", path.to_str().unwrap())],
     )
@@ -558,11 +561,11 @@ fn configured_tokens_are_read_and_their_hashes_are_masked() {
 #[test]
 fn every_problem_of_a_configured_token_is_reported() {
     let file = "[[http.token]]\ntoken = 'x'\n".to_owned()
-        + &token("a b", "root", "hush")
-        + &token("c", "full", HASH)
-        + &token("c", "full", &HASH.replace("ba", "BA"))
+        + &config_token("a b", "root", "hush")
+        + &config_token("c", "full", HASH)
+        + &config_token("c", "full", &HASH.replace("ba", "BA"))
         + "[[slack.route]]\nname = 'c'\nwebhook_url = 'https://x'\n";
-    let problems = load(&file, &[]).unwrap_err().to_string();
+    let problems = load_config(&file, &[]).unwrap_err().to_string();
     let expected = [
         "the configuration has 9 problems:",
         "http.token[0].name is missing",
@@ -592,7 +595,7 @@ fn every_problem_of_a_configured_token_is_reported() {
 fn a_configuration_without_tokens_listens_on_loopback_only() {
     for open in ["0.0.0.0:8080", "[::]:8080", "192.0.2.1:8080"] {
         let file = format!("[http]\nlisten = '{open}'\n");
-        let problems = load(&file, &[]).unwrap_err().to_string();
+        let problems = load_config(&file, &[]).unwrap_err().to_string();
         assert!(
             problems.contains(&format!("http.listen = \"{open}\"")),
             "{problems}"
@@ -601,10 +604,10 @@ fn a_configuration_without_tokens_listens_on_loopback_only() {
             problems.contains("`payrelay token` makes one"),
             "{problems}"
         );
-        load(&(file + &token("a", "full", HASH)), &[]).unwrap();
+        load_config(&(file + &config_token("a", "full", HASH)), &[]).unwrap();
     }
     for closed in ["127.0.0.1:0", "127.1.2.3:1", "[::1]:1"] {
-        load(&format!("[http]\nlisten = '{closed}'\n"), &[]).unwrap();
+        load_config(&format!("[http]\nlisten = '{closed}'\n"), &[]).unwrap();
     }
 }
 
@@ -612,7 +615,7 @@ fn a_configuration_without_tokens_listens_on_loopback_only() {
 fn the_configured_body_size_fits_the_limits_of_all_bodies() {
     let file = "[http]\nbody_bytes_max = 4096\nclient_body_bytes_max = 4095\nbodies_bytes_max \
         = 2048\n";
-    let problems = load(file, &[]).unwrap_err().to_string();
+    let problems = load_config(file, &[]).unwrap_err().to_string();
     for key in [
         "http.client_body_bytes_max is smaller",
         "http.bodies_bytes_max is smaller",
@@ -624,7 +627,7 @@ fn the_configured_body_size_fits_the_limits_of_all_bodies() {
 #[test]
 fn one_address_has_half_of_the_configured_connections_by_default() {
     let of_one =
-        |file| load(file, &[]).map(|loaded| loaded.config.http.client_connections_max.get());
+        |file| load_config(file, &[]).map(|loaded| loaded.config.http.client_connections_max.get());
     assert_eq!(of_one("").unwrap(), 2048);
     assert_eq!(of_one("[http]\nconnections_max = 1001\n").unwrap(), 500);
     assert_eq!(of_one("[http]\nconnections_max = 1\n").unwrap(), 1);
@@ -646,8 +649,8 @@ fn fewer_configured_connections_are_fewer_for_each_address() {
     let after = |connections: i64, of_one: i64, capacity| {
         let file =
             format!("[http]\nconnections_max = {connections}\nclient_connections_max = {of_one}\n");
-        let mut http = load(&file, &[]).unwrap().config.http;
-        http.limit_connections(NonZeroUsize::new(capacity).unwrap());
+        let mut http = load_config(&file, &[]).unwrap().config.http;
+        http.lower_connections_max(NonZeroUsize::new(capacity).unwrap());
         (
             http.connections_max.get(),
             http.client_connections_max.get(),
@@ -670,15 +673,15 @@ fn fewer_configured_connections_are_fewer_for_each_address() {
 
 #[test]
 fn changed_configuration_keys_are_listed_except_tokens() {
-    let old = load(
-        &("[slack]\nwebhook_url = 'https://a/1'\n".to_owned() + &token("a", "full", HASH)),
+    let old = load_config(
+        &("[slack]\nwebhook_url = 'https://a/1'\n".to_owned() + &config_token("a", "full", HASH)),
         &[],
     )
     .unwrap();
     let file = "[http]\nbody_timeout = '11s'\n[slack]\nwebhook_url = \
         'https://a/2'\n[[slack.route]]\nname = 'r'\nwebhook_url = 'https://x'\n[kafka]\ntopic \
         = 'payment-event'\n";
-    let new = load(file, &[]).unwrap();
+    let new = load_config(file, &[]).unwrap();
     let differing: Vec<_> = old
         .changed_keys(&new)
         .into_iter()
@@ -726,7 +729,7 @@ fn the_corpus_of_configurations_is_read_and_shows_no_secret() {
             Ok(loaded) => format!("{}{:?}", loaded.effective(), loaded.config),
             Err(problems) => problems.to_string(),
         };
-        if !contains_a_secret(&file, &environment) {
+        if !config_contains_a_secret(&file, &environment) {
             assert!(!shown.contains("s3cr3t"), "{shown}");
         }
         match outcome {
@@ -742,7 +745,7 @@ fn the_corpus_of_configurations_is_read_and_shows_no_secret() {
                     text = next;
                 }
                 let again =
-                    load(&text, &[]).unwrap_or_else(|problems| panic!("{problems}\n{text}"));
+                    load_config(&text, &[]).unwrap_or_else(|problems| panic!("{problems}\n{text}"));
                 assert_eq!(
                     format!("{:?}", again.config),
                     format!("{:?}", loaded.config)
@@ -763,7 +766,7 @@ fn the_corpus_of_configurations_is_read_and_shows_no_secret() {
 
 /// Whether a secret stands where none belongs: as a key, or as the value of a key that is not
 /// secret.
-fn contains_a_secret(file: &str, environment: &BTreeMap<String, String>) -> bool {
+fn config_contains_a_secret(file: &str, environment: &BTreeMap<String, String>) -> bool {
     const SECRET: [&str; 3] = ["webhook_url", "proxy", "sasl_password"];
     fn elsewhere(table: &toml::Table) -> bool {
         table.iter().any(|(key, value)| {

@@ -223,10 +223,10 @@ impl Authenticator {
     }
 
     /// Without tokens, every program on this machine is accepted, and a browser runs the scripts of
-    /// any web page. A page whose name resolves to this machine (DNS rebinding) is recognized by
-    /// the `Host`; a page that sends a form or a script's POST, by the `Origin`, which browsers add
-    /// to every POST (<https://fetch.spec.whatwg.org/#origin-header>). With tokens neither matters:
-    /// a browser has no token to add.
+    /// any web page. The `Host` gives away a page whose name resolves to this machine (DNS
+    /// rebinding). The `Origin` gives away a form or a script: browsers add it to every POST
+    /// (<https://fetch.spec.whatwg.org/#origin-header>). With tokens neither matters: a browser has
+    /// no token to add.
     fn reject_browsers(&self, head: &Parts) -> Result<(), Problem> {
         if !self.is_allowed_host(head) {
             return Err(Problem::misdirected(
@@ -242,8 +242,8 @@ impl Authenticator {
         Ok(())
     }
 
-    /// Without tokens, every client that reaches this address may do everything. A request through a
-    /// proxy is from another machine.
+    /// Without tokens, every client that reaches this address may do everything. A request through
+    /// a proxy is from another machine.
     fn reject_forwarded(headers: &HeaderMap) -> Result<(), Problem> {
         let forwarded = |name: &str| FORWARDED.contains(&name) || name.starts_with("x-forwarded-");
         match headers.keys().find(|name| forwarded(name.as_str())) {
@@ -301,16 +301,16 @@ mod tests {
     use hyper::Request;
     use proptest::prelude::*;
 
-    fn settings(tokens: &[(&str, Access, &str)]) -> config::Http {
+    fn auth_settings(tokens: &[(&str, Access, &str)]) -> config::Http {
         let mut http = config::Config::load("", &std::collections::BTreeMap::new())
             .unwrap()
             .config
             .http;
-        http.tokens = configured(tokens);
+        http.tokens = auth_tokens(tokens);
         http
     }
 
-    fn configured(tokens: &[(&str, Access, &str)]) -> Vec<config::Token> {
+    fn auth_tokens(tokens: &[(&str, Access, &str)]) -> Vec<config::Token> {
         let token = |(name, access, token): &(&str, Access, &str)| config::Token {
             name: (*name).to_owned(),
             access: *access,
@@ -319,7 +319,7 @@ mod tests {
         tokens.iter().map(token).collect()
     }
 
-    fn head(method: &str, headers: &[(&str, &str)]) -> Parts {
+    fn auth_request_head(method: &str, headers: &[(&str, &str)]) -> Parts {
         let mut request = Request::builder().method(method).uri("/payments");
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -331,13 +331,14 @@ mod tests {
         authenticator: &Authenticator,
         headers: &[(&str, &str)],
     ) -> Result<Option<String>, Problem> {
-        let client = authenticator.authenticate(&head("POST", headers), &Arc::default());
+        let client =
+            authenticator.authenticate(&auth_request_head("POST", headers), &Arc::default());
         client.map(|client| client.map(|client| client.name.to_string()))
     }
 
     #[test]
     fn a_client_is_authenticated_by_the_hash_of_its_token() {
-        let authenticator = Authenticator::new(&settings(&[
+        let authenticator = Authenticator::new(&auth_settings(&[
             ("till", Access::Full, "abc"),
             ("boss", Access::Admin, "xyz"),
         ]));
@@ -402,7 +403,7 @@ mod tests {
 
     #[test]
     fn replaced_tokens_take_effect_and_keep_their_clients_usage() {
-        let authenticator = Authenticator::new(&settings(&[
+        let authenticator = Authenticator::new(&auth_settings(&[
             ("a", Access::Full, "1"),
             ("b", Access::Full, "2"),
         ]));
@@ -411,7 +412,7 @@ mod tests {
         };
         let before = usage(&authenticator, "b");
         let tokens = [("b", Access::Full, "3"), ("c", Access::ReadOnly, "4")];
-        let change = authenticator.replace(&configured(&tokens)).unwrap();
+        let change = authenticator.replace(&auth_tokens(&tokens)).unwrap();
         assert_eq!(change.to_string(), "added c; removed a; changed b");
         assert!(Arc::ptr_eq(&before, &usage(&authenticator, "b")));
         assert!(authenticate_post(&authenticator, &[("authorization", "Bearer 1")]).is_err());
@@ -421,7 +422,7 @@ mod tests {
         );
         assert_eq!(
             authenticator
-                .replace(&configured(&tokens))
+                .replace(&auth_tokens(&tokens))
                 .unwrap()
                 .to_string(),
             "none changed"
@@ -430,13 +431,13 @@ mod tests {
 
     #[test]
     fn a_reload_never_removes_the_last_token() {
-        let authenticator = Authenticator::new(&settings(&[]));
+        let authenticator = Authenticator::new(&auth_settings(&[]));
         assert_eq!(
             authenticator.replace(&[]).unwrap().to_string(),
             "none changed"
         );
         authenticator
-            .replace(&configured(&[("a", Access::Full, "1")]))
+            .replace(&auth_tokens(&[("a", Access::Full, "1")]))
             .unwrap();
         assert!(authenticator.replace(&[]).is_err());
         assert_eq!(authenticate_post(&authenticator, &[]), Ok(None));
@@ -445,7 +446,7 @@ mod tests {
 
     #[test]
     fn without_tokens_a_request_must_name_this_machine_as_its_host() {
-        let mut http = settings(&[]);
+        let mut http = auth_settings(&[]);
         http.public_url = Some("https://x@pay.local:8080/path".into());
         let authenticator = Authenticator::new(&http);
         let ours = "127.0.0.1 127.0.0.1:8080 192.0.2.7:1 [::1]:8080 [::1] localhost LocalHost:1 \
@@ -506,10 +507,11 @@ mod tests {
     proptest! {
         #[test]
         fn no_request_makes_the_authenticator_panic(host in "\\PC*", authorization in "\\PC*") {
-            let open = settings(&[]);
-            let closed = settings(&[("a", Access::Full, "1")]);
-            for (http, name, value) in [(open, "host", &host), (closed, "authorization", &authorization)] {
-                let mut parts = head("GET", &[]);
+            let open = auth_settings(&[]);
+            let closed = auth_settings(&[("a", Access::Full, "1")]);
+            let cases = [(open, "host", &host), (closed, "authorization", &authorization)];
+            for (http, name, value) in cases {
+                let mut parts = auth_request_head("GET", &[]);
                 if let Ok(value) = hyper::header::HeaderValue::from_bytes(value.as_bytes()) {
                     parts.headers.insert(name, value);
                 }

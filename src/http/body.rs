@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::header::{EXPECT, HeaderMap};
 use tokio::time::{Instant, timeout_at};
 
 use super::limits::BodyLimit;
@@ -33,9 +34,10 @@ impl IncomingBody {
         self.body.is_end_stream()
     }
 
-    /// Whether a part of it may be in transit, or wait to be read.
-    pub(super) fn may_have_more(&self, expects_continue: bool) -> bool {
-        !self.body.is_end_stream() && (self.polled || !expects_continue)
+    /// Whether a part of it may be in transit, or wait to be read. A client that still waits for
+    /// 100 Continue has sent none.
+    pub(super) fn may_have_more(&self, headers: &HeaderMap) -> bool {
+        !self.body.is_end_stream() && (self.polled || !headers.contains_key(EXPECT))
     }
 
     /// Reads it to its end. A small one that has arrived already waits for nothing, and reserves

@@ -51,7 +51,8 @@ pub(super) fn host_of_url(url: &str) -> &str {
     host_of_authority(authority.rsplit('@').next().unwrap_or(authority))
 }
 
-/// Whether a host is this machine, or the host of `http.public_url`. An IP address needs no DNS, and names below `localhost` never leave the machine (RFC 6761).
+/// Whether a host is this machine, or the host of `http.public_url`. An IP address needs no DNS,
+/// and names below `localhost` never leave the machine (RFC 6761).
 pub(super) fn is_local_host(host: &str, public_host: Option<&str>) -> bool {
     if let Some(address) = host
         .strip_prefix('[')

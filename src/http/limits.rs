@@ -2,7 +2,7 @@
 //!
 //! A client is its token, or else its address. The entry of an address is removed with its last
 //! connection, or when its pace has recovered. So the table of clients has an entry for each
-//! connection and each address of the last second, and at most as many again before they are swept.
+//! connection and each address of the last second. It may grow to twice that before it is swept.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -253,7 +253,7 @@ mod tests {
         Arc::new(Limits::new(&http))
     }
 
-    fn address(text: &str) -> IpAddr {
+    fn client_address(text: &str) -> IpAddr {
         text.parse().unwrap()
     }
 
@@ -329,13 +329,13 @@ mod tests {
     fn the_limits_bound_the_connections_of_an_address() {
         let limits =
             changed_limits(|http| http.client_connections_max = NonZeroUsize::new(2).unwrap());
-        let first = limits.connect(address("192.0.2.1"));
-        let second = limits.connect(address("::ffff:192.0.2.1"));
+        let first = limits.connect(client_address("192.0.2.1"));
+        let second = limits.connect(client_address("::ffff:192.0.2.1"));
         assert!(first.is_some() && second.is_some());
-        assert!(limits.connect(address("192.0.2.1")).is_none());
-        assert!(limits.connect(address("192.0.2.2")).is_some());
+        assert!(limits.connect(client_address("192.0.2.1")).is_none());
+        assert!(limits.connect(client_address("192.0.2.2")).is_some());
         drop(first);
-        assert!(limits.connect(address("192.0.2.1")).is_some());
+        assert!(limits.connect(client_address("192.0.2.1")).is_some());
         drop(second);
         assert!(limits.clients().known.is_empty());
     }
@@ -343,13 +343,16 @@ mod tests {
     #[test]
     fn an_ipv6_network_is_one_client_to_the_limits() {
         assert_eq!(
-            limited_client_network(address("2001:db8:1:2:3:4:5:6")),
-            address("2001:db8:1:2::")
+            limited_client_network(client_address("2001:db8:1:2:3:4:5:6")),
+            client_address("2001:db8:1:2::")
         );
-        assert_eq!(limited_client_network(address("::1")), address("::1"));
         assert_eq!(
-            limited_client_network(address("::ffff:192.0.2.1")),
-            address("192.0.2.1")
+            limited_client_network(client_address("::1")),
+            client_address("::1")
+        );
+        assert_eq!(
+            limited_client_network(client_address("::ffff:192.0.2.1")),
+            client_address("192.0.2.1")
         );
     }
 

@@ -1,5 +1,5 @@
-//! Counts and logs requests that are refused before they reach the store: a counter for each kind,
-//! and at most one line a minute and kind in the log.
+//! Counts and logs requests that are refused before they reach the store. Each kind has a counter,
+//! and at most one line a minute in the log.
 
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};

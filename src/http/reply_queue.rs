@@ -1,6 +1,6 @@
 //! Returns the replies of other threads to the requests that wait for them, many with one wake-up.
 //!
-//! A oneshot that is sent from another thread wakes the runtime with a system call, each time; a
+//! A oneshot that is sent from another thread wakes the runtime with a system call, each time. A
 //! commit with sixty replies made sixty (counted with strace). Here the first reply of a batch
 //! wakes the runtime once. Its own thread then sends the oneshots, which costs next to nothing.
 

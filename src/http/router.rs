@@ -161,8 +161,7 @@ impl<'a> Router<'a> {
                 self.app
                     .refusals
                     .request(problem.status(), connection.address);
-                // A client that still waits for 100 Continue has sent no body, and will not.
-                let coming = body.may_have_more(head.headers.contains_key(EXPECT));
+                let coming = body.may_have_more(&head.headers);
                 let limit = self.app.context.settings.body_bytes_max;
                 if coming {
                     body.drain(limit, ARRIVED).await;
@@ -237,7 +236,8 @@ impl<'a> Router<'a> {
         }
     }
 
-    /// Refuses a body where none is expected. A client that waits for 100 Continue is not asked for it.
+    /// Refuses a body where none is expected. A client that waits for 100 Continue is not asked for
+    /// its body.
     async fn reject_body(body: &mut IncomingBody, headers: &HeaderMap) -> Result<(), Problem> {
         let is_empty = if headers.contains_key(EXPECT) {
             body.is_read()
@@ -259,8 +259,8 @@ impl<'a> Router<'a> {
                 "name": "payrelay",
                 "version": env!("CARGO_PKG_VERSION"),
                 "description": env!("CARGO_PKG_DESCRIPTION"),
-                "documentation": "README.md and docs/ of payrelay's source; `payrelay --help` lists \
-                    the commands",
+                "documentation": "README.md and docs/ of payrelay's source; `payrelay --help` \
+                    lists the commands",
                 "routes": [
                     "POST /payments", "GET /payments/{id}", "GET /payments?reservation_id={id}",
                     "GET /users/{id}/payment-history", "GET /health/live", "GET /health/ready",

@@ -165,16 +165,21 @@ mod tests {
         Unanswered,
     }
 
+    fn any_answer() -> impl Strategy<Value = Answer> {
+        prop_oneof![
+            Just(Answer::Accepted),
+            Just(Answer::Rejected),
+            Just(Answer::Unanswered)
+        ]
+    }
+
     proptest! {
-        /// For any responses: a message carries between one payment and the maximum; only a plain
-        /// single message pauses; after a rejected digest none is larger for ten minutes; and of n
-        /// consecutive rejections at most five precede the pause.
+        /// For any responses: a message carries between one payment and the maximum. Only a plain
+        /// single message pauses. After a rejected digest none is larger for ten minutes. At most
+        /// five consecutive rejections precede the pause.
         #[test]
         fn isolation_pauses_a_channel_that_rejects_everything_soon(
-            answers in proptest::collection::vec(
-                (prop_oneof![Just(Answer::Accepted), Just(Answer::Rejected), Just(Answer::Unanswered)], 0_u64..400),
-                1..100,
-            ),
+            answers in proptest::collection::vec((any_answer(), 0_u64..400), 1..100),
             max in 1_usize..500,
         ) {
             let mut channel = Isolation::new(max);

@@ -1,6 +1,6 @@
 //! The text of messages: a line for each payment, alone or in a digest. Pure.
 //!
-//! A message has Block Kit for people, and `text` for notifications and machines; `text` has a line
+//! A message has Block Kit for people, and `text` for notifications and machines. `text` has a line
 //! for each payment, after a heading if there are several
 //! (<https://docs.slack.dev/reference/block-kit/>). A summary counts payments. Amounts have
 //! separators and the currency's decimals wherever people read them.
@@ -459,7 +459,7 @@ mod tests {
     use crate::domain::timestamp::Timestamp;
     use proptest::prelude::*;
 
-    fn style() -> MessageStyle {
+    fn message_style() -> MessageStyle {
         let config = crate::config::Config::load("", &BTreeMap::new())
             .unwrap()
             .config;
@@ -471,7 +471,7 @@ mod tests {
         }
     }
 
-    fn completed() -> Payment {
+    fn completed_payment() -> Payment {
         Payment {
             id: 1,
             user_id: 42,
@@ -485,24 +485,24 @@ mod tests {
         }
     }
 
-    fn failed() -> Payment {
+    fn failed_payment() -> Payment {
         Payment {
             id: 2,
             status: Status::Failed,
             failure: Some("already paid".into()),
-            ..completed()
+            ..completed_payment()
         }
     }
 
     #[test]
     fn a_message_line_is_as_the_contract_shows() {
-        let style = style();
+        let style = message_style();
         assert_eq!(
-            style.line(&completed()),
+            style.line(&completed_payment()),
             "Payment 1 COMPLETED: user 42 paid 150,000 KRW for reservation 1001"
         );
         assert_eq!(
-            style.line(&failed()),
+            style.line(&failed_payment()),
             "Payment 2 FAILED: user 42, reservation 1001: already paid"
         );
     }
@@ -512,9 +512,9 @@ mod tests {
         let style = MessageStyle {
             public_url: Some("https://pay.shop/".into()),
             zone: Zone::parse("Asia/Seoul").unwrap(),
-            ..style()
+            ..message_style()
         };
-        let message = style.message(&[&completed()]).json;
+        let message = style.message(&[&completed_payment()]).json;
         assert_eq!(
             message["text"],
             "Payment 1 COMPLETED: user 42 paid 150,000 KRW for reservation 1001"
@@ -529,7 +529,7 @@ mod tests {
             message["blocks"][1]["elements"][0]["text"],
             "2026-11-22 19:00:00 KST"
         );
-        let failed = style.message(&[&failed()]).json;
+        let failed = style.message(&[&failed_payment()]).json;
         assert!(
             failed["blocks"][0]["text"]["text"]
                 .as_str()
@@ -545,9 +545,9 @@ mod tests {
             id: 3,
             currency: "USD".into(),
             amount: 5,
-            ..completed()
+            ..completed_payment()
         };
-        let message = style().message(&[&completed(), &failed(), &dollars]);
+        let message = message_style().message(&[&completed_payment(), &failed_payment(), &dollars]);
         assert_eq!(message.payments, 3);
         let text = message.json["text"].as_str().unwrap();
         let lines: Vec<_> = text.lines().collect();
@@ -585,9 +585,9 @@ mod tests {
     fn slack_markup_is_escaped_in_messages() {
         let tricky = Payment {
             failure: Some("a < b && <!channel>\nc".into()),
-            ..failed()
+            ..failed_payment()
         };
-        let message = style().message(&[&tricky]).json;
+        let message = message_style().message(&[&tricky]).json;
         let escaped = "a &lt; b &amp;&amp; &lt;!channel&gt; c";
         assert!(
             message["text"].as_str().unwrap().ends_with(escaped),
@@ -609,10 +609,10 @@ mod tests {
         }
         let style = MessageStyle {
             completed: Template::parse("{time} {id}/{status} {amount}").unwrap(),
-            ..style()
+            ..message_style()
         };
         assert_eq!(
-            style.line(&completed()),
+            style.line(&completed_payment()),
             "2026-11-22 10:00:00 UTC 1/COMPLETED 150,000"
         );
     }
@@ -642,15 +642,22 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(16))]
 
         #[test]
-        fn every_summary_message_is_within_slacks_limits(payments in proptest::collection::vec(any_payment(), 1..500), link in any::<bool>()) {
-            let style = MessageStyle { public_url: link.then(|| "https://pay.example/".repeat(10)), ..style() };
+        fn every_summary_message_is_within_slacks_limits(
+            payments in proptest::collection::vec(any_payment(), 1..500),
+            link in any::<bool>(),
+        ) {
+            let mut style = message_style();
+            style.public_url = link.then(|| "https://pay.example/".repeat(10));
             let mut summary = MessageSummary::default();
             for payment in &payments {
                 summary.add(payment.clone());
             }
             let message = style.summary(&summary);
             let blocks = message["blocks"].as_array().unwrap();
-            let length = |block: &Value| block["text"]["text"].as_str().map_or(0, |text| text.chars().count());
+            let length = |block: &Value| {
+                let text = block["text"]["text"].as_str().unwrap_or_default();
+                text.chars().count()
+            };
             prop_assert!(blocks.len() <= 50 && blocks.iter().all(|block| length(block) <= 3000));
             prop_assert!(blocks.iter().map(length).sum::<usize>() <= 12_000);
             let text = message["text"].as_str().unwrap();
@@ -658,8 +665,12 @@ mod tests {
         }
 
         #[test]
-        fn every_message_is_within_slacks_limits(payments in proptest::collection::vec(any_payment(), 1..500), link in any::<bool>()) {
-            let style = MessageStyle { public_url: link.then(|| "https://pay.example/".repeat(10)), ..style() };
+        fn every_message_is_within_slacks_limits(
+            payments in proptest::collection::vec(any_payment(), 1..500),
+            link in any::<bool>(),
+        ) {
+            let mut style = message_style();
+            style.public_url = link.then(|| "https://pay.example/".repeat(10));
             let all: Vec<_> = payments.iter().collect();
             let mut rest = all.as_slice();
             while !rest.is_empty() {
@@ -667,7 +678,8 @@ mod tests {
                 prop_assert!((1..=rest.len()).contains(&message.payments));
                 let covered = &rest[..message.payments];
                 let text = message.json["text"].as_str().unwrap();
-                let expected: Vec<_> = covered.iter().map(|payment| escape_message_text(&style.line(payment))).collect();
+                let lines = covered.iter().map(|payment| style.line(payment));
+                let expected: Vec<_> = lines.map(|line| escape_message_text(&line)).collect();
                 let skip = usize::from(covered.len() > 1);
                 prop_assert_eq!(text.split('\n').skip(skip).collect::<Vec<_>>(), expected);
                 let blocks = message.json["blocks"].as_array().unwrap();
@@ -682,7 +694,10 @@ mod tests {
                 prop_assert!(text.chars().count() <= 40_000);
                 let header = blocks[0]["text"]["text"].as_str().unwrap();
                 prop_assert!(covered.len() == 1 || header.chars().count() <= 150);
-                let too_long = |block: &Value| block["text"]["text"].as_str().is_some_and(|text| text.chars().count() > 3000);
+                let too_long = |block: &Value| {
+                    let text = block["text"]["text"].as_str().unwrap_or_default();
+                    text.chars().count() > 3000
+                };
                 prop_assert!(!blocks.iter().any(too_long));
                 rest = &rest[message.payments..];
             }

@@ -33,11 +33,11 @@ struct ChannelView<'a> {
 /// The body of a skip.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct SkipRequest {
+struct ChannelSkipRequest {
     reason: String,
 }
 
-impl SkipRequest {
+impl ChannelSkipRequest {
     fn parse(body: &[u8]) -> Result<Self, Problem> {
         let request: Self = serde_json::from_slice(body)
             .map_err(|_| Problem::invalid_field("body", "must be {\"reason\": \"...\"}"))?;
@@ -126,7 +126,7 @@ impl App {
         let bytes = body
             .read_to_end(settings.body_bytes_max, settings.body_timeout, &mut limit)
             .await?;
-        let SkipRequest { reason } = SkipRequest::parse(&bytes)?;
+        let ChannelSkipRequest { reason } = ChannelSkipRequest::parse(&bytes)?;
         if self.find_channel(name)?.health.get().state != HealthLevel::Paused {
             return Err(Problem::conflict(
                 "the channel is not paused, so no payment was skipped",

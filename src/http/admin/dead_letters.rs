@@ -47,14 +47,14 @@ impl DeadLetterPage {
 
 /// A request to replay or discard dead letters.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::http) struct Resolution {
+pub(in crate::http) struct DeadLetterResolution {
     pub(super) selection: Selection,
     pub(super) action: Action,
     /// Only show the outcome.
     pub(super) dry_run: bool,
 }
 
-impl Resolution {
+impl DeadLetterResolution {
     /// The oldest open letters: one request resolves up to a page of them.
     pub(super) const ALL: Selection = Selection::Open {
         after: 0,
@@ -117,7 +117,7 @@ struct DeadLetterList<'a> {
 }
 
 #[derive(Serialize)]
-struct ResolutionView<'a> {
+struct DeadLetterResolutionView<'a> {
     dry_run: bool,
     outcomes: &'a [Outcome],
     /// The path of the same action on later ones.
@@ -161,9 +161,9 @@ impl App {
 
     pub(super) async fn resolve_dead_letters(
         &self,
-        resolution: Resolution,
+        resolution: DeadLetterResolution,
     ) -> Result<Response<Body>, Problem> {
-        let Resolution {
+        let DeadLetterResolution {
             selection,
             action,
             dry_run,
@@ -198,7 +198,7 @@ impl App {
         }
         Ok(json_response(
             StatusCode::OK,
-            &ResolutionView {
+            &DeadLetterResolutionView {
                 dry_run,
                 outcomes: &outcomes,
                 next: resolution.next_path(&outcomes),

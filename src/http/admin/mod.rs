@@ -6,7 +6,7 @@ mod dead_letters;
 use hyper::{Method, Response, StatusCode};
 use serde::Serialize;
 
-pub(super) use self::dead_letters::{DeadLetterPage, Resolution};
+pub(super) use self::dead_letters::{DeadLetterPage, DeadLetterResolution};
 use super::app::App;
 use super::auth::AuthenticatedClient;
 use super::body::IncomingBody;
@@ -25,7 +25,7 @@ pub(super) enum AdminRoute {
     SkipInChannel { name: String },
     DeadLetters(DeadLetterPage),
     DeadLetter { id: i64 },
-    ResolveDeadLetters(Resolution),
+    ResolveDeadLetters(DeadLetterResolution),
     ResumeRelay,
     Topic,
 }
@@ -60,11 +60,11 @@ impl AdminRoute {
     }
 
     fn resolve_all(action: Action, query: &str) -> Result<Self, Problem> {
-        Self::resolve(Resolution::ALL, action, query)
+        Self::resolve(DeadLetterResolution::ALL, action, query)
     }
 
     fn resolve(selection: Selection, action: Action, query: &str) -> Result<Self, Problem> {
-        Resolution::parse(selection, action, query).map(Self::ResolveDeadLetters)
+        DeadLetterResolution::parse(selection, action, query).map(Self::ResolveDeadLetters)
     }
 
     /// Whether it changes anything, so that it needs a POST.
@@ -189,7 +189,7 @@ mod tests {
             Ok(AdminRoute::DeadLetter { id: 7 })
         );
         let resolve = |selection, action, dry_run| {
-            Ok(AdminRoute::ResolveDeadLetters(Resolution {
+            Ok(AdminRoute::ResolveDeadLetters(DeadLetterResolution {
                 selection,
                 action,
                 dry_run,
