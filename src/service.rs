@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -93,6 +94,15 @@ pub enum Cause {
 }
 
 impl ServiceStartError {
+    /// Names the file of the configuration, if the error is about its keys.
+    #[must_use]
+    pub fn in_file(self, file: Option<&Path>) -> Self {
+        match self {
+            Self::Kafka(problems) => Self::Kafka(problems.in_file(file)),
+            other => other,
+        }
+    }
+
     /// Whether it may pass.
     pub fn cause(&self) -> Cause {
         match self {
@@ -127,7 +137,15 @@ impl Service {
         let listener = ServiceListener::listen(config.http.listen)?;
         let (exited, exits) = unbounded();
         let (store, store_workers) = stopped.start(&exited)?;
-        log::info!("node {}, database {}", store.node(), store.path().display());
+        let topic = match config.publisher.kind {
+            PublisherKind::Application => "no Kafka".to_owned(),
+            PublisherKind::Kafka => format!("Kafka topic {}", config.kafka.topic),
+        };
+        log::info!(
+            "node {}, database {}, {topic}",
+            store.node(),
+            store.path().display()
+        );
         recover_service(&store, config)?;
         let mut spawner = ServiceSpawner {
             config,

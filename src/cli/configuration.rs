@@ -17,26 +17,37 @@ pub(super) fn load_configuration(argument: Option<&Path>) -> Result<LoadedConfig
     let named = argument
         .map(|path| ("--config", path.to_owned()))
         .or_else(|| Some(("PAYRELAY_CONFIG", variable()?)));
-    let text = match &named {
-        Some((origin, path)) => fs::read_to_string(path).map_err(|error| {
-            let path = path.display();
-            Problems::single(format!("{origin} {path}: cannot be read: {error}"))
-        })?,
+    let file = match named {
+        Some((origin, path)) => {
+            let text = fs::read_to_string(&path).map_err(|error| {
+                let path = path.display();
+                Problems::single(format!("{origin} {path}: cannot be read: {error}"))
+            })?;
+            Some((path, text))
+        }
         None => default_configuration_file()?,
     };
-    Config::load(&text, &configuration_variables()?)
+    let (path, text) = file.unzip();
+    let text = text.unwrap_or_default();
+    match configuration_variables().and_then(|variables| Config::load(&text, &variables)) {
+        Ok(mut loaded) => {
+            loaded.file = path;
+            Ok(loaded)
+        }
+        Err(problems) => Err(problems.in_file(path.as_deref())),
+    }
 }
 
-/// The text of the first usual file that exists.
-fn default_configuration_file() -> Result<String, Problems> {
+/// The first usual file that exists, and its text.
+fn default_configuration_file() -> Result<Option<(PathBuf, String)>, Problems> {
     for path in ["config.toml", "/etc/payrelay/config.toml"] {
         match fs::read_to_string(path) {
-            Ok(text) => return Ok(text),
+            Ok(text) => return Ok(Some((PathBuf::from(path), text))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(Problems::single(format!("{path}: cannot be read: {error}"))),
         }
     }
-    Ok(String::new())
+    Ok(None)
 }
 
 /// The environment variables that begin with `PAYRELAY_`.

@@ -1,6 +1,6 @@
 //! `payrelay serve`: the service, from its start to the signal that stops it.
 
-use std::path::Path;
+use std::path::{self, Path, PathBuf};
 use std::{io, process, thread};
 
 use crossbeam_channel::{Receiver, bounded, select};
@@ -28,9 +28,16 @@ pub(super) fn run_serve_command(
 }
 
 fn serve_until_stopped(mut loaded: LoadedConfig, file: Option<&Path>) -> u8 {
-    log::info!("payrelay {}", env!("CARGO_PKG_VERSION"));
+    let configuration = loaded.file.as_deref().map_or_else(
+        || "without a configuration file".to_owned(),
+        |file| format!("configuration {}", absolute(file).display()),
+    );
+    log::info!("payrelay {}, {configuration}", env!("CARGO_PKG_VERSION"));
     for name in loaded.ignored_variables() {
         log::warn!("ignoring the environment variable {name}: it names no configuration key");
+    }
+    for warning in loaded.warnings() {
+        log::warn!("{warning}");
     }
     descriptors::raise_descriptor_limit(&mut loaded.config);
     let signals = match ServeSignals::open() {
@@ -39,7 +46,7 @@ fn serve_until_stopped(mut loaded: LoadedConfig, file: Option<&Path>) -> u8 {
     };
     let service = match Service::start(&loaded.config) {
         Ok(service) => service,
-        Err(error) => return report_serve_error(&error),
+        Err(error) => return report_serve_error(&error.in_file(loaded.file.as_deref())),
     };
     let code = serve_until_signal(&service, &signals, &loaded, file);
     stop_serving(service, code)
@@ -86,6 +93,10 @@ fn stop_serving(service: Service, code: u8) -> u8 {
             }
         }
     }
+}
+
+fn absolute(file: &Path) -> PathBuf {
+    path::absolute(file).unwrap_or_else(|_| file.to_owned())
 }
 
 /// A supervisor may start payrelay again after an error that may pass; an operator has to mend the

@@ -101,7 +101,7 @@ pub(super) fn read_kafka_section(keys: &mut TypedKeys<'_>) -> Kafka {
         bootstrap_servers: keys.list(
             "kafka.bootstrap_servers",
             &["127.0.0.1:9092"],
-            "one or more \"host:port\"",
+            "a list of one or more \"host:port\", such as [\"127.0.0.1:9092\"]",
             is_kafka_server,
         ),
         topic: keys.text(

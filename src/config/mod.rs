@@ -19,6 +19,7 @@ mod typed_keys;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub use self::database::Database;
@@ -114,6 +115,8 @@ pub struct Idempotency {
 pub struct LoadedConfig {
     /// The checked values.
     pub config: Config,
+    /// The file that was read, if any.
+    pub file: Option<PathBuf>,
     values: source::Values,
 }
 
@@ -126,6 +129,24 @@ impl LoadedConfig {
     /// Variables that begin with `PAYRELAY_` and name no key.
     pub fn ignored_variables(&self) -> &[String] {
         &self.values.ignored_variables
+    }
+
+    /// Settings that are valid and have no effect.
+    pub fn warnings(&self) -> Vec<String> {
+        let changed = &self.values.changed;
+        let keys: Vec<_> = changed
+            .iter()
+            .map(String::as_str)
+            .filter(|key| key.starts_with("kafka."))
+            .collect();
+        if self.config.publisher.kind == PublisherKind::Kafka || keys.is_empty() {
+            return Vec::new();
+        }
+        vec![format!(
+            "publisher.kind is \"application\", so these keys have no effect: {}; set \
+                publisher.kind = \"kafka\" to publish to Kafka",
+            keys.join(", ")
+        )]
     }
 
     /// The keys in which another configuration differs, except the tokens: only they can change
@@ -149,7 +170,11 @@ impl Config {
         let mut keys = TypedKeys::new(Source::parse(file, environment)?);
         let config = Self::read(&mut keys);
         let values = keys.into_source().finish()?;
-        Ok(LoadedConfig { config, values })
+        Ok(LoadedConfig {
+            config,
+            file: None,
+            values,
+        })
     }
 
     /// Reads every key.

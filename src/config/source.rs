@@ -22,11 +22,15 @@ pub(super) enum Display {
 pub(super) struct Source<'a> {
     file: BTreeMap<String, Value>,
     environment: &'a BTreeMap<String, String>,
+    /// The tables of the file.
+    sections: BTreeSet<String>,
     asked: BTreeSet<String>,
     /// How many tables an array of tables has, by its key.
     tables: BTreeMap<String, usize>,
     variables: BTreeSet<String>,
     effective: Vec<(String, String, &'static str)>,
+    /// Keys whose value differs from the default.
+    changed: BTreeSet<String>,
     given: BTreeMap<String, Secret>,
     problems: Vec<String>,
 }
@@ -38,6 +42,8 @@ pub(super) struct Values {
     pub(super) effective: String,
     /// Variables that begin with `PAYRELAY_` and name no key.
     pub(super) ignored_variables: Vec<String>,
+    /// Keys whose value differs from the default.
+    pub(super) changed: BTreeSet<String>,
     /// Each key's value as it was given.
     pub(super) given: BTreeMap<String, Secret>,
 }
@@ -58,7 +64,9 @@ impl<'a> Source<'a> {
         let mut source = Self {
             file: BTreeMap::new(),
             environment,
+            sections: BTreeSet::new(),
             asked: BTreeSet::new(),
+            changed: BTreeSet::new(),
             tables: BTreeMap::new(),
             variables: BTreeSet::new(),
             effective: Vec::new(),
@@ -66,6 +74,14 @@ impl<'a> Source<'a> {
             problems: Vec::new(),
         };
         for (section, value) in table {
+            let is_section = match &value {
+                Value::Table(_) => true,
+                Value::Array(items) => !items.is_empty() && items.iter().all(Value::is_table),
+                _ => false,
+            };
+            if is_section {
+                source.sections.insert(section.clone());
+            }
             match value {
                 Value::Table(keys) => {
                     for (key, value) in keys {
@@ -155,6 +171,9 @@ impl<'a> Source<'a> {
             }
         });
         self.effective.push((key.to_owned(), shown, origin));
+        if value != *default {
+            self.changed.insert(key.to_owned());
+        }
         self.given
             .insert(key.to_owned(), Secret::new(value.to_string()));
         parsed
@@ -207,20 +226,29 @@ impl<'a> Source<'a> {
     /// Reports keys that no section has read: they do not exist. A variable of one of our sections
     /// is a misspelt key, unless it has the form of those that container runtimes set.
     pub(super) fn finish(mut self) -> Result<Values, Problems> {
-        for key in self
-            .file
-            .keys()
-            .filter(|key| !self.asked.contains(key.as_str()))
-        {
-            self.problems.push(format!(
-                "{key}: there is no such key; config.toml in the source lists them all"
-            ));
-        }
         let sections: BTreeSet<_> = self
             .asked
             .iter()
             .filter_map(|key| key.split('.').next())
             .collect();
+        let unknown = |section: &&str| !sections.contains(*section);
+        for section in self.sections.iter().map(String::as_str).filter(unknown) {
+            self.problems
+                .push(Self::no_such_section(section, &sections));
+        }
+        let is_in_unknown_section = |key: &str| {
+            let section = key.split(['.', '[']).next().unwrap_or(key);
+            self.sections.contains(section) && !sections.contains(section)
+        };
+        for key in self
+            .file
+            .keys()
+            .filter(|key| !self.asked.contains(key.as_str()) && !is_in_unknown_section(key))
+        {
+            self.problems.push(format!(
+                "{key}: there is no such key; config.toml in the source lists them all"
+            ));
+        }
         let mut ignored_variables = Vec::new();
         for name in self
             .environment
@@ -249,13 +277,52 @@ impl<'a> Source<'a> {
             }
         }
         if !self.problems.is_empty() {
-            return Err(Problems(self.problems));
+            return Err(Problems::new(self.problems));
         }
         Ok(Values {
             effective: Self::render(&self.effective),
             ignored_variables,
+            changed: self.changed,
             given: self.given,
         })
+    }
+
+    /// Names the section that was probably meant, or else all of them.
+    fn no_such_section(section: &str, known: &BTreeSet<&str>) -> String {
+        /// How many letters may be wrong, missing or too many.
+        const TYPOS_MAX: usize = 2;
+        let lower_case = section.to_lowercase();
+        let meant = known
+            .iter()
+            .map(|known| (Self::edit_distance(&lower_case, known), known))
+            .min();
+        match meant {
+            Some((distance, known)) if distance <= TYPOS_MAX => {
+                format!("[{section}]: there is no such section; did you mean [{known}]?")
+            }
+            _ => {
+                let all: Vec<_> = known.iter().map(|known| format!("[{known}]")).collect();
+                format!(
+                    "[{section}]: there is no such section; the sections are {}",
+                    all.join(", ")
+                )
+            }
+        }
+    }
+
+    /// How many letters have to be inserted, removed or replaced (Levenshtein).
+    fn edit_distance(from: &str, to: &str) -> usize {
+        let mut row: Vec<usize> = (0..=to.chars().count()).collect();
+        for (line, from) in from.chars().enumerate() {
+            let mut diagonal = row[0];
+            row[0] = line + 1;
+            for (column, to) in to.chars().enumerate() {
+                let replaced = diagonal + usize::from(from != to);
+                diagonal = row[column + 1];
+                row[column + 1] = replaced.min(diagonal + 1).min(row[column] + 1);
+            }
+        }
+        row.last().copied().unwrap_or_default()
     }
 
     /// Without the invalid line, which may hold a secret.

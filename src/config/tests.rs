@@ -1,6 +1,6 @@
 //! Tests of the whole configuration: keys, variables, problems, the shipped file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use toml::Value;
 
@@ -93,11 +93,12 @@ fn every_problem_of_the_configuration_is_reported_at_once() {
         "scheduler.interval = \"60\" (file): allowed is a number and a unit (ms, s, m, h, d), \
             from 10ms to 3650d",
         "scheduler.retention",
-        "kafka.bootstrap_servers = [] (file): allowed is one or more \"host:port\"",
+        "kafka.bootstrap_servers = [] (file): allowed is a list of one or more \"host:port\"",
         "kafka.topic = \"a b\"",
         "listen: there is no such key",
         "http.max_body: there is no such key",
-        "nonsense.x: there is no such key",
+        "[nonsense]: there is no such section; the sections are [database], [http], \
+            [idempotency], [kafka], [node], [payment], [publisher], [scheduler], [slack]",
     ];
     for part in expected {
         assert!(
@@ -429,6 +430,62 @@ fn a_configured_bootstrap_server_is_a_host_and_a_port() {
 }
 
 #[test]
+fn a_misspelt_section_of_the_configuration_is_named_with_the_probable_one() {
+    let cases = [
+        (
+            "[slak]\n",
+            "[slak]: there is no such section; did you mean [slack]?",
+        ),
+        ("[Kafka]\ntopic = 'a'\n", "did you mean [kafka]?"),
+        ("[[databse]]\npath = 'a'\n", "did you mean [database]?"),
+    ];
+    for (file, expected) in cases {
+        let problems = load_config(file, &[]).unwrap_err().to_string();
+        assert!(problems.contains(expected), "{problems}");
+        assert!(problems.contains("has 1 problem:"), "{problems}");
+    }
+}
+
+#[test]
+fn bootstrap_servers_configured_as_a_string_are_reported_with_an_example() {
+    let file = "[kafka]\nbootstrap_servers = 'kafka:9092'\n";
+    let problems = load_config(file, &[]).unwrap_err().to_string();
+    let expected = "kafka.bootstrap_servers = \"kafka:9092\" (file): allowed is a list of one or \
+        more \"host:port\", such as [\"127.0.0.1:9092\"]";
+    assert!(problems.contains(expected), "{problems}");
+}
+
+#[test]
+fn problems_of_the_configuration_name_its_file() {
+    let problems = load_config("[http]\nlisten = 1\n", &[]).unwrap_err();
+    let text = problems.in_file(Some(Path::new("/etc/x.toml"))).to_string();
+    assert!(
+        text.starts_with("the configuration (/etc/x.toml) has 1 problem:"),
+        "{text}"
+    );
+}
+
+#[test]
+fn configured_kafka_keys_without_effect_are_warned_of() {
+    let kafka = "[kafka]\ntopic = 'other'\npartitions = 1\n";
+    let warnings = load_config(kafka, &[("PAYRELAY_KAFKA_GROUP", "g")])
+        .unwrap()
+        .warnings();
+    assert_eq!(
+        warnings,
+        [
+            "publisher.kind is \"application\", so these keys have no effect: kafka.group, \
+            kafka.topic; set publisher.kind = \"kafka\" to publish to Kafka"
+        ]
+    );
+    let used = format!("[publisher]\nkind = 'kafka'\n{kafka}");
+    for file in ["", SHIPPED, used.as_str()] {
+        let loaded = load_config(file, &[]).unwrap();
+        assert_eq!(loaded.warnings(), Vec::<String>::new());
+    }
+}
+
+#[test]
 fn a_configured_database_is_a_file() {
     for path in ["", ":memory:", "file:payrelay.db?mode=memory"] {
         let problem = load_config(&format!("[database]\npath = '{path}'"), &[])
@@ -752,7 +809,7 @@ fn the_corpus_of_configurations_is_read_and_shows_no_secret() {
                 );
                 true
             }
-            Err(Problems(problems)) => {
+            Err(Problems { problems, .. }) => {
                 assert!(
                     !problems.is_empty()
                         && problems.iter().all(|problem| problem.contains([':', ' '])),
