@@ -9,6 +9,7 @@ use crate::config;
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::error_log::ErrorLog;
 use crate::runtime::metrics::{Metrics, Totals};
+use crate::runtime::plural::counted;
 use crate::runtime::worker::{Stop, Waker};
 use crate::sampler::{Snapshot, Snapshots};
 use crate::store::dead_letter;
@@ -114,7 +115,11 @@ impl Scheduler {
         })?;
         let cutoff = now.minus(self.settings.retention);
         let letters = self.purge(stop, move |tx| dead_letter::purge(tx, cutoff, BATCH))?;
-        log::debug!("purged {keys} idempotency keys and {letters} closed dead letters");
+        log::debug!(
+            "purged {} and {}",
+            counted(keys, "idempotency key"),
+            counted(letters, "closed dead letter")
+        );
         // The purge may have run for as long as the interval.
         if let Some(snapshot) = self.snapshots.latest() {
             self.summary(&snapshot, purged, Timestamp::now());
@@ -131,8 +136,8 @@ impl Scheduler {
         let idle = now.since(oldest.max(self.metrics.last_relay_attempt()));
         if idle > self.settings.retry_after {
             log::warn!(
-                "{} events are unpublished, and the relay has not tried for {} s: waking it",
-                unpublished.count,
+                "{} unpublished, and the relay has not tried for {} s: waking it",
+                counted(unpublished.count, "event"),
                 idle.as_secs()
             );
             self.relay.wake();

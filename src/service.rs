@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::config::{self, Config, Problems, PublisherKind};
 use crate::domain::timestamp::Timestamp;
-use crate::http::{self, App, AppContext, Authenticator, LastTokenRemoved, TokenDiff};
+use crate::http::{self, App, AppContext, Authenticator, BoundSocket, LastTokenRemoved, TokenDiff};
 use crate::kafka;
 use crate::kafka::consumer::Consumer;
 use crate::kafka::publisher::KafkaPublisher;
@@ -20,6 +20,7 @@ use crate::relay::publisher::Publisher;
 use crate::relay::{self, Relay};
 use crate::runtime::health::HealthHandle;
 use crate::runtime::metrics::Metrics;
+use crate::runtime::plural::counted;
 use crate::runtime::resume::ResumeHandle;
 use crate::runtime::warnings::Warnings;
 use crate::runtime::worker::{StopTimeout, Waker, Worker, ensure_thread_capacity};
@@ -64,9 +65,10 @@ pub enum ServiceStartError {
     Kafka(#[from] Problems),
     /// A channel had a webhook, and has none now.
     #[error(
-        "slack: {count} payments wait for the channel {channel}, which had a webhook and has none \
+        "slack: {} waiting for the channel {channel}, which had a webhook and has none \
             now: set its webhook_url again, or set slack.sink = \"log\" to have them written to \
-            the log"
+            the log",
+        counted(*count, "payment")
     )]
     WebhookGone {
         /// The channel.
@@ -133,8 +135,13 @@ impl Service {
     /// Starts everything: the threads that others need first, the HTTP server last.
     pub fn start(config: &Config) -> Result<Self, ServiceStartError> {
         let channels = preflight_service(config)?;
+        // Before the database is created: a wrong address leaves nothing behind.
+        let listen_error = |source| ServiceStartError::Listen {
+            address: config.http.listen,
+            source,
+        };
+        let socket = BoundSocket::bind(config.http.listen).map_err(listen_error)?;
         let stopped = Store::open(&config.database, config.node.id.as_ref())?;
-        let listener = ServiceListener::listen(config.http.listen)?;
         let (exited, exits) = unbounded();
         let (store, store_workers) = stopped.start(&exited)?;
         let topic = match config.publisher.kind {
@@ -155,7 +162,11 @@ impl Service {
             warnings: Warnings::default(),
             components: Vec::new(),
         };
+        // From here on connections are accepted: everything that they need is recovered.
+        let address = socket.address();
+        let listener = socket.listen().map_err(listen_error)?;
         let (users, authenticator) = spawner.spawn(channels, listener)?;
+        log::info!("listening on http://{address}");
         Ok(Self {
             users,
             store: store_workers,
@@ -218,22 +229,6 @@ fn check_service_kafka(config: &Config) -> Result<(), Problems> {
     }
 }
 
-/// The socket of the HTTP server.
-struct ServiceListener {
-    socket: TcpListener,
-    address: SocketAddr,
-}
-
-impl ServiceListener {
-    fn listen(address: SocketAddr) -> Result<Self, ServiceStartError> {
-        let error = |source| ServiceStartError::Listen { address, source };
-        let socket = TcpListener::bind(address).map_err(error)?;
-        // The port may have been 0.
-        let address = socket.local_addr().map_err(error)?;
-        Ok(Self { socket, address })
-    }
-}
-
 /// Continues after a process that ended, or after a change of the configuration.
 fn recover_service(store: &Store, config: &Config) -> Result<(), ServiceStartError> {
     save_service_sinks(store, config)?;
@@ -242,8 +237,8 @@ fn recover_service(store: &Store, config: &Config) -> Result<(), ServiceStartErr
         store.write(move |tx| route::replace(tx, &routes).and_then(|()| delivery::recover(tx)))?;
     if unknown > 0 {
         log::warn!(
-            "{unknown} deliveries were in flight when payrelay last stopped; sending them again \
-                (they may appear twice)"
+            "{} in flight when payrelay last stopped: sending again (may appear twice)",
+            counted(unknown, "delivery")
         );
     }
     if config.publisher.kind == PublisherKind::Application
@@ -251,8 +246,8 @@ fn recover_service(store: &Store, config: &Config) -> Result<(), ServiceStartErr
     {
         let count = backfill_service(store)?;
         log::warn!(
-            "events no longer pass through Kafka: backfilled {count} published events from the \
-                outbox"
+            "events no longer pass through Kafka: backfilled {} from the outbox",
+            counted(count, "published event")
         );
     }
     Ok(())
@@ -322,7 +317,7 @@ impl ServiceSpawner<'_> {
     fn spawn(
         &mut self,
         channels: Vec<SlackChannel>,
-        listener: ServiceListener,
+        listener: TcpListener,
     ) -> Result<(Vec<Worker>, Arc<Authenticator>), ServiceStartError> {
         let (relay_waker, relay_woken) = Waker::new();
         let publisher_health = self.component("publisher".to_owned());
@@ -357,8 +352,7 @@ impl ServiceSpawner<'_> {
             metrics: self.metrics.clone(),
             warnings: self.warnings.clone(),
         });
-        let http = http::spawn_server(listener.socket, app, &self.exited)?;
-        log::info!("listening on http://{}", listener.address);
+        let http = http::spawn_server(listener, app, &self.exited)?;
         let mut workers = vec![http, sampler, scheduler, relay];
         workers.extend(notifiers);
         workers.extend(consumer);

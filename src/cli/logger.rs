@@ -15,6 +15,7 @@ use std::{env, panic, thread};
 use env_logger::{Builder, Logger, Target};
 use log::{LevelFilter, Log, Metadata, Record};
 use payrelay::config::Problems;
+use payrelay::runtime::plural::counted;
 
 /// How many bytes of lines wait at most.
 const QUEUE_BYTES_MAX: usize = 1024 * 1024;
@@ -75,7 +76,8 @@ impl LogQueue {
             if dropped > 0 {
                 let _ = writeln!(
                     out,
-                    "{dropped} lines of the log were dropped: standard error was not read"
+                    "dropped {} of the log: standard error was not read",
+                    counted(dropped, "line")
                 );
             }
         }
@@ -237,7 +239,7 @@ mod tests {
                 &String::from_utf8(lines.recv_timeout(Duration::from_secs(10)).unwrap()).unwrap();
         }
         let dropped = text
-            .matches(" lines of the log were dropped: standard error was not read\n")
+            .matches(" of the log: standard error was not read\n")
             .count();
         assert_eq!(dropped, 1, "{}", &text[text.len().saturating_sub(100)..]);
     }

@@ -7,6 +7,7 @@ mod admin;
 mod app;
 mod auth;
 mod body;
+mod bound_socket;
 mod connections;
 mod health;
 mod host;
@@ -23,4 +24,5 @@ mod server;
 
 pub use app::{App, AppContext, Channel};
 pub use auth::{Authenticator, LastTokenRemoved, TokenDiff};
+pub use bound_socket::BoundSocket;
 pub use server::spawn_server;

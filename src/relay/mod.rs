@@ -18,6 +18,7 @@ use crate::relay::publisher::{PublishError, PublishOutcome, Publisher};
 use crate::runtime::error_log::ErrorLog;
 use crate::runtime::health::{HealthHandle, OutageTracker, RECONNECT_BACKOFF};
 use crate::runtime::metrics::Metrics;
+use crate::runtime::plural::counted;
 use crate::runtime::worker::{Stop, Waker};
 use crate::store::outbox;
 use crate::store::publication::{self, Destination, Receipt};
@@ -102,10 +103,9 @@ impl Relay {
         self.work(stop);
         // The write in progress may fail; then there is one more attempt.
         if let Err(error) = self.mark_all().or_else(|_| self.mark_all()) {
-            let count = self.unmarked.len();
             log::error!(
-                "{count} events are published but could not be marked; the next start finds them \
-                    on the topic: {error}"
+                "{} published but not marked; the next start looks for them on the topic: {error}",
+                counted(self.unmarked.len(), "event")
             );
         }
     }

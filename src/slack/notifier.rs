@@ -347,7 +347,8 @@ impl Notifier {
     }
 
     fn pause(&mut self, error: &str) -> Duration {
-        self.outage.paused(&error);
+        let command = format!("payrelay channels resume {}", self.channel.name);
+        self.outage.paused(&error, &command);
         self.limiter.pause(self.now())
     }
 
