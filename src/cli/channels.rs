@@ -1,18 +1,28 @@
-//! `payrelay channels`: controls the notifiers of a running payrelay, through the database.
+//! `payrelay channels`: lists the channels, and controls the notifiers of a running payrelay, both
+//! through the database.
 
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use clap::Subcommand;
-use payrelay::config::{Config, DEFAULT_CHANNEL};
+use payrelay::config::{Config, DEFAULT_CHANNEL, Sink};
 use payrelay::domain::timestamp::Timestamp;
+use payrelay::runtime::plural::counted;
+use payrelay::slack::channel::channel_webhooks;
+use payrelay::store::backlog::BacklogCounter;
 use payrelay::store::channel::{self, Action};
 use payrelay::store::{OfflineStore, StoreError};
 
+use super::local_user::local_user_origin;
 use super::output::{Output, print_error, print_open_error, print_temporary_error};
-use super::{exit_code, local_user};
+use super::{exit_code, run_with_database};
 
 #[derive(Subcommand)]
 pub(super) enum ChannelsCommand {
+    /// Prints each channel: where it posts, how many payments wait, and the error of the oldest.
+    /// Also while payrelay does not run. Whether a channel is paused is not in the database: GET
+    /// /admin/channels of a running payrelay shows it
+    List,
     /// Lets a channel try now, also while it is paused
     Resume {
         /// Its name: default, or that of a route
@@ -39,6 +49,11 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 impl ChannelsCommand {
     pub(super) fn run(&self, config: &Config) -> u8 {
         let (name, action) = match self {
+            Self::List => {
+                return run_with_database(config, |database| {
+                    list_channels(config, &database).unwrap_or_else(print_temporary_error)
+                });
+            }
             Self::Resume { name } => (name, Action::Resume),
             Self::Skip { name, reason } => (name, Action::Skip(reason.clone())),
         };
@@ -69,13 +84,41 @@ impl ChannelsCommand {
     }
 }
 
+fn list_channels(config: &Config, database: &OfflineStore) -> Result<u8, StoreError> {
+    let channels: Vec<_> = channel_webhooks(&config.slack).collect();
+    let names: Vec<_> = channels
+        .iter()
+        .map(|(name, _)| (*name).to_owned())
+        .collect();
+    let mut counter = BacklogCounter::new(&names);
+    let backlog = database.read(|connection| counter.count(connection))?;
+    let now = Timestamp::now();
+    let mut output = Output::default();
+    for ((name, webhook), waiting) in channels.into_iter().zip(backlog.channels) {
+        let is_webhook = config.slack.sink == Sink::Auto && webhook.is_some();
+        let sink = if is_webhook { "webhook" } else { "log" };
+        let mut line = format!(
+            "{name}: {sink}, {} waiting",
+            counted(waiting.count, "payment")
+        );
+        if waiting.count > 0 {
+            let _ = write!(line, ", the oldest for {} s", waiting.age(now).as_secs());
+        }
+        if let Some(error) = database.read(|connection| channel::last_error(connection, name))? {
+            let _ = write!(line, "; its last error: {error}");
+        }
+        output.line(line);
+    }
+    Ok(output.exit_code(exit_code::OK))
+}
+
 /// Stores the request, and waits for its outcome.
 fn request_channel_action(
     database: &mut OfflineStore,
     name: &str,
     action: &Action,
 ) -> Result<Option<String>, StoreError> {
-    let origin = format!("local user {}", local_user());
+    let origin = local_user_origin();
     let id = database.write(|tx| channel::request(tx, name, action, &origin, Timestamp::now()))?;
     let deadline = Instant::now() + OUTCOME_TIMEOUT;
     while Instant::now() < deadline {

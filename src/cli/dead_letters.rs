@@ -1,8 +1,8 @@
 //! `payrelay dead-letters`: lists, replays or discards dead letters in the database.
 //!
-//! It also works while payrelay does not run. A running payrelay sees a replayed letter at the next
-//! payment, or when its scheduler wakes the notifiers (at each round) and the relay (when it has
-//! been idle for `scheduler.retry_after`).
+//! It also works while payrelay does not run. A running payrelay notices a replayed payment within a
+//! second: each waiting notifier looks for payments that often. It notices a replayed event when it
+//! next checks its connection to Kafka, within seconds.
 
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use payrelay::store::dead_letter;
 use payrelay::store::replay::{self, Action, Outcome, ResolveRequest};
 use payrelay::store::{OfflineStore, StoreError};
 
+use super::local_user::local_user_origin;
 use super::output::{Output, print_error, print_temporary_error};
 use super::{exit_code, run_with_database};
 
@@ -140,13 +141,14 @@ impl<'a> DeadLetterResolver<'a> {
 
     fn resolve(&mut self, which: replay::Selection) -> Result<Vec<Outcome>, StoreError> {
         let node = self.database.node().clone();
+        let origin = local_user_origin();
         self.database.write(|tx| {
             let request = ResolveRequest {
                 action: self.action,
                 which,
                 dry_run: self.selection.dry_run,
                 node: &node,
-                origin: "command line",
+                origin: &origin,
                 now: Timestamp::now(),
             };
             replay::resolve(tx, request)

@@ -8,6 +8,7 @@ mod configuration;
 mod dead_letters;
 mod descriptors;
 mod exit_code;
+mod local_user;
 mod logger;
 mod outbox;
 mod output;
@@ -15,7 +16,6 @@ mod restore;
 mod serve;
 mod token;
 
-use std::env;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
@@ -69,7 +69,7 @@ enum Command {
     Backup(backup::BackupCommand),
     /// Replaces the database by a copy; payrelay must not run. The old files are moved, not deleted
     Restore(restore::RestoreCommand),
-    /// Resumes a channel, or skips the oldest payment of one that is paused; payrelay must run
+    /// Lists the channels, resumes one, or skips the oldest payment of one that is paused
     Channels {
         #[command(subcommand)]
         action: channels::ChannelsCommand,
@@ -139,12 +139,4 @@ fn run_with_database(config: &Config, command: impl FnOnce(OfflineStore) -> u8) 
         Ok(database) => command(database),
         Err(error) => print_open_error(&error),
     }
-}
-
-/// The local user, for the record of an action.
-fn local_user() -> String {
-    let named = env::var("SUDO_USER")
-        .or_else(|_| env::var("USER"))
-        .or_else(|_| env::var("LOGNAME"));
-    named.unwrap_or_else(|_| format!("uid {}", rustix::process::getuid().as_raw()))
 }

@@ -5,6 +5,7 @@ use payrelay::config::Config;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::{OfflineStore, relay_action};
 
+use super::local_user::local_user_origin;
 use super::output::{output_line, print_temporary_error};
 use super::run_with_database;
 
@@ -23,7 +24,8 @@ impl OutboxCommand {
 }
 
 fn resume_outbox(mut database: OfflineStore) -> u8 {
-    match database.write(|tx| relay_action::resume(tx, "command line", Timestamp::now())) {
+    let origin = local_user_origin();
+    match database.write(|tx| relay_action::resume(tx, &origin, Timestamp::now())) {
         Ok(()) => output_line(
             "requested: a running payrelay whose relay is fenced resumes within a second",
         ),

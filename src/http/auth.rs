@@ -43,7 +43,7 @@ impl AuthenticatedClient {
         Err(Problem::insufficient_access(detail))
     }
 
-    /// The origin of an action, for its record.
+    /// The origin of an action, for its record: with tokens `http, token NAME`.
     pub(super) fn origin(&self) -> String {
         if self.name.is_empty() {
             "http".to_owned()

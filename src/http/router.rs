@@ -26,6 +26,28 @@ use crate::domain::access::Access;
 /// connection can stay open.
 const ARRIVED: Duration = Duration::from_millis(5);
 
+/// The endpoints, for people.
+const ROUTES: [&str; 18] = [
+    "GET /",
+    "POST /payments",
+    "GET /payments/{id}",
+    "GET /payments?reservation_id={id}",
+    "GET /users/{id}/payment-history",
+    "GET /health/live",
+    "GET /health/ready",
+    "GET /admin/channels",
+    "POST /admin/channels/{name}/resume",
+    "POST /admin/channels/{name}/skip",
+    "GET /admin/dead-letters",
+    "GET /admin/dead-letters/{id}",
+    "POST /admin/dead-letters/{id}/replay",
+    "POST /admin/dead-letters/{id}/discard",
+    "POST /admin/dead-letters/replay?all=true",
+    "POST /admin/dead-letters/discard?all=true",
+    "GET /admin/topic",
+    "POST /admin/relay/resume",
+];
+
 /// A request for an existing endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum HttpRoute {
@@ -261,10 +283,7 @@ impl<'a> Router<'a> {
                 "description": env!("CARGO_PKG_DESCRIPTION"),
                 "documentation": "README.md and docs/ of payrelay's source; `payrelay --help` \
                     lists the commands",
-                "routes": [
-                    "POST /payments", "GET /payments/{id}", "GET /payments?reservation_id={id}",
-                    "GET /users/{id}/payment-history", "GET /health/live", "GET /health/ready",
-                ],
+                "routes": ROUTES,
             }),
         )
     }
@@ -331,6 +350,19 @@ mod tests {
             route_get("/users/42/payment-history", Some("limit=2&before=9")),
             history(Some(9), 2)
         );
+    }
+
+    #[test]
+    fn the_router_finds_every_route_that_it_lists() {
+        for listed in ROUTES {
+            let (method, target) = listed.split_once(' ').unwrap();
+            let target = target.replace("{id}", "7").replace("{name}", "default");
+            let (path, query) = target
+                .split_once('?')
+                .map_or((target.as_str(), None), |(path, query)| (path, Some(query)));
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            assert!(route_request(&method, path, query).is_ok(), "{listed}");
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::domain::timestamp::{Timestamp, parse_http_date};
 /// An incoming webhook.
 pub struct Webhook {
     agent: ureq::Agent,
+    timeout: Duration,
     url: Secret,
     proxy: Option<Secret>,
 }
@@ -93,8 +94,8 @@ impl Webhook {
             .timeout_global(Some(settings.timeout))
             // Each well below the whole, so that the error names the slow step: before the request
             // is sent, nothing can have been delivered.
-            .timeout_resolve(Some(settings.timeout / 4))
-            .timeout_connect(Some(settings.timeout / 3))
+            .timeout_resolve(Some(Self::resolve_timeout(settings.timeout)))
+            .timeout_connect(Some(Self::connect_timeout(settings.timeout)))
             // The status is examined here; by default a 429 would come without its headers.
             .http_status_as_error(false)
             // The other side may have closed an idle connection without our knowledge: a message on
@@ -113,6 +114,7 @@ impl Webhook {
         let agent = ureq::Agent::with_parts(agent, DefaultConnector::default(), names);
         Ok(Self {
             agent,
+            timeout: settings.timeout,
             url,
             proxy: settings.proxy.clone(),
         })
@@ -164,11 +166,44 @@ impl Webhook {
             ureq::Error::Io(error) => Self::is_unsent(error),
             _ => false,
         };
-        let text = self.redact(&error.to_string());
+        let text = self.redact(&self.describe_error(error));
         if is_unsent {
             PostOutcome::Unavailable(text, None)
         } else {
             PostOutcome::Unknown(text)
+        }
+    }
+
+    fn resolve_timeout(whole: Duration) -> Duration {
+        whole / 4
+    }
+
+    fn connect_timeout(whole: Duration) -> Duration {
+        whole / 3
+    }
+
+    /// An error in plain words. A timeout names the step that was too slow.
+    fn describe_error(&self, error: &ureq::Error) -> String {
+        let after = |timeout: Duration| format!("after {:.1} s", timeout.as_secs_f64());
+        let whole = format!("{} (slack.timeout)", after(self.timeout));
+        match error {
+            ureq::Error::Timeout(ureq::Timeout::Resolve) => format!(
+                "no DNS answer {}",
+                after(Self::resolve_timeout(self.timeout))
+            ),
+            ureq::Error::Timeout(ureq::Timeout::Connect) => format!(
+                "no connection {}",
+                after(Self::connect_timeout(self.timeout))
+            ),
+            ureq::Error::Timeout(
+                ureq::Timeout::SendRequest | ureq::Timeout::SendBody | ureq::Timeout::PerWrite,
+            ) => format!("the request was not sent {whole}"),
+            ureq::Error::Timeout(_) => format!("no response {whole}"),
+            ureq::Error::Other(error) if error.is::<LookupFailed>() => {
+                format!("the DNS lookup failed: {error}")
+            }
+            ureq::Error::Io(error) => error.to_string(),
+            error => error.to_string(),
         }
     }
 
@@ -348,6 +383,30 @@ fn read_webhook_certificates(path: &PathBuf) -> Result<Vec<Certificate<'static>>
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_timeout_of_a_webhook_names_the_slow_step_in_plain_words() {
+        let mut settings = config::Config::load("", &std::collections::BTreeMap::new())
+            .unwrap()
+            .config
+            .slack;
+        settings.timeout = Duration::from_secs(6);
+        let url = Secret::new("https://hooks.example/hush");
+        let webhook = Webhook::new(url, &settings).unwrap();
+        let outcome = |step| webhook.classify_error(&ureq::Error::Timeout(step));
+        assert_eq!(
+            outcome(ureq::Timeout::Resolve),
+            PostOutcome::Unavailable("no DNS answer after 1.5 s".into(), None)
+        );
+        assert_eq!(
+            outcome(ureq::Timeout::Connect),
+            PostOutcome::Unavailable("no connection after 2.0 s".into(), None)
+        );
+        assert_eq!(
+            outcome(ureq::Timeout::Global),
+            PostOutcome::Unknown("no response after 6.0 s (slack.timeout)".into())
+        );
+    }
 
     #[test]
     fn every_status_of_a_webhook_has_a_meaning() {

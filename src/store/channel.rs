@@ -46,6 +46,18 @@ pub fn replace_sinks(tx: &Transaction<'_>, sinks: &[(String, Sink)]) -> rusqlite
     Ok(())
 }
 
+/// The last error of a channel's oldest waiting delivery.
+pub fn last_error(connection: &Connection, channel: &str) -> rusqlite::Result<Option<String>> {
+    connection
+        .prepare_cached(
+            "SELECT last_error FROM delivery WHERE channel = ?1 \
+                AND status IN ('PENDING', 'SENDING') ORDER BY outbox_id LIMIT 1",
+        )?
+        .query_row([channel], |row| row.get(0))
+        .optional()
+        .map(Option::flatten)
+}
+
 /// An action of an operator on a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {

@@ -3,7 +3,8 @@
 use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, Transaction};
 
-/// Lets a fenced relay acquire its transactional ids again. `origin` is `http` or `command line`.
+/// Lets a fenced relay acquire its transactional ids again. `origin` is `http, token
+/// NAME` or `local user NAME`.
 pub fn resume(tx: &Transaction<'_>, origin: &str, now: Timestamp) -> rusqlite::Result<()> {
     let sql = "INSERT INTO relay_action (action, origin, acted_at) VALUES ('resume', ?1, ?2)";
     tx.prepare_cached(sql)?

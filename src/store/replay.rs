@@ -35,7 +35,7 @@ pub struct ResolveRequest<'a> {
     pub dry_run: bool,
     /// The node of our events.
     pub node: &'a NodeId,
-    /// The origin of the request: `http` or `command line`.
+    /// The origin of the request: `http, token NAME` or `local user NAME`.
     pub origin: &'a str,
     /// The time of the action.
     pub now: Timestamp,

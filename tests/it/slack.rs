@@ -1080,11 +1080,21 @@ fn an_operator_skips_one_payment_of_a_paused_channel() {
             .status,
         404
     );
+    let (code, listed) = command(&["channels", "list"]);
+    assert!(
+        code == Some(0)
+            && listed.starts_with("default: webhook, 3 payments waiting, the oldest for ")
+            && listed.ends_with(" s; its last error: Slack answered 400 invalid_payload\n"),
+        "{listed}"
+    );
+    payrelay.wait_for_log("then run `payrelay channels resume default`", LIMIT);
+    let response = client.post_json("/admin/channels/default/skip", &skip);
+    assert_eq!(response.status, 202);
+    let response = response.json();
     assert_eq!(
-        client
-            .post_json("/admin/channels/default/skip", &skip)
-            .status,
-        202
+        (&response["requested"], &response["channel"]),
+        (&json!("skip"), &json!("default")),
+        "the outcome is not known yet: {response}"
     );
     let letters =
         |client: &mut Client| client.get("/admin/dead-letters").json()["dead_letters"].clone();
@@ -1139,7 +1149,7 @@ fn payments_that_wait_for_a_webhook_do_not_go_to_the_log_by_accident() {
         let error = String::from_utf8_lossy(&refused.stderr);
         assert!(
             refused.status.code() == Some(78)
-                && error.contains("50 payments wait for the channel default"),
+                && error.contains("50 payments waiting for the channel default"),
             "{error}"
         );
     }
@@ -1181,6 +1191,7 @@ fn dead_letters_are_listed_replayed_and_discarded() {
         ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "1000"),
         ("PAYRELAY_SLACK_DIGEST_OVER", "1000"),
         ("PAYRELAY_SCHEDULER_INTERVAL", "50ms"),
+        ("SUDO_USER", "operator"),
     ];
     slack.answer_with(|_, text| {
         if text.ends_with(" 1") || text.ends_with(" 2") {
@@ -1315,7 +1326,7 @@ fn dead_letters_are_listed_replayed_and_discarded() {
     );
     let all = client.get("/admin/dead-letters?all=true").json();
     assert_eq!(
-        all["dead_letters"][1]["actions"][0]["origin"], "command line",
+        all["dead_letters"][1]["actions"][0]["origin"], "local user operator",
         "{all}"
     );
     assert!(payrelay.terminate().success());
@@ -1445,10 +1456,7 @@ fn what_was_answered_is_not_delivered_again_after_a_kill_and_what_was_not_is_cou
     wait_until("the second POST", LIMIT, || slack.attempts() == 2);
     payrelay.kill9();
     let payrelay = Payrelay::start(Options::new(dir.path(), &env));
-    payrelay.wait_for_log(
-        "1 deliveries were in flight when payrelay last stopped",
-        LIMIT,
-    );
+    payrelay.wait_for_log("1 delivery in flight when payrelay last stopped", LIMIT);
     wait_until("the second message", LIMIT, || slack.count() == 2);
     assert_eq!(slack.lines().len(), 2, "{:?}", slack.lines());
     let delivered = || client_get(&payrelay, "/payments/2")["notification"].clone();

@@ -8,12 +8,15 @@ use super::super::auth::AuthenticatedClient;
 use super::super::body::IncomingBody;
 use super::super::problem::Problem;
 use super::super::response::{Body, json_response};
+use super::{ActionRequested, action_requested};
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::{Health, HealthLevel};
 use crate::store::channel;
 
 /// The longest reason of an action, in bytes.
 const REASON_MAX: usize = 500;
+
+const OUTCOME: &str = "GET /admin/channels shows it; the channel acts within a second";
 
 #[derive(Serialize)]
 struct ChannelList<'a> {
@@ -108,10 +111,11 @@ impl App {
     ) -> Result<Response<Body>, Problem> {
         self.request_channel_action(client, name, channel::Action::Resume)
             .await?;
-        Ok(json_response(
-            StatusCode::ACCEPTED,
-            &serde_json::json!({ "resumed": name }),
-        ))
+        Ok(action_requested(&ActionRequested {
+            requested: "resume",
+            channel: Some(name),
+            outcome: OUTCOME,
+        }))
     }
 
     /// Dead-letters the oldest payment of a paused channel.
@@ -134,9 +138,10 @@ impl App {
         }
         self.request_channel_action(client, name, channel::Action::Skip(reason))
             .await?;
-        Ok(json_response(
-            StatusCode::ACCEPTED,
-            &serde_json::json!({ "skipping": name }),
-        ))
+        Ok(action_requested(&ActionRequested {
+            requested: "skip",
+            channel: Some(name),
+            outcome: OUTCOME,
+        }))
     }
 }

@@ -4,6 +4,7 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use super::super::app::App;
+use super::super::auth::AuthenticatedClient;
 use super::super::params::{
     PAGE, PAGE_MAX, parse_bool_param, parse_id_param, parse_page_size_param, query_params,
 };
@@ -161,6 +162,7 @@ impl App {
 
     pub(super) async fn resolve_dead_letters(
         &self,
+        client: &AuthenticatedClient,
         resolution: DeadLetterResolution,
     ) -> Result<Response<Body>, Problem> {
         let DeadLetterResolution {
@@ -169,6 +171,8 @@ impl App {
             dry_run,
         } = resolution;
         let node = self.context.store.node().clone();
+        let origin = client.origin();
+        let recorded_origin = origin.clone();
         let now = Timestamp::now();
         let resolve = move |tx: &Transaction<'_>| {
             let request = ResolveRequest {
@@ -176,7 +180,7 @@ impl App {
                 which: selection,
                 dry_run,
                 node: &node,
-                origin: "http",
+                origin: &recorded_origin,
                 now,
             };
             replay::resolve(tx, request)
@@ -188,7 +192,7 @@ impl App {
         if !dry_run {
             for Outcome { id, outcome, .. } in &outcomes {
                 log::info!(
-                    "dead letter {id}, {} by the operator: {outcome}",
+                    "dead letter {id}, {} by {origin}: {outcome}",
                     action.as_str()
                 );
             }

@@ -95,6 +95,20 @@ pub(super) fn route_admin_request(
     }
 }
 
+/// The response to an action that another thread executes: its outcome is not known yet.
+#[derive(Serialize)]
+struct ActionRequested<'a> {
+    requested: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    channel: Option<&'a str>,
+    /// Where the outcome shows.
+    outcome: &'static str,
+}
+
+fn action_requested(action: &ActionRequested<'_>) -> Response<Body> {
+    json_response(StatusCode::ACCEPTED, action)
+}
+
 #[derive(Serialize)]
 struct TopicView<'a> {
     topic: &'a str,
@@ -115,9 +129,9 @@ impl App {
             AdminRoute::DeadLetters(page) => self.list_dead_letters(page).await,
             AdminRoute::DeadLetter { id } => self.find_dead_letter(id).await,
             AdminRoute::ResolveDeadLetters(resolution) => {
-                self.resolve_dead_letters(resolution).await
+                self.resolve_dead_letters(client, resolution).await
             }
-            AdminRoute::ResumeRelay => self.admin_resume_relay().await,
+            AdminRoute::ResumeRelay => self.admin_resume_relay(client).await,
             AdminRoute::Topic => self.admin_topic().await,
         }
     }
@@ -134,14 +148,19 @@ impl App {
         ))
     }
 
-    async fn admin_resume_relay(&self) -> Result<Response<Body>, Problem> {
-        self.write(|tx: &Transaction<'_>| relay_action::resume(tx, "http", Timestamp::now()))
+    async fn admin_resume_relay(
+        &self,
+        client: &AuthenticatedClient,
+    ) -> Result<Response<Body>, Problem> {
+        let origin = client.origin();
+        log::info!("resume of the relay requested by {origin}");
+        self.write(move |tx: &Transaction<'_>| relay_action::resume(tx, &origin, Timestamp::now()))
             .await?;
-        log::info!("an operator resumes the relay");
-        Ok(json_response(
-            StatusCode::ACCEPTED,
-            &serde_json::json!({ "resumed": "relay" }),
-        ))
+        Ok(action_requested(&ActionRequested {
+            requested: "resume",
+            channel: None,
+            outcome: "GET /health/ready shows the publisher; a fenced one resumes within a second",
+        }))
     }
 }
 
