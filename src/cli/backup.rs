@@ -7,7 +7,7 @@ use payrelay::config::Config;
 use payrelay::domain::timestamp::Timestamp;
 
 use super::output::{output_line, print_config_error, print_temporary_error};
-use super::run_with_database;
+use super::run_command_with_database;
 
 #[derive(Args)]
 pub(super) struct BackupCommand {
@@ -18,7 +18,7 @@ pub(super) struct BackupCommand {
 
 impl BackupCommand {
     pub(super) fn run(&self, config: &Config) -> u8 {
-        run_with_database(config, |database| {
+        run_command_with_database(config, |database| {
             match database.backup(&self.file, Timestamp::now()) {
                 Ok(bytes) => output_line(format_args!("{}: {bytes} bytes", self.file.display())),
                 Err(error) if error.is_temporary() => print_temporary_error(error),

@@ -15,7 +15,7 @@ use payrelay::store::{OfflineStore, StoreError};
 
 use super::local_user::local_user_origin;
 use super::output::{Output, print_error, print_open_error, print_temporary_error};
-use super::{exit_code, run_with_database};
+use super::{exit_code, run_command_with_database};
 
 #[derive(Subcommand)]
 pub(super) enum ChannelsCommand {
@@ -50,8 +50,8 @@ impl ChannelsCommand {
     pub(super) fn run(&self, config: &Config) -> u8 {
         let (name, action) = match self {
             Self::List => {
-                return run_with_database(config, |database| {
-                    list_channels(config, &database).unwrap_or_else(print_temporary_error)
+                return run_command_with_database(config, |database| {
+                    Self::list(config, &database).unwrap_or_else(print_temporary_error)
                 });
             }
             Self::Resume { name } => (name, Action::Resume),
@@ -65,7 +65,7 @@ impl ChannelsCommand {
             Ok(database) => database,
             Err(error) => return print_open_error(&error),
         };
-        match request_channel_action(&mut database, name, &action) {
+        match Self::request(&mut database, name, &action) {
             Ok(Some(outcome)) => {
                 let mut output = Output::default();
                 output.line(&outcome);
@@ -82,53 +82,56 @@ impl ChannelsCommand {
             Err(error) => print_temporary_error(error),
         }
     }
-}
 
-fn list_channels(config: &Config, database: &OfflineStore) -> Result<u8, StoreError> {
-    let channels: Vec<_> = channel_webhooks(&config.slack).collect();
-    let names: Vec<_> = channels
-        .iter()
-        .map(|(name, _)| (*name).to_owned())
-        .collect();
-    let mut counter = BacklogCounter::new(&names);
-    let backlog = database.read(|connection| counter.count(connection))?;
-    let now = Timestamp::now();
-    let mut output = Output::default();
-    for ((name, webhook), waiting) in channels.into_iter().zip(backlog.channels) {
-        let is_webhook = config.slack.sink == Sink::Auto && webhook.is_some();
-        let sink = if is_webhook { "webhook" } else { "log" };
-        let mut line = format!(
-            "{name}: {sink}, {} waiting",
-            counted(waiting.count, "payment")
-        );
-        if waiting.count > 0 {
-            let _ = write!(line, ", the oldest for {} s", waiting.age(now).as_secs());
+    fn list(config: &Config, database: &OfflineStore) -> Result<u8, StoreError> {
+        let channels: Vec<_> = channel_webhooks(&config.slack).collect();
+        let names: Vec<_> = channels
+            .iter()
+            .map(|(name, _)| (*name).to_owned())
+            .collect();
+        let mut counter = BacklogCounter::new(&names);
+        let backlog = database.read(|connection| counter.count(connection))?;
+        let now = Timestamp::now();
+        let mut output = Output::default();
+        for ((name, webhook), waiting) in channels.into_iter().zip(backlog.channels) {
+            let is_webhook = config.slack.sink == Sink::Auto && webhook.is_some();
+            let sink = if is_webhook { "webhook" } else { "log" };
+            let mut line = format!(
+                "{name}: {sink}, {} waiting",
+                counted(waiting.count, "payment")
+            );
+            if waiting.count > 0 {
+                let _ = write!(line, ", the oldest for {} s", waiting.age(now).as_secs());
+            }
+            if let Some(error) =
+                database.read(|connection| channel::last_error(connection, name))?
+            {
+                let _ = write!(line, "; its last error: {error}");
+            }
+            output.line(line);
         }
-        if let Some(error) = database.read(|connection| channel::last_error(connection, name))? {
-            let _ = write!(line, "; its last error: {error}");
-        }
-        output.line(line);
+        Ok(output.exit_code(exit_code::OK))
     }
-    Ok(output.exit_code(exit_code::OK))
-}
 
-/// Stores the request, and waits for its outcome.
-fn request_channel_action(
-    database: &mut OfflineStore,
-    name: &str,
-    action: &Action,
-) -> Result<Option<String>, StoreError> {
-    let origin = local_user_origin();
-    let id = database.write(|tx| channel::request(tx, name, action, &origin, Timestamp::now()))?;
-    let deadline = Instant::now() + OUTCOME_TIMEOUT;
-    while Instant::now() < deadline {
-        if let Some(outcome) = database.read(|connection| channel::outcome(connection, id))? {
-            return Ok(Some(outcome));
+    /// Stores the request, and waits for its outcome.
+    fn request(
+        database: &mut OfflineStore,
+        name: &str,
+        action: &Action,
+    ) -> Result<Option<String>, StoreError> {
+        let origin = local_user_origin();
+        let id =
+            database.write(|tx| channel::request(tx, name, action, &origin, Timestamp::now()))?;
+        let deadline = Instant::now() + OUTCOME_TIMEOUT;
+        while Instant::now() < deadline {
+            if let Some(outcome) = database.read(|connection| channel::outcome(connection, id))? {
+                return Ok(Some(outcome));
+            }
+            let _ = crossbeam_channel::after(POLL_INTERVAL).recv();
         }
-        let _ = crossbeam_channel::after(POLL_INTERVAL).recv();
+        if database.write(|tx| channel::withdraw(tx, id))? {
+            return Ok(None);
+        }
+        database.read(|connection| channel::outcome(connection, id))
     }
-    if database.write(|tx| channel::withdraw(tx, id))? {
-        return Ok(None);
-    }
-    database.read(|connection| channel::outcome(connection, id))
 }

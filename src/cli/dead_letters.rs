@@ -15,7 +15,7 @@ use payrelay::store::{OfflineStore, StoreError};
 
 use super::local_user::local_user_origin;
 use super::output::{Output, print_error, print_temporary_error};
-use super::{exit_code, run_with_database};
+use super::{exit_code, run_command_with_database};
 
 #[derive(Subcommand)]
 pub(super) enum DeadLettersCommand {
@@ -57,38 +57,39 @@ const BATCH_PAUSE: Duration = Duration::from_millis(30);
 
 impl DeadLettersCommand {
     pub(super) fn run(&self, config: &Config) -> u8 {
-        run_with_database(config, |database| {
+        run_command_with_database(config, |database| {
             let result = match self {
-                Self::List { all } => list_dead_letters(&database, !all),
+                Self::List { .. } => self.list(&database),
                 Self::Replay(selection) => {
-                    DeadLetterResolver::new(database, Action::Replay, selection).run()
+                    ResolveDeadLettersCommand::new(database, Action::Replay, selection).run()
                 }
                 Self::Discard(selection) => {
-                    DeadLetterResolver::new(database, Action::Discard, selection).run()
+                    ResolveDeadLettersCommand::new(database, Action::Discard, selection).run()
                 }
             };
             result.unwrap_or_else(print_temporary_error)
         })
     }
-}
 
-fn list_dead_letters(database: &OfflineStore, open_only: bool) -> Result<u8, StoreError> {
-    let mut output = Output::default();
-    let mut after = Some(0);
-    while let Some(id) = after {
-        let letters =
-            database.read(|connection| dead_letter::list(connection, open_only, id, BATCH))?;
-        // Serializing our own types cannot fail.
-        let is_open = letters
-            .iter()
-            .all(|letter| output.line(serde_json::to_string(letter).unwrap_or_default()));
-        after = letters.last().map(|last| last.id).filter(|_| is_open);
+    fn list(&self, database: &OfflineStore) -> Result<u8, StoreError> {
+        let open_only = !matches!(self, Self::List { all: true });
+        let mut output = Output::default();
+        let mut after = Some(0);
+        while let Some(id) = after {
+            let letters =
+                database.read(|connection| dead_letter::list(connection, open_only, id, BATCH))?;
+            // Serializing our own types cannot fail.
+            let is_open = letters
+                .iter()
+                .all(|letter| output.line(serde_json::to_string(letter).unwrap_or_default()));
+            after = letters.last().map(|last| last.id).filter(|_| is_open);
+        }
+        Ok(output.exit_code(exit_code::OK))
     }
-    Ok(output.exit_code(exit_code::OK))
 }
 
 /// Replays or discards the selected letters, and prints each outcome.
-struct DeadLetterResolver<'a> {
+struct ResolveDeadLettersCommand<'a> {
     database: OfflineStore,
     action: Action,
     selection: &'a DeadLetterSelection,
@@ -96,7 +97,7 @@ struct DeadLetterResolver<'a> {
     code: u8,
 }
 
-impl<'a> DeadLetterResolver<'a> {
+impl<'a> ResolveDeadLettersCommand<'a> {
     fn new(database: OfflineStore, action: Action, selection: &'a DeadLetterSelection) -> Self {
         Self {
             database,

@@ -134,7 +134,7 @@ pub(crate) fn run_command_line() -> u8 {
 }
 
 /// Opens the database, and runs `command` on it.
-fn run_with_database(config: &Config, command: impl FnOnce(OfflineStore) -> u8) -> u8 {
+fn run_command_with_database(config: &Config, command: impl FnOnce(OfflineStore) -> u8) -> u8 {
     match OfflineStore::open(&config.database.path) {
         Ok(database) => command(database),
         Err(error) => print_open_error(&error),

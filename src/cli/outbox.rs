@@ -7,7 +7,7 @@ use payrelay::store::{OfflineStore, relay_action};
 
 use super::local_user::local_user_origin;
 use super::output::{output_line, print_temporary_error};
-use super::run_with_database;
+use super::run_command_with_database;
 
 #[derive(Subcommand)]
 pub(super) enum OutboxCommand {
@@ -18,7 +18,7 @@ pub(super) enum OutboxCommand {
 impl OutboxCommand {
     pub(super) fn run(&self, config: &Config) -> u8 {
         match self {
-            Self::Resume => run_with_database(config, resume_outbox),
+            Self::Resume => run_command_with_database(config, resume_outbox),
         }
     }
 }

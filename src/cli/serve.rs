@@ -1,6 +1,6 @@
 //! `payrelay serve`: the service, from its start to the signal that stops it.
 
-use std::path::{self, Path, PathBuf};
+use std::path::{self, Path};
 use std::{io, process, thread};
 
 use crossbeam_channel::{Receiver, bounded, select};
@@ -30,7 +30,10 @@ pub(super) fn run_serve_command(
 fn serve_until_stopped(mut loaded: LoadedConfig, file: Option<&Path>) -> u8 {
     let configuration = loaded.file.as_deref().map_or_else(
         || "without a configuration file".to_owned(),
-        |file| format!("configuration {}", absolute(file).display()),
+        |file| {
+            let absolute = path::absolute(file).unwrap_or_else(|_| file.to_owned());
+            format!("configuration {}", absolute.display())
+        },
     );
     log::info!("payrelay {}, {configuration}", env!("CARGO_PKG_VERSION"));
     for name in loaded.ignored_variables() {
@@ -93,10 +96,6 @@ fn stop_serving(service: Service, code: u8) -> u8 {
             }
         }
     }
-}
-
-fn absolute(file: &Path) -> PathBuf {
-    path::absolute(file).unwrap_or_else(|_| file.to_owned())
 }
 
 /// A supervisor may start payrelay again after an error that may pass; an operator has to mend the

@@ -148,9 +148,9 @@ fn read_http_token(keys: &mut TypedKeys<'_>, index: usize) -> Option<Token> {
             "it identifies the token; `payrelay token` prints one",
         ),
     ];
-    for (part, why) in needed {
-        if !keys.is_set(&key(part)) {
-            keys.add_problem(format!("{} is missing: {why}", key(part)));
+    for (name, why) in needed {
+        if !keys.is_set(&key(name)) {
+            keys.add_problem(format!("{} is missing: {why}", key(name)));
         }
     }
     if !name.is_empty() {

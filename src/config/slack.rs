@@ -175,11 +175,11 @@ fn read_slack_route(keys: &mut TypedKeys<'_>, index: usize) -> Route {
         ..=keys.integer(&key("amount_max"), i64::MAX, all.clone());
     let user = keys.integer(&key("user_min"), 0, all.clone())
         ..=keys.integer(&key("user_max"), i64::MAX, all);
-    for (range, what) in [(&amount, "amount"), (&user, "user")] {
+    for (range, name) in [(&amount, "amount"), (&user, "user")] {
         if range.is_empty() {
             keys.add_problem(format!(
-                "{} is larger than {what}_max: no payment would fit",
-                key(&format!("{what}_min"))
+                "{} is larger than {name}_max: no payment would fit",
+                key(&format!("{name}_min"))
             ));
         }
     }

@@ -825,7 +825,7 @@ fn the_corpus_of_configurations_is_read_and_shows_no_secret() {
 /// secret.
 fn config_contains_a_secret(file: &str, environment: &BTreeMap<String, String>) -> bool {
     const SECRET: [&str; 3] = ["webhook_url", "proxy", "sasl_password"];
-    fn elsewhere(table: &toml::Table) -> bool {
+    fn config_has_a_secret_elsewhere(table: &toml::Table) -> bool {
         table.iter().any(|(key, value)| {
             key.contains("s3cr3t")
                 || match value {
@@ -836,9 +836,9 @@ fn config_contains_a_secret(file: &str, environment: &BTreeMap<String, String>) 
                             .any(|key| key.contains("s3cr3t"))
                     }
                     _ if SECRET.contains(&key.as_str()) => false,
-                    Value::Table(table) => elsewhere(table),
+                    Value::Table(table) => config_has_a_secret_elsewhere(table),
                     Value::Array(items) => items.iter().any(|item| match item {
-                        Value::Table(table) => elsewhere(table),
+                        Value::Table(table) => config_has_a_secret_elsewhere(table),
                         item => item.to_string().contains("s3cr3t"),
                     }),
                     value => value.to_string().contains("s3cr3t"),
@@ -850,7 +850,7 @@ fn config_contains_a_secret(file: &str, environment: &BTreeMap<String, String>) 
         name.contains("s3cr3t") || (!secret(name) && value.contains("s3cr3t"))
     };
     file.parse::<toml::Table>()
-        .is_ok_and(|table| elsewhere(&table))
+        .is_ok_and(|table| config_has_a_secret_elsewhere(&table))
         || environment.iter().any(variable)
 }
 

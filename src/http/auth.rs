@@ -54,16 +54,16 @@ impl AuthenticatedClient {
 }
 
 #[derive(Debug)]
-struct KnownToken {
+struct AuthenticatorToken {
     hash: TokenHash,
     client: AuthenticatedClient,
 }
 
 /// The tokens in effect.
 #[derive(Debug, Default)]
-struct KnownTokens(Vec<KnownToken>);
+struct AuthenticatorTokens(Vec<AuthenticatorToken>);
 
-impl KnownTokens {
+impl AuthenticatorTokens {
     /// Compares with every token, found or not: the duration reveals nothing.
     fn find(&self, token: &str) -> Option<&AuthenticatedClient> {
         let hash = TokenHash::of(token);
@@ -76,7 +76,7 @@ impl KnownTokens {
             .map(|token| &token.client)
     }
 
-    fn named(&self, name: &str) -> Option<&KnownToken> {
+    fn named(&self, name: &str) -> Option<&AuthenticatorToken> {
         self.0.iter().find(|token| &*token.client.name == name)
     }
 }
@@ -102,7 +102,7 @@ impl fmt::Display for TokenDiff {
         let changes: Vec<_> = parts
             .into_iter()
             .filter(|(_, names)| !names.is_empty())
-            .map(|(what, names)| format!("{what} {}", names.join(", ")))
+            .map(|(verb, names)| format!("{verb} {}", names.join(", ")))
             .collect();
         f.write_str(if changes.is_empty() {
             "none changed"
@@ -129,7 +129,7 @@ pub struct Authenticator {
     public_host: Option<String>,
     /// The usage of all clients, where there are no tokens.
     anonymous: Arc<str>,
-    tokens: Mutex<Arc<KnownTokens>>,
+    tokens: Mutex<Arc<AuthenticatorTokens>>,
 }
 
 impl Authenticator {
@@ -175,12 +175,12 @@ impl Authenticator {
                 access: token.access,
                 usage,
             };
-            KnownToken {
+            AuthenticatorToken {
                 hash: token.hash,
                 client,
             }
         });
-        let new = KnownTokens(new.collect());
+        let new = AuthenticatorTokens(new.collect());
         let gone = old
             .0
             .iter()
@@ -191,7 +191,7 @@ impl Authenticator {
         change
     }
 
-    fn tokens(&self) -> Arc<KnownTokens> {
+    fn tokens(&self) -> Arc<AuthenticatorTokens> {
         // The value is replaced as a whole: a panic elsewhere leaves no half of one.
         Arc::clone(&self.tokens.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -497,7 +497,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_recognized_by_the_address() {
+    fn the_authenticator_knows_loopback_by_its_address() {
         let loopback = |text: &str| is_loopback(text.parse().unwrap());
         assert!(loopback("127.0.0.1:1") && loopback("127.9.9.9:1") && loopback("[::1]:1"));
         assert!(loopback("[::ffff:127.0.0.1]:1"));

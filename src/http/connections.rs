@@ -1,6 +1,6 @@
 //! The open connections, and which of them is closed for a new one when all are in use.
 //!
-//! First a connection whose client has not sent a complete head for [`HEAD_PATIENCE`], then the one
+//! First a connection whose client has not sent a complete head for [`HEAD_TIMEOUT`], then the one
 //! that has been idle longest. A connection with a request in progress, or with an unwritten
 //! response, is never closed for another.
 
@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
 /// How long a connection without a complete head stays open while others wait.
-const HEAD_PATIENCE: Duration = Duration::from_secs(2);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A connection that got its response just now may be about to send its next request.
 const IDLE_MIN: Duration = Duration::from_millis(100);
@@ -130,8 +130,8 @@ impl ConnectionState {
         }
         let waited = now.saturating_sub(since);
         let silent = self.is_silent();
-        let patience = if silent { HEAD_PATIENCE } else { IDLE_MIN };
-        (u128::from(waited) >= patience.as_millis()).then_some((silent, waited))
+        let limit = if silent { HEAD_TIMEOUT } else { IDLE_MIN };
+        (u128::from(waited) >= limit.as_millis()).then_some((silent, waited))
     }
 
     /// Whether no complete head has arrived yet.

@@ -50,7 +50,7 @@ impl App {
             .latest()
             .map(|snapshot| ReadyPending::new(&snapshot, Timestamp::now()));
         let late = pending.as_ref().is_some_and(ReadyPending::is_late);
-        let (status, word) = if !works {
+        let (status, name) = if !works {
             (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
         } else if late || components.values().any(Health::is_failing) {
             (StatusCode::OK, "degraded")
@@ -61,7 +61,7 @@ impl App {
         (
             status,
             ReadyView {
-                status: word,
+                status: name,
                 node: store.node().as_str(),
                 components,
                 pending,

@@ -234,9 +234,9 @@ impl Drop for BodyLimit<'_> {
     }
 }
 
-fn add_within_limit(held: &AtomicUsize, bytes: usize, limit: usize) -> bool {
-    let reserve = |held: usize| held.checked_add(bytes).filter(|sum| *sum <= limit);
-    held.fetch_update(Relaxed, Relaxed, reserve).is_ok()
+fn add_within_limit(reserved: &AtomicUsize, bytes: usize, limit: usize) -> bool {
+    let try_add = |reserved: usize| reserved.checked_add(bytes).filter(|sum| *sum <= limit);
+    reserved.fetch_update(Relaxed, Relaxed, try_add).is_ok()
 }
 
 #[cfg(test)]

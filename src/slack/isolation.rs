@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn three_messages_without_a_response_pause_the_channel() {
+    fn isolation_pauses_after_three_messages_without_a_response() {
         let mut channel = Isolation::new(200);
         assert!(!channel.unanswered() && !channel.unanswered());
         channel.accepted();
@@ -165,7 +165,7 @@ mod tests {
         Unanswered,
     }
 
-    fn any_answer() -> impl Strategy<Value = Answer> {
+    fn any_isolated_answer() -> impl Strategy<Value = Answer> {
         prop_oneof![
             Just(Answer::Accepted),
             Just(Answer::Rejected),
@@ -179,7 +179,7 @@ mod tests {
         /// five consecutive rejections precede the pause.
         #[test]
         fn isolation_pauses_a_channel_that_rejects_everything_soon(
-            answers in proptest::collection::vec((any_answer(), 0_u64..400), 1..100),
+            answers in proptest::collection::vec((any_isolated_answer(), 0_u64..400), 1..100),
             max in 1_usize..500,
         ) {
             let mut channel = Isolation::new(max);

@@ -227,8 +227,8 @@ impl MessageStyle {
 
         let mut summary = totals.lines();
         for (index, ids) in failed.chunks(IDS_A_LINE).enumerate() {
-            let what = if index == 0 { ":x: *not paid:* " } else { "" };
-            summary.push(format!("{what}{}", ids.join(", ")));
+            let heading = if index == 0 { ":x: *not paid:* " } else { "" };
+            summary.push(format!("{heading}{}", ids.join(", ")));
         }
         let mut blocks =
             vec![json!({"type": "header", "text": {"type": "plain_text", "text": span}})];
@@ -617,7 +617,7 @@ mod tests {
         );
     }
 
-    fn any_payment() -> impl Strategy<Value = Payment> {
+    fn any_message_payment() -> impl Strategy<Value = Payment> {
         let numbers = (0..=i64::MAX, 0..=i64::MAX, 0..=i64::MAX, 0..=i64::MAX);
         (numbers, proptest::option::of(".{0,3000}"), "[A-Z]{3}").prop_map(
             |((id, user, reservation, amount), failure, c)| Payment {
@@ -643,7 +643,7 @@ mod tests {
 
         #[test]
         fn every_summary_message_is_within_slacks_limits(
-            payments in proptest::collection::vec(any_payment(), 1..500),
+            payments in proptest::collection::vec(any_message_payment(), 1..500),
             link in any::<bool>(),
         ) {
             let mut style = message_style();
@@ -666,7 +666,7 @@ mod tests {
 
         #[test]
         fn every_message_is_within_slacks_limits(
-            payments in proptest::collection::vec(any_payment(), 1..500),
+            payments in proptest::collection::vec(any_message_payment(), 1..500),
             link in any::<bool>(),
         ) {
             let mut style = message_style();

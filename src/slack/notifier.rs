@@ -55,7 +55,7 @@ pub struct Notifier {
     /// The last executed action of an operator; `None` before the first query.
     last_action: Option<i64>,
     /// Whether an unusual response was logged.
-    odd_answer_logged: bool,
+    is_unusual_response_logged: bool,
     /// The outcome of the last message, unsaved because of a database error: it is saved before
     /// anything else.
     unsaved: Option<Unsaved>,
@@ -125,7 +125,7 @@ impl Notifier {
             errors,
             isolation,
             last_action: None,
-            odd_answer_logged: false,
+            is_unusual_response_logged: false,
             unsaved: None,
         }
     }
@@ -272,14 +272,14 @@ impl Notifier {
     ) -> Result<Step, StoreError> {
         let now = self.now();
         let (step, outcome) = match answer {
-            PostOutcome::Accepted(odd) => {
+            PostOutcome::Accepted(remark) => {
                 self.limiter.succeeded();
                 self.outage.recovered();
                 self.isolation.accepted();
-                if let Some(odd) = odd.filter(|_| !self.odd_answer_logged) {
-                    self.odd_answer_logged = true;
+                if let Some(remark) = remark.filter(|_| !self.is_unusual_response_logged) {
+                    self.is_unusual_response_logged = true;
                     log::warn!(
-                        "{}: {odd}; the message counts as delivered",
+                        "{}: {remark}; the message counts as delivered",
                         self.channel.display_name()
                     );
                 }

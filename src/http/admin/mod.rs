@@ -169,7 +169,7 @@ mod tests {
     use super::*;
     use crate::http::params::PAGE_MAX;
 
-    fn route(method: &Method, path: &str, query: &str) -> Result<AdminRoute, Problem> {
+    fn admin_route(method: &Method, path: &str, query: &str) -> Result<AdminRoute, Problem> {
         let rest: Vec<_> = path
             .strip_prefix("/admin/")
             .unwrap_or(path)
@@ -182,16 +182,19 @@ mod tests {
     fn each_admin_route_is_found_by_its_method_and_path() {
         let get = &Method::GET;
         let post = &Method::POST;
-        assert_eq!(route(get, "/admin/channels", ""), Ok(AdminRoute::Channels));
-        assert_eq!(route(get, "/admin/topic", ""), Ok(AdminRoute::Topic));
         assert_eq!(
-            route(post, "/admin/channels/till-3/resume", ""),
+            admin_route(get, "/admin/channels", ""),
+            Ok(AdminRoute::Channels)
+        );
+        assert_eq!(admin_route(get, "/admin/topic", ""), Ok(AdminRoute::Topic));
+        assert_eq!(
+            admin_route(post, "/admin/channels/till-3/resume", ""),
             Ok(AdminRoute::ResumeChannel {
                 name: "till-3".into()
             })
         );
         assert_eq!(
-            route(post, "/admin/relay/resume", ""),
+            admin_route(post, "/admin/relay/resume", ""),
             Ok(AdminRoute::ResumeRelay)
         );
         let letters = Ok(AdminRoute::DeadLetters(DeadLetterPage {
@@ -200,11 +203,11 @@ mod tests {
             limit: 2,
         }));
         assert_eq!(
-            route(get, "/admin/dead-letters", "all=true&after=7&limit=2"),
+            admin_route(get, "/admin/dead-letters", "all=true&after=7&limit=2"),
             letters
         );
         assert_eq!(
-            route(get, "/admin/dead-letters/7", ""),
+            admin_route(get, "/admin/dead-letters/7", ""),
             Ok(AdminRoute::DeadLetter { id: 7 })
         );
         let resolve = |selection, action, dry_run| {
@@ -215,7 +218,7 @@ mod tests {
             }))
         };
         assert_eq!(
-            route(post, "/admin/dead-letters/7/replay", ""),
+            admin_route(post, "/admin/dead-letters/7/replay", ""),
             resolve(Selection::Id(7), Action::Replay, false)
         );
         let all = resolve(
@@ -227,7 +230,7 @@ mod tests {
             true,
         );
         assert_eq!(
-            route(
+            admin_route(
                 post,
                 "/admin/dead-letters/discard",
                 "all=true&dry_run=true&after=3"
@@ -245,13 +248,13 @@ mod tests {
             ("/admin/relay/resume", ""),
         ] {
             assert_eq!(
-                route(&Method::GET, path, query),
+                admin_route(&Method::GET, path, query),
                 Err(Problem::method_not_allowed("POST")),
                 "{path}"
             );
         }
         assert_eq!(
-            route(&Method::POST, "/admin/channels", ""),
+            admin_route(&Method::POST, "/admin/channels", ""),
             Err(Problem::method_not_allowed("GET, HEAD"))
         );
         for query in [
@@ -262,12 +265,12 @@ mod tests {
             "all=true&dry_run=yes",
         ] {
             assert!(
-                route(&Method::POST, "/admin/dead-letters/replay", query).is_err(),
+                admin_route(&Method::POST, "/admin/dead-letters/replay", query).is_err(),
                 "{query}"
             );
         }
-        assert!(route(&Method::POST, "/admin/dead-letters/7/replay", "all=true").is_err());
-        assert!(route(&Method::POST, "/admin/dead-letters/7/replay", "after=3").is_err());
-        assert!(route(&Method::GET, "/admin/nothing", "").is_err());
+        assert!(admin_route(&Method::POST, "/admin/dead-letters/7/replay", "all=true").is_err());
+        assert!(admin_route(&Method::POST, "/admin/dead-letters/7/replay", "after=3").is_err());
+        assert!(admin_route(&Method::GET, "/admin/nothing", "").is_err());
     }
 }
