@@ -163,7 +163,7 @@ CREATE TABLE channel_action (
     id       INTEGER PRIMARY KEY AUTOINCREMENT,
     channel  TEXT    NOT NULL,
     action   TEXT    NOT NULL CHECK (action IN ('resume', 'skip')),
-    origin   TEXT    NOT NULL, -- the client's token, or the local user
+    origin   TEXT    NOT NULL, -- 'http, token NAME' or 'local user NAME'
     reason   TEXT,
     outcome  TEXT, -- NULL: the notifier has not seen it yet
     acted_at INTEGER NOT NULL
@@ -228,7 +228,7 @@ CREATE TABLE dead_letter_action (
     id             INTEGER PRIMARY KEY AUTOINCREMENT,
     dead_letter_id INTEGER NOT NULL REFERENCES dead_letter (id),
     action         TEXT    NOT NULL CHECK (action IN ('replay', 'discard')),
-    origin         TEXT    NOT NULL, -- 'http' or 'command line'
+    origin         TEXT    NOT NULL, -- 'http, token NAME' or 'local user NAME'
     outcome        TEXT    NOT NULL,
     acted_at       INTEGER NOT NULL
 ) STRICT;
@@ -239,6 +239,6 @@ CREATE INDEX dead_letter_action_letter ON dead_letter_action (dead_letter_id);
 CREATE TABLE relay_action (
     id       INTEGER PRIMARY KEY,
     action   TEXT    NOT NULL CHECK (action IN ('resume')),
-    origin   TEXT    NOT NULL, -- 'http' or 'command line'
+    origin   TEXT    NOT NULL, -- 'http, token NAME' or 'local user NAME'
     acted_at INTEGER NOT NULL
 ) STRICT;

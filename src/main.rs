@@ -5,5 +5,5 @@ mod cli;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    ExitCode::from(cli::run())
+    ExitCode::from(cli::run_command_line())
 }

@@ -9,6 +9,7 @@ use crate::config;
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::error_log::ErrorLog;
 use crate::runtime::metrics::{MetricTotals, Metrics};
+use crate::runtime::plural::counted;
 use crate::runtime::worker::{Stop, Waker};
 use crate::sampler::{Sample, Samples};
 use crate::store::dead_letter;
@@ -21,7 +22,7 @@ use crate::store::{SqlResult, Store, StoreError, Transaction};
 /// millisecond.
 const BATCH: usize = 30;
 
-/// After each batch the purge pauses for four times the duration of the batch: payments have the
+/// After each batch the purge pauses for four times the duration of the batch. Payments have the
 /// disk four fifths of the time, and a million rows are deleted within minutes.
 const PAUSE_FACTOR: u32 = 4;
 
@@ -116,7 +117,11 @@ impl Scheduler {
         let letters = self.purge(stop, move |tx| {
             dead_letter::purge_dead_letters(tx, cutoff, BATCH)
         })?;
-        log::debug!("purged {keys} idempotency keys and {letters} closed dead letters");
+        log::debug!(
+            "purged {} and {}",
+            counted(keys, "idempotency key"),
+            counted(letters, "closed dead letter")
+        );
         // The purge may have run for as long as the interval.
         if let Some(snapshot) = self.snapshots.latest() {
             self.summary(&snapshot, purged, Timestamp::now());
@@ -133,16 +138,16 @@ impl Scheduler {
         let idle = now.since(oldest.max(self.metrics.last_relay_attempt()));
         if idle > self.settings.retry_after {
             log::warn!(
-                "{} events are unpublished, and the relay has not tried for {} s: waking it",
-                unpublished.count,
+                "{} unpublished, and the relay has not tried for {} s: waking it",
+                counted(unpublished.count, "event"),
                 idle.as_secs()
             );
             self.relay.wake();
         }
     }
 
-    /// Deletes batch after batch, each in the background of the writer, until no row is old enough,
-    /// the next round is due, or a stop is requested.
+    /// Deletes batch after batch, each in the background of the writer. It ends when no row is old
+    /// enough, the next round is due, or a stop is requested.
     fn purge(
         &self,
         stop: &Stop,

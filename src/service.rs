@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::config::{self, Config, Problems, PublisherKind};
 use crate::domain::timestamp::Timestamp;
-use crate::http::{self, App, AppContext, Authenticator, LastTokenRemoved, TokenDiff};
+use crate::http::{self, App, AppContext, Authenticator, BoundSocket, LastTokenRemoved, TokenDiff};
 use crate::kafka;
 use crate::kafka::consumer::Consumer;
 use crate::kafka::publisher::{self, KafkaPublisher};
@@ -19,12 +20,13 @@ use crate::relay::publisher::Publisher;
 use crate::relay::{self, Relay};
 use crate::runtime::health::HealthHandle;
 use crate::runtime::metrics::Metrics;
+use crate::runtime::plural::counted;
 use crate::runtime::resume::ResumeHandle;
 use crate::runtime::warnings::Warnings;
 use crate::runtime::worker::{StopTimeout, Waker, Worker, ensure_worker_capacity};
 use crate::sampler::{Sampler, Samples};
 use crate::scheduler::{self, Scheduler};
-use crate::slack::channel::{self, Channel};
+use crate::slack::channel::{self, SlackChannel};
 use crate::slack::notifier::{self, Notifier};
 use crate::slack::webhook::SlackConfigError;
 use crate::store::channel_sink::{self, ChannelSink};
@@ -34,13 +36,14 @@ use crate::store::{OpenError, Store, StoreError, delivery, route, topic};
 /// The longest duration of a stop.
 pub const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// Threads in addition to the readers and two for each channel: http, writer, checkpointer, disk,
-/// relay, consumer, scheduler, sampler, one of r2d2, and those that resolve names for Kafka.
+/// Threads in addition to the readers and two for each channel. They are http, writer,
+/// checkpointer, disk, relay, consumer, scheduler, sampler, one of r2d2, and two that resolve names
+/// for Kafka.
 const OTHER_THREADS: usize = 11;
 
 /// Why the service did not start. Each says what to do.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum ServiceStartError {
     /// The database cannot be used.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -62,9 +65,10 @@ pub enum StartError {
     Kafka(#[from] Problems),
     /// A channel had a webhook, and has none now.
     #[error(
-        "slack: {count} payments wait for the channel {channel}, which had a webhook and has none \
+        "slack: {} waiting for the channel {channel}, which had a webhook and has none \
             now: set its webhook_url again, or set slack.sink = \"log\" to have them written to \
-            the log"
+            the log",
+        counted(*count, "payment")
     )]
     WebhookGone {
         /// The channel.
@@ -91,7 +95,16 @@ pub enum Cause {
     Configuration,
 }
 
-impl StartError {
+impl ServiceStartError {
+    /// Names the file of the configuration, if the error is about its keys.
+    #[must_use]
+    pub fn in_file(self, file: Option<&Path>) -> Self {
+        match self {
+            Self::Kafka(problems) => Self::Kafka(problems.in_file(file)),
+            other => other,
+        }
+    }
+
     /// Whether it may pass.
     pub fn cause(&self) -> Cause {
         match self {
@@ -120,15 +133,28 @@ pub struct Service {
 
 impl Service {
     /// Starts everything: the threads that others need first, the HTTP server last.
-    pub fn start(config: &Config) -> Result<Self, StartError> {
-        let channels = preflight(config)?;
+    pub fn start(config: &Config) -> Result<Self, ServiceStartError> {
+        let channels = preflight_service(config)?;
+        // Before the database is created: a wrong address leaves nothing behind.
+        let listen_error = |source| ServiceStartError::Listen {
+            address: config.http.listen,
+            source,
+        };
+        let socket = BoundSocket::bind(config.http.listen).map_err(listen_error)?;
         let stopped = Store::open(&config.database, config.node.id.as_ref())?;
-        let listener = Listener::bind(config.http.listen)?;
         let (exited, exits) = unbounded();
         let (store, store_workers) = stopped.start(&exited)?;
-        log::info!("node {}, database {}", store.node(), store.path().display());
-        recover(&store, config)?;
-        let mut spawner = Spawner {
+        let topic = match config.publisher.kind {
+            PublisherKind::Application => "no Kafka".to_owned(),
+            PublisherKind::Kafka => format!("Kafka topic {}", config.kafka.topic),
+        };
+        log::info!(
+            "node {}, database {}, {topic}",
+            store.node(),
+            store.path().display()
+        );
+        recover_service(&store, config)?;
+        let mut spawner = ServiceSpawner {
             config,
             store,
             exited,
@@ -136,7 +162,11 @@ impl Service {
             warnings: Warnings::default(),
             components: Vec::new(),
         };
+        // From here on connections are accepted: everything that they need is recovered.
+        let address = socket.address();
+        let listener = socket.listen().map_err(listen_error)?;
         let (users, authenticator) = spawner.spawn(channels, listener)?;
+        log::info!("listening on http://{address}");
         Ok(Self {
             users,
             store: store_workers,
@@ -168,12 +198,12 @@ impl Service {
 }
 
 /// Finds problems before anything is opened, and warns of risks.
-fn preflight(config: &Config) -> Result<Vec<Channel>, StartError> {
+fn preflight_service(config: &Config) -> Result<Vec<SlackChannel>, ServiceStartError> {
     let channel_threads = 2 * (1 + config.slack.routes.len());
     ensure_worker_capacity(OTHER_THREADS + config.database.readers.get() + channel_threads)?;
-    let channels = Channel::all(config)?;
-    check_kafka(config)?;
-    channel::warn_of_risks(&config.slack);
+    let channels = SlackChannel::all(config)?;
+    check_service_kafka(config)?;
+    channel::warn_of_channel_risks(&config.slack);
     let security = &config.kafka.security;
     if config.publisher.kind == PublisherKind::Kafka && security.sends_password_in_clear() {
         log::warn!(
@@ -185,63 +215,47 @@ fn preflight(config: &Config) -> Result<Vec<Channel>, StartError> {
 }
 
 /// Finds the problems of a configuration, without starting anything.
-pub fn check(config: &Config) -> Result<(), StartError> {
-    Channel::all(config)?;
-    check_kafka(config)?;
+pub fn check_service_config(config: &Config) -> Result<(), ServiceStartError> {
+    SlackChannel::all(config)?;
+    check_service_kafka(config)?;
     Ok(())
 }
 
 /// Checks the files that connections to Kafka need.
-fn check_kafka(config: &Config) -> Result<(), Problems> {
+fn check_service_kafka(config: &Config) -> Result<(), Problems> {
     match config.publisher.kind {
         PublisherKind::Application => Ok(()),
         PublisherKind::Kafka => kafka::check(&config.kafka.security),
     }
 }
 
-/// The socket of the HTTP server.
-struct Listener {
-    socket: TcpListener,
-    address: SocketAddr,
-}
-
-impl Listener {
-    fn bind(address: SocketAddr) -> Result<Self, StartError> {
-        let error = |source| StartError::Listen { address, source };
-        let socket = TcpListener::bind(address).map_err(error)?;
-        // The port may have been 0.
-        let address = socket.local_addr().map_err(error)?;
-        Ok(Self { socket, address })
-    }
-}
-
 /// Continues after a process that ended, or after a change of the configuration.
-fn recover(store: &Store, config: &Config) -> Result<(), StartError> {
-    save_sinks(store, config)?;
+fn recover_service(store: &Store, config: &Config) -> Result<(), ServiceStartError> {
+    save_service_sinks(store, config)?;
     let routes = config.slack.routes.clone();
     let unknown = store.write(move |tx| {
         route::replace_routes(tx, &routes).and_then(|()| delivery::recover_deliveries(tx))
     })?;
     if unknown > 0 {
         log::warn!(
-            "{unknown} deliveries were in flight when payrelay last stopped; sending them again \
-                (they may appear twice)"
+            "{} in flight when payrelay last stopped: sending again (may appear twice)",
+            counted(unknown, "delivery")
         );
     }
     if config.publisher.kind == PublisherKind::Application
         && store.write(|tx| topic::abandon_other_topics(tx, None))?
     {
-        let count = backfill(store)?;
+        let count = backfill_service(store)?;
         log::warn!(
-            "events no longer pass through Kafka: backfilled {count} published events from the \
-                outbox"
+            "events no longer pass through Kafka: backfilled {} from the outbox",
+            counted(count, "published event")
         );
     }
     Ok(())
 }
 
 /// Gives every published event a delivery. With Kafka the consumer does that.
-fn backfill(store: &Store) -> Result<usize, StoreError> {
+fn backfill_service(store: &Store) -> Result<usize, StoreError> {
     let mut after = 0;
     let mut count = 0;
     loop {
@@ -259,13 +273,13 @@ fn backfill(store: &Store) -> Result<usize, StoreError> {
 
 /// Records the sink of each channel. Refuses to write payments to the log that wait for a webhook:
 /// the operator may have forgotten to set it.
-fn save_sinks(store: &Store, config: &Config) -> Result<(), StartError> {
+fn save_service_sinks(store: &Store, config: &Config) -> Result<(), ServiceStartError> {
     let slack = &config.slack;
     let sink = |url: Option<&config::Secret>| match (slack.sink, url) {
         (config::Sink::Auto, Some(_)) => ChannelSink::Webhook,
         _ => ChannelSink::Log,
     };
-    let sinks: Vec<_> = channel::webhooks(slack)
+    let sinks: Vec<_> = channel::channel_webhooks(slack)
         .map(|(name, url)| (name.to_owned(), sink(url)))
         .collect();
     if slack.sink == config::Sink::Auto {
@@ -276,7 +290,7 @@ fn save_sinks(store: &Store, config: &Config) -> Result<(), StartError> {
                 .find(|(name, _)| *name == channel)
                 .unwrap_or(&sinks[0]);
             if *sink == ChannelSink::Log && count > 0 {
-                return Err(StartError::WebhookGone { channel, count });
+                return Err(ServiceStartError::WebhookGone { channel, count });
             }
         }
     }
@@ -285,7 +299,7 @@ fn save_sinks(store: &Store, config: &Config) -> Result<(), StartError> {
 }
 
 /// Starts the threads that work with the database.
-struct Spawner<'a> {
+struct ServiceSpawner<'a> {
     config: &'a Config,
     store: Store,
     exited: Sender<&'static str>,
@@ -302,12 +316,12 @@ struct Notifiers {
     waker: Waker,
 }
 
-impl Spawner<'_> {
+impl ServiceSpawner<'_> {
     fn spawn(
         &mut self,
-        channels: Vec<Channel>,
-        listener: Listener,
-    ) -> Result<(Vec<Worker>, Arc<Authenticator>), StartError> {
+        channels: Vec<SlackChannel>,
+        listener: TcpListener,
+    ) -> Result<(Vec<Worker>, Arc<Authenticator>), ServiceStartError> {
         let (relay_waker, relay_woken) = Waker::new();
         let publisher_health = self.component("publisher".to_owned());
         let Notifiers {
@@ -341,8 +355,7 @@ impl Spawner<'_> {
             metrics: self.metrics.clone(),
             warnings: self.warnings.clone(),
         });
-        let http = http::spawn(listener.socket, app, &self.exited)?;
-        log::info!("listening on http://{}", listener.address);
+        let http = http::spawn_server(listener, app, &self.exited)?;
         let mut workers = vec![http, sampler, scheduler, relay];
         workers.extend(notifiers);
         workers.extend(consumer);
@@ -355,7 +368,7 @@ impl Spawner<'_> {
         health
     }
 
-    fn spawn_notifiers(&mut self, channels: Vec<Channel>) -> io::Result<Notifiers> {
+    fn spawn_notifiers(&mut self, channels: Vec<SlackChannel>) -> io::Result<Notifiers> {
         let mut workers = Vec::new();
         let mut shown = Vec::new();
         let mut wakers = Vec::new();

@@ -5,10 +5,10 @@ use payrelay::audit::{self, AuditError, AuditOptions};
 use payrelay::config::Config;
 
 use super::exit_code;
-use super::output::{Output, config_error, open_error, print_error};
+use super::output::{Output, print_config_error, print_error, print_open_error};
 
 #[derive(Args)]
-pub(super) struct Audit {
+pub(super) struct AuditCommand {
     /// Reads the database alone, and does not connect to Kafka
     #[arg(long)]
     file_only: bool,
@@ -20,7 +20,7 @@ pub(super) struct Audit {
     json: bool,
 }
 
-impl Audit {
+impl AuditCommand {
     pub(super) fn run(&self, config: &Config) -> u8 {
         let options = AuditOptions {
             file_only: self.file_only,
@@ -28,8 +28,8 @@ impl Audit {
         };
         let report = match audit::run_audit(config, options) {
             Ok(report) => report,
-            Err(AuditError::Open(error)) => return open_error(&error),
-            Err(AuditError::Config(problems)) => return config_error(problems),
+            Err(AuditError::Open(error)) => return print_open_error(&error),
+            Err(AuditError::Config(problems)) => return print_config_error(problems),
             Err(error) => {
                 print_error(error);
                 return exit_code::TEMPORARY;

@@ -1,18 +1,28 @@
-//! `payrelay channels`: controls the notifiers of a running payrelay, through the database.
+//! `payrelay channels`: lists the channels, and controls the notifiers of a running payrelay, both
+//! through the database.
 
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use clap::Subcommand;
-use payrelay::config::{Config, DEFAULT_CHANNEL};
+use payrelay::config::{Config, DEFAULT_CHANNEL, Sink};
 use payrelay::domain::timestamp::Timestamp;
+use payrelay::runtime::plural::counted;
+use payrelay::slack::channel::channel_webhooks;
+use payrelay::store::backlog::BacklogCounter;
 use payrelay::store::channel_action::{self, ChannelAction};
-use payrelay::store::{OfflineStore, StoreError};
+use payrelay::store::{OfflineStore, StoreError, channel_sink};
 
-use super::output::{Output, open_error, print_error, temporary_error};
-use super::{exit_code, local_user};
+use super::local_user::local_user_origin;
+use super::output::{Output, print_error, print_open_error, print_temporary_error};
+use super::{exit_code, run_command_with_database};
 
 #[derive(Subcommand)]
-pub(super) enum Channels {
+pub(super) enum ChannelsCommand {
+    /// Prints each channel: where it posts, how many payments wait, and the error of the oldest.
+    /// Also while payrelay does not run. Whether a channel is paused is not in the database: GET
+    /// /admin/channels of a running payrelay shows it
+    List,
     /// Lets a channel try now, also while it is paused
     Resume {
         /// Its name: default, or that of a route
@@ -36,9 +46,14 @@ const OUTCOME_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pause between two queries for the outcome of a request.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-impl Channels {
+impl ChannelsCommand {
     pub(super) fn run(&self, config: &Config) -> u8 {
         let (name, action) = match self {
+            Self::List => {
+                return run_command_with_database(config, |database| {
+                    Self::list(config, &database).unwrap_or_else(print_temporary_error)
+                });
+            }
             Self::Resume { name } => (name, ChannelAction::Resume),
             Self::Skip { name, reason } => (name, ChannelAction::Skip(reason.clone())),
         };
@@ -48,9 +63,9 @@ impl Channels {
         }
         let mut database = match OfflineStore::open(&config.database.path) {
             Ok(database) => database,
-            Err(error) => return open_error(&error),
+            Err(error) => return print_open_error(&error),
         };
-        match request(&mut database, name, &action) {
+        match Self::request(&mut database, name, &action) {
             Ok(Some(outcome)) => {
                 let mut output = Output::default();
                 output.line(&outcome);
@@ -64,32 +79,62 @@ impl Channels {
                 print_error("no running payrelay has seen the request within 5 s: it is withdrawn");
                 exit_code::TEMPORARY
             }
-            Err(error) => temporary_error(error),
+            Err(error) => print_temporary_error(error),
         }
     }
-}
 
-/// Stores the request, and waits for its outcome.
-fn request(
-    database: &mut OfflineStore,
-    name: &str,
-    action: &ChannelAction,
-) -> Result<Option<String>, StoreError> {
-    let origin = format!("local user {}", local_user());
-    let id = database.write(|tx| {
-        channel_action::request_channel_action(tx, name, action, &origin, Timestamp::now())
-    })?;
-    let deadline = Instant::now() + OUTCOME_TIMEOUT;
-    while Instant::now() < deadline {
-        if let Some(outcome) =
-            database.read(|connection| channel_action::channel_action_outcome(connection, id))?
-        {
-            return Ok(Some(outcome));
+    fn list(config: &Config, database: &OfflineStore) -> Result<u8, StoreError> {
+        let channels: Vec<_> = channel_webhooks(&config.slack).collect();
+        let names: Vec<_> = channels
+            .iter()
+            .map(|(name, _)| (*name).to_owned())
+            .collect();
+        let mut counter = BacklogCounter::new(&names);
+        let backlog = database.read(|connection| counter.count(connection))?;
+        let now = Timestamp::now();
+        let mut output = Output::default();
+        for ((name, webhook), waiting) in channels.into_iter().zip(backlog.channels) {
+            let is_webhook = config.slack.sink == Sink::Auto && webhook.is_some();
+            let sink = if is_webhook { "webhook" } else { "log" };
+            let mut line = format!(
+                "{name}: {sink}, {} waiting",
+                counted(waiting.count, "payment")
+            );
+            if waiting.count > 0 {
+                let _ = write!(line, ", the oldest for {} s", waiting.age(now).as_secs());
+            }
+            if let Some(error) =
+                database.read(|connection| channel_sink::last_channel_error(connection, name))?
+            {
+                let _ = write!(line, "; its last error: {error}");
+            }
+            output.line(line);
         }
-        let _ = crossbeam_channel::after(POLL_INTERVAL).recv();
+        Ok(output.exit_code(exit_code::OK))
     }
-    if database.write(|tx| channel_action::withdraw_channel_action(tx, id))? {
-        return Ok(None);
+
+    /// Stores the request, and waits for its outcome.
+    fn request(
+        database: &mut OfflineStore,
+        name: &str,
+        action: &ChannelAction,
+    ) -> Result<Option<String>, StoreError> {
+        let origin = local_user_origin();
+        let id = database.write(|tx| {
+            channel_action::request_channel_action(tx, name, action, &origin, Timestamp::now())
+        })?;
+        let deadline = Instant::now() + OUTCOME_TIMEOUT;
+        while Instant::now() < deadline {
+            if let Some(outcome) = database
+                .read(|connection| channel_action::channel_action_outcome(connection, id))?
+            {
+                return Ok(Some(outcome));
+            }
+            let _ = crossbeam_channel::after(POLL_INTERVAL).recv();
+        }
+        if database.write(|tx| channel_action::withdraw_channel_action(tx, id))? {
+            return Ok(None);
+        }
+        database.read(|connection| channel_action::channel_action_outcome(connection, id))
     }
-    database.read(|connection| channel_action::channel_action_outcome(connection, id))
 }

@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
-use log::LevelFilter;
-use payrelay::config::{Config, Loaded, Problems};
+use payrelay::config::{Config, LoadedConfig, Problems};
 
 /// Reads the file that `--config` or `PAYRELAY_CONFIG` names, else the first usual one.
-pub(super) fn load(argument: Option<&Path>) -> Result<Loaded, Problems> {
+pub(super) fn load_configuration(argument: Option<&Path>) -> Result<LoadedConfig, Problems> {
     let variable = || {
         env::var_os("PAYRELAY_CONFIG")
             .filter(|path| !path.is_empty())
@@ -18,30 +17,41 @@ pub(super) fn load(argument: Option<&Path>) -> Result<Loaded, Problems> {
     let named = argument
         .map(|path| ("--config", path.to_owned()))
         .or_else(|| Some(("PAYRELAY_CONFIG", variable()?)));
-    let text = match &named {
-        Some((origin, path)) => fs::read_to_string(path).map_err(|error| {
-            let path = path.display();
-            Problems::single(format!("{origin} {path}: cannot be read: {error}"))
-        })?,
-        None => default_file()?,
+    let file = match named {
+        Some((origin, path)) => {
+            let text = fs::read_to_string(&path).map_err(|error| {
+                let path = path.display();
+                Problems::single(format!("{origin} {path}: cannot be read: {error}"))
+            })?;
+            Some((path, text))
+        }
+        None => default_configuration_file()?,
     };
-    Config::load(&text, &variables()?)
+    let (path, text) = file.unzip();
+    let text = text.unwrap_or_default();
+    match configuration_variables().and_then(|variables| Config::load(&text, &variables)) {
+        Ok(mut loaded) => {
+            loaded.file = path;
+            Ok(loaded)
+        }
+        Err(problems) => Err(problems.in_file(path.as_deref())),
+    }
 }
 
-/// The text of the first usual file that exists.
-fn default_file() -> Result<String, Problems> {
+/// The first usual file that exists, and its text.
+fn default_configuration_file() -> Result<Option<(PathBuf, String)>, Problems> {
     for path in ["config.toml", "/etc/payrelay/config.toml"] {
         match fs::read_to_string(path) {
-            Ok(text) => return Ok(text),
+            Ok(text) => return Ok(Some((PathBuf::from(path), text))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(Problems::single(format!("{path}: cannot be read: {error}"))),
         }
     }
-    Ok(String::new())
+    Ok(None)
 }
 
 /// The environment variables that begin with `PAYRELAY_`.
-fn variables() -> Result<BTreeMap<String, String>, Problems> {
+fn configuration_variables() -> Result<BTreeMap<String, String>, Problems> {
     let mut variables = BTreeMap::new();
     for (name, value) in env::vars_os() {
         let Ok(name) = name.into_string() else {
@@ -55,17 +65,4 @@ fn variables() -> Result<BTreeMap<String, String>, Problems> {
         }
     }
     Ok(variables)
-}
-
-/// The level that `PAYRELAY_LOG` names; info without it.
-pub(super) fn log_level() -> Result<LevelFilter, Problems> {
-    let text = env::var("PAYRELAY_LOG")
-        .ok()
-        .filter(|text| !text.is_empty())
-        .unwrap_or_else(|| "info".to_owned());
-    text.parse().map_err(|_| {
-        Problems::single(format!(
-            "PAYRELAY_LOG = {text:?}: allowed is error, warn, info, debug, trace or off"
-        ))
-    })
 }

@@ -1,8 +1,8 @@
 //! `payrelay dead-letters`: lists, replays or discards dead letters in the database.
 //!
-//! It also works while payrelay does not run. A running payrelay sees a replayed letter at the next
-//! payment, or when its scheduler wakes the notifiers (at each round) and the relay (when it has
-//! been idle for `scheduler.retry_after`).
+//! It also works while payrelay does not run. A running payrelay notices a replayed payment within a
+//! second: each waiting notifier looks for payments that often. It notices a replayed event when it
+//! next checks its connection to Kafka, within seconds.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use payrelay::store::dead_letter::{self, DeadLetterFilter};
 use payrelay::store::dead_letter_action::{
     self, DeadLetterAction, DeadLetterOutcome, DeadLetterRequest,
 };
-use payrelay::store::origin::Origin;
 use payrelay::store::{OfflineStore, StoreError};
 
-use super::output::{Output, print_error, temporary_error};
-use super::{exit_code, with_database};
+use super::local_user::local_user_origin;
+use super::output::{Output, print_error, print_temporary_error};
+use super::{exit_code, run_command_with_database};
 
 #[derive(Subcommand)]
-pub(super) enum DeadLetters {
+pub(super) enum DeadLettersCommand {
     /// Prints the open ones, oldest first
     List {
         /// Also those that were replayed or discarded
@@ -28,13 +28,13 @@ pub(super) enum DeadLetters {
         all: bool,
     },
     /// Tries again: a payment goes to Slack, a record is consumed as if it arrived now
-    Replay(Selection),
+    Replay(DeadLetterSelection),
     /// Closes them: they are never delivered, and no longer listed
-    Discard(Selection),
+    Discard(DeadLetterSelection),
 }
 
 #[derive(Args)]
-pub(super) struct Selection {
+pub(super) struct DeadLetterSelection {
     /// Their ids, as listed
     #[arg(
         value_name = "ID",
@@ -57,50 +57,60 @@ const BATCH: usize = 100;
 /// between two tries for a lock, for most of its tries.
 const BATCH_PAUSE: Duration = Duration::from_millis(30);
 
-impl DeadLetters {
+impl DeadLettersCommand {
     pub(super) fn run(&self, config: &Config) -> u8 {
-        with_database(config, |database| {
+        run_command_with_database(config, |database| {
             let result = match self {
-                Self::List { all: true } => list(&database, DeadLetterFilter::All),
-                Self::List { all: false } => list(&database, DeadLetterFilter::Open),
+                Self::List { .. } => self.list(&database),
                 Self::Replay(selection) => {
-                    Resolver::new(database, DeadLetterAction::Replay, selection).run()
+                    ResolveDeadLettersCommand::new(database, DeadLetterAction::Replay, selection)
+                        .run()
                 }
                 Self::Discard(selection) => {
-                    Resolver::new(database, DeadLetterAction::Discard, selection).run()
+                    ResolveDeadLettersCommand::new(database, DeadLetterAction::Discard, selection)
+                        .run()
                 }
             };
-            result.unwrap_or_else(temporary_error)
+            result.unwrap_or_else(print_temporary_error)
         })
     }
-}
 
-fn list(database: &OfflineStore, filter: DeadLetterFilter) -> Result<u8, StoreError> {
-    let mut output = Output::default();
-    let mut after = Some(0);
-    while let Some(id) = after {
-        let letters = database
-            .read(|connection| dead_letter::list_dead_letters(connection, filter, id, BATCH))?;
-        // Serializing our own types cannot fail.
-        let is_open = letters
-            .iter()
-            .all(|letter| output.line(serde_json::to_string(letter).unwrap_or_default()));
-        after = letters.last().map(|last| last.id).filter(|_| is_open);
+    fn list(&self, database: &OfflineStore) -> Result<u8, StoreError> {
+        let filter = if matches!(self, Self::List { all: true }) {
+            DeadLetterFilter::All
+        } else {
+            DeadLetterFilter::Open
+        };
+        let mut output = Output::default();
+        let mut after = Some(0);
+        while let Some(id) = after {
+            let letters = database
+                .read(|connection| dead_letter::list_dead_letters(connection, filter, id, BATCH))?;
+            // Serializing our own types cannot fail.
+            let is_open = letters
+                .iter()
+                .all(|letter| output.line(serde_json::to_string(letter).unwrap_or_default()));
+            after = letters.last().map(|last| last.id).filter(|_| is_open);
+        }
+        Ok(output.exit_code(exit_code::OK))
     }
-    Ok(output.exit_code(exit_code::OK))
 }
 
 /// Replays or discards the selected letters, and prints each outcome.
-struct Resolver<'a> {
+struct ResolveDeadLettersCommand<'a> {
     database: OfflineStore,
     action: DeadLetterAction,
-    selection: &'a Selection,
+    selection: &'a DeadLetterSelection,
     output: Output,
     code: u8,
 }
 
-impl<'a> Resolver<'a> {
-    fn new(database: OfflineStore, action: DeadLetterAction, selection: &'a Selection) -> Self {
+impl<'a> ResolveDeadLettersCommand<'a> {
+    fn new(
+        database: OfflineStore,
+        action: DeadLetterAction,
+        selection: &'a DeadLetterSelection,
+    ) -> Self {
         Self {
             database,
             action,
@@ -147,13 +157,14 @@ impl<'a> Resolver<'a> {
         which: dead_letter_action::DeadLetterSelection,
     ) -> Result<Vec<DeadLetterOutcome>, StoreError> {
         let node = self.database.node().clone();
+        let origin = local_user_origin();
         self.database.write(|tx| {
             let request = DeadLetterRequest {
                 action: self.action,
                 which,
                 dry_run: self.selection.dry_run,
                 node: &node,
-                origin: Origin::CommandLine,
+                origin: &origin,
                 now: Timestamp::now(),
             };
             dead_letter_action::act_on_dead_letters(tx, request)

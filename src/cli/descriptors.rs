@@ -12,19 +12,19 @@ const RESERVED: usize = 94;
 /// Each connection needs a descriptor, and the usual limit is 1,024. Raises the limit as far as
 /// allowed. Where that is not enough, serves fewer connections, so that the database, Kafka and
 /// Slack always find a descriptor.
-pub(super) fn raise_limit(config: &mut Config) {
+pub(super) fn raise_descriptor_limit(config: &mut Config) {
     // A reader has the file and its WAL open; a channel a connection, and one for DNS.
     let reserved = RESERVED + 2 * (config.database.readers.get() + 1 + config.slack.routes.len());
     let http = &mut config.http;
     let wanted = http.connections_max.get() + reserved;
-    let limit = raised(wanted as u64);
-    if is_enough(limit, wanted as u64) {
+    let limit = raised_descriptor_limit(wanted as u64);
+    if is_descriptor_limit_enough(limit, wanted as u64) {
         return;
     }
     let capacity = usize::try_from(limit.unwrap_or(u64::MAX))
         .unwrap_or(usize::MAX)
         .saturating_sub(reserved);
-    http.limit_connections(NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN));
+    http.lower_connections_max(NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN));
     log::warn!(
         "serving at most {} connections at a time, and at most {} of one address: more need \
             {wanted} descriptors (ulimit -n)",
@@ -34,12 +34,12 @@ pub(super) fn raise_limit(config: &mut Config) {
 }
 
 /// The limit after an attempt to raise it to `wanted`; `None` is without limit.
-fn raised(wanted: u64) -> Option<u64> {
+fn raised_descriptor_limit(wanted: u64) -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
-    if is_enough(limit.current, wanted) {
+    if is_descriptor_limit_enough(limit.current, wanted) {
         return limit.current;
     }
-    let current = if is_enough(limit.maximum, wanted) {
+    let current = if is_descriptor_limit_enough(limit.maximum, wanted) {
         Some(wanted)
     } else {
         limit.maximum
@@ -54,6 +54,6 @@ fn raised(wanted: u64) -> Option<u64> {
     }
 }
 
-fn is_enough(limit: Option<u64>, wanted: u64) -> bool {
+fn is_descriptor_limit_enough(limit: Option<u64>, wanted: u64) -> bool {
     limit.is_none_or(|limit| limit >= wanted)
 }

@@ -9,11 +9,13 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{env, panic, thread};
 
 use env_logger::{Builder, Logger, Target};
 use log::{LevelFilter, Log, Metadata, Record};
+use payrelay::config::Problems;
+use payrelay::runtime::plural::counted;
 
 /// How many bytes of lines wait at most.
 const QUEUE_BYTES_MAX: usize = 1024 * 1024;
@@ -23,13 +25,13 @@ const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Lines that wait for standard error.
 #[derive(Default)]
-struct Queue {
-    state: Mutex<State>,
+struct LogQueue {
+    state: Mutex<LogQueueState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct LogQueueState {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
     dropped: u64,
@@ -37,7 +39,7 @@ struct State {
     writing: bool,
 }
 
-impl Queue {
+impl LogQueue {
     fn push(&self, line: Vec<u8>) {
         let mut state = self.lock();
         if state.bytes + line.len() > QUEUE_BYTES_MAX {
@@ -74,7 +76,8 @@ impl Queue {
             if dropped > 0 {
                 let _ = writeln!(
                     out,
-                    "{dropped} lines of the log were dropped: standard error was not read"
+                    "dropped {} of the log: standard error was not read",
+                    counted(dropped, "line")
                 );
             }
         }
@@ -95,16 +98,16 @@ impl Queue {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, LogQueueState> {
         // The queue is whole whenever the lock is free: a panic elsewhere does not spoil it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Receives each formatted line.
-struct Input(Arc<Queue>);
+struct LogInput(Arc<LogQueue>);
 
-impl Write for Input {
+impl Write for LogInput {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.0.push(line.to_vec());
         Ok(line.len())
@@ -115,12 +118,12 @@ impl Write for Input {
     }
 }
 
-struct QueueLogger {
+struct LogQueueLogger {
     format: Logger,
-    queue: Arc<Queue>,
+    queue: Arc<LogQueue>,
 }
 
-impl Log for QueueLogger {
+impl Log for LogQueueLogger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         self.format.enabled(metadata)
     }
@@ -135,10 +138,10 @@ impl Log for QueueLogger {
     }
 }
 
-/// Lines of libraries are shown from warnings on: below that level they could show a secret, such
-/// as the URL of a webhook.
-pub(super) fn start(level: LevelFilter) -> io::Result<()> {
-    let queue = Arc::new(Queue::default());
+/// Starts the thread that writes the lines, and logs panics. Lines of libraries are shown from
+/// warnings on: below that level they could show a secret, such as the URL of a webhook.
+pub(super) fn start_logger(level: LevelFilter) -> io::Result<()> {
+    let queue = Arc::new(LogQueue::default());
     // Not through std's handle: its lock would be held while the pipe is full.
     let out = File::from(io::stderr().as_fd().try_clone_to_owned()?);
     thread::Builder::new().name("log".to_owned()).spawn({
@@ -148,12 +151,33 @@ pub(super) fn start(level: LevelFilter) -> io::Result<()> {
     let format = Builder::new()
         .filter_level(level.min(LevelFilter::Warn))
         .filter_module("payrelay", level)
-        .target(Target::Pipe(Box::new(Input(Arc::clone(&queue)))))
+        .target(Target::Pipe(Box::new(LogInput(Arc::clone(&queue)))))
         .format_timestamp_millis()
         .format_target(false)
         .build();
     log::set_max_level(format.filter());
-    log::set_boxed_logger(Box::new(QueueLogger { format, queue })).map_err(io::Error::other)
+    log::set_boxed_logger(Box::new(LogQueueLogger { format, queue })).map_err(io::Error::other)?;
+    panic::set_hook(Box::new(|panic| {
+        let thread = thread::current();
+        log::error!(
+            "panic in thread {}: {panic}",
+            thread.name().unwrap_or("without a name")
+        );
+    }));
+    Ok(())
+}
+
+/// The level that `PAYRELAY_LOG` names; info without it.
+pub(super) fn configured_log_level() -> Result<LevelFilter, Problems> {
+    let text = env::var("PAYRELAY_LOG")
+        .ok()
+        .filter(|text| !text.is_empty())
+        .unwrap_or_else(|| "info".to_owned());
+    text.parse().map_err(|_| {
+        Problems::single(format!(
+            "PAYRELAY_LOG = {text:?}: allowed is error, warn, info, debug, trace or off"
+        ))
+    })
 }
 
 #[cfg(test)]
@@ -183,8 +207,8 @@ mod tests {
     }
 
     #[test]
-    fn a_blocked_output_blocks_no_writer_and_dropped_lines_are_counted() {
-        let queue = Arc::new(Queue::default());
+    fn a_blocked_log_output_blocks_no_writer_and_dropped_lines_are_counted() {
+        let queue = Arc::new(LogQueue::default());
         let opened = Arc::new((Mutex::new(false), Condvar::new()));
         let (written, lines) = channel();
         let gate = Gate {
@@ -195,7 +219,7 @@ mod tests {
             let queue = Arc::clone(&queue);
             move || queue.write_to(gate)
         });
-        let mut input = Input(Arc::clone(&queue));
+        let mut input = LogInput(Arc::clone(&queue));
         let line = [b'x'; 1000];
         for _ in 0..5000 {
             input.write_all(&line).unwrap();
@@ -215,7 +239,7 @@ mod tests {
                 &String::from_utf8(lines.recv_timeout(Duration::from_secs(10)).unwrap()).unwrap();
         }
         let dropped = text
-            .matches(" lines of the log were dropped: standard error was not read\n")
+            .matches(" of the log: standard error was not read\n")
             .count();
         assert_eq!(dropped, 1, "{}", &text[text.len().saturating_sub(100)..]);
     }

@@ -8,6 +8,7 @@ mod configuration;
 mod dead_letters;
 mod descriptors;
 mod exit_code;
+mod local_user;
 mod logger;
 mod outbox;
 mod output;
@@ -15,14 +16,13 @@ mod restore;
 mod serve;
 mod token;
 
-use std::env;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use payrelay::config::Config;
 use payrelay::store::OfflineStore;
 
-use self::output::{config_error, open_error};
+use self::output::{print_config_error, print_open_error};
 
 const AFTER_HELP: &str = "\
 Environment:
@@ -66,33 +66,33 @@ enum Command {
     /// Prints the effective configuration, secrets masked, and the source of each value
     CheckConfig,
     /// Writes a copy of the database; also while payrelay runs
-    Backup(backup::Backup),
+    Backup(backup::BackupCommand),
     /// Replaces the database by a copy; payrelay must not run. The old files are moved, not deleted
-    Restore(restore::Restore),
-    /// Resumes a channel, or skips the oldest payment of one that is paused; payrelay must run
+    Restore(restore::RestoreCommand),
+    /// Lists the channels, resumes one, or skips the oldest payment of one that is paused
     Channels {
         #[command(subcommand)]
-        action: channels::Channels,
+        action: channels::ChannelsCommand,
     },
     /// Prints a new token, and its hash for the configuration
     Token,
     /// Cross-checks payments, outbox, topic and deliveries, and changes nothing; also while
     /// payrelay runs
-    Audit(audit::Audit),
+    Audit(audit::AuditCommand),
     /// Resumes a fenced relay; also while payrelay runs
     Outbox {
         #[command(subcommand)]
-        action: outbox::Outbox,
+        action: outbox::OutboxCommand,
     },
     /// Lists, replays or discards dead letters; also while payrelay runs
     DeadLetters {
         #[command(subcommand)]
-        action: dead_letters::DeadLetters,
+        action: dead_letters::DeadLettersCommand,
     },
 }
 
 /// Runs the command that the arguments name, and returns its exit code.
-pub(crate) fn run() -> u8 {
+pub(crate) fn run_command_line() -> u8 {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -105,28 +105,28 @@ pub(crate) fn run() -> u8 {
             };
         }
     };
-    let level = match configuration::log_level() {
+    let level = match logger::configured_log_level() {
         Ok(level) => level,
-        Err(problem) => return config_error(problem),
+        Err(problem) => return print_config_error(problem),
     };
     let command = arguments.command.unwrap_or(Command::Serve);
     // Needs no configuration.
     if let Command::Token = command {
-        return token::run();
+        return token::run_token_command();
     }
     let file = arguments.config.as_deref();
-    let loaded = match configuration::load(file) {
+    let loaded = match configuration::load_configuration(file) {
         Ok(loaded) => loaded,
-        Err(problems) => return config_error(problems),
+        Err(problems) => return print_config_error(problems),
     };
     let config = &loaded.config;
     match command {
-        Command::Serve => serve::run(loaded, file, level),
-        Command::CheckConfig => check_config::run(&loaded),
+        Command::Serve => serve::run_serve_command(loaded, file, level),
+        Command::CheckConfig => check_config::run_check_config(&loaded),
         Command::Backup(backup) => backup.run(config),
         Command::Restore(restore) => restore.run(config),
         Command::Channels { action } => action.run(config),
-        Command::Token => token::run(),
+        Command::Token => token::run_token_command(),
         Command::Audit(audit) => audit.run(config),
         Command::Outbox { action } => action.run(config),
         Command::DeadLetters { action } => action.run(config),
@@ -134,17 +134,9 @@ pub(crate) fn run() -> u8 {
 }
 
 /// Opens the database, and runs `command` on it.
-fn with_database(config: &Config, command: impl FnOnce(OfflineStore) -> u8) -> u8 {
+fn run_command_with_database(config: &Config, command: impl FnOnce(OfflineStore) -> u8) -> u8 {
     match OfflineStore::open(&config.database.path) {
         Ok(database) => command(database),
-        Err(error) => open_error(&error),
+        Err(error) => print_open_error(&error),
     }
-}
-
-/// The local user, for the record of an action.
-fn local_user() -> String {
-    let named = env::var("SUDO_USER")
-        .or_else(|_| env::var("USER"))
-        .or_else(|_| env::var("LOGNAME"));
-    named.unwrap_or_else(|_| format!("uid {}", rustix::process::getuid().as_raw()))
 }

@@ -39,7 +39,7 @@ impl Output {
 }
 
 /// Prints a single line, and returns the exit code for it.
-pub(super) fn print_line(line: impl Display) -> u8 {
+pub(super) fn output_line(line: impl Display) -> u8 {
     let mut output = Output::default();
     output.line(line);
     output.exit_code(exit_code::OK)
@@ -56,19 +56,19 @@ pub(super) fn print_note(note: &str) {
 }
 
 /// Prints a problem of the configuration, and returns its exit code.
-pub(super) fn config_error(problem: impl Display) -> u8 {
+pub(super) fn print_config_error(problem: impl Display) -> u8 {
     print_error(problem);
     exit_code::CONFIG
 }
 
 /// Prints an error that may pass, and returns its exit code.
-pub(super) fn temporary_error(error: impl Display) -> u8 {
+pub(super) fn print_temporary_error(error: impl Display) -> u8 {
     print_error(format_args!("{error}; try again"));
     exit_code::TEMPORARY
 }
 
 /// Prints the reason why a database cannot be opened, and returns its exit code.
-pub(super) fn open_error(error: &OpenError) -> u8 {
+pub(super) fn print_open_error(error: &OpenError) -> u8 {
     print_error(error);
     if error.is_temporary() {
         exit_code::TEMPORARY

@@ -1,18 +1,20 @@
 //! `payrelay restore`: replaces the database by a copy, or marks the database as a copy.
 
-use std::io::{self, IsTerminal as _};
-use std::path::PathBuf;
+use std::io::{self, BufRead, IsTerminal as _};
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use payrelay::config::Config;
 use payrelay::domain::timestamp::Timestamp;
+use payrelay::runtime::plural::counted;
 use payrelay::store::restore::{RestoreError, RestoreRequest, Restored, restore_database};
 
-use super::output::{print_error, print_line};
-use super::{exit_code, local_user};
+use super::exit_code;
+use super::local_user::local_user_origin;
+use super::output::{output_line, print_error, print_note};
 
 #[derive(Args)]
-pub(super) struct Restore {
+pub(super) struct RestoreCommand {
     /// The copy: a backup, or a file of rsync, a snapshot or litestream, with its -wal file if it
     /// has one
     #[arg(
@@ -24,19 +26,24 @@ pub(super) struct Restore {
     /// Marks the file at database.path as a restored copy, without replacing it
     #[arg(long)]
     adopt: bool,
-    /// Needed unless standard input and standard error are terminals
+    /// Restores without a question. Needed where no terminal can ask: otherwise the command asks,
+    /// and anything but "yes" changes nothing
     #[arg(long)]
     yes: bool,
 }
 
-impl Restore {
+impl RestoreCommand {
     pub(super) fn run(&self, config: &Config) -> u8 {
         let terminals = io::stdin().is_terminal() && io::stderr().is_terminal();
         if !self.yes && !terminals {
             print_error("restore replaces the database: add --yes");
             return exit_code::USAGE;
         }
-        let by = local_user();
+        if !self.yes && !confirm_restore(&config.database.path, io::stdin().lock()) {
+            print_error("not confirmed: nothing was changed");
+            return exit_code::USAGE;
+        }
+        let by = local_user_origin();
         let request = RestoreRequest {
             copy: self.copy.as_deref(),
             database: &config.database.path,
@@ -45,7 +52,7 @@ impl Restore {
             now: Timestamp::now(),
         };
         match restore_database(&request) {
-            Ok(restored) => print_line(describe(&restored)),
+            Ok(restored) => output_line(describe_restored(&restored)),
             Err(error) => {
                 print_error(&error);
                 match error {
@@ -59,7 +66,18 @@ impl Restore {
     }
 }
 
-fn describe(restored: &Restored) -> String {
+/// Asks on standard error, and reads the answer.
+fn confirm_restore(database: &Path, mut answers: impl BufRead) -> bool {
+    print_note(&format!(
+        "This replaces the database {}; the files that are there now are moved, not deleted.\n\
+            Type yes to continue:",
+        database.display()
+    ));
+    let mut answer = String::new();
+    answers.read_line(&mut answer).is_ok() && answer.trim() == "yes"
+}
+
+fn describe_restored(restored: &Restored) -> String {
     let Restored {
         node,
         payments,
@@ -70,7 +88,22 @@ fn describe(restored: &Restored) -> String {
         None => String::new(),
     };
     format!(
-        "restored {payments} payments of node {node}{moved}. The next start gives new ids, beyond \
-            all that were given"
+        "restored {} of node {node}{moved}. The next start gives new ids, beyond \
+            all that were given",
+        counted(*payments, "payment")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restore_is_confirmed_by_yes_and_by_nothing_else() {
+        let confirm = |answer: &str| confirm_restore(Path::new("payrelay.db"), answer.as_bytes());
+        assert!(confirm("yes\n") && confirm(" yes \n"));
+        for answer in ["", "\n", "y\n", "no\n", "yes please\n"] {
+            assert!(!confirm(answer), "{answer:?}");
+        }
+    }
 }

@@ -1,12 +1,12 @@
 //! `payrelay serve`: the service, from its start to the signal that stops it.
 
-use std::path::Path;
-use std::{io, panic, process, thread};
+use std::path::{self, Path};
+use std::{io, process, thread};
 
 use crossbeam_channel::{Receiver, bounded, select};
 use log::LevelFilter;
-use payrelay::config::Loaded;
-use payrelay::service::{Cause, Service, StartError};
+use payrelay::config::LoadedConfig;
+use payrelay::service::{Cause, Service, ServiceStartError};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -14,47 +14,54 @@ use super::output::print_error;
 use super::{configuration, descriptors, exit_code, logger};
 
 /// Runs until a signal, or until a thread dies.
-pub(super) fn run(loaded: Loaded, file: Option<&Path>, level: LevelFilter) -> u8 {
-    if let Err(error) = start_logger(level) {
-        return start_error(&StartError::Spawn(error));
+pub(super) fn run_serve_command(
+    loaded: LoadedConfig,
+    file: Option<&Path>,
+    level: LevelFilter,
+) -> u8 {
+    if let Err(error) = logger::start_logger(level) {
+        return report_serve_error(&ServiceStartError::Spawn(error));
     }
-    let code = serve(loaded, file);
+    let code = serve_until_stopped(loaded, file);
     log::logger().flush();
     code
 }
 
-fn start_logger(level: LevelFilter) -> io::Result<()> {
-    logger::start(level)?;
-    panic::set_hook(Box::new(|panic| {
-        let thread = thread::current();
-        log::error!(
-            "panic in thread {}: {panic}",
-            thread.name().unwrap_or("without a name")
-        );
-    }));
-    Ok(())
-}
-
-fn serve(mut loaded: Loaded, file: Option<&Path>) -> u8 {
-    log::info!("payrelay {}", env!("CARGO_PKG_VERSION"));
+fn serve_until_stopped(mut loaded: LoadedConfig, file: Option<&Path>) -> u8 {
+    let configuration = loaded.file.as_deref().map_or_else(
+        || "without a configuration file".to_owned(),
+        |file| {
+            let absolute = path::absolute(file).unwrap_or_else(|_| file.to_owned());
+            format!("configuration {}", absolute.display())
+        },
+    );
+    log::info!("payrelay {}, {configuration}", env!("CARGO_PKG_VERSION"));
     for name in loaded.ignored_variables() {
         log::warn!("ignoring the environment variable {name}: it names no configuration key");
     }
-    descriptors::raise_limit(&mut loaded.config);
-    let signals = match SignalChannels::open() {
+    for warning in loaded.warnings() {
+        log::warn!("{warning}");
+    }
+    descriptors::raise_descriptor_limit(&mut loaded.config);
+    let signals = match ServeSignals::open() {
         Ok(signals) => signals,
-        Err(error) => return start_error(&StartError::Spawn(error)),
+        Err(error) => return report_serve_error(&ServiceStartError::Spawn(error)),
     };
     let service = match Service::start(&loaded.config) {
         Ok(service) => service,
-        Err(error) => return start_error(&error),
+        Err(error) => return report_serve_error(&error.in_file(loaded.file.as_deref())),
     };
-    let code = wait(&service, &signals, &loaded, file);
-    stop(service, code)
+    let code = serve_until_signal(&service, &signals, &loaded, file);
+    stop_serving(service, code)
 }
 
 /// Waits for a reason to stop, and returns the exit code for it.
-fn wait(service: &Service, signals: &SignalChannels, loaded: &Loaded, file: Option<&Path>) -> u8 {
+fn serve_until_signal(
+    service: &Service,
+    signals: &ServeSignals,
+    loaded: &LoadedConfig,
+    file: Option<&Path>,
+) -> u8 {
     loop {
         select! {
             recv(signals.stop) -> signal => {
@@ -62,7 +69,7 @@ fn wait(service: &Service, signals: &SignalChannels, loaded: &Loaded, file: Opti
                 log::info!("stopping: {name}");
                 return exit_code::OK;
             }
-            recv(signals.reload) -> _ => reload(loaded, file, service),
+            recv(signals.reload) -> _ => reload_while_serving(loaded, file, service),
             recv(service.exits()) -> name => {
                 let name = name.unwrap_or("unknown");
                 log::error!("stopping: thread {name} exited unexpectedly");
@@ -72,7 +79,7 @@ fn wait(service: &Service, signals: &SignalChannels, loaded: &Loaded, file: Opti
     }
 }
 
-fn stop(service: Service, code: u8) -> u8 {
+fn stop_serving(service: Service, code: u8) -> u8 {
     match service.stop() {
         Ok(()) => {
             log::info!("stopped");
@@ -93,7 +100,7 @@ fn stop(service: Service, code: u8) -> u8 {
 
 /// A supervisor may start payrelay again after an error that may pass; an operator has to mend the
 /// others.
-fn start_error(error: &StartError) -> u8 {
+fn report_serve_error(error: &ServiceStartError) -> u8 {
     log::logger().flush();
     print_error(error);
     match error.cause() {
@@ -104,8 +111,8 @@ fn start_error(error: &StartError) -> u8 {
 }
 
 /// Reads the configuration again, and replaces the tokens. When it has a problem, nothing changes.
-fn reload(running: &Loaded, file: Option<&Path>, service: &Service) {
-    let loaded = match configuration::load(file) {
+fn reload_while_serving(running: &LoadedConfig, file: Option<&Path>, service: &Service) {
+    let loaded = match configuration::load_configuration(file) {
         Ok(loaded) => loaded,
         Err(problems) => return log::error!("SIGHUP: nothing is changed: {problems}"),
     };
@@ -124,12 +131,12 @@ fn reload(running: &Loaded, file: Option<&Path>, service: &Service) {
 
 /// Signals as messages. Stop and reload have a channel each, so that a stop never waits behind a
 /// reload. A channel holds one message: two requests are one.
-struct SignalChannels {
+struct ServeSignals {
     stop: Receiver<i32>,
     reload: Receiver<i32>,
 }
 
-impl SignalChannels {
+impl ServeSignals {
     /// Starts the thread that receives signals. It lives as long as the process.
     fn open() -> io::Result<Self> {
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;

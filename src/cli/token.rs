@@ -3,14 +3,14 @@
 use payrelay::domain::token::{self, TokenHash};
 
 use super::exit_code;
-use super::output::{print_error, print_line, print_note};
+use super::output::{output_line, print_error, print_note};
 
 /// The token goes to the client alone; payrelay keeps the hash.
-pub(super) fn run() -> u8 {
+pub(super) fn run_token_command() -> u8 {
     match token::new_token() {
         Ok(token) => {
             let hash = TokenHash::of_token(&token).expose();
-            let code = print_line(format_args!("{token}\nhash = \"{hash}\""));
+            let code = output_line(format_args!("{token}\nhash = \"{hash}\""));
             print_note(
                 "The first line is the token, for the client; the second belongs into an \
                     [[http.token]].",

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use super::source::Source;
+use super::typed_keys::TypedKeys;
 
 /// `[database]`: the SQLite file.
 #[derive(Debug, Clone)]
@@ -19,11 +19,11 @@ pub struct Database {
     pub min_free_bytes: u64,
 }
 
-pub(super) fn read(s: &mut Source<'_>) -> Database {
+pub(super) fn read_database_section(keys: &mut TypedKeys<'_>) -> Database {
     Database {
-        path: s.path("database.path", "payrelay.db"),
-        queue_max: s.count("database.queue_max", 4096, 1..=1_000_000),
-        readers: s.count("database.readers", 2, 1..=64),
-        min_free_bytes: s.integer("database.min_free_bytes", 67_108_864, 0..=1 << 50),
+        path: keys.path("database.path", "payrelay.db"),
+        queue_max: keys.count("database.queue_max", 4096, 1..=1_000_000),
+        readers: keys.count("database.readers", 2, 1..=64),
+        min_free_bytes: keys.integer("database.min_free_bytes", 67_108_864, 0..=1 << 50),
     }
 }

@@ -14,7 +14,7 @@ const UNITS: [(&str, u64); 5] = [
     ("d", 86_400_000),
 ];
 
-pub(super) fn parse(text: &str) -> Option<Duration> {
+pub(super) fn parse_duration(text: &str) -> Option<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(digits);
     let (_, factor) = UNITS.iter().find(|(name, _)| *name == unit)?;
@@ -23,7 +23,7 @@ pub(super) fn parse(text: &str) -> Option<Duration> {
     ))
 }
 
-pub(super) fn show(span: Duration) -> String {
+pub(super) fn show_duration(span: Duration) -> String {
     let ms = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
     let (unit, factor) = UNITS
         .iter()

@@ -6,8 +6,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::duration::{FOREVER, MS};
-use super::source::Source;
-use super::typed::{is_url, non_empty};
+use super::typed_keys::TypedKeys;
 use crate::domain::access::Access;
 use crate::domain::loopback::is_loopback;
 use crate::domain::token::TokenHash;
@@ -44,7 +43,7 @@ pub struct Http {
 impl Http {
     /// Lowers the limit of connections to `capacity`. One address keeps its share of them, or its
     /// own limit if that is at most half of them.
-    pub fn limit_connections(&mut self, capacity: NonZeroUsize) {
+    pub fn lower_connections_max(&mut self, capacity: NonZeroUsize) {
         let share = capacity.get() * self.client_connections_max.get() / self.connections_max.get();
         let of_one = self
             .client_connections_max
@@ -69,34 +68,33 @@ pub struct Token {
 /// The allowed limits of body bytes in memory.
 const BODIES: RangeInclusive<i64> = 1024..=68_719_476_736;
 
-pub(super) fn read(s: &mut Source<'_>) -> Http {
-    let connections_max = s.count("http.connections_max", 4096, 1..=100_000);
+pub(super) fn read_http_section(keys: &mut TypedKeys<'_>) -> Http {
+    let connections_max = keys.count("http.connections_max", 4096, 1..=100_000);
     let half = i64::try_from(connections_max.get() / 2)
         .unwrap_or(i64::MAX)
         .max(1);
     let http = Http {
-        listen: s.socket_address("http.listen", "127.0.0.1:8080"),
-        body_bytes_max: s.integer("http.body_bytes_max", 262_144, 1024..=67_108_864),
-        body_timeout: s.duration("http.body_timeout", "10s", MS..=FOREVER),
-        header_timeout: s.duration("http.header_timeout", "30s", MS..=FOREVER),
-        write_timeout: s.duration("http.write_timeout", "30s", MS..=FOREVER),
+        listen: keys.socket_address("http.listen", "127.0.0.1:8080"),
+        body_bytes_max: keys.integer("http.body_bytes_max", 262_144, 1024..=67_108_864),
+        body_timeout: keys.duration("http.body_timeout", "10s", MS..=FOREVER),
+        header_timeout: keys.duration("http.header_timeout", "30s", MS..=FOREVER),
+        write_timeout: keys.duration("http.write_timeout", "30s", MS..=FOREVER),
         connections_max,
-        client_connections_max: s.count("http.client_connections_max", half, 1..=100_000),
-        client_requests_per_second: NonZeroU32::new(s.integer(
+        client_connections_max: keys.count("http.client_connections_max", half, 1..=100_000),
+        client_requests_per_second: NonZeroU32::new(keys.integer(
             "http.client_requests_per_second",
             0,
             0..=1_000_000,
         )),
-        client_body_bytes_max: s.integer("http.client_body_bytes_max", 33_554_432, BODIES),
-        bodies_bytes_max: s.integer("http.bodies_bytes_max", 67_108_864, BODIES),
-        public_url: non_empty(s.text(
+        client_body_bytes_max: keys.integer("http.client_body_bytes_max", 33_554_432, BODIES),
+        bodies_bytes_max: keys.integer("http.bodies_bytes_max", 67_108_864, BODIES),
+        public_url: keys.optional_text(
             "http.public_url",
-            "",
             "empty, or an http:// or https:// URL without '<', '>' and '|'",
-            |text| text.is_empty() || (is_url(text) && !text.contains(['<', '>', '|'])),
-        )),
-        tokens: (0..s.tables("http.token"))
-            .filter_map(|index| token(s, index))
+            |text| TypedKeys::is_url(text) && !text.contains(['<', '>', '|']),
+        ),
+        tokens: (0..keys.tables("http.token"))
+            .filter_map(|index| read_http_token(keys, index))
             .collect(),
     };
     for (key, limit) in [
@@ -104,21 +102,21 @@ pub(super) fn read(s: &mut Source<'_>) -> Http {
         ("bodies_bytes_max", http.bodies_bytes_max),
     ] {
         if limit < http.body_bytes_max {
-            s.problem(format!(
+            keys.add_problem(format!(
                 "http.{key} is smaller than http.body_bytes_max: a body of that size would \
                     never be accepted"
             ));
         }
     }
     if http.client_connections_max > http.connections_max {
-        s.problem(
+        keys.add_problem(
             "http.client_connections_max is larger than http.connections_max: set it to as \
                 many where one address, such as a proxy's, may have them all"
                 .to_owned(),
         );
     }
-    if s.tables("http.token") == 0 && !is_loopback(http.listen) {
-        s.problem(format!(
+    if keys.tables("http.token") == 0 && !is_loopback(http.listen) {
+        keys.add_problem(format!(
             "http.listen = \"{}\": any client that reaches this address could pay and administer: \
                 set an [[http.token]] (`payrelay token` makes one), or listen on 127.0.0.1",
             http.listen
@@ -127,9 +125,9 @@ pub(super) fn read(s: &mut Source<'_>) -> Http {
     http
 }
 
-fn token(s: &mut Source<'_>, index: usize) -> Option<Token> {
+fn read_http_token(keys: &mut TypedKeys<'_>, index: usize) -> Option<Token> {
     let key = |name: &str| format!("http.token[{index}].{name}");
-    let name = s.text(
+    let name = keys.text(
         &key("name"),
         "",
         "1 to 32 letters, digits, '.', '_' and '-'",
@@ -140,8 +138,8 @@ fn token(s: &mut Source<'_>, index: usize) -> Option<Token> {
                     .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
         },
     );
-    let access = s.choice(&key("access"), &Access::BY_NAME);
-    let hash = s.secret(&key("hash"), TokenHash::EXPECTED, |text| {
+    let access = keys.choice(&key("access"), &Access::BY_NAME);
+    let hash = keys.secret(&key("hash"), TokenHash::EXPECTED, |text| {
         TokenHash::parse(text).is_some()
     });
     let needed = [
@@ -152,15 +150,15 @@ fn token(s: &mut Source<'_>, index: usize) -> Option<Token> {
             "it identifies the token; `payrelay token` prints one",
         ),
     ];
-    for (part, why) in needed {
-        if !s.is_set(&key(part)) {
-            s.problem(format!("{} is missing: {why}", key(part)));
+    for (name, why) in needed {
+        if !keys.is_set(&key(name)) {
+            keys.add_problem(format!("{} is missing: {why}", key(name)));
         }
     }
     if !name.is_empty() {
-        s.unique(&key("name"), &name);
+        keys.require_unique_name(&key("name"), &name);
     }
     let hash = hash.and_then(|hash| TokenHash::parse(hash.expose()))?;
-    s.require_distinct(&key("hash"), &hash.expose());
+    keys.require_unique_secret(&key("hash"), &hash.expose());
     Some(Token { name, access, hash })
 }

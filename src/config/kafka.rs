@@ -5,8 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use super::secret::Secret;
-use super::source::Source;
-use super::typed::non_empty;
+use super::typed_keys::TypedKeys;
 
 /// `[kafka]`
 #[derive(Debug, Clone)]
@@ -97,50 +96,56 @@ pub enum SaslMechanism {
     ScramSha512,
 }
 
-pub(super) fn read(s: &mut Source<'_>) -> Kafka {
+pub(super) fn read_kafka_section(keys: &mut TypedKeys<'_>) -> Kafka {
     Kafka {
-        bootstrap_servers: s.list(
+        bootstrap_servers: keys.list(
             "kafka.bootstrap_servers",
             &["127.0.0.1:9092"],
-            "one or more \"host:port\"",
-            is_host_and_port,
+            "a list of one or more \"host:port\", such as [\"127.0.0.1:9092\"]",
+            is_kafka_server,
         ),
-        topic: s.text("kafka.topic", "payment-event", TOPIC_ALLOWED, is_topic),
-        group: s.text(
+        topic: keys.text(
+            "kafka.topic",
+            "payment-event",
+            TOPIC_ALLOWED,
+            is_kafka_topic,
+        ),
+        group: keys.text(
             "kafka.group",
             "payment-group",
             "1 to 255 characters",
             |text| (1..=255).contains(&text.len()),
         ),
-        partitions: s.integer("kafka.partitions", 1, 1..=10_000),
-        delivery: s.choice(
+        partitions: keys.integer("kafka.partitions", 1, 1..=10_000),
+        delivery: keys.choice(
             "kafka.delivery",
             &[
                 ("exactly-once", DeliveryGuarantee::ExactlyOnce),
                 ("at-least-once", DeliveryGuarantee::AtLeastOnce),
             ],
         ),
-        dead_records_max: s.count("kafka.dead_records_max", 1000, 1..=1_000_000),
-        security: security(s),
+        dead_records_max: keys.count("kafka.dead_records_max", 1000, 1..=1_000_000),
+        security: read_kafka_security(keys),
     }
 }
 
-fn security(s: &mut Source<'_>) -> KafkaSecurity {
+fn read_kafka_security(keys: &mut TypedKeys<'_>) -> KafkaSecurity {
     KafkaSecurity {
-        tls: tls(s),
-        sasl: sasl(s),
+        tls: read_kafka_tls(keys),
+        sasl: read_kafka_sasl(keys),
     }
 }
 
-fn tls(s: &mut Source<'_>) -> Option<KafkaTls> {
-    let tls = s.choice("kafka.security", &[("plaintext", None), ("tls", Some(()))]);
+fn read_kafka_tls(keys: &mut TypedKeys<'_>) -> Option<KafkaTls> {
+    let tls = keys.choice("kafka.security", &[("plaintext", None), ("tls", Some(()))]);
     let files = ["kafka.ca_file", "kafka.certificate_file", "kafka.key_file"];
     let [ca_file, certificate_file, key_file] = files.map(|key| {
-        non_empty(s.text(key, "", "empty, or the path of a PEM file", |_| true)).map(PathBuf::from)
+        keys.optional_text(key, "empty, or the path of a PEM file", |_| true)
+            .map(PathBuf::from)
     });
     for key in files.into_iter().filter(|_| tls.is_none()) {
-        if s.is_set(key) {
-            s.problem(format!(
+        if keys.is_set(key) {
+            keys.add_problem(format!(
                 "{key} is set, and is only used with kafka.security = \"tls\""
             ));
         }
@@ -152,7 +157,7 @@ fn tls(s: &mut Source<'_>) -> Option<KafkaTls> {
         _ => None,
     };
     if let Some((missing, other)) = missing {
-        s.problem(format!("{missing} is missing: {other} needs it"));
+        keys.add_problem(format!("{missing} is missing: {other} needs it"));
     }
     let identity = certificate_file
         .zip(key_file)
@@ -163,8 +168,8 @@ fn tls(s: &mut Source<'_>) -> Option<KafkaTls> {
     tls.map(|()| KafkaTls { ca_file, identity })
 }
 
-fn sasl(s: &mut Source<'_>) -> Option<KafkaSasl> {
-    let mechanism = s.choice(
+fn read_kafka_sasl(keys: &mut TypedKeys<'_>) -> Option<KafkaSasl> {
+    let mechanism = keys.choice(
         "kafka.sasl_mechanism",
         &[
             ("", None),
@@ -175,17 +180,17 @@ fn sasl(s: &mut Source<'_>) -> Option<KafkaSasl> {
     );
     // PLAIN separates name and password by NUL (RFC 4616).
     let without_nul = |text: &str| !text.contains('\0');
-    let username = non_empty(s.text("kafka.sasl_username", "", "a name without NUL", without_nul));
-    let password = s.secret("kafka.sasl_password", "a password without NUL", without_nul);
+    let username = keys.optional_text("kafka.sasl_username", "a name without NUL", without_nul);
+    let password = keys.secret("kafka.sasl_password", "a password without NUL", without_nul);
     for (key, is_given) in [
         ("kafka.sasl_username", username.is_some()),
         ("kafka.sasl_password", password.is_some()),
     ] {
-        if mechanism.is_some() && !is_given && !s.is_set(key) {
-            s.problem(format!("{key} is missing: kafka.sasl_mechanism needs it"));
+        if mechanism.is_some() && !is_given && !keys.is_set(key) {
+            keys.add_problem(format!("{key} is missing: kafka.sasl_mechanism needs it"));
         }
         if mechanism.is_none() && is_given {
-            s.problem(format!(
+            keys.add_problem(format!(
                 "{key} is set, and is only used with a kafka.sasl_mechanism"
             ));
         }
@@ -199,7 +204,7 @@ fn sasl(s: &mut Source<'_>) -> Option<KafkaSasl> {
 
 const TOPIC_ALLOWED: &str = "1 to 249 letters, digits, '.', '_' and '-', not \".\" or \"..\"";
 
-fn is_topic(text: &str) -> bool {
+fn is_kafka_topic(text: &str) -> bool {
     (1..=249).contains(&text.len())
         && text
             .bytes()
@@ -208,7 +213,7 @@ fn is_topic(text: &str) -> bool {
         && text != ".."
 }
 
-fn is_host_and_port(text: &str) -> bool {
+fn is_kafka_server(text: &str) -> bool {
     let Some((host, port)) = text.rsplit_once(':') else {
         return false;
     };

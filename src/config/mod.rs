@@ -15,10 +15,11 @@ mod slack;
 mod source;
 #[cfg(test)]
 mod tests;
-mod typed;
+mod typed_keys;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub use self::database::Database;
@@ -31,6 +32,7 @@ pub use self::problems::Problems;
 pub use self::secret::Secret;
 pub use self::slack::{DEFAULT_CHANNEL, Route, Sink, Slack};
 use self::source::Source;
+use self::typed_keys::TypedKeys;
 use crate::domain::node_id::NodeId;
 
 /// All settings, checked.
@@ -110,13 +112,15 @@ pub struct Idempotency {
 
 /// The configuration and its sources, for `check-config`.
 #[derive(Debug)]
-pub struct Loaded {
+pub struct LoadedConfig {
     /// The checked values.
     pub config: Config,
+    /// The file that was read, if any.
+    pub file: Option<PathBuf>,
     values: source::Values,
 }
 
-impl Loaded {
+impl LoadedConfig {
     /// The effective configuration as TOML, secrets masked, each key with the source of its value.
     pub fn effective(&self) -> &str {
         &self.values.effective
@@ -127,10 +131,29 @@ impl Loaded {
         &self.values.ignored_variables
     }
 
+    /// Settings that are valid and have no effect.
+    pub fn warnings(&self) -> Vec<String> {
+        let changed = &self.values.changed;
+        let keys: Vec<_> = changed
+            .iter()
+            .map(String::as_str)
+            .filter(|key| key.starts_with("kafka."))
+            .collect();
+        if self.config.publisher.kind == PublisherKind::Kafka || keys.is_empty() {
+            return Vec::new();
+        }
+        vec![format!(
+            "publisher.kind is \"application\", so these keys have no effect: {}; set \
+                publisher.kind = \"kafka\" to publish to Kafka",
+            keys.join(", ")
+        )]
+    }
+
     /// The keys in which another configuration differs, except the tokens: only they can change
     /// while payrelay is running.
     pub fn changed_keys<'a>(&'a self, other: &'a Self) -> BTreeSet<&'a str> {
-        let (ours, theirs) = (&self.values.given, &other.values.given);
+        let ours = &self.values.given;
+        let theirs = &other.values.given;
         let keys = ours.keys().chain(theirs.keys());
         let differs =
             |key: &&String| !key.starts_with("http.token[") && ours.get(*key) != theirs.get(*key);
@@ -140,20 +163,27 @@ impl Loaded {
 
 impl Config {
     /// Checks the text of a configuration file and the environment.
-    pub fn load(file: &str, environment: &BTreeMap<String, String>) -> Result<Loaded, Problems> {
-        let mut source = Source::parse(file, environment)?;
-        let config = Self::read(&mut source);
-        let values = source.finish()?;
-        Ok(Loaded { config, values })
+    pub fn load(
+        file: &str,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<LoadedConfig, Problems> {
+        let mut keys = TypedKeys::new(Source::parse(file, environment)?);
+        let config = Self::read(&mut keys);
+        let values = keys.into_source().finish()?;
+        Ok(LoadedConfig {
+            config,
+            file: None,
+            values,
+        })
     }
 
     /// Reads every key.
-    fn read(s: &mut Source<'_>) -> Self {
+    fn read(keys: &mut TypedKeys<'_>) -> Self {
         Self {
-            http: http::read(s),
-            database: database::read(s),
+            http: http::read_http_section(keys),
+            database: database::read_database_section(keys),
             payment: Payment {
-                currency: s.text(
+                currency: keys.text(
                     "payment.currency",
                     "KRW",
                     "three capital letters (ISO 4217)",
@@ -161,7 +191,7 @@ impl Config {
                 ),
             },
             node: Node {
-                id: NodeId::parse(&s.text(
+                id: NodeId::parse(&keys.text(
                     "node.id",
                     "",
                     "empty, or 1 to 64 letters, digits, '.', '_' and '-'",
@@ -169,25 +199,25 @@ impl Config {
                 )),
             },
             publisher: Publisher {
-                kind: s.choice(
+                kind: keys.choice(
                     "publisher.kind",
                     &[
                         ("application", PublisherKind::Application),
                         ("kafka", PublisherKind::Kafka),
                     ],
                 ),
-                batch_max: s.count("publisher.batch_max", 1000, 1..=1000),
+                batch_max: keys.count("publisher.batch_max", 1000, 1..=1000),
             },
-            kafka: kafka::read(s),
-            slack: slack::read(s),
+            kafka: kafka::read_kafka_section(keys),
+            slack: slack::read_slack_section(keys),
             scheduler: Scheduler {
-                interval: s.duration("scheduler.interval", "60s", 10 * MS..=FOREVER),
-                retry_after: s.duration("scheduler.retry_after", "60s", MS..=FOREVER),
-                retention: s.duration("scheduler.retention", "7d", MS..=FOREVER),
+                interval: keys.duration("scheduler.interval", "60s", 10 * MS..=FOREVER),
+                retry_after: keys.duration("scheduler.retry_after", "60s", MS..=FOREVER),
+                retention: keys.duration("scheduler.retention", "7d", MS..=FOREVER),
             },
             idempotency: Idempotency {
-                retention: s.duration("idempotency.retention", "24h", MS..=FOREVER),
-                keys_max: s.count("idempotency.keys_max", 1_000_000, 1..=1_000_000_000),
+                retention: keys.duration("idempotency.retention", "24h", MS..=FOREVER),
+                keys_max: keys.count("idempotency.keys_max", 1_000_000, 1..=1_000_000_000),
             },
         }
     }

@@ -1,15 +1,26 @@
 //! All problems of a configuration, in one report.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 /// All problems of a configuration.
 #[derive(Debug)]
-pub struct Problems(pub(super) Vec<String>);
+pub struct Problems {
+    pub(super) problems: Vec<String>,
+    file: Option<PathBuf>,
+}
 
 impl Problems {
+    pub(super) fn new(problems: Vec<String>) -> Self {
+        Self {
+            problems,
+            file: None,
+        }
+    }
+
     /// A single problem, found after reading.
     pub fn single(problem: impl Into<String>) -> Self {
-        Self(vec![problem.into()])
+        Self::new(vec![problem.into()])
     }
 
     /// The problems that were found after reading, if there are any.
@@ -17,20 +28,33 @@ impl Problems {
         if problems.is_empty() {
             Ok(())
         } else {
-            Err(Self(problems))
+            Err(Self::new(problems))
+        }
+    }
+
+    /// Names the file that was read, if any.
+    #[must_use]
+    pub fn in_file(self, file: Option<&Path>) -> Self {
+        Self {
+            file: file.map(Path::to_owned),
+            ..self
         }
     }
 }
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let count = self.0.len();
+        let count = self.problems.len();
+        f.write_str("the configuration")?;
+        if let Some(file) = &self.file {
+            write!(f, " ({})", file.display())?;
+        }
         write!(
             f,
-            "the configuration has {count} problem{}:",
+            " has {count} problem{}:",
             if count == 1 { "" } else { "s" }
         )?;
-        for problem in &self.0 {
+        for problem in &self.problems {
             write!(f, "\n  {problem}")?;
         }
         Ok(())

@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use super::duration::{FOREVER, MS};
 use super::secret::Secret;
-use super::source::Source;
-use super::typed::{is_url, non_empty};
+use super::typed_keys::TypedKeys;
 use crate::domain::payment::Status;
 use crate::domain::template::Template;
 use crate::domain::timestamp::TimeZone;
@@ -83,63 +82,62 @@ const PACE: RangeInclusive<f64> = 0.001..=100_000.0;
 /// A POST cannot be cancelled, and a stop has to end within 10 s (`service::STOP_LIMIT`).
 const SLACK_TIMEOUT_MAX: Duration = Duration::from_secs(8);
 
-pub(super) fn read(s: &mut Source<'_>) -> Slack {
+pub(super) fn read_slack_section(keys: &mut TypedKeys<'_>) -> Slack {
     let url_or_empty = "empty, or an http:// or https:// URL";
     Slack {
-        webhook_url: webhook(s, "slack.webhook_url", url_or_empty),
-        timeout: s.duration("slack.timeout", "5s", MS..=SLACK_TIMEOUT_MAX),
-        messages_per_second: s.number("slack.messages_per_second", 1.0, PACE),
-        burst: s.count("slack.burst", 3, 1..=1000),
-        digest_over: s.integer("slack.digest_over", 5, 0..=1_000_000_000),
-        digest_max: s.count("slack.digest_max", 200, 1..=500),
-        summary_over: s.integer("slack.summary_over", 1000, 0..=1_000_000_000),
-        sink: s.choice("slack.sink", &[("auto", Sink::Auto), ("log", Sink::Log)]),
-        probe_interval: s.duration("slack.probe_interval", "5m", MS..=FOREVER),
-        line_completed: s.template(
+        webhook_url: read_slack_webhook(keys, "slack.webhook_url", url_or_empty),
+        timeout: keys.duration("slack.timeout", "5s", MS..=SLACK_TIMEOUT_MAX),
+        messages_per_second: keys.number("slack.messages_per_second", 1.0, PACE),
+        burst: keys.count("slack.burst", 3, 1..=1000),
+        digest_over: keys.integer("slack.digest_over", 5, 0..=1_000_000_000),
+        digest_max: keys.count("slack.digest_max", 200, 1..=500),
+        summary_over: keys.integer("slack.summary_over", 1000, 0..=1_000_000_000),
+        sink: keys.choice("slack.sink", &[("auto", Sink::Auto), ("log", Sink::Log)]),
+        probe_interval: keys.duration("slack.probe_interval", "5m", MS..=FOREVER),
+        line_completed: keys.template(
             "slack.line_completed",
             "Payment {id} COMPLETED: user {user_id} paid {amount} {currency} for reservation \
                 {reservation_id}",
         ),
-        line_failed: s.template(
+        line_failed: keys.template(
             "slack.line_failed",
             "Payment {id} FAILED: user {user_id}, reservation {reservation_id}: {failure}",
         ),
-        time_zone: s.zone("slack.time_zone", "UTC"),
-        proxy: s.secret(
+        time_zone: keys.zone("slack.time_zone", "UTC"),
+        proxy: keys.secret(
             "slack.proxy",
             "empty, or an http:// or https:// URL",
-            is_url,
+            TypedKeys::is_url,
         ),
-        ca_file: non_empty(s.text(
-            "slack.ca_file",
-            "",
-            "empty, or the path of a file with PEM \
-            certificates",
-            |_| true,
-        ))
-        .map(PathBuf::from),
-        routes: (0..s.tables("slack.route"))
-            .map(|index| route(s, index))
+        ca_file: keys
+            .optional_text(
+                "slack.ca_file",
+                "empty, or the path of a file with PEM certificates",
+                |_| true,
+            )
+            .map(PathBuf::from),
+        routes: (0..keys.tables("slack.route"))
+            .map(|index| read_slack_route(keys, index))
             .collect(),
     }
 }
 
 /// Reads a webhook. Two channels with one webhook would post twice as fast as Slack allows.
-fn webhook(s: &mut Source<'_>, key: &str, allowed: &str) -> Option<Secret> {
-    let url = s.secret(key, allowed, is_url);
+fn read_slack_webhook(keys: &mut TypedKeys<'_>, key: &str, allowed: &str) -> Option<Secret> {
+    let url = keys.secret(key, allowed, TypedKeys::is_url);
     if let Some(url) = &url
-        && let Some(other) = s.remember_as("webhook", key, url.expose())
+        && let Some(other) = keys.remember_as("webhook", key, url.expose())
     {
-        s.problem(format!(
+        keys.add_problem(format!(
             "{key} is the same as {other}: each channel needs a webhook of its own"
         ));
     }
     url
 }
 
-fn route(s: &mut Source<'_>, index: usize) -> Route {
+fn read_slack_route(keys: &mut TypedKeys<'_>, index: usize) -> Route {
     let key = |name: &str| format!("slack.route[{index}].{name}");
-    let name = s.text(
+    let name = keys.text(
         &key("name"),
         "",
         "1 to 32 lower-case letters, digits and '-', not \"default\"",
@@ -151,17 +149,17 @@ fn route(s: &mut Source<'_>, index: usize) -> Route {
                 && text != DEFAULT_CHANNEL
         },
     );
-    if !s.is_set(&key("name")) {
-        s.problem(format!(
+    if !keys.is_set(&key("name")) {
+        keys.add_problem(format!(
             "{} is missing: people and the database know a channel by it",
             key("name")
         ));
     } else if !name.is_empty() {
-        s.unique(&key("name"), &name);
+        keys.require_unique_name(&key("name"), &name);
     }
-    let webhook_url = webhook(s, &key("webhook_url"), "an http:// or https:// URL");
-    if !s.is_set(&key("webhook_url")) {
-        s.problem(format!(
+    let webhook_url = read_slack_webhook(keys, &key("webhook_url"), "an http:// or https:// URL");
+    if !keys.is_set(&key("webhook_url")) {
+        keys.add_problem(format!(
             "{} is missing: a route needs a webhook of its own",
             key("webhook_url")
         ));
@@ -171,21 +169,21 @@ fn route(s: &mut Source<'_>, index: usize) -> Route {
         ("COMPLETED", Some(Status::Completed)),
         ("FAILED", Some(Status::Failed)),
     ];
-    let status = s.choice(&key("status"), &either);
+    let status = keys.choice(&key("status"), &either);
     let all = 0..=i64::MAX;
-    let amount = s.integer(&key("amount_min"), 0, all.clone())
-        ..=s.integer(&key("amount_max"), i64::MAX, all.clone());
-    let user =
-        s.integer(&key("user_min"), 0, all.clone())..=s.integer(&key("user_max"), i64::MAX, all);
-    for (range, what) in [(&amount, "amount"), (&user, "user")] {
+    let amount = keys.integer(&key("amount_min"), 0, all.clone())
+        ..=keys.integer(&key("amount_max"), i64::MAX, all.clone());
+    let user = keys.integer(&key("user_min"), 0, all.clone())
+        ..=keys.integer(&key("user_max"), i64::MAX, all);
+    for (range, name) in [(&amount, "amount"), (&user, "user")] {
         if range.is_empty() {
-            s.problem(format!(
-                "{} is larger than {what}_max: no payment would fit",
-                key(&format!("{what}_min"))
+            keys.add_problem(format!(
+                "{} is larger than {name}_max: no payment would fit",
+                key(&format!("{name}_min"))
             ));
         }
     }
-    let messages_per_second = s.number(&key("messages_per_second"), 1.0, PACE);
+    let messages_per_second = keys.number(&key("messages_per_second"), 1.0, PACE);
     Route {
         name,
         webhook_url,

@@ -22,13 +22,15 @@ pub(super) enum Display {
 pub(super) struct Source<'a> {
     file: BTreeMap<String, Value>,
     environment: &'a BTreeMap<String, String>,
+    /// The tables of the file.
+    sections: BTreeSet<String>,
     asked: BTreeSet<String>,
     /// How many tables an array of tables has, by its key.
     tables: BTreeMap<String, usize>,
-    /// Values that must not be given twice, with the key that gave them.
-    names: BTreeMap<String, String>,
     variables: BTreeSet<String>,
     effective: Vec<(String, String, &'static str)>,
+    /// Keys whose value differs from the default.
+    changed: BTreeSet<String>,
     given: BTreeMap<String, Secret>,
     problems: Vec<String>,
 }
@@ -40,6 +42,8 @@ pub(super) struct Values {
     pub(super) effective: String,
     /// Variables that begin with `PAYRELAY_` and name no key.
     pub(super) ignored_variables: Vec<String>,
+    /// Keys whose value differs from the default.
+    pub(super) changed: BTreeSet<String>,
     /// Each key's value as it was given.
     pub(super) given: BTreeMap<String, Secret>,
 }
@@ -52,7 +56,7 @@ impl<'a> Source<'a> {
     ) -> Result<Self, Problems> {
         let table = file
             .parse()
-            .map_err(|error| Problems::single(not_toml(file, &error)))?;
+            .map_err(|error| Problems::single(Self::not_toml(file, &error)))?;
         Ok(Self::new(table, environment))
     }
 
@@ -60,15 +64,24 @@ impl<'a> Source<'a> {
         let mut source = Self {
             file: BTreeMap::new(),
             environment,
+            sections: BTreeSet::new(),
             asked: BTreeSet::new(),
+            changed: BTreeSet::new(),
             tables: BTreeMap::new(),
-            names: BTreeMap::new(),
             variables: BTreeSet::new(),
             effective: Vec::new(),
             given: BTreeMap::new(),
             problems: Vec::new(),
         };
         for (section, value) in table {
+            let is_section = match &value {
+                Value::Table(_) => true,
+                Value::Array(items) => !items.is_empty() && items.iter().all(Value::is_table),
+                _ => false,
+            };
+            if is_section {
+                source.sections.insert(section.clone());
+            }
             match value {
                 Value::Table(keys) => {
                     for (key, value) in keys {
@@ -114,33 +127,8 @@ impl<'a> Source<'a> {
             .any(|(asked, value, origin)| asked == key && *origin != "default" && value != "\"\"")
     }
 
-    pub(super) fn problem(&mut self, problem: String) {
+    pub(super) fn add_problem(&mut self, problem: String) {
         self.problems.push(problem);
-    }
-
-    /// Reports a name that another table of the same array has.
-    pub(super) fn unique(&mut self, key: &str, name: &str) {
-        if let Some(other) = self.remember(key, name) {
-            self.problem(format!("{key} = {name:?}: {other} has this name already"));
-        }
-    }
-
-    /// Reports a secret that another table of the same array has.
-    pub(super) fn require_distinct(&mut self, key: &str, secret: &str) {
-        if let Some(other) = self.remember(key, secret) {
-            self.problem(format!("{key} is the same as {other}"));
-        }
-    }
-
-    fn remember(&mut self, key: &str, value: &str) -> Option<String> {
-        let array = key.split('[').next().unwrap_or(key).to_owned();
-        self.remember_as(&array, key, value)
-    }
-
-    /// Records a value that only one key of a kind may have, and returns the key that had it
-    /// before.
-    pub(super) fn remember_as(&mut self, kind: &str, key: &str, value: &str) -> Option<String> {
-        self.names.insert(format!("{kind} {value}"), key.to_owned())
     }
 
     /// Reads a value: from the environment, else from the file, else the default.
@@ -154,7 +142,7 @@ impl<'a> Source<'a> {
     ) -> T {
         self.asked.insert(key.to_owned());
         let (value, origin) = match self.variable(key, display) {
-            Some(text) => (coerce(text, default), "environment"),
+            Some(text) => (Self::coerce_variable(text, default), "environment"),
             None => match self.file.get(key) {
                 Some(value) => (value.clone(), "file"),
                 None => (default.clone(), "default"),
@@ -183,6 +171,9 @@ impl<'a> Source<'a> {
             }
         });
         self.effective.push((key.to_owned(), shown, origin));
+        if value != *default {
+            self.changed.insert(key.to_owned());
+        }
         self.given
             .insert(key.to_owned(), Secret::new(value.to_string()));
         parsed
@@ -235,20 +226,29 @@ impl<'a> Source<'a> {
     /// Reports keys that no section has read: they do not exist. A variable of one of our sections
     /// is a misspelt key, unless it has the form of those that container runtimes set.
     pub(super) fn finish(mut self) -> Result<Values, Problems> {
-        for key in self
-            .file
-            .keys()
-            .filter(|key| !self.asked.contains(key.as_str()))
-        {
-            self.problems.push(format!(
-                "{key}: there is no such key; config.toml in the source lists them all"
-            ));
-        }
         let sections: BTreeSet<_> = self
             .asked
             .iter()
             .filter_map(|key| key.split('.').next())
             .collect();
+        let unknown = |section: &&str| !sections.contains(*section);
+        for section in self.sections.iter().map(String::as_str).filter(unknown) {
+            self.problems
+                .push(Self::no_such_section(section, &sections));
+        }
+        let is_in_unknown_section = |key: &str| {
+            let section = key.split(['.', '[']).next().unwrap_or(key);
+            self.sections.contains(section) && !sections.contains(section)
+        };
+        for key in self
+            .file
+            .keys()
+            .filter(|key| !self.asked.contains(key.as_str()) && !is_in_unknown_section(key))
+        {
+            self.problems.push(format!(
+                "{key}: there is no such key; config.toml in the source lists them all"
+            ));
+        }
         let mut ignored_variables = Vec::new();
         for name in self
             .environment
@@ -266,7 +266,9 @@ impl<'a> Source<'a> {
                 continue;
             }
             let section = rest.split('_').next().unwrap_or("").to_lowercase();
-            if sections.contains(section.as_str()) && !is_of_a_container_runtime(name, value) {
+            if sections.contains(section.as_str())
+                && !Self::is_container_runtime_variable(name, value)
+            {
                 self.problems.push(format!(
                     "{name}: there is no such key; config.toml in the source lists them all"
                 ));
@@ -275,77 +277,116 @@ impl<'a> Source<'a> {
             }
         }
         if !self.problems.is_empty() {
-            return Err(Problems(self.problems));
+            return Err(Problems::new(self.problems));
         }
         Ok(Values {
-            effective: render(&self.effective),
+            effective: Self::render(&self.effective),
             ignored_variables,
+            changed: self.changed,
             given: self.given,
         })
     }
-}
 
-/// Without the invalid line, which may hold a secret.
-fn not_toml(file: &str, error: &toml::de::Error) -> String {
-    let before = error
-        .span()
-        .and_then(|span| file.get(..span.start))
-        .unwrap_or("");
-    format!(
-        "not TOML: line {}: {}",
-        before.matches('\n').count() + 1,
-        error.message()
-    )
-}
-
-/// The variables that Kubernetes sets for a service called payrelay-kafka, and Docker for a link
-/// (<https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>).
-fn is_of_a_container_runtime(name: &str, value: &str) -> bool {
-    let address = ["tcp://", "udp://", "sctp://"]
-        .iter()
-        .any(|scheme| value.starts_with(scheme));
-    let numbered = |(_, rest): (&str, &str)| {
-        let mut parts = rest.split('_');
-        let number = parts.next().is_some_and(|part| part.parse::<u16>().is_ok());
-        number
-            && parts
-                .next()
-                .is_some_and(|part| ["TCP", "UDP", "SCTP"].contains(&part))
-    };
-    name.ends_with("_SERVICE_HOST")
-        || name.ends_with("_SERVICE_PORT")
-        || name.contains("_SERVICE_PORT_")
-        || (name.ends_with("_PORT") && address)
-        || name.rsplit_once("_PORT_").is_some_and(numbered)
-        || name.split_once("_PORT_").is_some_and(numbered)
-        || (name.ends_with("_NAME") && value.starts_with('/'))
-        || name.contains("_ENV_")
-}
-
-/// Converts a variable's text to the type of the key.
-fn coerce(text: String, default: &Value) -> Value {
-    match default {
-        Value::Integer(_) => text.parse().map_or(Value::String(text), Value::Integer),
-        Value::Float(_) => text.parse().map_or(Value::String(text), Value::Float),
-        Value::Array(_) => Value::from(text.split(',').map(str::trim).collect::<Vec<_>>()),
-        _ => Value::String(text),
-    }
-}
-
-fn render(effective: &[(String, String, &'static str)]) -> String {
-    let mut text = String::new();
-    let mut current = "";
-    for (key, value, origin) in effective {
-        let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
-        if section != current {
-            let gap = if current.is_empty() { "" } else { "\n" };
-            let _ = match section.split_once('[') {
-                None => writeln!(text, "{gap}[{section}]"),
-                Some((array, _)) => writeln!(text, "{gap}[[{array}]]"),
-            };
-            current = section;
+    /// Names the section that was probably meant, or else all of them.
+    fn no_such_section(section: &str, known: &BTreeSet<&str>) -> String {
+        /// How many letters may be wrong, missing or too many.
+        const TYPOS_MAX: usize = 2;
+        let lower_case = section.to_lowercase();
+        let meant = known
+            .iter()
+            .map(|known| (Self::edit_distance(&lower_case, known), known))
+            .min();
+        match meant {
+            Some((distance, known)) if distance <= TYPOS_MAX => {
+                format!("[{section}]: there is no such section; did you mean [{known}]?")
+            }
+            _ => {
+                let all: Vec<_> = known.iter().map(|known| format!("[{known}]")).collect();
+                format!(
+                    "[{section}]: there is no such section; the sections are {}",
+                    all.join(", ")
+                )
+            }
         }
-        let _ = writeln!(text, "{name} = {value} # {origin}");
     }
-    text
+
+    /// How many letters have to be inserted, removed or replaced (Levenshtein).
+    fn edit_distance(from: &str, to: &str) -> usize {
+        let mut row: Vec<usize> = (0..=to.chars().count()).collect();
+        for (line, from) in from.chars().enumerate() {
+            let mut diagonal = row[0];
+            row[0] = line + 1;
+            for (column, to) in to.chars().enumerate() {
+                let replaced = diagonal + usize::from(from != to);
+                diagonal = row[column + 1];
+                row[column + 1] = replaced.min(diagonal + 1).min(row[column] + 1);
+            }
+        }
+        row.last().copied().unwrap_or_default()
+    }
+
+    /// Without the invalid line, which may hold a secret.
+    fn not_toml(file: &str, error: &toml::de::Error) -> String {
+        let before = error
+            .span()
+            .and_then(|span| file.get(..span.start))
+            .unwrap_or("");
+        format!(
+            "not TOML: line {}: {}",
+            before.matches('\n').count() + 1,
+            error.message()
+        )
+    }
+
+    /// The variables that Kubernetes sets for a service called payrelay-kafka, and Docker for a
+    /// link (<https://kubernetes.io/docs/concepts/services-networking/service/>).
+    fn is_container_runtime_variable(name: &str, value: &str) -> bool {
+        let address = ["tcp://", "udp://", "sctp://"]
+            .iter()
+            .any(|scheme| value.starts_with(scheme));
+        let numbered = |(_, rest): (&str, &str)| {
+            let mut parts = rest.split('_');
+            let number = parts.next().is_some_and(|part| part.parse::<u16>().is_ok());
+            number
+                && parts
+                    .next()
+                    .is_some_and(|part| ["TCP", "UDP", "SCTP"].contains(&part))
+        };
+        name.ends_with("_SERVICE_HOST")
+            || name.ends_with("_SERVICE_PORT")
+            || name.contains("_SERVICE_PORT_")
+            || (name.ends_with("_PORT") && address)
+            || name.rsplit_once("_PORT_").is_some_and(numbered)
+            || name.split_once("_PORT_").is_some_and(numbered)
+            || (name.ends_with("_NAME") && value.starts_with('/'))
+            || name.contains("_ENV_")
+    }
+
+    /// Converts a variable's text to the type of the key.
+    fn coerce_variable(text: String, default: &Value) -> Value {
+        match default {
+            Value::Integer(_) => text.parse().map_or(Value::String(text), Value::Integer),
+            Value::Float(_) => text.parse().map_or(Value::String(text), Value::Float),
+            Value::Array(_) => Value::from(text.split(',').map(str::trim).collect::<Vec<_>>()),
+            _ => Value::String(text),
+        }
+    }
+
+    fn render(effective: &[(String, String, &'static str)]) -> String {
+        let mut text = String::new();
+        let mut current = "";
+        for (key, value, origin) in effective {
+            let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
+            if section != current {
+                let gap = if current.is_empty() { "" } else { "\n" };
+                let _ = match section.split_once('[') {
+                    None => writeln!(text, "{gap}[{section}]"),
+                    Some((array, _)) => writeln!(text, "{gap}[[{array}]]"),
+                };
+                current = section;
+            }
+            let _ = writeln!(text, "{name} = {value} # {origin}");
+        }
+        text
+    }
 }

@@ -1,6 +1,6 @@
 //! Tests of the whole configuration: keys, variables, problems, the shipped file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use toml::Value;
 
@@ -11,7 +11,7 @@ use crate::domain::token::TokenHash;
 
 const SHIPPED: &str = include_str!("../../config.toml");
 
-fn load(file: &str, variables: &[(&str, &str)]) -> Result<Loaded, Problems> {
+fn load_config(file: &str, variables: &[(&str, &str)]) -> Result<LoadedConfig, Problems> {
     let environment = variables
         .iter()
         .map(|(name, value)| ((*name).into(), (*value).into()))
@@ -19,7 +19,7 @@ fn load(file: &str, variables: &[(&str, &str)]) -> Result<Loaded, Problems> {
     Config::load(file, &environment)
 }
 
-fn values(effective: &str) -> String {
+fn config_values(effective: &str) -> String {
     let lines = effective
         .lines()
         .map(|line| line.split(" # ").next().unwrap_or_default());
@@ -27,17 +27,20 @@ fn values(effective: &str) -> String {
 }
 
 #[test]
-fn the_shipped_file_has_every_key_at_its_default() {
-    let shipped = load(SHIPPED, &[]).unwrap().effective().to_owned();
+fn the_shipped_configuration_has_every_key_at_its_default() {
+    let shipped = load_config(SHIPPED, &[]).unwrap().effective().to_owned();
     assert!(
         !shipped.contains("# default"),
         "config.toml lacks a key:\n{shipped}"
     );
-    assert_eq!(values(&shipped), values(load("", &[]).unwrap().effective()));
+    assert_eq!(
+        config_values(&shipped),
+        config_values(load_config("", &[]).unwrap().effective())
+    );
 }
 
 #[test]
-fn the_shipped_file_comments_every_key() {
+fn the_shipped_configuration_comments_every_key() {
     let lines: Vec<_> = SHIPPED.lines().collect();
     for pair in lines
         .windows(2)
@@ -48,7 +51,7 @@ fn the_shipped_file_comments_every_key() {
 }
 
 #[test]
-fn the_environment_wins() {
+fn the_environment_wins_over_the_configuration_file() {
     let variables = [
         ("PAYRELAY_HTTP_LISTEN", "127.0.0.1:9999"),
         ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", "a:1, b:2"),
@@ -60,7 +63,7 @@ fn the_environment_wins() {
             "a container runtime sets such names",
         ),
     ];
-    let loaded = load("[http]\nlisten = '127.0.0.1:1'\n", &variables).unwrap();
+    let loaded = load_config("[http]\nlisten = '127.0.0.1:1'\n", &variables).unwrap();
     assert_eq!(loaded.config.http.listen.port(), 9999);
     assert_eq!(loaded.config.kafka.bootstrap_servers, ["a:1", "b:2"]);
     assert_eq!(loaded.config.kafka.partitions, 7);
@@ -69,11 +72,11 @@ fn the_environment_wins() {
 }
 
 #[test]
-fn every_problem_is_reported_at_once() {
+fn every_problem_of_the_configuration_is_reported_at_once() {
     let file = "listen = 1\n[http]\nlisten = 'here'\nbody_bytes_max = '1'\nmax_body = \
         3\n[nonsense]\nx = 1\n[scheduler]\ninterval = '60'\nretention = \
         '99999999999999999d'\n[kafka]\nbootstrap_servers = []\ntopic = 'a b'\n";
-    let problems = load(
+    let problems = load_config(
         file,
         &[
             ("PAYRELAY_HTTP_CONNECTIONS_MAX", "many"),
@@ -91,11 +94,12 @@ fn every_problem_is_reported_at_once() {
         "scheduler.interval = \"60\" (file): allowed is a number and a unit (ms, s, m, h, d), \
             from 10ms to 3650d",
         "scheduler.retention",
-        "kafka.bootstrap_servers = [] (file): allowed is one or more \"host:port\"",
+        "kafka.bootstrap_servers = [] (file): allowed is a list of one or more \"host:port\"",
         "kafka.topic = \"a b\"",
         "listen: there is no such key",
         "http.max_body: there is no such key",
-        "nonsense.x: there is no such key",
+        "[nonsense]: there is no such section; the sections are [database], [http], \
+            [idempotency], [kafka], [node], [payment], [publisher], [scheduler], [slack]",
     ];
     for part in expected {
         assert!(
@@ -106,13 +110,13 @@ fn every_problem_is_reported_at_once() {
 }
 
 #[test]
-fn a_secret_is_never_shown() {
+fn a_secret_of_the_configuration_is_never_shown() {
     let url = "https://hooks.example/T0/B0/hush";
     for (file, variables) in [
         (format!("[slack]\nwebhook_url = '{url}'"), vec![]),
         (String::new(), vec![("PAYRELAY_SLACK_WEBHOOK_URL", url)]),
     ] {
-        let loaded = load(&file, &variables).unwrap();
+        let loaded = load_config(&file, &variables).unwrap();
         assert_eq!(
             loaded.config.slack.webhook_url.as_ref().unwrap().expose(),
             url
@@ -120,14 +124,14 @@ fn a_secret_is_never_shown() {
         assert!(!loaded.effective().contains("hush"));
         assert!(!format!("{:?}", loaded.config).contains("hush"));
     }
-    let problems = load("[slack]\nwebhook_url = 'ftp://hush'", &[])
+    let problems = load_config("[slack]\nwebhook_url = 'ftp://hush'", &[])
         .unwrap_err()
         .to_string();
     assert!(
         problems.contains("slack.webhook_url = \"***\"") && !problems.contains("hush"),
         "{problems}"
     );
-    let unclosed = load(&format!("[slack]\nwebhook_url = \"{url}\n"), &[])
+    let unclosed = load_config(&format!("[slack]\nwebhook_url = \"{url}\n"), &[])
         .unwrap_err()
         .to_string();
     assert!(
@@ -141,12 +145,12 @@ const ROUTES: &str = "[[slack.route]]\nname = 'failures'\nwebhook_url = \
     'large'\namount_min = 5\nuser_max = 9\nmessages_per_second = 0.5\n";
 
 #[test]
-fn routes_are_read_in_their_order_and_their_secrets_are_masked() {
+fn slack_routes_are_read_in_their_order_and_their_secrets_are_masked() {
     let variables = [(
         "PAYRELAY_SLACK_ROUTE_1_WEBHOOK_URL",
         "https://hooks.example/hush-2",
     )];
-    let loaded = load(ROUTES, &variables).unwrap();
+    let loaded = load_config(ROUTES, &variables).unwrap();
     let [failures, large] = loaded.config.slack.routes.as_slice() else {
         panic!("two routes")
     };
@@ -182,7 +186,7 @@ fn routes_are_read_in_their_order_and_their_secrets_are_masked() {
 }
 
 #[test]
-fn a_key_of_a_table_is_set_in_one_place() {
+fn a_configuration_key_of_a_table_is_set_in_one_place() {
     let variables = [
         (
             "PAYRELAY_SLACK_ROUTE_0_WEBHOOK_URL",
@@ -190,8 +194,8 @@ fn a_key_of_a_table_is_set_in_one_place() {
         ),
         ("PAYRELAY_HTTP_TOKEN_0_ACCESS", "admin"),
     ];
-    let file = ROUTES.to_owned() + &token("till", "read-only", HASH);
-    let problems = load(&file, &variables).unwrap_err().to_string();
+    let file = ROUTES.to_owned() + &config_token("till", "read-only", HASH);
+    let problems = load_config(&file, &variables).unwrap_err().to_string();
     for key in ["slack.route[0].webhook_url", "http.token[0].access"] {
         assert!(
             problems.contains(&format!("{key} is set in the file and in the environment")),
@@ -202,11 +206,11 @@ fn a_key_of_a_table_is_set_in_one_place() {
 }
 
 #[test]
-fn a_route_that_cannot_be_is_delivered() {
+fn every_problem_of_a_slack_route_is_reported() {
     let file = "[[slack.route]]\nname = 'default'\nwebhook = 'x'\namount_min = 9\namount_max \
         = 3\n[[slack.route]]\nname = 'a'\nwebhook_url = 'https://x'\n[[slack.route]]\nname = \
         'a'\nwebhook_url = 'https://x'\n";
-    let problems = load(file, &[("PAYRELAY_SLACK_ROUTE_7_NAME", "b")])
+    let problems = load_config(file, &[("PAYRELAY_SLACK_ROUTE_7_NAME", "b")])
         .unwrap_err()
         .to_string();
     let expected = [
@@ -224,7 +228,7 @@ fn a_route_that_cannot_be_is_delivered() {
         );
     }
     assert!(
-        load("[slack]\nroute = 1\n", &[])
+        load_config("[slack]\nroute = 1\n", &[])
             .unwrap_err()
             .to_string()
             .contains("slack.route: there is no such key")
@@ -236,7 +240,7 @@ fn kafka_over_tls_and_sasl_is_read_and_its_password_masked() {
     let file = "[kafka]\nsecurity = 'tls'\nca_file = 'ca.pem'\ncertificate_file = \
         'me.pem'\nkey_file = 'me.key'\nsasl_mechanism = 'SCRAM-SHA-512'\nsasl_username = \
         'payrelay'\n";
-    let loaded = load(file, &[("PAYRELAY_KAFKA_SASL_PASSWORD", "pass-word")]).unwrap();
+    let loaded = load_config(file, &[("PAYRELAY_KAFKA_SASL_PASSWORD", "pass-word")]).unwrap();
     let security = &loaded.config.kafka.security;
     let tls = security.tls.as_ref().unwrap();
     assert_eq!(tls.ca_file, Some(PathBuf::from("ca.pem")));
@@ -257,19 +261,19 @@ fn kafka_over_tls_and_sasl_is_read_and_its_password_masked() {
     assert!(!security.sends_password_in_clear());
     let plain = "[kafka]\nsasl_mechanism = 'PLAIN'\nsasl_username = 'u'\nsasl_password = 'p'\n";
     assert!(
-        load(plain, &[])
+        load_config(plain, &[])
             .unwrap()
             .config
             .kafka
             .security
             .sends_password_in_clear()
     );
-    let default = load("", &[]).unwrap().config.kafka.security;
+    let default = load_config("", &[]).unwrap().config.kafka.security;
     assert!(default.tls.is_none() && default.sasl.is_none() && !default.sends_password_in_clear());
 }
 
 #[test]
-fn half_of_a_kafka_security_is_delivered() {
+fn an_incomplete_kafka_security_is_reported() {
     let cases = [
         ("certificate_file = 'a'", "kafka.key_file is missing"),
         ("key_file = 'a'", "kafka.certificate_file is missing"),
@@ -301,7 +305,7 @@ fn half_of_a_kafka_security_is_delivered() {
         ),
     ];
     for (line, expected) in cases {
-        let problems = load(&format!("[kafka]\n{line}\n"), &[])
+        let problems = load_config(&format!("[kafka]\n{line}\n"), &[])
             .unwrap_err()
             .to_string();
         assert!(
@@ -310,12 +314,12 @@ fn half_of_a_kafka_security_is_delivered() {
         );
     }
     let all = "[kafka]\nca_file = 'a'\ncertificate_file = 'b'\nsasl_mechanism = 'PLAIN'\n";
-    let problems = load(all, &[]).unwrap_err().to_string();
+    let problems = load_config(all, &[]).unwrap_err().to_string();
     assert!(problems.contains("5 problems"), "{problems}");
 }
 
 #[test]
-fn variables_of_container_runtimes_are_ignored_and_misspelt_ones_refused() {
+fn container_runtime_variables_are_ignored_and_misspelt_keys_are_refused() {
     let set = [
         ("PAYRELAY_KAFKA_SERVICE_HOST", "10.0.0.1"),
         ("PAYRELAY_KAFKA_SERVICE_PORT", "9092"),
@@ -326,7 +330,7 @@ fn variables_of_container_runtimes_are_ignored_and_misspelt_ones_refused() {
         ("PAYRELAY_SLACK_NAME", "/app/payrelay-slack"),
         ("PAYRELAY_DATABASE_ENV_POSTGRES_USER", "x"),
     ];
-    let loaded = load("", &set).unwrap();
+    let loaded = load_config("", &set).unwrap();
     assert_eq!(
         loaded.ignored_variables().len(),
         set.len(),
@@ -340,7 +344,7 @@ fn variables_of_container_runtimes_are_ignored_and_misspelt_ones_refused() {
         ("PAYRELAY_HTTP_PORT_X_TCP", "1"),
     ] {
         assert!(
-            load("", &[(name, value)])
+            load_config("", &[(name, value)])
                 .unwrap_err()
                 .to_string()
                 .contains("there is no such key"),
@@ -350,7 +354,7 @@ fn variables_of_container_runtimes_are_ignored_and_misspelt_ones_refused() {
 }
 
 #[test]
-fn an_empty_variable_is_unset() {
+fn an_empty_configuration_variable_is_unset() {
     let file = "[slack]\nwebhook_url = 'https://a/b'\n[http]\nlisten = '127.0.0.1:1'\n";
     let empty = [
         "PAYRELAY_SLACK_WEBHOOK_URL",
@@ -360,7 +364,7 @@ fn an_empty_variable_is_unset() {
         "PAYRELAY_KAFKA_PARTITIONS",
         "PAYRELAY_HTTP_LISTENN",
     ];
-    let loaded = load(file, &empty.map(|name| (name, ""))).unwrap();
+    let loaded = load_config(file, &empty.map(|name| (name, ""))).unwrap();
     assert_eq!(
         loaded.config.slack.webhook_url.unwrap().expose(),
         "https://a/b"
@@ -370,7 +374,7 @@ fn an_empty_variable_is_unset() {
 }
 
 #[test]
-fn two_channels_need_two_webhooks() {
+fn two_configured_channels_need_two_webhooks() {
     let route = |name: &str, url: &str| {
         format!("[[slack.route]]\nname = '{name}'\nwebhook_url = '{url}'\n")
     };
@@ -379,7 +383,7 @@ fn two_channels_need_two_webhooks() {
         route("x", "https://a/1"),
         route("x", "https://a/2") + &route("y", "https://a/2"),
     ] {
-        let problem = load(&format!("{slack}{routes}"), &[])
+        let problem = load_config(&format!("{slack}{routes}"), &[])
             .unwrap_err()
             .to_string();
         assert!(
@@ -388,12 +392,12 @@ fn two_channels_need_two_webhooks() {
             "{problem}"
         );
     }
-    load(&format!("{slack}{}", route("x", "https://a/2")), &[]).unwrap();
+    load_config(&format!("{slack}{}", route("x", "https://a/2")), &[]).unwrap();
 }
 
 #[test]
-fn a_bootstrap_server_is_a_host_and_a_port() {
-    let server = |text: &str| load(&format!("[kafka]\nbootstrap_servers = ['{text}']"), &[]);
+fn a_configured_bootstrap_server_is_a_host_and_a_port() {
+    let server = |text: &str| load_config(&format!("[kafka]\nbootstrap_servers = ['{text}']"), &[]);
     for good in [
         "kafka:9092",
         "10.0.0.1:9092",
@@ -427,9 +431,65 @@ fn a_bootstrap_server_is_a_host_and_a_port() {
 }
 
 #[test]
-fn a_database_is_a_file() {
+fn a_misspelt_section_of_the_configuration_is_named_with_the_probable_one() {
+    let cases = [
+        (
+            "[slak]\n",
+            "[slak]: there is no such section; did you mean [slack]?",
+        ),
+        ("[Kafka]\ntopic = 'a'\n", "did you mean [kafka]?"),
+        ("[[databse]]\npath = 'a'\n", "did you mean [database]?"),
+    ];
+    for (file, expected) in cases {
+        let problems = load_config(file, &[]).unwrap_err().to_string();
+        assert!(problems.contains(expected), "{problems}");
+        assert!(problems.contains("has 1 problem:"), "{problems}");
+    }
+}
+
+#[test]
+fn bootstrap_servers_configured_as_a_string_are_reported_with_an_example() {
+    let file = "[kafka]\nbootstrap_servers = 'kafka:9092'\n";
+    let problems = load_config(file, &[]).unwrap_err().to_string();
+    let expected = "kafka.bootstrap_servers = \"kafka:9092\" (file): allowed is a list of one or \
+        more \"host:port\", such as [\"127.0.0.1:9092\"]";
+    assert!(problems.contains(expected), "{problems}");
+}
+
+#[test]
+fn problems_of_the_configuration_name_its_file() {
+    let problems = load_config("[http]\nlisten = 1\n", &[]).unwrap_err();
+    let text = problems.in_file(Some(Path::new("/etc/x.toml"))).to_string();
+    assert!(
+        text.starts_with("the configuration (/etc/x.toml) has 1 problem:"),
+        "{text}"
+    );
+}
+
+#[test]
+fn configured_kafka_keys_without_effect_are_warned_of() {
+    let kafka = "[kafka]\ntopic = 'other'\npartitions = 1\n";
+    let warnings = load_config(kafka, &[("PAYRELAY_KAFKA_GROUP", "g")])
+        .unwrap()
+        .warnings();
+    assert_eq!(
+        warnings,
+        [
+            "publisher.kind is \"application\", so these keys have no effect: kafka.group, \
+            kafka.topic; set publisher.kind = \"kafka\" to publish to Kafka"
+        ]
+    );
+    let used = format!("[publisher]\nkind = 'kafka'\n{kafka}");
+    for file in ["", SHIPPED, used.as_str()] {
+        let loaded = load_config(file, &[]).unwrap();
+        assert_eq!(loaded.warnings(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_configured_database_is_a_file() {
     for path in ["", ":memory:", "file:payrelay.db?mode=memory"] {
-        let problem = load(&format!("[database]\npath = '{path}'"), &[])
+        let problem = load_config(&format!("[database]\npath = '{path}'"), &[])
             .unwrap_err()
             .to_string();
         assert!(
@@ -440,7 +500,7 @@ fn a_database_is_a_file() {
 }
 
 #[test]
-fn one_line_end_of_a_secret_file_is_removed_and_nothing_else() {
+fn only_one_line_end_of_a_secret_file_is_removed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("password");
     for (content, secret) in [
@@ -471,12 +531,12 @@ fn one_line_end_of_a_secret_file_is_removed_and_nothing_else() {
 }
 
 #[test]
-fn a_secret_can_come_from_a_file() {
+fn a_configured_secret_can_come_from_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("webhook");
     std::fs::write(&path, "https://hooks.example/T0\n").unwrap();
     let name = path.to_str().unwrap();
-    let loaded = load("", &[("PAYRELAY_SLACK_WEBHOOK_URL_FILE", name)]).unwrap();
+    let loaded = load_config("", &[("PAYRELAY_SLACK_WEBHOOK_URL_FILE", name)]).unwrap();
     assert_eq!(
         loaded.config.slack.webhook_url.unwrap().expose(),
         "https://hooks.example/T0"
@@ -486,12 +546,12 @@ fn a_secret_can_come_from_a_file() {
         ("PAYRELAY_SLACK_WEBHOOK_URL", "https://x"),
     ];
     assert!(
-        load("", &both)
+        load_config("", &both)
             .unwrap_err()
             .to_string()
             .contains("both set")
     );
-    let missing = load("", &[("PAYRELAY_SLACK_WEBHOOK_URL_FILE", "/nowhere")])
+    let missing = load_config("", &[("PAYRELAY_SLACK_WEBHOOK_URL_FILE", "/nowhere")])
         .unwrap_err()
         .to_string();
     assert!(
@@ -499,7 +559,7 @@ fn a_secret_can_come_from_a_file() {
         "{missing}"
     );
     std::fs::write(&path, " \n").unwrap();
-    let empty = load("", &[("PAYRELAY_SLACK_WEBHOOK_URL_FILE", name)])
+    let empty = load_config("", &[("PAYRELAY_SLACK_WEBHOOK_URL_FILE", name)])
         .unwrap_err()
         .to_string();
     assert!(
@@ -510,16 +570,16 @@ fn a_secret_can_come_from_a_file() {
 
 const HASH: &str = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
-fn token(name: &str, access: &str, hash: &str) -> String {
+fn config_token(name: &str, access: &str, hash: &str) -> String {
     format!("[[http.token]]\nname = '{name}'\naccess = '{access}'\nhash = '{hash}'\n")
 }
 
 #[test]
-fn tokens_are_read_and_their_hashes_are_masked() {
+fn configured_tokens_are_read_and_their_hashes_are_masked() {
     let other = HASH.replace("ba", "ab");
-    let file = token("till-3", "full", HASH)
-        + &token("monitoring", "read-only", "").replace("hash = ''\n", "");
-    let loaded = load(&file, &[("PAYRELAY_HTTP_TOKEN_1_HASH", &other)]).unwrap();
+    let file = config_token("till-3", "full", HASH)
+        + &config_token("monitoring", "read-only", "").replace("hash = ''\n", "");
+    let loaded = load_config(&file, &[("PAYRELAY_HTTP_TOKEN_1_HASH", &other)]).unwrap();
     let [till, monitoring] = loaded.config.http.tokens.as_slice() else {
         panic!("two tokens")
     };
@@ -547,8 +607,8 @@ fn tokens_are_read_and_their_hashes_are_masked() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("hash");
     std::fs::write(&path, format!("{HASH}\n")).unwrap();
-    let file = token("a", "admin", "").replace("hash = ''\n", "");
-    let loaded = load(
+    let file = config_token("a", "admin", "").replace("hash = ''\n", "");
+    let loaded = load_config(
         &file,
         &[("PAYRELAY_HTTP_TOKEN_0_HASH_FILE", path.to_str().unwrap())],
     )
@@ -560,13 +620,13 @@ fn tokens_are_read_and_their_hashes_are_masked() {
 }
 
 #[test]
-fn a_token_that_cannot_be_is_delivered() {
+fn every_problem_of_a_configured_token_is_reported() {
     let file = "[[http.token]]\ntoken = 'x'\n".to_owned()
-        + &token("a b", "root", "hush")
-        + &token("c", "full", HASH)
-        + &token("c", "full", &HASH.replace("ba", "BA"))
+        + &config_token("a b", "root", "hush")
+        + &config_token("c", "full", HASH)
+        + &config_token("c", "full", &HASH.replace("ba", "BA"))
         + "[[slack.route]]\nname = 'c'\nwebhook_url = 'https://x'\n";
-    let problems = load(&file, &[]).unwrap_err().to_string();
+    let problems = load_config(&file, &[]).unwrap_err().to_string();
     let expected = [
         "the configuration has 9 problems:",
         "http.token[0].name is missing",
@@ -593,10 +653,10 @@ fn a_token_that_cannot_be_is_delivered() {
 }
 
 #[test]
-fn only_with_a_token_others_than_this_machine_may_call() {
+fn a_configuration_without_tokens_listens_on_loopback_only() {
     for open in ["0.0.0.0:8080", "[::]:8080", "192.0.2.1:8080"] {
         let file = format!("[http]\nlisten = '{open}'\n");
-        let problems = load(&file, &[]).unwrap_err().to_string();
+        let problems = load_config(&file, &[]).unwrap_err().to_string();
         assert!(
             problems.contains(&format!("http.listen = \"{open}\"")),
             "{problems}"
@@ -605,18 +665,18 @@ fn only_with_a_token_others_than_this_machine_may_call() {
             problems.contains("`payrelay token` makes one"),
             "{problems}"
         );
-        load(&(file + &token("a", "full", HASH)), &[]).unwrap();
+        load_config(&(file + &config_token("a", "full", HASH)), &[]).unwrap();
     }
     for closed in ["127.0.0.1:0", "127.1.2.3:1", "[::1]:1"] {
-        load(&format!("[http]\nlisten = '{closed}'\n"), &[]).unwrap();
+        load_config(&format!("[http]\nlisten = '{closed}'\n"), &[]).unwrap();
     }
 }
 
 #[test]
-fn a_body_fits_into_the_room_for_bodies() {
+fn the_configured_body_size_fits_the_limits_of_all_bodies() {
     let file = "[http]\nbody_bytes_max = 4096\nclient_body_bytes_max = 4095\nbodies_bytes_max \
         = 2048\n";
-    let problems = load(file, &[]).unwrap_err().to_string();
+    let problems = load_config(file, &[]).unwrap_err().to_string();
     for key in [
         "http.client_body_bytes_max is smaller",
         "http.bodies_bytes_max is smaller",
@@ -626,9 +686,9 @@ fn a_body_fits_into_the_room_for_bodies() {
 }
 
 #[test]
-fn one_address_has_half_of_the_connections_unless_more_are_given_to_it() {
+fn one_address_has_half_of_the_configured_connections_by_default() {
     let of_one =
-        |file| load(file, &[]).map(|loaded| loaded.config.http.client_connections_max.get());
+        |file| load_config(file, &[]).map(|loaded| loaded.config.http.client_connections_max.get());
     assert_eq!(of_one("").unwrap(), 2048);
     assert_eq!(of_one("[http]\nconnections_max = 1001\n").unwrap(), 500);
     assert_eq!(of_one("[http]\nconnections_max = 1\n").unwrap(), 1);
@@ -646,12 +706,12 @@ fn one_address_has_half_of_the_connections_unless_more_are_given_to_it() {
 }
 
 #[test]
-fn fewer_connections_are_fewer_for_each_address() {
+fn fewer_configured_connections_are_fewer_for_each_address() {
     let after = |connections: i64, of_one: i64, capacity| {
         let file =
             format!("[http]\nconnections_max = {connections}\nclient_connections_max = {of_one}\n");
-        let mut http = load(&file, &[]).unwrap().config.http;
-        http.limit_connections(NonZeroUsize::new(capacity).unwrap());
+        let mut http = load_config(&file, &[]).unwrap().config.http;
+        http.lower_connections_max(NonZeroUsize::new(capacity).unwrap());
         (
             http.connections_max.get(),
             http.client_connections_max.get(),
@@ -673,16 +733,16 @@ fn fewer_connections_are_fewer_for_each_address() {
 }
 
 #[test]
-fn what_differs_is_delivered_by_its_key_but_for_the_tokens() {
-    let old = load(
-        &("[slack]\nwebhook_url = 'https://a/1'\n".to_owned() + &token("a", "full", HASH)),
+fn changed_configuration_keys_are_listed_except_tokens() {
+    let old = load_config(
+        &("[slack]\nwebhook_url = 'https://a/1'\n".to_owned() + &config_token("a", "full", HASH)),
         &[],
     )
     .unwrap();
     let file = "[http]\nbody_timeout = '11s'\n[slack]\nwebhook_url = \
         'https://a/2'\n[[slack.route]]\nname = 'r'\nwebhook_url = 'https://x'\n[kafka]\ntopic \
         = 'payment-event'\n";
-    let new = load(file, &[]).unwrap();
+    let new = load_config(file, &[]).unwrap();
     let differing: Vec<_> = old
         .changed_keys(&new)
         .into_iter()
@@ -698,7 +758,7 @@ fn what_differs_is_delivered_by_its_key_but_for_the_tokens() {
 
 /// Files as they are; `#env NAME=value` in a line of its own is a variable.
 #[test]
-fn the_corpus_of_configurations() {
+fn the_corpus_of_configurations_is_read_and_shows_no_secret() {
     let words = [
         "[http]\n",
         "[kafka]\n",
@@ -730,7 +790,7 @@ fn the_corpus_of_configurations() {
             Ok(loaded) => format!("{}{:?}", loaded.effective(), loaded.config),
             Err(problems) => problems.to_string(),
         };
-        if !contains_a_secret(&file, &environment) {
+        if !config_contains_a_secret(&file, &environment) {
             assert!(!shown.contains("s3cr3t"), "{shown}");
         }
         match outcome {
@@ -746,14 +806,14 @@ fn the_corpus_of_configurations() {
                     text = next;
                 }
                 let again =
-                    load(&text, &[]).unwrap_or_else(|problems| panic!("{problems}\n{text}"));
+                    load_config(&text, &[]).unwrap_or_else(|problems| panic!("{problems}\n{text}"));
                 assert_eq!(
                     format!("{:?}", again.config),
                     format!("{:?}", loaded.config)
                 );
                 true
             }
-            Err(Problems(problems)) => {
+            Err(Problems { problems, .. }) => {
                 assert!(
                     !problems.is_empty()
                         && problems.iter().all(|problem| problem.contains([':', ' '])),
@@ -767,9 +827,9 @@ fn the_corpus_of_configurations() {
 
 /// Whether a secret stands where none belongs: as a key, or as the value of a key that is not
 /// secret.
-fn contains_a_secret(file: &str, environment: &BTreeMap<String, String>) -> bool {
+fn config_contains_a_secret(file: &str, environment: &BTreeMap<String, String>) -> bool {
     const SECRET: [&str; 3] = ["webhook_url", "proxy", "sasl_password"];
-    fn elsewhere(table: &toml::Table) -> bool {
+    fn config_has_a_secret_elsewhere(table: &toml::Table) -> bool {
         table.iter().any(|(key, value)| {
             key.contains("s3cr3t")
                 || match value {
@@ -780,9 +840,9 @@ fn contains_a_secret(file: &str, environment: &BTreeMap<String, String>) -> bool
                             .any(|key| key.contains("s3cr3t"))
                     }
                     _ if SECRET.contains(&key.as_str()) => false,
-                    Value::Table(table) => elsewhere(table),
+                    Value::Table(table) => config_has_a_secret_elsewhere(table),
                     Value::Array(items) => items.iter().any(|item| match item {
-                        Value::Table(table) => elsewhere(table),
+                        Value::Table(table) => config_has_a_secret_elsewhere(table),
                         item => item.to_string().contains("s3cr3t"),
                     }),
                     value => value.to_string().contains("s3cr3t"),
@@ -794,13 +854,13 @@ fn contains_a_secret(file: &str, environment: &BTreeMap<String, String>) -> bool
         name.contains("s3cr3t") || (!secret(name) && value.contains("s3cr3t"))
     };
     file.parse::<toml::Table>()
-        .is_ok_and(|table| elsewhere(&table))
+        .is_ok_and(|table| config_has_a_secret_elsewhere(&table))
         || environment.iter().any(variable)
 }
 
 #[test]
-fn durations_have_a_unit() {
-    let ms = |text| duration::parse(text).map(|span| span.as_millis());
+fn configured_durations_have_a_unit() {
+    let ms = |text| duration::parse_duration(text).map(|span| span.as_millis());
     assert_eq!(
         [ms("250ms"), ms("60s"), ms("5m"), ms("2h"), ms("7d")],
         [
@@ -823,5 +883,5 @@ fn durations_have_a_unit() {
     ] {
         assert_eq!(ms(bad), None, "{bad}");
     }
-    assert_eq!(duration::show(Duration::from_secs(90)), "90s");
+    assert_eq!(duration::show_duration(Duration::from_secs(90)), "90s");
 }

@@ -61,7 +61,7 @@ pub struct AppContext {
 /// The shared state of the handlers.
 pub struct App {
     pub(super) context: AppContext,
-    pub(super) mailbox: Arc<ReplyQueue>,
+    pub(super) replies: Arc<ReplyQueue>,
     pub(super) limits: Arc<Limits>,
     pub(super) refusals: Refusals,
 }
@@ -73,7 +73,7 @@ impl App {
         let refusals = Refusals::new(context.metrics.clone());
         Self {
             context,
-            mailbox: Arc::default(),
+            replies: Arc::default(),
             limits,
             refusals,
         }
@@ -90,8 +90,8 @@ impl App {
     }
 
     /// Receives replies of other threads.
-    pub(super) fn mailbox(&self) -> &Arc<ReplyQueue> {
-        &self.mailbox
+    pub(super) fn reply_queue(&self) -> &Arc<ReplyQueue> {
+        &self.replies
     }
 
     /// Runs a write, and returns its result after the commit.
@@ -100,11 +100,11 @@ impl App {
         work: impl Fn(&Transaction<'_>) -> SqlResult<T> + Send + 'static,
     ) -> Result<T, Problem> {
         let (answer, answered) = oneshot::channel();
-        let mailbox = Arc::clone(&self.mailbox);
+        let replies = Arc::clone(&self.replies);
         self.context
             .store
-            .submit(1, work, move |result| mailbox.post(answer, result))?;
-        Ok(flatten(answered.await)?)
+            .submit(1, work, move |result| replies.push(answer, result))?;
+        Ok(flatten_store_reply(answered.await)?)
     }
 
     pub(super) async fn query<T: Send + 'static>(
@@ -112,24 +112,24 @@ impl App {
         query: impl FnOnce(&Connection) -> SqlResult<T> + Send + 'static,
     ) -> Result<T, Problem> {
         // The store's threads log the reason, once for many refusals.
-        Ok(self.look(query).await?)
+        Ok(self.try_query(query).await?)
     }
 
-    pub(super) async fn look<T: Send + 'static>(
+    pub(super) async fn try_query<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Connection) -> SqlResult<T> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
-        let mailbox = Arc::clone(&self.mailbox);
+        let replies = Arc::clone(&self.replies);
         self.context
             .store
-            .query(query, move |result| mailbox.post(answer, result))?;
-        flatten(answered.await)
+            .query(query, move |result| replies.push(answer, result))?;
+        flatten_store_reply(answered.await)
     }
 }
 
 /// The reply of the store's thread; none arrives if the store was closed first.
-pub(super) fn flatten<T>(
+pub(super) fn flatten_store_reply<T>(
     answer: Result<Result<T, StoreError>, oneshot::error::RecvError>,
 ) -> Result<T, StoreError> {
     answer.unwrap_or(Err(StoreError::Closed))

@@ -6,16 +6,14 @@
 //! constant time.
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hyper::Method;
-use hyper::Version;
 use hyper::header::{AUTHORIZATION, HOST, HeaderMap, ORIGIN};
 use hyper::http::request::Parts;
-use hyper::http::uri::Authority;
 use subtle::ConditionallySelectable as _;
 
+use super::host::{host_of_authority, host_of_url, is_local_host};
 use super::limits::ClientUsage;
 use super::problem::Problem;
 use crate::config;
@@ -24,15 +22,15 @@ use crate::domain::token::TokenHash;
 
 /// An authenticated client.
 #[derive(Debug, Clone)]
-pub(super) struct Client {
+pub(super) struct AuthenticatedClient {
     /// The name of the token; empty without tokens.
     pub(super) name: Arc<str>,
     pub(super) access: Access,
     /// Its usage of the shared capacity.
-    pub(super) account: Arc<ClientUsage>,
+    pub(super) usage: Arc<ClientUsage>,
 }
 
-impl Client {
+impl AuthenticatedClient {
     /// Refuses a request that needs more access than the client has.
     pub(super) fn require(&self, needed: Access) -> Result<(), Problem> {
         if self.access >= needed {
@@ -45,21 +43,30 @@ impl Client {
         );
         Err(Problem::insufficient_access(detail))
     }
+
+    /// The origin of an action, for its record: with tokens `http, token NAME`.
+    pub(super) fn origin(&self) -> String {
+        if self.name.is_empty() {
+            "http".to_owned()
+        } else {
+            format!("http, token {}", self.name)
+        }
+    }
 }
 
 #[derive(Debug)]
-struct Token {
+struct AuthenticatorToken {
     hash: TokenHash,
-    client: Client,
+    client: AuthenticatedClient,
 }
 
 /// The tokens in effect.
 #[derive(Debug, Default)]
-struct Tokens(Vec<Token>);
+struct AuthenticatorTokens(Vec<AuthenticatorToken>);
 
-impl Tokens {
+impl AuthenticatorTokens {
     /// Compares with every token, found or not: the duration reveals nothing.
-    fn find(&self, token: &str) -> Option<&Client> {
+    fn find(&self, token: &str) -> Option<&AuthenticatedClient> {
         let hash = TokenHash::of_token(token);
         let mut found = u64::MAX;
         for (index, token) in (0..).zip(&self.0) {
@@ -70,7 +77,7 @@ impl Tokens {
             .map(|token| &token.client)
     }
 
-    fn named(&self, name: &str) -> Option<&Token> {
+    fn named(&self, name: &str) -> Option<&AuthenticatorToken> {
         self.0.iter().find(|token| &*token.client.name == name)
     }
 }
@@ -96,7 +103,7 @@ impl fmt::Display for TokenDiff {
         let changes: Vec<_> = parts
             .into_iter()
             .filter(|(_, names)| !names.is_empty())
-            .map(|(what, names)| format!("{what} {}", names.join(", ")))
+            .map(|(verb, names)| format!("{verb} {}", names.join(", ")))
             .collect();
         f.write_str(if changes.is_empty() {
             "none changed"
@@ -123,7 +130,7 @@ pub struct Authenticator {
     public_host: Option<String>,
     /// The usage of all clients, where there are no tokens.
     anonymous: Arc<str>,
-    tokens: Mutex<Arc<Tokens>>,
+    tokens: Mutex<Arc<AuthenticatorTokens>>,
 }
 
 impl Authenticator {
@@ -137,7 +144,7 @@ impl Authenticator {
             anonymous: Arc::default(),
             tokens: Mutex::default(),
         };
-        authenticator.install(&settings.tokens);
+        authenticator.set_tokens(&settings.tokens);
         authenticator
     }
 
@@ -147,10 +154,10 @@ impl Authenticator {
         if tokens.is_empty() && !self.tokens().0.is_empty() {
             return Err(LastTokenRemoved);
         }
-        Ok(self.install(tokens))
+        Ok(self.set_tokens(tokens))
     }
 
-    fn install(&self, tokens: &[config::Token]) -> TokenDiff {
+    fn set_tokens(&self, tokens: &[config::Token]) -> TokenDiff {
         let old = self.tokens();
         let mut change = TokenDiff::default();
         let new = tokens.iter().map(|token| {
@@ -163,19 +170,18 @@ impl Authenticator {
                 Some(_) => {}
             }
             // A client's usage stays, whatever its token is now.
-            let account =
-                known.map_or_else(Arc::default, |known| Arc::clone(&known.client.account));
-            let client = Client {
+            let usage = known.map_or_else(Arc::default, |known| Arc::clone(&known.client.usage));
+            let client = AuthenticatedClient {
                 name: token.name.as_str().into(),
                 access: token.access,
-                account,
+                usage,
             };
-            Token {
+            AuthenticatorToken {
                 hash: token.hash,
                 client,
             }
         });
-        let new = Tokens(new.collect());
+        let new = AuthenticatorTokens(new.collect());
         let gone = old
             .0
             .iter()
@@ -186,7 +192,7 @@ impl Authenticator {
         change
     }
 
-    fn tokens(&self) -> Arc<Tokens> {
+    fn tokens(&self) -> Arc<AuthenticatorTokens> {
         // The value is replaced as a whole: a panic elsewhere leaves no half of one.
         Arc::clone(&self.tokens.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -196,19 +202,18 @@ impl Authenticator {
         &self,
         head: &Parts,
         peer: &Arc<ClientUsage>,
-    ) -> Result<Option<Client>, Problem> {
+    ) -> Result<Option<AuthenticatedClient>, Problem> {
         let tokens = self.tokens();
         if tokens.0.is_empty() {
-            refuse_forwarded(&head.headers)?;
-            self.refuse_pages(head)?;
-            let (name, account) = (Arc::clone(&self.anonymous), Arc::clone(peer));
-            return Ok(Some(Client {
-                name,
+            Self::reject_forwarded(&head.headers)?;
+            self.reject_browsers(head)?;
+            return Ok(Some(AuthenticatedClient {
+                name: Arc::clone(&self.anonymous),
                 access: Access::Admin,
-                account,
+                usage: Arc::clone(peer),
             }));
         }
-        let Some(token) = bearer(&head.headers)? else {
+        let Some(token) = Self::bearer_token(&head.headers)? else {
             return Ok(None);
         };
         tokens
@@ -219,12 +224,12 @@ impl Authenticator {
     }
 
     /// Without tokens, every program on this machine is accepted, and a browser runs the scripts of
-    /// any web page. A page whose name resolves to this machine (DNS rebinding) is recognized by
-    /// the `Host`; a page that sends a form or a script's POST, by the `Origin`, which browsers add
-    /// to every POST (<https://fetch.spec.whatwg.org/#origin-header>). With tokens neither matters:
-    /// a browser has no token to add.
-    fn refuse_pages(&self, head: &Parts) -> Result<(), Problem> {
-        if !self.is_meant_for_us(head) {
+    /// any web page. The `Host` gives away a page whose name resolves to this machine (DNS
+    /// rebinding). The `Origin` gives away a form or a script: browsers add it to every POST
+    /// (<https://fetch.spec.whatwg.org/#origin-header>). With tokens neither matters: a browser has
+    /// no token to add.
+    fn reject_browsers(&self, head: &Parts) -> Result<(), Problem> {
+        if !self.is_allowed_host(head) {
             return Err(Problem::misdirected(
                 "without tokens, the Host must be an IP address, localhost or the host of \
                     http.public_url",
@@ -238,10 +243,42 @@ impl Authenticator {
         Ok(())
     }
 
+    /// Without tokens, every client that reaches this address may do everything. A request through
+    /// a proxy is from another machine.
+    fn reject_forwarded(headers: &HeaderMap) -> Result<(), Problem> {
+        let forwarded = |name: &str| FORWARDED.contains(&name) || name.starts_with("x-forwarded-");
+        match headers.keys().find(|name| forwarded(name.as_str())) {
+            None => Ok(()),
+            Some(name) => Err(Problem::forbidden(format!(
+                "the request came through a proxy (it has the header {name}), and no token is \
+                    configured: configure tokens ([[http.token]], `payrelay token`)"
+            ))),
+        }
+    }
+
+    /// The token of a request.
+    fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
+        let mut values = headers.get_all(AUTHORIZATION).iter();
+        let Some(value) = values.next() else {
+            return Ok(None);
+        };
+        let token = value
+            .to_str()
+            .ok()
+            .and_then(|text| text.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer"))
+            .map(|(_, token)| token.trim_matches(' '))
+            .filter(|token| !token.is_empty() && values.next().is_none());
+        token.map(Some).ok_or_else(|| {
+            Problem::wrong_token("the Authorization must be one: Bearer and a token")
+        })
+    }
+
     /// A request without a `Host` is from no browser.
-    fn is_meant_for_us(&self, head: &Parts) -> bool {
-        let ours =
-            |authority: &str| is_of_this_machine(host_of(authority), self.public_host.as_deref());
+    fn is_allowed_host(&self, head: &Parts) -> bool {
+        let ours = |authority: &str| {
+            is_local_host(host_of_authority(authority), self.public_host.as_deref())
+        };
         let named = head
             .headers
             .get_all(HOST)
@@ -258,96 +295,6 @@ impl Authenticator {
 /// The headers that proxies add to requests (RFC 7239, RFC 9110 7.6.3, and the older names).
 const FORWARDED: [&str; 3] = ["forwarded", "via", "x-real-ip"];
 
-/// Without tokens, every client that reaches this address may do everything. A request through a
-/// proxy is from another machine.
-fn refuse_forwarded(headers: &HeaderMap) -> Result<(), Problem> {
-    let forwarded = |name: &str| FORWARDED.contains(&name) || name.starts_with("x-forwarded-");
-    match headers.keys().find(|name| forwarded(name.as_str())) {
-        None => Ok(()),
-        Some(name) => Err(Problem::forbidden(format!(
-            "the request came through a proxy (it has the header {name}), and no token is \
-                configured: configure tokens ([[http.token]], `payrelay token`)"
-        ))),
-    }
-}
-
-/// HTTP/1.1 needs exactly one valid Host (RFC 9112, 3.2).
-pub(super) fn check_host(head: &Parts) -> Result<(), Problem> {
-    let mut hosts = head.headers.get_all(HOST).iter();
-    let Some(host) = hosts.next() else {
-        return match head.version {
-            Version::HTTP_11 => Err(Problem::invalid_host("the request has no Host")),
-            _ => Ok(()),
-        };
-    };
-    if hosts.next().is_some() {
-        return Err(Problem::invalid_host("the request has more than one Host"));
-    }
-    let valid = host.to_str().is_ok_and(|text| {
-        let authority = text.parse::<Authority>();
-        let port = text[host_of(text).len()..]
-            .strip_prefix(':')
-            .unwrap_or_default();
-        let named =
-            authority.is_ok_and(|authority| !text.contains('@') && !authority.host().is_empty());
-        text.is_empty() || (named && (port.is_empty() || port.parse::<u16>().is_ok()))
-    });
-    if valid {
-        Ok(())
-    } else {
-        Err(Problem::invalid_host("the Host is no host and port"))
-    }
-}
-
-/// The token of a request.
-fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
-    let mut values = headers.get_all(AUTHORIZATION).iter();
-    let Some(value) = values.next() else {
-        return Ok(None);
-    };
-    let token = value
-        .to_str()
-        .ok()
-        .and_then(|text| text.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer"))
-        .map(|(_, token)| token.trim_matches(' '))
-        .filter(|token| !token.is_empty() && values.next().is_none());
-    token
-        .map(Some)
-        .ok_or_else(|| Problem::wrong_token("the Authorization must be one: Bearer and a token"))
-}
-
-/// Removes the port; an IPv6 address is in brackets.
-fn host_of(authority: &str) -> &str {
-    let port = authority
-        .rfind(':')
-        .filter(|colon| !authority[*colon..].contains(']'));
-    port.map_or(authority, |colon| &authority[..colon])
-}
-
-fn host_of_url(url: &str) -> &str {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
-    host_of(authority.rsplit('@').next().unwrap_or(authority))
-}
-
-/// An IP address needs no DNS, and names below `localhost` never leave the machine (RFC 6761).
-fn is_of_this_machine(host: &str, public: Option<&str>) -> bool {
-    if let Some(address) = host
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-    {
-        return address.parse::<Ipv6Addr>().is_ok();
-    }
-    if host.parse::<Ipv4Addr>().is_ok() {
-        return true;
-    }
-    let host = host.strip_suffix('.').unwrap_or(host);
-    let last = host.rsplit('.').next().unwrap_or(host);
-    last.eq_ignore_ascii_case("localhost")
-        || public.is_some_and(|public| host.eq_ignore_ascii_case(public))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -355,16 +302,16 @@ mod tests {
     use hyper::Request;
     use proptest::prelude::*;
 
-    fn settings(tokens: &[(&str, Access, &str)]) -> config::Http {
+    fn auth_settings(tokens: &[(&str, Access, &str)]) -> config::Http {
         let mut http = config::Config::load("", &std::collections::BTreeMap::new())
             .unwrap()
             .config
             .http;
-        http.tokens = configured(tokens);
+        http.tokens = auth_tokens(tokens);
         http
     }
 
-    fn configured(tokens: &[(&str, Access, &str)]) -> Vec<config::Token> {
+    fn auth_tokens(tokens: &[(&str, Access, &str)]) -> Vec<config::Token> {
         let token = |(name, access, token): &(&str, Access, &str)| config::Token {
             name: (*name).to_owned(),
             access: *access,
@@ -373,7 +320,7 @@ mod tests {
         tokens.iter().map(token).collect()
     }
 
-    fn head(method: &str, headers: &[(&str, &str)]) -> Parts {
+    fn auth_request_head(method: &str, headers: &[(&str, &str)]) -> Parts {
         let mut request = Request::builder().method(method).uri("/payments");
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -381,30 +328,31 @@ mod tests {
         request.body(()).unwrap().into_parts().0
     }
 
-    fn who(
+    fn authenticate_post(
         authenticator: &Authenticator,
         headers: &[(&str, &str)],
     ) -> Result<Option<String>, Problem> {
-        let client = authenticator.authenticate(&head("POST", headers), &Arc::default());
+        let client =
+            authenticator.authenticate(&auth_request_head("POST", headers), &Arc::default());
         client.map(|client| client.map(|client| client.name.to_string()))
     }
 
     #[test]
-    fn a_token_is_known_by_its_hash() {
-        let authenticator = Authenticator::new(&settings(&[
+    fn a_client_is_authenticated_by_the_hash_of_its_token() {
+        let authenticator = Authenticator::new(&auth_settings(&[
             ("till", Access::Full, "abc"),
             ("boss", Access::Admin, "xyz"),
         ]));
         assert_eq!(
-            who(&authenticator, &[("authorization", "Bearer abc")]),
+            authenticate_post(&authenticator, &[("authorization", "Bearer abc")]),
             Ok(Some("till".into()))
         );
         assert_eq!(
-            who(&authenticator, &[("authorization", "bearer  xyz")]),
+            authenticate_post(&authenticator, &[("authorization", "bearer  xyz")]),
             Ok(Some("boss".into()))
         );
         assert_eq!(
-            who(
+            authenticate_post(
                 &authenticator,
                 &[("host", "evil.example"), ("origin", "https://evil.example")]
             ),
@@ -414,7 +362,7 @@ mod tests {
             ("authorization", "Bearer abc"),
             ("authorization", "Bearer abc"),
         ];
-        assert!(who(&authenticator, &twice).is_err());
+        assert!(authenticate_post(&authenticator, &twice).is_err());
         for wrong in [
             "Bearer ABC",
             "Bearer abc def",
@@ -426,18 +374,18 @@ mod tests {
             "Bearer \u{fc}",
         ] {
             assert!(
-                who(&authenticator, &[("authorization", wrong)]).is_err(),
+                authenticate_post(&authenticator, &[("authorization", wrong)]).is_err(),
                 "{wrong}"
             );
         }
     }
 
     #[test]
-    fn access_is_an_order() {
-        let client = |access| Client {
+    fn a_client_with_more_access_may_do_all_that_less_access_allows() {
+        let client = |access| AuthenticatedClient {
             name: "a".into(),
             access,
-            account: Arc::default(),
+            usage: Arc::default(),
         };
         for (access, reads, pays, orders) in [
             (Access::ReadOnly, true, false, false),
@@ -455,27 +403,27 @@ mod tests {
     }
 
     #[test]
-    fn new_tokens_take_effect_and_keep_their_usage() {
-        let authenticator = Authenticator::new(&settings(&[
+    fn replaced_tokens_take_effect_and_keep_their_clients_usage() {
+        let authenticator = Authenticator::new(&auth_settings(&[
             ("a", Access::Full, "1"),
             ("b", Access::Full, "2"),
         ]));
-        let account = |authenticator: &Authenticator, name: &str| {
-            Arc::clone(&authenticator.tokens().named(name).unwrap().client.account)
+        let usage = |authenticator: &Authenticator, name: &str| {
+            Arc::clone(&authenticator.tokens().named(name).unwrap().client.usage)
         };
-        let before = account(&authenticator, "b");
+        let before = usage(&authenticator, "b");
         let tokens = [("b", Access::Full, "3"), ("c", Access::ReadOnly, "4")];
-        let change = authenticator.replace(&configured(&tokens)).unwrap();
+        let change = authenticator.replace(&auth_tokens(&tokens)).unwrap();
         assert_eq!(change.to_string(), "added c; removed a; changed b");
-        assert!(Arc::ptr_eq(&before, &account(&authenticator, "b")));
-        assert!(who(&authenticator, &[("authorization", "Bearer 1")]).is_err());
+        assert!(Arc::ptr_eq(&before, &usage(&authenticator, "b")));
+        assert!(authenticate_post(&authenticator, &[("authorization", "Bearer 1")]).is_err());
         assert_eq!(
-            who(&authenticator, &[("authorization", "Bearer 3")]),
+            authenticate_post(&authenticator, &[("authorization", "Bearer 3")]),
             Ok(Some("b".into()))
         );
         assert_eq!(
             authenticator
-                .replace(&configured(&tokens))
+                .replace(&auth_tokens(&tokens))
                 .unwrap()
                 .to_string(),
             "none changed"
@@ -483,30 +431,30 @@ mod tests {
     }
 
     #[test]
-    fn the_last_token_stays() {
-        let authenticator = Authenticator::new(&settings(&[]));
+    fn a_reload_never_removes_the_last_token() {
+        let authenticator = Authenticator::new(&auth_settings(&[]));
         assert_eq!(
             authenticator.replace(&[]).unwrap().to_string(),
             "none changed"
         );
         authenticator
-            .replace(&configured(&[("a", Access::Full, "1")]))
+            .replace(&auth_tokens(&[("a", Access::Full, "1")]))
             .unwrap();
         assert!(authenticator.replace(&[]).is_err());
-        assert_eq!(who(&authenticator, &[]), Ok(None));
-        assert!(who(&authenticator, &[("authorization", "Bearer 1")]).is_ok());
+        assert_eq!(authenticate_post(&authenticator, &[]), Ok(None));
+        assert!(authenticate_post(&authenticator, &[("authorization", "Bearer 1")]).is_ok());
     }
 
     #[test]
-    fn without_tokens_the_host_is_this_machine() {
-        let mut http = settings(&[]);
+    fn without_tokens_a_request_must_name_this_machine_as_its_host() {
+        let mut http = auth_settings(&[]);
         http.public_url = Some("https://x@pay.local:8080/path".into());
         let authenticator = Authenticator::new(&http);
         let ours = "127.0.0.1 127.0.0.1:8080 192.0.2.7:1 [::1]:8080 [::1] localhost LocalHost:1 \
             localhost.:1 till.localhost:1 pay.local:8080 PAY.LOCAL.";
         for host in ours.split(' ') {
             assert_eq!(
-                who(&authenticator, &[("host", host)]),
+                authenticate_post(&authenticator, &[("host", host)]),
                 Ok(Some(String::new())),
                 "{host}"
             );
@@ -515,23 +463,29 @@ mod tests {
             pay.local.evil.example xpay.local [::1].evil.example [evil] [::1 :80 \
             127.0.0.1@evil.example 0x7f000001 \u{fc}";
         for host in others.split(' ').chain([""]) {
-            assert!(who(&authenticator, &[("host", host)]).is_err(), "{host}");
+            assert!(
+                authenticate_post(&authenticator, &[("host", host)]).is_err(),
+                "{host}"
+            );
         }
         assert!(
-            who(
+            authenticate_post(
                 &authenticator,
                 &[("host", "127.0.0.1"), ("host", "evil.example")]
             )
             .is_err()
         );
         assert!(
-            who(
+            authenticate_post(
                 &authenticator,
                 &[("host", "127.0.0.1"), ("origin", "http://127.0.0.1")]
             )
             .is_err()
         );
-        assert_eq!(who(&authenticator, &[]), Ok(Some(String::new())));
+        assert_eq!(
+            authenticate_post(&authenticator, &[]),
+            Ok(Some(String::new()))
+        );
         let absolute = Request::get("http://evil.example/payments")
             .header("host", "localhost")
             .body(())
@@ -544,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_recognized_by_the_address() {
+    fn the_authenticator_knows_loopback_by_its_address() {
         let loopback = |text: &str| is_loopback(text.parse().unwrap());
         assert!(loopback("127.0.0.1:1") && loopback("127.9.9.9:1") && loopback("[::1]:1"));
         assert!(loopback("[::ffff:127.0.0.1]:1"));
@@ -553,10 +507,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_request_breaks_it(host in "\\PC*", authorization in "\\PC*") {
-            let (open, closed) = (settings(&[]), settings(&[("a", Access::Full, "1")]));
-            for (http, name, value) in [(open, "host", &host), (closed, "authorization", &authorization)] {
-                let mut parts = head("GET", &[]);
+        fn no_request_makes_the_authenticator_panic(host in "\\PC*", authorization in "\\PC*") {
+            let open = auth_settings(&[]);
+            let closed = auth_settings(&[("a", Access::Full, "1")]);
+            let cases = [(open, "host", &host), (closed, "authorization", &authorization)];
+            for (http, name, value) in cases {
+                let mut parts = auth_request_head("GET", &[]);
                 if let Ok(value) = hyper::header::HeaderValue::from_bytes(value.as_bytes()) {
                     parts.headers.insert(name, value);
                 }

@@ -1,6 +1,6 @@
 //! The open connections, and which of them is closed for a new one when all are in use.
 //!
-//! First a connection whose client has not sent a complete head for [`HEAD_PATIENCE`], then the one
+//! First a connection whose client has not sent a complete head for [`HEAD_TIMEOUT`], then the one
 //! that has been idle longest. A connection with a request in progress, or with an unwritten
 //! response, is never closed for another.
 
@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
 /// How long a connection without a complete head stays open while others wait.
-const HEAD_PATIENCE: Duration = Duration::from_secs(2);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A connection that got its response just now may be about to send its next request.
 const IDLE_MIN: Duration = Duration::from_millis(100);
@@ -24,29 +24,29 @@ const IDLE_MIN: Duration = Duration::from_millis(100);
 /// The open connections.
 #[derive(Debug)]
 pub(super) struct Connections {
-    open: Mutex<Open>,
-    clock: Clock,
+    open: Mutex<OpenConnections>,
+    clock: ConnectionClock,
 }
 
 /// Milliseconds since the server started.
 #[derive(Debug, Clone, Copy)]
-struct Clock(Instant);
+struct ConnectionClock(Instant);
 
-impl Clock {
+impl ConnectionClock {
     fn now(self) -> u64 {
         u64::try_from(self.0.elapsed().as_millis()).unwrap_or(ANSWERING - 1)
     }
 }
 
 #[derive(Debug, Default)]
-struct Open {
+struct OpenConnections {
     next: u64,
-    slots: HashMap<u64, Arc<Slot>>,
+    states: HashMap<u64, Arc<ConnectionState>>,
 }
 
 /// The state of one connection.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(super) struct ConnectionState {
     /// Since when it waits for a head, in milliseconds; or [`BUSY`], or [`ANSWERING`].
     waits_since: AtomicU64,
     /// The number of its requests, with the one in progress; 0 before the first head.
@@ -54,7 +54,7 @@ pub(super) struct Slot {
     close: Notify,
     /// It was asked to close, and does so after its response.
     is_ending: AtomicBool,
-    clock: Clock,
+    clock: ConnectionClock,
 }
 
 /// While a request is in progress.
@@ -68,19 +68,19 @@ const ANSWERING: u64 = u64::MAX - 1;
 pub(super) struct ConnectionSlot {
     connections: Arc<Connections>,
     number: u64,
-    pub(super) slot: Arc<Slot>,
+    pub(super) state: Arc<ConnectionState>,
 }
 
 impl Connections {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
             open: Mutex::default(),
-            clock: Clock(Instant::now()),
+            clock: ConnectionClock(Instant::now()),
         })
     }
 
     pub(super) fn open(self: &Arc<Self>) -> ConnectionSlot {
-        let slot = Arc::new(Slot {
+        let state = Arc::new(ConnectionState {
             waits_since: AtomicU64::new(self.clock.now()),
             requests: AtomicU64::new(0),
             close: Notify::new(),
@@ -90,11 +90,11 @@ impl Connections {
         let mut open = self.lock();
         let number = open.next;
         open.next += 1;
-        open.slots.insert(number, Arc::clone(&slot));
+        open.states.insert(number, Arc::clone(&state));
         ConnectionSlot {
             connections: Arc::clone(self),
             number,
-            slot,
+            state,
         }
     }
 
@@ -103,25 +103,25 @@ impl Connections {
         let now = self.clock.now();
         let open = self.lock();
         let victim = open
-            .slots
+            .states
             .values()
-            .filter_map(|slot| slot.rank(now).map(|rank| (rank, slot)))
-            .max_by_key(|v| v.0);
-        let Some((_, slot)) = victim else {
+            .filter_map(|state| state.rank(now).map(|rank| (rank, state)))
+            .max_by_key(|(rank, _)| *rank);
+        let Some((_, state)) = victim else {
             return false;
         };
-        slot.is_ending.store(true, Relaxed);
-        slot.close.notify_one();
+        state.is_ending.store(true, Relaxed);
+        state.close.notify_one();
         true
     }
 
-    fn lock(&self) -> MutexGuard<'_, Open> {
+    fn lock(&self) -> MutexGuard<'_, OpenConnections> {
         // The map is consistent whenever the lock is free, so lock poisoning is ignored.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Slot {
+impl ConnectionState {
     /// The order in which connections are closed; `None`: not this one.
     fn rank(&self, now: u64) -> Option<(bool, u64)> {
         let since = self.waits_since.load(Relaxed);
@@ -130,8 +130,8 @@ impl Slot {
         }
         let waited = now.saturating_sub(since);
         let silent = self.is_silent();
-        let patience = if silent { HEAD_PATIENCE } else { IDLE_MIN };
-        (u128::from(waited) >= patience.as_millis()).then_some((silent, waited))
+        let limit = if silent { HEAD_TIMEOUT } else { IDLE_MIN };
+        (u128::from(waited) >= limit.as_millis()).then_some((silent, waited))
     }
 
     /// Whether no complete head has arrived yet.
@@ -154,36 +154,36 @@ impl Slot {
 
 impl ConnectionSlot {
     pub(super) fn request_begins(&self) {
-        self.slot.requests.fetch_add(1, Relaxed);
-        self.slot.waits_since.store(BUSY, Relaxed);
+        self.state.requests.fetch_add(1, Relaxed);
+        self.state.waits_since.store(BUSY, Relaxed);
     }
 
     pub(super) fn request_ends(&self) {
-        self.slot.waits_since.store(ANSWERING, Relaxed);
+        self.state.waits_since.store(ANSWERING, Relaxed);
     }
 }
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        self.connections.lock().slots.remove(&self.number);
+        self.connections.lock().states.remove(&self.number);
     }
 }
 
 /// A stream whose flushes show that a response is written. hyper flushes only after it has written
 /// all of a response that is complete at its start, as all of ours are.
 #[derive(Debug)]
-pub(super) struct Watched<S> {
+pub(super) struct ConnectionStream<S> {
     stream: S,
-    slot: Arc<Slot>,
+    state: Arc<ConnectionState>,
 }
 
-impl<S> Watched<S> {
-    pub(super) fn new(stream: S, slot: Arc<Slot>) -> Self {
-        Self { stream, slot }
+impl<S> ConnectionStream<S> {
+    pub(super) fn new(stream: S, state: Arc<ConnectionState>) -> Self {
+        Self { stream, state }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for ConnectionStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -193,7 +193,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for ConnectionStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -216,7 +216,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(context))?;
-        self.slot.flushed();
+        self.state.flushed();
         Poll::Ready(Ok(()))
     }
 
@@ -229,22 +229,22 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 mod tests {
     use super::*;
 
-    fn set(place: &ConnectionSlot, requests: u64, waits_since: u64) {
-        place.slot.requests.store(requests, Relaxed);
-        place.slot.waits_since.store(waits_since, Relaxed);
+    fn set_connection(slot: &ConnectionSlot, requests: u64, waits_since: u64) {
+        slot.state.requests.store(requests, Relaxed);
+        slot.state.waits_since.store(waits_since, Relaxed);
     }
 
     #[test]
     fn silent_connections_end_first_then_the_one_that_is_idle_longest() {
         let now = 10_000;
         let connections = Connections::new();
-        let places: Vec<_> = (0..5).map(|_| connections.open()).collect();
-        set(&places[0], 0, 8_500); // silent, but young
-        set(&places[1], 0, 7_000); // silent
-        set(&places[2], 3, 1_000); // idle longest
-        set(&places[3], 3, BUSY);
-        set(&places[4], 3, 9_950); // got its response just now
-        let ranks: Vec<_> = places.iter().map(|place| place.slot.rank(now)).collect();
+        let slots: Vec<_> = (0..5).map(|_| connections.open()).collect();
+        set_connection(&slots[0], 0, 8_500); // silent, but young
+        set_connection(&slots[1], 0, 7_000); // silent
+        set_connection(&slots[2], 3, 1_000); // idle longest
+        set_connection(&slots[3], 3, BUSY);
+        set_connection(&slots[4], 3, 9_950); // got its response just now
+        let ranks: Vec<_> = slots.iter().map(|slot| slot.state.rank(now)).collect();
         assert_eq!(
             ranks,
             [None, Some((true, 3_000)), Some((false, 9_000)), None, None]
@@ -254,18 +254,18 @@ mod tests {
     #[test]
     fn a_connection_with_work_is_never_asked_to_end() {
         let connections = Connections::new();
-        let place = connections.open();
-        place.request_begins();
+        let slot = connections.open();
+        slot.request_begins();
         assert!(!connections.close_one());
-        place.request_ends();
+        slot.request_ends();
         assert_eq!(
-            place.slot.rank(u64::MAX),
+            slot.state.rank(u64::MAX),
             None,
             "its response is being written"
         );
-        place.slot.flushed();
-        assert!(place.slot.rank(u64::MAX).is_some());
-        drop(place);
+        slot.state.flushed();
+        assert!(slot.state.rank(u64::MAX).is_some());
+        drop(slot);
         assert!(!connections.close_one(), "there is none");
     }
 }

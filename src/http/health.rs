@@ -6,7 +6,7 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use super::app::App;
-use super::response::{Body, json};
+use super::response::{Body, json_response};
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::Health;
 use crate::sampler::Sample;
@@ -15,19 +15,19 @@ use crate::store::{self, StoreError};
 
 impl App {
     /// Ready also while Kafka or Slack is unavailable: payments are accepted.
-    pub(super) async fn ready(&self) -> Response<Body> {
-        let (status, ready) = self.readiness().await;
-        json(status, &ready)
+    pub(super) async fn health_ready(&self) -> Response<Body> {
+        let (status, ready) = self.health_readiness().await;
+        json_response(status, &ready)
     }
 
     /// For load balancers: the status alone.
-    pub(super) async fn ready_status_only(&self) -> Response<Body> {
-        let (status, ready) = self.readiness().await;
-        json(status, &serde_json::json!({ "status": ready.status }))
+    pub(super) async fn health_ready_status_only(&self) -> Response<Body> {
+        let (status, ready) = self.health_readiness().await;
+        json_response(status, &serde_json::json!({ "status": ready.status }))
     }
 
-    async fn readiness(&self) -> (StatusCode, Ready<'_>) {
-        let look = self.look(store::ping_store).await;
+    async fn health_readiness(&self) -> (StatusCode, ReadyView<'_>) {
+        let ping = self.try_query(store::ping_store).await;
         let store = &self.context.store;
         let database = store.database_state();
         let disk = store.disk_state();
@@ -35,20 +35,22 @@ impl App {
             // No payment is accepted any more, so only a probe shows that the database works again.
             store.probe();
         }
-        let works = answers(&look) && !database.is_failing() && !disk.is_failing();
+        // Too many waiting reads are no failure: payments have a queue of their own.
+        let responds = matches!(ping, Ok(()) | Err(StoreError::Busy));
+        let works = responds && !database.is_failing() && !disk.is_failing();
         let mut components: BTreeMap<_, _> = self
             .context
             .components
             .iter()
-            .map(|(name, part)| (name.as_str(), part.get()))
+            .map(|(name, health)| (name.as_str(), health.get()))
             .collect();
         let pending = self
             .context
             .snapshots
             .latest()
-            .map(|snapshot| Pending::new(&snapshot, Timestamp::now()));
-        let late = pending.as_ref().is_some_and(Pending::is_late);
-        let (status, word) = if !works {
+            .map(|snapshot| ReadyPending::new(&snapshot, Timestamp::now()));
+        let late = pending.as_ref().is_some_and(ReadyPending::is_late);
+        let (status, name) = if !works {
             (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
         } else if late || components.values().any(Health::is_failing) {
             (StatusCode::OK, "degraded")
@@ -58,8 +60,8 @@ impl App {
         components.extend([("database", database), ("disk", disk)]);
         (
             status,
-            Ready {
-                status: word,
+            ReadyView {
+                status: name,
                 node: store.node().as_str(),
                 components,
                 pending,
@@ -69,26 +71,20 @@ impl App {
     }
 }
 
-/// Whether the database answers. Too many waiting reads are no failure: payments have a queue of
-/// their own.
-fn answers<T>(look: &Result<T, StoreError>) -> bool {
-    matches!(look, Ok(_) | Err(StoreError::Busy))
-}
-
 #[derive(Serialize)]
-struct Ready<'a> {
+struct ReadyView<'a> {
     status: &'static str,
     node: &'a str,
     components: BTreeMap<&'a str, Health>,
     /// `null` until the first sample.
-    pending: Option<Pending>,
+    pending: Option<ReadyPending>,
     /// Risks of the configuration: they do not change the status.
     warnings: Vec<String>,
 }
 
 /// The waiting rows of the last sample.
 #[derive(Serialize)]
-struct Pending {
+struct ReadyPending {
     sampled_at: Timestamp,
     unpublished: Age,
     unconsumed: Age,
@@ -106,7 +102,7 @@ struct Age {
 /// A published event usually has its delivery long before.
 const UNCONSUMED_AGE_MAX_S: u64 = 60;
 
-impl Pending {
+impl ReadyPending {
     fn new(snapshot: &Sample, now: Timestamp) -> Self {
         let age = |waiting: Waiting| Age {
             count: waiting.count,

@@ -14,7 +14,7 @@ const LENGTH_MAX: usize = 255;
 
 /// The key of a request. The draft has a string in quotes; most clients send the bare value, which
 /// means the same.
-pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+pub(super) fn idempotency_key_header(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let mut values = headers.get_all(NAME).iter();
     let Some(value) = values.next() else {
         return Ok(None);
@@ -27,7 +27,7 @@ pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let parsed = value
         .to_str()
         .ok()
-        .and_then(parse)
+        .and_then(parse_idempotency_key)
         .filter(|key| (1..=LENGTH_MAX).contains(&key.len()));
     let allowed = || {
         format!(
@@ -40,7 +40,7 @@ pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
 }
 
 /// A string of RFC 9651 (3.3.3), or a bare value.
-fn parse(text: &str) -> Option<String> {
+fn parse_idempotency_key(text: &str) -> Option<String> {
     let printable = |c: char| c == ' ' || c.is_ascii_graphic();
     let Some(rest) = text.strip_prefix('"') else {
         return text.chars().all(printable).then(|| text.to_owned());
@@ -60,7 +60,7 @@ fn parse(text: &str) -> Option<String> {
 }
 
 /// The fingerprint of a body.
-pub(super) fn hash(body: &[u8]) -> [u8; 32] {
+pub(super) fn idempotency_key_body_hash(body: &[u8]) -> [u8; 32] {
     Sha256::digest(body).into()
 }
 
@@ -70,16 +70,16 @@ mod tests {
     use hyper::header::HeaderValue;
     use proptest::prelude::*;
 
-    fn key_of(values: &[&[u8]]) -> Result<Option<String>, Problem> {
+    fn idempotency_key_of(values: &[&[u8]]) -> Result<Option<String>, Problem> {
         let mut headers = HeaderMap::new();
         for value in values {
             headers.append(NAME, HeaderValue::from_bytes(value).unwrap());
         }
-        key(&headers)
+        idempotency_key_header(&headers)
     }
 
     #[test]
-    fn a_key_is_a_string_in_quotes_or_bare() {
+    fn an_idempotency_key_is_a_string_in_quotes_or_bare() {
         let long = "x".repeat(LENGTH_MAX);
         let pairs = [
             (
@@ -98,16 +98,16 @@ mod tests {
         ];
         for (text, expected) in pairs {
             assert_eq!(
-                key_of(&[text.as_bytes()]),
+                idempotency_key_of(&[text.as_bytes()]),
                 Ok(Some(expected.to_owned())),
                 "{text}"
             );
         }
-        assert_eq!(key_of(&[]), Ok(None));
+        assert_eq!(idempotency_key_of(&[]), Ok(None));
     }
 
     #[test]
-    fn invalid_keys_are_refused() {
+    fn invalid_idempotency_keys_are_refused() {
         let long = "x".repeat(LENGTH_MAX + 1);
         let bad: [&[u8]; 11] = [
             b"",
@@ -123,28 +123,31 @@ mod tests {
             long.as_bytes(),
         ];
         for value in bad {
-            assert!(key_of(&[value]).is_err(), "{value:?}");
+            assert!(idempotency_key_of(&[value]).is_err(), "{value:?}");
         }
-        assert!(key_of(&[b"a", b"a"]).is_err());
+        assert!(idempotency_key_of(&[b"a", b"a"]).is_err());
     }
 
     #[test]
-    fn a_hash_is_sha_256() {
+    fn the_body_hash_of_an_idempotency_key_is_sha_256() {
         let expected = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(format!("{:x}", Sha256::digest(b"")), expected);
-        assert_eq!(hash(b"").as_slice(), Sha256::digest(b"").as_slice());
+        assert_eq!(
+            idempotency_key_body_hash(b"").as_slice(),
+            Sha256::digest(b"").as_slice()
+        );
     }
 
     proptest! {
         #[test]
-        fn quoted_comes_back(key in "[ -~]{1,255}") {
+        fn a_quoted_idempotency_key_is_read_as_it_was_written(key in "[ -~]{1,255}") {
             let quoted = format!("\"{}\"", key.replace('\\', "\\\\").replace('"', "\\\""));
-            prop_assert_eq!(parse(&quoted), Some(key));
+            prop_assert_eq!(parse_idempotency_key(&quoted), Some(key));
         }
 
         #[test]
-        fn never_panics(text in ".{0,40}") {
-            let _ = parse(&text);
+        fn no_idempotency_key_makes_the_parser_panic(text in ".{0,40}") {
+            let _ = parse_idempotency_key(&text);
         }
     }
 }

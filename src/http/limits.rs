@@ -2,7 +2,7 @@
 //!
 //! A client is its token, or else its address. The entry of an address is removed with its last
 //! connection, or when its pace has recovered. So the table of clients has an entry for each
-//! connection and each address of the last second, and at most as many again before they are swept.
+//! connection and each address of the last second. It may grow to twice that before it is swept.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -28,14 +28,14 @@ pub(super) struct ClientUsage {
 
 /// An address with connections.
 #[derive(Debug, Default)]
-struct Peer {
-    account: Arc<ClientUsage>,
+struct ClientLimitEntry {
+    usage: Arc<ClientUsage>,
     connections: usize,
 }
 
 #[derive(Debug)]
-struct Peers {
-    known: HashMap<IpAddr, Peer>,
+struct ClientLimitTable {
+    known: HashMap<IpAddr, ClientLimitEntry>,
     sweep_at: usize,
 }
 
@@ -48,7 +48,7 @@ pub(super) struct Limits {
     bodies_bytes_max: usize,
     client_connections_max: usize,
     bodies_bytes: AtomicUsize,
-    peers: Mutex<Peers>,
+    clients: Mutex<ClientLimitTable>,
     started: Instant,
 }
 
@@ -66,7 +66,7 @@ impl Limits {
                 some => some.get(),
             },
             bodies_bytes: AtomicUsize::new(0),
-            peers: Mutex::new(Peers {
+            clients: Mutex::new(ClientLimitTable {
                 known: HashMap::new(),
                 sweep_at: SWEEP_MIN,
             }),
@@ -75,12 +75,12 @@ impl Limits {
     }
 
     /// Counts a request, or refuses it.
-    pub(super) fn request(&self, account: &ClientUsage) -> Result<(), Problem> {
+    pub(super) fn request(&self, usage: &ClientUsage) -> Result<(), Problem> {
         // Without a limit the clock is not read.
         let Some(interval) = self.interval else {
             return Ok(());
         };
-        if account.try_request(self.started.elapsed(), interval) {
+        if usage.try_request(self.started.elapsed(), interval) {
             return Ok(());
         }
         Err(Problem::too_many_requests(
@@ -89,45 +89,45 @@ impl Limits {
     }
 
     /// A budget for a body, empty yet.
-    pub(super) fn body_budget<'a>(&'a self, account: &'a ClientUsage) -> BodyBudget<'a> {
-        BodyBudget {
+    pub(super) fn body_limit<'a>(&'a self, usage: &'a ClientUsage) -> BodyLimit<'a> {
+        BodyLimit {
             limits: self,
-            account,
+            usage,
             bytes: 0,
         }
     }
 
     /// Counts a connection; `None` if it is one too many.
-    pub(super) fn connect(self: &Arc<Self>, address: IpAddr) -> Option<ConnectionPermit> {
-        let address = client_network(address);
-        let mut peers = self.peers();
-        peers.sweep(self.started.elapsed());
-        let peer = peers.known.entry(address).or_default();
-        if peer.connections >= self.client_connections_max {
+    pub(super) fn connect(self: &Arc<Self>, address: IpAddr) -> Option<LimitedConnection> {
+        let address = limited_client_network(address);
+        let mut clients = self.clients();
+        clients.sweep(self.started.elapsed());
+        let client = clients.known.entry(address).or_default();
+        if client.connections >= self.client_connections_max {
             return None;
         }
-        peer.connections += 1;
-        Some(ConnectionPermit {
+        client.connections += 1;
+        Some(LimitedConnection {
             limits: Arc::clone(self),
             address,
-            account: Arc::clone(&peer.account),
+            usage: Arc::clone(&client.usage),
         })
     }
 
     fn disconnect(&self, address: IpAddr) {
-        let mut peers = self.peers();
-        let Some(peer) = peers.known.get_mut(&address) else {
+        let mut clients = self.clients();
+        let Some(client) = clients.known.get_mut(&address) else {
             return;
         };
-        peer.connections -= 1;
-        if peer.is_forgettable(self.started.elapsed()) {
-            peers.known.remove(&address);
+        client.connections -= 1;
+        if client.is_forgettable(self.started.elapsed()) {
+            clients.known.remove(&address);
         }
     }
 
-    fn peers(&self) -> MutexGuard<'_, Peers> {
+    fn clients(&self) -> MutexGuard<'_, ClientLimitTable> {
         // Each entry is consistent whenever the lock is free, so lock poisoning is ignored.
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -135,10 +135,11 @@ impl ClientUsage {
     /// A token bucket of one second's tokens. It is stored as the time until which its tokens are
     /// spent.
     fn try_request(&self, now: Duration, interval: Duration) -> bool {
-        let (now, interval) = (nanoseconds(now), nanoseconds(interval));
+        let now = limit_nanoseconds(now);
+        let interval = limit_nanoseconds(interval);
         let spend = |until: u64| {
             let until = until.max(now) + interval;
-            (until <= now + nanoseconds(SECOND)).then_some(until)
+            (until <= now + limit_nanoseconds(SECOND)).then_some(until)
         };
         self.next_allowed
             .fetch_update(Relaxed, Relaxed, spend)
@@ -147,28 +148,28 @@ impl ClientUsage {
 }
 
 /// Enough for 584 years.
-fn nanoseconds(span: Duration) -> u64 {
+fn limit_nanoseconds(span: Duration) -> u64 {
     u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }
 
-impl Peer {
+impl ClientLimitEntry {
     fn is_forgettable(&self, now: Duration) -> bool {
-        self.connections == 0 && self.account.next_allowed.load(Relaxed) <= nanoseconds(now)
+        self.connections == 0 && self.usage.next_allowed.load(Relaxed) <= limit_nanoseconds(now)
     }
 }
 
-impl Peers {
+impl ClientLimitTable {
     /// Sweeps rarely, so that each new connection pays for a few entries.
     fn sweep(&mut self, now: Duration) {
         if self.known.len() >= self.sweep_at {
-            self.known.retain(|_, peer| !peer.is_forgettable(now));
+            self.known.retain(|_, client| !client.is_forgettable(now));
             self.sweep_at = (2 * self.known.len()).max(SWEEP_MIN);
         }
     }
 }
 
 /// The owner of one IPv6 address has all 2^64 of its network (RFC 6177): they are one client.
-fn client_network(address: IpAddr) -> IpAddr {
+fn limited_client_network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) if !address.is_loopback() => {
             Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
@@ -179,13 +180,13 @@ fn client_network(address: IpAddr) -> IpAddr {
 
 /// A connection of a client; dropping it removes it from the table.
 #[derive(Debug)]
-pub(super) struct ConnectionPermit {
+pub(super) struct LimitedConnection {
     limits: Arc<Limits>,
     pub(super) address: IpAddr,
-    pub(super) account: Arc<ClientUsage>,
+    pub(super) usage: Arc<ClientUsage>,
 }
 
-impl Drop for ConnectionPermit {
+impl Drop for LimitedConnection {
     fn drop(&mut self) {
         self.limits.disconnect(self.address);
     }
@@ -193,17 +194,17 @@ impl Drop for ConnectionPermit {
 
 /// Bytes of a body in memory; dropping it returns the memory to the budget.
 #[derive(Debug)]
-pub(super) struct BodyBudget<'a> {
+pub(super) struct BodyLimit<'a> {
     limits: &'a Limits,
-    account: &'a ClientUsage,
+    usage: &'a ClientUsage,
     bytes: usize,
 }
 
-impl BodyBudget<'_> {
+impl BodyLimit<'_> {
     /// Reserves more, if there is capacity.
     pub(super) fn reserve(&mut self, bytes: usize) -> Result<(), Problem> {
-        if !add(
-            &self.account.body_bytes,
+        if !add_within_limit(
+            &self.usage.body_bytes,
             bytes,
             self.limits.client_body_bytes_max,
         ) {
@@ -211,12 +212,12 @@ impl BodyBudget<'_> {
                 "more body bytes in progress than http.client_body_bytes_max",
             ));
         }
-        if !add(
+        if !add_within_limit(
             &self.limits.bodies_bytes,
             bytes,
             self.limits.bodies_bytes_max,
         ) {
-            self.account.body_bytes.fetch_sub(bytes, Relaxed);
+            self.usage.body_bytes.fetch_sub(bytes, Relaxed);
             return Err(Problem::unavailable(
                 "more body bytes in progress than http.bodies_bytes_max; nothing was stored",
             ));
@@ -226,16 +227,16 @@ impl BodyBudget<'_> {
     }
 }
 
-impl Drop for BodyBudget<'_> {
+impl Drop for BodyLimit<'_> {
     fn drop(&mut self) {
-        self.account.body_bytes.fetch_sub(self.bytes, Relaxed);
+        self.usage.body_bytes.fetch_sub(self.bytes, Relaxed);
         self.limits.bodies_bytes.fetch_sub(self.bytes, Relaxed);
     }
 }
 
-fn add(held: &AtomicUsize, bytes: usize, limit: usize) -> bool {
-    let reserve = |held: usize| held.checked_add(bytes).filter(|sum| *sum <= limit);
-    held.fetch_update(Relaxed, Relaxed, reserve).is_ok()
+fn add_within_limit(reserved: &AtomicUsize, bytes: usize, limit: usize) -> bool {
+    let try_add = |reserved: usize| reserved.checked_add(bytes).filter(|sum| *sum <= limit);
+    reserved.fetch_update(Relaxed, Relaxed, try_add).is_ok()
 }
 
 #[cfg(test)]
@@ -243,7 +244,7 @@ mod tests {
     use super::*;
     use std::num::{NonZeroU32, NonZeroUsize};
 
-    fn limits(change: impl FnOnce(&mut config::Http)) -> Arc<Limits> {
+    fn changed_limits(change: impl FnOnce(&mut config::Http)) -> Arc<Limits> {
         let mut http = config::Config::load("", &std::collections::BTreeMap::new())
             .unwrap()
             .config
@@ -252,14 +253,15 @@ mod tests {
         Arc::new(Limits::new(&http))
     }
 
-    fn address(text: &str) -> IpAddr {
+    fn client_address(text: &str) -> IpAddr {
         text.parse().unwrap()
     }
 
     #[test]
-    fn a_second_of_requests_at_once_and_then_the_pace() {
-        let (account, interval) = (ClientUsage::default(), SECOND / 10);
-        let at = |ms| account.try_request(Duration::from_millis(ms), interval);
+    fn the_limits_allow_a_second_of_requests_at_once_and_then_the_pace() {
+        let usage = ClientUsage::default();
+        let interval = SECOND / 10;
+        let at = |ms| usage.try_request(Duration::from_millis(ms), interval);
         assert!((0..10).all(|_| at(5000)), "the burst");
         assert!(!at(5000) && !at(5099));
         assert!(at(5100) && !at(5100));
@@ -271,27 +273,32 @@ mod tests {
     }
 
     #[test]
-    fn without_a_limit_every_request_is_accepted() {
-        let limits = limits(|_| ());
-        let account = ClientUsage::default();
-        assert!((0..100_000).all(|_| limits.request(&account).is_ok()));
-        assert_eq!(account.next_allowed.load(Relaxed), 0);
+    fn without_limits_every_request_is_accepted() {
+        let limits = changed_limits(|_| ());
+        let usage = ClientUsage::default();
+        assert!((0..100_000).all(|_| limits.request(&usage).is_ok()));
+        assert_eq!(usage.next_allowed.load(Relaxed), 0);
     }
 
     #[test]
-    fn the_pace_is_each_client_s_own() {
-        let limits = limits(|http| http.client_requests_per_second = NonZeroU32::new(1));
-        let (one, other) = (ClientUsage::default(), ClientUsage::default());
+    fn the_limits_give_each_client_a_pace_of_its_own() {
+        let limits = changed_limits(|http| http.client_requests_per_second = NonZeroU32::new(1));
+        let one = ClientUsage::default();
+        let other = ClientUsage::default();
         assert!(limits.request(&one).is_ok() && limits.request(&one).is_err());
         assert!(limits.request(&other).is_ok());
     }
 
     #[test]
-    fn bodies_have_a_limit_each_and_one_together() {
-        let limits =
-            limits(|http| (http.client_body_bytes_max, http.bodies_bytes_max) = (100, 150));
-        let (one, other) = (ClientUsage::default(), ClientUsage::default());
-        let (mut first, mut second) = (limits.body_budget(&one), limits.body_budget(&one));
+    fn body_bytes_have_limits_for_each_client_and_for_all_together() {
+        let limits = changed_limits(|http| {
+            http.client_body_bytes_max = 100;
+            http.bodies_bytes_max = 150;
+        });
+        let one = ClientUsage::default();
+        let other = ClientUsage::default();
+        let mut first = limits.body_limit(&one);
+        let mut second = limits.body_limit(&one);
         first.reserve(60).unwrap();
         second.reserve(40).unwrap();
         assert_eq!(
@@ -300,7 +307,7 @@ mod tests {
                 "more body bytes in progress than http.client_body_bytes_max"
             ))
         );
-        let mut third = limits.body_budget(&other);
+        let mut third = limits.body_limit(&other);
         third.reserve(50).unwrap();
         assert!(third.reserve(1).unwrap_err().into_response().status() == 503);
         assert_eq!(
@@ -312,65 +319,67 @@ mod tests {
         third.reserve(50).unwrap();
         drop((second, third));
         assert_eq!(
-            [&one, &other].map(|account| account.body_bytes.load(Relaxed)),
+            [&one, &other].map(|usage| usage.body_bytes.load(Relaxed)),
             [0, 0]
         );
         assert_eq!(limits.bodies_bytes.load(Relaxed), 0);
     }
 
     #[test]
-    fn connections_of_an_address_are_bounded() {
-        let limits = limits(|http| http.client_connections_max = NonZeroUsize::new(2).unwrap());
-        let (first, second) = (
-            limits.connect(address("192.0.2.1")),
-            limits.connect(address("::ffff:192.0.2.1")),
-        );
+    fn the_limits_bound_the_connections_of_an_address() {
+        let limits =
+            changed_limits(|http| http.client_connections_max = NonZeroUsize::new(2).unwrap());
+        let first = limits.connect(client_address("192.0.2.1"));
+        let second = limits.connect(client_address("::ffff:192.0.2.1"));
         assert!(first.is_some() && second.is_some());
-        assert!(limits.connect(address("192.0.2.1")).is_none());
-        assert!(limits.connect(address("192.0.2.2")).is_some());
+        assert!(limits.connect(client_address("192.0.2.1")).is_none());
+        assert!(limits.connect(client_address("192.0.2.2")).is_some());
         drop(first);
-        assert!(limits.connect(address("192.0.2.1")).is_some());
+        assert!(limits.connect(client_address("192.0.2.1")).is_some());
         drop(second);
-        assert!(limits.peers().known.is_empty());
+        assert!(limits.clients().known.is_empty());
     }
 
     #[test]
-    fn an_ipv6_network_is_one_client() {
+    fn an_ipv6_network_is_one_client_to_the_limits() {
         assert_eq!(
-            client_network(address("2001:db8:1:2:3:4:5:6")),
-            address("2001:db8:1:2::")
+            limited_client_network(client_address("2001:db8:1:2:3:4:5:6")),
+            client_address("2001:db8:1:2::")
         );
-        assert_eq!(client_network(address("::1")), address("::1"));
         assert_eq!(
-            client_network(address("::ffff:192.0.2.1")),
-            address("192.0.2.1")
+            limited_client_network(client_address("::1")),
+            client_address("::1")
+        );
+        assert_eq!(
+            limited_client_network(client_address("::ffff:192.0.2.1")),
+            client_address("192.0.2.1")
         );
     }
 
     #[test]
-    fn an_entry_is_removed_when_the_pace_has_recovered() {
-        let limits = limits(|http| http.client_requests_per_second = NonZeroU32::new(1));
+    fn a_client_is_removed_from_the_limits_when_its_pace_has_recovered() {
+        let limits = changed_limits(|http| http.client_requests_per_second = NonZeroU32::new(1));
         for low in 0..10_000_u32 {
             let visit = limits
                 .connect(std::net::Ipv4Addr::from_bits(low).into())
                 .unwrap();
             visit
-                .account
+                .usage
                 .next_allowed
                 .store(if low < 10 { u64::MAX } else { 1 }, Relaxed);
         }
         assert_eq!(
-            limits.peers().known.len(),
+            limits.clients().known.len(),
             10,
             "those whose pace has not recovered"
         );
         // Entries that were slowed down when their connections closed are swept.
-        let mut peers = limits.peers();
-        for peer in peers.known.values() {
-            peer.account.next_allowed.store(0, Relaxed);
+        let mut clients = limits.clients();
+        for client in clients.known.values() {
+            client.usage.next_allowed.store(0, Relaxed);
         }
-        peers.sweep_at = 10;
-        peers.sweep(SECOND);
-        assert!(peers.known.is_empty() && peers.sweep_at == SWEEP_MIN);
+        clients.sweep_at = 10;
+        clients.sweep(SECOND);
+        assert!(clients.known.is_empty() && clients.sweep_at == SWEEP_MIN);
     }
 }

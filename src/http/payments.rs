@@ -7,12 +7,12 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use super::app::{App, flatten};
-use super::auth::Client;
-use super::body::{self, IncomingBody};
+use super::app::{App, flatten_store_reply};
+use super::auth::AuthenticatedClient;
+use super::body::IncomingBody;
 use super::idempotency_key;
 use super::problem::Problem;
-use super::response::{Body, json};
+use super::response::{Body, json_response};
 use crate::domain::payment::{NewPayment, Payment};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::trace_context::TraceContext;
@@ -23,8 +23,8 @@ use crate::store::outbox::EventStatus;
 use crate::store::payment::{self as payments, HistoryPage};
 use crate::store::timeline::{self, PaymentTimeline};
 
-/// A body without a content type, or with another one than JSON, is refused.
-fn is_json(headers: &HeaderMap) -> bool {
+/// Refuses a body without a content type, or with another one than JSON.
+fn check_payment_content_type(headers: &HeaderMap) -> Result<(), Problem> {
     let text = headers
         .get(CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
@@ -35,21 +35,31 @@ fn is_json(headers: &HeaderMap) -> bool {
         .unwrap_or("")
         .trim()
         .to_ascii_lowercase();
-    essence == "application/json"
+    let is_json = essence == "application/json"
         || essence
             .strip_prefix("application/")
-            .is_some_and(|subtype| subtype.ends_with("+json"))
+            .is_some_and(|subtype| subtype.ends_with("+json"));
+    if is_json {
+        Ok(())
+    } else {
+        Err(Problem::unsupported_media_type())
+    }
 }
 
-/// Whether a body has no coding, or the identity (RFC 9110, 8.4.1).
-fn is_plain(headers: &HeaderMap) -> bool {
-    headers.get_all(CONTENT_ENCODING).iter().all(|value| {
+/// Refuses a body with a coding other than the identity (RFC 9110, 8.4.1).
+fn check_payment_content_encoding(headers: &HeaderMap) -> Result<(), Problem> {
+    let is_plain = headers.get_all(CONTENT_ENCODING).iter().all(|value| {
         let mut codings = value
             .as_bytes()
             .split(|byte| *byte == b',')
             .map(<[u8]>::trim_ascii);
         codings.all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity"))
-    })
+    });
+    if is_plain {
+        Ok(())
+    } else {
+        Err(Problem::unsupported_coding())
+    }
 }
 
 /// A parsed payment request.
@@ -60,23 +70,19 @@ struct PaymentRequest {
 }
 
 impl App {
-    pub(super) async fn pay(
+    pub(super) async fn post_payments(
         &self,
-        client: &Client,
+        client: &AuthenticatedClient,
         headers: &HeaderMap,
         body: &mut IncomingBody,
     ) -> Result<Response<Body>, Problem> {
-        if !is_json(headers) {
-            return Err(Problem::unsupported_media_type());
-        }
-        if !is_plain(headers) {
-            return Err(Problem::unsupported_coding());
-        }
-        let request = self.read_request(client, headers, body).await?;
-        match self.execute(request).await? {
-            IdempotentOutcome::Executed(payments) => Ok(created(&payments)),
+        check_payment_content_type(headers)?;
+        check_payment_content_encoding(headers)?;
+        let request = self.read_payment_request(client, headers, body).await?;
+        match self.execute_payments(request).await? {
+            IdempotentOutcome::Executed(payments) => Ok(payments_created(&payments)),
             IdempotentOutcome::Replayed(payments) => {
-                let mut response = created(&payments);
+                let mut response = payments_created(&payments);
                 response
                     .headers_mut()
                     .insert("idempotency-replayed", HeaderValue::from_static("true"));
@@ -87,23 +93,24 @@ impl App {
     }
 
     /// Reads and parses a request. Its body is not in memory any more while the writer works.
-    async fn read_request(
+    async fn read_payment_request(
         &self,
-        client: &Client,
+        client: &AuthenticatedClient,
         headers: &HeaderMap,
         body: &mut IncomingBody,
     ) -> Result<PaymentRequest, Problem> {
-        let key = idempotency_key::key(headers)?;
+        let key = idempotency_key::idempotency_key_header(headers)?;
         let settings = &self.context.settings;
-        let mut budget = self.limits.body_budget(&client.account);
-        let (bytes_max, timeout) = (settings.body_bytes_max, settings.body_timeout);
-        let bytes = body::read(body, bytes_max, timeout, &mut budget).await?;
+        let mut limit = self.limits.body_limit(&client.usage);
+        let bytes = body
+            .read_to_end(settings.body_bytes_max, settings.body_timeout, &mut limit)
+            .await?;
         self.context.store.admit()?;
         let new = NewPayment::parse(&bytes)?;
         let keyed = key.map(|key| IdempotentRequest {
             client: client.name.to_string(),
             key,
-            body_hash: idempotency_key::hash(&bytes),
+            body_hash: idempotency_key::idempotency_key_body_hash(&bytes),
         });
         let values = |name| {
             headers
@@ -116,14 +123,17 @@ impl App {
     }
 
     /// Executes a request, and returns after the commit.
-    async fn execute(&self, request: PaymentRequest) -> Result<IdempotentOutcome, Problem> {
+    async fn execute_payments(
+        &self,
+        request: PaymentRequest,
+    ) -> Result<IdempotentOutcome, Problem> {
         let PaymentRequest { new, keyed, trace } = request;
-        let (reply, replied) = oneshot::channel();
+        let (answer, answered) = oneshot::channel();
         let currency = self.context.currency.clone();
         let keys_max = self.context.keys_max;
         let arrived_at = self.context.store.service_time();
         let relay = self.context.relay.clone();
-        let mailbox = Arc::clone(&self.mailbox);
+        let replies = Arc::clone(&self.replies);
         self.context.store.submit(
             new.reservations.len(),
             move |tx| {
@@ -139,20 +149,23 @@ impl App {
                     relay.wake();
                 }
                 // A client that disconnected meanwhile has its payment all the same.
-                mailbox.post(reply, result);
+                replies.push(answer, result);
             },
         )?;
-        flatten(replied.await).map_err(Problem::from)
+        flatten_store_reply(answered.await).map_err(Problem::from)
     }
 
     /// Whether a reservation is paid, and by which payment.
-    pub(super) async fn paid(&self, reservation_id: i64) -> Result<Response<Body>, Problem> {
+    pub(super) async fn payment_of_reservation(
+        &self,
+        reservation_id: i64,
+    ) -> Result<Response<Body>, Problem> {
         let paid = self
             .query(move |connection| {
                 payments::find_payment_of_reservation(connection, reservation_id)
             })
             .await?;
-        Ok(json(
+        Ok(json_response(
             StatusCode::OK,
             &Payments {
                 payments: paid.as_slice(),
@@ -160,18 +173,19 @@ impl App {
         ))
     }
 
-    pub(super) async fn payment(&self, id: i64) -> Result<Response<Body>, Problem> {
-        let way = self
+    pub(super) async fn payment_by_id(&self, id: i64) -> Result<Response<Body>, Problem> {
+        let timeline = self
             .query(move |connection| timeline::find_payment_timeline(connection, id))
             .await?;
-        let way = way.ok_or_else(|| Problem::not_found(format!("there is no payment {id}")))?;
-        Ok(json(
+        let timeline =
+            timeline.ok_or_else(|| Problem::not_found(format!("there is no payment {id}")))?;
+        Ok(json_response(
             StatusCode::OK,
-            &TimelineView::new(&way, &self.context.store),
+            &PaymentView::new(&timeline, &self.context.store),
         ))
     }
 
-    pub(super) async fn history(
+    pub(super) async fn payment_history(
         &self,
         user_id: i64,
         before: Option<i64>,
@@ -197,7 +211,7 @@ impl App {
                 last.id
             )
         });
-        Ok(json(
+        Ok(json_response(
             StatusCode::OK,
             &History {
                 user_id,
@@ -209,8 +223,8 @@ impl App {
 }
 
 /// The response to a payment request. A single payment has a Location.
-fn created(payments: &[Payment]) -> Response<Body> {
-    let mut response = json(StatusCode::CREATED, &Payments { payments });
+fn payments_created(payments: &[Payment]) -> Response<Body> {
+    let mut response = json_response(StatusCode::CREATED, &Payments { payments });
     if let [payment] = payments
         && let Ok(location) = HeaderValue::from_str(&format!("/payments/{}", payment.id))
     {
@@ -234,7 +248,7 @@ struct History<'a> {
 
 /// A payment and its progress.
 #[derive(Serialize)]
-struct TimelineView<'a> {
+struct PaymentView<'a> {
     #[serde(flatten)]
     payment: &'a Payment,
     event: Option<Event<'a>>,
@@ -266,9 +280,9 @@ struct Notification<'a> {
     last_error: Option<&'a str>,
 }
 
-impl<'a> TimelineView<'a> {
-    fn new(way: &'a PaymentTimeline, store: &Store) -> Self {
-        let event = way.event.as_ref().map(|event| Event {
+impl<'a> PaymentView<'a> {
+    fn new(timeline: &'a PaymentTimeline, store: &Store) -> Self {
+        let event = timeline.event.as_ref().map(|event| Event {
             id: store.node().event_id(event.outbox_id),
             status: event.status,
             created_at: event.created_at,
@@ -277,7 +291,7 @@ impl<'a> TimelineView<'a> {
             offset: event.offset,
             rejection: event.rejection.as_deref(),
         });
-        let notification = match (&way.notification, &way.event) {
+        let notification = match (&timeline.notification, &timeline.event) {
             (Some(delivery), _) => Some(Notification {
                 status: delivery.status,
                 channel: Some(&delivery.channel),
@@ -300,7 +314,7 @@ impl<'a> TimelineView<'a> {
             (None, None) => None,
         };
         Self {
-            payment: &way.payment,
+            payment: &timeline.payment,
             event,
             notification,
         }
@@ -312,22 +326,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_is_recognized_by_its_content_type() {
-        let typed = |text| {
+    fn a_payment_is_json_by_its_content_type() {
+        let is_json = |text| {
             let mut headers = HeaderMap::new();
             headers.insert(CONTENT_TYPE, HeaderValue::from_static(text));
-            is_json(&headers)
+            check_payment_content_type(&headers).is_ok()
         };
-        assert!(
-            typed("application/json")
-                && typed("Application/JSON; charset=utf-8")
-                && typed("application/x+json")
-        );
-        assert!(
-            !typed("text/plain")
-                && !typed("application/jsonp")
-                && !typed("")
-                && !is_json(&HeaderMap::new())
-        );
+        for json in [
+            "application/json",
+            "Application/JSON; charset=utf-8",
+            "application/x+json",
+        ] {
+            assert!(is_json(json), "{json}");
+        }
+        for other in ["text/plain", "application/jsonp", ""] {
+            assert!(!is_json(other), "{other}");
+        }
+        assert!(check_payment_content_type(&HeaderMap::new()).is_err());
     }
 }

@@ -6,7 +6,7 @@ use hyper::header::{
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
-use super::response::{Body, json as json_response};
+use super::response::{Body, json_response};
 use crate::domain::payment::{InvalidPayment, truncate_payment_error};
 use crate::store::StoreError;
 
@@ -341,7 +341,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_suggests_a_retry_after_half_a_minute() {
+    fn the_problem_of_a_full_disk_suggests_a_retry_after_half_a_minute() {
         let retry_after = |error| {
             let response = Problem::from(error).into_response();
             response

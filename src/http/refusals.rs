@@ -1,5 +1,5 @@
-//! Counts and logs requests that are refused before they reach the store: a counter for each kind,
-//! and at most one line a minute and kind in the log.
+//! Counts and logs requests that are refused before they reach the store. Each kind has a counter,
+//! and at most one line a minute in the log.
 
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,11 +16,11 @@ pub(super) const LOG_INTERVAL: Duration = Duration::from_mins(1);
 #[derive(Debug)]
 pub(super) struct Refusals {
     metrics: Metrics,
-    kinds: Mutex<[Kind; Refusal::ALL.len()]>,
+    kinds: Mutex<[RefusalLog; Refusal::ALL.len()]>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
-struct Kind {
+struct RefusalLog {
     logged_at: Option<Instant>,
     since: u64,
     last: Option<IpAddr>,
@@ -68,13 +68,13 @@ impl Refusals {
         seen.log(kind);
     }
 
-    fn lock(&self) -> MutexGuard<'_, [Kind; Refusal::ALL.len()]> {
+    fn lock(&self) -> MutexGuard<'_, [RefusalLog; Refusal::ALL.len()]> {
         // Each entry is consistent whenever the lock is free, so lock poisoning is ignored.
         self.kinds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Kind {
+impl RefusalLog {
     fn log(&mut self, kind: Refusal) {
         let Some(last) = self
             .last
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_end_of_a_burst_is_logged_a_minute_after_its_first_line() {
+    fn the_end_of_a_burst_of_refusals_is_logged_a_minute_after_its_first_line() {
         let refusals = Refusals::new(Metrics::default());
         let address = IpAddr::from([192, 0, 2, 1]);
         for _ in 0..3 {

@@ -11,7 +11,7 @@ use serde::Serialize;
 pub(super) type Body = Full<Bytes>;
 
 /// A response with a JSON body.
-pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response<Body> {
+pub(super) fn json_response(status: StatusCode, value: &impl Serialize) -> Response<Body> {
     // Serializing our own types into memory cannot fail.
     let body = serde_json::to_vec(value).unwrap_or_default();
     let mut response = Response::new(Full::from(body));

@@ -9,23 +9,48 @@ use hyper::header::{EXPECT, HeaderMap, TRANSFER_ENCODING};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 
-use super::admin;
+use super::admin::{AdminRoute, route_admin_request};
 use super::app::App;
-use super::auth::check_host;
-use super::body::{self, IncomingBody};
-use super::limits::{ClientUsage, ConnectionPermit};
+use super::body::IncomingBody;
+use super::host::check_host_header;
+use super::limits::{ClientUsage, LimitedConnection};
+use super::params::{
+    parse_id_param, parse_page_params, parse_path_param, query_params, reject_duplicate_params,
+    reject_params,
+};
 use super::problem::Problem;
-use super::query::{id_in_path, no_parameters, number, page, query_params, reject_duplicates};
-use super::response::{Body, json};
+use super::response::{Body, json_response};
 use crate::domain::access::Access;
 
 /// A small body arrives together with its head: a refusal waits this long for it, so that the
 /// connection can stay open.
 const ARRIVED: Duration = Duration::from_millis(5);
 
+/// The endpoints, for people.
+const ROUTES: [&str; 18] = [
+    "GET /",
+    "POST /payments",
+    "GET /payments/{id}",
+    "GET /payments?reservation_id={id}",
+    "GET /users/{id}/payment-history",
+    "GET /health/live",
+    "GET /health/ready",
+    "GET /admin/channels",
+    "POST /admin/channels/{name}/resume",
+    "POST /admin/channels/{name}/skip",
+    "GET /admin/dead-letters",
+    "GET /admin/dead-letters/{id}",
+    "POST /admin/dead-letters/{id}/replay",
+    "POST /admin/dead-letters/{id}/discard",
+    "POST /admin/dead-letters/replay?all=true",
+    "POST /admin/dead-letters/discard?all=true",
+    "GET /admin/topic",
+    "POST /admin/relay/resume",
+];
+
 /// A request for an existing endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Route {
+enum HttpRoute {
     About,
     Pay,
     Paid {
@@ -41,12 +66,12 @@ enum Route {
     },
     Live,
     Ready,
-    Admin(admin::Route),
+    Admin(AdminRoute),
 }
 
-impl Route {
+impl HttpRoute {
     /// The access that it needs.
-    fn needs(&self) -> Access {
+    fn needed_access(&self) -> Access {
         match self {
             Self::About
             | Self::Live
@@ -59,13 +84,16 @@ impl Route {
         }
     }
 
-    fn has_body(&self) -> bool {
-        matches!(self, Self::Pay | Self::Admin(admin::Route::Skip { .. }))
+    fn expects_body(&self) -> bool {
+        matches!(
+            self,
+            Self::Pay | Self::Admin(AdminRoute::SkipInChannel { .. })
+        )
     }
 }
 
 /// Finds the endpoint for a method, a path and a query.
-fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Problem> {
+fn route_request(method: &Method, path: &str, query: Option<&str>) -> Result<HttpRoute, Problem> {
     let segments: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
     let reading = || match *method {
         Method::GET | Method::HEAD => Ok(()),
@@ -73,33 +101,34 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Prob
     };
     let plain = |route| {
         reading()
-            .and_then(|()| no_parameters(reject_duplicates(query)?))
+            .and_then(|()| reject_params(reject_duplicate_params(query)?))
             .map(|()| route)
     };
     match *segments.as_slice() {
-        [""] if path == "/" => plain(Route::About),
+        [""] if path == "/" => plain(HttpRoute::About),
         ["payments"] => match *method {
-            Method::POST => no_parameters(reject_duplicates(query)?).map(|()| Route::Pay),
-            Method::GET | Method::HEAD => paid(reject_duplicates(query)?),
+            Method::POST => reject_params(reject_duplicate_params(query)?).map(|()| HttpRoute::Pay),
+            Method::GET | Method::HEAD => route_reservation_query(reject_duplicate_params(query)?),
             _ => Err(Problem::method_not_allowed("GET, HEAD, POST")),
         },
-        ["payments", id] => plain(Route::Payment {
-            id: id_in_path(path, id)?,
+        ["payments", id] => plain(HttpRoute::Payment {
+            id: parse_path_param(path, id)?,
         }),
         ["users", id, "payment-history"] => {
             reading()?;
-            let user_id = id_in_path(path, id)?;
-            let (before, limit) = page(reject_duplicates(query)?)?;
-            Ok(Route::History {
+            let user_id = parse_path_param(path, id)?;
+            let (before, limit) = parse_page_params(reject_duplicate_params(query)?)?;
+            Ok(HttpRoute::History {
                 user_id,
                 before,
                 limit,
             })
         }
-        ["health", "live"] => plain(Route::Live),
-        ["health", "ready"] => plain(Route::Ready),
+        ["health", "live"] => plain(HttpRoute::Live),
+        ["health", "ready"] => plain(HttpRoute::Ready),
         ["admin", ref rest @ ..] => {
-            admin::route(method, path, rest, reject_duplicates(query)?).map(Route::Admin)
+            route_admin_request(method, path, rest, reject_duplicate_params(query)?)
+                .map(HttpRoute::Admin)
         }
         _ => Err(Problem::not_found(format!(
             "there is no resource at {path}"
@@ -107,7 +136,7 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Prob
     }
 }
 
-fn paid(query: &str) -> Result<Route, Problem> {
+fn route_reservation_query(query: &str) -> Result<HttpRoute, Problem> {
     let mut reservation_id = None;
     for (name, value) in query_params(query) {
         if name != "reservation_id" {
@@ -116,7 +145,7 @@ fn paid(query: &str) -> Result<Route, Problem> {
                 "there is no such parameter; there is reservation_id",
             ));
         }
-        reservation_id = Some(number(name, value)?);
+        reservation_id = Some(parse_id_param(name, value)?);
     }
     let missing = || {
         Problem::invalid_field(
@@ -125,29 +154,39 @@ fn paid(query: &str) -> Result<Route, Problem> {
         )
     };
     reservation_id
-        .map(|reservation_id| Route::Paid { reservation_id })
+        .map(|reservation_id| HttpRoute::Paid { reservation_id })
         .ok_or_else(missing)
 }
 
-impl App {
+/// Routes requests to the handlers of an [`App`].
+pub(super) struct Router<'a> {
+    app: &'a App,
+}
+
+impl<'a> Router<'a> {
+    pub(super) fn new(app: &'a App) -> Self {
+        Self { app }
+    }
+
     /// Responds to a request. A refusal is sent at once, also while the body still arrives; then
     /// the connection closes.
-    pub(super) async fn answer(
+    pub(super) async fn respond(
         &self,
-        visit: &ConnectionPermit,
+        connection: &LimitedConnection,
         request: Request<Incoming>,
     ) -> Response<Body> {
         let (head, body) = request.into_parts();
         let mut body = IncomingBody::new(body);
-        match self.try_answer(&visit.account, &head, &mut body).await {
+        match self.try_respond(&connection.usage, &head, &mut body).await {
             Ok(response) => response,
             Err(problem) => {
-                self.refusals.request(problem.status(), visit.address);
-                // A client that still waits for 100 Continue has sent no body, and will not.
-                let coming = body.may_have_more(head.headers.contains_key(EXPECT));
-                let limit = self.context.settings.body_bytes_max;
+                self.app
+                    .refusals
+                    .request(problem.status(), connection.address);
+                let coming = body.may_have_more(&head.headers);
+                let limit = self.app.context.settings.body_bytes_max;
                 if coming {
-                    body::drain(&mut body, limit, ARRIVED).await;
+                    body.drain(limit, ARRIVED).await;
                 }
                 if body.is_read() {
                     return problem.into_response();
@@ -155,155 +194,182 @@ impl App {
                 // Another client may write before it reads: its body is read meanwhile, or it would
                 // lose the refusal with the connection.
                 if coming {
-                    let patience = self.context.settings.body_timeout;
-                    tokio::spawn(async move { body::drain(&mut body, limit, patience).await });
+                    let timeout = self.app.context.settings.body_timeout;
+                    tokio::spawn(async move { body.drain(limit, timeout).await });
                 }
                 problem.closing().into_response()
             }
         }
     }
 
-    async fn try_answer(
+    async fn try_respond(
         &self,
         peer: &Arc<ClientUsage>,
         head: &Parts,
         body: &mut IncomingBody,
     ) -> Result<Response<Body>, Problem> {
-        check_host(head)?;
-        check_transfer_coding(&head.headers)?;
-        let found = route(&head.method, head.uri.path(), head.uri.query());
-        if found == Ok(Route::Live) {
-            refuse_body(body, &head.headers).await?;
+        check_host_header(head)?;
+        Self::check_transfer_coding(&head.headers)?;
+        let found = route_request(&head.method, head.uri.path(), head.uri.query());
+        if found == Ok(HttpRoute::Live) {
+            Self::reject_body(body, &head.headers).await?;
             // A supervisor must not mistake a limit for a dead process, and this endpoint reveals
             // nothing else.
-            return Ok(json(
+            return Ok(json_response(
                 StatusCode::OK,
                 &serde_json::json!({ "status": "live" }),
             ));
         }
-        let client = self.context.authenticator.authenticate(head, peer);
-        let account = if let Ok(Some(client)) = &client {
-            &client.account
+        let client = self.app.context.authenticator.authenticate(head, peer);
+        let usage = if let Ok(Some(client)) = &client {
+            &client.usage
         } else {
             peer
         };
-        self.limits.request(account)?;
+        self.app.limits.request(usage)?;
         let Some(client) = client? else {
             // A client without a token does not even learn which paths exist.
-            return if found == Ok(Route::Ready) {
-                refuse_body(body, &head.headers).await?;
-                Ok(self.ready_status_only().await)
+            return if found == Ok(HttpRoute::Ready) {
+                Self::reject_body(body, &head.headers).await?;
+                Ok(self.app.health_ready_status_only().await)
             } else {
                 Err(Problem::no_token())
             };
         };
         let found = found?;
-        client.require(found.needs())?;
-        if !found.has_body() {
-            refuse_body(body, &head.headers).await?;
+        client.require(found.needed_access())?;
+        if !found.expects_body() {
+            Self::reject_body(body, &head.headers).await?;
         }
         match found {
-            Route::About => Ok(about()),
-            Route::Paid { reservation_id } => self.paid(reservation_id).await,
-            Route::Pay => self.pay(&client, &head.headers, body).await,
-            Route::Payment { id } => self.payment(id).await,
-            Route::History {
+            HttpRoute::About => Ok(Self::about()),
+            HttpRoute::Paid { reservation_id } => {
+                self.app.payment_of_reservation(reservation_id).await
+            }
+            HttpRoute::Pay => self.app.post_payments(&client, &head.headers, body).await,
+            HttpRoute::Payment { id } => self.app.payment_by_id(id).await,
+            HttpRoute::History {
                 user_id,
                 before,
                 limit,
-            } => self.history(user_id, before, limit).await,
-            Route::Live | Route::Ready => Ok(self.ready().await),
-            Route::Admin(route) => self.dispatch_admin(&client, route, body).await,
+            } => self.app.payment_history(user_id, before, limit).await,
+            HttpRoute::Live | HttpRoute::Ready => Ok(self.app.health_ready().await),
+            HttpRoute::Admin(route) => self.app.dispatch_admin(&client, route, body).await,
         }
     }
-}
 
-/// Refuses a body where none is expected. A client that waits for 100 Continue is not asked for it.
-async fn refuse_body(body: &mut IncomingBody, headers: &HeaderMap) -> Result<(), Problem> {
-    let is_empty = if headers.contains_key(EXPECT) {
-        body.is_read()
-    } else {
-        body::is_empty(body, ARRIVED).await
-    };
-    if is_empty {
-        Ok(())
-    } else {
-        Err(Problem::unexpected_body())
+    /// Refuses a body where none is expected. A client that waits for 100 Continue is not asked for
+    /// its body.
+    async fn reject_body(body: &mut IncomingBody, headers: &HeaderMap) -> Result<(), Problem> {
+        let is_empty = if headers.contains_key(EXPECT) {
+            body.is_read()
+        } else {
+            body.is_empty_within(ARRIVED).await
+        };
+        if is_empty {
+            Ok(())
+        } else {
+            Err(Problem::unexpected_body())
+        }
     }
-}
 
-/// A list of the endpoints, for a person who opens the address.
-fn about() -> Response<Body> {
-    json(
-        StatusCode::OK,
-        &serde_json::json!({
-            "name": "payrelay",
-            "version": env!("CARGO_PKG_VERSION"),
-            "description": env!("CARGO_PKG_DESCRIPTION"),
-            "documentation": "README.md and docs/ of payrelay's source; `payrelay --help` lists \
-                the commands",
-            "routes": [
-                "POST /payments", "GET /payments/{id}", "GET /payments?reservation_id={id}",
-                "GET /users/{id}/payment-history", "GET /health/live", "GET /health/ready",
-            ],
-        }),
-    )
-}
+    /// A list of the endpoints, for a person who opens the address.
+    fn about() -> Response<Body> {
+        json_response(
+            StatusCode::OK,
+            &serde_json::json!({
+                "name": "payrelay",
+                "version": env!("CARGO_PKG_VERSION"),
+                "description": env!("CARGO_PKG_DESCRIPTION"),
+                "documentation": "README.md and docs/ of payrelay's source; `payrelay --help` \
+                    lists the commands",
+                "routes": ROUTES,
+            }),
+        )
+    }
 
-/// Only chunked is supported (RFC 9112, 6.1). hyper rejects a body whose last coding is another
-/// one.
-fn check_transfer_coding(headers: &HeaderMap) -> Result<(), Problem> {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter().flat_map(|value| {
-        let text = value.to_str().unwrap_or("?");
-        text.split(',')
-            .map(str::trim)
-            .filter(|coding| !coding.is_empty())
-    });
-    let known = codings.all(|coding| coding.eq_ignore_ascii_case("chunked"));
-    if known {
-        Ok(())
-    } else {
-        Err(Problem::unknown_transfer_coding())
+    /// Only chunked is supported (RFC 9112, 6.1). hyper rejects a body whose last coding is another
+    /// one.
+    fn check_transfer_coding(headers: &HeaderMap) -> Result<(), Problem> {
+        let mut codings = headers.get_all(TRANSFER_ENCODING).iter().flat_map(|value| {
+            let text = value.to_str().unwrap_or("?");
+            text.split(',')
+                .map(str::trim)
+                .filter(|coding| !coding.is_empty())
+        });
+        let known = codings.all(|coding| coding.eq_ignore_ascii_case("chunked"));
+        if known {
+            Ok(())
+        } else {
+            Err(Problem::unknown_transfer_coding())
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::query::{PAGE, PAGE_MAX};
+    use super::super::params::{PAGE, PAGE_MAX};
     use super::*;
 
-    fn get(path: &str, query: Option<&str>) -> Result<Route, Problem> {
-        route(&Method::GET, path, query)
+    fn route_get(path: &str, query: Option<&str>) -> Result<HttpRoute, Problem> {
+        route_request(&Method::GET, path, query)
     }
 
     #[test]
-    fn knows_its_routes() {
-        assert_eq!(route(&Method::POST, "/payments", None), Ok(Route::Pay));
-        assert_eq!(get("/payments/7", None), Ok(Route::Payment { id: 7 }));
+    fn the_router_finds_each_route() {
         assert_eq!(
-            get("/payments", Some("reservation_id=7")),
-            Ok(Route::Paid { reservation_id: 7 })
+            route_request(&Method::POST, "/payments", None),
+            Ok(HttpRoute::Pay)
         );
-        assert_eq!(get("/", None), Ok(Route::About));
-        assert_eq!(route(&Method::HEAD, "/health/live", None), Ok(Route::Live));
-        assert_eq!(get("/health/ready", None), Ok(Route::Ready));
+        assert_eq!(
+            route_get("/payments/7", None),
+            Ok(HttpRoute::Payment { id: 7 })
+        );
+        assert_eq!(
+            route_get("/payments", Some("reservation_id=7")),
+            Ok(HttpRoute::Paid { reservation_id: 7 })
+        );
+        assert_eq!(route_get("/", None), Ok(HttpRoute::About));
+        assert_eq!(
+            route_request(&Method::HEAD, "/health/live", None),
+            Ok(HttpRoute::Live)
+        );
+        assert_eq!(route_get("/health/ready", None), Ok(HttpRoute::Ready));
         let history = |before, limit| {
-            Ok(Route::History {
+            Ok(HttpRoute::History {
                 user_id: 42,
                 before,
                 limit,
             })
         };
-        assert_eq!(get("/users/42/payment-history", None), history(None, PAGE));
         assert_eq!(
-            get("/users/42/payment-history", Some("limit=2&before=9")),
+            route_get("/users/42/payment-history", None),
+            history(None, PAGE)
+        );
+        assert_eq!(
+            route_get("/users/42/payment-history", Some("limit=2&before=9")),
             history(Some(9), 2)
         );
     }
 
     #[test]
-    fn each_route_needs_its_access() {
-        let needs = |method: &Method, path| route(method, path, None).map(|route| route.needs());
+    fn the_router_finds_every_route_that_it_lists() {
+        for listed in ROUTES {
+            let (method, target) = listed.split_once(' ').unwrap();
+            let target = target.replace("{id}", "7").replace("{name}", "default");
+            let (path, query) = target
+                .split_once('?')
+                .map_or((target.as_str(), None), |(path, query)| (path, Some(query)));
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            assert!(route_request(&method, path, query).is_ok(), "{listed}");
+        }
+    }
+
+    #[test]
+    fn each_route_of_the_router_needs_its_access() {
+        let needs = |method: &Method, path| {
+            route_request(method, path, None).map(|route| route.needed_access())
+        };
         assert_eq!(needs(&Method::POST, "/payments"), Ok(Access::Full));
         for path in [
             "/payments/7",
@@ -326,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_paths_are_not_found() {
+    fn the_router_finds_no_unknown_path() {
         for path in [
             "/payment",
             "/payments/",
@@ -337,31 +403,35 @@ mod tests {
             "//payments",
         ] {
             let missing = Problem::not_found(format!("there is no resource at {path}"));
-            assert_eq!(route(&Method::GET, path, None), Err(missing), "{path}");
+            assert_eq!(
+                route_request(&Method::GET, path, None),
+                Err(missing),
+                "{path}"
+            );
         }
         let missing = Problem::invalid_field(
             "reservation_id",
             "is missing: GET /payments?reservation_id=1001",
         );
-        assert_eq!(get("/payments", None), Err(missing));
+        assert_eq!(route_get("/payments", None), Err(missing));
         assert_eq!(
-            route(&Method::PUT, "/payments", None),
+            route_request(&Method::PUT, "/payments", None),
             Err(Problem::method_not_allowed("GET, HEAD, POST"))
         );
         assert_eq!(
-            route(&Method::DELETE, "/payments/1", None),
+            route_request(&Method::DELETE, "/payments/1", None),
             Err(Problem::method_not_allowed("GET, HEAD"))
         );
     }
 
     #[test]
-    fn impossible_numbers_are_refused() {
+    fn the_router_refuses_impossible_numbers() {
         for id in ["9223372036854775808", "-1", "+1", "1.0", "x", "%31"] {
             let path = format!("/payments/{id}");
             let missing = Problem::not_found(format!("there is no resource at {path}"));
-            assert_eq!(get(&path, None), Err(missing), "{id}");
+            assert_eq!(route_get(&path, None), Err(missing), "{id}");
             assert!(
-                get("/payments", Some(&format!("reservation_id={id}"))).is_err(),
+                route_get("/payments", Some(&format!("reservation_id={id}"))).is_err(),
                 "{id}"
             );
         }
@@ -374,19 +444,19 @@ mod tests {
             "limit",
         ] {
             assert!(
-                get("/users/1/payment-history", Some(query)).is_err(),
+                route_get("/users/1/payment-history", Some(query)).is_err(),
                 "{query}"
             );
         }
         for path in ["/", "/payments/1", "/health/live", "/health/ready"] {
-            assert!(get(path, Some("verbose=true")).is_err(), "{path}");
+            assert!(route_get(path, Some("verbose=true")).is_err(), "{path}");
         }
-        assert!(route(&Method::POST, "/payments", Some("dry_run=true")).is_err());
+        assert!(route_request(&Method::POST, "/payments", Some("dry_run=true")).is_err());
     }
 
     /// A method, a path, a query, as in the first line of a request.
     #[test]
-    fn the_corpus_of_targets() {
+    fn the_router_survives_the_corpus_of_request_targets() {
         let words = [
             "GET ",
             "POST ",
@@ -413,9 +483,9 @@ mod tests {
             let (path, query) = target
                 .split_once('?')
                 .map_or((target, None), |(path, query)| (path, Some(query)));
-            match route(&method, path, query) {
-                Ok(Route::Payment { id }) => assert!(id >= 0),
-                Ok(Route::History {
+            match route_request(&method, path, query) {
+                Ok(HttpRoute::Payment { id }) => assert!(id >= 0),
+                Ok(HttpRoute::History {
                     user_id,
                     before,
                     limit,
@@ -426,11 +496,12 @@ mod tests {
                             && (1..=PAGE_MAX).contains(&limit)
                     );
                 }
-                Ok(Route::Pay) => assert!(method == Method::POST && path.ends_with("payments")),
-                Ok(Route::Admin(
-                    admin::Route::Act { .. }
-                    | admin::Route::Resume { .. }
-                    | admin::Route::Skip { .. },
+                Ok(HttpRoute::Pay) => assert!(method == Method::POST && path.ends_with("payments")),
+                Ok(HttpRoute::Admin(
+                    AdminRoute::ResolveDeadLetters(_)
+                    | AdminRoute::ResumeChannel { .. }
+                    | AdminRoute::ResumeRelay
+                    | AdminRoute::SkipInChannel { .. },
                 )) => {
                     assert_eq!(method, Method::POST);
                 }

@@ -18,9 +18,10 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_io_timeout::TimeoutWriter;
 
 use super::app::App;
-use super::connections::{ConnectionSlot, Connections, Watched};
-use super::limits::ConnectionPermit;
+use super::connections::{ConnectionSlot, ConnectionStream, Connections};
+use super::limits::LimitedConnection;
 use super::refusals::LOG_INTERVAL;
+use super::router::Router;
 use crate::runtime::worker::Worker;
 
 /// The maximum number of bytes of a request's head, and of a connection's buffer.
@@ -39,31 +40,35 @@ const STOP_TIME: Duration = Duration::from_secs(4);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a new connection waits for a free slot, before another connection is closed for it.
-const PLACE_RETRY: Duration = Duration::from_millis(50);
+const SLOT_RETRY: Duration = Duration::from_millis(50);
 
 /// Starts the server on a socket that already listens.
-pub fn spawn(listener: TcpListener, app: App, exits: &Sender<&'static str>) -> io::Result<Worker> {
+pub fn spawn_server(
+    listener: TcpListener,
+    app: App,
+    exits: &Sender<&'static str>,
+) -> io::Result<Worker> {
     listener.set_nonblocking(true)?;
     // Accepted sockets inherit this.
     SockRef::from(&listener).set_send_buffer_size(SEND_BUFFER_BYTES)?;
     let stop = Arc::new(Notify::new());
     let interrupt = Arc::clone(&stop);
     let worker = Worker::spawn("http", exits, move |_| {
-        if let Err(error) = run(listener, &Arc::new(app), &stop) {
+        if let Err(error) = run_server(listener, &Arc::new(app), &stop) {
             log::error!("the HTTP server could not start: {error}");
         }
     })?;
     Ok(worker.on_stop(move || interrupt.notify_one()))
 }
 
-fn run(listener: TcpListener, app: &Arc<App>, stop: &Notify) -> io::Result<()> {
+fn run_server(listener: TcpListener, app: &Arc<App>, stop: &Notify) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let mailbox = Arc::clone(app.mailbox());
-        tokio::spawn(async move { mailbox.deliver().await });
+        let replies = Arc::clone(app.reply_queue());
+        tokio::spawn(async move { replies.run().await });
         let refusing = Arc::clone(app);
         tokio::spawn(async move {
             loop {
@@ -72,17 +77,17 @@ fn run(listener: TcpListener, app: &Arc<App>, stop: &Notify) -> io::Result<()> {
             }
         });
         let connections_max = app.context.settings.connections_max.get();
-        let places = Arc::new(Semaphore::new(connections_max));
+        let slots = Arc::new(Semaphore::new(connections_max));
         let (stopping, stopped) = watch::channel(());
         tokio::select! {
             biased;
             () = stop.notified() => {}
-            () = accept(&listener, app, &places, &stopped) => {}
+            () = serve_connections(&listener, app, &slots, &stopped) => {}
         }
         // No new connections; requests in progress are finished, idle connections are closed.
         drop((listener, stopping));
         let all = u32::try_from(connections_max).unwrap_or(u32::MAX);
-        if tokio::time::timeout(STOP_TIME, places.acquire_many(all))
+        if tokio::time::timeout(STOP_TIME, slots.acquire_many(all))
             .await
             .is_err()
         {
@@ -95,10 +100,10 @@ fn run(listener: TcpListener, app: &Arc<App>, stop: &Notify) -> io::Result<()> {
     })
 }
 
-async fn accept(
+async fn serve_connections(
     listener: &tokio::net::TcpListener,
     app: &Arc<App>,
-    places: &Arc<Semaphore>,
+    slots: &Arc<Semaphore>,
     stopped: &watch::Receiver<()>,
 ) {
     let connections = Connections::new();
@@ -107,19 +112,19 @@ async fn accept(
         match listener.accept().await {
             Ok((stream, address)) => {
                 failing = false;
-                let Some(visit) = app.limits().connect(address.ip()) else {
+                let Some(client) = app.limits().connect(address.ip()) else {
                     app.refusals().connection(address.ip());
                     continue;
                 };
-                let Some(permit) = acquire(places, &connections).await else {
+                let Some(permit) = acquire_server_slot(slots, &connections).await else {
                     return;
                 };
-                let held = Held {
-                    visit,
-                    place: connections.open(),
+                let connection = ServedConnection {
+                    client,
+                    slot: connections.open(),
                     _permit: permit,
                 };
-                serve(stream, app, stopped.clone(), held);
+                serve_connection(stream, app, stopped.clone(), connection);
             }
             Err(error) => {
                 if !failing {
@@ -133,13 +138,13 @@ async fn accept(
 }
 
 /// A slot for one more connection. While all are in use, the least used connection is closed.
-async fn acquire(
-    places: &Arc<Semaphore>,
+async fn acquire_server_slot(
+    slots: &Arc<Semaphore>,
     connections: &Connections,
 ) -> Option<OwnedSemaphorePermit> {
     loop {
-        let permit = Arc::clone(places).acquire_owned();
-        match tokio::time::timeout(PLACE_RETRY, permit).await {
+        let permit = Arc::clone(slots).acquire_owned();
+        match tokio::time::timeout(SLOT_RETRY, permit).await {
             Ok(permit) => return permit.ok(),
             Err(_) => {
                 connections.close_one();
@@ -149,29 +154,34 @@ async fn acquire(
 }
 
 /// The resources of a connection until it closes.
-struct Held {
-    visit: ConnectionPermit,
-    place: ConnectionSlot,
+struct ServedConnection {
+    client: LimitedConnection,
+    slot: ConnectionSlot,
     _permit: OwnedSemaphorePermit,
 }
 
-fn serve(stream: TcpStream, app: &Arc<App>, mut stopped: watch::Receiver<()>, held: Held) {
+fn serve_connection(
+    stream: TcpStream,
+    app: &Arc<App>,
+    mut stopped: watch::Receiver<()>,
+    connection: ServedConnection,
+) {
     // A response is one small write: it must not wait for the acknowledgement of the one before.
     let _ = stream.set_nodelay(true);
     let mut stream = TimeoutWriter::new(stream);
     stream.set_timeout(Some(app.context.settings.write_timeout));
     let app = Arc::clone(app);
-    let patience = app.context.settings.header_timeout;
-    let slot = Arc::clone(&held.place.slot);
-    let stream = Watched::new(Box::pin(stream), Arc::clone(&slot));
-    let held = Arc::new(held);
+    let header_timeout = app.context.settings.header_timeout;
+    let state = Arc::clone(&connection.slot.state);
+    let stream = ConnectionStream::new(Box::pin(stream), Arc::clone(&state));
+    let served = Arc::new(connection);
     let service = service_fn(move |request| {
         let app = Arc::clone(&app);
-        let held = Arc::clone(&held);
+        let served = Arc::clone(&served);
         async move {
-            held.place.request_begins();
-            let response = app.answer(&held.visit, request).await;
-            held.place.request_ends();
+            served.slot.request_begins();
+            let response = Router::new(&app).respond(&served.client, request).await;
+            served.slot.request_ends();
             Ok::<_, Infallible>(response)
         }
     });
@@ -182,7 +192,7 @@ fn serve(stream: TcpStream, app: &Arc<App>, mut stopped: watch::Receiver<()>, he
         .half_close(true)
         // Also the limit for an idle connection: hyper starts this timer when it begins to wait for
         // a head.
-        .header_read_timeout(patience)
+        .header_read_timeout(header_timeout)
         .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
     tokio::spawn(async move {
@@ -193,7 +203,7 @@ fn serve(stream: TcpStream, app: &Arc<App>, mut stopped: watch::Receiver<()>, he
             biased;
             result = connection.as_mut() => Some(result),
             _ = stopped.changed() => None,
-            () = slot.closed() => {
+            () = state.closed() => {
                 log::debug!("closing a connection for a new one");
                 None
             }
@@ -201,7 +211,7 @@ fn serve(stream: TcpStream, app: &Arc<App>, mut stopped: watch::Receiver<()>, he
         let ended = match ended {
             Some(result) => result,
             // hyper would wait for the first head.
-            None if slot.is_silent() => return,
+            None if state.is_silent() => return,
             None => {
                 connection.as_mut().graceful_shutdown();
                 connection.await

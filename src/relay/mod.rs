@@ -20,6 +20,7 @@ use crate::runtime::error_log::ErrorLog;
 use crate::runtime::health::HealthHandle;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::outage::OutageTracker;
+use crate::runtime::plural::counted;
 use crate::runtime::worker::{Stop, Waker};
 use crate::store::outbox;
 use crate::store::publication::{self, Destination, Receipt};
@@ -104,10 +105,9 @@ impl Relay {
         self.work(stop);
         // The write in progress may fail; then there is one more attempt.
         if let Err(error) = self.mark_all().or_else(|_| self.mark_all()) {
-            let count = self.unmarked.len();
             log::error!(
-                "{count} events are published but could not be marked; the next start finds them \
-                    on the topic: {error}"
+                "{} published but not marked; the next start looks for them on the topic: {error}",
+                counted(self.unmarked.len(), "event")
             );
         }
     }
@@ -154,7 +154,8 @@ impl Relay {
             // is published.
             self.mark_all()?;
         }
-        let (after, limit) = (self.published_to, self.batch_max);
+        let after = self.published_to;
+        let limit = self.batch_max;
         let batch = self
             .store
             .read(|connection| outbox::unpublished_outbox_events(connection, after, limit))?;
@@ -215,7 +216,7 @@ impl Relay {
         receipts: Vec<Receipt>,
         progress: Option<PublishedOffsets>,
     ) -> Result<(), StoreError> {
-        let is_whole = receipts
+        let is_complete = receipts
             .iter()
             .map(|receipt| receipt.outbox_id)
             .eq(batch.iter().map(|event| event.outbox_id));
@@ -224,7 +225,7 @@ impl Relay {
         self.progress = progress;
         before?;
         self.begin_marking()?;
-        if let Some(last) = batch.last().filter(|_| is_whole) {
+        if let Some(last) = batch.last().filter(|_| is_complete) {
             self.published_to = last.outbox_id;
         } else {
             // Events without a receipt are to be read again, and those with one are not: the

@@ -3,6 +3,8 @@
 use std::fmt::Display;
 use std::time::Instant;
 
+use super::plural::counted;
+
 /// The consecutive errors of one loop.
 #[derive(Debug)]
 pub struct ErrorLog {
@@ -44,9 +46,9 @@ impl ErrorLog {
         if let Some(since) = self.since.take() {
             let seconds = since.elapsed().as_secs_f64();
             log::info!(
-                "{}: the database works again after {seconds:.1} s and {} errors",
+                "{}: the database works again after {seconds:.1} s and {}",
                 self.name,
-                self.count
+                counted(self.count, "error")
             );
             self.count = 0;
         }

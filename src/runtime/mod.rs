@@ -6,6 +6,7 @@ pub mod error_log;
 pub mod health;
 pub mod metrics;
 pub mod outage;
+pub mod plural;
 pub mod resume;
 pub mod warnings;
 pub mod worker;

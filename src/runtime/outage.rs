@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::backoff::Backoff;
 use super::health::{HealthHandle, HealthLevel};
+use super::plural::counted;
 
 /// The consecutive failures of one remote component, as its own thread sees them.
 #[derive(Debug)]
@@ -70,14 +71,15 @@ impl OutageTracker {
     }
 
     /// Records that it rejects everything until an operator acts: logged once at error level, and
-    /// again after each failed probe.
-    pub fn paused(&mut self, error: &dyn Display) {
+    /// again after each failed probe. The log names the command that resumes it.
+    pub fn paused(&mut self, error: &dyn Display, resume_command: &str) {
         self.failures = self.failures.saturating_add(1);
         self.since.get_or_insert_with(Instant::now);
         let error = error.to_string();
         self.set_health(HealthLevel::Paused, Some(error.clone()));
         log::error!(
-            "{} is paused: {error}; set it right and resume it, nothing is lost meanwhile",
+            "{} is paused: {error}; set it right, then run `{resume_command}`; nothing is lost \
+                meanwhile",
             self.what
         );
     }
@@ -114,10 +116,10 @@ impl OutageTracker {
         }
         if let Some(since) = self.since.take() {
             log::info!(
-                "{} available again after {:.1} s and {} failed tries",
+                "{} available again after {:.1} s and {}",
                 self.what,
                 since.elapsed().as_secs_f64(),
-                self.failures
+                counted(self.failures, "failed try")
             );
         }
         self.failures = 0;

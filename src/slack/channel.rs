@@ -3,21 +3,21 @@
 use std::time::Duration;
 
 use super::message::MessageStyle;
-use super::webhook::{Slack, SlackConfigError};
+use super::webhook::{SlackConfigError, Webhook};
 use crate::config::{self, Config, DEFAULT_CHANNEL, Secret};
 
 /// Where the messages of a channel go.
 #[derive(Debug)]
 pub enum Sink {
     /// An incoming webhook of Slack.
-    Slack(Box<Slack>),
+    Webhook(Box<Webhook>),
     /// The log: no webhook is configured.
     Log,
 }
 
 /// The configuration of one channel.
 #[derive(Debug)]
-pub struct Channel {
+pub struct SlackChannel {
     /// Its name, also in the delivery table.
     pub name: String,
     /// Where its messages go.
@@ -38,14 +38,14 @@ pub struct Channel {
     pub probe_interval: Duration,
 }
 
-impl Channel {
+impl SlackChannel {
     /// The channel "default", then those of the routes.
     pub fn all(config: &Config) -> Result<Vec<Self>, SlackConfigError> {
         let slack = &config.slack;
         let paces = [slack.messages_per_second]
             .into_iter()
             .chain(slack.routes.iter().map(|route| route.messages_per_second));
-        webhooks(slack)
+        channel_webhooks(slack)
             .zip(paces)
             .map(|((name, url), pace)| Self::new(config, name, url, pace))
             .collect()
@@ -59,7 +59,7 @@ impl Channel {
     ) -> Result<Self, SlackConfigError> {
         let slack = &config.slack;
         let sink = match url.filter(|_| slack.sink == config::Sink::Auto) {
-            Some(url) => Sink::Slack(Box::new(Slack::new(url.clone(), slack)?)),
+            Some(url) => Sink::Webhook(Box::new(Webhook::new(url.clone(), slack)?)),
             None => Sink::Log,
         };
         Ok(Self {
@@ -100,7 +100,7 @@ impl Channel {
 }
 
 /// The channels and their webhooks: "default", then the routes.
-pub fn webhooks(slack: &config::Slack) -> impl Iterator<Item = (&str, Option<&Secret>)> {
+pub fn channel_webhooks(slack: &config::Slack) -> impl Iterator<Item = (&str, Option<&Secret>)> {
     let routes = slack
         .routes
         .iter()
@@ -111,14 +111,14 @@ pub fn webhooks(slack: &config::Slack) -> impl Iterator<Item = (&str, Option<&Se
 }
 
 /// Warns when messages go to the log, and when others on the network can read a webhook's URL.
-pub fn warn_of_risks(slack: &config::Slack) {
+pub fn warn_of_channel_risks(slack: &config::Slack) {
     if slack.sink == config::Sink::Log {
         log::warn!("slack.sink is \"log\": messages go to this log only");
     } else if slack.webhook_url.is_none() {
         log::warn!("slack.webhook_url is not set: messages go to this log only");
     }
-    for (name, url) in webhooks(slack) {
-        if url.is_some_and(is_readable_on_the_way) {
+    for (name, url) in channel_webhooks(slack) {
+        if url.is_some_and(is_channel_readable_in_transit) {
             log::warn!(
                 "channel {name}: its webhook_url is http://, so hosts on the way can read it; use \
                     https://"
@@ -128,7 +128,7 @@ pub fn warn_of_risks(slack: &config::Slack) {
 }
 
 /// Whether a webhook's URL goes over the network in clear.
-fn is_readable_on_the_way(url: &Secret) -> bool {
+fn is_channel_readable_in_transit(url: &Secret) -> bool {
     let Some(rest) = url.expose().strip_prefix("http://") else {
         return false;
     };
@@ -145,8 +145,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_webhook_in_clear_beyond_this_machine_is_readable_on_the_way() {
-        let readable = |url: &str| is_readable_on_the_way(&Secret::new(url));
+    fn a_channel_in_clear_beyond_this_machine_is_readable_in_transit() {
+        let readable = |url: &str| is_channel_readable_in_transit(&Secret::new(url));
         for url in [
             "http://hooks.example/x",
             "http://10.0.0.1:80/x",

@@ -4,7 +4,7 @@
 use crate::domain::payment::Payment;
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::metrics::ChannelMetrics;
-use crate::slack::message::Summary;
+use crate::slack::message::MessageSummary;
 use crate::store::delivery::{self, Carrier, DeliveryOutcome, PendingDelivery};
 use crate::store::{SqlResult, Store, StoreError, Transaction};
 
@@ -16,10 +16,10 @@ const SUMMARY_SLICE: usize = 200;
 const SUMMARY_MAX: usize = 100_000;
 
 /// The payments of one message.
-pub(super) enum Batch {
+pub(super) enum DeliveryBatch {
     Payments(Vec<OutgoingPayment>),
     Summary {
-        summary: Box<Summary>,
+        summary: Box<MessageSummary>,
         oldest: Timestamp,
         last_event: i64,
     },
@@ -32,7 +32,7 @@ pub(super) struct OutgoingPayment {
     pub(super) payment: Payment,
 }
 
-impl Batch {
+impl DeliveryBatch {
     pub(super) fn len(&self) -> usize {
         match self {
             Self::Payments(payments) => payments.len(),
@@ -136,8 +136,8 @@ impl DeliveryQueue {
     }
 
     /// All waiting payments, marked as SENDING in slices, so that no transaction is long.
-    pub(super) fn summary(&self) -> Result<Batch, StoreError> {
-        let mut summary = Box::<Summary>::default();
+    pub(super) fn summary(&self) -> Result<DeliveryBatch, StoreError> {
+        let mut summary = Box::<MessageSummary>::default();
         let mut oldest = None;
         let mut last_event = 0;
         while summary.count < SUMMARY_MAX {
@@ -157,7 +157,7 @@ impl DeliveryQueue {
                 }
             }
         }
-        Ok(Batch::Summary {
+        Ok(DeliveryBatch::Summary {
             summary,
             oldest: oldest.unwrap_or_else(Timestamp::now),
             last_event,
@@ -167,7 +167,7 @@ impl DeliveryQueue {
     /// Saves the outcome of a batch, in slices.
     pub(super) fn save(
         &self,
-        batch: &Batch,
+        batch: &DeliveryBatch,
         outcome: &DeliveryOutcome,
         now: Timestamp,
     ) -> Result<(), StoreError> {

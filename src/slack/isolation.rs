@@ -120,7 +120,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_digest_shrinks_and_stays_small_for_ten_minutes() {
+    fn isolation_keeps_digests_small_for_ten_minutes() {
         let mut channel = Isolation::new(200);
         assert_eq!(channel.rejected(200, Duration::ZERO), Verdict::SendFewer);
         assert_eq!(channel.size(Duration::ZERO), 50);
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_message_is_sent_plain_once_and_then_the_channel_pauses() {
+    fn isolation_sends_a_single_message_plain_once_and_then_pauses() {
         let mut channel = Isolation::new(200);
         assert_eq!(channel.rejected(1, Duration::ZERO), Verdict::SendPlain);
         assert_eq!(
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn three_messages_without_a_response_pause_the_channel() {
+    fn isolation_pauses_after_three_messages_without_a_response() {
         let mut channel = Isolation::new(200);
         assert!(!channel.unanswered() && !channel.unanswered());
         channel.accepted();
@@ -165,16 +165,21 @@ mod tests {
         Unanswered,
     }
 
+    fn any_isolated_answer() -> impl Strategy<Value = Answer> {
+        prop_oneof![
+            Just(Answer::Accepted),
+            Just(Answer::Rejected),
+            Just(Answer::Unanswered)
+        ]
+    }
+
     proptest! {
-        /// For any responses: a message carries between one payment and the maximum; only a plain
-        /// single message pauses; after a rejected digest none is larger for ten minutes; and of n
-        /// consecutive rejections at most five precede the pause.
+        /// For any responses: a message carries between one payment and the maximum. Only a plain
+        /// single message pauses. After a rejected digest none is larger for ten minutes. At most
+        /// five consecutive rejections precede the pause.
         #[test]
-        fn a_channel_that_rejects_everything_pauses_soon_and_sends_one_payment_a_probe(
-            answers in proptest::collection::vec(
-                (prop_oneof![Just(Answer::Accepted), Just(Answer::Rejected), Just(Answer::Unanswered)], 0_u64..400),
-                1..100,
-            ),
+        fn isolation_pauses_a_channel_that_rejects_everything_soon(
+            answers in proptest::collection::vec((any_isolated_answer(), 0_u64..400), 1..100),
             max in 1_usize..500,
         ) {
             let mut channel = Isolation::new(max);

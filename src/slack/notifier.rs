@@ -20,13 +20,13 @@ use crate::runtime::metrics::Metrics;
 use crate::runtime::outage::OutageTracker;
 use crate::runtime::resume::ResumeHandle;
 use crate::runtime::worker::Stop;
-use crate::slack::channel::{Channel, Sink};
-use crate::slack::delivery_queue::{Batch, DeliveryQueue, OutgoingPayment};
+use crate::slack::channel::{Sink, SlackChannel};
+use crate::slack::delivery_queue::{DeliveryBatch, DeliveryQueue, OutgoingPayment};
 use crate::slack::isolation::{Format, Isolation, Verdict};
 use crate::slack::rate_limit::RateLimiter;
 use crate::slack::webhook::PostOutcome;
 use crate::store::delivery::{self, Carrier, DeliveryOutcome};
-use crate::store::{self, Store, StoreError, channel_action as stored_channel};
+use crate::store::{self, Store, StoreError, channel_action};
 
 /// How long a channel waits after a message that failed.
 pub const BACKOFF: Backoff = Backoff {
@@ -46,7 +46,7 @@ pub type Clock = Box<dyn Fn() -> Duration + Send>;
 /// Delivers the payments of one channel.
 pub struct Notifier {
     queue: DeliveryQueue,
-    channel: Channel,
+    channel: SlackChannel,
     limiter: RateLimiter,
     clock: Clock,
     wake: Receiver<()>,
@@ -57,7 +57,7 @@ pub struct Notifier {
     /// The last executed action of an operator; `None` before the first query.
     last_action: Option<i64>,
     /// Whether an unusual response was logged.
-    odd_answer_logged: bool,
+    is_unusual_response_logged: bool,
     /// The outcome of the last message, unsaved because of a database error: it is saved before
     /// anything else.
     unsaved: Option<Unsaved>,
@@ -65,7 +65,7 @@ pub struct Notifier {
 
 /// The outcome of a message that is still to be saved.
 struct Unsaved {
-    batch: Batch,
+    batch: DeliveryBatch,
     outcome: DeliveryOutcome,
 }
 
@@ -94,7 +94,7 @@ pub struct Options<'a> {
 
 impl Notifier {
     /// A notifier of `channel`.
-    pub fn new(store: Store, channel: Channel, options: Options<'_>) -> Self {
+    pub fn new(store: Store, channel: SlackChannel, options: Options<'_>) -> Self {
         let Options {
             wake,
             resume,
@@ -127,7 +127,7 @@ impl Notifier {
             errors,
             isolation,
             last_action: None,
-            odd_answer_logged: false,
+            is_unusual_response_logged: false,
             unsaved: None,
         }
     }
@@ -183,10 +183,10 @@ impl Notifier {
 
     fn try_step(&mut self) -> Result<Step, StoreError> {
         self.save_outcome()?;
-        self.carry_out_actions()?;
+        self.execute_actions()?;
         match self.channel.sink {
             Sink::Log => self.write_to_log(),
-            Sink::Slack(_) => self.send_next(),
+            Sink::Webhook(_) => self.send_next(),
         }
     }
 
@@ -226,26 +226,26 @@ impl Notifier {
         }
         let format = self.isolation.format();
         let message = match &batch {
-            Batch::Payments(payments) => match payments.as_slice() {
+            DeliveryBatch::Payments(payments) => match payments.as_slice() {
                 [only] if format == Format::Plain => self.channel.style.plain(&only.payment),
                 several => {
                     let payments: Vec<_> = several.iter().map(|payment| &payment.payment).collect();
                     self.channel.style.message(&payments).json
                 }
             },
-            Batch::Summary { summary, .. } => self.channel.style.summary(summary),
+            DeliveryBatch::Summary { summary, .. } => self.channel.style.summary(summary),
         };
-        let Sink::Slack(slack) = &self.channel.sink else {
+        let Sink::Webhook(webhook) = &self.channel.sink else {
             return Ok(Step::Idle);
         };
         self.limiter.sent((self.clock)());
-        let answer = slack.post(&message);
-        self.handle(answer, batch)
+        let answer = webhook.post(&message);
+        self.handle_outcome(answer, batch)
     }
 
     /// The oldest payment, or as many as one message carries, marked as SENDING. `None`: some could
     /// not be read, and are dead letters now.
-    fn next_batch(&mut self) -> Result<Option<Batch>, StoreError> {
+    fn next_batch(&mut self) -> Result<Option<DeliveryBatch>, StoreError> {
         let now = self.now();
         let over = self.channel.summary_over;
         if over > 0 && self.isolation.is_whole(now) && self.queue.has_more_than(over)? {
@@ -264,20 +264,24 @@ impl Notifier {
         let count_that_fit = self.channel.style.message(&all).payments;
         payments.truncate(count_that_fit);
         self.queue.mark_sending(&payments)?;
-        Ok(Some(Batch::Payments(payments)))
+        Ok(Some(DeliveryBatch::Payments(payments)))
     }
 
-    fn handle(&mut self, answer: PostOutcome, batch: Batch) -> Result<Step, StoreError> {
+    fn handle_outcome(
+        &mut self,
+        answer: PostOutcome,
+        batch: DeliveryBatch,
+    ) -> Result<Step, StoreError> {
         let now = self.now();
         let (step, outcome) = match answer {
-            PostOutcome::Accepted(odd) => {
+            PostOutcome::Accepted(remark) => {
                 self.limiter.succeeded();
                 self.outage.recovered();
                 self.isolation.accepted();
-                if let Some(odd) = odd.filter(|_| !self.odd_answer_logged) {
-                    self.odd_answer_logged = true;
+                if let Some(remark) = remark.filter(|_| !self.is_unusual_response_logged) {
+                    self.is_unusual_response_logged = true;
                     log::warn!(
-                        "{}: {odd}; the message counts as delivered",
+                        "{}: {remark}; the message counts as delivered",
                         self.channel.display_name()
                     );
                 }
@@ -297,21 +301,21 @@ impl Notifier {
                 (Step::RetryAfter(wait), DeliveryOutcome::Failed(error))
             }
             PostOutcome::Unknown(error) => (
-                self.unanswered(&error, &batch),
+                self.on_unknown(&error, &batch),
                 DeliveryOutcome::Unknown(error),
             ),
             PostOutcome::ChannelDisabled(error) => (
                 Step::RetryAfter(self.pause(&error)),
                 DeliveryOutcome::Failed(error),
             ),
-            PostOutcome::PayloadRejected(error) => self.rejected(error, batch.len()),
+            PostOutcome::PayloadRejected(error) => self.on_rejected(error, batch.len()),
         };
         self.unsaved = Some(Unsaved { batch, outcome });
         self.save_outcome()?;
         Ok(step)
     }
 
-    fn unanswered(&mut self, error: &str, batch: &Batch) -> Step {
+    fn on_unknown(&mut self, error: &str, batch: &DeliveryBatch) -> Step {
         log::warn!(
             "no response to a message with payments {}: it may appear twice: {error}",
             batch.span()
@@ -327,7 +331,7 @@ impl Notifier {
         Step::RetryAfter(wait)
     }
 
-    fn rejected(&mut self, error: String, payments: usize) -> (Step, DeliveryOutcome) {
+    fn on_rejected(&mut self, error: String, payments: usize) -> (Step, DeliveryOutcome) {
         match self.isolation.rejected(payments, self.now()) {
             Verdict::SendFewer => {
                 log::warn!(
@@ -350,49 +354,53 @@ impl Notifier {
     }
 
     fn pause(&mut self, error: &str) -> Duration {
-        self.outage.paused(&error);
+        let command = format!("payrelay channels resume {}", self.channel.name);
+        self.outage.paused(&error, &command);
         self.limiter.pause(self.now())
     }
 
     /// Executes the actions that operators requested since the last query.
-    fn carry_out_actions(&mut self) -> Result<(), StoreError> {
+    fn execute_actions(&mut self) -> Result<(), StoreError> {
         let Some(mut last) = self.last_action else {
             // Actions requested before the start are over.
-            self.last_action = Some(self.queue.store.read(stored_channel::last_channel_action)?);
+            self.last_action = Some(self.queue.store.read(channel_action::last_channel_action)?);
             return Ok(());
         };
         let name = self.channel.name.clone();
-        while let Some(asked) = self
+        while let Some(requested) = self
             .queue
             .store
-            .read(|connection| stored_channel::next_channel_action(connection, &name, last))?
+            .read(|connection| channel_action::next_channel_action(connection, &name, last))?
         {
-            last = asked.id;
+            last = requested.id;
             self.last_action = Some(last);
-            self.carry_out(asked)?;
+            self.execute_action(requested)?;
         }
         Ok(())
     }
 
-    fn carry_out(&mut self, asked: stored_channel::ChannelRequest) -> Result<(), StoreError> {
-        let stored_channel::ChannelRequest { id, action, origin } = asked;
+    fn execute_action(
+        &mut self,
+        requested: channel_action::ChannelRequest,
+    ) -> Result<(), StoreError> {
+        let channel_action::ChannelRequest { id, action, origin } = requested;
         let name = self.channel.name.clone();
         let outcome = match action {
-            stored_channel::ChannelAction::Resume => {
+            channel_action::ChannelAction::Resume => {
                 self.limiter.resume(self.now());
                 self.queue
                     .store
-                    .write(move |tx| stored_channel::finish_channel_action(tx, id, "resumed"))?;
+                    .write(move |tx| channel_action::finish_channel_action(tx, id, "resumed"))?;
                 "resumed".to_owned()
             }
-            stored_channel::ChannelAction::Skip(_) if !self.outage.is_paused() => {
+            channel_action::ChannelAction::Skip(_) if !self.outage.is_paused() => {
                 let outcome = "nothing was skipped: the channel is not paused";
                 self.queue
                     .store
-                    .write(move |tx| stored_channel::finish_channel_action(tx, id, outcome))?;
+                    .write(move |tx| channel_action::finish_channel_action(tx, id, outcome))?;
                 outcome.to_owned()
             }
-            stored_channel::ChannelAction::Skip(reason) => {
+            channel_action::ChannelAction::Skip(reason) => {
                 let reason = format!("skipped by {origin}: {reason}");
                 let now = Timestamp::now();
                 let skipped = self.queue.store.write(move |tx| {
@@ -401,7 +409,7 @@ impl Notifier {
                         Some(event) => format!("event {event} is a dead letter"),
                         None => "nothing was skipped: no payment waits".to_owned(),
                     };
-                    stored_channel::finish_channel_action(tx, id, &outcome)?;
+                    channel_action::finish_channel_action(tx, id, &outcome)?;
                     Ok(outcome)
                 })?;
                 self.queue.metrics.dead(1);
@@ -431,21 +439,22 @@ impl Notifier {
         Ok(())
     }
 
-    fn log_batch(&self, batch: &Batch, now: Timestamp) {
+    fn log_batch(&self, batch: &DeliveryBatch, now: Timestamp) {
         let to = self.channel.display_name();
         let oldest = match batch {
-            Batch::Payments(payments) => match payments.as_slice() {
+            DeliveryBatch::Payments(payments) => match payments.as_slice() {
                 [only] => return self.log_delivered(&to, only, now),
                 [first, ..] => first.created_at,
                 [] => return,
             },
-            Batch::Summary { oldest, .. } => *oldest,
+            DeliveryBatch::Summary { oldest, .. } => *oldest,
         };
         let kind = batch.carrier().as_str();
-        let (count, span, age_ms) = (batch.len(), batch.span(), now.since(oldest).as_millis());
         log::info!(
-            "delivered to {to} in a {kind}: {count} payments, {span}; the oldest {age_ms} ms \
-                after its commit"
+            "delivered to {to} in a {kind}: {} payments, {}; the oldest {} ms after its commit",
+            batch.len(),
+            batch.span(),
+            now.since(oldest).as_millis()
         );
     }
 

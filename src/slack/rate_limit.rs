@@ -180,96 +180,105 @@ mod tests {
     };
     const PROBE: Duration = Duration::from_mins(5);
 
-    fn ms(number: u64) -> Duration {
+    fn limiter_ms(number: u64) -> Duration {
         Duration::from_millis(number)
     }
 
     #[test]
-    fn a_burst_after_a_quiet_time_then_the_pace() {
+    fn the_rate_limit_allows_a_burst_after_a_quiet_time_then_the_pace() {
         let mut limiter = RateLimiter::new(1.0, 3, BACKOFF, PROBE);
-        limiter.sent(ms(0));
-        assert!(limiter.wait(ms(0)) > ms(999), "a start is no quiet time");
+        limiter.sent(limiter_ms(0));
+        assert!(
+            limiter.wait(limiter_ms(0)) > limiter_ms(999),
+            "a start is no quiet time"
+        );
         for _ in 0..3 {
-            assert_eq!(limiter.wait(ms(60_000)), ms(0));
-            limiter.sent(ms(60_000));
+            assert_eq!(limiter.wait(limiter_ms(60_000)), limiter_ms(0));
+            limiter.sent(limiter_ms(60_000));
         }
-        assert!(limiter.wait(ms(60_000)) > ms(999));
-        assert_eq!(limiter.wait(ms(61_001)), ms(0));
+        assert!(limiter.wait(limiter_ms(60_000)) > limiter_ms(999));
+        assert_eq!(limiter.wait(limiter_ms(61_001)), limiter_ms(0));
     }
 
     #[test]
-    fn retry_after_blocks_the_whole_channel_and_saves_no_tokens() {
+    fn retry_after_blocks_the_rate_limiter_and_saves_no_tokens() {
         let mut limiter = RateLimiter::new(10.0, 5, BACKOFF, PROBE);
-        assert_eq!(limiter.limited(ms(0), Some(ms(30_000)), 0.5), ms(30_000));
-        assert_eq!(limiter.wait(ms(10_000)), ms(20_000));
-        assert_eq!(limiter.wait(ms(30_000)), ms(0));
-        limiter.sent(ms(30_000));
+        assert_eq!(
+            limiter.limited(limiter_ms(0), Some(limiter_ms(30_000)), 0.5),
+            limiter_ms(30_000)
+        );
+        assert_eq!(limiter.wait(limiter_ms(10_000)), limiter_ms(20_000));
+        assert_eq!(limiter.wait(limiter_ms(30_000)), limiter_ms(0));
+        limiter.sent(limiter_ms(30_000));
         limiter.succeeded();
         assert!(
-            limiter.wait(ms(30_000)) > ms(90),
+            limiter.wait(limiter_ms(30_000)) > limiter_ms(90),
             "no burst after the pause"
         );
         assert_eq!(
-            limiter.limited(ms(0), Some(Duration::MAX), 0.5),
+            limiter.limited(limiter_ms(0), Some(Duration::MAX), 0.5),
             LIMITED_MAX
         );
-        assert!(limiter.limited(ms(0), None, 0.0) >= LIMITED_MIN);
+        assert!(limiter.limited(limiter_ms(0), None, 0.0) >= LIMITED_MIN);
     }
 
     #[test]
-    fn failures_back_off_with_full_jitter_up_to_the_cap() {
+    fn the_rate_limit_backs_off_with_full_jitter_up_to_the_cap() {
         let mut limiter = RateLimiter::new(1000.0, 1, BACKOFF, PROBE);
         let waits: Vec<_> = (0..9)
-            .map(|_| limiter.failed(ms(0), None, 1.0).as_millis())
+            .map(|_| limiter.failed(limiter_ms(0), None, 1.0).as_millis())
             .collect();
         assert_eq!(
             waits,
             [500, 1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000]
         );
         assert_eq!(
-            limiter.failed(ms(0), None, 0.0),
-            ms(0),
+            limiter.failed(limiter_ms(0), None, 0.0),
+            limiter_ms(0),
             "full jitter begins at zero"
         );
         limiter.succeeded();
-        assert_eq!(limiter.failed(ms(0), None, 1.0), ms(500));
+        assert_eq!(limiter.failed(limiter_ms(0), None, 1.0), limiter_ms(500));
     }
 
     #[test]
-    fn a_pause_is_probed_slowly_or_ended_by_an_operator() {
+    fn a_pause_of_the_rate_limiter_is_probed_slowly_or_ended_by_an_operator() {
         let mut limiter = RateLimiter::new(1.0, 3, BACKOFF, PROBE);
-        limiter.pause(ms(0));
-        assert_eq!(limiter.wait(ms(1000)) + ms(1000), PROBE);
-        limiter.resume(ms(1000));
-        assert_eq!(limiter.wait(ms(1000)), ms(0));
+        limiter.pause(limiter_ms(0));
+        assert_eq!(limiter.wait(limiter_ms(1000)) + limiter_ms(1000), PROBE);
+        limiter.resume(limiter_ms(1000));
+        assert_eq!(limiter.wait(limiter_ms(1000)), limiter_ms(0));
     }
 
     #[test]
-    fn a_503_with_retry_after_is_tried_again_then_and_not_before() {
+    fn the_rate_limit_of_a_503_with_retry_after_ends_then_and_not_before() {
         let mut limiter = RateLimiter::new(1000.0, 1, BACKOFF, PROBE);
-        assert_eq!(limiter.failed(ms(0), Some(ms(30_000)), 0.0), ms(30_000));
-        assert_eq!(limiter.wait(ms(10_000)), ms(20_000));
         assert_eq!(
-            limiter.failed(ms(0), Some(ms(0)), 1.0),
-            ms(1000),
+            limiter.failed(limiter_ms(0), Some(limiter_ms(30_000)), 0.0),
+            limiter_ms(30_000)
+        );
+        assert_eq!(limiter.wait(limiter_ms(10_000)), limiter_ms(20_000));
+        assert_eq!(
+            limiter.failed(limiter_ms(0), Some(limiter_ms(0)), 1.0),
+            limiter_ms(1000),
             "not faster than the backoff"
         );
     }
 
     #[test]
-    fn an_operator_overrides_a_429_once_a_minute_at_most() {
+    fn an_operator_overrides_the_rate_limit_of_a_429_once_a_minute_at_most() {
         let mut limiter = RateLimiter::new(1000.0, 1, BACKOFF, PROBE);
-        limiter.limited(ms(0), Some(ms(300_000)), 0.5);
-        limiter.resume(ms(1000));
-        assert_eq!(limiter.wait(ms(1000)), ms(0));
-        limiter.limited(ms(1000), Some(ms(300_000)), 0.5);
-        limiter.resume(ms(2000));
+        limiter.limited(limiter_ms(0), Some(limiter_ms(300_000)), 0.5);
+        limiter.resume(limiter_ms(1000));
+        assert_eq!(limiter.wait(limiter_ms(1000)), limiter_ms(0));
+        limiter.limited(limiter_ms(1000), Some(limiter_ms(300_000)), 0.5);
+        limiter.resume(limiter_ms(2000));
         assert!(
-            limiter.wait(ms(2000)) > ms(200_000),
+            limiter.wait(limiter_ms(2000)) > limiter_ms(200_000),
             "again within a minute"
         );
-        limiter.resume(ms(62_000));
-        assert_eq!(limiter.wait(ms(62_000)), ms(0));
+        limiter.resume(limiter_ms(62_000));
+        assert_eq!(limiter.wait(limiter_ms(62_000)), limiter_ms(0));
     }
 
     #[derive(Debug, Clone)]
@@ -281,7 +290,7 @@ mod tests {
         Pause,
     }
 
-    fn any_step() -> impl Strategy<Value = Step> {
+    fn any_limiter_step() -> impl Strategy<Value = Step> {
         prop_oneof![
             3 => (0_u64..5000).prop_map(Step::Idle),
             6 => Just(Step::Ok),
@@ -293,29 +302,31 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_faster_than_the_pace_and_never_within_a_pause(
-            steps in proptest::collection::vec(any_step(), 1..200),
+        fn the_rate_limit_is_never_faster_than_the_pace_or_within_a_pause(
+            steps in proptest::collection::vec(any_limiter_step(), 1..200),
             per_second in 0.5..50.0_f64,
             burst in 1_usize..6,
         ) {
             let mut limiter = RateLimiter::new(per_second, burst, BACKOFF, PROBE);
-            let (mut now, mut sent, mut not_before) = (ms(0), Vec::new(), ms(0));
+            let mut now = limiter_ms(0);
+            let mut sent = Vec::new();
+            let mut not_before = limiter_ms(0);
             for step in steps {
                 if let Step::Idle(idle) = step {
-                    now += ms(idle);
+                    now += limiter_ms(idle);
                     continue;
                 }
                 let wait = limiter.wait(now);
                 now += wait;
-                prop_assert_eq!(limiter.wait(now), ms(0), "a wait is waited once");
+                prop_assert_eq!(limiter.wait(now), limiter_ms(0), "a wait is waited once");
                 prop_assert!(now >= not_before);
                 limiter.sent(now);
                 sent.push(now);
                 match step {
                     Step::Fail(jitter) => drop(limiter.failed(now, None, jitter)),
                     Step::Limit(pause) => {
-                        limiter.limited(now, Some(ms(pause)), 0.5);
-                        not_before = now + ms(pause.max(1000));
+                        limiter.limited(now, Some(limiter_ms(pause)), 0.5);
+                        not_before = now + limiter_ms(pause.max(1000));
                     }
                     Step::Pause => {
                         limiter.pause(now);

@@ -24,6 +24,11 @@ const RESOLVE_MAX: Duration = Duration::from_mins(1);
 #[derive(Debug)]
 pub(super) struct DnsResolver(Sender<Lookup>);
 
+/// The operating system found no address. Nothing was sent.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub(super) struct LookupFailed(io::Error);
+
 /// A host and port to resolve.
 struct Lookup {
     name: String,
@@ -35,12 +40,12 @@ impl DnsResolver {
         let (sender, lookups) = bounded(0);
         thread::Builder::new()
             .name("resolver".to_owned())
-            .spawn(move || resolve_all(&lookups))?;
+            .spawn(move || run_resolver(&lookups))?;
         Ok(Self(sender))
     }
 }
 
-fn resolve_all(lookups: &Receiver<Lookup>) {
+fn run_resolver(lookups: &Receiver<Lookup>) {
     for Lookup { name, reply } in lookups {
         let _ = reply.send(name.to_socket_addrs().map(Iterator::collect));
     }
@@ -66,7 +71,8 @@ impl Resolver for DnsResolver {
         }
         let found = replied
             .recv_deadline(deadline)
-            .map_err(|_| ureq::Error::Timeout(timeout.reason))??;
+            .map_err(|_| ureq::Error::Timeout(timeout.reason))?
+            .map_err(|error| ureq::Error::Other(Box::new(LookupFailed(error))))?;
         let mut addresses = self.empty();
         for address in found.into_iter().take(ADDRESSES_MAX) {
             addresses.push(address);

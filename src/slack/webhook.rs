@@ -14,13 +14,14 @@ use ureq::http::Uri;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::unversioned::transport::DefaultConnector;
 
-use super::resolver::DnsResolver;
+use super::resolver::{DnsResolver, LookupFailed};
 use crate::config::{self, Secret};
 use crate::domain::timestamp::Timestamp;
 
 /// An incoming webhook.
-pub struct Slack {
+pub struct Webhook {
     agent: ureq::Agent,
+    timeout: Duration,
     url: Secret,
     proxy: Option<Secret>,
 }
@@ -69,21 +70,22 @@ pub enum SlackConfigError {
 /// How much of a failed response is read and shown: Slack's errors are single words.
 const ANSWER_MAX: u64 = 200;
 
-impl Slack {
+impl Webhook {
     /// A client for one webhook. Connects for each message.
     pub fn new(url: Secret, settings: &config::Slack) -> Result<Self, SlackConfigError> {
         if url.expose().parse::<Uri>().is_err() {
             return Err(SlackConfigError::Webhook);
         }
-        let roots = match &settings.ca_file {
-            None => RootCerts::WebPki,
-            Some(path) => RootCerts::new_with_certs(&certificates(path).map_err(|reason| {
-                SlackConfigError::Certificates {
-                    path: path.clone(),
-                    reason,
-                }
-            })?),
-        };
+        let roots =
+            match &settings.ca_file {
+                None => RootCerts::WebPki,
+                Some(path) => RootCerts::new_with_certs(&read_webhook_certificates(path).map_err(
+                    |reason| SlackConfigError::Certificates {
+                        path: path.clone(),
+                        reason,
+                    },
+                )?),
+            };
         let proxy = match &settings.proxy {
             None => None,
             Some(url) => Some(ureq::Proxy::new(url.expose()).map_err(|_| SlackConfigError::Proxy)?),
@@ -92,8 +94,8 @@ impl Slack {
             .timeout_global(Some(settings.timeout))
             // Each well below the whole, so that the error names the slow step: before the request
             // is sent, nothing can have been delivered.
-            .timeout_resolve(Some(settings.timeout / 4))
-            .timeout_connect(Some(settings.timeout / 3))
+            .timeout_resolve(Some(Self::resolve_timeout(settings.timeout)))
+            .timeout_connect(Some(Self::connect_timeout(settings.timeout)))
             // The status is examined here; by default a 429 would come without its headers.
             .http_status_as_error(false)
             // The other side may have closed an idle connection without our knowledge: a message on
@@ -112,6 +114,7 @@ impl Slack {
         let agent = ureq::Agent::with_parts(agent, DefaultConnector::default(), names);
         Ok(Self {
             agent,
+            timeout: settings.timeout,
             url,
             proxy: settings.proxy.clone(),
         })
@@ -139,8 +142,9 @@ impl Slack {
                 .get(name)
                 .map(ureq::http::HeaderValue::as_bytes)
         };
-        let (retry_after, content_type) = (header("retry-after"), header("content-type"));
-        read(
+        let retry_after = header("retry-after");
+        let content_type = header("content-type");
+        parse_webhook_response(
             answer.status().as_u16(),
             retry_after,
             content_type,
@@ -152,21 +156,74 @@ impl Slack {
     /// Before the request was sent, nothing can have been delivered; afterwards the outcome is
     /// unknown.
     fn classify_error(&self, error: &ureq::Error) -> PostOutcome {
-        let unsent = match error {
+        let is_unsent = match error {
             ureq::Error::HostNotFound
             | ureq::Error::ConnectionFailed
             | ureq::Error::ConnectProxyFailed(_)
             | ureq::Error::Tls(_)
             | ureq::Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => true,
-            ureq::Error::Io(error) => is_unsent(error),
+            ureq::Error::Other(error) => error.is::<LookupFailed>(),
+            ureq::Error::Io(error) => Self::is_unsent(error),
             _ => false,
         };
-        let text = self.redact(&error.to_string());
-        if unsent {
+        let text = self.redact(&self.describe_error(error));
+        if is_unsent {
             PostOutcome::Unavailable(text, None)
         } else {
             PostOutcome::Unknown(text)
         }
+    }
+
+    fn resolve_timeout(whole: Duration) -> Duration {
+        whole / 4
+    }
+
+    fn connect_timeout(whole: Duration) -> Duration {
+        whole / 3
+    }
+
+    /// An error in plain words. A timeout names the step that was too slow.
+    fn describe_error(&self, error: &ureq::Error) -> String {
+        let after = |timeout: Duration| format!("after {:.1} s", timeout.as_secs_f64());
+        let whole = format!("{} (slack.timeout)", after(self.timeout));
+        match error {
+            ureq::Error::Timeout(ureq::Timeout::Resolve) => format!(
+                "no DNS answer {}",
+                after(Self::resolve_timeout(self.timeout))
+            ),
+            ureq::Error::Timeout(ureq::Timeout::Connect) => format!(
+                "no connection {}",
+                after(Self::connect_timeout(self.timeout))
+            ),
+            ureq::Error::Timeout(
+                ureq::Timeout::SendRequest | ureq::Timeout::SendBody | ureq::Timeout::PerWrite,
+            ) => format!("the request was not sent {whole}"),
+            ureq::Error::Timeout(_) => format!("no response {whole}"),
+            ureq::Error::Other(error) if error.is::<LookupFailed>() => {
+                format!("the DNS lookup failed: {error}")
+            }
+            ureq::Error::Io(error) => error.to_string(),
+            error => error.to_string(),
+        }
+    }
+
+    /// Whether an error came before the request was sent: no connection, or an untrusted
+    /// certificate.
+    fn is_unsent(error: &io::Error) -> bool {
+        use io::ErrorKind as Kind;
+        let tls_error = error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        matches!(tls_error, Some(rustls::Error::InvalidCertificate(_)))
+            || matches!(
+                error.kind(),
+                Kind::ConnectionRefused
+                    | Kind::HostUnreachable
+                    | Kind::NetworkUnreachable
+                    | Kind::NetworkDown
+                    | Kind::AddrNotAvailable
+                    | Kind::PermissionDenied
+            )
     }
 
     /// Removes the webhook, whose path alone is as secret as the whole, and the proxy.
@@ -183,33 +240,14 @@ impl Slack {
     }
 }
 
-impl fmt::Debug for Slack {
+impl fmt::Debug for Webhook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Slack(***)")
-    }
-}
-
-/// Errors before a request is sent. Two have no kind of their own: the resolver's, and the one of
-/// an untrusted certificate, which rustls reports like a broken record of a response.
-fn is_unsent(error: &io::Error) -> bool {
-    use io::ErrorKind as Kind;
-    match error.kind() {
-        Kind::ConnectionRefused
-        | Kind::HostUnreachable
-        | Kind::NetworkUnreachable
-        | Kind::NetworkDown
-        | Kind::AddrNotAvailable
-        | Kind::PermissionDenied => true,
-        _ => {
-            let text = error.to_string();
-            text.starts_with("failed to lookup address")
-                || text.starts_with("invalid peer certificate")
-        }
+        f.write_str("Webhook(***)")
     }
 }
 
 /// The meaning of a response: its status, its `Retry-After`, the beginning of its body.
-fn read(
+fn parse_webhook_response(
     status: u16,
     retry_after: Option<&[u8]>,
     content_type: Option<&[u8]>,
@@ -218,13 +256,17 @@ fn read(
 ) -> PostOutcome {
     let body = String::from_utf8_lossy(body);
     let retry_after = retry_after.and_then(|bytes| std::str::from_utf8(bytes).ok());
-    let retry_after = retry_after.and_then(|text| parse_retry_after(text, now));
+    let retry_after = retry_after.and_then(|text| parse_webhook_retry_after(text, now));
     if (200..300).contains(&status) {
-        let page =
+        let is_html =
             content_type.is_some_and(|text| text.to_ascii_lowercase().starts_with(b"text/html"));
-        return classify_success(status, page, body.trim(), retry_after);
+        if is_html || body.trim_start().starts_with('<') {
+            let error = format!("the answer {status} is a page, not Slack's");
+            return PostOutcome::Unavailable(error, None);
+        }
+        return classify_webhook_success(status, body.trim(), retry_after);
     }
-    classify(status, body.trim(), retry_after)
+    classify_webhook_error(status, body.trim(), retry_after)
 }
 
 /// Slack's words for a disabled channel, and for a rejected message
@@ -251,20 +293,8 @@ const PAYLOAD_ERRORS: [&str; 5] = [
 ];
 const LIMIT_ERRORS: [&str; 2] = ["rate_limited", "ratelimited"];
 
-/// Not every 2xx is Slack's: a proxy may answer with a page, and some services put an error into
-/// it.
-fn classify_success(
-    status: u16,
-    page: bool,
-    body: &str,
-    retry_after: Option<Duration>,
-) -> PostOutcome {
-    if page || body.starts_with('<') {
-        return PostOutcome::Unavailable(
-            format!("the answer {status} is a page, not Slack's"),
-            None,
-        );
-    }
+/// Not every 2xx means that the message was accepted: some services put an error into it.
+fn classify_webhook_success(status: u16, body: &str, retry_after: Option<Duration>) -> PostOutcome {
     let json: Option<Value> = serde_json::from_str(body).ok().filter(Value::is_object);
     let says = |name: &str| json.as_ref().and_then(|json| json[name].as_bool());
     let error = json
@@ -304,14 +334,14 @@ fn classify_success(
 
 /// The meaning of a response that is no success
 /// (<https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks/#handling_errors>).
-fn classify(status: u16, word: &str, retry_after: Option<Duration>) -> PostOutcome {
-    // Slack names the error in a word; any other body may be a page that repeats the webhook.
-    let is_word = (1..=64).contains(&word.len())
-        && word
+fn classify_webhook_error(status: u16, body: &str, retry_after: Option<Duration>) -> PostOutcome {
+    // Slack's error is a code of one word; any other body may be a page that repeats the webhook.
+    let is_code = (1..=64).contains(&body.len())
+        && body
             .bytes()
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-    let text = if is_word {
-        format!("Slack answered {status} {word}")
+    let text = if is_code {
+        format!("Slack answered {status} {body}")
     } else {
         format!("Slack answered {status}")
     };
@@ -324,7 +354,7 @@ fn classify(status: u16, word: &str, retry_after: Option<Duration>) -> PostOutco
 }
 
 /// Seconds, or a date (RFC 9110, 10.2.3).
-fn parse_retry_after(text: &str, now: Timestamp) -> Option<Duration> {
+fn parse_webhook_retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     let text = text.trim();
     match text.parse() {
         Ok(seconds) => Some(Duration::from_secs(seconds)),
@@ -332,7 +362,7 @@ fn parse_retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     }
 }
 
-fn certificates(path: &PathBuf) -> Result<Vec<Certificate<'static>>, String> {
+fn read_webhook_certificates(path: &PathBuf) -> Result<Vec<Certificate<'static>>, String> {
     let pem = fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
     let mut found = Vec::new();
     for item in parse_pem(&pem) {
@@ -355,8 +385,32 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn every_status_has_a_meaning() {
-        let of = |status| classify(status, "x", None);
+    fn a_timeout_of_a_webhook_names_the_slow_step_in_plain_words() {
+        let mut settings = config::Config::load("", &std::collections::BTreeMap::new())
+            .unwrap()
+            .config
+            .slack;
+        settings.timeout = Duration::from_secs(6);
+        let url = Secret::new("https://hooks.example/hush");
+        let webhook = Webhook::new(url, &settings).unwrap();
+        let outcome = |step| webhook.classify_error(&ureq::Error::Timeout(step));
+        assert_eq!(
+            outcome(ureq::Timeout::Resolve),
+            PostOutcome::Unavailable("no DNS answer after 1.5 s".into(), None)
+        );
+        assert_eq!(
+            outcome(ureq::Timeout::Connect),
+            PostOutcome::Unavailable("no connection after 2.0 s".into(), None)
+        );
+        assert_eq!(
+            outcome(ureq::Timeout::Global),
+            PostOutcome::Unknown("no response after 6.0 s (slack.timeout)".into())
+        );
+    }
+
+    #[test]
+    fn every_status_of_a_webhook_has_a_meaning() {
+        let of = |status| classify_webhook_error(status, "x", None);
         assert_eq!(of(429), PostOutcome::RateLimited(None));
         for status in [400, 413] {
             assert!(
@@ -378,14 +432,14 @@ mod tests {
         }
     }
 
-    fn of(status: u16, content_type: &str, body: &str) -> PostOutcome {
+    fn outcome_of_webhook(status: u16, content_type: &str, body: &str) -> PostOutcome {
         let content_type = Some(content_type.as_bytes());
         let now = Timestamp::from_micros(0);
-        read(status, None, content_type, body.as_bytes(), now)
+        parse_webhook_response(status, None, content_type, body.as_bytes(), now)
     }
 
     #[test]
-    fn only_what_can_be_slacks_counts_as_delivered() {
+    fn only_a_webhook_response_that_can_be_slacks_counts_as_delivered() {
         for (status, content_type, body) in [
             (200, "text/plain", "ok"),
             (200, "text/plain", ""),
@@ -394,7 +448,7 @@ mod tests {
             (200, "application/json", r#"{"ok":true}"#),
             (200, "application/json", r#"{"success":true,"id":7}"#),
         ] {
-            let outcome = of(status, content_type, body);
+            let outcome = outcome_of_webhook(status, content_type, body);
             assert_eq!(
                 outcome,
                 PostOutcome::Accepted(None),
@@ -405,13 +459,13 @@ mod tests {
             ("text/plain", "thank you"),
             ("application/json", r#"{"id":7}"#),
         ] {
-            let outcome = of(200, content_type, body);
+            let outcome = outcome_of_webhook(200, content_type, body);
             assert!(matches!(outcome, PostOutcome::Accepted(Some(_))), "{body}");
         }
     }
 
     #[test]
-    fn pages_and_errors_with_status_200_are_no_delivery() {
+    fn a_webhook_that_answers_200_with_a_page_or_an_error_delivers_nothing() {
         for (content_type, body) in [
             ("text/html", "ok"),
             ("text/plain", "<html>"),
@@ -420,22 +474,22 @@ mod tests {
             ("application/json", r#"{"ok":false,"error":"fatal_error"}"#),
             ("application/json", r#"{"success":false}"#),
         ] {
-            let outcome = of(200, content_type, body);
+            let outcome = outcome_of_webhook(200, content_type, body);
             assert!(matches!(outcome, PostOutcome::Unavailable(..)), "{body}");
         }
-        let disabled = of(200, "text/plain", "no_service");
+        let disabled = outcome_of_webhook(200, "text/plain", "no_service");
         assert!(matches!(disabled, PostOutcome::ChannelDisabled(_)));
         let invalid = r#"{"ok":false,"error":"invalid_blocks"}"#;
-        let rejected = of(200, "application/json", invalid);
+        let rejected = outcome_of_webhook(200, "application/json", invalid);
         assert!(matches!(rejected, PostOutcome::PayloadRejected(_)));
-        let limited = of(200, "text/plain", "rate_limited");
+        let limited = outcome_of_webhook(200, "text/plain", "rate_limited");
         assert_eq!(limited, PostOutcome::RateLimited(None));
     }
 
     #[test]
-    fn retry_after_counts_on_503_as_well() {
+    fn a_webhook_may_send_retry_after_with_503_as_well() {
         let now = Timestamp::from_micros(0);
-        let answer = read(503, Some(b"30"), None, b"", now);
+        let answer = parse_webhook_response(503, Some(b"30"), None, b"", now);
         assert_eq!(
             answer,
             PostOutcome::Unavailable("Slack answered 503".into(), Some(Duration::from_secs(30)))
@@ -443,9 +497,9 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_seconds_or_a_date() {
+    fn retry_after_of_a_webhook_is_seconds_or_a_date() {
         let now = Timestamp::from_micros(1_795_341_600_000_000);
-        let parse = |text| parse_retry_after(text, now);
+        let parse = |text| parse_webhook_retry_after(text, now);
         assert_eq!(parse("30"), Some(Duration::from_secs(30)));
         assert_eq!(parse(" 0 "), Some(Duration::ZERO));
         assert_eq!(
@@ -463,8 +517,8 @@ mod tests {
     }
 
     #[test]
-    fn only_words_of_slack_are_shown() {
-        let text = |word| match classify(404, word, None) {
+    fn only_error_codes_of_a_webhook_are_shown() {
+        let text = |word| match classify_webhook_error(404, word, None) {
             PostOutcome::ChannelDisabled(text) => text,
             other => panic!("{other:?}"),
         };
@@ -481,7 +535,7 @@ mod tests {
 
     /// A status, a line with `Retry-After`, the body.
     #[test]
-    fn the_corpus_of_answers() {
+    fn the_webhook_survives_the_corpus_of_answers() {
         let words = [
             "429\n",
             "200\n",
@@ -495,14 +549,16 @@ mod tests {
         crate::fuzz::fuzz_corpus("slack-answer", 10_000, &words, |bytes| {
             let mut parts = bytes.splitn(3, |byte| *byte == b'\n');
             let mut next = || parts.next().unwrap_or_default();
-            let (status, retry_after, body) = (next(), next(), next());
+            let status = next();
+            let retry_after = next();
+            let body = next();
             let status = std::str::from_utf8(status)
                 .ok()
                 .and_then(|text| text.parse().ok())
                 .unwrap_or(0);
             let retry_after = Some(retry_after).filter(|bytes| !bytes.is_empty());
             let now = Timestamp::from_micros(1_795_341_600_000_000);
-            let answer = read(status, retry_after, None, body, now);
+            let answer = parse_webhook_response(status, retry_after, None, body, now);
             match &answer {
                 PostOutcome::Accepted(_) => assert!((200..300).contains(&status)),
                 PostOutcome::RateLimited(_) => {
@@ -529,8 +585,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_retry_after_panics(text in ".{0,60}", micros in any::<i64>()) {
-            let _ = parse_retry_after(&text, Timestamp::from_micros(micros));
+        fn no_retry_after_of_a_webhook_makes_it_panic(text in ".{0,60}", micros in any::<i64>()) {
+            let _ = parse_webhook_retry_after(&text, Timestamp::from_micros(micros));
         }
     }
 }

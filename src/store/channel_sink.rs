@@ -1,6 +1,6 @@
 //! The sink of each channel at the last start.
 
-use rusqlite::{Connection, Transaction};
+use rusqlite::{Connection, OptionalExtension, Transaction};
 
 use crate::domain::text_enum::text_enum;
 
@@ -25,6 +25,21 @@ pub fn webhook_channel_backlogs(connection: &Connection) -> rusqlite::Result<Vec
         )?
         .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect()
+}
+
+/// The last error of a channel's oldest waiting delivery.
+pub fn last_channel_error(
+    connection: &Connection,
+    channel: &str,
+) -> rusqlite::Result<Option<String>> {
+    connection
+        .prepare_cached(
+            "SELECT last_error FROM delivery WHERE channel = ?1 \
+                AND status IN ('PENDING', 'SENDING') ORDER BY outbox_id LIMIT 1",
+        )?
+        .query_row([channel], |row| row.get(0))
+        .optional()
+        .map(Option::flatten)
 }
 
 /// Replaces the recorded sinks of the channels.

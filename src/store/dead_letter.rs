@@ -1,7 +1,6 @@
 //! Dead letters: records that could not be consumed, and events that could not be published or
 //! delivered; and every action on them.
 
-use super::origin::Origin;
 use super::row::row_limit;
 use super::waiting::Waiting;
 use crate::domain::text_enum::text_enum;
@@ -259,7 +258,7 @@ pub struct RecordOrigin {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ActionRecord {
     action: DeadLetterAction,
-    origin: Origin,
+    origin: String,
     outcome: String,
     at: Timestamp,
 }

@@ -7,7 +7,6 @@ use super::arrival::{self, AcceptOutcome};
 pub use super::dead_letter::DeadLetterAction;
 use super::dead_letter::{DeadLetterState, parse_dead_record_headers};
 use super::delivery::DeliveryStatus;
-use super::origin::Origin;
 use super::row::row_limit;
 use super::{delivery, unconsumed};
 use crate::domain::event::{EventRef, ID_HEADER, TIME_HEADER};
@@ -55,7 +54,7 @@ pub struct DeadLetterRequest<'a> {
     /// The node of our events.
     pub node: &'a NodeId,
     /// The origin of the request.
-    pub origin: Origin,
+    pub origin: &'a str,
     /// The time of the action.
     pub now: Timestamp,
 }

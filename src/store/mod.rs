@@ -27,7 +27,6 @@ mod engine;
 mod error;
 pub mod idempotency;
 mod offline;
-pub mod origin;
 pub mod outbox;
 pub mod payment;
 pub mod publication;

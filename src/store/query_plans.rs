@@ -8,7 +8,6 @@ use super::dead_letter::DeadLetterFilter;
 use super::dead_letter_action::{self, DeadLetterAction, DeadLetterRequest, DeadLetterSelection};
 use super::delivery::{Carrier, DeliveryOutcome};
 use super::idempotency::{IdempotentOutcome, IdempotentRequest};
-use super::origin::Origin;
 use super::payment::HistoryPage;
 use super::publication::{self, Destination, Receipt};
 use super::topic::{self, PublishedOffsets, PublishedRecord, Reconciled};
@@ -223,7 +222,7 @@ fn plan_acting_on_dead_letter(tx: &Transaction<'_>) -> rusqlite::Result<()> {
         which: DeadLetterSelection::Open { after: 0, limit: 9 },
         dry_run: false,
         node: &NodeId::parse("n").unwrap(),
-        origin: Origin::Http,
+        origin: "http",
         now: NOW,
     };
     assert_eq!(

@@ -2,13 +2,13 @@
 
 use rusqlite::{Connection, Transaction};
 
-use super::origin::Origin;
 use crate::domain::timestamp::Timestamp;
 
-/// Lets a fenced relay acquire its transactional ids again.
+/// Lets a fenced relay acquire its transactional ids again. `origin` is `http, token NAME` or
+/// `local user NAME`.
 pub fn request_relay_resume_action(
     tx: &Transaction<'_>,
-    origin: Origin,
+    origin: &str,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
     let sql = "INSERT INTO relay_action (action, origin, acted_at) VALUES ('resume', ?1, ?2)";

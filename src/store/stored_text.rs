@@ -6,7 +6,6 @@ use super::channel_action::ChannelActionKind;
 use super::channel_sink::ChannelSink;
 use super::dead_letter::{DeadLetterAction, DeadLetterState};
 use super::delivery::{Carrier, DeliveryStatus};
-use super::origin::Origin;
 use super::outbox::EventStatus;
 use crate::domain::event::EventType;
 use crate::domain::payment::Status;
@@ -40,7 +39,6 @@ stored_as_text!(
     DeliveryStatus,
     EventStatus,
     EventType,
-    Origin,
     Status,
 );
 

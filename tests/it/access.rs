@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rusqlite::Connection;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -198,6 +199,46 @@ fn each_token_may_do_what_its_access_says() {
         whole["node"].is_string() && whole["components"]["database"]["state"] == "up",
         "{whole}"
     );
+}
+
+#[test]
+fn administrative_actions_record_their_token_or_the_local_user() {
+    let dir = tempfile::tempdir().unwrap();
+    let payrelay = start(dir.path(), &three_tokens(), &[]);
+    let mut client = Client::connect(payrelay.addr());
+    for path in ["relay/resume", "channels/default/resume"] {
+        let answer = ask(
+            &mut client,
+            &format!("POST /admin/{path}"),
+            Some("rule"),
+            "",
+        );
+        assert_eq!(answer.status, 202, "{path}");
+        assert_eq!(answer.json()["requested"], "resume", "{path}");
+    }
+    let user = [("SUDO_USER", "operator")];
+    for args in [
+        ["outbox", "resume"].as_slice(),
+        &["channels", "resume", "default"],
+    ] {
+        assert_eq!(run_command(dir.path(), &user, args).0, Some(0), "{args:?}");
+    }
+    let database = Connection::open(dir.path().join("payrelay.db")).unwrap();
+    for table in ["relay_action", "channel_action"] {
+        let mut query = database
+            .prepare(&format!("SELECT origin FROM {table} ORDER BY id"))
+            .unwrap();
+        let origins: Vec<String> = query
+            .query_map([], |row| row.get(0))
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
+        assert_eq!(
+            origins,
+            ["http, token boss", "local user operator"],
+            "{table}"
+        );
+    }
 }
 
 #[test]

@@ -17,7 +17,6 @@ use payrelay::store::dead_letter;
 use payrelay::store::dead_letter_action::{
     self, DeadLetterAction, DeadLetterRequest, DeadLetterSelection,
 };
-use payrelay::store::origin::Origin;
 use serde_json::{Value, json};
 
 use super::audit::audit;
@@ -288,7 +287,7 @@ fn foreign_records_beyond_the_limit_are_counted_and_closed_letters_make_room() {
                 which,
                 dry_run: false,
                 node: &node,
-                origin: Origin::Http,
+                origin: "http",
                 now,
             },
         )

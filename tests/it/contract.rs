@@ -23,7 +23,6 @@ use payrelay::runtime::worker::Waker;
 use payrelay::store::dead_letter_action::{
     self, DeadLetterAction, DeadLetterRequest, DeadLetterSelection,
 };
-use payrelay::store::origin::Origin;
 use payrelay::store::outbox;
 use payrelay::store::publication::{self, Destination, Receipt};
 use payrelay::store::topic as store_topic;
@@ -637,7 +636,7 @@ fn a_record_that_the_broker_rejects_is_dead_lettered(delivery: DeliveryGuarantee
             which,
             dry_run: false,
             node: &node,
-            origin: Origin::Http,
+            origin: "http",
             now,
         };
         dead_letter_action::act_on_dead_letters(tx, order)

@@ -410,7 +410,8 @@ impl Scene {
 /// an answer, and those that were being delivered when the process before was killed.
 fn unknown_outcomes(log: &str) -> usize {
     let in_flight = |line: &str| {
-        let (before, _) = line.split_once(" deliveries were in flight when payrelay")?;
+        let (before, _) = line.split_once(" in flight when payrelay")?;
+        let (before, _noun) = before.rsplit_once(' ')?;
         before.rsplit(' ').next()?.parse::<usize>().ok()
     };
     log.lines().filter_map(in_flight).sum()

@@ -28,7 +28,6 @@ use payrelay::store::dead_letter_action::{
     self, DeadLetterAction, DeadLetterOutcome, DeadLetterRequest, DeadLetterSelection,
 };
 use payrelay::store::delivery::{self, Carrier, DeliveryOutcome, PendingDelivery};
-use payrelay::store::origin::Origin;
 use payrelay::store::outbox;
 use payrelay::store::payment::{self, HistoryPage};
 use payrelay::store::publication::{self, Destination, Receipt};
@@ -45,7 +44,7 @@ use testkit::store::Database;
 const USERS: std::ops::Range<i64> = 0..3;
 const CURRENCY: &str = "KRW";
 const TOPIC: &str = "payment-event";
-const ORIGIN: Origin = Origin::Http;
+const ORIGIN: &str = "http";
 
 /// The payments of a page that has a beginning.
 fn history_page(page: HistoryPage) -> Vec<Payment> {
@@ -612,7 +611,7 @@ impl Pair {
                 id: self.event(pick),
                 reason: reason.then(|| format!("refused at {}", self.now)),
             },
-            Wish::Keep { offset, what } => self.keep(offset, &what),
+            Wish::Keep { offset, what } => self.keep(offset, what),
             Wish::Act {
                 discard,
                 one,
@@ -664,11 +663,11 @@ impl Pair {
         Job::Publish(ids.map(|id| receipt(id, to)).collect())
     }
 
-    fn keep(&self, offset: i64, what: &Kept) -> Job {
+    fn keep(&self, offset: i64, what: Kept) -> Job {
         let node = self.model.node();
         let (event_id, value) = match what {
             Kept::Ours { pick, of_another } => {
-                let notice = self.notice(*pick, *of_another);
+                let notice = self.notice(pick, of_another);
                 (
                     Some(node.event_id(notice.outbox_id)),
                     Some(notice.payment_id.to_string().into_bytes()),

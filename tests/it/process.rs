@@ -80,9 +80,9 @@ fn a_wrong_configuration_exits_with_78_and_every_problem() {
     let (code, _, error) = run(dir.path(), &[("PAYRELAY_SCHEDULER_INTERVAL", "soon")], &[]);
     assert_eq!(code, Some(78));
     for part in [
-        "3 problems",
+        "the configuration (config.toml) has 3 problems:",
         "database.path = 5 (file)",
-        "slcak.x",
+        "[slcak]: there is no such section; did you mean [slack]?",
         "scheduler.interval = \"soon\" (environment)",
     ] {
         assert!(error.contains(part), "{part} is missing from:\n{error}");
@@ -210,6 +210,8 @@ fn check_config_shows_the_effective_values_and_no_secret() {
         "listen = \"127.0.0.1:1\" # environment",
         "webhook_url = \"***\" # environment",
         "group = \"payment-group\" # default",
+        "# mine.toml",
+        "# warning: publisher.kind is \"application\", so these keys have no effect: kafka.topic",
     ] {
         assert!(shown.contains(line), "{line} is missing from:\n{shown}");
     }
@@ -464,6 +466,8 @@ fn an_address_in_use_is_refused() {
         &[],
     );
     assert!(code == Some(75) && error.contains("http.listen"), "{error}");
+    let left = fs::read_dir(dirs[1].path()).unwrap().count();
+    assert_eq!(left, 0, "no database is created");
 }
 
 #[test]
@@ -548,13 +552,20 @@ fn the_log_says_what_a_new_user_needs_to_see() {
     let env = [
         ("PAYRELAY_SCHEDULER_INTERVAL", "50ms"),
         ("PAYRELAY_SERVICE_HOST", "x"),
+        ("PAYRELAY_KAFKA_TOPIC", "other"),
     ];
+    let file = dir.path().join("config.toml");
+    fs::write(&file, "[http]\nbody_timeout = \"9s\"\n").unwrap();
+    let first_line = format!(", configuration {}", file.display());
     let payrelay = Payrelay::start(options(dir.path(), &env, &[]));
+    payrelay.wait_for_log(&first_line, LIMIT);
     let mut client = Client::connect(payrelay.addr());
     pay(&mut client, 1001);
     for line in [
         "slack.webhook_url is not set: messages go to this log only",
         "ignoring the environment variable PAYRELAY_SERVICE_HOST: it names no configuration key",
+        "payrelay.db, no Kafka",
+        "publisher.kind is \"application\", so these keys have no effect: kafka.topic; set",
         "after its commit: Payment 1 COMPLETED: user 1 paid 5 KRW for reservation 1001",
         // Perhaps not in the same line.
         "summary: published 1, ",

@@ -16,16 +16,15 @@ use payrelay::runtime::health::{HealthHandle, HealthLevel};
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::resume::ResumeHandle;
 use payrelay::runtime::worker::Waker;
-use payrelay::slack::channel::{Channel, Sink};
+use payrelay::slack::channel::{Sink, SlackChannel};
 use payrelay::slack::message::MessageStyle;
 use payrelay::slack::notifier::{self, Notifier, Step};
-use payrelay::slack::webhook::Slack;
+use payrelay::slack::webhook::Webhook;
 use payrelay::store::dead_letter::{DeadLetterFilter, DeadRecord};
 use payrelay::store::dead_letter_action::{
     self, DeadLetterAction, DeadLetterRequest, DeadLetterSelection,
 };
 use payrelay::store::delivery::{Carrier, DeliveryStatus};
-use payrelay::store::origin::Origin;
 use payrelay::store::timeline;
 use payrelay::store::{Transaction, dead_letter, delivery};
 use proptest::prelude::*;
@@ -148,7 +147,7 @@ impl NotifierFixture {
 }
 
 /// The channel "default", with a webhook or with the log.
-fn default_channel(url: Option<String>, slack: &config::Slack, digest_over: usize) -> Channel {
+fn default_channel(url: Option<String>, slack: &config::Slack, digest_over: usize) -> SlackChannel {
     let style = MessageStyle {
         completed: slack.line_completed.clone(),
         failed: slack.line_failed.clone(),
@@ -156,10 +155,10 @@ fn default_channel(url: Option<String>, slack: &config::Slack, digest_over: usiz
         public_url: None,
     };
     let sink = match url {
-        Some(url) => Sink::Slack(Box::new(Slack::new(Secret::new(url), slack).unwrap())),
+        Some(url) => Sink::Webhook(Box::new(Webhook::new(Secret::new(url), slack).unwrap())),
         None => Sink::Log,
     };
-    Channel {
+    SlackChannel {
         name: DEFAULT_CHANNEL.to_owned(),
         sink,
         style,
@@ -1111,7 +1110,22 @@ fn an_operator_skips_one_payment_of_a_paused_channel() {
     pay(&mut client, 1, 5, [1, 2, 3]);
     wait_until("the pause", LIMIT, || is_paused(&mut client));
     assert_bad_skips_are_refused(&mut client);
-    assert_eq!(skip(&mut client, "default", &reason), 202);
+    let (code, listed) = command(&["channels", "list"]);
+    assert!(
+        code == Some(0)
+            && listed.starts_with("default: webhook, 3 payments waiting, the oldest for ")
+            && listed.ends_with(" s; its last error: Slack answered 400 invalid_payload\n"),
+        "{listed}"
+    );
+    payrelay.wait_for_log("then run `payrelay channels resume default`", LIMIT);
+    let response = client.post_json("/admin/channels/default/skip", &reason);
+    assert_eq!(response.status, 202);
+    let response = response.json();
+    assert_eq!(
+        (&response["requested"], &response["channel"]),
+        (&json!("skip"), &json!("default")),
+        "the outcome is not known yet: {response}"
+    );
     wait_until("the first dead letter", LIMIT, || {
         open_letters(&mut client).as_array().unwrap().len() == 1
     });
@@ -1159,7 +1173,7 @@ fn payments_that_wait_for_a_webhook_do_not_go_to_the_log_by_accident() {
         let error = String::from_utf8_lossy(&refused.stderr);
         assert!(
             refused.status.code() == Some(78)
-                && error.contains("50 payments wait for the channel default"),
+                && error.contains("50 payments waiting for the channel default"),
             "{error}"
         );
     }
@@ -1200,12 +1214,13 @@ struct TwoDeadLetters {
 }
 
 impl TwoDeadLetters {
-    fn env(url: &str) -> [(&str, &str); 4] {
+    fn env(url: &str) -> [(&str, &str); 5] {
         [
             ("PAYRELAY_SLACK_WEBHOOK_URL", url),
             ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "1000"),
             ("PAYRELAY_SLACK_DIGEST_OVER", "1000"),
             ("PAYRELAY_SCHEDULER_INTERVAL", "50ms"),
+            ("SUDO_USER", "operator"),
         ]
     }
 
@@ -1339,7 +1354,7 @@ fn a_command_replays_and_discards_dead_letters() {
     );
     let all = site.client.get("/admin/dead-letters?all=true").json();
     assert_eq!(
-        all["dead_letters"][1]["actions"][0]["origin"], "command line",
+        all["dead_letters"][1]["actions"][0]["origin"], "local user operator",
         "{all}"
     );
     assert!(site.payrelay.terminate().success());
@@ -1380,7 +1395,7 @@ fn resolve(
             which,
             dry_run: false,
             node: &node,
-            origin: Origin::Http,
+            origin: "http",
             now,
         };
         dead_letter_action::act_on_dead_letters(tx, request)
@@ -1453,7 +1468,7 @@ fn a_payment_that_dies_again_is_the_same_letter() {
                 which,
                 dry_run: false,
                 node: &node,
-                origin: Origin::Http,
+                origin: "http",
                 now,
             },
         )?;
@@ -1487,10 +1502,7 @@ fn what_was_answered_is_not_delivered_again_after_a_kill_and_what_was_not_is_cou
     wait_until("the second POST", LIMIT, || slack.attempts() == 2);
     payrelay.kill9();
     let payrelay = Payrelay::start(Options::new(dir.path(), &env));
-    payrelay.wait_for_log(
-        "1 deliveries were in flight when payrelay last stopped",
-        LIMIT,
-    );
+    payrelay.wait_for_log("1 delivery in flight when payrelay last stopped", LIMIT);
     wait_until("the second message", LIMIT, || slack.count() == 2);
     assert_eq!(slack.lines().len(), 2, "{:?}", slack.lines());
     let delivered = || client_get(&payrelay, "/payments/2")["notification"].clone();

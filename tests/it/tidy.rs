@@ -63,7 +63,7 @@ fn libraries_are_named_in_their_own_place() {
         ("krafka", kafka),
         ("tokio", &both),
         ("sha2", &["src/http/", "src/domain/token.rs"]),
-        ("rustls", &["src/kafka/tls.rs"]),
+        ("rustls", &["src/kafka/tls.rs", "src/slack/webhook.rs"]),
         ("tokio_io_timeout", http),
         ("socket2", http),
         ("subtle", &["src/http/", "src/domain/token.rs"]),

@@ -1,4 +1,4 @@
-//! Query parameters and ids in paths.
+//! The parameters of paths and queries, parsed.
 
 use std::collections::HashSet;
 
@@ -11,11 +11,12 @@ pub(super) const PAGE: usize = 50;
 pub(super) const PAGE_MAX: usize = 500;
 
 /// A path with something else than an id names no resource.
-pub(super) fn id_in_path(path: &str, text: &str) -> Result<i64, Problem> {
-    number("id", text).map_err(|_| Problem::not_found(format!("there is no resource at {path}")))
+pub(super) fn parse_path_param(path: &str, text: &str) -> Result<i64, Problem> {
+    parse_id_param("id", text)
+        .map_err(|_| Problem::not_found(format!("there is no resource at {path}")))
 }
 
-pub(super) fn no_parameters(query: &str) -> Result<(), Problem> {
+pub(super) fn reject_params(query: &str) -> Result<(), Problem> {
     match query_params(query).next() {
         None => Ok(()),
         Some((name, _)) => Err(Problem::invalid_field(
@@ -25,7 +26,7 @@ pub(super) fn no_parameters(query: &str) -> Result<(), Problem> {
     }
 }
 
-pub(super) fn number(field: &str, text: &str) -> Result<i64, Problem> {
+pub(super) fn parse_id_param(field: &str, text: &str) -> Result<i64, Problem> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let refused =
         || Problem::invalid_field(field, "must be an integer from 0 to 9223372036854775807");
@@ -45,7 +46,7 @@ pub(super) fn query_params(query: &str) -> impl Iterator<Item = (&str, &str)> {
 }
 
 /// Refuses a parameter that is given twice: it is ambiguous.
-pub(super) fn reject_duplicates(query: Option<&str>) -> Result<&str, Problem> {
+pub(super) fn reject_duplicate_params(query: Option<&str>) -> Result<&str, Problem> {
     let query = query.unwrap_or("");
     let mut seen = HashSet::new();
     match query_params(query).find(|(name, _)| !seen.insert(*name)) {
@@ -54,8 +55,8 @@ pub(super) fn reject_duplicates(query: Option<&str>) -> Result<&str, Problem> {
     }
 }
 
-pub(super) fn page_size(text: &str) -> Result<usize, Problem> {
-    let limit = usize::try_from(number("limit", text)?).unwrap_or(usize::MAX);
+pub(super) fn parse_page_size_param(text: &str) -> Result<usize, Problem> {
+    let limit = usize::try_from(parse_id_param("limit", text)?).unwrap_or(usize::MAX);
     if (1..=PAGE_MAX).contains(&limit) {
         Ok(limit)
     } else {
@@ -66,12 +67,14 @@ pub(super) fn page_size(text: &str) -> Result<usize, Problem> {
     }
 }
 
-pub(super) fn page(query: &str) -> Result<(Option<i64>, usize), Problem> {
-    let (mut before, mut limit) = (None, PAGE);
+/// The entry before which a page begins, and its size.
+pub(super) fn parse_page_params(query: &str) -> Result<(Option<i64>, usize), Problem> {
+    let mut before = None;
+    let mut limit = PAGE;
     for (name, value) in query_params(query) {
         match name {
-            "before" => before = Some(number("before", value)?),
-            "limit" => limit = page_size(value)?,
+            "before" => before = Some(parse_id_param("before", value)?),
+            "limit" => limit = parse_page_size_param(value)?,
             _ => {
                 return Err(Problem::invalid_field(
                     name,
@@ -81,4 +84,12 @@ pub(super) fn page(query: &str) -> Result<(Option<i64>, usize), Problem> {
         }
     }
     Ok((before, limit))
+}
+
+pub(super) fn parse_bool_param(name: &str, value: &str) -> Result<bool, Problem> {
+    match value {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(Problem::invalid_field(name, "must be true or false")),
+    }
 }

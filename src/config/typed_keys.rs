@@ -1,5 +1,6 @@
-//! The value of a key as a text, a number, a duration or one of the other types, checked.
+//! Keys with a type: a text, a number, a duration and others, read and checked.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
@@ -14,7 +15,66 @@ use super::source::{Display, Source};
 use crate::domain::template::Template;
 use crate::domain::timestamp::TimeZone;
 
-impl Source<'_> {
+/// Reads keys of a [`Source`] as checked values.
+pub(super) struct TypedKeys<'a> {
+    source: Source<'a>,
+    /// Values that must not be given twice, with the key that gave them.
+    unique_values: BTreeMap<String, String>,
+}
+
+impl<'a> TypedKeys<'a> {
+    pub(super) fn new(source: Source<'a>) -> Self {
+        Self {
+            source,
+            unique_values: BTreeMap::new(),
+        }
+    }
+
+    /// Ends the reading of keys.
+    pub(super) fn into_source(self) -> Source<'a> {
+        self.source
+    }
+
+    /// How many tables there are in an array of tables.
+    pub(super) fn tables(&self, key: &str) -> usize {
+        self.source.tables(key)
+    }
+
+    /// Whether a key that was read is set, validly or not.
+    pub(super) fn is_set(&self, key: &str) -> bool {
+        self.source.is_set(key)
+    }
+
+    pub(super) fn add_problem(&mut self, problem: String) {
+        self.source.add_problem(problem);
+    }
+
+    /// Reports a name that another table of the same array has.
+    pub(super) fn require_unique_name(&mut self, key: &str, name: &str) {
+        if let Some(other) = self.remember(key, name) {
+            self.add_problem(format!("{key} = {name:?}: {other} has this name already"));
+        }
+    }
+
+    /// Reports a secret that another table of the same array has.
+    pub(super) fn require_unique_secret(&mut self, key: &str, secret: &str) {
+        if let Some(other) = self.remember(key, secret) {
+            self.add_problem(format!("{key} is the same as {other}"));
+        }
+    }
+
+    fn remember(&mut self, key: &str, value: &str) -> Option<String> {
+        let array = key.split('[').next().unwrap_or(key).to_owned();
+        self.remember_as(&array, key, value)
+    }
+
+    /// Records a value that only one key of a kind may have, and returns the key that had it
+    /// before.
+    pub(super) fn remember_as(&mut self, kind: &str, key: &str, value: &str) -> Option<String> {
+        self.unique_values
+            .insert(format!("{kind} {value}"), key.to_owned())
+    }
+
     pub(super) fn text(
         &mut self,
         key: &str,
@@ -22,7 +82,7 @@ impl Source<'_> {
         allowed: &str,
         check: impl Fn(&str) -> bool,
     ) -> String {
-        self.read(
+        self.source.read(
             key,
             &Value::from(default),
             allowed,
@@ -37,18 +97,20 @@ impl Source<'_> {
         allowed: &str,
         check: impl Fn(&str) -> bool,
     ) -> Option<Secret> {
-        let text = self.read(key, &Value::from(""), allowed, Display::Masked, |value| {
-            value
-                .as_str()
-                .filter(|text| text.is_empty() || check(text))
-                .map(str::to_owned)
-        });
+        let text = self
+            .source
+            .read(key, &Value::from(""), allowed, Display::Masked, |value| {
+                value
+                    .as_str()
+                    .filter(|text| text.is_empty() || check(text))
+                    .map(str::to_owned)
+            });
         (!text.is_empty()).then(|| Secret::new(text))
     }
 
     pub(super) fn socket_address(&mut self, key: &str, default: &str) -> SocketAddr {
         let allowed = "\"address:port\", such as \"127.0.0.1:8080\"";
-        self.read(
+        self.source.read(
             key,
             &Value::from(default),
             allowed,
@@ -61,7 +123,7 @@ impl Source<'_> {
         let allowed = "the path of a file on the disk (:memory: and URIs are none)";
         let is_file =
             |text: &&str| !text.is_empty() && *text != ":memory:" && !text.starts_with("file:");
-        self.read(
+        self.source.read(
             key,
             &Value::from(default),
             allowed,
@@ -75,7 +137,7 @@ impl Source<'_> {
         T: TryFrom<i64>,
     {
         let allowed = format!("an integer from {} to {}", range.start(), range.end());
-        self.read(
+        self.source.read(
             key,
             &Value::from(default),
             &allowed,
@@ -91,7 +153,7 @@ impl Source<'_> {
 
     pub(super) fn number(&mut self, key: &str, default: f64, range: RangeInclusive<f64>) -> f64 {
         let allowed = format!("a number from {} to {}", range.start(), range.end());
-        self.read(
+        self.source.read(
             key,
             &Value::from(default),
             &allowed,
@@ -110,7 +172,7 @@ impl Source<'_> {
     }
 
     pub(super) fn template(&mut self, key: &str, default: &str) -> Template {
-        self.read(
+        self.source.read(
             key,
             &Value::from(default),
             Template::EXPECTED,
@@ -121,7 +183,7 @@ impl Source<'_> {
 
     pub(super) fn zone(&mut self, key: &str, default: &str) -> TimeZone {
         let allowed = "a name of the IANA time zone database, such as \"Asia/Seoul\"";
-        self.read(
+        self.source.read(
             key,
             &Value::from(default),
             allowed,
@@ -148,15 +210,15 @@ impl Source<'_> {
     ) -> Duration {
         let allowed = format!(
             "a number and a unit (ms, s, m, h, d), from {} to {}",
-            duration::show(*range.start()),
-            duration::show(*range.end())
+            duration::show_duration(*range.start()),
+            duration::show_duration(*range.end())
         );
-        self.read(
+        self.source.read(
             key,
             &Value::from(default),
             &allowed,
             Display::Shown,
-            |value| duration::parse(value.as_str()?).filter(|span| range.contains(span)),
+            |value| duration::parse_duration(value.as_str()?).filter(|span| range.contains(span)),
         )
     }
 
@@ -165,7 +227,7 @@ impl Source<'_> {
             .iter()
             .map(|(name, _)| format!("{name:?}"))
             .collect();
-        self.read(
+        self.source.read(
             key,
             &Value::from(choices[0].0),
             &names.join(" or "),
@@ -187,7 +249,7 @@ impl Source<'_> {
         allowed: &str,
         check: impl Fn(&str) -> bool,
     ) -> Vec<String> {
-        self.read(
+        self.source.read(
             key,
             &Value::from(default.to_vec()),
             allowed,
@@ -203,16 +265,24 @@ impl Source<'_> {
             },
         )
     }
-}
 
-pub(super) fn non_empty(text: String) -> Option<String> {
-    (!text.is_empty()).then_some(text)
-}
+    /// A text that may be empty, which means that there is none.
+    pub(super) fn optional_text(
+        &mut self,
+        key: &str,
+        allowed: &str,
+        check: impl Fn(&str) -> bool,
+    ) -> Option<String> {
+        let text = self.text(key, "", allowed, |text| text.is_empty() || check(text));
+        (!text.is_empty()).then_some(text)
+    }
 
-pub(super) fn is_url(text: &str) -> bool {
-    let host = text
-        .strip_prefix("https://")
-        .or_else(|| text.strip_prefix("http://"));
-    host.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
-        && text.bytes().all(|b| b.is_ascii_graphic())
+    /// Whether a text is an `http://` or `https://` URL with a host.
+    pub(super) fn is_url(text: &str) -> bool {
+        let host = text
+            .strip_prefix("https://")
+            .or_else(|| text.strip_prefix("http://"));
+        host.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
+            && text.bytes().all(|b| b.is_ascii_graphic())
+    }
 }
