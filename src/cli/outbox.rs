@@ -24,9 +24,9 @@ impl Outbox {
 }
 
 fn resume(mut database: OfflineStore) -> u8 {
-    match database.write(|tx| {
-        relay_action::request_relay_resume_action(tx, Origin::CommandLine, Timestamp::now())
-    }) {
+    match database
+        .write(|tx| relay_action::request_relay_action(tx, Origin::CommandLine, Timestamp::now()))
+    {
         Ok(()) => print_line(
             "requested: a running payrelay whose relay is fenced resumes within a second",
         ),

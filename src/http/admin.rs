@@ -13,7 +13,7 @@ use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::{Health, HealthLevel};
 use crate::store::dead_letter::{self, DeadLetterFilter, DeadLetterView};
 use crate::store::dead_letter_action::{
-    self, DeadLetterAction, DeadLetterOutcome, DeadLetterRequest, DeadLetterSelection,
+    self, DeadLetterAction, DeadLetterOutcome, DeadLetterRequest, Selection,
 };
 use crate::store::origin::Origin;
 use crate::store::{Connection, Transaction, channel_action, relay_action, topic};
@@ -39,7 +39,7 @@ pub(super) enum Route {
         id: i64,
     },
     Act {
-        which: DeadLetterSelection,
+        which: Selection,
         action: DeadLetterAction,
         dry_run: bool,
     },
@@ -52,6 +52,7 @@ pub(super) fn route(
     rest: &[&str],
     query: &str,
 ) -> Result<Route, Problem> {
+    let letter = |id| id_in_path(path, id).map(Selection::Id);
     let found = match *rest {
         ["channels"] => no_parameters(query).map(|()| Route::Channels)?,
         ["topic"] => no_parameters(query).map(|()| Route::Topic)?,
@@ -70,16 +71,8 @@ pub(super) fn route(
                 id: id_in_path(path, id)?,
             })
         })?,
-        ["dead-letters", id, "replay"] => resolve(
-            DeadLetterSelection::Id(id_in_path(path, id)?),
-            DeadLetterAction::Replay,
-            query,
-        )?,
-        ["dead-letters", id, "discard"] => resolve(
-            DeadLetterSelection::Id(id_in_path(path, id)?),
-            DeadLetterAction::Discard,
-            query,
-        )?,
+        ["dead-letters", id, "replay"] => resolve(letter(id)?, DeadLetterAction::Replay, query)?,
+        ["dead-letters", id, "discard"] => resolve(letter(id)?, DeadLetterAction::Discard, query)?,
         _ => {
             return Err(Problem::not_found(format!(
                 "there is no resource at {path}"
@@ -102,23 +95,19 @@ pub(super) fn route(
 }
 
 /// The oldest open letters: one request resolves up to a page of them.
-const ALL: DeadLetterSelection = DeadLetterSelection::Open {
+const ALL: Selection = Selection::Open {
     after: 0,
     limit: PAGE_MAX,
 };
 
-fn resolve(
-    mut which: DeadLetterSelection,
-    action: DeadLetterAction,
-    query: &str,
-) -> Result<Route, Problem> {
+fn resolve(mut which: Selection, action: DeadLetterAction, query: &str) -> Result<Route, Problem> {
     let mut dry_run = false;
     let mut all = false;
     for (name, value) in query_params(query) {
         match (name, &mut which) {
             ("dry_run", _) => dry_run = parse_bool(name, value)?,
-            ("all", DeadLetterSelection::Open { .. }) => all = parse_bool(name, value)?,
-            ("after", DeadLetterSelection::Open { after, .. }) => *after = number("after", value)?,
+            ("all", Selection::Open { .. }) => all = parse_bool(name, value)?,
+            ("after", Selection::Open { after, .. }) => *after = number("after", value)?,
             _ => {
                 let detail = "there is no such parameter; there is dry_run, and for all letters \
                     all=true and after";
@@ -126,7 +115,7 @@ fn resolve(
             }
         }
     }
-    if matches!(which, DeadLetterSelection::Open { .. }) && !all {
+    if matches!(which, Selection::Open { .. }) && !all {
         return Err(Problem::invalid_field(
             "all",
             "is missing: add ?all=true to act on all open dead letters",
@@ -294,10 +283,7 @@ impl App {
     async fn resume(&self, client: &Client, name: &str) -> Result<Response<Body>, Problem> {
         self.ask(client, name, channel_action::ChannelAction::Resume)
             .await?;
-        Ok(json(
-            StatusCode::ACCEPTED,
-            &serde_json::json!({ "resumed": name }),
-        ))
+        Ok(accepted(&serde_json::json!({ "resumed": name })))
     }
 
     /// Dead-letters the oldest payment of a paused channel.
@@ -337,22 +323,16 @@ impl App {
         }
         self.ask(client, name, channel_action::ChannelAction::Skip(reason))
             .await?;
-        Ok(json(
-            StatusCode::ACCEPTED,
-            &serde_json::json!({ "skipping": name }),
-        ))
+        Ok(accepted(&serde_json::json!({ "skipping": name })))
     }
 
     async fn resume_relay(&self) -> Result<Response<Body>, Problem> {
         self.write(|tx: &Transaction<'_>| {
-            relay_action::request_relay_resume_action(tx, Origin::Http, Timestamp::now())
+            relay_action::request_relay_action(tx, Origin::Http, Timestamp::now())
         })
         .await?;
         log::info!("an operator resumes the relay");
-        Ok(json(
-            StatusCode::ACCEPTED,
-            &serde_json::json!({ "resumed": "relay" }),
-        ))
+        Ok(accepted(&serde_json::json!({ "resumed": "relay" })))
     }
 
     async fn dead_letters(
@@ -362,11 +342,8 @@ impl App {
         limit: usize,
     ) -> Result<Response<Body>, Problem> {
         // One more row than the page shows whether there is a next page.
-        let filter = if all {
-            DeadLetterFilter::All
-        } else {
-            DeadLetterFilter::Open
-        };
+        use DeadLetterFilter::{All, Open};
+        let filter = if all { All } else { Open };
         let list = move |connection: &Connection| {
             dead_letter::list_dead_letters(connection, filter, after, limit + 1)
         };
@@ -390,7 +367,7 @@ impl App {
 
     async fn resolve(
         &self,
-        which: DeadLetterSelection,
+        which: Selection,
         action: DeadLetterAction,
         dry_run: bool,
     ) -> Result<Response<Body>, Problem> {
@@ -407,7 +384,7 @@ impl App {
             dead_letter_action::act_on_dead_letters(tx, order)
         };
         let outcomes = self.write(work).await?;
-        if let (DeadLetterSelection::Id(id), []) = (which, outcomes.as_slice()) {
+        if let (Selection::Id(id), []) = (which, outcomes.as_slice()) {
             return Err(no_letter(id));
         }
         if !dry_run {
@@ -422,7 +399,7 @@ impl App {
             self.context.relay.wake();
         }
         let next = match (which, outcomes.last()) {
-            (DeadLetterSelection::Open { limit, .. }, Some(last)) if outcomes.len() == limit => {
+            (Selection::Open { limit, .. }, Some(last)) if outcomes.len() == limit => {
                 Some(format!(
                     "/admin/dead-letters/{}?all=true&after={}&dry_run={dry_run}",
                     action.as_str(),
@@ -444,6 +421,11 @@ impl App {
 
 /// The longest reason of an action, in bytes.
 const REASON_MAX: usize = 500;
+
+/// The action was requested, or done.
+fn accepted(action: &serde_json::Value) -> Response<Body> {
+    json(StatusCode::ACCEPTED, action)
+}
 
 /// The origin of a request, for the record of the action.
 fn origin(client: &Client) -> String {
@@ -508,10 +490,10 @@ mod tests {
         };
         assert_eq!(
             find(post, "/admin/dead-letters/7/replay", ""),
-            resolve(DeadLetterSelection::Id(7), DeadLetterAction::Replay, false)
+            resolve(Selection::Id(7), DeadLetterAction::Replay, false)
         );
         let all = resolve(
-            DeadLetterSelection::Open {
+            Selection::Open {
                 after: 3,
                 limit: PAGE_MAX,
             },

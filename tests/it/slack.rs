@@ -20,9 +20,7 @@ use payrelay::slack::message::MessageStyle;
 use payrelay::slack::notifier::{self, Notifier, Step};
 use payrelay::slack::webhook::Slack;
 use payrelay::store::dead_letter::{DeadLetterFilter, DeadRecord};
-use payrelay::store::dead_letter_action::{
-    self, DeadLetterAction, DeadLetterRequest, DeadLetterSelection,
-};
+use payrelay::store::dead_letter_action::{self, DeadLetterAction, DeadLetterRequest, Selection};
 use payrelay::store::delivery::{Carrier, DeliveryStatus};
 use payrelay::store::origin::Origin;
 use payrelay::store::timeline;
@@ -1364,7 +1362,7 @@ fn a_dead_record_is_accepted_when_it_is_known_and_stays_when_it_is_not() {
     };
     let outcomes = act(
         DeadLetterAction::Replay,
-        DeadLetterSelection::Open { after: 0, limit: 9 },
+        Selection::Open { after: 0, limit: 9 },
     );
     let said: Vec<_> = outcomes
         .iter()
@@ -1393,13 +1391,13 @@ fn a_dead_record_is_accepted_when_it_is_known_and_stays_when_it_is_not() {
         (1, 2, 2, 1)
     );
     assert_eq!(
-        act(DeadLetterAction::Discard, DeadLetterSelection::Id(2))[0].outcome,
+        act(DeadLetterAction::Discard, Selection::Id(2))[0].outcome,
         "discarded"
     );
     assert_eq!(
         (
             open().len(),
-            act(DeadLetterAction::Discard, DeadLetterSelection::Id(3)).len()
+            act(DeadLetterAction::Discard, Selection::Id(3)).len()
         ),
         (0, 0)
     );
@@ -1412,7 +1410,7 @@ fn a_payment_that_dies_again_is_the_same_letter() {
     let now = payrelay::domain::timestamp::Timestamp::now();
     let twice = move |tx: &Transaction<'_>| {
         delivery::mark_delivery_dead(tx, 1, Some("first"), now)?;
-        let which = DeadLetterSelection::Id(1);
+        let which = Selection::Id(1);
         dead_letter_action::act_on_dead_letters(
             tx,
             DeadLetterRequest {
