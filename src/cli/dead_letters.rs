@@ -122,7 +122,7 @@ impl<'a> ResolveDeadLettersCommand<'a> {
 
     fn run(mut self) -> Result<u8, StoreError> {
         for id in &self.selection.ids {
-            let outcomes = self.resolve(dead_letter_action::DeadLetterSelection::Id(*id))?;
+            let outcomes = self.resolve(dead_letter_action::Selection::Id(*id))?;
             if outcomes.is_empty() {
                 print_error(format_args!("there is no dead letter {id}"));
                 self.code = exit_code::PARTIAL;
@@ -138,7 +138,7 @@ impl<'a> ResolveDeadLettersCommand<'a> {
     fn resolve_all(&mut self) -> Result<(), StoreError> {
         let mut after = 0;
         loop {
-            let selection = dead_letter_action::DeadLetterSelection::Open {
+            let selection = dead_letter_action::Selection::Open {
                 after,
                 limit: BATCH,
             };
@@ -154,7 +154,7 @@ impl<'a> ResolveDeadLettersCommand<'a> {
 
     fn resolve(
         &mut self,
-        which: dead_letter_action::DeadLetterSelection,
+        which: dead_letter_action::Selection,
     ) -> Result<Vec<DeadLetterOutcome>, StoreError> {
         let node = self.database.node().clone();
         let origin = local_user_origin();

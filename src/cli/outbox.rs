@@ -25,9 +25,7 @@ impl OutboxCommand {
 
 fn resume_outbox(mut database: OfflineStore) -> u8 {
     let origin = local_user_origin();
-    match database
-        .write(|tx| relay_action::request_relay_resume_action(tx, &origin, Timestamp::now()))
-    {
+    match database.write(|tx| relay_action::request_relay_action(tx, &origin, Timestamp::now())) {
         Ok(()) => output_line(
             "requested: a running payrelay whose relay is fenced resumes within a second",
         ),

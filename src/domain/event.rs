@@ -100,7 +100,7 @@ pub struct EventRef {
     /// The payment that it names.
     pub payment_id: i64,
     /// The time of its commit, if it names one. A database and an older copy of it may both issue
-    /// an id: these are two events with different times.
+    /// an id. These are two events with different times.
     pub created_at: Option<Timestamp>,
 }
 

@@ -233,7 +233,7 @@ text_enum! {
 /// A stored payment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Payment {
-    /// Assigned by the store; never given twice.
+    /// Assigned by the store; never issued twice.
     pub id: i64,
     /// The paying user.
     pub user_id: i64,

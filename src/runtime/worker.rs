@@ -37,7 +37,7 @@ impl Stop {
     }
 }
 
-/// Wakes a worker, or several. Two wakes before the worker looks are one.
+/// Wakes a worker, or several. Two wakes before the worker receives the first are one.
 #[derive(Debug, Clone)]
 pub struct Waker(Arc<[Sender<()>]>);
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::StoreError;
+use super::error::StoreError;
 
 /// Bounds the payments that wait for the writer. Jobs differ in size, so their number alone bounds
 /// neither time nor memory.

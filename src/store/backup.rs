@@ -1,7 +1,7 @@
 //! A copy of the database, also while payrelay is running: whole, consistent, and marked as a copy.
 //!
 //! `VACUUM INTO` reads one snapshot (<https://sqlite.org/lang_vacuum.html>): the writer continues,
-//! and the WAL grows until the copy is complete. Because of the mark, a restored node gives no id
+//! and the WAL grows until the copy is complete. Because of the mark, a restored node issues no id
 //! twice (see `engine::ids`).
 
 use super::OfflineStore;

@@ -15,7 +15,7 @@ use crate::domain::timestamp::Timestamp;
 
 /// The dead letters that an action is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeadLetterSelection {
+pub enum Selection {
     /// A single one.
     Id(i64),
     /// Open ones with larger ids, oldest first.
@@ -27,7 +27,7 @@ pub enum DeadLetterSelection {
     },
 }
 
-impl DeadLetterSelection {
+impl Selection {
     fn dead_letter_ids(self, tx: &Transaction<'_>) -> rusqlite::Result<Vec<i64>> {
         match self {
             Self::Id(id) => Ok(vec![id]),
@@ -48,7 +48,7 @@ pub struct DeadLetterRequest<'a> {
     /// The action.
     pub action: DeadLetterAction,
     /// The letters.
-    pub which: DeadLetterSelection,
+    pub which: Selection,
     /// Return the outcomes, and change nothing.
     pub dry_run: bool,
     /// The node of our events.

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use rusqlite::{Connection, Result as SqlResult, Transaction, TransactionBehavior};
 
+use super::engine::open_error::OpenError;
 use super::engine::{files, open};
-use super::{OpenError, SqlResult, StoreError};
+use super::error::StoreError;
 use crate::domain::node_id::NodeId;
 
 /// The database for a command, also while payrelay is running.

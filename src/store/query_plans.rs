@@ -5,7 +5,7 @@ use super::arrival::{self, AcceptOutcome};
 use super::backlog::BacklogCounter;
 use super::consume_batch::ConsumeBatch;
 use super::dead_letter::DeadLetterFilter;
-use super::dead_letter_action::{self, DeadLetterAction, DeadLetterRequest, DeadLetterSelection};
+use super::dead_letter_action::{self, DeadLetterAction, DeadLetterRequest, Selection};
 use super::delivery::{Carrier, DeliveryOutcome};
 use super::idempotency::{IdempotentOutcome, IdempotentRequest};
 use super::payment::HistoryPage;
@@ -219,7 +219,7 @@ fn plan_acting_on_dead_letter(tx: &Transaction<'_>) -> rusqlite::Result<()> {
     delivery::mark_delivery_dead(tx, 2, Some("poison"), NOW)?;
     let request = DeadLetterRequest {
         action: DeadLetterAction::Replay,
-        which: DeadLetterSelection::Open { after: 0, limit: 9 },
+        which: Selection::Open { after: 0, limit: 9 },
         dry_run: false,
         node: &NodeId::parse("n").unwrap(),
         origin: "http",
@@ -279,7 +279,7 @@ fn plan_unseen_events(
     assert_eq!(requeued, 0);
     unseen::shorten_unseen(tx, topic, &[(0, None)].into())?;
     outbox::renumber_outbox(tx, 1 << 50)?;
-    assert_eq!(relay_action::last_relay_resume_action(tx)?, 0);
+    assert_eq!(relay_action::last_relay_action(tx)?, 0);
     Ok(())
 }
 

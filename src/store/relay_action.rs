@@ -6,7 +6,7 @@ use crate::domain::timestamp::Timestamp;
 
 /// Lets a fenced relay acquire its transactional ids again. `origin` is `http, token NAME` or
 /// `local user NAME`.
-pub fn request_relay_resume_action(
+pub fn request_relay_action(
     tx: &Transaction<'_>,
     origin: &str,
     now: Timestamp,
@@ -18,7 +18,7 @@ pub fn request_relay_resume_action(
 }
 
 /// The id of the last resume, which grows; 0 if there was none.
-pub fn last_relay_resume_action(connection: &Connection) -> rusqlite::Result<i64> {
+pub fn last_relay_action(connection: &Connection) -> rusqlite::Result<i64> {
     connection
         .prepare_cached("SELECT ifnull(max(id), 0) FROM relay_action")?
         .query_row([], |row| row.get(0))

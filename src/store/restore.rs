@@ -1,5 +1,5 @@
 //! Replaces the database by a copy, or marks the database itself as a copy. Then its next start
-//! gives no id that the replaced file has given.
+//! issues no id that the replaced file has issued.
 //!
 //! Any copy will do: a backup of payrelay, or one by rsync, a snapshot of the machine, or
 //! litestream. It is checked as a whole before anything is changed. The replaced files are moved,
@@ -184,7 +184,7 @@ fn replace_by_restored_copy(
 
 const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
 
-/// Copies the files next to the database, and makes one sound, marked file of them.
+/// Copies the files next to the database, checks them, and makes one marked file of them.
 fn prepare_restored_copy(
     copy: &Path,
     part: &Path,
@@ -270,7 +270,7 @@ fn mark_restored_copy(
 /// The existing database.
 struct ReplacedDatabase {
     node: NodeId,
-    /// The largest id that it has given.
+    /// The largest id that it has issued.
     given: i64,
 }
 

@@ -137,8 +137,8 @@ pub fn advance_unconsumed_mark(tx: &Transaction<'_>, limit: usize) -> rusqlite::
     Ok(moved == limit)
 }
 
-/// Backfills: gives published events their deliveries, because no topic will bring them any more.
-/// Returns how many had none; those count as gaps of their partitions of `topic`.
+/// Backfills the deliveries of published events that no topic will bring any more. Returns how many
+/// had none. Those count as gaps of their partitions of `topic`.
 pub fn backfill_unconsumed(
     tx: &Transaction<'_>,
     topic: Option<&Topic>,

@@ -14,9 +14,7 @@ use payrelay::relay::publisher::{PublishError, Publisher};
 use payrelay::runtime::health::HealthHandle;
 use payrelay::runtime::worker::Waker;
 use payrelay::store::dead_letter;
-use payrelay::store::dead_letter_action::{
-    self, DeadLetterAction, DeadLetterRequest, DeadLetterSelection,
-};
+use payrelay::store::dead_letter_action::{self, DeadLetterAction, DeadLetterRequest, Selection};
 use serde_json::{Value, json};
 
 use super::audit::audit;
@@ -279,7 +277,7 @@ fn foreign_records_beyond_the_limit_are_counted_and_closed_letters_make_room() {
     let node = database.store().node().clone();
     let now = Timestamp::now();
     let discard = move |tx: &payrelay::store::Transaction<'_>| {
-        let which = DeadLetterSelection::Open { after: 0, limit: 3 };
+        let which = Selection::Open { after: 0, limit: 3 };
         dead_letter_action::act_on_dead_letters(
             tx,
             DeadLetterRequest {

@@ -20,9 +20,7 @@ use payrelay::relay::{self, Relay};
 use payrelay::runtime::health::HealthHandle;
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::Waker;
-use payrelay::store::dead_letter_action::{
-    self, DeadLetterAction, DeadLetterRequest, DeadLetterSelection,
-};
+use payrelay::store::dead_letter_action::{self, DeadLetterAction, DeadLetterRequest, Selection};
 use payrelay::store::outbox;
 use payrelay::store::publication::{self, Destination, Receipt};
 use payrelay::store::topic as store_topic;
@@ -626,7 +624,7 @@ fn a_record_that_the_broker_rejects_is_dead_lettered(delivery: DeliveryGuarantee
     let node = database.store().node().clone();
     let replay = move |tx: &payrelay::store::Transaction<'_>| {
         tx.execute_batch("UPDATE outbox SET traceparent = NULL")?;
-        let which = DeadLetterSelection::Open {
+        let which = Selection::Open {
             after: 0,
             limit: 10,
         };

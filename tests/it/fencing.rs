@@ -63,7 +63,7 @@ fn a_fenced_relay_pauses_until_an_operator_resumes_it() {
         // What was asked for before is not meant.
         database
             .store()
-            .write(|tx| relay_action::request_relay_resume_action(tx, "http", Timestamp::now()))
+            .write(|tx| relay_action::request_relay_action(tx, "http", Timestamp::now()))
             .unwrap();
         let calls = Arc::new(AtomicUsize::new(0));
         let publisher = Box::new(FencedOnce(Arc::clone(&calls)));
@@ -93,9 +93,7 @@ fn a_fenced_relay_pauses_until_an_operator_resumes_it() {
         database.pay(1, [2]);
         database
             .store()
-            .write(move |tx| {
-                relay_action::request_relay_resume_action(tx, origin, Timestamp::now())
-            })
+            .write(move |tx| relay_action::request_relay_action(tx, origin, Timestamp::now()))
             .unwrap();
         while relay.step() == Step::Progress {}
         assert_eq!(

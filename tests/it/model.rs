@@ -25,7 +25,7 @@ use payrelay::store::arrival::{self, AcceptOutcome};
 use payrelay::store::backlog::{Backlog, BacklogCounter};
 use payrelay::store::dead_letter::{self, DeadLetterFilter, DeadRecord};
 use payrelay::store::dead_letter_action::{
-    self, DeadLetterAction, DeadLetterOutcome, DeadLetterRequest, DeadLetterSelection,
+    self, DeadLetterAction, DeadLetterOutcome, DeadLetterRequest, Selection,
 };
 use payrelay::store::delivery::{self, Carrier, DeliveryOutcome, PendingDelivery};
 use payrelay::store::outbox;
@@ -83,7 +83,7 @@ enum Job {
     },
     Act {
         action: DeadLetterAction,
-        which: DeadLetterSelection,
+        which: Selection,
         dry_run: bool,
     },
     Route(Vec<Route>),
@@ -692,8 +692,8 @@ impl Pair {
             } else {
                 DeadLetterAction::Replay
             },
-            which: one.map_or(DeadLetterSelection::Open { after: 0, limit: 3 }, |pick| {
-                DeadLetterSelection::Id(letter(pick))
+            which: one.map_or(Selection::Open { after: 0, limit: 3 }, |pick| {
+                Selection::Id(letter(pick))
             }),
             dry_run,
         }

@@ -21,9 +21,7 @@ use payrelay::slack::message::MessageStyle;
 use payrelay::slack::notifier::{self, Notifier, Step};
 use payrelay::slack::webhook::Webhook;
 use payrelay::store::dead_letter::{DeadLetterFilter, DeadRecord};
-use payrelay::store::dead_letter_action::{
-    self, DeadLetterAction, DeadLetterRequest, DeadLetterSelection,
-};
+use payrelay::store::dead_letter_action::{self, DeadLetterAction, DeadLetterRequest, Selection};
 use payrelay::store::delivery::{Carrier, DeliveryStatus};
 use payrelay::store::timeline;
 use payrelay::store::{Transaction, dead_letter, delivery};
@@ -1385,7 +1383,7 @@ fn keep_two_records(database: &Database, now: Timestamp) {
 fn resolve(
     database: &Database,
     action: DeadLetterAction,
-    which: DeadLetterSelection,
+    which: Selection,
     now: Timestamp,
 ) -> Vec<dead_letter_action::DeadLetterOutcome> {
     let node = database.store().node().clone();
@@ -1409,7 +1407,7 @@ fn a_dead_record_is_accepted_when_it_is_known_and_stays_when_it_is_not() {
     database.pay(1, [1]);
     let now = Timestamp::now();
     keep_two_records(&database, now);
-    let all = DeadLetterSelection::Open { after: 0, limit: 9 };
+    let all = Selection::Open { after: 0, limit: 9 };
     let outcomes = resolve(&database, DeadLetterAction::Replay, all, now);
     let said: Vec<_> = outcomes
         .iter()
@@ -1437,19 +1435,9 @@ fn a_dead_record_is_accepted_when_it_is_known_and_stays_when_it_is_not() {
         ),
         (1, 2, 2, 1)
     );
-    let discarded = resolve(
-        &database,
-        DeadLetterAction::Discard,
-        DeadLetterSelection::Id(2),
-        now,
-    );
+    let discarded = resolve(&database, DeadLetterAction::Discard, Selection::Id(2), now);
     assert_eq!(discarded[0].outcome, "discarded");
-    let unknown = resolve(
-        &database,
-        DeadLetterAction::Discard,
-        DeadLetterSelection::Id(3),
-        now,
-    );
+    let unknown = resolve(&database, DeadLetterAction::Discard, Selection::Id(3), now);
     assert_eq!((open().len(), unknown.len()), (0, 0));
 }
 
@@ -1460,7 +1448,7 @@ fn a_payment_that_dies_again_is_the_same_letter() {
     let now = Timestamp::now();
     let twice = move |tx: &Transaction<'_>| {
         delivery::mark_delivery_dead(tx, 1, Some("first"), now)?;
-        let which = DeadLetterSelection::Id(1);
+        let which = Selection::Id(1);
         dead_letter_action::act_on_dead_letters(
             tx,
             DeadLetterRequest {

@@ -13,7 +13,7 @@ use super::super::response::{Body, json_response};
 use crate::domain::timestamp::Timestamp;
 use crate::store::dead_letter::{self, DeadLetterFilter, DeadLetterView};
 use crate::store::dead_letter_action::{
-    self, DeadLetterAction, DeadLetterOutcome, DeadLetterRequest, DeadLetterSelection,
+    self, DeadLetterAction, DeadLetterOutcome, DeadLetterRequest, Selection,
 };
 use crate::store::{Connection, Transaction};
 
@@ -57,7 +57,7 @@ impl DeadLetterPage {
 /// A request to replay or discard dead letters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::http) struct DeadLetterResolution {
-    pub(super) selection: DeadLetterSelection,
+    pub(super) selection: Selection,
     pub(super) action: DeadLetterAction,
     /// Only show the outcome.
     pub(super) dry_run: bool,
@@ -65,13 +65,13 @@ pub(in crate::http) struct DeadLetterResolution {
 
 impl DeadLetterResolution {
     /// The oldest open letters: one request resolves up to a page of them.
-    pub(super) const ALL: DeadLetterSelection = DeadLetterSelection::Open {
+    pub(super) const ALL: Selection = Selection::Open {
         after: 0,
         limit: PAGE_MAX,
     };
 
     pub(super) fn parse(
-        selection: DeadLetterSelection,
+        selection: Selection,
         action: DeadLetterAction,
         query: &str,
     ) -> Result<Self, Problem> {
@@ -84,8 +84,8 @@ impl DeadLetterResolution {
         for (name, value) in query_params(query) {
             match (name, &mut resolution.selection) {
                 ("dry_run", _) => resolution.dry_run = parse_bool_param(name, value)?,
-                ("all", DeadLetterSelection::Open { .. }) => all = parse_bool_param(name, value)?,
-                ("after", DeadLetterSelection::Open { after, .. }) => {
+                ("all", Selection::Open { .. }) => all = parse_bool_param(name, value)?,
+                ("after", Selection::Open { after, .. }) => {
                     *after = parse_id_param(name, value)?;
                 }
                 _ => {
@@ -95,7 +95,7 @@ impl DeadLetterResolution {
                 }
             }
         }
-        if matches!(resolution.selection, DeadLetterSelection::Open { .. }) && !all {
+        if matches!(resolution.selection, Selection::Open { .. }) && !all {
             return Err(Problem::invalid_field(
                 "all",
                 "is missing: add ?all=true to act on all open dead letters",
@@ -107,7 +107,7 @@ impl DeadLetterResolution {
     /// The path of the same action on the letters after these.
     fn next_path(&self, outcomes: &[DeadLetterOutcome]) -> Option<String> {
         match (self.selection, outcomes.last()) {
-            (DeadLetterSelection::Open { limit, .. }, Some(last)) if outcomes.len() == limit => {
+            (Selection::Open { limit, .. }, Some(last)) if outcomes.len() == limit => {
                 Some(format!(
                     "/admin/dead-letters/{}?all=true&after={}&dry_run={}",
                     self.action.as_str(),
@@ -202,7 +202,7 @@ impl App {
             dead_letter_action::act_on_dead_letters(tx, request)
         };
         let outcomes = self.write(resolve).await?;
-        if let (DeadLetterSelection::Id(id), []) = (selection, outcomes.as_slice()) {
+        if let (Selection::Id(id), []) = (selection, outcomes.as_slice()) {
             return Err(no_dead_letter(id));
         }
         if !dry_run {

@@ -14,7 +14,7 @@ use super::params::{parse_path_param, reject_params};
 use super::problem::Problem;
 use super::response::{Body, json_response};
 use crate::domain::timestamp::Timestamp;
-use crate::store::dead_letter_action::{DeadLetterAction, DeadLetterSelection};
+use crate::store::dead_letter_action::{DeadLetterAction, Selection};
 use crate::store::{Transaction, relay_action, topic};
 
 /// A request for an existing administrative endpoint.
@@ -34,7 +34,7 @@ impl AdminRoute {
     /// Finds the endpoint of a path below `/admin/`.
     fn find(path: &str, rest: &[&str], query: &str) -> Result<Self, Problem> {
         let plain = |route| reject_params(query).map(|()| route);
-        let one = |id| parse_path_param(path, id).map(DeadLetterSelection::Id);
+        let one = |id| parse_path_param(path, id).map(Selection::Id);
         match *rest {
             ["channels"] => plain(Self::Channels),
             ["channels", name, "resume"] => plain(Self::ResumeChannel {
@@ -68,7 +68,7 @@ impl AdminRoute {
     }
 
     fn resolve(
-        selection: DeadLetterSelection,
+        selection: Selection,
         action: DeadLetterAction,
         query: &str,
     ) -> Result<Self, Problem> {
@@ -163,7 +163,7 @@ impl App {
         let origin = client.origin();
         log::info!("resume of the relay requested by {origin}");
         self.write(move |tx: &Transaction<'_>| {
-            relay_action::request_relay_resume_action(tx, &origin, Timestamp::now())
+            relay_action::request_relay_action(tx, &origin, Timestamp::now())
         })
         .await?;
         Ok(action_requested(&ActionRequested {
@@ -230,10 +230,10 @@ mod tests {
         };
         assert_eq!(
             admin_route(post, "/admin/dead-letters/7/replay", ""),
-            resolve(DeadLetterSelection::Id(7), DeadLetterAction::Replay, false)
+            resolve(Selection::Id(7), DeadLetterAction::Replay, false)
         );
         let all = resolve(
-            DeadLetterSelection::Open {
+            Selection::Open {
                 after: 3,
                 limit: PAGE_MAX,
             },

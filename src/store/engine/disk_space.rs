@@ -34,7 +34,7 @@ enum DiskSpace {
 }
 
 impl DiskSpace {
-    /// A worse level ends only with an eighth more free space than it began with, so that temporary
+    /// A worse level ends only with an eighth more free space than it began with. So temporary
     /// files do not switch the level to and fro.
     fn next_level(self, free: u64, min: u64) -> Self {
         let reached = |limit: u64, held: bool| {

@@ -1,15 +1,15 @@
-//! Ids after a copy was restored: they continue after every id that was ever given.
+//! Ids after a copy was restored: they continue after every id that was ever issued.
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use crate::domain::timestamp::Timestamp;
 
-/// Ids advance to microseconds since 1970. So two databases from the same backup give no id twice,
-/// unless one gives a million ids a second. They advance at least to the next multiple of this, in
+/// Ids advance to microseconds since 1970. So two databases from the same backup issue no id twice,
+/// unless one issues a million ids a second. They advance at least to the next multiple of this, in
 /// case the clock is wrong.
 pub(super) const ID_RANGE: i64 = 1_000_000_000_000;
 
-/// A double holds larger ids inexactly (RFC 8259, 6), so payrelay never gives them.
+/// A double holds larger ids inexactly (RFC 8259, 6), so payrelay never issues them.
 pub(super) const ID_MAX: i64 = (1 << 53) - 1;
 
 /// Tables whose ids are seen outside of the database. The ids of idempotency keys are not. They
@@ -17,7 +17,7 @@ pub(super) const ID_MAX: i64 = (1 << 53) - 1;
 pub(super) const TABLES_WITH_PUBLIC_IDS: [&str; 4] =
     ["payment", "outbox", "dead_letter", "dead_letter_action"];
 
-/// Advances the ids past `newest`, and past every id that may have been given until now. Returns
+/// Advances the ids past `newest`, and past every id that may have been issued until now. Returns
 /// the first new id.
 pub(in crate::store) fn advance_id_sequences(
     tx: &Transaction<'_>,

@@ -64,7 +64,8 @@ pub(super) fn node_id_without_wal(path: &Path) -> Option<String> {
         .ok()
 }
 
-/// Refuses a WAL that brings another node's database, given the node id of the file alone.
+/// Refuses a WAL that belongs to another node's database. `without_wal` is the node id in the file
+/// alone, and `node` the one that SQLite reads with the WAL.
 pub(super) fn reject_wal_of_another_node(
     path: &Path,
     without_wal: Option<String>,

@@ -10,9 +10,7 @@ use payrelay::domain::payment::{NewPayment, Payment, Status};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::arrival::AcceptOutcome;
 use payrelay::store::backlog::Backlog;
-use payrelay::store::dead_letter_action::{
-    DeadLetterAction, DeadLetterOutcome, DeadLetterSelection,
-};
+use payrelay::store::dead_letter_action::{DeadLetterAction, DeadLetterOutcome, Selection};
 use payrelay::store::delivery::{Carrier, DeliveryStatus, Notification, PendingDelivery};
 use payrelay::store::outbox::{EventState, EventStatus};
 use payrelay::store::publication::{Destination, Receipt};
@@ -407,12 +405,12 @@ impl Model {
     fn act(
         &mut self,
         action: DeadLetterAction,
-        which: DeadLetterSelection,
+        which: Selection,
         now: Timestamp,
     ) -> Vec<DeadLetterOutcome> {
         let ids: Vec<i64> = match which {
-            DeadLetterSelection::Id(id) => vec![id],
-            DeadLetterSelection::Open { after, limit } => {
+            Selection::Id(id) => vec![id],
+            Selection::Open { after, limit } => {
                 let open = self
                     .letters
                     .iter()
