@@ -101,6 +101,8 @@ impl ServiceStartError {
     pub fn in_file(self, file: Option<&Path>) -> Self {
         match self {
             Self::Config(problems) => Self::Config(problems.in_file(file)),
+            // Not a matter of the configuration.
+            Self::Slack(SlackConfigError::Thread(_)) => self,
             Self::Slack(error) => Self::Config(Problems::single(error.to_string()).in_file(file)),
             other => other,
         }
