@@ -60,9 +60,9 @@ pub enum ServiceStartError {
     /// A channel's configuration cannot be used.
     #[error(transparent)]
     Slack(#[from] SlackConfigError),
-    /// The keys of `[kafka]` cannot be used.
+    /// Keys of the configuration cannot be used.
     #[error(transparent)]
-    Kafka(#[from] Problems),
+    Config(#[from] Problems),
     /// A channel had a webhook, and has none now.
     #[error(
         "slack: {} waiting for the channel {channel}, which had a webhook and has none \
@@ -100,7 +100,10 @@ impl ServiceStartError {
     #[must_use]
     pub fn in_file(self, file: Option<&Path>) -> Self {
         match self {
-            Self::Kafka(problems) => Self::Kafka(problems.in_file(file)),
+            Self::Config(problems) => Self::Config(problems.in_file(file)),
+            // Not a matter of the configuration.
+            Self::Slack(SlackConfigError::Thread(_)) => self,
+            Self::Slack(error) => Self::Config(Problems::single(error.to_string()).in_file(file)),
             other => other,
         }
     }

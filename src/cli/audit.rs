@@ -2,7 +2,7 @@
 
 use clap::Args;
 use payrelay::audit::{self, AuditError, AuditOptions};
-use payrelay::config::Config;
+use payrelay::config::LoadedConfig;
 
 use super::exit_code;
 use super::output::{Output, print_config_error, print_error, print_open_error};
@@ -21,15 +21,17 @@ pub(super) struct AuditCommand {
 }
 
 impl AuditCommand {
-    pub(super) fn run(&self, config: &Config) -> u8 {
+    pub(super) fn run(&self, loaded: &LoadedConfig) -> u8 {
         let options = AuditOptions {
             file_only: self.file_only,
             limit: self.limit,
         };
-        let report = match audit::run_audit(config, options) {
+        let report = match audit::run_audit(&loaded.config, options) {
             Ok(report) => report,
             Err(AuditError::Open(error)) => return print_open_error(&error),
-            Err(AuditError::Config(problems)) => return print_config_error(problems),
+            Err(AuditError::Config(problems)) => {
+                return print_config_error(problems.in_file(loaded.file.as_deref()));
+            }
             Err(error) => {
                 print_error(error);
                 return exit_code::TEMPORARY;

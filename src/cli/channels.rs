@@ -23,13 +23,14 @@ pub(super) enum ChannelsCommand {
     /// Also while payrelay does not run. Whether a channel is paused is not in the database: GET
     /// /admin/channels of a running payrelay shows it
     List,
-    /// Lets a channel try now, also while it is paused
+    /// Lets a channel try now, also while it is paused; payrelay must run
     Resume {
         /// Its name: default, or that of a route
         #[arg(value_name = "NAME")]
         name: String,
     },
-    /// Dead-letters the oldest payment that waits for a paused channel, and tries the next one
+    /// Dead-letters the oldest payment that waits for a paused channel, and tries the next one;
+    /// payrelay must run
     Skip {
         /// Its name: default, or that of a route
         #[arg(value_name = "NAME")]

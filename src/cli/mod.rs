@@ -127,7 +127,7 @@ pub(crate) fn run_command_line() -> u8 {
         Command::Restore(restore) => restore.run(config),
         Command::Channels { action } => action.run(config),
         Command::Token => token::run_token_command(),
-        Command::Audit(audit) => audit.run(config),
+        Command::Audit(audit) => audit.run(&loaded),
         Command::Outbox { action } => action.run(config),
         Command::DeadLetters { action } => action.run(config),
     }

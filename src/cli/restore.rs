@@ -39,7 +39,9 @@ impl RestoreCommand {
             print_error("restore replaces the database: add --yes");
             return exit_code::USAGE;
         }
-        if !self.yes && !confirm_restore(&config.database.path, io::stdin().lock()) {
+        if !self.yes
+            && !confirm_restore(&self.consequence(&config.database.path), io::stdin().lock())
+        {
             print_error("not confirmed: nothing was changed");
             return exit_code::USAGE;
         }
@@ -64,15 +66,20 @@ impl RestoreCommand {
             }
         }
     }
+
+    fn consequence(&self, database: &Path) -> String {
+        let database = database.display();
+        if self.adopt {
+            format!("This marks {database} as a restored copy: its next start gives new ids.")
+        } else {
+            format!("This replaces {database}; the files that are there are moved, not deleted.")
+        }
+    }
 }
 
 /// Asks on standard error, and reads the answer.
-fn confirm_restore(database: &Path, mut answers: impl BufRead) -> bool {
-    print_note(&format!(
-        "This replaces the database {}; the files that are there now are moved, not deleted.\n\
-            Type yes to continue:",
-        database.display()
-    ));
+fn confirm_restore(consequence: &str, mut answers: impl BufRead) -> bool {
+    print_note(&format!("{consequence}\nType yes to continue:"));
     let mut answer = String::new();
     answers.read_line(&mut answer).is_ok() && answer.trim() == "yes"
 }
@@ -100,7 +107,7 @@ mod tests {
 
     #[test]
     fn a_restore_is_confirmed_by_yes_and_by_nothing_else() {
-        let confirm = |answer: &str| confirm_restore(Path::new("payrelay.db"), answer.as_bytes());
+        let confirm = |answer: &str| confirm_restore("This is a test.", answer.as_bytes());
         assert!(confirm("yes\n") && confirm(" yes \n"));
         for answer in ["", "\n", "y\n", "no\n", "yes please\n"] {
             assert!(!confirm(answer), "{answer:?}");

@@ -494,6 +494,19 @@ fn certificates_and_a_proxy_that_cannot_be_used_are_refused() {
         code == Some(78) && error.contains("slack.proxy") && !error.contains("hush"),
         "{error}"
     );
+    let file = dir.path().join("slack.toml");
+    let keys = "[slack]\nwebhook_url = 'https://x'\nca_file = 'nowhere.pem'\n";
+    fs::write(&file, keys).unwrap();
+    for command in [
+        ["--config", "slack.toml"].as_slice(),
+        &["check-config", "--config", "slack.toml"],
+    ] {
+        let (code, _, error) = run(dir.path(), &[], command);
+        assert!(
+            code == Some(78) && error.contains("the configuration (slack.toml) has 1 problem:"),
+            "{error}"
+        );
+    }
     // A command beside payrelay makes nothing.
     let (code, _, error) = run(dir.path(), &[], &["dead-letters", "list"]);
     assert!(
