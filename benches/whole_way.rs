@@ -27,7 +27,7 @@ struct System {
 }
 
 impl System {
-    /// With Kafka, consumer and a fast Slack; or with a Kafka that nobody can reach.
+    /// With Kafka, consumer and a fast Slack; or without a Kafka that it can reach.
     fn start(bootstrap: &str, topic: &str) -> Self {
         Self::start_in(folder(), bootstrap, topic)
     }

@@ -26,10 +26,11 @@ use tokio::time::timeout_at;
 use super::cluster::{ClusterConnection, ClusterError, KafkaRuntime};
 use super::errors::{explain, explain_failure, is_records_fault, is_unexplained};
 use super::producer::{Batch, SendOutcome, is_fenced, send};
+use super::producer_ring::RING_SIZE;
 use super::reachability::Reachability;
 use super::reconcile::Reconciliation;
-use super::ring::RING_SIZE;
 use super::session::{self, BoxFuture, Checked, Context, Opened, Session};
+use super::suspects::{Rejection, Suspects};
 use super::watch::Visibility;
 use crate::config::{self, DeliveryGuarantee};
 use crate::domain::event::Event;
@@ -80,15 +81,7 @@ pub struct KafkaPublisher {
 struct Pipeline {
     state: State,
     context: Arc<Context>,
-    /// A batch with an event up to this one was rejected because of a single record: send these
-    /// events one at a time.
-    single_send_until: i64,
-    /// This event was rejected alone, in a transaction, which is no proof: the transaction itself
-    /// may be the reason.
-    rejected_once: Option<i64>,
-    /// This event was rejected so twice: it is sent once more outside of a transaction, where the
-    /// client reports the broker's error code.
-    rejected_twice: Option<i64>,
+    suspects: Suspects,
     /// When another producer acquired a transactional id of this node.
     fenced_at: Option<Instant>,
     /// Whether published events may not be visible yet.
@@ -150,9 +143,7 @@ impl KafkaPublisher {
                 connection,
                 warnings: options.warnings,
             }),
-            single_send_until: 0,
-            rejected_once: None,
-            rejected_twice: None,
+            suspects: Suspects::default(),
             fenced_at: None,
             is_unseen,
             hidden: None,
@@ -224,20 +215,11 @@ impl Pipeline {
         }
     }
 
-    /// A suspected event is sent alone: no other event goes along with it.
     fn call<'a>(&self, batch: &'a [Event]) -> Call<'a> {
-        let first = batch.first().map(|event| event.outbox_id);
-        let is_suspected =
-            first.is_some() && (first == self.rejected_once || first == self.rejected_twice);
-        let is_single = is_suspected || first.is_some_and(|id| id <= self.single_send_until);
-        let count = if is_single { 1 } else { batch.len() };
+        let configured = self.context.settings.delivery;
         Call {
-            events: &batch[..count.min(batch.len())],
-            guarantee: if first.is_some() && first == self.rejected_twice {
-                DeliveryGuarantee::AtLeastOnce
-            } else {
-                self.context.settings.delivery
-            },
+            events: &batch[..self.suspects.batch_len(batch)],
+            guarantee: self.suspects.guarantee(batch, configured),
             deadline: Instant::now() + CALL_TIMEOUT,
         }
     }
@@ -359,12 +341,9 @@ impl Pipeline {
     fn on_sent(&mut self, mut session: Box<Session>, mut sent: SendOutcome) -> Next {
         let progress = session.record_progress(&sent.receipts);
         self.is_unseen |= session.watch.due().is_some();
-        let first = sent.events.first().map(|event| event.outbox_id);
-        if first.is_some_and(|first| first > self.single_send_until) {
-            self.single_send_until = 0;
-        }
+        self.suspects.answered(&sent.events);
         let Some(error) = sent.error.take() else {
-            self.rejected_twice = None;
+            self.suspects.accepted();
             // Offsets that the topic has had before mean that it was recreated: connect again.
             let state = if progress.is_some() || sent.receipts.is_empty() {
                 session.answered_at = Instant::now();
@@ -406,30 +385,29 @@ impl Pipeline {
             let Context { settings, node, .. } = &*self.context;
             return Some(PublishError::Unavailable(explain(error, settings, node)));
         }
-        if let [event] = *sent.events.as_slice() {
-            if in_transaction {
-                let again = self.rejected_once.replace(event.outbox_id) == Some(event.outbox_id);
-                self.rejected_twice = again.then_some(event.outbox_id);
-            } else {
-                self.rejected_twice = None;
-                let id = self.context.node.event_id(event.outbox_id);
-                let payment = event.payment_id;
-                log::error!(
-                    "dead-lettered event {id} (payment {payment}): the broker rejects it: {error}"
-                );
-                sent.receipts.push(Receipt {
-                    outbox_id: event.outbox_id,
-                    place: Destination::Rejected(error.to_string().into()),
-                });
-            }
-        } else if let Some(last) = sent.events.last() {
-            log::warn!(
+        match self.suspects.rejected(&sent.events, guarantee) {
+            Rejection::Batch => log::warn!(
                 "the broker rejected a batch, perhaps because of a single record; sending its \
                     events one at a time: {error}"
-            );
-            self.single_send_until = last.outbox_id;
+            ),
+            Rejection::Suspect => {}
+            Rejection::Event => self.dead_letter(sent, error),
         }
         None
+    }
+
+    fn dead_letter(&self, sent: &mut SendOutcome, error: &KrafkaError) {
+        for event in &sent.events {
+            let id = self.context.node.event_id(event.outbox_id);
+            let payment = event.payment_id;
+            log::error!(
+                "dead-lettered event {id} (payment {payment}): the broker rejects it: {error}"
+            );
+            sent.receipts.push(Receipt {
+                outbox_id: event.outbox_id,
+                place: Destination::Rejected(error.to_string().into()),
+            });
+        }
     }
 
     async fn await_check(&mut self, mut work: BoxFuture<Checked>, call: &Call<'_>) -> Next {

@@ -16,8 +16,9 @@ use super::cluster::{
     ensure_topic, partition_ends, with_timeout,
 };
 use super::hanging::{OpenTransaction, Owner, end_hanging, open_transactions};
-use super::producer::{AnyProducer, transactional_producer};
-use super::ring::{ProducerRing, transactional_ids};
+use super::producer::AnyProducer;
+use super::producer_builder::transactional_producer;
+use super::producer_ring::{ProducerRing, transactional_ids};
 use super::topic_config::risks;
 use super::topic_reader::{ReadTo, TopicReader};
 use super::watch::{Visibility, VisibilityWatch};

@@ -182,7 +182,7 @@ fn is_line(text: &str, line: &str) -> bool {
 
 /// The texts of `log::error!` and `log::warn!`, whose words are all values in these cases: a reason
 /// that another text has.
-const ONLY_VALUES: [&str; 2] = ["{risk}", "{timeout}"];
+const ONLY_VALUES: [&str; 3] = ["{risk}", "{timeout}", "{warning}"];
 
 #[test]
 fn every_error_and_warning_is_in_the_log_reference() {

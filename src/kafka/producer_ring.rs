@@ -17,7 +17,7 @@ use krafka::producer::TransactionalProducer;
 use krafka::{CloseOptions, Kafka};
 use tokio::task::JoinSet;
 
-use super::producer::transactional_producer;
+use super::producer_builder::transactional_producer;
 use crate::domain::node_id::NodeId;
 
 /// How many producers take turns, unless a test or a benchmark says otherwise.

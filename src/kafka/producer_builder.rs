@@ -1,0 +1,56 @@
+//! The settings of every producer, each with its reason.
+
+use std::time::Duration;
+
+use krafka::Kafka;
+use krafka::error::KrafkaError;
+use krafka::producer::{Acks, Producer, ProducerBuilder, TransactionalProducer};
+
+/// Without transactions krafka retries a batch for this long, and never doubles it.
+const DELIVERY_TIMEOUT: Duration = Duration::from_mins(5);
+
+/// In a transaction a batch is given up before the broker ends the transaction.
+const DELIVERY_TIMEOUT_IN_TRANSACTION: Duration = Duration::from_secs(45);
+
+/// How long the broker leaves a transaction open that no producer ends; until then
+/// `read_committed` consumers wait behind it. A shorter limit would abort the batches of a slow
+/// broker.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// Longer than it takes to queue a batch, so that the flush sends a batch of the outbox as one
+/// batch for each partition. The broker accepts or rejects such a batch as a whole, and no event
+/// overtakes another.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Capacity for 1,000 events in one batch of a partition, and less than a broker accepts by default
+/// (`message.max.bytes`, 1,048,588).
+const BATCH_BYTES_MAX: usize = 1_000_000;
+
+/// An idempotent producer.
+pub(super) async fn idempotent_producer(kafka: &Kafka) -> Result<Producer, KrafkaError> {
+    let producer = producer_builder(kafka).delivery_timeout(DELIVERY_TIMEOUT);
+    producer.build().await
+}
+
+/// Acquires the transactional id: fences its last producer, and aborts its open transaction.
+pub(super) async fn transactional_producer(
+    kafka: &Kafka,
+    id: &str,
+) -> Result<TransactionalProducer, KrafkaError> {
+    producer_builder(kafka)
+        .delivery_timeout(DELIVERY_TIMEOUT_IN_TRANSACTION)
+        .transaction_timeout(TRANSACTION_TIMEOUT)
+        .build_transactional(id)
+        .await
+}
+
+fn producer_builder(kafka: &Kafka) -> ProducerBuilder {
+    kafka
+        .producer()
+        .acks(Acks::All)
+        .idempotent(true)
+        .linger(LINGER)
+        .batch_size(BATCH_BYTES_MAX)
+        // Operators watch payrelay, not its client.
+        .metrics_push(false)
+}
