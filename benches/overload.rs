@@ -1,5 +1,5 @@
-//! More than can be held: requests are refused at once, or accepted and answered in bounded
-//! time, and memory does not grow, for as long as it lasts.
+//! More than can be held: requests are refused at once, or accepted and answered in bounded time.
+//! Memory does not grow, for as long as it lasts.
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 #![expect(clippy::cast_precision_loss, reason = "figures are small")]
 

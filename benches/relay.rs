@@ -1,5 +1,5 @@
-//! How fast the outbox goes to a real Kafka: read in order, published, each row marked durably;
-//! against what the same client sends without a database.
+//! How fast the outbox goes to a real Kafka: read in order, published, each row marked durably. The
+//! baseline is what the same client sends without a database.
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 #![expect(clippy::cast_precision_loss, reason = "figures are small")]
 

@@ -81,7 +81,7 @@ fn assert_whole(copy: &Path, at_least: i64) {
 }
 
 #[test]
-fn a_backup_is_whole_while_clients_post() {
+fn a_backup_is_consistent_while_clients_pay() {
     let dir = tempfile::tempdir().unwrap();
     let payrelay = Payrelay::start(Options::new(dir.path(), &[]));
     let mut client = Client::connect(payrelay.addr());
@@ -124,7 +124,7 @@ fn a_backup_is_whole_while_clients_post() {
 }
 
 #[test]
-fn a_backup_that_cannot_be_is_refused_and_leaves_nothing() {
+fn an_impossible_backup_is_refused_and_leaves_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let copy = dir.path().join("copy.db");
     let output = backup(dir.path(), &copy);
@@ -260,7 +260,7 @@ fn a_restored_node_continues_with_new_ids_and_delivers_pending_payments() {
 }
 
 #[test]
-fn the_same_backup_put_back_twice_gives_no_id_twice() {
+fn a_backup_restored_twice_issues_no_id_twice() {
     let dir = tempfile::tempdir().unwrap();
     let database = dir.path().join("payrelay.db");
     let copy = dir.path().join("copy.db");
@@ -353,7 +353,7 @@ impl Node {
 
 /// What was published after the copy is on the topic already; what was accepted after it is not in
 /// the database any more.
-fn a_restored_node_sends_nothing_again(how: Copied) {
+fn a_restored_node_publishes_nothing_twice(how: Copied) {
     let mut node = Node::new();
     node.lose_the_database(how);
     fs::copy(node.path("copy.db"), node.path("payrelay.db")).unwrap();
@@ -394,11 +394,11 @@ fn a_restored_node_sends_nothing_again(how: Copied) {
 }
 
 #[test]
-fn a_node_restored_from_a_backup_sends_nothing_again() {
-    a_restored_node_sends_nothing_again(Copied::ByBackup);
+fn a_node_restored_from_a_backup_publishes_nothing_twice() {
+    a_restored_node_publishes_nothing_twice(Copied::ByBackup);
 }
 
 #[test]
-fn a_node_put_back_by_a_plain_copy_sends_nothing_again_either() {
-    a_restored_node_sends_nothing_again(Copied::Plainly);
+fn a_node_restored_from_a_plain_copy_publishes_nothing_twice() {
+    a_restored_node_publishes_nothing_twice(Copied::Plainly);
 }

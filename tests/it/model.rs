@@ -387,17 +387,20 @@ fn wish() -> impl Strategy<Value = Wish> {
         Just(To::Nowhere),
     ];
     let kept = prop_oneof![
-        4 => (any::<u8>(), any::<bool>()).prop_map(|(pick, of_another)| Kept::Ours { pick, of_another }),
+        4 => (any::<u8>(), any::<bool>())
+            .prop_map(|(pick, of_another)| Kept::Ours { pick, of_another }),
         1 => Just(Kept::NotOwnEvent),
         1 => Just(Kept::NoId),
         1 => Just(Kept::NoText),
     ];
     let reservations = proptest::collection::vec((0..12_i64, 0..5_i64), 1..4);
     prop_oneof![
-        8 => (USERS, reservations).prop_map(|(user, reservations)| Wish::Pay { user, reservations }),
+        8 => (USERS, reservations)
+            .prop_map(|(user, reservations)| Wish::Pay { user, reservations }),
         5 => (1..5_usize, to.clone()).prop_map(|(count, to)| Wish::PublishNext { count, to }),
         1 => (picks(), to).prop_map(|(picks, to)| Wish::PublishAny { picks, to }),
-        5 => (any::<u8>(), proptest::bool::weighted(0.2)).prop_map(|(pick, of_another)| Wish::Accept { pick, of_another }),
+        5 => (any::<u8>(), proptest::bool::weighted(0.2))
+            .prop_map(|(pick, of_another)| Wish::Accept { pick, of_another }),
         3 => picks().prop_map(Wish::Send),
         1 => picks().prop_map(Wish::Release),
         5 => picks().prop_map(Wish::Deliver),
@@ -578,7 +581,7 @@ impl Pair {
                 id: self.event(pick),
                 reason: reason.then(|| format!("refused at {}", self.now)),
             },
-            Wish::Keep { offset, what } => self.keep(offset, &what),
+            Wish::Keep { offset, what } => self.keep(offset, what),
             Wish::Act {
                 discard,
                 one,
@@ -630,11 +633,11 @@ impl Pair {
         Job::Publish(ids.map(|id| receipt(id, to)).collect())
     }
 
-    fn keep(&self, offset: i64, what: &Kept) -> Job {
+    fn keep(&self, offset: i64, what: Kept) -> Job {
         let node = self.model.node();
         let (event_id, value) = match what {
             Kept::Ours { pick, of_another } => {
-                let notice = self.notice(*pick, *of_another);
+                let notice = self.notice(pick, of_another);
                 (
                     Some(node.event_id(notice.outbox_id)),
                     Some(notice.payment_id.to_string().into_bytes()),
@@ -725,7 +728,7 @@ fn routes(which: u8) -> Vec<Route> {
 }
 
 #[test]
-fn the_store_is_what_a_plain_model_says() {
+fn the_store_matches_the_reference_model() {
     let cases = env::var("PAYRELAY_MODEL_CASES")
         .map_or(CASES, |text| text.parse().expect("a number of cases"));
     let mut runner = TestRunner::new(Config {
@@ -734,7 +737,7 @@ fn the_store_is_what_a_plain_model_says() {
             "proptest-regressions/model.txt",
         ))),
         source_file: Some(file!()),
-        test_name: Some("the_store_is_what_a_plain_model_says"),
+        test_name: Some("the_store_matches_the_reference_model"),
         ..Config::default()
     });
     let outcome = runner.run(&steps(), |steps| {

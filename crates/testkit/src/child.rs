@@ -2,7 +2,7 @@
 //!
 //! Drop is not enough: statics are never dropped, and a killed test process drops nothing. So each
 //! child is started by a shell that leaves a watcher behind and then becomes the child. The watcher
-//! reads a pipe whose other end only this process holds: a line lets it go, the end of the pipe
+//! reads a pipe whose other end only this process holds. A line lets it go; the end of the pipe
 //! makes it kill the child.
 
 use super::wait_for;

@@ -1,6 +1,7 @@
 //! A Kafka that can be stopped and restarted: a real broker, or the client's fake one. One
 //! contract, both.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
@@ -36,6 +37,7 @@ impl Cluster for Broker {
 /// krafka's fake broker. It lives on a thread of its own, which ends when this is dropped.
 pub struct Fake {
     broker: Arc<FakeBroker>,
+    silent: Arc<AtomicBool>,
     _stop: oneshot::Sender<()>,
 }
 
@@ -57,6 +59,7 @@ impl Fake {
         });
         Self {
             broker: delivered.recv().expect("the fake broker starts"),
+            silent: Arc::default(),
             _stop: stop,
         }
     }
@@ -73,6 +76,31 @@ impl Fake {
     /// How often a request for an end was rejected, or answered.
     pub fn ends_asked(&self) -> usize {
         self.broker.request_count(ApiKey::ListOffsets)
+    }
+
+    /// Once records were fetched, requests for the offsets of partitions get no response, until it
+    /// is healed.
+    pub fn go_silent_after_a_fetch(&self) {
+        let fetched = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&fetched);
+        let silent = Arc::clone(&self.silent);
+        self.broker.on(ApiKey::Fetch, move |_| {
+            seen.store(true, Relaxed);
+            Control::Pass
+        });
+        self.broker.on(ApiKey::ListOffsets, move |_| {
+            if fetched.load(Relaxed) {
+                silent.store(true, Relaxed);
+                Control::Silence
+            } else {
+                Control::Pass
+            }
+        });
+    }
+
+    /// Whether a request got no response.
+    pub fn is_silent(&self) -> bool {
+        self.silent.load(Relaxed)
     }
 
     /// Accepts no member into a group, until it is healed.

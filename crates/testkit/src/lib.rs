@@ -24,10 +24,13 @@ pub mod kafka;
 pub mod listen;
 pub mod mutations;
 pub mod paths;
+pub mod pipeline;
 pub mod process;
 pub mod proxy;
+pub mod publishing;
 pub mod slack;
 pub mod store;
+pub mod timed;
 pub mod tls;
 pub mod topic;
 

@@ -3,7 +3,6 @@
 
 use super::child::KillOnDrop;
 use super::{POLL, let_time_pass, lock, wait_for, wait_until};
-use std::env;
 use std::io::{BufRead as _, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+use std::{env, fs};
 
 /// The program itself.
 const START_LIMIT: Duration = Duration::from_mins(1);
@@ -130,6 +130,23 @@ impl Payrelay {
     }
 
     /// How often it stands there.
+    /// The file descriptors that are open now.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid()))
+            .expect("the process runs")
+            .count()
+    }
+
+    /// The peak of resident memory so far: `VmHWM` of `proc_pid_status(5)`.
+    pub fn resident_peak_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = status.expect("the process runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let number = line.map(|line| line.trim().trim_end_matches(" kB"));
+        let number = number.and_then(|number| number.parse().ok());
+        number.expect("the kernel says how much memory it has")
+    }
+
     pub fn count_in_log(&self, needle: &str) -> usize {
         self.log().matches(needle).count()
     }

@@ -56,7 +56,7 @@ impl Database {
             readers: size(2),
             min_free_bytes: 0,
         };
-        // A test beside this one may be starting a process: until its exec that has a copy of every
+        // Another test may be starting a process. Until its exec that has a copy of every
         // descriptor, also of the lock file that was just closed.
         let opened = wait_for("the lock of the one before", LIMIT, || {
             match Store::open(&settings, None) {

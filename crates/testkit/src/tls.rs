@@ -114,7 +114,8 @@ fn sasl(listener: &str) -> String {
     let module = "org.apache.kafka.common.security";
     format!(
         "listener.name.{listener}.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512
-listener.name.{listener}.plain.sasl.jaas.config={module}.plain.PlainLoginModule required user_{USER}=\"{PASSWORD}\";
+listener.name.{listener}.plain.sasl.jaas.config={module}.plain.PlainLoginModule \
+         required user_{USER}=\"{PASSWORD}\";
 listener.name.{listener}.scram-sha-256.sasl.jaas.config={module}.scram.ScramLoginModule required;
 listener.name.{listener}.scram-sha-512.sasl.jaas.config={module}.scram.ScramLoginModule required;
 "

@@ -1,7 +1,7 @@
 //! The power fails: at any moment, what was acknowledged is on the disk.
 //!
-//! A run of the real binary is recorded, with every write and every sync; then the power fails at
-//! hundreds of points of it, and each time the store opens what the disk may hold.
+//! A run of the real binary is recorded, with every write and every sync. Then the power fails at
+//! hundreds of points of it. Each time the store opens what the disk may hold.
 
 use std::env;
 use std::num::NonZeroUsize;
@@ -95,7 +95,7 @@ pub(super) fn fail_everywhere(machine: &Machine, acknowledged: &[Acknowledged]) 
 }
 
 #[test]
-fn what_was_acknowledged_survives_a_power_failure_at_any_moment() {
+fn acknowledged_payments_survive_a_power_failure_at_any_moment() {
     let machine = Machine::recorded();
     let mut acknowledged = Vec::new();
     // Killed, killed, stopped: what one process has left unsynced the next one builds on.

@@ -4,6 +4,7 @@
 //! between it and the files of one folder. Nothing here needs root.
 
 pub mod disk;
+pub mod load;
 
 use std::ffi::OsStr;
 use std::fs;
