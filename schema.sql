@@ -1,8 +1,10 @@
--- payrelay's database, version 2. Applied as one transaction to an empty file; src/store/schema.rs sets
--- PRAGMA user_version. Until 0.2.0 a change raises the version, and a file of an earlier one is refused.
+-- payrelay's database, version 2. Applied as one transaction to an empty file; src/store/schema.rs
+-- sets PRAGMA user_version. Until 0.2.0 a change raises the version, and a file of an earlier one
+-- is refused.
 --
--- Times are microseconds since 1970-01-01 UTC. Ids are AUTOINCREMENT: an id is never used again, even
--- after a purge (https://sqlite.org/autoinc.html). There is one writer, so id order is commit order.
+-- Times are microseconds since 1970-01-01 UTC. Ids are AUTOINCREMENT: an id is never used again,
+-- even after a purge (https://sqlite.org/autoinc.html). There is one writer, so id order is commit
+-- order.
 
 -- Who this database belongs to: one row, written at the first start.
 CREATE TABLE node (
@@ -10,15 +12,17 @@ CREATE TABLE node (
     created_at    INTEGER NOT NULL,
     backed_up_at  INTEGER, -- set in a backup only: its next start must not give ids again
     restored_by   TEXT,    -- with it: the user who restored the copy
-    given_before  INTEGER, -- with it: the largest id that the replaced file had given, where it could be read
+    given_before  INTEGER, -- with it: the largest id that the replaced file had given, if known
     events_purged INTEGER NOT NULL DEFAULT 0, -- payments = outbox rows + these
-    records_dropped INTEGER NOT NULL DEFAULT 0, -- not kept as dead letters: kafka.dead_records_max were open
-    -- The low-water mark of the deliveries: every event up to this id has one, is REJECTED, or was purged.
+    records_dropped INTEGER NOT NULL DEFAULT 0, -- not kept: kafka.dead_records_max were open
+    -- The low-water mark of the deliveries: every event up to this id has one, is REJECTED, or was
+    -- purged.
     consumed_through INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
--- The copies that were restored: the ids between the last one in the copy and the first new one were given by the file that
--- it replaced. The payments that they were given to are not in this database.
+-- The copies that were restored. The file that a copy replaced had given the ids between the last
+-- one in the copy and the first new one. The payments that they were given to are not in this
+-- database.
 CREATE TABLE restored_copy (
     id              INTEGER PRIMARY KEY,
     copied_at       INTEGER NOT NULL,
@@ -44,8 +48,9 @@ CREATE TABLE payment (
 -- A reservation is paid once.
 CREATE UNIQUE INDEX payment_paid ON payment (reservation_id) WHERE status = 'COMPLETED';
 
--- A user's payments, each with the one before it. Rows are only ever appended: if they were ordered by user, a page of
--- this large table would be changed, logged and synced for nearly every payment (benches/growth.rs).
+-- A user's payments, each with the one before it. Rows are only ever appended. If they were ordered
+-- by user, nearly every payment would change, log and sync a page of this large table
+-- (benches/growth.rs).
 CREATE TABLE payment_history (
     payment_id  INTEGER PRIMARY KEY REFERENCES payment (id),
     user_id     INTEGER NOT NULL,
@@ -59,21 +64,22 @@ CREATE TABLE user_history (
     last_payment_id INTEGER NOT NULL REFERENCES payment_history (payment_id)
 ) STRICT;
 
--- The answers to requests that named an Idempotency-Key. A payment never changes, and those of a request have ids in a row: so the
--- answer is written again from them, byte for byte. Ids are in the order of arrival, which the purge follows.
+-- The answers to requests that named an Idempotency-Key. A payment never changes, and those of a
+-- request have ids in a row: so the answer is written again from them, byte for byte. Ids are in
+-- the order of arrival, which the purge follows.
 CREATE TABLE idempotency_key (
     id               INTEGER PRIMARY KEY AUTOINCREMENT,
-    client           TEXT    NOT NULL, -- whose key: the name of the token, or '' where there are none
+    client           TEXT    NOT NULL, -- whose key: the token's name, or '' without tokens
     "key"            TEXT    NOT NULL,
     body_hash        BLOB    NOT NULL, -- SHA-256 of the request's body
     first_payment_id INTEGER NOT NULL REFERENCES payment (id),
     payment_count    INTEGER NOT NULL,
-    arrived_at       INTEGER NOT NULL, -- microseconds for which this database had been served, by no clock that can be set
+    arrived_at       INTEGER NOT NULL, -- microseconds of service, by no clock that can be set
     UNIQUE (client, "key")
 ) STRICT;
 
--- One row an event, written with its payment: INIT until the publisher has it, then PUBLISHED; REJECTED if the broker refuses
--- this very record, until an operator replays it.
+-- One row an event, written with its payment. It is INIT until the publisher has it, then
+-- PUBLISHED. It is REJECTED if the broker refuses this very record, until an operator replays it.
 CREATE TABLE outbox (
     id           INTEGER PRIMARY KEY AUTOINCREMENT,
     payment_id   INTEGER NOT NULL REFERENCES payment (id),
@@ -81,7 +87,8 @@ CREATE TABLE outbox (
     type         TEXT    NOT NULL CHECK (type IN ('payment.completed', 'payment.failed')),
     traceparent  TEXT,
     tracestate   TEXT,
-    status       TEXT    NOT NULL DEFAULT 'INIT' CHECK (status IN ('INIT', 'PUBLISHED', 'REJECTED')),
+    status       TEXT    NOT NULL DEFAULT 'INIT'
+                 CHECK (status IN ('INIT', 'PUBLISHED', 'REJECTED')),
     rejection    TEXT    CHECK ((rejection IS NOT NULL) = (status = 'REJECTED')),
     created_at   INTEGER NOT NULL,
     published_at INTEGER CHECK ((published_at IS NOT NULL) = (status = 'PUBLISHED')),
@@ -94,8 +101,8 @@ CREATE UNIQUE INDEX outbox_payment ON outbox (payment_id);
 -- What the relay reads: only unpublished rows are in it, so it stays small however large the table.
 CREATE INDEX outbox_init ON outbox (id) WHERE status = 'INIT';
 
--- How far the topic is known, partition by partition. Written in the transactions that mark what was published, and that
--- store the consumed events: so neither is ever ahead of the rows.
+-- How far the topic is known, partition by partition. Written in the transactions that mark what
+-- was published, and that store the consumed events: so neither is ever ahead of the rows.
 CREATE TABLE topic_partition (
     topic          TEXT    NOT NULL,
     topic_id       BLOB    NOT NULL, -- of the cluster: a topic that is recreated has another one
@@ -104,12 +111,13 @@ CREATE TABLE topic_partition (
     consumed_to    INTEGER,                    -- the next offset to consume; NULL: not known
     last_outbox_id INTEGER NOT NULL DEFAULT 0, -- the largest id that was consumed
     duplicates     INTEGER NOT NULL DEFAULT 0, -- records of events that had a delivery already
-    gaps           INTEGER NOT NULL DEFAULT 0, -- events that the topic did not bring: backfilled from the outbox
+    gaps           INTEGER NOT NULL DEFAULT 0, -- events that were backfilled from the outbox
     inversions     INTEGER NOT NULL DEFAULT 0, -- events that came after a later one
     PRIMARY KEY (topic, topic_id, "partition")
 ) STRICT, WITHOUT ROWID;
 
--- What was acknowledged and may not be visible to read_committed consumers yet: a row a partition, while there is any.
+-- What was acknowledged and may not be visible to read_committed consumers yet: a row a partition,
+-- while there is any.
 CREATE TABLE topic_unseen (
     topic       TEXT    NOT NULL,
     topic_id    BLOB    NOT NULL,
@@ -119,18 +127,18 @@ CREATE TABLE topic_unseen (
     PRIMARY KEY (topic, topic_id, "partition")
 ) STRICT, WITHOUT ROWID;
 
--- The incarnations of a topic that this node has published to: one that was deleted and created again has another id
--- (KIP-516). Written before the first event is published to it.
+-- The incarnations of a topic that this node has published to: one that was deleted and created
+-- again has another id (KIP-516). Written before the first event is published to it.
 CREATE TABLE topic_incarnation (
     topic            TEXT    NOT NULL,
     topic_id         BLOB    NOT NULL,
-    published_before INTEGER NOT NULL, -- the largest id of an event that was published by then, to an earlier one
+    published_before INTEGER NOT NULL, -- the largest event id on earlier incarnations
     first_seen_at    INTEGER NOT NULL,
     PRIMARY KEY (topic, topic_id)
 ) STRICT, WITHOUT ROWID;
 
--- The channel of a payment: the first route that matches, by position; else the channel "default". Written
--- again at every start, from the configuration.
+-- The channel of a payment: the first route that matches, by position; else the channel "default".
+-- Written again at every start, from the configuration.
 CREATE TABLE route (
     position   INTEGER PRIMARY KEY,
     channel    TEXT    NOT NULL UNIQUE,
@@ -158,8 +166,8 @@ CREATE TABLE channel_action (
     acted_at INTEGER NOT NULL
 ) STRICT;
 
--- The deliveries. The key is the event's, so a duplicate of an event changes nothing. SENDING is written before
--- the POST: a row that still says so after a crash may have been shown.
+-- The deliveries. The key is the event's, so a duplicate of an event changes nothing. SENDING is
+-- written before the POST: a row that still says so after a crash may have been shown.
 CREATE TABLE delivery (
     outbox_id        INTEGER PRIMARY KEY REFERENCES outbox (id),
     channel          TEXT    NOT NULL,
@@ -169,18 +177,20 @@ CREATE TABLE delivery (
     unknown_outcomes INTEGER NOT NULL DEFAULT 0, -- POSTs whose answer was lost
     created_at       INTEGER NOT NULL,
     delivered_at     INTEGER CHECK ((delivered_at IS NOT NULL) = (status = 'DELIVERED')),
-    delivered_in     TEXT    CHECK (delivered_in IN ('single', 'digest', 'summary')), -- the message that carried it
+    delivered_in     TEXT    -- the message that carried it
+                     CHECK (delivered_in IN ('single', 'digest', 'summary')),
     last_error       TEXT
 ) STRICT;
 
 -- What a notifier reads: a channel's waiting rows, in commit order.
-CREATE INDEX delivery_waiting ON delivery (channel, outbox_id) WHERE status IN ('PENDING', 'SENDING');
+CREATE INDEX delivery_waiting ON delivery (channel, outbox_id)
+    WHERE status IN ('PENDING', 'SENDING');
 
 -- What the purge reads.
 CREATE INDEX delivery_delivered ON delivery (delivered_at) WHERE status = 'DELIVERED';
 
--- Records that could not be consumed, as they are; and events that could not be published (their outbox row is REJECTED) or
--- delivered (their delivery is DEAD): a record or an event.
+-- Records that could not be consumed, as they are. Also events that could not be published (their
+-- outbox row is REJECTED) or delivered (their delivery is DEAD).
 CREATE TABLE dead_letter (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
     outbox_id   INTEGER UNIQUE, -- an event
@@ -188,7 +198,7 @@ CREATE TABLE dead_letter (
     topic       TEXT,           -- a record: where it was read, and what it was
     "partition" INTEGER,
     "offset"    INTEGER,
-    written_at  INTEGER,        -- milliseconds since 1970, as the record says: another one may come to its place
+    written_at  INTEGER,        -- milliseconds since 1970; another record may get its offset
     "key"       BLOB,
     value       BLOB,
     headers     TEXT,           -- JSON array of [name, value]

@@ -53,7 +53,7 @@ const EXCEPTIONS: [(&str, &str, &str); 1] = [(
 )];
 
 /// Every text that a person may read.
-fn texts() -> Vec<(String, String)> {
+pub fn texts() -> Vec<(String, String)> {
     let mut waiting: Vec<PathBuf> = [
         "src",
         "crates",
