@@ -5,7 +5,7 @@
 //! is lost and nothing is there twice.
 //!
 //! The short form is part of `cargo test`. `PAYRELAY_FORCE_KILLS` sets how many kills,
-//! `PAYRELAY_FORCE_SEED` repeats the moments and faults of an earlier run (not the machine's
+//! `PAYRELAY_TEST_SEED` repeats the moments and faults of an earlier run (not the machine's
 //! timing).
 
 mod checks;
@@ -26,7 +26,7 @@ use testkit::process::{Options, Payrelay, run_to_exit};
 use testkit::proxy::Proxy;
 use testkit::slack::{Answer, FakeSlack};
 use testkit::store::wait_until_all_is_delivered;
-use testkit::{let_time_pass, topic, wait_until};
+use testkit::{let_time_pass, random, topic, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(3);
 const TOPIC: &str = "payment-event";
@@ -417,8 +417,7 @@ fn unknown_outcomes(log: &str) -> usize {
 }
 
 fn scene(delivery: &'static str, mix: bool) -> Scene {
-    let seed = setting("PAYRELAY_FORCE_SEED").unwrap_or_else(|| fastrand::u64(..));
-    println!("PAYRELAY_FORCE_SEED={seed}");
+    let seed = random::seed(|| fastrand::u64(..));
     let (broker, proxy) = Broker::start_behind_proxy("4.4.0");
     Scene {
         machine: Machine::new(),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
+use testkit::child::without_configuration;
 use testkit::process::{Options, Payrelay};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -208,7 +209,7 @@ fn run_block(block: &Block, folder: &Path, address: &str) {
         .replace("http://127.0.0.1:8080", &format!("http://{address}"))
         .replace("/backups/", &format!("{}/backups/", folder.display()))
         .replace("cargo run --release -- ", "payrelay ");
-    let output = Command::new("bash")
+    let output = without_configuration(&mut Command::new("bash"))
         .args(["-euo", "pipefail", "-c", &script])
         .current_dir(folder)
         .env("PATH", format!("{bin}:{path}"))

@@ -36,6 +36,7 @@ use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
 use serde_json::Value;
 
 use self::reference::Model;
+use testkit::random::proptest_config;
 use testkit::store::Database;
 
 const USERS: std::ops::Range<i64> = 0..3;
@@ -103,7 +104,7 @@ struct View {
     unpublished: Vec<Event>,
     channels: Vec<ChannelView>,
     backlog: Backlog,
-    /// Their names tell which they are.
+    /// Their names say which they are.
     routes: Vec<String>,
     /// The largest ids that were ever given.
     sequences: Vec<i64>,
@@ -373,7 +374,7 @@ enum Kept {
 enum Step {
     /// Jobs at once; each some seconds after the one before, or before it.
     Jobs(Vec<(Wish, i8)>),
-    /// The process ends while these are under way; the store that is opened then is the copy.
+    /// The process ends while these are in progress; the store that is opened then is the copy.
     Crash(Vec<(Wish, i8)>),
     /// An orderly stop, and a start.
     Restart,
@@ -506,11 +507,11 @@ impl Pair {
         }
     }
 
-    /// The copy has what was answered before, and of what was under way a beginning.
+    /// The copy has what was answered before, and the first ones of those in progress.
     fn crash(&mut self, wishes: Vec<(Wish, i8)>) {
         let before = self.model.clone();
         let begun = self.begin(wishes);
-        let copy = tempfile::tempdir().expect("the machine has room for a folder");
+        let copy = tempfile::tempdir().expect("the machine has space for a folder");
         // By another process: closing the file in this one would drop SQLite's locks on it.
         let path = self.database().path();
         let log = path.with_extension("db-wal");
@@ -536,7 +537,7 @@ impl Pair {
         let count = candidates.len() - 1;
         let Some(survived) = survived else {
             panic!(
-                "after a crash with {count} jobs under way nothing fits:\n{:#?}\nwas:\n{:#?}",
+                "after a crash with {count} jobs in progress nothing fits:\n{:#?}\nwas:\n{:#?}",
                 views[0].0, views[0].1
             );
         };
@@ -732,13 +733,12 @@ fn the_store_matches_the_reference_model() {
     let cases = env::var("PAYRELAY_MODEL_CASES")
         .map_or(CASES, |text| text.parse().expect("a number of cases"));
     let mut runner = TestRunner::new(Config {
-        cases,
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
             "proptest-regressions/model.txt",
         ))),
         source_file: Some(file!()),
         test_name: Some("the_store_matches_the_reference_model"),
-        ..Config::default()
+        ..proptest_config(cases)
     });
     let outcome = runner.run(&steps(), |steps| {
         let mut pair = Pair::new();

@@ -3,11 +3,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use rusqlite::Connection;
 use serde_json::json;
 
+use testkit::child::without_configuration;
 use testkit::hostile::Machine;
 use testkit::http::Client;
 use testkit::process::{Options, Payrelay, run_to_exit};
@@ -131,10 +133,7 @@ fn sigterm_and_sigint_stop_payrelay_with_0_and_one_database_file() {
         let mut client = Client::connect(payrelay.addr());
         pay(&mut client, 1);
         let pid = payrelay.pid().to_string();
-        std::process::Command::new("kill")
-            .args([signal, &pid])
-            .status()
-            .unwrap();
+        Command::new("kill").args([signal, &pid]).status().unwrap();
         let mut status = None;
         wait_until("the exit", LIMIT, || {
             status = payrelay.try_exit();
@@ -164,9 +163,9 @@ fn a_request_in_progress_is_finished_before_the_stop() {
     assert_eq!(
         client.read_interim().status,
         100,
-        "the request is under way"
+        "the request is in progress"
     );
-    std::process::Command::new("kill")
+    Command::new("kill")
         .args(["-TERM", &payrelay.pid().to_string()])
         .status()
         .unwrap();
@@ -315,7 +314,7 @@ fn unusable_certificates_and_proxies_are_refused() {
         code == Some(78) && error.contains("slack.proxy") && !error.contains("hush"),
         "{error}"
     );
-    // A command beside payrelay makes nothing.
+    // A command alongside payrelay makes nothing.
     let (code, _, error) = run(dir.path(), &[], &["dead-letters", "list"]);
     assert!(
         code == Some(78) && error.contains("database.path"),
@@ -395,7 +394,7 @@ fn the_log_says_what_a_new_user_needs_to_see() {
 fn log_with_descriptors(descriptors: u32, env: &[(&str, &str)]) -> String {
     let dir = tempfile::tempdir().unwrap();
     let script = format!("ulimit -n {descriptors}; exec \"$0\" 2>log");
-    let mut child = std::process::Command::new("sh")
+    let mut child = without_configuration(&mut Command::new("sh"))
         .args(["-c", &script, testkit::paths::binary().to_str().unwrap()])
         .current_dir(dir.path())
         .env("PAYRELAY_HTTP_LISTEN", "127.0.0.1:0")
@@ -476,8 +475,8 @@ fn a_command_finishes_although_its_output_is_not_read() {
     let unread = |args: &[&str]| {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let mut command = std::process::Command::new(testkit::paths::binary());
-        command
+        let mut command = Command::new(testkit::paths::binary());
+        without_configuration(&mut command)
             .args(args)
             .current_dir(dir.path())
             .stdout(writer.try_clone().unwrap())
@@ -525,8 +524,8 @@ fn a_command_finishes_although_its_output_is_not_read() {
 fn unwritable_output_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let full = || fs::File::options().write(true).open("/dev/full").unwrap();
-    let mut command = std::process::Command::new(testkit::paths::binary());
-    let output = command
+    let mut command = Command::new(testkit::paths::binary());
+    let output = without_configuration(&mut command)
         .arg("token")
         .current_dir(dir.path())
         .stdout(full())

@@ -32,6 +32,7 @@ use serde_json::{Value, json};
 use testkit::http::{Client, Response, read_head};
 use testkit::listen::{Server, free_port};
 use testkit::process::{Options, Payrelay, run_command, run_to_exit};
+use testkit::random::proptest_config;
 use testkit::slack::{Answer, FakeSlack};
 use testkit::store::Database;
 use testkit::wait_until;
@@ -442,7 +443,7 @@ fn any_answer_or_refusal() -> impl Strategy<Value = Answer> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(proptest_config(24))]
 
     #[test]
     fn every_payment_is_delivered_once_in_order_whatever_slack_answers(
@@ -571,8 +572,8 @@ fn the_delivery_is_sending_before_the_post() {
 fn a_payment_that_cannot_be_delivered_is_dead_lettered_and_the_others_continue() {
     let database = waiting(3);
     let slack = FakeSlack::start();
-    let beside = rusqlite::Connection::open(database.path()).unwrap();
-    beside
+    let other = rusqlite::Connection::open(database.path()).unwrap();
+    other
         .execute_batch("PRAGMA foreign_keys = OFF; DELETE FROM payment WHERE id = 2")
         .unwrap();
     let mut fixture = NotifierFixture::plain(&database, &slack);
@@ -1184,8 +1185,8 @@ fn pending_payments_of_a_removed_route_are_delivered_by_another() {
     let slack = FakeSlack::start();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("config.toml");
-    let away = "[[slack.route]]\nname = 'old'\nwebhook_url = 'http://127.0.0.1:1/x'\n";
-    fs::write(&file, away).unwrap();
+    let unavailable = "[[slack.route]]\nname = 'old'\nwebhook_url = 'http://127.0.0.1:1/x'\n";
+    fs::write(&file, unavailable).unwrap();
     let mut payrelay = Payrelay::start(Options::new(dir.path(), &[]));
     pay(&mut Client::connect(payrelay.addr()), 1, 5, [1]);
     payrelay.wait_for_log("Slack (old) unavailable", LIMIT);

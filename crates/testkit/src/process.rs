@@ -3,6 +3,7 @@
 
 use super::child::KillOnDrop;
 use super::{POLL, let_time_pass, lock, wait_for, wait_until};
+use std::fs;
 use std::io::{BufRead as _, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,6 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use std::{env, fs};
 
 /// The program itself.
 const START_LIMIT: Duration = Duration::from_mins(1);
@@ -151,7 +151,7 @@ impl Payrelay {
         self.log().matches(needle).count()
     }
 
-    /// Waits until it stands there once more than `before` the fault that it is to tell of.
+    /// Waits until it stands there once more than `before` the fault that it is to report.
     #[track_caller]
     pub fn wait_for_another(&self, needle: &str, before: usize, limit: Duration) {
         wait_until(&format!("another {needle:?} in the log"), limit, || {
@@ -243,12 +243,6 @@ pub fn run_command(
 
 fn spawn(options: Options, stdout: Stdio) -> KillOnDrop {
     let mut command = KillOnDrop::command(crate::paths::binary());
-    // The environment of the tests must not configure the product.
-    for (name, _) in env::vars_os() {
-        if name.as_encoded_bytes().starts_with(b"PAYRELAY_") {
-            command.env_remove(name);
-        }
-    }
     command
         .env("PAYRELAY_HTTP_LISTEN", "127.0.0.1:0")
         .envs(options.env);
