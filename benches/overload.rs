@@ -16,7 +16,7 @@ use testkit::process::Payrelay;
 /// Longer than of other benchmarks: 256 connections.
 const WARM_UP: Duration = Duration::from_secs(1);
 
-/// Open loop needs enough connections for all requests that are under way.
+/// Open loop needs enough connections for all requests in progress.
 const CONNECTIONS: u64 = 2000;
 
 /// Reservations of a request: with one, the clients on the same two cores could not ask for

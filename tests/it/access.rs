@@ -536,15 +536,16 @@ fn an_address_without_tokens_has_a_rate_limit() {
 #[test]
 fn incomplete_bodies_are_limited_for_each_client_and_in_total() {
     let dir = tempfile::tempdir().unwrap();
-    let payrelay = start_with_little_room(dir.path(), "30s");
+    let payrelay = start_with_small_limits(dir.path(), "30s");
     let whole = |token: &str| whole_body(&payrelay, token);
     let half = |token: &str| half_body(&payrelay, token);
-    // Tried until the half body was there before the whole one: that one finds no room then.
-    let ((mut first, rest), refused) = wait_for("the room of one client to be full", LIMIT, || {
-        let begun = half("1");
-        let answer = whole("1");
-        (answer.status != 201).then_some((begun, answer))
-    });
+    // Tried until the half body was there before the whole one: that one is refused then.
+    let ((mut first, rest), refused) =
+        wait_for("the limit of one client to be reached", LIMIT, || {
+            let begun = half("1");
+            let answer = whole("1");
+            (answer.status != 201).then_some((begun, answer))
+        });
     assert_eq!(
         (refused.status, refused.header("retry-after")),
         (429, Some("1"))
@@ -555,7 +556,7 @@ fn incomplete_bodies_are_limited_for_each_client_and_in_total() {
             .unwrap()
             .contains("http.client_body_bytes_max")
     );
-    assert_eq!(whole("2").status, 201, "another has a room of its own");
+    assert_eq!(whole("2").status, 201, "another client has its own limit");
     let small = ask(
         &mut Client::connect(payrelay.addr()),
         "POST /payments",
@@ -564,10 +565,10 @@ fn incomplete_bodies_are_limited_for_each_client_and_in_total() {
     );
     assert_eq!(
         small.status, 201,
-        "a body that is there at once takes no room"
+        "a body that is there at once counts for nothing"
     );
 
-    let (_second, refused) = wait_for("the room of all to be full", LIMIT, || {
+    let (_second, refused) = wait_for("the limit of all to be reached", LIMIT, || {
         let begun = half("2");
         let answer = whole("3");
         (answer.status != 201).then_some((begun, answer))
@@ -588,15 +589,15 @@ fn incomplete_bodies_are_limited_for_each_client_and_in_total() {
     assert_eq!(
         [whole("1").status, whole("3").status],
         [201, 201],
-        "the room comes back with the answer"
+        "the response releases the share"
     );
 }
 
 #[test]
 fn a_timed_out_body_releases_its_share() {
     let dir = tempfile::tempdir().unwrap();
-    let payrelay = start_with_little_room(dir.path(), "1s");
-    let mut given_up = wait_for("the room of one client to be full", LIMIT, || {
+    let payrelay = start_with_small_limits(dir.path(), "1s");
+    let mut given_up = wait_for("the limit of one client to be reached", LIMIT, || {
         let (begun, _) = half_body(&payrelay, "1");
         let answer = whole_body(&payrelay, "1");
         (answer.status == 429).then_some(begun)
@@ -605,8 +606,8 @@ fn a_timed_out_body_releases_its_share() {
     assert_eq!(whole_body(&payrelay, "1").status, 201);
 }
 
-/// Room for one body of each of three clients, and for two of all of them.
-fn start_with_little_room(dir: &Path, body_timeout: &str) -> Payrelay {
+/// Limits of one body for each of three clients, and of two for all of them.
+fn start_with_small_limits(dir: &Path, body_timeout: &str) -> Payrelay {
     let limits =
         "body_bytes_max = 65536\nclient_body_bytes_max = 65536\nbodies_bytes_max = 120000\n";
     let tokens =

@@ -355,7 +355,7 @@ fn the_audit_of_a_backup_does_not_change_it() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
-/// A database beside a topic that was written by hand. Each event of the database says that it was
+/// A database with a topic that was written by hand. Each event of the database says that it was
 /// published to where the topic has it.
 struct OnTopic<'a> {
     node: Node,

@@ -1,4 +1,4 @@
-//! Backups beside the real binary, and what a node does that was restored from one.
+//! Backups while the real binary is running, and a node that was restored from one.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -175,9 +175,9 @@ fn an_impossible_backup_is_refused_and_leaves_no_file() {
     );
 }
 
-/// A start beside the WAL of the database that the copy has replaced is refused, and nothing is
+/// A start next to the WAL of the database that the copy has replaced is refused, and nothing is
 /// changed.
-fn assert_refused_beside_a_foreign_wal(dir: &Path, env: &[(&str, &str)], copy: &Path) {
+fn assert_refused_with_a_foreign_wal(dir: &Path, env: &[(&str, &str)], copy: &Path) {
     let refused = run_to_exit(Options::new(dir, env));
     let error = String::from_utf8_lossy(&refused.stderr);
     assert!(
@@ -229,7 +229,7 @@ fn a_restored_node_continues_with_new_ids_and_delivers_pending_payments() {
     let node: String = read(&database, "SELECT id FROM node");
 
     fs::copy(&copy, &database).unwrap();
-    assert_refused_beside_a_foreign_wal(dir.path(), &env, &copy);
+    assert_refused_with_a_foreign_wal(dir.path(), &env, &copy);
     for suffix in ["-wal", "-shm"] {
         fs::remove_file(dir.path().join(format!("payrelay.db{suffix}"))).unwrap();
     }

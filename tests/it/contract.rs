@@ -132,12 +132,12 @@ fn a_broker_unavailable_at_the_start_loses_nothing(
 ) {
     let database = Database::open();
     database.pay(1, 1..=10);
-    cluster.take_away();
+    cluster.become_unavailable();
     let mut publisher = publisher(cluster, &database, 1, delivery);
     let answer = publisher.publish(&unpublished(&database));
     assert_eq!(answer.receipts, []);
     assert!(answer.error.is_some());
-    cluster.give_back();
+    cluster.become_available();
     publish(&mut publisher, &database);
     let found = topic::read_all(&cluster.bootstrap(), TOPIC, 10, LIMIT);
     assert_eq!(
@@ -155,11 +155,11 @@ fn a_broker_restart_loses_and_doubles_nothing(
     database.pay(1, 1..=100);
     publish(&mut publisher, &database);
     database.pay(1, 101..=200);
-    cluster.take_away();
+    cluster.become_unavailable();
     // Handed over, never answered: it stays in flight.
     assert!(publisher.publish(&unpublished(&database)).error.is_some());
     database.pay(1, 201..=300);
-    cluster.give_back();
+    cluster.become_available();
     publish(&mut publisher, &database);
     let found = topic::read_all(&cluster.bootstrap(), TOPIC, 300, LIMIT);
     assert_eq!(
@@ -176,9 +176,9 @@ fn published_but_unmarked_events_are_reconciled(
     for user in 0..20 {
         database.pay(user, [user, 1000 + user]);
     }
-    // The process dies between the broker's word and the mark.
+    // The process dies between the acknowledgement and the mark.
     let mut dead = publisher(cluster, &database, 3, delivery);
-    let lost = wait_for("the broker's word", LIMIT, || {
+    let lost = wait_for("the acknowledgement", LIMIT, || {
         let receipts = dead.publish(&unpublished(&database)).receipts;
         (!receipts.is_empty()).then_some(receipts)
     });
@@ -420,7 +420,7 @@ fn with_a_batch_that_comes_too_late(delivery: DeliveryGuarantee) -> Vec<i64> {
     database.pay(1, 6..=10);
     assert!(
         dead.publish(&unpublished(&database)).error.is_some(),
-        "its batch is under way"
+        "its batch is in progress"
     );
     drop(dead);
     publish(&mut publisher(&broker, &database, 1, delivery), &database);
@@ -504,7 +504,7 @@ fn a_record_that_the_broker_rejects_is_dead_lettered(delivery: DeliveryGuarantee
         .store()
         .write(move |tx| tx.execute_batch(trace))
         .unwrap();
-    // Room for each of the events, but not for the one with a trace.
+    // Large enough for each of the events, but not for the one with a trace.
     topic::create(&broker.bootstrap(), TOPIC, &[("max.message.bytes", "280")]);
     let mut consumer = positioned(&broker, &database);
     let mut publisher = publisher(&broker, &database, 1, delivery);
@@ -826,7 +826,7 @@ fn a_consumer_reports_that_its_group_rejects_it() {
     let settings = settings(&fake, 1, ExactlyOnce);
     let store = database.store().clone();
     let mut consumer = Consumer::new(settings, store, Waker::new().0, part.clone()).unwrap();
-    wait_until("the consumer to be away", 2 * LIMIT, || {
+    wait_until("the consumer to be unavailable", 2 * LIMIT, || {
         let _ = consumer.step();
         part.get().is_failing()
     });
@@ -856,7 +856,7 @@ fn events_hidden_by_another_producers_transaction_are_reported() {
         topic::OpenTransaction::begin(&broker.bootstrap(), "stranger", TOPIC, "77", "stranger-1");
     database.pay(1, 4..=5);
     publish(&mut publisher, &database);
-    wait_until("the consumer to be away", 2 * LIMIT, || {
+    wait_until("the consumer to be unavailable", 2 * LIMIT, || {
         let _ = consumer.step();
         part.get().is_failing()
     });

@@ -333,7 +333,7 @@ fn impossible_numbers_are_refused() {
 #[test]
 fn a_body_over_the_limit_is_refused_with_and_without_its_length() {
     let fixture = start(&[("PAYRELAY_HTTP_BODY_BYTES_MAX", "65536")]);
-    // More than fits into the buffers of both sockets, less than what is thrown away.
+    // More than fits into the buffers of both sockets, less than what is discarded.
     let body = "x".repeat(1_000_000);
     assert_problem(&fixture.post(&body), 413, None);
     let mut client = fixture.client();

@@ -76,9 +76,9 @@ fn pay(client: &mut Client, reservation: i64) {
     assert_eq!(client.post_json("/payments", &body).status, 201);
 }
 
-/// Payments go out over a listener, lie on the topic, and come back, and Kafka is never away. This
-/// broker has done all of it before: for the first handshake, transaction and group a new one needs
-/// seconds on a busy machine.
+/// Payments go out over a listener, lie on the topic, and come back, and Kafka is never
+/// unavailable. This broker has done all of it before: for the first handshake, transaction and
+/// group a new one needs seconds on a busy machine.
 fn assert_goes_round(
     broker: &Broker,
     secure: &Secure,
@@ -190,16 +190,20 @@ fn assert_refused(secure: &Secure, bootstrap: &str, more: &Env<'_>, reason: &str
     let mut client = Client::connect(payrelay.addr());
     pay(&mut client, 1);
     let mut ready = Value::Null;
-    wait_until(&format!("both parts to be away: {reason}"), LIMIT, || {
-        ready = client.get("/health/ready").json();
-        ["publisher", "consumer"].iter().all(|part| {
-            let part = &ready["components"][part];
-            part["state"] == "unavailable"
-                && part["error"]
-                    .as_str()
-                    .is_some_and(|error| error.contains(reason))
-        })
-    });
+    wait_until(
+        &format!("both parts to be unavailable: {reason}"),
+        LIMIT,
+        || {
+            ready = client.get("/health/ready").json();
+            ["publisher", "consumer"].iter().all(|part| {
+                let part = &ready["components"][part];
+                part["state"] == "unavailable"
+                    && part["error"]
+                        .as_str()
+                        .is_some_and(|error| error.contains(reason))
+            })
+        },
+    );
     payrelay.wait_for_log(&format!("look at {keys}"), LIMIT);
     let log = payrelay.log();
     // Once for the publisher, once for the consumer.

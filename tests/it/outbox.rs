@@ -81,7 +81,7 @@ fn scheduler(database: &Database, relay: Waker, metrics: &Metrics) -> (Scheduler
 struct Scripted {
     take: Vec<usize>,
     /// Whether it says so when it takes less than it is given.
-    says_away: bool,
+    reports_unavailable: bool,
     given: crossbeam_channel::Sender<Vec<i64>>,
 }
 
@@ -104,7 +104,7 @@ impl Publisher for Scripted {
                 place: place.clone(),
             })
             .collect();
-        let error = (self.says_away && count < ids.len())
+        let error = (self.reports_unavailable && count < ids.len())
             .then(|| PublishError::Unavailable("the script says so".into()));
         self.given.send(ids).unwrap();
         PublishOutcome {
@@ -163,7 +163,7 @@ fn the_relay_publishes_in_commit_order_and_retries_only_unacknowledged_events() 
         &database,
         Scripted {
             take: vec![0, 2],
-            says_away: true,
+            reports_unavailable: true,
             given,
         },
         &Metrics::default(),
@@ -193,7 +193,7 @@ fn unacknowledged_events_are_published_before_later_ones() {
         &database,
         Scripted {
             take: vec![3, 10, 0],
-            says_away: false,
+            reports_unavailable: false,
             given,
         },
         &Metrics::default(),
@@ -221,14 +221,14 @@ fn published_but_unrecorded_events_are_not_published_again() {
             .unwrap();
     };
     execute(
-        "CREATE TRIGGER refuse BEFORE UPDATE ON outbox BEGIN SELECT RAISE(ABORT, 'no room'); END",
+        "CREATE TRIGGER refuse BEFORE UPDATE ON outbox BEGIN SELECT RAISE(ABORT, 'no space'); END",
     );
     let (given, seen) = crossbeam_channel::unbounded();
     let mut relay = relay(
         &database,
         Scripted {
             take: vec![],
-            says_away: true,
+            reports_unavailable: true,
             given,
         },
         &Metrics::default(),

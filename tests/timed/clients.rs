@@ -140,7 +140,7 @@ fn half_heads(address: SocketAddr) -> Vec<TcpStream> {
     (0..SLOW).map(begin).collect()
 }
 
-/// More of them than the room for bodies has: those that find none are answered 429.
+/// More of them than the limit of bodies allows: those beyond it are answered 429.
 fn half_bodies(address: SocketAddr) -> Vec<TcpStream> {
     let text = request("POST /payments", "", &payment(1, 262_144));
     let half = &text.as_bytes()[..200_000];
@@ -204,7 +204,7 @@ fn new_connections_replace_silent_ones() {
     for stream in silent.iter().step_by(2) {
         (&*stream).write_all(b"GET /health/li").unwrap();
     }
-    // A request that is under way keeps its place.
+    // A request in progress keeps its place.
     let mut busy = Client::connect(address);
     let head = "POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
     let body = payment(1, 0);

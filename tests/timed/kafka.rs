@@ -75,9 +75,9 @@ fn a_broker_that_dies_or_hangs_makes_the_consumer_unavailable_within_5_s_until_i
     proxy.heal();
     recovered(&mut consumer);
 
-    broker.take_away();
+    broker.become_unavailable();
     unavailable_within_5_s(&mut consumer, &part, Instant::now());
-    broker.give_back();
+    broker.become_available();
     recovered(&mut consumer);
 }
 

@@ -15,9 +15,9 @@ use super::kafka::Broker;
 pub trait Cluster {
     fn bootstrap(&self) -> String;
     /// Nothing answers any more.
-    fn take_away(&mut self);
+    fn become_unavailable(&mut self);
     /// Everything answers again, and has what it had.
-    fn give_back(&mut self);
+    fn become_available(&mut self);
 }
 
 impl Cluster for Broker {
@@ -25,16 +25,16 @@ impl Cluster for Broker {
         Broker::bootstrap(self)
     }
 
-    fn take_away(&mut self) {
+    fn become_unavailable(&mut self) {
         self.kill();
     }
 
-    fn give_back(&mut self) {
+    fn become_available(&mut self) {
         self.restart();
     }
 }
 
-/// krafka's fake broker. It lives on a thread of its own, which ends when this is dropped.
+/// krafka's fake broker. It has a thread of its own, which ends when this is dropped.
 pub struct Fake {
     broker: Arc<FakeBroker>,
     silent: Arc<AtomicBool>,
@@ -43,7 +43,7 @@ pub struct Fake {
 
 impl Fake {
     pub fn start() -> Self {
-        let (tell, delivered) = mpsc::channel();
+        let (sender, started) = mpsc::channel();
         let (stop, stopped) = oneshot::channel::<()>();
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -52,13 +52,14 @@ impl Fake {
                 .expect("a runtime");
             runtime.block_on(async {
                 let broker = FakeBroker::start().await.expect("the fake broker starts");
-                tell.send(Arc::new(broker))
+                sender
+                    .send(Arc::new(broker))
                     .expect("a process has started it");
                 let _ = stopped.await;
             });
         });
         Self {
-            broker: delivered.recv().expect("the fake broker starts"),
+            broker: started.recv().expect("the fake broker starts"),
             silent: Arc::default(),
             _stop: stop,
         }
@@ -131,11 +132,11 @@ impl Cluster for Fake {
         self.broker.bootstrap_servers()
     }
 
-    fn take_away(&mut self) {
+    fn become_unavailable(&mut self) {
         self.broker.crash(0);
     }
 
-    fn give_back(&mut self) {
+    fn become_available(&mut self) {
         self.broker.restart(0);
     }
 }

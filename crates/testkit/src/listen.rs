@@ -15,7 +15,7 @@ use std::thread::{self, JoinHandle};
 const FIRST_PORT: u16 = 20_000;
 const PORTS: u16 = 12_000;
 
-/// A listener on a port that no one else in this process was given. Another process can only take
+/// A listener on a port that no other part of this process was given. Another process can only take
 /// it between the closing of this listener and the next bind of the port.
 pub fn free_port() -> TcpListener {
     static NEXT: AtomicU16 = AtomicU16::new(0);

@@ -25,7 +25,7 @@ pub struct Pipeline {
 impl Pipeline {
     pub fn new(bootstrap: String) -> Self {
         Self {
-            dir: tempfile::tempdir().expect("the machine has room for a folder"),
+            dir: tempfile::tempdir().expect("the machine has space for a folder"),
             slack: FakeSlack::start(),
             bootstrap,
         }

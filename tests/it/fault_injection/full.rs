@@ -63,7 +63,7 @@ fn a_disk_that_fills_under_load_loses_no_accepted_payment_and_stores_no_refused_
     let done = AtomicBool::new(false);
     let answers = thread::scope(|scope| {
         scope.spawn(|| {
-            // Sometimes there is room for a part of what is to be written.
+            // Sometimes there is space for a part of what is to be written.
             for free in ["0", "1000", "5000", "20000"].iter().cycle() {
                 machine.set("full", free);
                 thread::park_timeout(Duration::from_millis(30));
@@ -200,7 +200,7 @@ fn an_exhausted_quota_is_503_and_ends_no_thread() {
     assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
 }
 
-/// The log is long enough to be copied back, and the file has no room for it.
+/// The WAL is long enough for a checkpoint, and the disk has no space for it.
 #[test]
 fn a_disk_full_during_a_checkpoint_loses_no_payment() {
     let machine = Machine::new();

@@ -97,7 +97,7 @@ pub fn bare_writer(store: &Store, in_flight: usize, span: Duration, count: u64) 
                     .send(result.expect("the writer works").len())
                     .expect("we wait");
             })
-            .expect("the queue has room");
+            .expect("the queue has capacity");
     };
     let started = Instant::now();
     (0..in_flight).for_each(|_| submit());

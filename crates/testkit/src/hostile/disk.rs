@@ -46,7 +46,7 @@ pub struct Disk {
     /// Which file it means on the disk.
     durable_names: BTreeMap<String, usize>,
     renamed: Vec<(usize, String, Option<usize>)>,
-    /// Where each sync that is under way began, and of what.
+    /// Where each sync in progress began, and of what.
     syncs: HashMap<u64, (usize, Option<usize>)>,
     synced: BTreeMap<String, usize>,
 }
@@ -272,7 +272,7 @@ fn write(content: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
 /// Puts the files where a program can open them.
 pub fn lay_out(files: &BTreeMap<String, Vec<u8>>, folder: &Path) {
     for (name, content) in files {
-        fs::write(folder.join(name), content).expect("the machine has room for the files");
+        fs::write(folder.join(name), content).expect("the machine has space for the files");
     }
 }
 
@@ -318,7 +318,7 @@ mod tests {
         assert_eq!(
             content(7, Survival::Nothing).unwrap(),
             b"old",
-            "what came during the sync is not synced"
+            "what was written during the sync is not synced"
         );
         assert_eq!(content(7, Survival::Everything).unwrap(), b"new");
         assert_eq!(content(8, Survival::Nothing).unwrap(), b"old");

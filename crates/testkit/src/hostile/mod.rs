@@ -24,7 +24,7 @@ pub struct Machine {
 
 impl Machine {
     pub fn new() -> Machine {
-        let folder = || tempfile::tempdir().expect("the machine has room for a folder");
+        let folder = || tempfile::tempdir().expect("the machine has space for a folder");
         Machine {
             files: folder(),
             control: folder(),
