@@ -1,5 +1,5 @@
 //! What a table that has grown costs: intake, drain and start with millions of finished rows, and
-//! payments while the purge deletes them; against an empty database in the same run.
+//! payments during a purge. The baseline is an empty database in the same run.
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 #![expect(clippy::cast_precision_loss, reason = "figures are small")]
 
@@ -28,7 +28,7 @@ fn schema() -> u64 {
 }
 
 /// A database with this number of payments, of a tenth as many users, all of them published and
-/// delivered; made once, by SQL on payrelay's own schema.
+/// delivered. It is made once, by SQL on payrelay's own schema.
 fn grown(rows: u64) -> PathBuf {
     let path = target()
         .join("figures")
@@ -143,7 +143,7 @@ fn drain(dir: tempfile::TempDir, count: i64) -> f64 {
 }
 
 /// Bytes of file for each payment when a hundred thousand at a time are published, delivered and
-/// purged, again and again; and those of the payments and their history alone.
+/// purged, again and again. Also returns those of the payments and their history alone.
 fn bytes_a_payment(rounds: i64) -> (f64, f64) {
     let count = 100_000;
     let database = Database::open_in(folder());

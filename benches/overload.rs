@@ -1,5 +1,5 @@
-//! More than can be held: requests are refused at once, or accepted and answered in bounded
-//! time, and memory does not grow, for as long as it lasts.
+//! More than can be held: requests are refused at once, or accepted and answered in bounded time.
+//! Memory does not grow, for as long as it lasts.
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 #![expect(clippy::cast_precision_loss, reason = "figures are small")]
 
@@ -16,7 +16,7 @@ use testkit::process::Payrelay;
 /// Longer than of other benchmarks: 256 connections.
 const WARM_UP: Duration = Duration::from_secs(1);
 
-/// Open loop needs enough connections for all requests that are under way.
+/// Open loop needs enough connections for all requests in progress.
 const CONNECTIONS: u64 = 2000;
 
 /// Reservations of a request: with one, the clients on the same two cores could not ask for

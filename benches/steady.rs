@@ -1,5 +1,5 @@
 //! What the whole system holds, with the broker on the same machine: HTTP in, Kafka, the delivery
-//! table, all at once; and what that costs in memory and time.
+//! table, all at once. Also what that costs in memory and time.
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 #![expect(clippy::cast_precision_loss, reason = "figures are small")]
 

@@ -3,21 +3,18 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rusqlite::Connection;
-use serde_json::{Value, json};
+use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use testkit::http::{Client, Response};
+use testkit::http::{Client, Response, payment, request};
 use testkit::process::{Options, Payrelay, run_command};
-use testkit::{StopOnDrop, wait_for, wait_until};
+use testkit::{wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -38,28 +35,6 @@ fn three_tokens() -> String {
 fn start(dir: &Path, config: &str, env: &[(&str, &str)]) -> Payrelay {
     fs::write(dir.join("config.toml"), config).unwrap();
     Payrelay::start(Options::new(dir, env))
-}
-
-/// A payment of one reservation, with as many spaces as make it this number of bytes long.
-fn payment(reservation: i64, bytes: usize) -> String {
-    let body =
-        json!({"user_id": 1, "reservations": [{"reservation_id": reservation, "seat_price": 5}]})
-            .to_string();
-    let spaces = " ".repeat(bytes.saturating_sub(body.len()));
-    body + &spaces
-}
-
-fn request(start: &str, headers: &str, body: &str) -> String {
-    let host = if headers.contains("Host: ") {
-        ""
-    } else {
-        "Host: localhost\r\n"
-    };
-    let length = body.len();
-    format!(
-        "{start} HTTP/1.1\r\n{host}{headers}Content-Type: application/json\r\nContent-Length: \
-            {length}\r\n\r\n{body}"
-    )
 }
 
 /// What a request with a token, or none, is answered.
@@ -175,7 +150,7 @@ fn assert_refusal(answer: &Response, expected: u16, token: Option<&str>) {
 }
 
 #[test]
-fn each_token_may_do_what_its_access_says() {
+fn each_token_allows_what_its_access_level_says() {
     let dir = tempfile::tempdir().unwrap();
     let payrelay = start(dir.path(), &three_tokens(), &[]);
     let mut client = Client::connect(payrelay.addr());
@@ -242,7 +217,7 @@ fn administrative_actions_record_their_token_or_the_local_user() {
 }
 
 #[test]
-fn listening_to_others_needs_a_token() {
+fn a_public_address_needs_a_token() {
     let dir = tempfile::tempdir().unwrap();
     for args in [["serve"], ["check-config"]] {
         let (code, _, error) =
@@ -275,7 +250,7 @@ fn listening_to_others_needs_a_token() {
 }
 
 #[test]
-fn without_tokens_web_pages_are_refused() {
+fn requests_from_web_pages_are_refused_without_tokens() {
     let dir = tempfile::tempdir().unwrap();
     let payrelay = start(
         dir.path(),
@@ -344,7 +319,7 @@ fn without_tokens_web_pages_are_refused() {
 }
 
 #[test]
-fn with_tokens_neither_host_nor_origin_matter() {
+fn a_token_makes_host_and_origin_irrelevant() {
     let dir = tempfile::tempdir().unwrap();
     let payrelay = start(dir.path(), &three_tokens(), &[]);
     let headers =
@@ -435,7 +410,7 @@ fn sighup_replaces_the_tokens_and_nothing_else() {
 }
 
 #[test]
-fn a_stop_does_not_wait_behind_reloads() {
+fn a_stop_does_not_wait_for_reloads() {
     let dir = tempfile::tempdir().unwrap();
     let mut payrelay = start(dir.path(), &three_tokens(), &[]);
     for _ in 0..50 {
@@ -445,7 +420,7 @@ fn a_stop_does_not_wait_behind_reloads() {
 }
 
 #[test]
-fn no_token_and_no_hash_is_shown_anywhere() {
+fn payrelay_shows_no_token_and_no_hash() {
     let dir = tempfile::tempdir().unwrap();
     let secret = "s3cret-of-the-till";
     let wrong = "n0-such-t0ken";
@@ -505,7 +480,7 @@ fn no_token_and_no_hash_is_shown_anywhere() {
 }
 
 #[test]
-fn every_response_says_to_browsers_that_it_is_no_page() {
+fn every_response_forbids_browsers_to_render_it() {
     let dir = tempfile::tempdir().unwrap();
     let payrelay = start(dir.path(), &three_tokens(), &[]);
     let mut client = Client::connect(payrelay.addr());
@@ -537,7 +512,7 @@ fn every_response_says_to_browsers_that_it_is_no_page() {
 }
 
 #[test]
-fn each_client_has_a_pace_of_its_own() {
+fn each_client_has_its_own_rate_limit() {
     let dir = tempfile::tempdir().unwrap();
     let config = "[http]\nclient_requests_per_second = 5\n".to_owned() + &three_tokens();
     let payrelay = start(dir.path(), &config, &[]);
@@ -587,7 +562,7 @@ fn each_client_has_a_pace_of_its_own() {
 }
 
 #[test]
-fn without_tokens_an_address_has_a_pace() {
+fn an_address_without_tokens_has_a_rate_limit() {
     let dir = tempfile::tempdir().unwrap();
     let payrelay = start(dir.path(), "[http]\nclient_requests_per_second = 3\n", &[]);
     let statuses: Vec<_> = (0..100)
@@ -600,17 +575,18 @@ fn without_tokens_an_address_has_a_pace() {
 }
 
 #[test]
-fn bodies_under_way_have_a_room_for_each_client_and_one_for_all() {
+fn incomplete_bodies_are_limited_for_each_client_and_in_total() {
     let dir = tempfile::tempdir().unwrap();
-    let payrelay = start_with_little_room(dir.path(), "30s");
+    let payrelay = start_with_small_limits(dir.path(), "30s");
     let whole = |token: &str| whole_body(&payrelay, token);
     let half = |token: &str| half_body(&payrelay, token);
-    // Tried until the half body was there before the whole one: that one finds no room then.
-    let ((mut first, rest), refused) = wait_for("the room of one client to be full", LIMIT, || {
-        let begun = half("1");
-        let answer = whole("1");
-        (answer.status != 201).then_some((begun, answer))
-    });
+    // Tried until the half body was there before the whole one: that one is refused then.
+    let ((mut first, rest), refused) =
+        wait_for("the limit of one client to be reached", LIMIT, || {
+            let begun = half("1");
+            let answer = whole("1");
+            (answer.status != 201).then_some((begun, answer))
+        });
     assert_eq!(
         (refused.status, refused.header("retry-after")),
         (429, Some("1"))
@@ -621,7 +597,7 @@ fn bodies_under_way_have_a_room_for_each_client_and_one_for_all() {
             .unwrap()
             .contains("http.client_body_bytes_max")
     );
-    assert_eq!(whole("2").status, 201, "another has a room of its own");
+    assert_eq!(whole("2").status, 201, "another client has its own limit");
     let small = ask(
         &mut Client::connect(payrelay.addr()),
         "POST /payments",
@@ -630,10 +606,10 @@ fn bodies_under_way_have_a_room_for_each_client_and_one_for_all() {
     );
     assert_eq!(
         small.status, 201,
-        "a body that is there at once takes no room"
+        "a body that is there at once counts for nothing"
     );
 
-    let (_second, refused) = wait_for("the room of all to be full", LIMIT, || {
+    let (_second, refused) = wait_for("the limit of all to be reached", LIMIT, || {
         let begun = half("2");
         let answer = whole("3");
         (answer.status != 201).then_some((begun, answer))
@@ -654,15 +630,15 @@ fn bodies_under_way_have_a_room_for_each_client_and_one_for_all() {
     assert_eq!(
         [whole("1").status, whole("3").status],
         [201, 201],
-        "the room comes back with the answer"
+        "the response releases the share"
     );
 }
 
 #[test]
-fn the_room_of_a_body_comes_back_with_its_time_out() {
+fn a_timed_out_body_releases_its_share() {
     let dir = tempfile::tempdir().unwrap();
-    let payrelay = start_with_little_room(dir.path(), "1s");
-    let mut given_up = wait_for("the room of one client to be full", LIMIT, || {
+    let payrelay = start_with_small_limits(dir.path(), "1s");
+    let mut given_up = wait_for("the limit of one client to be reached", LIMIT, || {
         let (begun, _) = half_body(&payrelay, "1");
         let answer = whole_body(&payrelay, "1");
         (answer.status == 429).then_some(begun)
@@ -671,8 +647,8 @@ fn the_room_of_a_body_comes_back_with_its_time_out() {
     assert_eq!(whole_body(&payrelay, "1").status, 201);
 }
 
-/// Room for one body of each of three clients, and for two of all of them.
-fn start_with_little_room(dir: &Path, body_timeout: &str) -> Payrelay {
+/// Limits of one body for each of three clients, and of two for all of them.
+fn start_with_small_limits(dir: &Path, body_timeout: &str) -> Payrelay {
     let limits =
         "body_bytes_max = 65536\nclient_body_bytes_max = 65536\nbodies_bytes_max = 120000\n";
     let tokens =
@@ -726,10 +702,10 @@ fn connections_of_one_address_are_bounded() {
     let line =
         "refused connections beyond http.client_connections_max (1), the last from 127.0.0.1";
     payrelay.wait_for_log(line, LIMIT);
-    let before = descriptors(&payrelay);
+    let before = payrelay.descriptors();
     kept.truncate(1);
     wait_until("the server to see that they are gone", LIMIT, || {
-        descriptors(&payrelay) <= before - 3
+        payrelay.descriptors() <= before - 3
     });
     assert_eq!(
         payrelay.log().matches("client_connections_max").count(),
@@ -741,199 +717,4 @@ fn connections_of_one_address_are_bounded() {
         Client::connect(payrelay.addr()).get("/health/live").status,
         200
     );
-}
-
-/// As many send half a head, and as many half a body.
-const SLOW: usize = 200;
-
-/// As many ask and never read. Fewer: until their buffers are full, each costs the database eight
-/// pages of 500 payments.
-const UNREAD: usize = 30;
-
-/// While all of them are there, others are answered within this, also by an unoptimized build on a
-/// busy machine.
-const PROMPT: Duration = Duration::from_secs(10);
-
-/// A peak of resident memory (`VmHWM` of `proc_pid_status(5)`) above this is a leak, not a client's
-/// share.
-const RESIDENT_KIB_MAX: u64 = 128 * 1024;
-
-#[test]
-fn deliberately_slow_clients_hinder_no_other_client() {
-    let dir = tempfile::tempdir().unwrap();
-    let connections = (2 * SLOW + UNREAD + 1).to_string();
-    let env = [
-        ("PAYRELAY_HTTP_HEADER_TIMEOUT", "6s"),
-        ("PAYRELAY_HTTP_BODY_TIMEOUT", "6s"),
-        ("PAYRELAY_HTTP_WRITE_TIMEOUT", "6s"),
-        ("PAYRELAY_HTTP_CONNECTIONS_MAX", &connections),
-        ("PAYRELAY_HTTP_CLIENT_CONNECTIONS_MAX", &connections),
-    ];
-    let payrelay = start(dir.path(), "", &env);
-    let address = payrelay.addr();
-    let mut good = Client::connect(address);
-    let reservations: Vec<_> = (1..=500)
-        .map(|id| json!({"reservation_id": id, "seat_price": 5}))
-        .collect();
-    let many = json!({"user_id": 1, "reservations": reservations});
-    assert_eq!(good.post_json("/payments", &many).status, 201);
-
-    assert_eq!(good.get("/payments/1").status, 200);
-    let before = descriptors(&payrelay);
-    let over = AtomicBool::new(false);
-    let (served, slowest) = thread::scope(|scope| {
-        let good = scope.spawn(|| serve_all_along(&mut good, &over));
-        // Also when something here fails: the scope waits for the thread.
-        let over = StopOnDrop(&over);
-        let opened = Instant::now();
-        let mut slow = half_heads(address);
-        slow.extend(half_bodies(address));
-        let unread = never_reading(address);
-        println!(
-            "{} slow clients after {:.1?}",
-            slow.len() + unread.len(),
-            opened.elapsed()
-        );
-        for stream in &mut slow {
-            // Whatever it says, it closes.
-            stream.set_read_timeout(Some(LIMIT)).unwrap();
-            let ended = stream.read_to_end(&mut Vec::new());
-            let reset =
-                |error: &std::io::Error| error.kind() == std::io::ErrorKind::ConnectionReset;
-            assert!(ended.as_ref().map_or_else(reset, |_| true), "{ended:?}");
-        }
-        // Those that never read stay open on their side: only the server's time-out ends them.
-        wait_until("the last of them to be given up", 3 * LIMIT, || {
-            descriptors(&payrelay) <= before
-        });
-        // Each asks when it is connected: the last may have to knock for seconds, and who is silent
-        // for this long is given up.
-        let ask = |_| {
-            let mut client = Client::connect(address);
-            client
-                .send_raw(request("GET /health/live", "", "").as_bytes())
-                .unwrap();
-            client
-        };
-        let mut fresh: Vec<_> = (0..2 * SLOW + UNREAD).map(ask).collect();
-        assert!(
-            fresh
-                .iter_mut()
-                .all(|client| client.read_response().status == 200),
-            "all slots are free again"
-        );
-        drop(unread);
-        drop(over);
-        good.join().unwrap()
-    });
-    println!(
-        "served {served} meanwhile, the slowest in {slowest:.1?}, at most {} KiB resident",
-        resident(&payrelay)
-    );
-    assert!(
-        served > 100 && slowest < PROMPT,
-        "{served} served, the slowest in {slowest:?}"
-    );
-    assert!(
-        resident(&payrelay) < RESIDENT_KIB_MAX,
-        "{} KiB",
-        resident(&payrelay)
-    );
-}
-
-/// Pays and looks until it is over, and a hundred times at least; how often, and how long the
-/// slowest response needed.
-fn serve_all_along(good: &mut Client, over: &AtomicBool) -> (i64, Duration) {
-    let mut served = 0;
-    let mut slowest = Duration::ZERO;
-    while !over.load(Relaxed) || served <= 100 {
-        let asked = Instant::now();
-        let body = json!({"user_id": 2, "reservations": [{"reservation_id": 1000 + served, "seat_price": 5}]});
-        assert_eq!(good.post_json("/payments", &body).status, 201);
-        assert_eq!(good.get("/payments/1").status, 200);
-        slowest = slowest.max(asked.elapsed());
-        served += 1;
-    }
-    (served, slowest)
-}
-
-fn half_heads(address: SocketAddr) -> Vec<TcpStream> {
-    let begin = |_| {
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream
-            .write_all(b"POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Ty")
-            .unwrap();
-        stream
-    };
-    (0..SLOW).map(begin).collect()
-}
-
-/// More of them than the room for bodies has: those that find none are answered 429.
-fn half_bodies(address: SocketAddr) -> Vec<TcpStream> {
-    let text = request("POST /payments", "", &payment(1, 262_144));
-    let half = &text.as_bytes()[..200_000];
-    let begin = |_| {
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream.write_all(half).unwrap();
-        stream
-    };
-    (0..SLOW).map(begin).collect()
-}
-
-/// Each answer is a page of 500 payments, more than any buffer on the way takes together.
-fn never_reading(address: SocketAddr) -> Vec<TcpStream> {
-    let requests = request("GET /users/1/payment-history?limit=500", "", "").repeat(100);
-    let begin = |_| {
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream.write_all(requests.as_bytes()).unwrap();
-        stream
-    };
-    (0..UNREAD).map(begin).collect()
-}
-
-fn descriptors(payrelay: &Payrelay) -> usize {
-    fs::read_dir(format!("/proc/{}/fd", payrelay.pid()))
-        .unwrap()
-        .count()
-}
-
-/// The peak so far, in KiB.
-fn resident(payrelay: &Payrelay) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", payrelay.pid())).unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
-#[test]
-fn a_large_answer_to_a_slow_reader_arrives_whole() {
-    let dir = tempfile::tempdir().unwrap();
-    let payrelay = start(dir.path(), "[http]\nwrite_timeout = '5s'\n", &[]);
-    let mut client = Client::connect(payrelay.addr());
-    let reservations: Vec<_> = (1..=500)
-        .map(|id| json!({"reservation_id": id, "seat_price": 5}))
-        .collect();
-    assert_eq!(
-        client
-            .post_json(
-                "/payments",
-                &json!({"user_id": 1, "reservations": reservations})
-            )
-            .status,
-        201
-    );
-    // Forty answers are some megabytes; the reader takes eight seconds for them, but never five for
-    // a bufferful.
-    let requests = request("GET /users/1/payment-history?limit=500", "", "").repeat(40);
-    client.send_raw(requests.as_bytes()).unwrap();
-    let begun = Instant::now();
-    for round in 1..=40_u32 {
-        wait_until("the reader to continue", LIMIT, || {
-            begun.elapsed() > round * Duration::from_millis(200)
-        });
-        let page: Value = client.read_response().json();
-        assert_eq!(page["payments"].as_array().unwrap().len(), 500);
-    }
 }

@@ -1,4 +1,4 @@
-//! Backups beside the real binary, and what a node does that was restored from one.
+//! Backups while the real binary is running, and a node that was restored from one.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -81,7 +81,7 @@ fn assert_whole(copy: &Path, at_least: i64) {
 }
 
 #[test]
-fn a_backup_is_whole_while_clients_post() {
+fn a_backup_is_consistent_while_clients_pay() {
     let dir = tempfile::tempdir().unwrap();
     let payrelay = Payrelay::start(Options::new(dir.path(), &[]));
     let mut client = Client::connect(payrelay.addr());
@@ -124,7 +124,7 @@ fn a_backup_is_whole_while_clients_post() {
 }
 
 #[test]
-fn a_backup_that_cannot_be_is_refused_and_leaves_nothing() {
+fn an_impossible_backup_is_refused_and_leaves_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let copy = dir.path().join("copy.db");
     let output = backup(dir.path(), &copy);
@@ -175,9 +175,9 @@ fn a_backup_that_cannot_be_is_refused_and_leaves_nothing() {
     );
 }
 
-/// A start beside the WAL of the database that the copy has replaced is refused, and nothing is
+/// A start next to the WAL of the database that the copy has replaced is refused, and nothing is
 /// changed.
-fn assert_refused_beside_a_foreign_wal(dir: &Path, env: &[(&str, &str)], copy: &Path) {
+fn assert_refused_with_a_foreign_wal(dir: &Path, env: &[(&str, &str)], copy: &Path) {
     let refused = run_to_exit(Options::new(dir, env));
     let error = String::from_utf8_lossy(&refused.stderr);
     assert!(
@@ -229,7 +229,7 @@ fn a_restored_node_continues_with_new_ids_and_delivers_pending_payments() {
     let node: String = read(&database, "SELECT id FROM node");
 
     fs::copy(&copy, &database).unwrap();
-    assert_refused_beside_a_foreign_wal(dir.path(), &env, &copy);
+    assert_refused_with_a_foreign_wal(dir.path(), &env, &copy);
     for suffix in ["-wal", "-shm"] {
         fs::remove_file(dir.path().join(format!("payrelay.db{suffix}"))).unwrap();
     }
@@ -260,7 +260,7 @@ fn a_restored_node_continues_with_new_ids_and_delivers_pending_payments() {
 }
 
 #[test]
-fn the_same_backup_put_back_twice_gives_no_id_twice() {
+fn a_backup_restored_twice_issues_no_id_twice() {
     let dir = tempfile::tempdir().unwrap();
     let database = dir.path().join("payrelay.db");
     let copy = dir.path().join("copy.db");
@@ -353,7 +353,7 @@ impl Node {
 
 /// What was published after the copy is on the topic already; what was accepted after it is not in
 /// the database any more.
-fn a_restored_node_sends_nothing_again(how: Copied) {
+fn a_restored_node_publishes_nothing_twice(how: Copied) {
     let mut node = Node::new();
     node.lose_the_database(how);
     fs::copy(node.path("copy.db"), node.path("payrelay.db")).unwrap();
@@ -394,11 +394,11 @@ fn a_restored_node_sends_nothing_again(how: Copied) {
 }
 
 #[test]
-fn a_node_restored_from_a_backup_sends_nothing_again() {
-    a_restored_node_sends_nothing_again(Copied::ByBackup);
+fn a_node_restored_from_a_backup_publishes_nothing_twice() {
+    a_restored_node_publishes_nothing_twice(Copied::ByBackup);
 }
 
 #[test]
-fn a_node_put_back_by_a_plain_copy_sends_nothing_again_either() {
-    a_restored_node_sends_nothing_again(Copied::Plainly);
+fn a_node_restored_from_a_plain_copy_publishes_nothing_twice() {
+    a_restored_node_publishes_nothing_twice(Copied::Plainly);
 }

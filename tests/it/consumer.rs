@@ -2,15 +2,13 @@
 
 use std::fs;
 use std::num::NonZeroUsize;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use krafka::admin::AclOperation;
 use payrelay::config;
 use payrelay::config::DeliveryGuarantee::{AtLeastOnce, ExactlyOnce};
 use payrelay::domain::timestamp::Timestamp;
-use payrelay::kafka::consumer::{Consumer, Step};
-use payrelay::kafka::publisher::KafkaPublisher;
-use payrelay::relay::publisher::{PublishError, Publisher};
+use payrelay::kafka::consumer::Consumer;
+use payrelay::relay::publisher::Publisher;
 use payrelay::runtime::health::HealthHandle;
 use payrelay::runtime::worker::Waker;
 use payrelay::store::dead_letter;
@@ -18,13 +16,11 @@ use payrelay::store::dead_letter_action::{self, DeadLetterAction, DeadLetterRequ
 use serde_json::{Value, json};
 
 use super::audit::audit;
-use super::contract::{
+use testkit::kafka::Broker;
+use testkit::publishing::{
     TOPIC, consume, consumer, positioned, publish, publisher, settings, unpublished,
 };
-use testkit::cluster::Cluster;
-use testkit::kafka::Broker;
 use testkit::store::Database;
-use testkit::tls::{PASSWORD, Secure, USER};
 use testkit::{topic, wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(1);
@@ -193,60 +189,8 @@ fn a_copy_that_is_older_than_the_groups_offsets_loses_no_event() {
     assert_eq!(audited(database, &broker), (json!([]), json!([])));
 }
 
-fn unavailable_within_5_s(consumer: &mut Consumer, part: &HealthHandle, fault: Instant) {
-    wait_until("the consumer to be unavailable", LIMIT, || {
-        let _ = consumer.step();
-        part.get().is_failing()
-    });
-    assert!(
-        fault.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        fault.elapsed()
-    );
-}
-
 #[test]
-fn a_broker_that_dies_or_hangs_makes_the_consumer_unavailable_within_5_s_until_it_answers() {
-    let (mut broker, mut proxy) = Broker::start_behind_proxy("4.4.0");
-    let database = Database::open();
-    let part = HealthHandle::up();
-    let settings = settings(&broker, 1, ExactlyOnce);
-    let store = database.store().clone();
-    let mut consumer = Consumer::new(settings, store, Waker::new().0, part.clone()).unwrap();
-    let recovered = |consumer: &mut Consumer| {
-        wait_until("the consumer to be up", LIMIT, || {
-            let _ = consumer.step();
-            !part.get().is_failing()
-        });
-    };
-    database.pay(1, [1]);
-    publish(
-        &mut publisher(&broker, &database, 1, ExactlyOnce),
-        &database,
-    );
-    consume(&mut consumer, &database, DELIVERIES, 1);
-    recovered(&mut consumer);
-
-    proxy.stall();
-    unavailable_within_5_s(&mut consumer, &part, Instant::now());
-    for _ in 0..5 {
-        assert!(matches!(
-            consumer.step(),
-            Step::Stored(0) | Step::RetryAfter(_)
-        ));
-        assert!(part.get().is_failing(), "it hangs");
-    }
-    proxy.heal();
-    recovered(&mut consumer);
-
-    broker.take_away();
-    unavailable_within_5_s(&mut consumer, &part, Instant::now());
-    broker.give_back();
-    recovered(&mut consumer);
-}
-
-#[test]
-fn foreign_records_beyond_the_limit_are_counted_and_closed_letters_make_room() {
+fn foreign_records_beyond_the_limit_are_only_counted() {
     let broker = Broker::start("4.4.0");
     let database = Database::open();
     drop(positioned(&broker, &database));
@@ -315,126 +259,4 @@ fn foreign_records_beyond_the_limit_are_counted_and_closed_letters_make_room() {
             json!([["dead-letters", 5], ["dropped-records", 1]])
         )
     );
-}
-
-/// These settings, on the listener that asks for a user.
-fn as_user(secure: &Secure, settings: config::Kafka) -> config::Kafka {
-    let sasl = config::KafkaSasl {
-        mechanism: config::SaslMechanism::Plain,
-        username: USER.to_owned(),
-        password: config::Secret::new(PASSWORD),
-    };
-    let security = config::KafkaSecurity {
-        tls: None,
-        sasl: Some(sasl),
-    };
-    config::Kafka {
-        bootstrap_servers: vec![secure.sasl()],
-        security,
-        ..settings
-    }
-}
-
-/// The events wait, and are published in their order once the right is there again.
-#[test]
-fn a_right_to_write_that_is_accepted_away_is_named_with_the_command_that_grants_it() {
-    let (broker, secure) = Broker::start_secure("4.4.0");
-    for delivery in [ExactlyOnce, AtLeastOnce] {
-        let database = Database::open();
-        let settings = as_user(
-            &secure,
-            config::Kafka {
-                topic: format!("{delivery:?}"),
-                ..settings(&broker, 1, delivery)
-            },
-        );
-        let topic = settings.topic.clone();
-        let mut publisher = KafkaPublisher::new(settings, database.store().clone()).unwrap();
-        database.pay(1, 1..=3);
-        publish(&mut publisher, &database);
-        // What is allowed expressly denies the rest.
-        topic::allow(&broker.bootstrap(), USER, &topic, AclOperation::Read);
-        let revoked_at = Instant::now();
-        database.pay(1, 4..=6);
-        let error = wait_for(
-            "the publisher to say why it does not publish",
-            LIMIT,
-            || {
-                let outcome = publisher.publish(&unpublished(&database));
-                assert_eq!(
-                    outcome.receipts,
-                    [],
-                    "nothing is published, and nothing is rejected"
-                );
-                match outcome.error {
-                    Some(PublishError::Unavailable(why))
-                        if why.contains("AUTHORIZATION_FAILED") =>
-                    {
-                        Some(why)
-                    }
-                    _ => None,
-                }
-            },
-        );
-        assert!(
-            revoked_at.elapsed() < Duration::from_secs(10),
-            "{:?}",
-            revoked_at.elapsed()
-        );
-        assert!(
-            error.contains("grant WRITE") && error.contains(&format!("--topic {topic}")),
-            "{error}"
-        );
-        topic::allow(&broker.bootstrap(), USER, &topic, AclOperation::Write);
-        publish(&mut publisher, &database);
-        let values: Vec<_> = topic::read(&broker.bootstrap(), &topic, LIMIT)
-            .into_iter()
-            .map(|found| found.value)
-            .collect();
-        assert_eq!(values, ["1", "2", "3", "4", "5", "6"]);
-    }
-}
-
-#[test]
-fn a_right_to_read_that_is_accepted_away_is_named_within_10_s() {
-    let (broker, secure) = Broker::start_secure("4.4.0");
-    let database = Database::open();
-    let part = HealthHandle::up();
-    let settings = as_user(&secure, settings(&broker, 1, ExactlyOnce));
-    let mut consumer = Consumer::new(
-        settings,
-        database.store().clone(),
-        Waker::new().0,
-        part.clone(),
-    )
-    .unwrap();
-    let published = |ids: std::ops::RangeInclusive<i64>| {
-        database.pay(1, ids);
-        publish(
-            &mut publisher(&broker, &database, 1, ExactlyOnce),
-            &database,
-        );
-    };
-    published(1..=3);
-    consume(&mut consumer, &database, DELIVERIES, 3);
-    topic::allow(&broker.bootstrap(), USER, TOPIC, AclOperation::Write);
-    let revoked_at = Instant::now();
-    wait_until("the consumer to be unavailable", LIMIT, || {
-        let _ = consumer.step();
-        part.get().is_failing()
-    });
-    assert!(
-        revoked_at.elapsed() < Duration::from_secs(10),
-        "{:?}",
-        revoked_at.elapsed()
-    );
-    let error = part.get().error.unwrap();
-    assert!(error.contains("grant READ on it"), "{error}");
-    published(4..=6);
-    topic::allow(&broker.bootstrap(), USER, TOPIC, AclOperation::Read);
-    consume(&mut consumer, &database, DELIVERIES, 6);
-    wait_until("the consumer to be up", LIMIT, || {
-        let _ = consumer.step();
-        !part.get().is_failing()
-    });
 }

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use payrelay::config::{
@@ -21,142 +20,44 @@ use payrelay::runtime::health::HealthHandle;
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::Waker;
 use payrelay::store::dead_letter_action::{self, DeadLetterAction, DeadLetterRequest, Selection};
-use payrelay::store::outbox;
 use payrelay::store::publication::{self, Destination, Receipt};
-use payrelay::store::topic as store_topic;
 
 use testkit::cluster::{Cluster, Fake};
 use testkit::kafka::Broker;
 use testkit::process::{Options, Payrelay};
+use testkit::publishing::{
+    TOPIC, consume, consumer, mark, positioned, publish, publisher, settings, unpublished,
+};
 use testkit::store::{Database, wait_until_all_is_delivered};
 use testkit::{topic, wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(1);
-pub const TOPIC: &str = "payment-event";
-/// A publisher whose topic was deleted repeats its batch for this long before it gives it up and
-/// looks at what there is: all that is waited for comes after that.
-const GIVEN_UP: Duration = Duration::from_secs(45);
 
 /// One test for each of the contract's points, each kind of cluster, and each kind of delivery.
 macro_rules! contract {
     ($($point:ident),* $(,)?) => {
-        mod exactly_once_on_the_fake_broker {
-            $(#[test] fn $point() { super::$point(&mut super::Fake::start(), super::ExactlyOnce); })*
-        }
-        mod at_least_once_on_the_fake_broker {
-            $(#[test] fn $point() { super::$point(&mut super::Fake::start(), super::AtLeastOnce); })*
-        }
-        mod exactly_once_on_a_real_kafka {
-            $(#[test] fn $point() { super::$point(&mut super::Broker::start("4.4.0"), super::ExactlyOnce); })*
-        }
-        mod at_least_once_on_a_real_kafka {
-            $(#[test] fn $point() { super::$point(&mut super::Broker::start("4.4.0"), super::AtLeastOnce); })*
+        contract!(exactly_once_on_the_fake_broker, Fake::start(), ExactlyOnce, $($point)*);
+        contract!(at_least_once_on_the_fake_broker, Fake::start(), AtLeastOnce, $($point)*);
+        contract!(exactly_once_on_a_real_kafka, Broker::start("4.4.0"), ExactlyOnce, $($point)*);
+        contract!(at_least_once_on_a_real_kafka, Broker::start("4.4.0"), AtLeastOnce, $($point)*);
+    };
+    ($name:ident, $cluster:expr, $delivery:ident, $($point:ident)*) => {
+        mod $name {
+            use super::*;
+
+            $(#[test] fn $point() { super::$point(&mut $cluster, $delivery); })*
         }
     };
 }
 
 contract![
     records_are_cloud_events_in_commit_order,
-    a_broker_that_is_failing_at_the_start_loses_nothing,
-    a_broker_that_goes_in_the_middle_loses_and_doubles_nothing,
-    what_is_on_the_topic_and_not_marked_is_found_and_not_published_again,
-    what_comes_is_stored_once_and_the_offset_committed,
-    foreign_records_become_dead_letters_and_the_rest_continues,
+    a_broker_unavailable_at_the_start_loses_nothing,
+    a_broker_restart_loses_and_doubles_nothing,
+    published_but_unmarked_events_are_reconciled,
+    consumed_events_are_stored_once_and_their_offset_is_committed,
+    foreign_records_are_dead_lettered_and_others_are_consumed,
 ];
-
-pub fn settings(
-    cluster: &dyn Cluster,
-    partitions: i32,
-    delivery: DeliveryGuarantee,
-) -> config::Kafka {
-    config::Kafka {
-        bootstrap_servers: vec![cluster.bootstrap()],
-        topic: TOPIC.into(),
-        group: "payment-group".into(),
-        partitions,
-        delivery,
-        dead_records_max: NonZeroUsize::MAX,
-        security: config::KafkaSecurity::default(),
-    }
-}
-
-pub fn publisher(
-    cluster: &dyn Cluster,
-    database: &Database,
-    partitions: i32,
-    delivery: DeliveryGuarantee,
-) -> KafkaPublisher {
-    KafkaPublisher::new(
-        settings(cluster, partitions, delivery),
-        database.store().clone(),
-    )
-    .unwrap()
-}
-
-pub fn unpublished(database: &Database) -> Vec<Event> {
-    database
-        .store()
-        .read(|connection| outbox::unpublished_outbox_events(connection, 0, 100_000))
-        .unwrap()
-}
-
-/// Publishes as the relay does: until all of it has a receipt, and marks it.
-pub fn publish(publisher: &mut KafkaPublisher, database: &Database) -> Vec<Receipt> {
-    let mut receipts = Vec::new();
-    wait_until("all events to be published", GIVEN_UP + LIMIT, || {
-        let events = unpublished(database);
-        if events.is_empty() {
-            return true;
-        }
-        receipts.extend(mark(database, publisher.publish(&events)));
-        false
-    });
-    receipts
-}
-
-/// As the relay does it.
-pub fn mark(database: &Database, published: PublishOutcome) -> Vec<Receipt> {
-    let PublishOutcome {
-        receipts, progress, ..
-    } = published;
-    let accepted = receipts.clone();
-    let mark = move |tx: &payrelay::store::Transaction<'_>| {
-        publication::record_publications(tx, &accepted, Timestamp::now())?;
-        progress
-            .iter()
-            .try_for_each(|progress| store_topic::save_published_topic_offsets(tx, progress))
-    };
-    database.store().write(mark).unwrap();
-    receipts
-}
-
-pub fn consumer(cluster: &dyn Cluster, database: &Database) -> Consumer {
-    Consumer::new(
-        settings(cluster, 1, ExactlyOnce),
-        database.store().clone(),
-        Waker::new().0,
-        HealthHandle::up(),
-    )
-    .unwrap()
-}
-
-/// A consumer that has its position: what is published from now on comes from the topic.
-pub fn positioned(cluster: &dyn Cluster, database: &Database) -> Consumer {
-    let mut consumer = consumer(cluster, database);
-    wait_until("the consumer to have its position", LIMIT, || {
-        let _ = consumer.step();
-        database.number("SELECT count(*) FROM topic_partition WHERE consumed_to IS NOT NULL") > 0
-    });
-    consumer
-}
-
-pub fn consume(consumer: &mut Consumer, database: &Database, sql: &str, count: i64) {
-    wait_until(sql, LIMIT, || {
-        let _ = consumer.step();
-        database.number(sql) >= count
-    });
-    assert_eq!(database.number(sql), count);
-}
 
 fn records_are_cloud_events_in_commit_order(
     cluster: &mut dyn Cluster,
@@ -226,18 +127,18 @@ fn number(record: &topic::Found) -> i64 {
     record.value.parse().unwrap()
 }
 
-fn a_broker_that_is_failing_at_the_start_loses_nothing(
+fn a_broker_unavailable_at_the_start_loses_nothing(
     cluster: &mut dyn Cluster,
     delivery: DeliveryGuarantee,
 ) {
     let database = Database::open();
     database.pay(1, 1..=10);
-    cluster.take_away();
+    cluster.become_unavailable();
     let mut publisher = publisher(cluster, &database, 1, delivery);
     let answer = publisher.publish(&unpublished(&database));
     assert_eq!(answer.receipts, []);
     assert!(answer.error.is_some());
-    cluster.give_back();
+    cluster.become_available();
     publish(&mut publisher, &database);
     let found = topic::read_all(&cluster.bootstrap(), TOPIC, 10, LIMIT);
     assert_eq!(
@@ -246,7 +147,7 @@ fn a_broker_that_is_failing_at_the_start_loses_nothing(
     );
 }
 
-fn a_broker_that_goes_in_the_middle_loses_and_doubles_nothing(
+fn a_broker_restart_loses_and_doubles_nothing(
     cluster: &mut dyn Cluster,
     delivery: DeliveryGuarantee,
 ) {
@@ -255,11 +156,11 @@ fn a_broker_that_goes_in_the_middle_loses_and_doubles_nothing(
     database.pay(1, 1..=100);
     publish(&mut publisher, &database);
     database.pay(1, 101..=200);
-    cluster.take_away();
+    cluster.become_unavailable();
     // Handed over, never answered: it stays in flight.
     assert!(publisher.publish(&unpublished(&database)).error.is_some());
     database.pay(1, 201..=300);
-    cluster.give_back();
+    cluster.become_available();
     publish(&mut publisher, &database);
     let found = topic::read_all(&cluster.bootstrap(), TOPIC, 300, LIMIT);
     assert_eq!(
@@ -268,7 +169,7 @@ fn a_broker_that_goes_in_the_middle_loses_and_doubles_nothing(
     );
 }
 
-fn what_is_on_the_topic_and_not_marked_is_found_and_not_published_again(
+fn published_but_unmarked_events_are_reconciled(
     cluster: &mut dyn Cluster,
     delivery: DeliveryGuarantee,
 ) {
@@ -276,9 +177,9 @@ fn what_is_on_the_topic_and_not_marked_is_found_and_not_published_again(
     for user in 0..20 {
         database.pay(user, [user, 1000 + user]);
     }
-    // The process dies between the broker's word and the mark.
+    // The process dies between the acknowledgement and the mark.
     let mut dead = publisher(cluster, &database, 3, delivery);
-    let lost = wait_for("the broker's word", LIMIT, || {
+    let lost = wait_for("the acknowledgement", LIMIT, || {
         let receipts = dead.publish(&unpublished(&database)).receipts;
         (!receipts.is_empty()).then_some(receipts)
     });
@@ -306,7 +207,7 @@ fn what_is_on_the_topic_and_not_marked_is_found_and_not_published_again(
     }
 }
 
-fn what_comes_is_stored_once_and_the_offset_committed(
+fn consumed_events_are_stored_once_and_their_offset_is_committed(
     cluster: &mut dyn Cluster,
     delivery: DeliveryGuarantee,
 ) {
@@ -395,7 +296,7 @@ fn letters(database: &Database) -> Vec<Letter> {
     database.store().read(read).unwrap()
 }
 
-fn foreign_records_become_dead_letters_and_the_rest_continues(
+fn foreign_records_are_dead_lettered_and_others_are_consumed(
     cluster: &mut dyn Cluster,
     delivery: DeliveryGuarantee,
 ) {
@@ -433,7 +334,7 @@ fn on_topic(cluster: &dyn Cluster, count: usize) -> Vec<i64> {
 }
 
 #[test]
-fn what_a_dead_process_left_open_never_shows() {
+fn an_open_transaction_of_a_dead_process_never_becomes_visible() {
     let broker = Broker::start("4.4.0");
     let database = Database::open();
     database.pay(1, [1]);
@@ -508,8 +409,8 @@ fn two_of_the_same_node(version: &str) {
     assert_eq!(on_topic(&broker, all.len()), all);
 }
 
-/// A batch that the network holds back, and delivers when its sender is dead and the next process
-/// is through: what is on the topic then.
+/// A batch that the network delivers late: its sender is dead by then, and the next process has
+/// published. Returns what is on the topic.
 fn with_a_batch_that_comes_too_late(delivery: DeliveryGuarantee) -> Vec<i64> {
     let (broker, mut proxy) = Broker::start_behind_proxy("4.4.0");
     let database = Database::open();
@@ -520,7 +421,7 @@ fn with_a_batch_that_comes_too_late(delivery: DeliveryGuarantee) -> Vec<i64> {
     database.pay(1, 6..=10);
     assert!(
         dead.publish(&unpublished(&database)).error.is_some(),
-        "its batch is under way"
+        "its batch is in progress"
     );
     drop(dead);
     publish(&mut publisher(&broker, &database, 1, delivery), &database);
@@ -533,7 +434,7 @@ fn with_a_batch_that_comes_too_late(delivery: DeliveryGuarantee) -> Vec<i64> {
 }
 
 #[test]
-fn a_batch_that_comes_too_late_is_refused() {
+fn the_broker_rejects_a_late_batch_of_a_fenced_producer() {
     assert_eq!(
         with_a_batch_that_comes_too_late(ExactlyOnce),
         (1..=12).collect::<Vec<_>>()
@@ -543,7 +444,7 @@ fn a_batch_that_comes_too_late_is_refused() {
 /// The one hole that the look before publishing leaves without transactions: this is what they are
 /// for.
 #[test]
-fn without_transactions_a_batch_that_comes_too_late_is_there_twice() {
+fn a_late_batch_is_published_twice_without_transactions() {
     let found = with_a_batch_that_comes_too_late(AtLeastOnce);
     assert_eq!(
         found,
@@ -552,7 +453,7 @@ fn without_transactions_a_batch_that_comes_too_late_is_there_twice() {
 }
 
 #[test]
-fn added_partitions_and_a_recreated_topic_are_noticed_while_it_runs() {
+fn the_relay_notices_added_partitions_and_a_recreated_topic() {
     let broker = Broker::start("4.4.0");
     let database = Database::open();
     let deliveries = "SELECT count(*) FROM delivery";
@@ -604,7 +505,7 @@ fn a_record_that_the_broker_rejects_is_dead_lettered(delivery: DeliveryGuarantee
         .store()
         .write(move |tx| tx.execute_batch(trace))
         .unwrap();
-    // Room for each of the events, but not for the one with a trace.
+    // Large enough for each of the events, but not for the one with a trace.
     topic::create(&broker.bootstrap(), TOPIC, &[("max.message.bytes", "280")]);
     let mut consumer = positioned(&broker, &database);
     let mut publisher = publisher(&broker, &database, 1, delivery);
@@ -657,7 +558,7 @@ fn a_record_that_the_broker_rejects_is_dead_lettered(delivery: DeliveryGuarantee
 /// An event that is suspected goes outside of a transaction once: no other one goes along, in its
 /// batch or instead of it.
 #[test]
-fn new_events_wait_while_one_is_suspected() {
+fn new_events_wait_while_a_rejected_event_is_retested() {
     let broker = Broker::start("4.4.0");
     let trace = "UPDATE outbox \
         SET traceparent = '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01' WHERE id = 1";
@@ -762,7 +663,7 @@ impl Published {
 }
 
 #[test]
-fn the_consumer_resumes_from_the_database_whatever_happened_to_the_topic() {
+fn the_consumer_resumes_from_the_offsets_in_the_database() {
     let this = Published {
         broker: Broker::start("4.4.0"),
         database: Database::open(),
@@ -843,7 +744,7 @@ fn unconsumed_events_of_an_abandoned_topic_are_backfilled_from_the_outbox() {
 }
 
 #[test]
-fn a_partition_that_cannot_be_found_costs_the_others_nothing() {
+fn a_missing_partition_delays_no_other_partition() {
     let fake = Fake::start();
     let database = Database::open();
     let pay_and_publish = |first: i64| {
@@ -871,7 +772,7 @@ fn a_partition_that_cannot_be_found_costs_the_others_nothing() {
 }
 
 #[test]
-fn events_lost_from_the_end_of_a_topic_are_delivered_all_the_same() {
+fn events_lost_from_the_end_of_a_topic_are_backfilled() {
     let fake = Fake::start();
     let database = Database::open();
     let published = |ids: std::ops::RangeInclusive<i64>| {
@@ -916,7 +817,7 @@ fn events_lost_from_the_end_of_a_topic_are_delivered_all_the_same() {
 }
 
 #[test]
-fn a_consumer_that_its_group_does_not_take_says_so() {
+fn a_consumer_reports_that_its_group_rejects_it() {
     let fake = Fake::start();
     let database = Database::open();
     database.pay(1, 1..=3);
@@ -926,7 +827,7 @@ fn a_consumer_that_its_group_does_not_take_says_so() {
     let settings = settings(&fake, 1, ExactlyOnce);
     let store = database.store().clone();
     let mut consumer = Consumer::new(settings, store, Waker::new().0, part.clone()).unwrap();
-    wait_until("the consumer to be away", 2 * LIMIT, || {
+    wait_until("the consumer to be unavailable", 2 * LIMIT, || {
         let _ = consumer.step();
         part.get().is_failing()
     });
@@ -956,7 +857,7 @@ fn events_hidden_by_another_producers_transaction_are_reported() {
         topic::OpenTransaction::begin(&broker.bootstrap(), "stranger", TOPIC, "77", "stranger-1");
     database.pay(1, 4..=5);
     publish(&mut publisher, &database);
-    wait_until("the consumer to be away", 2 * LIMIT, || {
+    wait_until("the consumer to be unavailable", 2 * LIMIT, || {
         let _ = consumer.step();
         part.get().is_failing()
     });

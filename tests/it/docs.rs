@@ -103,8 +103,8 @@ fn the_readme_is_short() {
 /// each key.
 fn configuration_reference(config: &str) -> String {
     let mut text = String::from(
-        "# Configuration\n\nThis page is made from [config.toml](../../config.toml). The first file \
-         that exists is read: `--config`, `PAYRELAY_CONFIG`,\n`./config.toml`, \
+        "# Configuration\n\nThis page is made from [config.toml](../../config.toml). The first \
+         file that exists is read: `--config`, `PAYRELAY_CONFIG`,\n`./config.toml`, \
          `/etc/payrelay/config.toml`. Each key has an environment variable, which wins; an empty \
          variable is unset.\nUnknown keys and invalid values are refused, all at once, with exit \
          code 78.\n",

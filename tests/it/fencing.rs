@@ -210,7 +210,7 @@ fn fence(nodes: [Node<'_>; 2]) -> (Node<'_>, Node<'_>, i64) {
 }
 
 #[test]
-fn a_fenced_node_accepts_payments_and_publishes_them_when_it_is_resumed() {
+fn a_fenced_node_accepts_payments_and_publishes_them_once_resumed() {
     let broker = Broker::start("4.4.0");
     let bootstrap = broker.bootstrap();
     for way in ["command line", "http", "restart"] {
@@ -282,7 +282,7 @@ fn a_stray_copy_that_accepts_one_payment_is_reported_by_both_processes() {
 
 /// In every delivery mode, and whichever of id, payment and value is not this database's.
 #[test]
-fn a_record_of_this_node_that_it_did_not_write_is_reported() {
+fn a_record_that_another_process_wrote_as_this_node_is_reported() {
     let broker = Broker::start("4.4.0");
     let bootstrap = broker.bootstrap();
     for delivery in ["exactly-once", "at-least-once"] {
@@ -344,10 +344,10 @@ fn a_record_of_this_node_that_it_did_not_write_is_reported() {
     }
 }
 
-/// A node with a configured id gets a new file, or an old one: payments that came before Kafka was
-/// there have ids that the topic has. They get new ones, and are published in their order.
+/// A node with a configured id gets a new file, or an old one. Payments that came before Kafka was
+/// available have ids that the topic has. They get new ones, and are published in their order.
 #[test]
-fn payments_whose_event_ids_the_topic_has_get_new_ones() {
+fn events_get_new_ids_if_the_topic_has_their_ids() {
     let (broker, mut proxy) = Broker::start_behind_proxy("4.4.0");
     let bootstrap = broker.bootstrap();
     let env = [
@@ -357,7 +357,8 @@ fn payments_whose_event_ids_the_topic_has_get_new_ones() {
         ("PAYRELAY_KAFKA_PARTITIONS", "3"),
     ];
     let pay = |payrelay: &Payrelay, user: i64, reservation: i64| {
-        let body = json!({ "user_id": user, "reservations": [{ "reservation_id": reservation, "seat_price": 1 }] });
+        let reservation = json!({ "reservation_id": reservation, "seat_price": 1 });
+        let body = json!({ "user_id": user, "reservations": [reservation] });
         assert_eq!(
             Client::connect(payrelay.addr())
                 .post_json("/payments", &body)

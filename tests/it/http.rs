@@ -1,11 +1,10 @@
 //! The HTTP edge of the real binary: what it answers, what it refuses, and what it survives.
 
 use std::io::Read as _;
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use socket2::{Domain, Socket, Type};
 
 use testkit::http::{Client, Response};
 use testkit::process::{Options, Payrelay};
@@ -93,7 +92,7 @@ fn assert_problem(response: &Response, status: u16, field: Option<&str>) {
 }
 
 #[test]
-fn a_payment_is_answered_as_the_contract_shows() {
+fn the_response_to_a_payment_follows_the_contract() {
     let fixture = start(&[]);
     let mut client = fixture.client();
     let body =
@@ -111,7 +110,14 @@ fn a_payment_is_answered_as_the_contract_shows() {
         "{executed_at}"
     );
     payment.as_object_mut().unwrap().remove("executed_at");
-    let expected = json!({"id": 1, "user_id": 42, "reservation_id": 1001, "amount": 150_000, "currency": "KRW", "status": "COMPLETED"});
+    let expected = json!({
+        "id": 1,
+        "user_id": 42,
+        "reservation_id": 1001,
+        "amount": 150_000,
+        "currency": "KRW",
+        "status": "COMPLETED",
+    });
     assert_eq!(payment, expected);
 
     let again = client.post_json("/payments", &body).json();
@@ -218,7 +224,7 @@ fn health_is_reported() {
 }
 
 #[test]
-fn what_is_not_json_is_refused() {
+fn a_body_that_is_no_json_is_refused() {
     let fixture = start(&[]);
     for body in ["", "nonsense", "{\"user_id\": 1", "\u{feff}{}"] {
         assert_problem(&fixture.post(body), 400, None);
@@ -226,7 +232,7 @@ fn what_is_not_json_is_refused() {
 }
 
 #[test]
-fn wrong_types_and_unknown_fields_are_named() {
+fn problems_name_wrong_types_and_unknown_fields() {
     let fixture = start(&[]);
     assert_problem(&fixture.post("[]"), 422, Some("body"));
     assert_problem(&fixture.post("{}"), 422, Some("user_id"));
@@ -282,11 +288,13 @@ fn a_reservation_named_twice_is_refused() {
 }
 
 #[test]
-fn numbers_that_cannot_be_are_refused() {
+fn impossible_numbers_are_refused() {
     let fixture = start(&[]);
     let post = |user: &str, id: &str, price: &str| {
-        fixture
-            .post(&format!(r#"{{"user_id":{user},"reservations":[{{"reservation_id":{id},"seat_price":{price}}}]}}"#))
+        fixture.post(&format!(
+            r#"{{"user_id":{user},
+                    "reservations":[{{"reservation_id":{id},"seat_price":{price}}}]}}"#
+        ))
     };
     let id = Some("reservations[0].reservation_id");
     let price = Some("reservations[0].seat_price");
@@ -325,7 +333,7 @@ fn numbers_that_cannot_be_are_refused() {
 #[test]
 fn a_body_over_the_limit_is_refused_with_and_without_its_length() {
     let fixture = start(&[("PAYRELAY_HTTP_BODY_BYTES_MAX", "65536")]);
-    // More than fits into the buffers of both sockets, less than what is thrown away.
+    // More than fits into the buffers of both sockets, less than what is discarded.
     let body = "x".repeat(1_000_000);
     assert_problem(&fixture.post(&body), 413, None);
     let mut client = fixture.client();
@@ -429,7 +437,7 @@ fn a_client_that_disconnects_mid_body_stores_nothing_and_hurts_no_other() {
 }
 
 #[test]
-fn a_body_that_does_not_come_is_given_up() {
+fn a_body_that_does_not_arrive_times_out() {
     let fixture = start(&[("PAYRELAY_HTTP_BODY_TIMEOUT", "200ms")]);
     let mut client = fixture.client();
     let head = "POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: \
@@ -439,7 +447,7 @@ fn a_body_that_does_not_come_is_given_up() {
 }
 
 #[test]
-fn a_thousand_half_heads_leave_the_others_served() {
+fn a_thousand_incomplete_heads_delay_no_other_client() {
     let fixture = start(&[("PAYRELAY_HTTP_HEADER_TIMEOUT", "8s")]);
     let begin = |_| {
         let mut client = fixture.client();
@@ -518,16 +526,8 @@ fn a_client_that_shuts_its_sending_side_down_is_answered() {
     );
 }
 
-/// A connection from this address of the loopback network.
-fn connect_from(source: [u8; 4], address: SocketAddr) -> TcpStream {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
-    socket.connect(&address.into()).unwrap();
-    socket.into()
-}
-
 #[test]
-fn an_answer_that_is_not_written_yet_keeps_its_connection() {
+fn a_connection_with_an_unwritten_response_stays_open() {
     const ANSWERS: usize = 12;
     let env = [
         ("PAYRELAY_HTTP_CONNECTIONS_MAX", "2"),
@@ -563,44 +563,7 @@ fn an_answer_that_is_not_written_yet_keeps_its_connection() {
 }
 
 #[test]
-fn silent_connections_give_their_place_to_new_ones() {
-    let env = [
-        ("PAYRELAY_HTTP_CONNECTIONS_MAX", "8"),
-        ("PAYRELAY_HTTP_CLIENT_CONNECTIONS_MAX", "4"),
-    ];
-    let fixture = start(&env);
-    let address = fixture.payrelay.addr();
-    let mut idle = fixture.client();
-    assert_eq!(idle.get("/health/live").status, 200);
-    // Half of them say nothing, the others stop within the head.
-    let silent: Vec<_> = (0..7)
-        .map(|n| connect_from([127, 0, 0, 2 + n / 4], address))
-        .collect();
-    for stream in silent.iter().step_by(2) {
-        std::io::Write::write_all(&mut &*stream, b"GET /health/li").unwrap();
-    }
-    // A request that is under way keeps its place.
-    let mut busy = fixture.client();
-    let head = "POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
-    let body = payment(1, [1]).to_string();
-    busy.send_raw(format!("{head}Content-Length: {}\r\n\r\n", body.len()).as_bytes())
-        .unwrap();
-    let started = std::time::Instant::now();
-    for _ in 0..4 {
-        let mut client = fixture.client();
-        assert_eq!(client.get("/health/live").status, 200);
-    }
-    assert!(
-        started.elapsed() < Duration::from_secs(10),
-        "{:?}",
-        started.elapsed()
-    );
-    busy.send_raw(body.as_bytes()).unwrap();
-    assert_eq!(busy.read_response().status, 201);
-}
-
-#[test]
-fn a_request_that_came_through_a_proxy_needs_tokens() {
+fn a_proxied_request_needs_a_token() {
     let fixture = start(&[]);
     let mut client = fixture.client();
     let headers = [
@@ -642,7 +605,7 @@ fn a_request_that_came_through_a_proxy_needs_tokens() {
 }
 
 #[test]
-fn the_host_has_to_be_there_once_and_valid() {
+fn a_request_needs_exactly_one_valid_host() {
     let fixture = start(&[]);
     for hosts in [
         "",
@@ -695,37 +658,7 @@ fn unknown_codings_are_refused() {
 }
 
 #[test]
-fn a_refusal_does_not_wait_for_the_body() {
-    let fixture = start(&[]);
-    for (line, status) in [
-        ("POST /nowhere", 404),
-        ("PUT /payments", 405),
-        ("POST /payments?dry_run=true", 422),
-    ] {
-        let mut client = fixture.client();
-        let started = std::time::Instant::now();
-        let head =
-            format!("{line} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n");
-        client
-            .send_raw(format!("{head}Content-Length: 100000\r\n\r\n").as_bytes())
-            .unwrap();
-        let refused = client.read_response();
-        assert_eq!(
-            (refused.status, refused.header("connection")),
-            (status, Some("close")),
-            "{line}"
-        );
-        // http.body_timeout is 10 s.
-        assert!(
-            started.elapsed() < Duration::from_secs(5),
-            "{line}: {:?}",
-            started.elapsed()
-        );
-    }
-}
-
-#[test]
-fn parameters_and_bodies_that_do_not_belong_are_refused() {
+fn unexpected_parameters_and_bodies_are_refused() {
     let fixture = start(&[]);
     let mut client = fixture.client();
     let typed = "Content-Type: application/json\r\n";
@@ -779,7 +712,7 @@ fn parameters_and_bodies_that_do_not_belong_are_refused() {
 }
 
 #[test]
-fn a_reservation_shows_the_payment_that_has_paid_it() {
+fn a_reservation_shows_the_payment_that_paid_it() {
     let fixture = start(&[]);
     let mut client = fixture.client();
     let created = client.post_json("/payments", &payment(1, [7]));
@@ -812,7 +745,7 @@ fn a_reservation_shows_the_payment_that_has_paid_it() {
 }
 
 #[test]
-fn more_connections_than_allowed_wait_and_are_served_later() {
+fn connections_beyond_the_limit_are_served_later() {
     let fixture = start(&[
         ("PAYRELAY_HTTP_CONNECTIONS_MAX", "2"),
         ("PAYRELAY_HTTP_CLIENT_CONNECTIONS_MAX", "2"),
@@ -835,7 +768,7 @@ fn more_connections_than_allowed_wait_and_are_served_later() {
 }
 
 #[test]
-fn too_much_waiting_work_is_refused_at_once_with_retry_after() {
+fn a_full_queue_is_refused_at_once_with_retry_after() {
     let fixture = start(&[
         ("PAYRELAY_DATABASE_QUEUE_MAX", "1"),
         ("PAYRELAY_HTTP_BODY_BYTES_MAX", "200000"),
@@ -867,7 +800,7 @@ fn too_much_waiting_work_is_refused_at_once_with_retry_after() {
 }
 
 #[test]
-fn a_crowd_of_readers_does_not_make_it_unready() {
+fn many_readers_do_not_make_payrelay_unready() {
     let fixture = start(&[
         ("PAYRELAY_DATABASE_QUEUE_MAX", "1"),
         ("PAYRELAY_DATABASE_READERS", "1"),
@@ -902,7 +835,7 @@ fn a_crowd_of_readers_does_not_make_it_unready() {
 }
 
 #[test]
-fn health_shows_what_waits_with_its_age() {
+fn health_shows_pending_events_with_their_age() {
     let env = [
         ("PAYRELAY_PUBLISHER_KIND", "kafka"),
         ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1"),
@@ -949,7 +882,7 @@ fn a_refusal_after_100_continue_is_read_by_a_client_that_keeps_writing() {
 }
 
 #[test]
-fn a_refusal_repeats_little_of_what_was_sent() {
+fn a_refusal_repeats_little_of_the_request() {
     let fixture = start(&[]);
     let long = "x".repeat(5000);
     let paths = [

@@ -1,5 +1,5 @@
-//! Mutated requests, heads and bodies, over real sockets to the real binary: it lives on, every
-//! connection is answered or closed, and nothing is answered with 201 that is not stored.
+//! Mutated requests, heads and bodies, over real sockets to the real binary. It survives, and
+//! answers or closes every connection. Nothing is answered with 201 that is not stored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;

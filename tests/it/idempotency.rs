@@ -77,7 +77,7 @@ fn assert_refused(response: &Response, slug: &str) {
 }
 
 #[test]
-fn the_same_request_gets_the_same_bytes_also_after_kill_9() {
+fn a_repeated_request_gets_the_same_bytes_even_after_sigkill() {
     let mut fixture = start(&[]);
     fixture.post(&[], &body(1, [10, 20, 30]));
     // A thousand, some of them FAILED.
@@ -145,7 +145,7 @@ fn the_same_request_gets_the_same_bytes_also_after_kill_9() {
 }
 
 #[test]
-fn a_key_in_quotes_is_the_key_without_them() {
+fn a_quoted_key_equals_the_unquoted_key() {
     let fixture = start(&[]);
     let first = fixture.post(&["Idempotency-Key: \"8e03978e-40d5\""], &body(1, [1]));
     let second = fixture.post(&["idempotency-key: 8e03978e-40d5"], &body(1, [1]));
@@ -170,7 +170,7 @@ fn another_body_under_the_same_key_is_refused() {
 }
 
 #[test]
-fn what_is_no_key_is_refused_and_stores_nothing() {
+fn an_invalid_key_is_refused_and_stores_nothing() {
     let fixture = start(&[]);
     let long = format!("Idempotency-Key: {}", "x".repeat(256));
     let bad: [&[&str]; 5] = [
@@ -191,7 +191,7 @@ fn what_is_no_key_is_refused_and_stores_nothing() {
 }
 
 #[test]
-fn a_request_that_was_refused_may_be_mended_under_its_key() {
+fn a_refused_request_may_be_corrected_under_its_key() {
     let fixture = start(&[]);
     let key = "Idempotency-Key: k";
     assert_eq!(fixture.post(&[key], "{}").status, 422);
@@ -200,7 +200,7 @@ fn a_request_that_was_refused_may_be_mended_under_its_key() {
 }
 
 #[test]
-fn the_same_key_from_sixteen_connections_at_once_is_one_payment() {
+fn sixteen_concurrent_requests_with_one_key_are_one_payment() {
     let fixture = start(&[]);
     for round in 0..20 {
         let barrier = Arc::new(Barrier::new(16));
@@ -249,7 +249,7 @@ fn keys_are_purged_after_their_time() {
 }
 
 #[test]
-fn there_are_never_more_keys_than_may_be() {
+fn the_number_of_stored_keys_is_bounded() {
     let mut fixture = start(&[("PAYRELAY_IDEMPOTENCY_KEYS_MAX", "10")]);
     for id in 0..30 {
         assert_eq!(

@@ -76,9 +76,9 @@ fn pay(client: &mut Client, reservation: i64) {
     assert_eq!(client.post_json("/payments", &body).status, 201);
 }
 
-/// Payments go out over a listener, lie on the topic, and come back, and Kafka is never away. That
-/// is asked of a broker which has done all of it before: the first handshake, transaction and group
-/// take a new one seconds on a busy machine.
+/// Payments go out over a listener, lie on the topic, and come back, and Kafka is never
+/// unavailable. This broker has done all of it before: for the first handshake, transaction and
+/// group a new one needs seconds on a busy machine.
 fn assert_goes_round(
     broker: &Broker,
     secure: &Secure,
@@ -135,7 +135,7 @@ fn go_round(
 }
 
 #[test]
-fn every_way_in_leads_round() {
+fn payments_pass_over_every_kafka_security_setting() {
     let (broker, secure) = Broker::start_secure("4.4.0");
     let ways: [(&str, String, Env<'_>); 8] = [
         ("tls", secure.tls(), TLS.to_vec()),
@@ -173,7 +173,7 @@ fn every_way_in_leads_round() {
 }
 
 #[test]
-fn an_older_kafka_lets_in_too() {
+fn payments_pass_over_tls_and_sasl_of_an_older_kafka() {
     let (broker, secure) = Broker::start_secure("3.9.2");
     let mut env = over_tls(sasl("SCRAM-SHA-512", PASSWORD));
     // The password from a file, as a secret of an orchestrator comes.
@@ -190,16 +190,20 @@ fn assert_refused(secure: &Secure, bootstrap: &str, more: &Env<'_>, reason: &str
     let mut client = Client::connect(payrelay.addr());
     pay(&mut client, 1);
     let mut ready = Value::Null;
-    wait_until(&format!("both parts to be away: {reason}"), LIMIT, || {
-        ready = client.get("/health/ready").json();
-        ["publisher", "consumer"].iter().all(|part| {
-            let part = &ready["components"][part];
-            part["state"] == "unavailable"
-                && part["error"]
-                    .as_str()
-                    .is_some_and(|error| error.contains(reason))
-        })
-    });
+    wait_until(
+        &format!("both parts to be unavailable: {reason}"),
+        LIMIT,
+        || {
+            ready = client.get("/health/ready").json();
+            ["publisher", "consumer"].iter().all(|part| {
+                let part = &ready["components"][part];
+                part["state"] == "unavailable"
+                    && part["error"]
+                        .as_str()
+                        .is_some_and(|error| error.contains(reason))
+            })
+        },
+    );
     payrelay.wait_for_log(&format!("look at {keys}"), LIMIT);
     let log = payrelay.log();
     // Once for the publisher, once for the consumer.
@@ -290,7 +294,7 @@ fn a_refused_client_learns_the_reason() {
 /// A listener without TLS ends the connection, as a broker that stops does: it is reported as a
 /// line that breaks.
 #[test]
-fn tls_to_a_listener_without_it_is_failing() {
+fn tls_to_a_plaintext_listener_is_unavailable() {
     let (_broker, secure) = Broker::start_secure("4.4.0");
     let site = Site::new(&secure);
     let payrelay = Payrelay::start(site.options(&secure.sasl(), "wrong", &TLS.to_vec()));
@@ -353,7 +357,7 @@ const FILE_CASES: [([&str; 3], &[&str]); 6] = [
 
 /// What is wrong with the files is known before the start.
 #[test]
-fn files_that_cannot_be_used_refuse_the_start() {
+fn the_start_is_refused_with_unusable_tls_files() {
     let dir = tempfile::tempdir().unwrap();
     write_files(dir.path());
     for ([ca, certificate, key], expected) in FILE_CASES {

@@ -1,7 +1,7 @@
 //! One test binary: everything from outside the crate, on real parts.
 //!
-//! A real Apache Kafka (fetched once with Maven), the client's fake broker for faults, a fake
-//! for Slack over HTTP, the real binary with real signals.
+//! The parts: a real Apache Kafka (fetched once with Maven), and the client's fake broker for
+//! faults. A fake for Slack over HTTP, and the real binary with real signals.
 
 #![expect(
     clippy::unwrap_used,
@@ -23,7 +23,6 @@ mod contract;
 mod crash_recovery;
 mod docs;
 mod end_to_end;
-mod environment;
 mod fault_injection;
 mod fencing;
 mod hanging;

@@ -39,6 +39,7 @@ use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
 use serde_json::Value;
 
 use self::reference::Model;
+use testkit::random::proptest_config;
 use testkit::store::Database;
 
 const USERS: std::ops::Range<i64> = 0..3;
@@ -114,7 +115,7 @@ struct View {
     unpublished: Vec<Event>,
     channels: Vec<ChannelView>,
     backlog: Backlog,
-    /// Their names tell which they are.
+    /// Their names say which they are.
     routes: Vec<String>,
     /// The largest ids that were ever given.
     sequences: Vec<i64>,
@@ -406,7 +407,7 @@ enum Kept {
 enum Step {
     /// Jobs at once; each some seconds after the one before, or before it.
     Jobs(Vec<(Wish, i8)>),
-    /// The process ends while these are under way; the store that is opened then is the copy.
+    /// The process ends while these are in progress; the store that is opened then is the copy.
     Crash(Vec<(Wish, i8)>),
     /// An orderly stop, and a start.
     Restart,
@@ -420,17 +421,20 @@ fn wish() -> impl Strategy<Value = Wish> {
         Just(To::Nowhere),
     ];
     let kept = prop_oneof![
-        4 => (any::<u8>(), any::<bool>()).prop_map(|(pick, of_another)| Kept::Ours { pick, of_another }),
+        4 => (any::<u8>(), any::<bool>())
+            .prop_map(|(pick, of_another)| Kept::Ours { pick, of_another }),
         1 => Just(Kept::NotOwnEvent),
         1 => Just(Kept::NoId),
         1 => Just(Kept::NoText),
     ];
     let reservations = proptest::collection::vec((0..12_i64, 0..5_i64), 1..4);
     prop_oneof![
-        8 => (USERS, reservations).prop_map(|(user, reservations)| Wish::Pay { user, reservations }),
+        8 => (USERS, reservations)
+            .prop_map(|(user, reservations)| Wish::Pay { user, reservations }),
         5 => (1..5_usize, to.clone()).prop_map(|(count, to)| Wish::PublishNext { count, to }),
         1 => (picks(), to).prop_map(|(picks, to)| Wish::PublishAny { picks, to }),
-        5 => (any::<u8>(), proptest::bool::weighted(0.2)).prop_map(|(pick, of_another)| Wish::Accept { pick, of_another }),
+        5 => (any::<u8>(), proptest::bool::weighted(0.2))
+            .prop_map(|(pick, of_another)| Wish::Accept { pick, of_another }),
         3 => picks().prop_map(Wish::Send),
         1 => picks().prop_map(Wish::Release),
         5 => picks().prop_map(Wish::Deliver),
@@ -536,11 +540,11 @@ impl Pair {
         }
     }
 
-    /// The copy has what was answered before, and of what was under way a beginning.
+    /// The copy has what was answered before, and the first ones of those in progress.
     fn crash(&mut self, wishes: Vec<(Wish, i8)>) {
         let before = self.model.clone();
         let begun = self.begin(wishes);
-        let copy = tempfile::tempdir().expect("the machine has room for a folder");
+        let copy = tempfile::tempdir().expect("the machine has space for a folder");
         // By another process: closing the file in this one would drop SQLite's locks on it.
         let path = self.database().path();
         let log = path.with_extension("db-wal");
@@ -566,7 +570,7 @@ impl Pair {
         let count = candidates.len() - 1;
         let Some(survived) = survived else {
             panic!(
-                "after a crash with {count} jobs under way nothing fits:\n{:#?}\nwas:\n{:#?}",
+                "after a crash with {count} jobs in progress nothing fits:\n{:#?}\nwas:\n{:#?}",
                 views[0].0, views[0].1
             );
         };
@@ -758,17 +762,16 @@ fn routes(which: u8) -> Vec<Route> {
 }
 
 #[test]
-fn the_store_is_what_a_plain_model_says() {
+fn the_store_matches_the_reference_model() {
     let cases = env::var("PAYRELAY_MODEL_CASES")
         .map_or(CASES, |text| text.parse().expect("a number of cases"));
     let mut runner = TestRunner::new(Config {
-        cases,
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
             "proptest-regressions/model.txt",
         ))),
         source_file: Some(file!()),
-        test_name: Some("the_store_is_what_a_plain_model_says"),
-        ..Config::default()
+        test_name: Some("the_store_matches_the_reference_model"),
+        ..proptest_config(cases)
     });
     let outcome = runner.run(&steps(), |steps| {
         let mut pair = Pair::new();

@@ -81,7 +81,7 @@ fn scheduler(database: &Database, relay: Waker, metrics: &Metrics) -> (Scheduler
 struct Scripted {
     take: Vec<usize>,
     /// Whether it says so when it takes less than it is given.
-    says_away: bool,
+    reports_unavailable: bool,
     given: crossbeam_channel::Sender<Vec<i64>>,
 }
 
@@ -104,7 +104,7 @@ impl Publisher for Scripted {
                 place: place.clone(),
             })
             .collect();
-        let error = (self.says_away && count < ids.len())
+        let error = (self.reports_unavailable && count < ids.len())
             .then(|| PublishError::Unavailable("the script says so".into()));
         self.given.send(ids).unwrap();
         PublishOutcome {
@@ -155,7 +155,7 @@ fn a_failed_payment_has_its_event_and_the_others_continue() {
 }
 
 #[test]
-fn the_relay_works_in_commit_order_and_retries_only_what_is_left() {
+fn the_relay_publishes_in_commit_order_and_retries_only_unacknowledged_events() {
     let database = Database::open();
     database.pay(1, 1..=4);
     let (given, seen) = crossbeam_channel::unbounded();
@@ -163,7 +163,7 @@ fn the_relay_works_in_commit_order_and_retries_only_what_is_left() {
         &database,
         Scripted {
             take: vec![0, 2],
-            says_away: true,
+            reports_unavailable: true,
             given,
         },
         &Metrics::default(),
@@ -183,7 +183,7 @@ fn the_relay_works_in_commit_order_and_retries_only_what_is_left() {
 }
 
 #[test]
-fn what_a_publisher_did_not_take_is_published_before_anything_later() {
+fn unacknowledged_events_are_published_before_later_ones() {
     let database = Database::open();
     database.pay(1, 1..=15);
     let (given, seen) = crossbeam_channel::unbounded();
@@ -193,7 +193,7 @@ fn what_a_publisher_did_not_take_is_published_before_anything_later() {
         &database,
         Scripted {
             take: vec![3, 10, 0],
-            says_away: false,
+            reports_unavailable: false,
             given,
         },
         &Metrics::default(),
@@ -211,7 +211,7 @@ fn what_a_publisher_did_not_take_is_published_before_anything_later() {
 }
 
 #[test]
-fn what_was_published_but_could_not_be_recorded_is_not_published_again() {
+fn published_but_unrecorded_events_are_not_published_again() {
     let database = Database::open();
     database.pay(1, 1..=4);
     let execute = |sql: &'static str| {
@@ -221,14 +221,14 @@ fn what_was_published_but_could_not_be_recorded_is_not_published_again() {
             .unwrap();
     };
     execute(
-        "CREATE TRIGGER refuse BEFORE UPDATE ON outbox BEGIN SELECT RAISE(ABORT, 'no room'); END",
+        "CREATE TRIGGER refuse BEFORE UPDATE ON outbox BEGIN SELECT RAISE(ABORT, 'no space'); END",
     );
     let (given, seen) = crossbeam_channel::unbounded();
     let mut relay = relay(
         &database,
         Scripted {
             take: vec![],
-            says_away: true,
+            reports_unavailable: true,
             given,
         },
         &Metrics::default(),
@@ -271,7 +271,7 @@ fn the_application_publisher_marks_and_delivers_in_one_transaction() {
 }
 
 #[test]
-fn the_purge_deletes_what_is_finished_and_nothing_else() {
+fn the_purge_deletes_only_finished_events() {
     let database = Database::open();
     let now = Timestamp::now();
     let long_ago = now.minus(8 * DAY);
@@ -333,7 +333,7 @@ fn the_purge_stops_when_asked() {
 }
 
 #[test]
-fn what_is_stuck_since_its_last_attempt_wakes_the_relay() {
+fn an_event_stuck_since_its_last_attempt_wakes_the_relay() {
     let database = Database::open();
     let now = Timestamp::now();
     let metrics = Metrics::default();

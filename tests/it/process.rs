@@ -1,22 +1,19 @@
 //! The real binary as an operator meets it: arguments, configuration, signals, exit codes, the
 //! lock, restarts.
 
-use std::collections::VecDeque;
 use std::fs;
-use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use rusqlite::Connection;
 use serde_json::json;
 
+use testkit::child::without_configuration;
 use testkit::hostile::Machine;
 use testkit::http::Client;
 use testkit::process::{Options, Payrelay, run_to_exit};
-use testkit::slack::{Answer, FakeSlack};
-use testkit::{StopOnDrop, wait_for, wait_until};
+use testkit::{wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -46,7 +43,7 @@ fn pay(client: &mut Client, reservation: i64) {
 }
 
 #[test]
-fn help_and_version_are_answers() {
+fn help_and_version_exit_with_0() {
     let dir = tempfile::tempdir().unwrap();
     let (code, help, _) = run(dir.path(), &[], &["--help"]);
     assert_eq!(code, Some(0));
@@ -104,98 +101,6 @@ fn a_wrong_configuration_exits_with_78_and_every_problem() {
 }
 
 #[test]
-fn few_descriptors_mean_fewer_connections_not_a_dead_process() {
-    let dir = tempfile::tempdir().unwrap();
-    let script = "ulimit -n 150; exec \"$0\" 2>log";
-    let mut child = std::process::Command::new("sh")
-        .args(["-c", script, testkit::paths::binary().to_str().unwrap()])
-        .current_dir(dir.path())
-        .env("PAYRELAY_HTTP_LISTEN", "127.0.0.1:0")
-        // The flood comes from the address of those who are to be served.
-        .env("PAYRELAY_HTTP_CLIENT_CONNECTIONS_MAX", "4096")
-        .spawn()
-        .unwrap();
-    let log = || fs::read_to_string(dir.path().join("log")).unwrap_or_default();
-    wait_until("a payrelay that serves", LIMIT, || {
-        log().contains("listening on http://") && log().ends_with('\n')
-    });
-    assert!(
-        log().contains("serving at most 50 connections at a time"),
-        "{}",
-        log()
-    );
-    let address = log()
-        .split("listening on http://")
-        .nth(1)
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap();
-    let mut before = Client::connect(address);
-    pay(&mut before, 1);
-    let flood: Vec<_> = (0..120).map(|_| Client::connect(address)).collect();
-    let mut waiting = Client::connect(address);
-    pay(&mut before, 2);
-    drop(flood);
-    pay(&mut waiting, 3);
-    drop(waiting);
-
-    // More than the kernel keeps waiting, and new ones all the time.
-    let over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let floods: Vec<_> = (0..4)
-            .map(|_| scope.spawn(|| flood_until(address, &over)))
-            .collect();
-        let over = StopOnDrop(&over);
-        for reservation in 4..200 {
-            let asked = Instant::now();
-            pay(&mut before, reservation);
-            assert!(
-                asked.elapsed() < AGAIN,
-                "who was there before the flood is served during it: {:?}",
-                asked.elapsed()
-            );
-        }
-        drop(over);
-        let opened: usize = floods.into_iter().map(|flood| flood.join().unwrap()).sum();
-        assert!(opened > 500, "the flood was {opened} connections");
-    });
-    let over = Instant::now();
-    pay(&mut Client::connect(address), 200);
-    assert!(
-        over.elapsed() < AGAIN,
-        "the first new client was served {:?} after the flood",
-        over.elapsed()
-    );
-    pay(&mut before, 201);
-    assert!(child.try_wait().unwrap().is_none(), "{}", log());
-    child.kill().unwrap();
-    child.wait().unwrap();
-}
-
-/// How soon after a flood everybody is served again.
-const AGAIN: Duration = Duration::from_secs(10);
-
-/// Opens connections as fast as it can and keeps the last hundred; returns how many there were.
-fn flood_until(address: SocketAddr, over: &AtomicBool) -> usize {
-    let mut held = VecDeque::new();
-    let mut opened = 0;
-    while !over.load(Relaxed) || opened < 200 {
-        // Where too many wait already, the kernel does not even answer.
-        if let Ok(connection) = TcpStream::connect_timeout(&address, Duration::from_millis(20)) {
-            held.push_back(connection);
-            opened += 1;
-        } else {
-            held.pop_front();
-        }
-        if held.len() > 100 {
-            held.pop_front();
-        }
-    }
-    opened
-}
-
-#[test]
 fn check_config_shows_the_effective_values_and_no_secret() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("mine.toml"), "[kafka]\ntopic = 'mine'\n").unwrap();
@@ -223,17 +128,14 @@ fn check_config_shows_the_effective_values_and_no_secret() {
 }
 
 #[test]
-fn sigterm_and_sigint_stop_it_with_0_and_a_whole_file() {
+fn sigterm_and_sigint_stop_payrelay_with_0_and_one_database_file() {
     for signal in ["-TERM", "-INT"] {
         let dir = tempfile::tempdir().unwrap();
         let mut payrelay = Payrelay::start(options(dir.path(), &[], &[]));
         let mut client = Client::connect(payrelay.addr());
         pay(&mut client, 1);
         let pid = payrelay.pid().to_string();
-        std::process::Command::new("kill")
-            .args([signal, &pid])
-            .status()
-            .unwrap();
+        Command::new("kill").args([signal, &pid]).status().unwrap();
         let mut status = None;
         wait_until("the exit", LIMIT, || {
             status = payrelay.try_exit();
@@ -249,7 +151,7 @@ fn sigterm_and_sigint_stop_it_with_0_and_a_whole_file() {
 }
 
 #[test]
-fn a_request_under_way_is_finished_before_the_stop() {
+fn a_request_in_progress_is_finished_before_the_stop() {
     let dir = tempfile::tempdir().unwrap();
     let mut payrelay = Payrelay::start(options(dir.path(), &[], &[]));
     let mut client = Client::connect(payrelay.addr());
@@ -263,9 +165,9 @@ fn a_request_under_way_is_finished_before_the_stop() {
     assert_eq!(
         client.read_interim().status,
         100,
-        "the request is under way"
+        "the request is in progress"
     );
-    std::process::Command::new("kill")
+    Command::new("kill")
         .args(["-TERM", &payrelay.pid().to_string()])
         .status()
         .unwrap();
@@ -273,23 +175,6 @@ fn a_request_under_way_is_finished_before_the_stop() {
     client.send_raw(body.as_bytes()).unwrap();
     assert_eq!(client.read_response().status, 201);
     assert_eq!(payrelay.terminate().code(), Some(0));
-}
-
-#[test]
-fn a_slack_that_hangs_does_not_delay_the_stop_beyond_its_limit() {
-    let dir = tempfile::tempdir().unwrap();
-    let slack = FakeSlack::start();
-    slack.answer_with(|_, _| Answer::Hang);
-    let mut payrelay = Payrelay::start(options(
-        dir.path(),
-        &[("PAYRELAY_SLACK_WEBHOOK_URL", &slack.url())],
-        &[],
-    ));
-    pay(&mut Client::connect(payrelay.addr()), 1);
-    wait_until("the POST that hangs", LIMIT, || slack.attempts() >= 1);
-    let asked = Instant::now();
-    assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
-    assert!(asked.elapsed() < Duration::from_secs(10));
 }
 
 #[test]
@@ -308,7 +193,7 @@ fn the_second_process_on_a_database_is_refused() {
 }
 
 #[test]
-fn a_link_to_a_database_leads_to_one_lock_also_where_the_file_is_not_there_yet() {
+fn a_link_to_a_database_uses_the_same_lock() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("data")).unwrap();
     let link =
@@ -389,70 +274,9 @@ fn variables_of_container_runtimes_stop_no_command() {
     let payrelay = Payrelay::start(options(dir.path(), &env, &[]));
     pay(&mut Client::connect(payrelay.addr()), 1);
     payrelay.wait_for_log(
-        "ignoring the environment variable PAYRELAY_KAFKA_SERVICE_HOST: it names no configuration key",
+        "ignoring the environment variable PAYRELAY_KAFKA_SERVICE_HOST: it names no configuration \
+            key",
         LIMIT,
-    );
-}
-
-#[test]
-fn a_log_that_is_not_read_any_more_stops_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    // Each payment has a line in the log.
-    let env = [("PAYRELAY_SLACK_SINK", "log")];
-    let mut payrelay = Payrelay::start(options(dir.path(), &env, &[]));
-    let mut client = Client::connect(payrelay.addr());
-    payrelay.block_log();
-    // Lines of some 130 bytes: more than the pipe and the queue hold.
-    for request in 0..12 {
-        let reservations = request * 1000..(request + 1) * 1000;
-        let list: Vec<_> = reservations
-            .map(|id| json!({"reservation_id": id, "seat_price": 5}))
-            .collect();
-        assert_eq!(
-            client
-                .post_json("/payments", &json!({"user_id": 1, "reservations": list}))
-                .status,
-            201
-        );
-    }
-    wait_until(
-        "every payment to be delivered",
-        Duration::from_mins(1),
-        || client.get("/payments/12000").json()["notification"]["status"] == "DELIVERED",
-    );
-    assert_eq!(client.get("/health/ready").json()["status"], "ready");
-    let asked = Instant::now();
-    assert_eq!(payrelay.terminate().code(), Some(0));
-    assert!(
-        asked.elapsed() < Duration::from_secs(10),
-        "{:?}",
-        asked.elapsed()
-    );
-}
-
-#[test]
-fn a_second_sigint_ends_the_process_at_once() {
-    let dir = tempfile::tempdir().unwrap();
-    let slack = FakeSlack::start();
-    slack.answer_with(|_, _| Answer::Hang);
-    let env = [
-        ("PAYRELAY_SLACK_WEBHOOK_URL", slack.url()),
-        ("PAYRELAY_SLACK_TIMEOUT", "8s".to_owned()),
-    ];
-    let env = env.each_ref().map(|(name, value)| (*name, value.as_str()));
-    let mut payrelay = Payrelay::start(options(dir.path(), &env, &[]));
-    pay(&mut Client::connect(payrelay.addr()), 1);
-    wait_until("the POST that hangs", LIMIT, || slack.attempts() >= 1);
-    payrelay.signal("INT");
-    payrelay.wait_for_log("stopping: SIGINT", LIMIT);
-    let asked = Instant::now();
-    payrelay.signal("INT");
-    let status = wait_for("the end", LIMIT, || payrelay.try_exit());
-    assert_eq!(status.code(), Some(71));
-    assert!(
-        asked.elapsed() < Duration::from_secs(4),
-        "{:?}",
-        asked.elapsed()
     );
 }
 
@@ -471,7 +295,7 @@ fn an_address_in_use_is_refused() {
 }
 
 #[test]
-fn certificates_and_a_proxy_that_cannot_be_used_are_refused() {
+fn unusable_certificates_and_proxies_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("empty.pem"), "no certificate").unwrap();
     for file in ["nowhere.pem", "empty.pem"] {
@@ -507,7 +331,7 @@ fn certificates_and_a_proxy_that_cannot_be_used_are_refused() {
             "{error}"
         );
     }
-    // A command beside payrelay makes nothing.
+    // A command alongside payrelay makes nothing.
     let (code, _, error) = run(dir.path(), &[], &["dead-letters", "list"]);
     assert!(
         code == Some(78) && error.contains("database.path"),
@@ -517,7 +341,7 @@ fn certificates_and_a_proxy_that_cannot_be_used_are_refused() {
 }
 
 #[test]
-fn a_database_that_cannot_be_used_is_refused() {
+fn an_unusable_database_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("text.db");
     fs::write(&path, "x".repeat(5000)).unwrap();
@@ -531,7 +355,7 @@ fn a_database_that_cannot_be_used_is_refused() {
 }
 
 #[test]
-fn what_was_acknowledged_survives_sigkill() {
+fn acknowledged_payments_survive_sigkill() {
     let dir = tempfile::tempdir().unwrap();
     let mut acknowledged = 0;
     for round in 1..=5 {
@@ -594,7 +418,7 @@ fn the_log_says_what_a_new_user_needs_to_see() {
 fn log_with_descriptors(descriptors: u32, env: &[(&str, &str)]) -> String {
     let dir = tempfile::tempdir().unwrap();
     let script = format!("ulimit -n {descriptors}; exec \"$0\" 2>log");
-    let mut child = std::process::Command::new("sh")
+    let mut child = without_configuration(&mut Command::new("sh"))
         .args(["-c", &script, testkit::paths::binary().to_str().unwrap()])
         .current_dir(dir.path())
         .env("PAYRELAY_HTTP_LISTEN", "127.0.0.1:0")
@@ -615,7 +439,7 @@ fn log_with_descriptors(descriptors: u32, env: &[(&str, &str)]) -> String {
 }
 
 #[test]
-fn each_reader_and_each_channel_has_its_descriptors() {
+fn descriptors_are_reserved_for_each_reader_and_channel() {
     let routes = "[[slack.route]]\nname = 'a'\nwebhook_url = 'http://x'\n";
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("routes.toml");
@@ -632,7 +456,7 @@ fn each_reader_and_each_channel_has_its_descriptors() {
 }
 
 #[test]
-fn few_descriptors_leave_half_of_the_connections_to_others() {
+fn few_descriptors_leave_half_of_the_connections_to_other_addresses() {
     for env in [&[][..], &[("PAYRELAY_HTTP_CLIENT_CONNECTIONS_MAX", "2048")]] {
         let log = log_with_descriptors(300, env);
         assert!(
@@ -645,7 +469,7 @@ fn few_descriptors_leave_half_of_the_connections_to_others() {
 }
 
 #[test]
-fn a_start_on_a_full_disk_is_refused_with_what_to_do() {
+fn a_start_on_a_full_disk_is_refused_with_advice() {
     let machine = Machine::new();
     for made in [false, true] {
         machine.set("full", "0");
@@ -664,7 +488,7 @@ fn a_start_on_a_full_disk_is_refused_with_what_to_do() {
 }
 
 #[test]
-fn a_command_without_a_reader_of_its_output_does_all_of_its_work() {
+fn a_command_finishes_although_its_output_is_not_read() {
     let dir = tempfile::tempdir().unwrap();
     drop(Payrelay::start(options(dir.path(), &[], &[])));
     let database = Connection::open(dir.path().join("payrelay.db")).unwrap();
@@ -675,8 +499,8 @@ fn a_command_without_a_reader_of_its_output_does_all_of_its_work() {
     let unread = |args: &[&str]| {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let mut command = std::process::Command::new(testkit::paths::binary());
-        command
+        let mut command = Command::new(testkit::paths::binary());
+        without_configuration(&mut command)
             .args(args)
             .current_dir(dir.path())
             .stdout(writer.try_clone().unwrap())
@@ -724,8 +548,8 @@ fn a_command_without_a_reader_of_its_output_does_all_of_its_work() {
 fn unwritable_output_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let full = || fs::File::options().write(true).open("/dev/full").unwrap();
-    let mut command = std::process::Command::new(testkit::paths::binary());
-    let output = command
+    let mut command = Command::new(testkit::paths::binary());
+    let output = without_configuration(&mut command)
         .arg("token")
         .current_dir(dir.path())
         .stdout(full())
@@ -739,7 +563,7 @@ fn unwritable_output_is_reported() {
 }
 
 #[test]
-fn an_audit_with_a_certificate_that_cannot_be_used_is_refused() {
+fn an_audit_with_an_unusable_certificate_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     drop(Payrelay::start(options(dir.path(), &[], &[])));
     let env = [

@@ -95,7 +95,7 @@ fn copy_files(from: &Path, to: &Path) {
 }
 
 #[test]
-fn any_copy_can_be_restored_and_no_id_is_given_twice() {
+fn any_copy_can_be_restored_and_issues_no_id_twice() {
     for kind in [
         "backup",
         "files of a killed process",
@@ -167,7 +167,7 @@ fn any_copy_can_be_restored_and_no_id_is_given_twice() {
 }
 
 #[test]
-fn the_same_copy_restored_twice_gives_no_id_twice() {
+fn a_copy_restored_twice_issues_no_id_twice() {
     let mut node = Node::new();
     let mut payrelay = node.start();
     node.pay(&payrelay, 1..=3);
@@ -183,7 +183,7 @@ fn the_same_copy_restored_twice_gives_no_id_twice() {
 }
 
 #[test]
-fn a_database_that_was_put_back_is_adopted() {
+fn a_restored_database_is_adopted() {
     let mut node = Node::new();
     let mut payrelay = node.start();
     node.pay(&payrelay, 1..=3);
@@ -203,7 +203,7 @@ fn a_database_that_was_put_back_is_adopted() {
 }
 
 #[test]
-fn a_copy_that_cannot_be_right_is_refused_and_changes_nothing() {
+fn an_invalid_copy_is_refused_and_changes_nothing() {
     let mut node = Node::new();
     let mut payrelay = node.start();
     node.pay(&payrelay, 1..=3);

@@ -10,11 +10,10 @@ use payrelay::kafka::publisher::{KafkaPublisher, Options};
 use payrelay::relay::publisher::{PublishError, Publisher};
 
 use testkit::kafka::Broker;
+use testkit::publishing::{TOPIC, mark, publish, settings, unpublished};
 use testkit::store::Database;
 use testkit::topic::OpenTransaction;
 use testkit::{topic, wait_for, wait_until};
-
-use crate::contract::{TOPIC, mark, publish, settings, unpublished};
 
 const LIMIT: Duration = Duration::from_mins(1);
 

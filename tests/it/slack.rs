@@ -1,14 +1,14 @@
-//! Whatever Slack answers: the notifier step by step by a clock of the test's, and the real binary
-//! with channels, digests, dead letters and five thousand payments.
+//! Whatever Slack answers. The notifier runs step by step by a clock of the test's, and the real
+//! binary with channels, digests and dead letters.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufReader, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use payrelay::config::{self, Config, DEFAULT_CHANNEL, Secret};
 use payrelay::domain::timestamp::Timestamp;
@@ -33,6 +33,7 @@ use serde_json::{Value, json};
 use testkit::http::{Client, Response, read_head};
 use testkit::listen::{Server, free_port};
 use testkit::process::{Options, Payrelay, run_command, run_to_exit};
+use testkit::random::proptest_config;
 use testkit::slack::{Answer, FakeSlack};
 use testkit::store::Database;
 use testkit::wait_until;
@@ -103,6 +104,10 @@ impl NotifierFixture {
 
     fn plain(database: &Database, slack: &FakeSlack) -> Self {
         Self::new(database, Some(slack), |_, _| {})
+    }
+
+    fn with_digests(database: &Database, slack: &FakeSlack, over: usize) -> Self {
+        Self::new(database, Some(slack), |_, digest_over| *digest_over = over)
     }
 
     fn advance(&self, by: Duration) {
@@ -184,6 +189,10 @@ fn delivered(database: &Database, id: i64) -> delivery::Notification {
     way.notification.unwrap()
 }
 
+fn id_of(line: &str) -> i64 {
+    line.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
 /// A database with this number of payments of user 1 that wait to be delivered.
 fn waiting(count: i64) -> Database {
     let database = Database::open();
@@ -199,7 +208,7 @@ fn script(slack: &FakeSlack, answers: impl Into<Vec<Answer>>) {
 }
 
 #[test]
-fn a_429_holds_the_channel_and_counts_no_attempt() {
+fn a_429_delays_the_channel_and_counts_no_attempt() {
     let database = waiting(2);
     let slack = FakeSlack::start();
     let after = |value: &str| Answer::StatusWith(429, vec![("Retry-After".into(), value.into())]);
@@ -241,7 +250,7 @@ fn a_429_holds_the_channel_and_counts_no_attempt() {
 }
 
 #[test]
-fn what_fails_backs_off_keeps_the_order_and_loses_nothing() {
+fn failed_deliveries_back_off_and_keep_their_order() {
     let database = waiting(3);
     let slack = FakeSlack::start();
     script(
@@ -291,7 +300,7 @@ fn what_fails_backs_off_keeps_the_order_and_loses_nothing() {
 }
 
 #[test]
-fn a_channel_that_is_closed_is_paused_probed_and_resumed() {
+fn a_disabled_channel_is_paused_probed_and_resumed() {
     let closed = [
         Answer::Word(403, "action_prohibited"),
         Answer::Word(404, "no_service"),
@@ -325,7 +334,7 @@ fn a_channel_that_is_closed_is_paused_probed_and_resumed() {
 }
 
 #[test]
-fn a_channel_that_takes_no_payload_at_all_is_paused_and_nothing_is_dead_lettered() {
+fn a_channel_that_rejects_every_payload_is_paused_without_dead_letters() {
     let database = waiting(200);
     let slack = FakeSlack::start();
     slack.answer_with(|_, _| Answer::Word(400, "invalid_payload"));
@@ -347,7 +356,7 @@ fn a_channel_that_takes_no_payload_at_all_is_paused_and_nothing_is_dead_lettered
 }
 
 #[test]
-fn a_crowd_is_delivered_in_digests_and_a_few_alone() {
+fn many_payments_share_digests_and_few_are_delivered_alone() {
     let database = waiting(1000);
     let slack = FakeSlack::start();
     let mut fixture =
@@ -412,7 +421,9 @@ fn a_digest_delivers_all_of_its_payments_or_none() {
 fn any_answer() -> impl Strategy<Value = Answer> {
     prop_oneof![
         6 => Just(Answer::Ok),
-        1 => (0_u32..100).prop_map(|s| Answer::StatusWith(429, vec![("Retry-After".into(), s.to_string())])),
+        1 => (0_u32..100).prop_map(|seconds| {
+            Answer::StatusWith(429, vec![("Retry-After".into(), seconds.to_string())])
+        }),
         1 => Just(Answer::Status(429)),
         1 => Just(Answer::Status(500)),
         1 => Just(Answer::CloseAfterRead),
@@ -430,10 +441,10 @@ fn any_answer_or_refusal() -> impl Strategy<Value = Answer> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(proptest_config(24))]
 
     #[test]
-    fn whatever_slack_answers_every_payment_is_delivered_once_in_order(
+    fn every_payment_is_delivered_once_in_order_whatever_slack_answers(
         answers in proptest::collection::vec(any_answer(), 0..30),
         count in 1_i64..400,
         over in 0_usize..20,
@@ -441,16 +452,17 @@ proptest! {
         let database = waiting(count);
         let slack = FakeSlack::start();
         script(&slack, answers);
-        let mut fixture = NotifierFixture::new(&database, Some(&slack), |_, digest_over| *digest_over = over);
+        let mut fixture = NotifierFixture::with_digests(&database, &slack, over);
         fixture.finish();
         prop_assert_eq!(slack.lines(), completed(1..=count));
-        prop_assert_eq!(database.number("SELECT count(*) FROM delivery WHERE status <> 'DELIVERED'"), 0);
+        let undelivered = "SELECT count(*) FROM delivery WHERE status <> 'DELIVERED'";
+        prop_assert_eq!(database.number(undelivered), 0);
     }
 
     /// Rejections that have nothing to do with the payments: none is lost, and none is a dead
     /// letter.
     #[test]
-    fn whatever_slack_refuses_no_payment_is_lost_or_delivered_twice(
+    fn no_payment_is_lost_or_delivered_twice_whatever_slack_rejects(
         answers in proptest::collection::vec(any_answer_or_refusal(), 0..40),
         count in 1_i64..100,
         over in 0_usize..20,
@@ -458,10 +470,10 @@ proptest! {
         let database = waiting(count);
         let slack = FakeSlack::start();
         script(&slack, answers);
-        let mut fixture = NotifierFixture::new(&database, Some(&slack), |_, digest_over| *digest_over = over);
+        let mut fixture = NotifierFixture::with_digests(&database, &slack, over);
         fixture.finish();
         let mut known: Vec<_> =
-            slack.lines().iter().map(|line| line.split(' ').nth(1).unwrap().parse::<i64>().unwrap()).collect();
+            slack.lines().iter().map(|line| id_of(line)).collect();
         prop_assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 0);
         known.sort_unstable();
         prop_assert_eq!(known, (1..=count).collect::<Vec<_>>());
@@ -471,7 +483,7 @@ proptest! {
 }
 
 #[test]
-fn the_pace_is_kept() {
+fn the_notifier_keeps_the_rate_limit() {
     let database = waiting(10);
     let slack = FakeSlack::start();
     let mut fixture = NotifierFixture::new(&database, Some(&slack), |config, _| {
@@ -492,7 +504,7 @@ fn the_pace_is_kept() {
 }
 
 #[test]
-fn an_answer_that_is_lost_is_counted_and_the_message_delivered_again() {
+fn a_lost_response_is_counted_and_the_message_is_sent_again() {
     for answer in [Answer::Hang, Answer::CloseAfterRead, Answer::Half] {
         let database = waiting(1);
         let slack = FakeSlack::start();
@@ -513,7 +525,7 @@ fn an_answer_that_is_lost_is_counted_and_the_message_delivered_again() {
 }
 
 #[test]
-fn a_refused_connection_is_no_unknown_outcome() {
+fn a_refused_connection_has_a_known_outcome() {
     let database = waiting(1);
     let mut slack = FakeSlack::start();
     slack.stop();
@@ -533,7 +545,7 @@ fn a_refused_connection_is_no_unknown_outcome() {
 }
 
 #[test]
-fn the_row_says_sending_before_the_post() {
+fn the_delivery_is_sending_before_the_post() {
     let database = waiting(1);
     let slack = FakeSlack::start();
     let seen = Arc::new(Mutex::new(String::new()));
@@ -558,8 +570,8 @@ fn the_row_says_sending_before_the_post() {
 fn a_payment_that_cannot_be_delivered_is_dead_lettered_and_the_others_continue() {
     let database = waiting(3);
     let slack = FakeSlack::start();
-    let beside = rusqlite::Connection::open(database.path()).unwrap();
-    beside
+    let other = rusqlite::Connection::open(database.path()).unwrap();
+    other
         .execute_batch("PRAGMA foreign_keys = OFF; DELETE FROM payment WHERE id = 2")
         .unwrap();
     let mut fixture = NotifierFixture::plain(&database, &slack);
@@ -594,7 +606,7 @@ fn until_paused(fixture: &mut NotifierFixture) {
 }
 
 #[test]
-fn a_short_burst_of_rejections_costs_no_payment() {
+fn a_short_burst_of_rejections_loses_no_payment() {
     for rejections in 1..=6 {
         let database = waiting(20);
         let slack = FakeSlack::start();
@@ -612,8 +624,7 @@ fn a_short_burst_of_rejections_costs_no_payment() {
 }
 
 #[test]
-fn a_channel_that_rejects_everything_but_one_message_costs_no_payment_and_probes_one_message_each()
-{
+fn a_channel_that_accepts_one_message_loses_no_payment_and_is_probed() {
     let database = waiting(100);
     let slack = FakeSlack::start();
     slack.answer_with(|_, _| rejected());
@@ -652,7 +663,7 @@ fn a_channel_that_rejects_everything_but_one_message_costs_no_payment_and_probes
 }
 
 #[test]
-fn a_channel_that_takes_no_blocks_gets_plain_text() {
+fn a_channel_that_rejects_blocks_gets_plain_text() {
     let database = waiting(3);
     let slack = FakeSlack::start();
     let mut fixture = NotifierFixture::plain(&database, &slack);
@@ -687,7 +698,7 @@ fn three_messages_without_a_response_pause_the_channel() {
 }
 
 #[test]
-fn a_page_is_no_delivery() {
+fn an_html_page_is_no_delivery() {
     let database = waiting(1);
     let slack = FakeSlack::start();
     let failed = Answer::Word(200, "{\"ok\":false}");
@@ -740,7 +751,7 @@ fn a_server_that_closes_idle_connections_causes_no_unknown_outcome() {
 }
 
 #[test]
-fn when_very_many_wait_one_summary_covers_all_of_them() {
+fn one_summary_covers_very_many_pending_payments() {
     let database = waiting(1500);
     let slack = FakeSlack::start();
     let mut fixture = NotifierFixture::new(&database, Some(&slack), |config, digest_over| {
@@ -779,7 +790,7 @@ fn when_very_many_wait_one_summary_covers_all_of_them() {
 }
 
 #[test]
-fn a_busy_channel_is_some_seconds_late_at_most() {
+fn a_busy_channel_delivers_within_seconds() {
     let database = Database::open();
     let slack = FakeSlack::start();
     let mut fixture = NotifierFixture::new(&database, Some(&slack), |config, digest_over| {
@@ -819,7 +830,7 @@ fn a_busy_channel_is_some_seconds_late_at_most() {
 }
 
 #[test]
-fn an_answer_that_repeats_the_webhook_is_not_shown() {
+fn a_response_that_repeats_the_webhook_is_redacted() {
     for (status, page) in [
         (404, "Cannot POST /services/T000/B000/secret-token"),
         (400, "<p>/services/T000/B000/secret"),
@@ -842,7 +853,7 @@ fn an_answer_that_repeats_the_webhook_is_not_shown() {
 }
 
 #[test]
-fn a_host_that_is_not_there_is_no_unknown_outcome() {
+fn an_unknown_host_has_a_known_outcome() {
     let database = waiting(1);
     // A resolver without a network may take its time; what counts is its outcome.
     let mut fixture = NotifierFixture::at(
@@ -972,12 +983,13 @@ fn pay(client: &mut Client, user: i64, price: i64, reservations: impl IntoIterat
 }
 
 #[test]
-fn a_route_that_is_down_does_not_hold_another() {
+fn an_unavailable_route_does_not_delay_another() {
     let [default, failures, large] = [FakeSlack::start(), FakeSlack::start(), FakeSlack::start()];
     let dir = tempfile::tempdir().unwrap();
     let config = format!(
         "[slack]\nmessages_per_second = 1000\n
-         [[slack.route]]\nname = 'failures'\nwebhook_url = '{}'\nstatus = 'FAILED'\nmessages_per_second = 1000\n
+         [[slack.route]]\nname = 'failures'\nwebhook_url = '{}'\nstatus = 'FAILED'\n
+         messages_per_second = 1000\n
          [[slack.route]]\nname = 'large'\namount_min = 1000000\nmessages_per_second = 1000\n",
         failures.url()
     );
@@ -1151,7 +1163,7 @@ fn an_operator_skips_one_payment_of_a_paused_channel() {
 }
 
 #[test]
-fn payments_that_wait_for_a_webhook_do_not_go_to_the_log_by_accident() {
+fn pending_payments_of_a_webhook_never_go_to_the_log_by_accident() {
     let mut slack = FakeSlack::start();
     slack.stop();
     let dir = tempfile::tempdir().unwrap();
@@ -1182,12 +1194,12 @@ fn payments_that_wait_for_a_webhook_do_not_go_to_the_log_by_accident() {
 }
 
 #[test]
-fn what_waits_for_a_route_that_is_gone_is_delivered_by_another() {
+fn pending_payments_of_a_removed_route_are_delivered_by_another() {
     let slack = FakeSlack::start();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("config.toml");
-    let away = "[[slack.route]]\nname = 'old'\nwebhook_url = 'http://127.0.0.1:1/x'\n";
-    fs::write(&file, away).unwrap();
+    let unavailable = "[[slack.route]]\nname = 'old'\nwebhook_url = 'http://127.0.0.1:1/x'\n";
+    fs::write(&file, unavailable).unwrap();
     let mut payrelay = Payrelay::start(Options::new(dir.path(), &[]));
     pay(&mut Client::connect(payrelay.addr()), 1, 5, [1]);
     payrelay.wait_for_log("Slack (old) unavailable", LIMIT);
@@ -1402,7 +1414,7 @@ fn resolve(
 }
 
 #[test]
-fn a_dead_record_is_accepted_when_it_is_known_and_stays_when_it_is_not() {
+fn replay_accepts_a_dead_record_only_if_its_event_is_known() {
     let database = Database::open();
     database.pay(1, [1]);
     let now = Timestamp::now();
@@ -1442,7 +1454,7 @@ fn a_dead_record_is_accepted_when_it_is_known_and_stays_when_it_is_not() {
 }
 
 #[test]
-fn a_payment_that_dies_again_is_the_same_letter() {
+fn a_payment_dead_lettered_again_keeps_its_dead_letter() {
     let database = waiting(1);
     let node = database.store().node().clone();
     let now = Timestamp::now();
@@ -1474,7 +1486,7 @@ fn a_payment_that_dies_again_is_the_same_letter() {
 }
 
 #[test]
-fn what_was_answered_is_not_delivered_again_after_a_kill_and_what_was_not_is_counted() {
+fn a_kill_repeats_only_unanswered_deliveries_and_counts_them() {
     let slack = FakeSlack::start();
     slack.answer_with(|nth, _| if nth == 1 { Answer::Hang } else { Answer::Ok });
     let dir = tempfile::tempdir().unwrap();
@@ -1496,105 +1508,4 @@ fn what_was_answered_is_not_delivered_again_after_a_kill_and_what_was_not_is_cou
     let delivered = || client_get(&payrelay, "/payments/2")["notification"].clone();
     wait_until("the mark", LIMIT, || delivered()["status"] == "DELIVERED");
     assert_eq!(delivered()["unknown_outcomes"], 1);
-}
-
-/// Slack takes twenty a second, and a fifth of the messages fails: every payment is delivered once,
-/// but for those whose answer was lost, in order for each user, and in the time that the limits
-/// allow.
-#[test]
-fn five_thousand_payments_at_a_limited_and_failing_slack() {
-    const COUNT: i64 = 5000;
-    const USERS: i64 = 50;
-    let slack = FakeSlack::start();
-    let window = Mutex::new((Instant::now(), 0));
-    let limited = Arc::new(AtomicUsize::new(0));
-    let limiting = Arc::clone(&limited);
-    let lost = Arc::new(Mutex::new(Vec::new()));
-    let losing = Arc::clone(&lost);
-    slack.answer_with(move |nth, text| {
-        let mut window = window.lock().unwrap();
-        if window.0.elapsed() > Duration::from_secs(1) {
-            *window = (Instant::now(), 0);
-        }
-        window.1 += 1;
-        // Room for a burst that falls into one second with the steady rate.
-        if window.1 > 25 {
-            limiting.fetch_add(1, Ordering::Relaxed);
-            return Answer::StatusWith(429, vec![("Retry-After".into(), "1".into())]);
-        }
-        match nth % 10 {
-            3 => Answer::Status(500),
-            7 => {
-                losing.lock().unwrap().push(text.to_owned());
-                Answer::CloseAfterRead
-            }
-            _ => Answer::Ok,
-        }
-    });
-    let dir = tempfile::tempdir().unwrap();
-    let url = slack.url();
-    let env = [
-        ("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str()),
-        ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "20"),
-    ];
-    let payrelay = Payrelay::start(Options::new(dir.path(), &env));
-    let mut client = Client::connect(payrelay.addr());
-    let started = Instant::now();
-    for id in 0..COUNT {
-        // Every tenth pays what is paid already.
-        let reservation = if id % 10 == 9 { id - 1 } else { id };
-        pay(&mut client, reservation % USERS, 5, [reservation]);
-        // 500 a second.
-        let due = started + Duration::from_millis(2) * u32::try_from(id).unwrap();
-        thread::park_timeout(due.saturating_duration_since(Instant::now()));
-    }
-    let paid = started.elapsed();
-    let all = || slack.lines().len() >= usize::try_from(COUNT).unwrap();
-    // At twenty messages a second, a digest for each second of payments, and the backoff of a few
-    // failures in a row.
-    wait_until("every payment", Duration::from_secs(30), all);
-    println!(
-        "5,000 payments posted in {paid:.1?}, delivered after {:.1?} in {} messages",
-        started.elapsed(),
-        slack.count()
-    );
-
-    let lines = slack.lines();
-    let id_of = |line: &str| line.split(' ').nth(1).unwrap().parse::<i64>().unwrap();
-    let ids: BTreeSet<_> = lines.iter().map(|line| id_of(line)).collect();
-    assert_eq!(ids, (1..=COUNT).collect(), "every payment is delivered");
-    assert_eq!(
-        lines.len(),
-        ids.len(),
-        "what was lost here was never shown, so nothing shows twice"
-    );
-    assert!(!lost.lock().unwrap().is_empty());
-    assert_eq!(
-        limited.load(Ordering::Relaxed),
-        0,
-        "payrelay keeps the pace by itself"
-    );
-    assert_eq!(
-        lines
-            .iter()
-            .filter(|line| line.contains(" FAILED: "))
-            .count(),
-        500
-    );
-    let mut newest: BTreeMap<&str, i64> = BTreeMap::new();
-    for line in &lines {
-        let user = line
-            .split("user ")
-            .nth(1)
-            .unwrap()
-            .split([' ', ','])
-            .next()
-            .unwrap();
-        let before = newest.insert(user, id_of(line)).unwrap_or(0);
-        assert!(
-            before < id_of(line),
-            "user {user}: {before} before {}",
-            id_of(line)
-        );
-    }
 }

@@ -5,9 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 mod density;
+mod layout;
 mod plain_words;
+mod sentences;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Every folder with code of ours.
+const ROOTS: [&str; 4] = ["src", "tests", "benches", "crates"];
 
 /// Every source file below a folder, by its path from the root.
 fn sources(folder: &str) -> Vec<(String, String)> {
@@ -52,7 +57,7 @@ fn paths(code: &str) -> impl Iterator<Item = &str> {
 
 /// Each library that reaches the outside world is named in its own place only.
 #[test]
-fn libraries_are_named_in_their_own_place() {
+fn each_library_is_named_in_its_own_folder() {
     let http = ["src/http/"].as_slice();
     let kafka = ["src/kafka/"].as_slice();
     let both = [http, kafka].concat();
@@ -125,7 +130,7 @@ fn runtimes_are_current_thread() {
 }
 
 #[test]
-fn no_code_sleeps_and_one_place_exits_and_prints() {
+fn no_code_sleeps_and_only_one_place_exits_or_prints() {
     // In two parts: this file is looked at as well.
     let sleep = ["thread::", "sleep"].concat();
     for (file, text) in sources("src") {
@@ -154,6 +159,16 @@ fn no_code_sleeps_and_one_place_exits_and_prints() {
     }
 }
 
+/// A test that measures time waits until no other one does.
+#[test]
+fn timed_tests_run_alone() {
+    for (file, text) in sources("tests/timed") {
+        let tests = text.matches("#[test]\n").count();
+        let alone = text.matches("() {\n    let _alone = alone();\n").count();
+        assert_eq!(tests, alone, "{file}: a test does not begin with alone()");
+    }
+}
+
 /// SQL is in the store only.
 #[test]
 fn sql_is_in_the_store() {
@@ -175,11 +190,8 @@ fn sql_is_in_the_store() {
 }
 
 #[test]
-fn every_file_says_first_what_it_is_for() {
-    for (file, text) in ["src", "tests", "crates", "benches"]
-        .into_iter()
-        .flat_map(sources)
-    {
+fn every_file_opens_with_its_purpose() {
+    for (file, text) in ROOTS.into_iter().flat_map(sources) {
         assert!(text.starts_with("//! "), "{file} does not open with //!");
     }
 }

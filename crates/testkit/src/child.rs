@@ -2,10 +2,11 @@
 //!
 //! Drop is not enough: statics are never dropped, and a killed test process drops nothing. So each
 //! child is started by a shell that leaves a watcher behind and then becomes the child. The watcher
-//! reads a pipe whose other end only this process holds: a line lets it go, the end of the pipe
+//! reads a pipe whose other end only this process holds. A line lets it go; the end of the pipe
 //! makes it kill the child.
 
 use super::wait_for;
+use std::env;
 use std::ffi::OsStr;
 use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
@@ -37,6 +38,7 @@ impl KillOnDrop {
     pub fn command_with_scratch(program: impl AsRef<OsStr>, scratch: &Path) -> Command {
         let mut command = Command::new("sh");
         command.args(["-c", SCRIPT]).arg(scratch).arg(program);
+        without_configuration(&mut command);
         command
     }
 
@@ -114,4 +116,14 @@ impl Drop for KillOnDrop {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// The environment of the tests must not configure the product.
+pub fn without_configuration(command: &mut Command) -> &mut Command {
+    for (name, _) in env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"PAYRELAY_") {
+            command.env_remove(name);
+        }
+    }
+    command
 }

@@ -1,6 +1,7 @@
 //! A Kafka that can be stopped and restarted: a real broker, or the client's fake one. One
 //! contract, both.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
@@ -14,9 +15,9 @@ use super::kafka::Broker;
 pub trait Cluster {
     fn bootstrap(&self) -> String;
     /// Nothing answers any more.
-    fn take_away(&mut self);
+    fn become_unavailable(&mut self);
     /// Everything answers again, and has what it had.
-    fn give_back(&mut self);
+    fn become_available(&mut self);
 }
 
 impl Cluster for Broker {
@@ -24,24 +25,25 @@ impl Cluster for Broker {
         Broker::bootstrap(self)
     }
 
-    fn take_away(&mut self) {
+    fn become_unavailable(&mut self) {
         self.kill();
     }
 
-    fn give_back(&mut self) {
+    fn become_available(&mut self) {
         self.restart();
     }
 }
 
-/// krafka's fake broker. It lives on a thread of its own, which ends when this is dropped.
+/// krafka's fake broker. It has a thread of its own, which ends when this is dropped.
 pub struct Fake {
     broker: Arc<FakeBroker>,
+    silent: Arc<AtomicBool>,
     _stop: oneshot::Sender<()>,
 }
 
 impl Fake {
     pub fn start() -> Self {
-        let (tell, delivered) = mpsc::channel();
+        let (sender, started) = mpsc::channel();
         let (stop, stopped) = oneshot::channel::<()>();
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -50,13 +52,15 @@ impl Fake {
                 .expect("a runtime");
             runtime.block_on(async {
                 let broker = FakeBroker::start().await.expect("the fake broker starts");
-                tell.send(Arc::new(broker))
+                sender
+                    .send(Arc::new(broker))
                     .expect("a process has started it");
                 let _ = stopped.await;
             });
         });
         Self {
-            broker: delivered.recv().expect("the fake broker starts"),
+            broker: started.recv().expect("the fake broker starts"),
+            silent: Arc::default(),
             _stop: stop,
         }
     }
@@ -73,6 +77,31 @@ impl Fake {
     /// How often a request for an end was rejected, or answered.
     pub fn ends_asked(&self) -> usize {
         self.broker.request_count(ApiKey::ListOffsets)
+    }
+
+    /// Once records were fetched, requests for the offsets of partitions get no response, until it
+    /// is healed.
+    pub fn go_silent_after_a_fetch(&self) {
+        let fetched = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&fetched);
+        let silent = Arc::clone(&self.silent);
+        self.broker.on(ApiKey::Fetch, move |_| {
+            seen.store(true, Relaxed);
+            Control::Pass
+        });
+        self.broker.on(ApiKey::ListOffsets, move |_| {
+            if fetched.load(Relaxed) {
+                silent.store(true, Relaxed);
+                Control::Silence
+            } else {
+                Control::Pass
+            }
+        });
+    }
+
+    /// Whether a request got no response.
+    pub fn is_silent(&self) -> bool {
+        self.silent.load(Relaxed)
     }
 
     /// Accepts no member into a group, until it is healed.
@@ -103,11 +132,11 @@ impl Cluster for Fake {
         self.broker.bootstrap_servers()
     }
 
-    fn take_away(&mut self) {
+    fn become_unavailable(&mut self) {
         self.broker.crash(0);
     }
 
-    fn give_back(&mut self) {
+    fn become_available(&mut self) {
         self.broker.restart(0);
     }
 }

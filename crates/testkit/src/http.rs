@@ -4,6 +4,7 @@
 //! Slack.
 
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -259,4 +260,36 @@ pub fn pay(
         .iter()
         .map(|payment| payment["id"].as_i64().expect("an id"))
         .collect()
+}
+
+/// A request with its body; the headers may name a host.
+pub fn request(start: &str, headers: &str, body: &str) -> String {
+    let host = if headers.contains("Host: ") {
+        ""
+    } else {
+        "Host: localhost\r\n"
+    };
+    let length = body.len();
+    format!(
+        "{start} HTTP/1.1\r\n{host}{headers}Content-Type: application/json\r\nContent-Length: \
+            {length}\r\n\r\n{body}"
+    )
+}
+
+/// A payment of one reservation, with as many spaces as make it this number of bytes long.
+pub fn payment(reservation: i64, bytes: usize) -> String {
+    let body =
+        json!({"user_id": 1, "reservations": [{"reservation_id": reservation, "seat_price": 5}]})
+            .to_string();
+    let spaces = " ".repeat(bytes.saturating_sub(body.len()));
+    body + &spaces
+}
+
+/// A connection from this address of the loopback network.
+pub fn connect_from(source: [u8; 4], address: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    let source = SocketAddr::from((source, 0));
+    socket.bind(&source.into()).expect("a loopback address");
+    socket.connect(&address.into()).expect("the server listens");
+    socket.into()
 }

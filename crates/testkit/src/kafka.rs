@@ -1,10 +1,10 @@
 //! A real Apache Kafka broker, without Docker: the jars come once from Maven Central, the rest is
 //! Java.
 //!
-//! One KRaft node on 127.0.0.1 with three listeners: CLIENT for the product, which a test may
-//! advertise through a proxy; INSIDE for the broker itself and for a test that looks past that
-//! proxy; CONTROLLER. One that is started with [`Broker::start_secure`] has four more, behind TLS
-//! and SASL.
+//! One KRaft node on 127.0.0.1 with three listeners. CLIENT is for the product, and a test may
+//! advertise it through a proxy. INSIDE is for the broker itself and for a test that looks past
+//! that proxy. The third is CONTROLLER. One that is started with [`Broker::start_secure`] has four
+//! more, behind TLS and SASL.
 
 use super::child::KillOnDrop;
 use super::listen::free_port;
@@ -365,12 +365,13 @@ impl Ports {
         } = more;
         let data = data.display();
         // The session is short because a broker killed with -9 stays fenced until its old session
-        // ends, and not shorter because a test machine may stop for a second.
+        // ends. It is not shorter because a test machine may stop for a second.
         format!(
             "process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=CLIENT://127.0.0.1:{client},INSIDE://127.0.0.1:{inside},CONTROLLER://127.0.0.1:{controller}{bound}
+listeners=CLIENT://127.0.0.1:{client},INSIDE://127.0.0.1:{inside},\
+             CONTROLLER://127.0.0.1:{controller}{bound}
 advertised.listeners=CLIENT://{advertised},INSIDE://127.0.0.1:{inside}{more_advertised}
 listener.security.protocol.map=CLIENT:PLAINTEXT,INSIDE:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}
 inter.broker.listener.name=INSIDE
@@ -437,8 +438,14 @@ fn fetch(version: &str, home: &Path) {
   <modelVersion>4.0.0</modelVersion>
   <groupId>payrelay.test</groupId><artifactId>kafka</artifactId><version>1</version>
   <dependencies>
-    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{version}</version></dependency>
-    <dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version></dependency>
+    <dependency>
+      <groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId>
+      <version>{version}</version>
+    </dependency>
+    <dependency>
+      <groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId>
+      <version>1.7.36</version>
+    </dependency>
   </dependencies>
 </project>
 "

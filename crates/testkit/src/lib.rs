@@ -24,10 +24,14 @@ pub mod kafka;
 pub mod listen;
 pub mod mutations;
 pub mod paths;
+pub mod pipeline;
 pub mod process;
 pub mod proxy;
+pub mod publishing;
+pub mod random;
 pub mod slack;
 pub mod store;
+pub mod timed;
 pub mod tls;
 pub mod topic;
 
@@ -36,8 +40,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Between two looks at a condition: short beside what tests wait for, long beside the cost of a
-/// look.
+/// Between two looks at a condition: short compared to what tests wait for, long compared to the
+/// cost of a look.
 const POLL: Duration = Duration::from_millis(3);
 
 /// Waits until `condition` holds, and panics with `what` when it does not within `limit`.

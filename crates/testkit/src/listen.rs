@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
-/// Below the ports that systems give to outgoing connections: while a server of ours is down, no
-/// process takes its port by accident, and a client that retries there cannot end up connected to
+/// Below the ports that systems give to outgoing connections. While a server of ours is down, no
+/// process gets its port by accident. Nor can a client that retries there end up connected to
 /// itself.
 const FIRST_PORT: u16 = 20_000;
 const PORTS: u16 = 12_000;
 
-/// A listener on a port that no one else in this process was given. Another process can only take
+/// A listener on a port that no other part of this process was given. Another process can only take
 /// it between the closing of this listener and the next bind of the port.
 pub fn free_port() -> TcpListener {
     static NEXT: AtomicU16 = AtomicU16::new(0);
@@ -93,9 +93,9 @@ impl Drop for Server {
     /// Refuses new connections, closes the open ones, and waits for their threads.
     fn drop(&mut self) {
         lock(&self.connections).stopping = true;
-        // Ends the accept, and the listening of every copy: a test beside this one may be starting
-        // a process, which has a copy of each descriptor until its exec. Closing ours alone would
-        // leave the port in use, and a peer in a queue without a reader.
+        // Ends the accept, and the listening of every copy. Another test may be starting a process
+        // at this moment, which has a copy of each descriptor until its exec. Closing ours alone
+        // would leave the port in use, and a peer in a queue without a reader.
         let _ = SockRef::from(&*self.listener).shutdown(Shutdown::Both);
         if let Some(accepting) = self.accepting.take() {
             let _ = accepting.join();
@@ -111,7 +111,7 @@ impl Drop for Server {
 }
 
 #[test]
-fn a_dropped_server_listens_no_more_whatever_process_has_a_copy() {
+fn a_dropped_server_stops_listening_even_if_a_process_has_a_copy() {
     let listener = free_port();
     let address = listener.local_addr().unwrap();
     let _copy = listener.try_clone().unwrap();

@@ -2,9 +2,11 @@
 //!
 //! A corpus is a folder of tests/corpus. A file whose name begins with `ok-` has to be accepted,
 //! one that begins with `no-` to be refused. `PAYRELAY_FUZZ_CASES` says how many mutations there
-//! are, `PAYRELAY_FUZZ_SEED` which ones.
+//! are, `PAYRELAY_TEST_SEED` which ones.
 
 use fastrand::Rng;
+
+use crate::random;
 use std::{env, fs};
 
 /// Longer ones are cut: what is large is in the corpus itself.
@@ -57,9 +59,9 @@ pub fn mutations<'a>(
     dictionary: &'a [&str],
 ) -> impl Iterator<Item = (String, Vec<u8>)> + 'a {
     let cases = number("PAYRELAY_FUZZ_CASES", cases);
-    let seed = number("PAYRELAY_FUZZ_SEED", 1);
+    let seed = random::seed(|| 1);
     (0..cases).map(move |case| {
-        let mut rng = Rng::with_seed((seed as u64) << 40 | case as u64);
+        let mut rng = Rng::with_seed(seed << 40 | case as u64);
         (
             format!("seed-{seed}-case-{case}"),
             mutated(seeds, dictionary, &mut rng),

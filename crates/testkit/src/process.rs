@@ -3,7 +3,7 @@
 
 use super::child::KillOnDrop;
 use super::{POLL, let_time_pass, lock, wait_for, wait_until};
-use std::env;
+use std::fs;
 use std::io::{BufRead as _, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -130,11 +130,28 @@ impl Payrelay {
     }
 
     /// How often it stands there.
+    /// The file descriptors that are open now.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid()))
+            .expect("the process runs")
+            .count()
+    }
+
+    /// The peak of resident memory so far: `VmHWM` of `proc_pid_status(5)`.
+    pub fn resident_peak_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = status.expect("the process runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let number = line.map(|line| line.trim().trim_end_matches(" kB"));
+        let number = number.and_then(|number| number.parse().ok());
+        number.expect("the kernel says how much memory it has")
+    }
+
     pub fn count_in_log(&self, needle: &str) -> usize {
         self.log().matches(needle).count()
     }
 
-    /// Waits until it stands there once more than `before` the fault that it is to tell of.
+    /// Waits until it stands there once more than `before` the fault that it is to report.
     #[track_caller]
     pub fn wait_for_another(&self, needle: &str, before: usize, limit: Duration) {
         wait_until(&format!("another {needle:?} in the log"), limit, || {
@@ -226,12 +243,6 @@ pub fn run_command(
 
 fn spawn(options: Options, stdout: Stdio) -> KillOnDrop {
     let mut command = KillOnDrop::command(crate::paths::binary());
-    // The environment of the tests must not configure the product.
-    for (name, _) in env::vars_os() {
-        if name.as_encoded_bytes().starts_with(b"PAYRELAY_") {
-            command.env_remove(name);
-        }
-    }
     command
         .env("PAYRELAY_HTTP_LISTEN", "127.0.0.1:0")
         .envs(options.env);

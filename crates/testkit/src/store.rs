@@ -25,9 +25,9 @@ const LIMIT: Duration = Duration::from_secs(10);
 pub fn wait_until_all_is_delivered(database: &Path, limit: Duration) {
     let untold = "SELECT count(*) FROM outbox o LEFT JOIN delivery d ON d.outbox_id = o.id \
                   WHERE o.status <> 'PUBLISHED' OR d.status IS NOT 'DELIVERED'";
-    let beside = OfflineStore::open(database).expect("the database is there");
+    let offline = OfflineStore::open(database).expect("the database is there");
     wait_until("everything to be published and delivered", limit, || {
-        beside
+        offline
             .read(|connection| connection.query_row(untold, [], |row| row.get::<_, i64>(0)))
             .expect("it can be read")
             == 0
@@ -43,7 +43,7 @@ pub struct Database {
 
 impl Database {
     pub fn open() -> Self {
-        Self::open_in(tempfile::tempdir().expect("the machine has room for a folder"))
+        Self::open_in(tempfile::tempdir().expect("the machine has space for a folder"))
     }
 
     /// In a folder that goes with it.
@@ -56,7 +56,7 @@ impl Database {
             readers: size(2),
             min_free_bytes: 0,
         };
-        // A test beside this one may be starting a process: until its exec that has a copy of every
+        // Another test may be starting a process. Until its exec that has a copy of every
         // descriptor, also of the lock file that was just closed.
         let opened = wait_for("the lock of the one before", LIMIT, || {
             match Store::open(&settings, None) {
@@ -74,7 +74,7 @@ impl Database {
 
     /// Stops it; what is left is its folder.
     pub fn close(mut self) -> TempDir {
-        let elsewhere = tempfile::tempdir().expect("the machine has room for a folder");
+        let elsewhere = tempfile::tempdir().expect("the machine has space for a folder");
         std::mem::replace(&mut self.dir, elsewhere)
     }
 

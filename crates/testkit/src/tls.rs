@@ -7,14 +7,14 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 
-/// Whom the secure listeners know, by every mechanism that they take.
+/// The user that the secure listeners know, by every mechanism that they accept.
 pub const USER: &str = "payrelay";
 /// A test can search logs for it.
 pub const PASSWORD: &str = "secret-kafka-password";
 /// The name in the broker's certificate.
 const HOST: &str = "localhost";
 
-/// What a broker has beside its usual listeners, as parts of its properties.
+/// What a broker has in addition to its usual listeners, as parts of its properties.
 #[derive(Default)]
 pub struct Listeners {
     pub bound: String,
@@ -114,7 +114,8 @@ fn sasl(listener: &str) -> String {
     let module = "org.apache.kafka.common.security";
     format!(
         "listener.name.{listener}.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512
-listener.name.{listener}.plain.sasl.jaas.config={module}.plain.PlainLoginModule required user_{USER}=\"{PASSWORD}\";
+listener.name.{listener}.plain.sasl.jaas.config={module}.plain.PlainLoginModule \
+         required user_{USER}=\"{PASSWORD}\";
 listener.name.{listener}.scram-sha-256.sasl.jaas.config={module}.scram.ScramLoginModule required;
 listener.name.{listener}.scram-sha-512.sasl.jaas.config={module}.scram.ScramLoginModule required;
 "

@@ -36,8 +36,8 @@ impl Found {
     }
 }
 
-/// As [`read`], once there is this number of records: the broker answers a commit before the transaction shows
-/// (<https://cwiki.apache.org/confluence/display/KAFKA/KIP-98>, 5.2).
+/// As [`read`], once there is this number of records: the broker answers a commit before the
+/// transaction shows (<https://cwiki.apache.org/confluence/display/KAFKA/KIP-98>, 5.2).
 pub fn read_all(bootstrap: &str, topic: &str, count: usize, limit: Duration) -> Vec<Found> {
     wait_for(&format!("{count} records on {topic}"), limit, || {
         let found = read(bootstrap, topic, limit);

@@ -17,7 +17,7 @@ use testkit::wait_until;
 const DAY: i64 = 86_400;
 
 #[test]
-fn a_clock_that_jumps_loses_and_doubles_nothing_and_stops_no_thread() {
+fn a_clock_jump_loses_and_doubles_nothing_and_stops_no_thread() {
     let machine = Machine::new();
     let slack = FakeSlack::start();
     let env = [
@@ -91,7 +91,7 @@ fn id_of(line: &str) -> i64 {
 }
 
 #[test]
-fn a_clock_that_is_years_ahead_purges_nothing_that_is_unfinished() {
+fn a_clock_years_ahead_purges_no_unfinished_event() {
     let machine = Machine::new();
     let slack = FakeSlack::start();
     slack.answer_with(|_, _| Answer::Status(500));

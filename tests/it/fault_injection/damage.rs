@@ -58,7 +58,7 @@ fn overwrite(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
 }
 
 #[test]
-fn a_file_that_cannot_be_opened_is_refused_with_what_to_do() {
+fn a_database_that_cannot_be_opened_is_refused_with_advice() {
     let machine = with_payments();
     let path = machine.database();
     let sound = fs::read(machine.database()).unwrap();
@@ -114,7 +114,7 @@ fn a_file_that_cannot_be_opened_is_refused_with_what_to_do() {
 }
 
 #[test]
-fn what_cannot_be_written_is_refused() {
+fn an_unwritable_database_is_refused() {
     for what in [
         "30 payrelay.db",
         "30 payrelay.db-wal",
@@ -134,7 +134,7 @@ fn what_cannot_be_written_is_refused() {
 }
 
 #[test]
-fn a_log_without_its_file_is_not_thrown_away() {
+fn a_wal_without_its_database_is_kept() {
     let machine = killed_with_payments();
     let file = machine.database();
     let log = machine.folder().join("payrelay.db-wal");
@@ -151,7 +151,7 @@ fn a_log_without_its_file_is_not_thrown_away() {
 }
 
 #[test]
-fn the_log_of_another_database_is_refused_and_the_file_is_left_as_it_is() {
+fn the_wal_of_another_database_is_refused_and_the_file_is_unchanged() {
     let ours = with_payments();
     let theirs = killed_with_payments();
     let before = fs::read(ours.database()).unwrap();
@@ -200,7 +200,7 @@ fn spoil(machine: &Machine, table: &str) {
 }
 
 #[test]
-fn damage_that_is_met_while_it_runs_stops_payments_loudly_and_once() {
+fn corruption_found_while_running_stops_payments_and_is_logged_once() {
     // One that a payment writes to, but that is not read before.
     let machine = with_payments();
     spoil(&machine, "user_history");
@@ -250,7 +250,7 @@ fn damage_that_is_met_while_it_runs_stops_payments_loudly_and_once() {
 }
 
 #[test]
-fn damage_that_a_reader_meets_stops_payments_too() {
+fn corruption_found_by_a_reader_stops_payments() {
     let machine = with_payments();
     // The first leaf of the payments: nothing but a look at an old payment finds it.
     let connection = Connection::open(machine.database()).unwrap();
@@ -277,7 +277,7 @@ fn damage_that_a_reader_meets_stops_payments_too() {
 }
 
 #[test]
-fn a_file_that_is_moved_away_while_it_is_open_takes_no_more_payments() {
+fn a_database_moved_while_it_is_open_accepts_no_more_payments() {
     let machine = with_payments();
     let mut payrelay = Payrelay::start(machine.options(&[]));
     let mut client = Connecting::new(payrelay.addr());

@@ -6,101 +6,20 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
-use serde_json::json;
 
 use super::power::fail_everywhere;
-use super::{Answers, Connecting, LIMIT, kill, load, request, verify};
+use super::{Answers, Connecting, LIMIT, NO_RESERVE, kill, load, request, verify};
 use testkit::hostile::Machine;
 use testkit::process::Payrelay;
 use testkit::slack::{Answer, FakeSlack};
 use testkit::wait_until;
-
-/// Payments are accepted until the disk itself refuses.
-const NO_RESERVE: (&str, &str) = ("PAYRELAY_DATABASE_MIN_FREE_BYTES", "0");
 
 fn count(log: &str, needle: &str) -> usize {
     log.lines().filter(|line| line.contains(needle)).count()
 }
 
 #[test]
-fn a_full_disk_is_507_at_once_and_nothing_needs_a_person_when_it_has_room() {
-    let machine = Machine::new();
-    let mut payrelay = Payrelay::start(machine.options(&[NO_RESERVE]));
-    let mut client = Connecting::new(payrelay.addr());
-    let body = request(1, 1).to_string();
-    let head = "POST /payments HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: \
-        application/json\r\nIdempotency-Key: once\r\n";
-    let keyed = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
-    assert_eq!(client.send(&keyed).unwrap().0, 201);
-    machine.set("full", "0");
-    for n in 0..200 {
-        let asked = Instant::now();
-        let (status, problem) = client.post(&request(101 + n, 1)).unwrap();
-        assert_eq!(
-            (status, &problem["type"]),
-            (507, &json!("urn:payrelay:problem:insufficient-storage")),
-            "{problem}"
-        );
-        assert!(asked.elapsed() < Duration::from_secs(5));
-    }
-    let (status, ready) = client.get("/health/ready").unwrap();
-    assert_eq!(
-        (status, &ready["status"]),
-        (503, &json!("unavailable")),
-        "{ready}"
-    );
-    assert!(
-        ready["components"]["database"]["error"]
-            .as_str()
-            .unwrap()
-            .contains("full"),
-        "{ready}"
-    );
-    assert_eq!(
-        client.get("/payments/1").unwrap().0,
-        200,
-        "what is there can be read"
-    );
-    // Nor is it ready because of a transaction that has nothing to write; each look has one tried
-    // that has, and who shares that one is refused with it.
-    let mut delivered_again = 0;
-    wait_until("the earlier response to be repeated", LIMIT, || {
-        delivered_again += usize::from(client.send(&keyed).unwrap().0 == 201);
-        assert_eq!(
-            client.get("/health/ready").unwrap().0,
-            503,
-            "{}",
-            payrelay.log()
-        );
-        delivered_again >= 20
-    });
-    machine.clear("full");
-    assert_eq!(client.post(&request(1001, 1)).unwrap().0, 201);
-    wait_until("the health page to say so", LIMIT, || {
-        client.get("/health/ready").unwrap().0 == 200
-    });
-    assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
-    // Complete only now.
-    let log = payrelay.log();
-    assert_eq!(
-        (
-            count(&log, "writer: database error"),
-            count(&log, "writer: the database works again")
-        ),
-        (1, 1),
-        "{log}"
-    );
-    assert!(log.lines().count() < 30, "{log}");
-    let connection = Connection::open(machine.database()).unwrap();
-    verify(&connection, &[]);
-    assert_eq!(
-        super::number(&connection, "SELECT count(*) FROM payment"),
-        2
-    );
-}
-
-#[test]
-fn each_loop_reports_a_database_that_refuses_once_when_it_begins_and_once_when_it_is_over() {
+fn each_loop_logs_a_database_outage_once_at_its_start_and_once_at_its_end() {
     let machine = Machine::new();
     let env = [
         NO_RESERVE,
@@ -138,13 +57,13 @@ fn each_loop_reports_a_database_that_refuses_once_when_it_begins_and_once_when_i
 }
 
 #[test]
-fn a_disk_that_fills_and_empties_under_load_loses_nothing_and_keeps_nothing_that_it_refused() {
+fn a_disk_that_fills_under_load_loses_no_accepted_payment_and_stores_no_refused_one() {
     let machine = Machine::recorded();
     let payrelay = Payrelay::start(machine.options(&[NO_RESERVE]));
     let done = AtomicBool::new(false);
     let answers = thread::scope(|scope| {
         scope.spawn(|| {
-            // Sometimes there is room for a part of what is to be written.
+            // Sometimes there is space for a part of what is to be written.
             for free in ["0", "1000", "5000", "20000"].iter().cycle() {
                 machine.set("full", free);
                 thread::park_timeout(Duration::from_millis(30));
@@ -197,7 +116,7 @@ fn a_disk_that_fills_and_empties_under_load_loses_nothing_and_keeps_nothing_that
 }
 
 #[test]
-fn payments_stop_before_the_disk_is_full_and_stored_ones_continue() {
+fn payments_are_refused_before_the_disk_is_full_and_stored_ones_continue() {
     let machine = Machine::new();
     let slack = FakeSlack::start();
     slack.answer_with(|_, _| Answer::Status(500));
@@ -265,7 +184,7 @@ fn payments_stop_before_the_disk_is_full_and_stored_ones_continue() {
 
 /// Another error than that of a full disk, and one that could be anything.
 #[test]
-fn a_quota_that_is_used_up_is_503_and_ends_nothing() {
+fn an_exhausted_quota_is_503_and_ends_no_thread() {
     let machine = Machine::new();
     let mut payrelay = Payrelay::start(machine.options(&[NO_RESERVE]));
     let mut client = Connecting::new(payrelay.addr());
@@ -281,9 +200,9 @@ fn a_quota_that_is_used_up_is_503_and_ends_nothing() {
     assert_eq!(payrelay.terminate().code(), Some(0), "{}", payrelay.log());
 }
 
-/// The log is long enough to be copied back, and the file has no room for it.
+/// The WAL is long enough for a checkpoint, and the disk has no space for it.
 #[test]
-fn a_disk_that_is_full_when_the_log_is_copied_back_costs_nothing() {
+fn a_disk_full_during_a_checkpoint_loses_no_payment() {
     let machine = Machine::new();
     let mut payrelay = Payrelay::start(machine.options(&[NO_RESERVE]));
     let before = load(&machine, payrelay.addr(), 8, |answers| {

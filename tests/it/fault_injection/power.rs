@@ -1,7 +1,7 @@
 //! The power fails: at any moment, what was acknowledged is on the disk.
 //!
-//! A run of the real binary is recorded, with every write and every sync; then the power fails at
-//! hundreds of points of it, and each time the store opens what the disk may hold.
+//! A run of the real binary is recorded, with every write and every sync. Then the power fails at
+//! hundreds of points of it. Each time the store opens what the disk may hold.
 
 use std::env;
 use std::num::NonZeroUsize;
@@ -47,11 +47,10 @@ fn open_and_verify(folder: &Path, acknowledged: &[Acknowledged]) {
 /// How many points, unless `HOSTILE_POINTS` says otherwise.
 const POINTS: u64 = 100;
 
-/// Fails the power at random points of what was recorded; `HOSTILE_SEED` takes others.
+/// Fails the power at random points of what was recorded; `PAYRELAY_TEST_SEED` chooses others.
 pub(super) fn fail_everywhere(machine: &Machine, acknowledged: &[Acknowledged]) -> Disk {
-    let set = |name, default| env::var(name).map_or(default, |text| text.parse().unwrap());
-    let points = set("HOSTILE_POINTS", POINTS);
-    let seed = set("HOSTILE_SEED", 1);
+    let points = env::var("HOSTILE_POINTS").map_or(POINTS, |text| text.parse().unwrap());
+    let seed = testkit::random::seed(|| 1);
     let journal = machine.journal();
     let length = u64::try_from(journal.len()).unwrap();
     let mut random = fastrand::Rng::with_seed(seed);
@@ -95,7 +94,7 @@ pub(super) fn fail_everywhere(machine: &Machine, acknowledged: &[Acknowledged]) 
 }
 
 #[test]
-fn what_was_acknowledged_survives_a_power_failure_at_any_moment() {
+fn acknowledged_payments_survive_a_power_failure_at_any_moment() {
     let machine = Machine::recorded();
     let mut acknowledged = Vec::new();
     // Killed, killed, stopped: what one process has left unsynced the next one builds on.
@@ -125,7 +124,7 @@ fn what_was_acknowledged_survives_a_power_failure_at_any_moment() {
     let disk = fail_everywhere(&machine, &acknowledged);
     assert!(
         disk.synced("payrelay.db") >= 2,
-        "the log was copied back on the way: {}",
+        "a checkpoint ran on the way: {}",
         disk.synced("payrelay.db")
     );
 }

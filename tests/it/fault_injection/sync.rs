@@ -47,7 +47,7 @@ fn load_until_a_sync_fails(machine: &Machine, file: &str) -> Vec<Acknowledged> {
 }
 
 #[test]
-fn a_commit_that_cannot_be_synced_ends_the_process_and_costs_nothing_acknowledged() {
+fn a_failed_sync_of_a_commit_ends_the_process_and_loses_no_acknowledged_payment() {
     let machine = Machine::recorded();
     let mut acknowledged = Vec::new();
     for _ in 0..2 {
@@ -69,7 +69,7 @@ fn a_commit_that_cannot_be_synced_ends_the_process_and_costs_nothing_acknowledge
 }
 
 #[test]
-fn a_checkpoint_that_cannot_be_synced_ends_the_process_and_costs_nothing_acknowledged() {
+fn a_failed_sync_of_a_checkpoint_ends_the_process_and_loses_no_acknowledged_payment() {
     let machine = Machine::recorded();
     let mut acknowledged = load_until_a_sync_fails(&machine, "payrelay.db");
     let payrelay = Payrelay::start(machine.options(&[]));
@@ -87,7 +87,7 @@ fn a_checkpoint_that_cannot_be_synced_ends_the_process_and_costs_nothing_acknowl
 }
 
 #[test]
-fn a_log_or_a_folder_that_cannot_be_synced_is_not_built_upon() {
+fn the_start_is_refused_if_the_wal_or_its_folder_cannot_be_synced() {
     let machine = Machine::new();
     let refused = |file: &str| {
         machine.set("eio", file);

@@ -145,16 +145,8 @@ impl Model {
                 Answer::Done
             }
             Job::Accept(notice) => Answer::Arrival(self.accept(*notice)),
-            Job::Send(ids) => self.each(ids, |row| {
-                if row.status == "PENDING" {
-                    row.status = "SENDING";
-                }
-            }),
-            Job::Release(ids) => self.each(ids, |row| {
-                if row.status == "SENDING" {
-                    row.status = "PENDING";
-                }
-            }),
+            Job::Send(ids) => self.change_status(ids, "PENDING", "SENDING"),
+            Job::Release(ids) => self.change_status(ids, "SENDING", "PENDING"),
             Job::Deliver(ids) => self.each(ids, |row| {
                 if row.waits() {
                     row.status = "DELIVERED";
@@ -206,6 +198,14 @@ impl Model {
             Job::Purge { cutoff, limit } => Answer::Count(self.purge(*cutoff, *limit)),
             Job::Spoil(_) => Answer::Refused,
         }
+    }
+
+    fn change_status(&mut self, ids: &[i64], from: &str, to: &'static str) -> Answer {
+        self.each(ids, |row| {
+            if row.status == from {
+                row.status = to;
+            }
+        })
     }
 
     fn pay(&mut self, new: &NewPayment, now: Timestamp) -> Vec<Payment> {
@@ -373,8 +373,12 @@ impl Model {
         value: Option<Vec<u8>>,
         now: Timestamp,
     ) {
-        let known = |letter: &Letter| matches!(letter.of, Of::Record { offset: other, .. } if other == offset);
-        if self.letters.values().any(known) {
+        let offset_of = |letter: &Letter| match letter.of {
+            Of::Record { offset, .. } => Some(offset),
+            Of::Event { .. } => None,
+        };
+        let mut letters = self.letters.values();
+        if letters.any(|letter| offset_of(letter) == Some(offset)) {
             self.last_letter += 1;
         } else {
             self.add_letter(
@@ -734,7 +738,12 @@ impl Model {
                 let headers: Vec<_> = event_id.iter().map(|id| json!(["ce_id", id])).collect();
                 let value = value.as_deref().map(String::from_utf8_lossy);
                 shown["record"] = json!({
-                    "topic": super::TOPIC, "partition": 0, "offset": offset, "key": null, "value": value, "headers": headers,
+                    "topic": super::TOPIC,
+                    "partition": 0,
+                    "offset": offset,
+                    "key": null,
+                    "value": value,
+                    "headers": headers,
                 });
             }
         }

@@ -1,6 +1,6 @@
-//! How dense the code of src may be: the length of functions and of files.
+//! How dense the code may be: the length of functions and of files.
 
-use super::{code, sources};
+use super::{ROOTS, code, sources};
 
 /// Lines of a function, from its name to its closing brace.
 const FUNCTION_LINES_MAX: usize = 70;
@@ -47,11 +47,11 @@ fn functions(text: &str) -> Vec<(usize, String, usize)> {
     found
 }
 
-#[test]
-fn functions_are_short() {
+/// The functions of some folders may not be long, and few of them may be of medium length.
+fn assert_short_functions(folders: &[&str], functions_min: usize) {
     let mut count = 0;
     let mut long = Vec::new();
-    for (file, text) in sources("src") {
+    for (file, text) in folders.iter().copied().flat_map(sources) {
         for (line, name, length) in functions(&text) {
             count += 1;
             if length > FUNCTION_LINES_USUAL {
@@ -59,7 +59,10 @@ fn functions_are_short() {
             }
         }
     }
-    assert!(count > 1000, "only {count} functions were found");
+    assert!(
+        count > functions_min,
+        "only {count} functions were found in {folders:?}"
+    );
     long.sort();
     let too_long: Vec<_> = long
         .iter()
@@ -71,6 +74,13 @@ fn functions_are_short() {
         "{} of {count} functions are longer than {FUNCTION_LINES_USUAL} lines: {long:#?}",
         long.len()
     );
+}
+
+#[test]
+fn functions_are_short() {
+    let [src, others @ ..] = ROOTS;
+    assert_short_functions(&[src], 1000);
+    assert_short_functions(&others, 800);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::process::Command;
 use super::ROOT;
 
 /// Each refused word or phrase, and words to use instead.
-const REFUSED: [(&str, &str); 31] = [
+const REFUSED: [(&str, &str); 45] = [
     ("told", "deliver, notify, report, return"),
     ("tells", "returns, reports, says"),
     ("telling", "delivering, reporting"),
@@ -40,20 +40,63 @@ const REFUSED: [(&str, &str); 31] = [
     ("stands in", "replaces"),
     ("gives way", "yields"),
     ("folded", "checkpointed"),
+    ("heeds", "records, observes"),
+    ("teller", "notifier fixture"),
+    ("no one", "no client, no thread"),
+    ("someone", "a client, an operator"),
+    ("everyone", "every client, every process"),
+    ("anyone", "any client, any process"),
+    ("what became", "the outcome"),
+    ("take away", "become unavailable"),
+    ("goes away", "becomes unavailable"),
+    ("unstored", "pending"),
+    ("unsettled", "unsaved outcome"),
+    ("the last word", "the outcome"),
+    ("earlier life", "earlier incarnation, earlier process"),
+    ("takes over", "replaces"),
 ];
+
+/// Refused as well, but not yet in src and in the pages. Move them up when those are mended.
+const REFUSED_IN_TESTS: [(&str, &str); 10] = [
+    ("tell", "deliver, notify, report, return"),
+    ("beside", "alongside, while payrelay is running"),
+    ("room", "space, capacity, limit"),
+    ("rooms", "spaces, limits"),
+    ("away", "unavailable"),
+    ("whom", "the client, the user"),
+    ("copied back", "checkpointed"),
+    ("under way", "in progress"),
+    ("lives on", "continues"),
+    ("everybody", "every client, every process"),
+];
+
+/// Where those are refused.
+const TESTS: [&str; 4] = ["tests/", "benches/", "crates/", "Cargo.toml"];
 
 /// In the store, the log of the database is the WAL.
 const REFUSED_IN_THE_STORE: (&str, &str) = ("the log", "the WAL, or payrelay's log");
 
 /// Files that keep a refused word, each with its reason.
-const EXCEPTIONS: [(&str, &str, &str); 1] = [(
-    "tests/it/tidy/plain_words.rs",
-    "",
-    "this list has to name the words",
-)];
+const EXCEPTIONS: [(&str, &str, &str); 3] = [
+    (
+        "tests/it/tidy/plain_words.rs",
+        "",
+        "this list has to name the words",
+    ),
+    (
+        "tests/proptest-regressions/slack.txt",
+        "everyone",
+        "proptest writes this head",
+    ),
+    (
+        "crates/testkit/src/tls.rs",
+        "everyone",
+        "a key of the broker's configuration",
+    ),
+];
 
 /// Every text that a person may read.
-fn texts() -> Vec<(String, String)> {
+pub fn texts() -> Vec<(String, String)> {
     let mut waiting: Vec<PathBuf> = [
         "src",
         "crates",
@@ -171,6 +214,9 @@ fn no_text_has_a_refused_word() {
         let mut refused = REFUSED.to_vec();
         if name.starts_with("src/store/") || name == "schema.sql" {
             refused.push(REFUSED_IN_THE_STORE);
+        }
+        if TESTS.iter().any(|root| name.starts_with(root)) {
+            refused.extend(REFUSED_IN_TESTS);
         }
         refused.retain(|(phrase, _)| {
             let is_exception = |(file, word, _): &(&str, &str, &str)| {

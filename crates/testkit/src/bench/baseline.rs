@@ -18,7 +18,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use crate::http::{read_body, read_head};
 
 /// Opens the database that payrelay has made, once for each connection of a client, as most
-/// services would: with SQLite's own cache, checkpoints and busy handler.
+/// services would. It has SQLite's own cache, checkpoints and busy handler.
 fn connect(database: &Path) -> Connection {
     let connection = Connection::open(database).expect("the database opens");
     connection
@@ -98,7 +98,7 @@ pub fn bare_writer(store: &Store, in_flight: usize, span: Duration, count: u64) 
                     .send(result.expect("the writer works").len())
                     .expect("we wait");
             })
-            .expect("the queue has room");
+            .expect("the queue has capacity");
     };
     let started = Instant::now();
     (0..in_flight).for_each(|_| submit());

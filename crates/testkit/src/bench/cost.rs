@@ -22,7 +22,7 @@ pub fn usage(pid: u32) -> Usage {
         .take(2)
         .map(|text| text.parse::<u64>().unwrap_or(0))
         .sum();
-    // A tick is a hundredth of a second on every Linux that anyone runs.
+    // A tick is a hundredth of a second on every common Linux.
     let cpu_s = ticks as f64 / 100.0;
     Usage {
         cpu_s,

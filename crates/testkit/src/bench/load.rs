@@ -1,6 +1,6 @@
-//! The load generator: keep-alive connections from one thread, each sending its next request when
-//! it has its answer (closed loop); or requests that are due at fixed times, whatever the answers
-//! do (open loop).
+//! The load generator: keep-alive connections from one thread. In a closed loop each sends its next
+//! request when it has its answer. In an open loop requests are due at fixed times, whatever the
+//! answers do.
 
 use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;

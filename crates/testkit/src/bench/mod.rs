@@ -269,13 +269,14 @@ impl Table {
             .rows
             .iter()
             .map(|row| {
+                let baseline = row.baseline.as_ref();
                 json!({
                     "figure": row.figure,
                     "unit": row.unit,
                     "runs": row.value.0,
                     "median": row.value.median(),
-                    "baseline": row.baseline.as_ref().map(|(name, figure)| json!({"name": name, "runs": figure.0})),
-                    "ratio": row.baseline.as_ref().map(|(_, figure)| row.value.ratio(figure).median()),
+                    "baseline": baseline.map(|(name, runs)| json!({"name": name, "runs": runs.0})),
+                    "ratio": baseline.map(|(_, runs)| row.value.ratio(runs).median()),
                     "goal": goal(row.goal),
                     "reached": reached(row),
                 })

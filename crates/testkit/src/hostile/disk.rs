@@ -3,7 +3,7 @@
 //! What was synced is there. Of what was written since, anything may be there: each write, or each
 //! sector of 512 bytes of it, or nothing; in any order. A name that was made or removed since the
 //! folder was last synced may be there or not. A sync that failed has lost what it was to write,
-//! although every reader of the file still sees it: Linux keeps such pages, and counts them as
+//! although every reader of the file still sees it. Linux keeps such pages, and counts them as
 //! written (<https://lwn.net/Articles/752063/>).
 
 use std::collections::{BTreeMap, HashMap};
@@ -46,7 +46,7 @@ pub struct Disk {
     /// Which file it means on the disk.
     durable_names: BTreeMap<String, usize>,
     renamed: Vec<(usize, String, Option<usize>)>,
-    /// Where each sync that is under way began, and of what.
+    /// Where each sync in progress began, and of what.
     syncs: HashMap<u64, (usize, Option<usize>)>,
     synced: BTreeMap<String, usize>,
 }
@@ -272,7 +272,7 @@ fn write(content: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
 /// Puts the files where a program can open them.
 pub fn lay_out(files: &BTreeMap<String, Vec<u8>>, folder: &Path) {
     for (name, content) in files {
-        fs::write(folder.join(name), content).expect("the machine has room for the files");
+        fs::write(folder.join(name), content).expect("the machine has space for the files");
     }
 }
 
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_synced_is_there_and_nothing_else_need_be() {
+    fn synced_bytes_survive_and_others_may_not() {
         let entries = [
             entry(CREATE, "a", 0, b""),
             entry(WRITE, "a", 0, b"old"),
@@ -318,7 +318,7 @@ mod tests {
         assert_eq!(
             content(7, Survival::Nothing).unwrap(),
             b"old",
-            "what came during the sync is not synced"
+            "what was written during the sync is not synced"
         );
         assert_eq!(content(7, Survival::Everything).unwrap(), b"new");
         assert_eq!(content(8, Survival::Nothing).unwrap(), b"old");
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_sync_loses_and_a_later_one_brings_nothing_back() {
+    fn a_failed_sync_loses_bytes_that_a_later_sync_does_not_restore() {
         let sync = |id, end| [entry(SYNC_BEGIN, "a", id, b""), entry(end, "a", id, b"")].concat();
         let entries = [
             entry(CREATE, "a", 0, b""),
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_is_torn_at_sectors() {
+    fn a_power_failure_tears_a_write_at_sectors() {
         let entries = [
             entry(CREATE, "a", 0, b""),
             [

@@ -4,6 +4,7 @@
 //! between it and the files of one folder. Nothing here needs root.
 
 pub mod disk;
+pub mod load;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -23,7 +24,7 @@ pub struct Machine {
 
 impl Machine {
     pub fn new() -> Machine {
-        let folder = || tempfile::tempdir().expect("the machine has room for a folder");
+        let folder = || tempfile::tempdir().expect("the machine has space for a folder");
         Machine {
             files: folder(),
             control: folder(),

@@ -1,5 +1,5 @@
-//! The environment is never an event's fault: clocks, the topic's settings and missing rights make
-//! Kafka unavailable, the events wait in order, and the log says within ten seconds what to do.
+//! The environment is never an event's fault. Clocks, the topic's settings and missing rights make
+//! Kafka unavailable, and the events wait in order. The log says within ten seconds what to do.
 
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use testkit::kafka::Broker;
 use testkit::listen::free_port;
 use testkit::process::{Options, Payrelay, run_to_exit};
 use testkit::slack::FakeSlack;
+use testkit::timed::alone;
 use testkit::{topic, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -74,7 +75,8 @@ fn get(payrelay: &Payrelay, path: &str) -> Value {
 const DAY: i64 = 86_400;
 
 #[test]
-fn a_clock_that_is_ahead_or_behind_costs_no_event_on_a_topic_of_ours() {
+fn a_wrong_clock_loses_no_event_on_a_topic_of_ours() {
+    let _alone = alone();
     for shift in [2 * DAY, 7200, -2 * DAY] {
         let scene = Scene::new(Broker::start("4.4.0"));
         scene.machine.set("clock", &shift.to_string());
@@ -93,7 +95,8 @@ fn a_clock_that_is_ahead_or_behind_costs_no_event_on_a_topic_of_ours() {
 }
 
 #[test]
-fn a_topic_that_refuses_this_machines_clock_has_the_events_wait() {
+fn events_wait_while_the_topic_rejects_this_machines_clock() {
+    let _alone = alone();
     let scene = Scene::new(Broker::start("4.4.0"));
     topic::create(
         &scene.broker.bootstrap(),
@@ -118,7 +121,8 @@ fn a_topic_that_refuses_this_machines_clock_has_the_events_wait() {
 }
 
 #[test]
-fn an_outage_that_is_longer_than_the_topic_takes_costs_no_event() {
+fn an_outage_longer_than_the_topics_timestamp_limit_loses_no_event() {
+    let _alone = alone();
     let mut scene = Scene::new(Broker::start("4.4.0"));
     let settings = [
         ("message.timestamp.type", "CreateTime"),
@@ -143,7 +147,8 @@ fn an_outage_that_is_longer_than_the_topic_takes_costs_no_event() {
 }
 
 #[test]
-fn settings_of_the_topic_that_lose_records_are_named_in_the_log_and_in_health() {
+fn the_log_and_health_name_topic_settings_that_lose_records() {
+    let _alone = alone();
     let scene = Scene::new(Broker::start("4.4.0"));
     let settings = [
         ("cleanup.policy", "compact"),
@@ -168,7 +173,8 @@ fn settings_of_the_topic_that_lose_records_are_named_in_the_log_and_in_health() 
 }
 
 #[test]
-fn a_wrong_advertised_address_is_named_within_10_s() {
+fn the_log_names_a_wrong_advertised_address_within_10_s() {
+    let _alone = alone();
     // The system accepts its connections, and no thread answers.
     let listener = free_port();
     let silent = listener.local_addr().unwrap().to_string();
@@ -207,7 +213,8 @@ fn a_wrong_advertised_address_is_named_within_10_s() {
 }
 
 #[test]
-fn connections_that_the_network_forgets_delay_an_event_by_10_s_at_most() {
+fn forgotten_connections_delay_an_event_by_10_s_at_most() {
+    let _alone = alone();
     let (broker, mut proxy) = Broker::start_behind_proxy("4.4.0");
     let scene = Scene::new(broker);
     let payrelay = scene.start();
