@@ -1,5 +1,5 @@
-//! How fast the outbox goes to a real Kafka: read in order, published, each row marked durably;
-//! against what the same client sends without a database.
+//! How fast the outbox goes to a real Kafka: read in order, published, each row marked durably. The
+//! baseline is what the same client sends without a database.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
-//! Transactional producers that take turns, against a ring of one, in the same run: how long an
-//! event waits for Kafka's acknowledgement, how long a payment waits for its commit meanwhile, and
-//! how fast a backlog is drained. On the transactions since and before KIP-890 (Kafka 4.4 and 3.9).
+//! Transactional producers that take turns, against a ring of one, in the same run. How long an
+//! event waits for Kafka's acknowledgement, and a payment for its commit meanwhile. How fast a
+//! backlog is drained. On the transactions since and before KIP-890 (Kafka 4.4 and 3.9).
 
 use std::time::Duration;
 

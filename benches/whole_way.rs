@@ -144,12 +144,11 @@ impl Figures {
         let topic = format!("drain-{run}");
         let System { payrelay, dir, .. } = System::start("127.0.0.1:1", &topic);
         let requests = (count / 100) as f64;
-        let (rate, span) = (requests, Duration::from_secs(1));
         load::paced(
             payrelay.addr(),
             8,
-            rate,
-            (span, Since::Sent),
+            requests,
+            (Duration::from_secs(1), Since::Sent),
             |out, number| {
                 payment(out, number % 1000, number * 100, 100);
             },

@@ -1,8 +1,8 @@
 //! `payrelay dead-letters`: lists, replays or discards dead letters in the database.
 //!
-//! It also works while payrelay does not run. A running payrelay notices a replayed payment within a
-//! second: each waiting notifier looks for payments that often. It notices a replayed event when it
-//! next checks its connection to Kafka, within seconds.
+//! It also works while payrelay does not run. A running payrelay notices a replayed payment within
+//! a second: each waiting notifier looks for payments that often. It notices a replayed event when
+//! it next checks its connection to Kafka, within seconds.
 
 use std::time::Duration;
 

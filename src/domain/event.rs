@@ -1,8 +1,8 @@
 //! An event as a Kafka record in `CloudEvents`' Kafka binary mode, and back. Pure; names no client.
 //!
 //! Key: the user id, so that a user's events keep their order. Value: the payment id as text. The
-//! event's id is `<node>-<outbox id>`
-//! (<https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md>).
+//! event's id is `<node>-<outbox id>` (the `CloudEvents` specification 1.0.2, Kafka protocol
+//! binding, binary mode).
 
 use crate::domain::node_id::{NodeId, parse_id};
 use crate::domain::payment::Status;

@@ -32,8 +32,8 @@ pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(7);
 
 const FOREVER: Duration = Duration::from_hours(24 * 3650);
 
-/// The maximum number of bytes of one fetch response: on a slow link it has to arrive within the
-/// few seconds of a call, and memory stays small however many partitions there are. A larger batch
+/// The maximum number of bytes of one fetch response. On a slow link it has to arrive within the
+/// few seconds of a call. Memory stays small however many partitions there are. A larger batch
 /// arrives all the same (KIP-74).
 pub(crate) const FETCH_BYTES_MAX: i32 = 512 * 1024;
 

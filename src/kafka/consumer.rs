@@ -6,9 +6,9 @@
 //! look at lag. A duplicate of an event changes nothing. A record that is not ours, or cannot be
 //! read, becomes a dead letter.
 //!
-//! Events that the topic does not bring are backfilled from the outbox: an event whose offset was
-//! passed; and an event that was published before the topic's ends were read, once everything
-//! before those ends was consumed.
+//! Events that the topic does not bring are backfilled from the outbox. An event whose offset was
+//! passed is one of them. So is an event that was published before the topic's ends were read, once
+//! everything before those ends was consumed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -411,7 +411,8 @@ impl Consumer {
             .map(|membership| membership.topic().clone());
         let mut count = 0;
         for events in events.chunks(BACKFILL_MAX) {
-            let (topic, events) = (topic.clone(), events.to_vec());
+            let topic = topic.clone();
+            let events = events.to_vec();
             let backfill = move |tx: &Transaction<'_>| {
                 unconsumed::backfill_unconsumed(tx, topic.as_ref(), &events, Timestamp::now())
             };

@@ -1,7 +1,7 @@
 //! Transactions that hold back a partition's last stable offset: their owners, and the end of our
 //! own hanging ones.
 //!
-//! A broker that dies between acknowledging a commit and writing its markers can return with a
+//! A broker can die between acknowledging a commit and writing its markers. It can return with a
 //! transaction that is complete for its coordinator, and open for a partition (KIP-664). No timeout
 //! ends it. The next marker of the same producer id on that partition does, and decides the outcome
 //! of its events.

@@ -93,7 +93,7 @@ impl Membership {
         let client = kafka
             .consumer(&settings.group)
             // With static membership on the classic protocol, a killed member resumes at once after
-            // its restart; with KIP-848 it waits until its own session has timed out (measured: 45
+            // its restart. With KIP-848 it waits until its own session has timed out (measured: 45
             // s).
             .group_protocol(GroupProtocol::Classic)
             .group_instance_id(node.as_str())
@@ -226,7 +226,8 @@ impl Membership {
         batch: &Undecodable,
         store: &Store,
     ) -> Result<DeadRecord, ClusterError> {
-        let (partition, offset) = (batch.partition, batch.offset);
+        let partition = batch.partition;
+        let offset = batch.offset;
         let next = next_readable(&self.kafka, &self.topic.name, batch).await?;
         let now = Timestamp::now();
         let letter = DeadRecord {
@@ -243,7 +244,8 @@ impl Membership {
             value: None,
             headers: Vec::new(),
         };
-        let (kept, topic) = (letter.clone(), self.topic.clone());
+        let kept = letter.clone();
+        let topic = self.topic.clone();
         store.write(move |tx| {
             dead_letter::insert_dead_record(tx, &kept, now)?;
             topic::set_topic_positions(tx, &topic, &[(partition, next)])
@@ -327,7 +329,9 @@ impl Membership {
         let mut ends = self.offsets(&rest, LATEST).await;
         let mut starts = self.offsets(&rest, EARLIEST).await;
         let known = store.read(|connection| topic::topic_partitions(connection, &self.topic))?;
-        let (mut found, mut replaced, mut failed) = (Vec::new(), Vec::new(), None);
+        let mut found = Vec::new();
+        let mut replaced = Vec::new();
+        let mut failed = None;
         for partition in rest {
             match (starts.remove(&partition), ends.remove(&partition)) {
                 (Some(Ok(start)), Some(Ok(end))) => {

@@ -1,10 +1,10 @@
 //! The transactional producers of a node, which take turns: one transaction at a time, and the next
 //! one under the next id.
 //!
-//! A broker acknowledges the end of a transaction before it has written the markers, and rejects
-//! the next transaction of the same id until it has (`CONCURRENT_TRANSACTIONS`, KIP-98). The next
-//! id need not wait for them. The order is kept: a batch is sent only after the commit of the one
-//! before it was acknowledged, and `read_committed` consumers see offsets in order.
+//! A broker acknowledges the end of a transaction before it has written the markers. Until then it
+//! rejects the next transaction of the same id (`CONCURRENT_TRANSACTIONS`, KIP-98). The next id
+//! need not wait. The order is kept: a batch is sent only after the commit of the one before it was
+//! acknowledged. And `read_committed` consumers see offsets in order.
 //!
 //! An id that no process uses any more could still have an open transaction, or a batch on its way.
 //! So a session first acquires every id that a process of this node may have used.
@@ -26,7 +26,7 @@ pub(super) const RING_SIZE: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 /// The largest ring that any version may use: a session acquires the ids of all of them.
 pub(super) const RING_SIZE_MAX: usize = 8;
 
-/// Every transactional id that a process of this node may have used: those of the largest ring, and
+/// Every transactional id that a process of this node may have used. Those of the largest ring, and
 /// the only one of versions before the ring.
 ///
 /// The old id of a node `shop-1` is an id of the ring of a node `shop`. So a node whose own id ends

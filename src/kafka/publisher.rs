@@ -1,12 +1,12 @@
 //! The publisher to Apache Kafka: acks=all, one batch in flight, and never a second copy.
 //!
-//! The guarantee: an event that has a receipt is on every in-sync replica; a user's events are on
-//! their partition in commit order; no event is there twice. A duplicate could only come from a
-//! batch with unknown outcome: this process ended between the acknowledgement and the mark, or the
-//! client gave up without an answer. So each new session first reads the topic, from the first
-//! offset that may not be recorded to the end, and marks the events that it finds there. With
-//! `exactly-once` a late batch of a dead process cannot arrive afterwards either: the new session
-//! acquires all transactional ids of the node, and the broker aborts their open transactions and
+//! The guarantee: an event that has a receipt is on every in-sync replica. A user's events are on
+//! their partition in commit order, and no event is there twice. A duplicate could only come from a
+//! batch with unknown outcome. Either this process ended between the acknowledgement and the mark,
+//! or the client gave up without an answer. So each new session first reads the topic, from the
+//! first offset that may not be recorded. It marks the events that it finds there. With
+//! `exactly-once` a late batch of a dead process cannot arrive afterwards either. The new session
+//! acquires all transactional ids of the node: the broker aborts their open transactions, and
 //! rejects their later batches (KIP-98).
 //!
 //! `Pipeline::advance` is one flat state machine: an arm for each state, a method for each arm.
@@ -45,7 +45,7 @@ use crate::store::unseen;
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A transaction that was open for this long may have been ended by the broker itself, which then
-/// fences its producer: no sign of another process.
+/// fences its producer. That is no sign of another process.
 const BROKER_ABORTS_AFTER: Duration = Duration::from_secs(55);
 
 /// Fenced twice within this time: another process publishes as this node.

@@ -108,7 +108,7 @@ impl Reconciliation {
             .collect();
         let offsets = self.read_to(&records);
         self.session.saw(&found);
-        // The marks before any other wait: if that times out, the next call has no records any more.
+        // The marks before any other wait: if that times out, the next call has no records.
         let changes = self.save(&context.store, found, offsets)?;
         self.idle_since = Instant::now();
         if self.is_complete() && self.has_unseen() {
@@ -142,7 +142,7 @@ impl Reconciliation {
     }
 
     /// Marks the events in one transaction. Events whose ids the topic has under other payments get
-    /// new ids once the whole topic was read: until then one of them may turn out to be on it.
+    /// new ids once the whole topic was read. Until then one of them may turn out to be on it.
     fn save(
         &mut self,
         store: &Store,
@@ -226,7 +226,8 @@ fn log_changes(topic: &str, reconciled: &Reconciled, renumbered: usize) {
 }
 
 fn own_event(node: &NodeId, record: &TopicRecord) -> Option<PublishedRecord> {
-    let (id, value) = (record.event_id.as_deref(), record.value.as_deref());
+    let id = record.event_id.as_deref();
+    let value = record.value.as_deref();
     let event = EventRef::parse(node, id, value).ok()?;
     Some(PublishedRecord {
         notice: event.created_at(record.time.as_deref()),

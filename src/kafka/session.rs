@@ -32,10 +32,10 @@ use crate::store::topic::{self, PublishedOffsets, PublishedRecord};
 use crate::store::unseen::{self, Unseen};
 
 /// A session that was quiet for this long asks every broker that it uses for an answer, also while
-/// nothing is published: firewalls and NAT forget quiet connections without a sign.
+/// nothing is published. Firewalls and NAT forget quiet connections without a sign.
 const QUIET_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long the topic may need until its first record arrives: a topic that was just created, or
+/// How long the topic may need until its first record arrives. A topic that was just created, or
 /// has a new leader, is refused at first.
 pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -227,7 +227,8 @@ async fn open_reader(
             .map(|first| first.offset);
         Some(first_unseen.map_or(published_to, |offset| offset.min(published_to)))
     };
-    let (kafka, to) = (&session.kafka, ReadTo::HighWatermark);
+    let kafka = &session.kafka;
+    let to = ReadTo::HighWatermark;
     let reader = TopicReader::open_within(OPEN_TIMEOUT, kafka, &topic.name, to, from).await?;
     session.unseen = unseen;
     // Deleted or recreated since it was described: the next attempt starts with the new state.

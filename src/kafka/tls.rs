@@ -26,7 +26,8 @@ pub(crate) fn auth(security: &KafkaSecurity) -> AuthConfig {
     let auth = match &security.sasl {
         None => AuthConfig::plaintext(),
         Some(sasl) => {
-            let (name, password) = (sasl.username.as_str(), sasl.password.expose());
+            let name = sasl.username.as_str();
+            let password = sasl.password.expose();
             match sasl.mechanism {
                 SaslMechanism::Plain => AuthConfig::sasl_plain(name, password),
                 SaslMechanism::ScramSha256 => AuthConfig::sasl_scram_sha256(name, password),

@@ -282,7 +282,8 @@ impl TopicReader {
             sleep(RETRY).await;
             return Ok(());
         }
-        let (partition, first) = (batch.partition, batch.offset);
+        let partition = batch.partition;
+        let first = batch.offset;
         let end = with_timeout(SKIP_LIMIT, next_readable(&self.kafka, &self.topic, &batch)).await?;
         self.consumer.seek(&self.topic, partition, end).await?;
         log::warn!(

@@ -9,7 +9,6 @@ use std::{env, fs};
 mod commands;
 mod fences;
 mod references;
-mod sentences;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 

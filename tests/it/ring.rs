@@ -28,8 +28,8 @@ fn publisher_with_ring(broker: &Broker, database: &Database, ring_size: usize) -
         ring_size: NonZeroUsize::new(ring_size).unwrap(),
         ..Options::default()
     };
-    let (settings, store) = (settings(broker, 1, ExactlyOnce), database.store().clone());
-    KafkaPublisher::with_options(settings, store, options).unwrap()
+    let store = database.store().clone();
+    KafkaPublisher::with_options(settings(broker, 1, ExactlyOnce), store, options).unwrap()
 }
 
 fn publisher(broker: &Broker, database: &Database) -> KafkaPublisher {
@@ -149,8 +149,8 @@ fn a_late_batch_of_a_larger_ring_is_refused_on_kafka_3_9_2() {
     a_late_batch_of_a_larger_ring_is_refused("3.9.2");
 }
 
-/// The dead process is killed when its transaction is open and has a record, while it asks for the
-/// commit, and between the acknowledgement of the commit and the mark in the database.
+/// The dead process is killed when its transaction is open and has a record, or while it asks for
+/// the commit. Or it is killed between the acknowledgement of the commit and the mark.
 fn a_process_killed_at_any_point_doubles_and_loses_nothing(version: &str) {
     let broker = Broker::start(version);
     let bootstrap = broker.bootstrap();
@@ -262,8 +262,8 @@ fn a_consumer_sees_events_in_commit_order_across_ids_on_kafka_3_9_2() {
     a_consumer_sees_events_in_commit_order_across_ids("3.9.2");
 }
 
-/// A batch that the broker rejects because of one record stops the ring: its events go alone, and
-/// only the offending one becomes a dead letter, whichever producer had its turn.
+/// A batch that the broker rejects because of one record stops the ring, and its events go alone.
+/// Only the offending one becomes a dead letter, whichever producer had its turn.
 #[test]
 fn a_rejected_record_is_isolated_at_each_turn_of_the_ring() {
     let broker = Broker::start("4.4.0");

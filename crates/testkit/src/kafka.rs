@@ -479,7 +479,8 @@ pub fn producer_performance(
   <modelVersion>4.0.0</modelVersion>
   <groupId>payrelay.test</groupId><artifactId>tools</artifactId><version>1</version>
   <dependencies>
-    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId><version>4.4.0</version></dependency>
+    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId>
+      <version>4.4.0</version></dependency>
   </dependencies>
 </project>
 ";

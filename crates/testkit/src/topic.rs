@@ -99,8 +99,8 @@ pub fn read(bootstrap: &str, topic: &str, limit: Duration) -> Vec<Found> {
     })
 }
 
-/// The values of the committed records of a topic in the order in which a consumer receives them,
-/// from the beginning until it has this number of them. Panics if they do not come within `limit`.
+/// The values of the committed records of a topic, in the order in which a consumer receives them.
+/// It begins at the beginning and ends at this number. Panics if they do not come within `limit`.
 pub fn follow(bootstrap: &str, topic: &str, count: usize, limit: Duration) -> Vec<String> {
     block_on(async {
         let deadline = Instant::now() + limit;
@@ -391,8 +391,8 @@ impl OpenTransaction {
             .block_on(async { self.producer.commit().await.is_ok() })
     }
 
-    /// Asks for the commit, and dies after this number of turns of its runtime: before the request
-    /// is written, before the broker answers, or after that.
+    /// Asks for the commit, and dies after this number of turns of its runtime. Then the request
+    /// was not written yet, or not answered, or was answered.
     pub fn die_while_committing(self, turns: usize) {
         self.runtime.block_on(async {
             let after_turns = async {

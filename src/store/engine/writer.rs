@@ -96,8 +96,8 @@ pub(in crate::store) struct Writer {
     _lock: DatabaseLock,
 }
 
-/// The writer's health, for the health page. It also logs a line when commits begin to fail, and one
-/// when they work again, with the number of refused jobs.
+/// The writer's health, for the health page. It also logs a line when commits begin to fail. It
+/// logs another when they work again, with the number of refused jobs.
 pub(in crate::store) struct WriterHealth {
     part: HealthHandle,
     damage: CorruptionFlag,

@@ -151,7 +151,8 @@ fn every_code_block_of_a_page_with_commands_names_its_language() {
 
 #[test]
 fn blocks_are_found_with_their_language_and_marker() {
-    let page = "# A\n\n   <!-- not run: it needs root -->\n   ```sh\n   id\n     x\n   ```\n\n```\ny\n```\n";
+    let page = "# A\n\n   <!-- not run: it needs root -->\n   ```sh\n   id\n     x\n   ```\n\n```\n\
+        y\n```\n";
     let found = blocks_of("a.md", page);
     assert_eq!(found.len(), 2, "{found:#?}");
     assert_eq!(found[0].language, "sh");
