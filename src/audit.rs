@@ -16,8 +16,8 @@ use crate::config::{self, Config, Problems, PublisherKind};
 use crate::domain::node_id::NodeId;
 use crate::domain::payment::Status;
 use crate::kafka;
-use crate::kafka::cluster::{ClusterConnection, ClusterError, KafkaRuntime, with_timeout};
-use crate::kafka::errors::explain_failure;
+use crate::kafka::cluster::{ClusterConnection, ClusterError, KafkaRuntime, with_kafka_timeout};
+use crate::kafka::errors::explain_cluster_error;
 use crate::kafka::reachability::Reachability;
 use crate::kafka::topic_reader::{ReadTo, TopicReader, TopicRecord};
 use crate::store::audit::{
@@ -164,7 +164,7 @@ async fn read_audited_topic(
         Ok(topic) => Ok(topic),
         Err(ClusterError::Store(error)) => Err(error.into()),
         Err(failure) => Err(AuditError::Kafka(
-            explain_failure(
+            explain_cluster_error(
                 &failure,
                 link.kafka(),
                 &mut Reachability::default(),
@@ -180,7 +180,7 @@ async fn read_audited_topic_through(
     link: &mut ClusterConnection,
     database: &mut AuditDatabase,
 ) -> Result<AuditedTopic, ClusterError> {
-    let kafka = with_timeout(CALL_TIMEOUT, link.connect()).await?;
+    let kafka = with_kafka_timeout(CALL_TIMEOUT, link.connect()).await?;
     let settings = link.settings();
     let name = settings.topic.clone();
     let Some(mut reader) = TopicReader::open_within(

@@ -30,7 +30,7 @@ pub struct Http {
     pub client_connections_max: NonZeroUsize,
     /// `None`: no limit.
     pub client_requests_per_second: Option<NonZeroU32>,
-    /// The maximum number of bytes of bodies in progress of one client.
+    /// The maximum number of bytes of all bodies that one client is sending.
     pub client_body_bytes_max: usize,
     /// The maximum number of bytes of bodies in progress of all clients.
     pub bodies_bytes_max: usize,

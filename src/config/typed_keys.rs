@@ -68,8 +68,8 @@ impl<'a> TypedKeys<'a> {
         self.remember_as(&array, key, value)
     }
 
-    /// Records a value that only one key of a kind may have, and returns the key that had it
-    /// before.
+    /// Remembers which key has this value, such as the name of a token. Returns the key that has it
+    /// already: the value must be unique among all keys of this kind.
     pub(super) fn remember_as(&mut self, kind: &str, key: &str, value: &str) -> Option<String> {
         self.unique_values
             .insert(format!("{kind} {value}"), key.to_owned())

@@ -117,7 +117,7 @@ impl fmt::Display for TokenDiff {
 /// The new tokens cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "http.token: there is none any more, and without tokens everybody is let in: set one, or \
+    "http.token: there is none any more, and without tokens every client is let in: set one, or \
         restart payrelay if that is meant"
 )]
 pub struct LastTokenRemoved;

@@ -9,7 +9,7 @@ use super::problem::Problem;
 
 const NAME: &str = "Idempotency-Key";
 
-/// The longest key: a UUID has 36 characters.
+/// The longest key. That is ample: a UUID has 36 characters.
 const LENGTH_MAX: usize = 255;
 
 /// The key of a request. The draft has a string in quotes; most clients send the bare value, which

@@ -15,7 +15,7 @@ use crate::config;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A smaller table is not swept.
+/// With fewer clients than this, idle ones are not removed.
 const SWEEP_MIN: usize = 1024;
 
 /// The usage of a client.

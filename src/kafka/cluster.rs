@@ -61,7 +61,7 @@ pub(crate) enum ClusterError {
 }
 
 /// Waits no longer than `limit`, so that the thread soon sees a request to stop.
-pub(crate) async fn with_timeout<T, E: Into<ClusterError>>(
+pub(crate) async fn with_kafka_timeout<T, E: Into<ClusterError>>(
     limit: Duration,
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, ClusterError> {
@@ -140,7 +140,7 @@ impl ClusterConnection {
         if let Some(kafka) = &self.kafka {
             return Ok(kafka.clone());
         }
-        let connecting = connect(&self.settings, &self.client_id);
+        let connecting = connect_cluster(&self.settings, &self.client_id);
         let kafka = self.refusal.connect(connecting).await?;
         Ok(self.kafka.insert(kafka).clone())
     }
@@ -149,7 +149,7 @@ impl ClusterConnection {
     pub(crate) async fn connect_to_topic(&mut self) -> Result<Kafka, KrafkaError> {
         let kafka = self.connect().await?;
         if !self.topic_is_there {
-            ensure_topic(&kafka, &self.settings).await?;
+            ensure_cluster_topic(&kafka, &self.settings).await?;
             self.topic_is_there = true;
         }
         Ok(kafka)
@@ -162,7 +162,7 @@ impl ClusterConnection {
     }
 }
 
-async fn connect(settings: &config::Kafka, client_id: &str) -> Result<Kafka, KrafkaError> {
+async fn connect_cluster(settings: &config::Kafka, client_id: &str) -> Result<Kafka, KrafkaError> {
     Kafka::builder(settings.bootstrap_servers.join(","))
         .client_id(client_id)
         .connect_timeout(CONNECT_TIMEOUT)
@@ -171,14 +171,14 @@ async fn connect(settings: &config::Kafka, client_id: &str) -> Result<Kafka, Kra
         .metadata_max_age(METADATA_AGE)
         // A payment may arrive after a quiet night: the topic's metadata stays cached.
         .metadata_topic_cache_ttl(None)
-        .security(tls::auth(&settings.security))
+        .security(tls::kafka_tls_auth(&settings.security))
         .connect()
         .await
 }
 
 /// Creates the topic if it is missing, with the cluster's default replication. A cluster that
 /// allows publishing but not creating topics is no error here: publishing reports a missing topic.
-pub(crate) async fn ensure_topic(
+pub(crate) async fn ensure_cluster_topic(
     kafka: &Kafka,
     settings: &config::Kafka,
 ) -> Result<(), KrafkaError> {
@@ -224,7 +224,7 @@ pub(crate) struct TopicDescription {
 const READ: i32 = 1 << 3;
 
 /// Describes the topic's current incarnation. Not every broker knows a new topic at once.
-pub(crate) async fn describe_topic(
+pub(crate) async fn describe_cluster_topic(
     kafka: &Kafka,
     name: &str,
 ) -> Result<TopicDescription, KrafkaError> {
@@ -268,7 +268,7 @@ pub(crate) async fn describe_topic(
 }
 
 /// The end of each of these partitions, or the error of its leader.
-pub(crate) async fn partition_ends(
+pub(crate) async fn cluster_partition_ends(
     kafka: &Kafka,
     topic: &str,
     partitions: impl IntoIterator<Item = i32>,
@@ -285,13 +285,13 @@ pub(crate) async fn partition_ends(
 }
 
 /// The ends of these partitions. An error of one is an error of all.
-pub(crate) async fn end_offsets(
+pub(crate) async fn cluster_end_offsets(
     kafka: &Kafka,
     topic: &str,
     partitions: impl IntoIterator<Item = i32>,
     options: ListOffsetsOptions,
 ) -> Result<BTreeMap<i32, i64>, KrafkaError> {
-    let ends = partition_ends(kafka, topic, partitions, options).await?;
+    let ends = cluster_partition_ends(kafka, topic, partitions, options).await?;
     ends.into_iter()
         .map(|(partition, end)| Ok((partition, end?)))
         .collect()

@@ -20,8 +20,8 @@ use krafka::consumer::ConsumerRecord;
 
 use crate::config;
 use crate::domain::timestamp::Timestamp;
-use crate::kafka::cluster::{ClusterConnection, ClusterError, KafkaRuntime, with_timeout};
-use crate::kafka::errors::explain_failure;
+use crate::kafka::cluster::{ClusterConnection, ClusterError, KafkaRuntime, with_kafka_timeout};
+use crate::kafka::errors::explain_cluster_error;
 use crate::kafka::membership::Membership;
 use crate::kafka::poll_outcome::{FetchOutcome, Polled};
 use crate::kafka::reachability::Reachability;
@@ -43,7 +43,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often it searches for unconsumed events, and commits offsets.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// An event that has not arrived after this time is searched on the topic.
+/// The consumer searches the topic for an event that it has not received after this time.
 const SWEEP_AFTER: Duration = Duration::from_secs(5);
 
 /// An event that has not arrived after this time makes the consumer unavailable.
@@ -188,7 +188,7 @@ impl Consumer {
     }
 
     fn failed(&mut self, failure: &ClusterError) -> Duration {
-        let explained = self.driver.runtime().block_on(explain_failure(
+        let explained = self.driver.runtime().block_on(explain_cluster_error(
             failure,
             self.connection.kafka(),
             &mut self.reachability,
@@ -200,7 +200,7 @@ impl Consumer {
 
     fn try_step(&mut self) -> Result<Step, ClusterError> {
         if self.pending.is_empty() {
-            let poll = poll(
+            let poll = poll_as_consumer(
                 &mut self.membership,
                 &mut self.connection,
                 &self.store,
@@ -213,7 +213,7 @@ impl Consumer {
             } = self
                 .driver
                 .runtime()
-                .block_on(async { with_timeout(CALL_TIMEOUT, poll).await })?;
+                .block_on(async { with_kafka_timeout(CALL_TIMEOUT, poll).await })?;
             if let Some(batch) = undecodable {
                 self.skip(&batch)?;
             }
@@ -250,7 +250,7 @@ impl Consumer {
         let letter = self
             .driver
             .runtime()
-            .block_on(async { with_timeout(CALL_TIMEOUT, skip).await })?;
+            .block_on(async { with_kafka_timeout(CALL_TIMEOUT, skip).await })?;
         log::error!(
             "dead-lettered a batch of {}, partition {}: {}",
             letter.topic,
@@ -379,11 +379,11 @@ impl Consumer {
         let runtime = self.driver.runtime();
         match &self.sweep {
             Sweep::Idle if age < SWEEP_AFTER => {}
-            // The events first, then the ends: so the events are before the ends, if they are on
-            // the topic.
+            // First the events that are missing, then the end of each partition. So an event that
+            // is on the topic is before these ends.
             Sweep::Idle | Sweep::Due => {
                 match runtime
-                    .block_on(async { with_timeout(CALL_TIMEOUT, membership.ends()).await })
+                    .block_on(async { with_kafka_timeout(CALL_TIMEOUT, membership.ends()).await })
                 {
                     Ok(ends) => {
                         let events = page.events.iter().map(|event| event.outbox_id).collect();
@@ -434,7 +434,7 @@ impl Consumer {
             && let Err(error) = self
                 .driver
                 .runtime()
-                .block_on(async { with_timeout(CALL_TIMEOUT, membership.commit()).await })
+                .block_on(async { with_kafka_timeout(CALL_TIMEOUT, membership.commit()).await })
         {
             log::debug!("the group's offsets could not be committed, will retry: {error}");
         }
@@ -442,7 +442,7 @@ impl Consumer {
 }
 
 /// The next records. Joins the group first, unless this is a member.
-async fn poll(
+async fn poll_as_consumer(
     membership: &mut Option<Membership>,
     connection: &mut ClusterConnection,
     store: &Store,
@@ -450,12 +450,12 @@ async fn poll(
 ) -> Result<Polled, ClusterError> {
     let membership = match membership {
         Some(membership) => membership,
-        None => membership.insert(join(connection, store).await?),
+        None => membership.insert(join_as_consumer(connection, store).await?),
     };
     membership.poll(store, rejoined_for).await
 }
 
-async fn join(
+async fn join_as_consumer(
     connection: &mut ClusterConnection,
     store: &Store,
 ) -> Result<Membership, ClusterError> {

@@ -18,19 +18,19 @@ const RECORD_ERRORS: [ErrorCode; 3] = [
 ];
 
 /// Whether the broker rejected the record itself.
-pub(crate) fn is_records_fault(error: &KrafkaError) -> bool {
+pub(crate) fn is_record_error(error: &KrafkaError) -> bool {
     matches!(error, KrafkaError::Broker { code, .. } if RECORD_ERRORS.contains(code))
 }
 
 /// Whether the client only knows that the transaction has to be aborted: the record may be the
 /// reason, or not.
-pub(crate) fn is_unexplained(error: &KrafkaError) -> bool {
+pub(crate) fn is_unexplained_error(error: &KrafkaError) -> bool {
     error.requires_abort()
 }
 
 /// The error and its remedy; if the network may be the reason, with the addresses that do not
 /// answer. `kafka` is `None` before the first answer of a bootstrap server.
-pub(crate) async fn explain_failure(
+pub(crate) async fn explain_cluster_error(
     failure: &ClusterError,
     kafka: Option<&Kafka>,
     reachability: &mut Reachability,
@@ -46,19 +46,19 @@ pub(crate) async fn explain_failure(
                 reachability.locate_silence(kafka, servers).await
             )
         }
-        (ClusterError::Client(error), Some(kafka)) if may_be_the_network(error) => {
-            let text = explain(error, settings, node);
+        (ClusterError::Client(error), Some(kafka)) if is_network_error(error) => {
+            let text = explain_error(error, settings, node);
             match reachability.unreachable(kafka, servers).await {
                 Some(unreachable) => format!("{text}; {unreachable}"),
                 None => text,
             }
         }
-        (ClusterError::Client(error), _) => explain(error, settings, node),
+        (ClusterError::Client(error), _) => explain_error(error, settings, node),
         (failure, _) => failure.to_string(),
     }
 }
 
-fn may_be_the_network(error: &KrafkaError) -> bool {
+fn is_network_error(error: &KrafkaError) -> bool {
     matches!(
         error,
         KrafkaError::Network(_) | KrafkaError::Timeout { .. } | KrafkaError::DeliveryTimeout { .. }
@@ -66,9 +66,13 @@ fn may_be_the_network(error: &KrafkaError) -> bool {
 }
 
 /// The error and its remedy.
-pub(crate) fn explain(error: &KrafkaError, settings: &config::Kafka, node: &NodeId) -> String {
+pub(crate) fn explain_error(
+    error: &KrafkaError,
+    settings: &config::Kafka,
+    node: &NodeId,
+) -> String {
     let KrafkaError::Broker { code, .. } = error else {
-        return without_advice_for_programmers(without_client_backoff(&error.to_string()));
+        return error_without_programmer_advice(error_without_client_backoff(&error.to_string()));
     };
     let topic = &settings.topic;
     let grant = |operations: &str, resource: &str| {
@@ -107,12 +111,12 @@ pub(crate) fn explain(error: &KrafkaError, settings: &config::Kafka, node: &Node
              message.timestamp.type=LogAppendTime on the topic"
                 .to_owned()
         }
-        _ => without_advice_for_programmers(&error.to_string()),
+        _ => error_without_programmer_advice(&error.to_string()),
     }
 }
 
 /// Within its own backoff the client repeats the last error, each time with another waiting time.
-fn without_client_backoff(text: &str) -> &str {
+fn error_without_client_backoff(text: &str) -> &str {
     match text.split_once("; last error: ") {
         Some((before, last)) if before.contains("not reconnecting to") => last,
         _ => text,
@@ -120,7 +124,7 @@ fn without_client_backoff(text: &str) -> &str {
 }
 
 /// The client's messages end with advice for a program.
-fn without_advice_for_programmers(text: &str) -> String {
+fn error_without_programmer_advice(text: &str) -> String {
     let calls = [".idempotent(", "`idempotent(", ".enable_", "builder"];
     let sentences = text
         .split_inclusive(['.', ';'])
@@ -141,7 +145,7 @@ mod tests {
 
     #[test]
     fn only_three_codes_are_a_records_fault() {
-        let of = |code| is_records_fault(&KrafkaError::broker(code, ""));
+        let of = |code| is_record_error(&KrafkaError::broker(code, ""));
         assert!(
             of(ErrorCode::MessageTooLarge)
                 && of(ErrorCode::RecordListTooLarge)
@@ -171,7 +175,7 @@ mod tests {
             .kafka;
         let node = NodeId::parse("shop-7").unwrap();
         let text = |code| {
-            explain(
+            explain_error(
                 &KrafkaError::broker(code, "use .idempotent(false)"),
                 &settings,
                 &node,

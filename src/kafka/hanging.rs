@@ -19,7 +19,7 @@ use krafka::producer::TransactionalProducer;
 use krafka::{Kafka, Record};
 
 use crate::domain::timestamp::Timestamp;
-use crate::kafka::cluster::end_offsets;
+use crate::kafka::cluster::cluster_end_offsets;
 
 /// A transaction that a partition's leader calls open.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,12 +93,12 @@ impl fmt::Display for OpenTransaction {
 }
 
 /// The last stable offsets: a `read_committed` consumer sees what is before them.
-pub(crate) async fn stable_offsets(
+pub(crate) async fn last_stable_offsets(
     kafka: &Kafka,
     topic: &str,
     partitions: impl IntoIterator<Item = i32>,
 ) -> Result<BTreeMap<i32, i64>, KrafkaError> {
-    end_offsets(
+    cluster_end_offsets(
         kafka,
         topic,
         partitions,
@@ -115,8 +115,8 @@ pub(crate) async fn open_transactions(
     partitions: &BTreeSet<i32>,
     ours: &[String],
 ) -> Result<Vec<OpenTransaction>, KrafkaError> {
-    let stable = stable_offsets(kafka, topic, partitions.iter().copied()).await?;
-    let whole = end_offsets(
+    let stable = last_stable_offsets(kafka, topic, partitions.iter().copied()).await?;
+    let whole = cluster_end_offsets(
         kafka,
         topic,
         partitions.iter().copied(),
@@ -149,7 +149,7 @@ pub(crate) async fn open_transactions(
                 partition: partition.partition,
                 producer_id: producer.producer_id,
                 start_offset,
-                last_write: last_write(producer.last_timestamp),
+                last_write: last_write_of_transaction(producer.last_timestamp),
                 owner: Owner::Other {
                     transactional_id: None,
                 },
@@ -157,18 +157,18 @@ pub(crate) async fn open_transactions(
         }
     }
     found.sort_by_key(|open| (open.partition, open.start_offset));
-    name_owners(kafka, &mut found, ours).await?;
+    name_transaction_owners(kafka, &mut found, ours).await?;
     Ok(found)
 }
 
-fn last_write(timestamp_ms: i64) -> Option<Timestamp> {
+fn last_write_of_transaction(timestamp_ms: i64) -> Option<Timestamp> {
     timestamp_ms
         .checked_mul(1000)
         .filter(|micros| *micros >= 0)
         .map(Timestamp::from_micros)
 }
 
-async fn name_owners(
+async fn name_transaction_owners(
     kafka: &Kafka,
     found: &mut [OpenTransaction],
     ours: &[String],
@@ -223,7 +223,7 @@ async fn name_owners(
 /// Ends the hanging transactions of this producer's id on these partitions: aborts a transaction of
 /// the same id with a record on each. Its markers end the hanging ones as aborted, so their events
 /// have to be published again.
-pub(crate) async fn end_hanging(
+pub(crate) async fn end_hanging_transactions(
     producer: &TransactionalProducer,
     topic: &str,
     partitions: &[i32],

@@ -19,10 +19,10 @@ use krafka::{CloseOptions, GroupMembershipOperation, Kafka};
 
 use super::cluster::{
     ClusterConnection, ClusterError, FETCH_BYTES_MAX, INFLATED_BYTES_MAX, TopicDescription,
-    describe_topic, end_offsets,
+    cluster_end_offsets, describe_cluster_topic,
 };
 use super::poll_outcome::{AssignmentGeneration, FetchOutcome, Fetches, Polled, Stall};
-use super::undecodable::{Attempts, RETRY_INTERVAL, Undecodable, next_readable};
+use super::undecodable::{Attempts, RETRY_INTERVAL, Undecodable, next_decodable_offset};
 use crate::domain::node_id::NodeId;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::topic::Topic;
@@ -88,7 +88,7 @@ impl Membership {
         let settings = link.settings();
         let TopicDescription {
             topic, partitions, ..
-        } = describe_topic(&kafka, &settings.topic).await?;
+        } = describe_cluster_topic(&kafka, &settings.topic).await?;
         let assignments = AssignmentGeneration::default();
         let client = kafka
             .consumer(&settings.group)
@@ -228,7 +228,7 @@ impl Membership {
     ) -> Result<DeadRecord, ClusterError> {
         let partition = batch.partition;
         let offset = batch.offset;
-        let next = next_readable(&self.kafka, &self.topic.name, batch).await?;
+        let next = next_decodable_offset(&self.kafka, &self.topic.name, batch).await?;
         let now = Timestamp::now();
         let letter = DeadRecord {
             topic: self.topic.name.to_string(),
@@ -346,7 +346,7 @@ impl Membership {
                     if stored != Some(position) {
                         log::info!(
                             "{name}/{partition}: {}",
-                            replacement(stored, start, position)
+                            replacement_in_membership(stored, start, position)
                         );
                         replaced.push((partition, position));
                     }
@@ -373,7 +373,7 @@ impl Membership {
     /// again.
     async fn refresh(&mut self, rejoined_for: &mut Option<usize>) -> Result<(), ClusterError> {
         let _ = self.client.fetch_metadata(Some(&self.topic.name)).await?;
-        let found = describe_topic(&self.kafka, &self.topic.name).await?;
+        let found = describe_cluster_topic(&self.kafka, &self.topic.name).await?;
         let changed = (&found.topic, found.partitions) != (&self.topic, self.partitions);
         // They were added while this process was stopped: a returning static member gets its former
         // assignment.
@@ -420,7 +420,7 @@ impl Membership {
     pub(crate) async fn ends(&self) -> Result<BTreeMap<i32, i64>, KrafkaError> {
         let partitions = 0..i32::try_from(self.partitions).unwrap_or(i32::MAX);
         let options = ListOffsetsOptions::default();
-        end_offsets(&self.kafka, &self.topic.name, partitions, options).await
+        cluster_end_offsets(&self.kafka, &self.topic.name, partitions, options).await
     }
 
     /// Whether everything before these offsets was read, as far as it exists.
@@ -464,7 +464,7 @@ impl Membership {
 }
 
 /// Why a position differs from the stored one.
-fn replacement(stored: Option<i64>, start: i64, position: i64) -> String {
+fn replacement_in_membership(stored: Option<i64>, start: i64, position: i64) -> String {
     match stored {
         None => format!("no stored offset, consuming from the end: {position}"),
         Some(stored) if stored < start => {

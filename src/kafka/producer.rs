@@ -63,19 +63,19 @@ pub(super) struct Batch {
 impl Batch {
     pub(super) fn new(topic: &str, node: &NodeId, events: &[Event]) -> Self {
         let now = Timestamp::now();
-        let to_krafka = |event: &Event| to_krafka(topic, event.to_record(node, now));
+        let producer_record = |event: &Event| producer_record(topic, event.to_record(node, now));
         let sent = |event: &Event| SentEvent {
             outbox_id: event.outbox_id,
             payment_id: event.payment_id,
         };
         Self {
             events: events.iter().map(sent).collect(),
-            records: events.iter().map(to_krafka).collect(),
+            records: events.iter().map(producer_record).collect(),
         }
     }
 }
 
-fn to_krafka(topic: &str, record: Record) -> krafka::Record {
+fn producer_record(topic: &str, record: Record) -> krafka::Record {
     let out = krafka::Record::new(topic, record.value)
         .key(record.key)
         .timestamp(record.timestamp_ms);
@@ -101,11 +101,11 @@ struct Acknowledged {
 }
 
 /// Sends a batch. The future is never dropped half-way: call after call polls it to its end.
-pub(super) async fn send(producer: &mut AnyProducer, batch: Batch) -> SendOutcome {
+pub(super) async fn send_batch(producer: &mut AnyProducer, batch: Batch) -> SendOutcome {
     let began = Instant::now();
     let Batch { events, records } = batch;
     let Acknowledged { records, error } = match producer {
-        AnyProducer::Plain(producer) => send_plain(producer, records).await,
+        AnyProducer::Plain(producer) => send_without_transaction(producer, records).await,
         AnyProducer::Transactional(ring) => send_in_transaction(ring, records).await,
     };
     if error.is_some() {
@@ -114,7 +114,7 @@ pub(super) async fn send(producer: &mut AnyProducer, batch: Batch) -> SendOutcom
     }
     let receipt = |(index, metadata): (usize, RecordMetadata)| Receipt {
         outbox_id: events[index].outbox_id,
-        place: destination(&metadata),
+        place: destination_of_sent_record(&metadata),
     };
     SendOutcome {
         receipts: records.into_iter().map(receipt).collect(),
@@ -125,7 +125,10 @@ pub(super) async fn send(producer: &mut AnyProducer, batch: Batch) -> SendOutcom
 }
 
 /// Some records may be acknowledged while others are not.
-async fn send_plain(producer: &Producer, records: Vec<krafka::Record>) -> Acknowledged {
+async fn send_without_transaction(
+    producer: &Producer,
+    records: Vec<krafka::Record>,
+) -> Acknowledged {
     let mut handles = Vec::with_capacity(records.len());
     let mut enqueue_error = None;
     for record in records {
@@ -138,7 +141,7 @@ async fn send_plain(producer: &Producer, records: Vec<krafka::Record>) -> Acknow
         }
     }
     let flushed = producer.flush().await;
-    let acknowledged = confirm(handles).await;
+    let acknowledged = confirm_sent_records(handles).await;
     Acknowledged {
         error: enqueue_error.or(acknowledged.error).or(flushed.err()),
         ..acknowledged
@@ -173,10 +176,10 @@ async fn try_in_transaction(
     producer.begin()?;
     match send_open(producer, records).await {
         Ok(acknowledged) => producer.commit().await.map(|()| acknowledged),
-        Err(error) if is_fenced(&error) => Err(error),
+        Err(error) if is_producer_fenced(&error) => Err(error),
         Err(error) => match producer.abort().await {
             // With the later protocol a fenced producer learns it here.
-            Err(fenced) if is_fenced(&fenced) => Err(fenced),
+            Err(fenced) if is_producer_fenced(&fenced) => Err(fenced),
             // When the abort fails, the next producer has the broker abort it.
             Ok(()) | Err(_) => Err(error),
         },
@@ -193,7 +196,7 @@ async fn send_open(
         handles.push(producer.enqueue(record).await?);
     }
     let flushed = producer.flush().await;
-    let acknowledged = confirm(handles).await;
+    let acknowledged = confirm_sent_records(handles).await;
     // The record's own error has the broker's code, where the client gives it.
     match acknowledged.error {
         Some(error) => Err(error),
@@ -201,7 +204,7 @@ async fn send_open(
     }
 }
 
-async fn confirm(handles: Vec<DeliveryHandle>) -> Acknowledged {
+async fn confirm_sent_records(handles: Vec<DeliveryHandle>) -> Acknowledged {
     let mut acknowledged = Acknowledged::default();
     for (index, handle) in handles.into_iter().enumerate() {
         match handle.await {
@@ -214,8 +217,8 @@ async fn confirm(handles: Vec<DeliveryHandle>) -> Acknowledged {
     acknowledged
 }
 
-fn destination(metadata: &RecordMetadata) -> Destination {
-    // A broker that drops a duplicate need not report the offset of the first copy.
+fn destination_of_sent_record(metadata: &RecordMetadata) -> Destination {
+    // A broker that drops a duplicate may report no offset.
     let offset = (metadata.delivery == DeliveryConfirmation::Offset).then_some(metadata.offset);
     Destination::Topic {
         partition: metadata.partition,
@@ -224,7 +227,7 @@ fn destination(metadata: &RecordMetadata) -> Destination {
 }
 
 /// Whether another producer has acquired the transactional id.
-pub(super) fn is_fenced(error: &KrafkaError) -> bool {
+pub(super) fn is_producer_fenced(error: &KrafkaError) -> bool {
     let codes = [ErrorCode::ProducerFenced, ErrorCode::InvalidProducerEpoch];
     matches!(error, KrafkaError::Fenced { .. })
         || matches!(error, KrafkaError::Broker { code, .. } if codes.contains(code))

@@ -73,7 +73,7 @@ impl ProducerRing {
         }
         let in_ring = size.get().min(RING_SIZE_MAX);
         let unused = producers.split_off(if failed.is_some() { 0 } else { in_ring });
-        close_all(&unused).await;
+        close_producers(&unused).await;
         match failed {
             Some(error) => Err(error),
             None => Ok(Self { producers, turn: 0 }),
@@ -106,11 +106,11 @@ impl ProducerRing {
 
     /// Records that are still queued are not sent any more.
     pub(super) async fn close(&self) {
-        close_all(&self.producers).await;
+        close_producers(&self.producers).await;
     }
 }
 
-async fn close_all(producers: &[TransactionalProducer]) {
+async fn close_producers(producers: &[TransactionalProducer]) {
     for producer in producers {
         let at_once = CloseOptions::new().timeout(Duration::ZERO);
         let _ = producer.close_with(at_once).await;

@@ -24,8 +24,8 @@ use tokio::sync::Mutex;
 use tokio::time::timeout_at;
 
 use super::cluster::{ClusterConnection, ClusterError, KafkaRuntime};
-use super::errors::{explain, explain_failure, is_records_fault, is_unexplained};
-use super::producer::{Batch, SendOutcome, is_fenced, send};
+use super::errors::{explain_cluster_error, explain_error, is_record_error, is_unexplained_error};
+use super::producer::{Batch, SendOutcome, is_producer_fenced, send_batch};
 use super::producer_ring::RING_SIZE;
 use super::reachability::Reachability;
 use super::reconcile::Reconciliation;
@@ -257,7 +257,7 @@ impl Pipeline {
             },
             Err(error @ ClusterError::Timeout(_)) => {
                 let outcome = match work.blocked() {
-                    Some(blocked) => unavailable(blocked.to_string()),
+                    Some(blocked) => publisher_unavailable(blocked.to_string()),
                     None => self.unavailable(&error).await,
                 };
                 // The reader does not notice another leader or a recreated topic: a new session
@@ -321,7 +321,7 @@ impl Pipeline {
         let Context { settings, node, .. } = &*self.context;
         let batch = Batch::new(&settings.topic, node, call.events);
         let work = async move {
-            let sent = send(&mut session.producer, batch).await;
+            let sent = send_batch(&mut session.producer, batch).await;
             (session, sent)
         };
         Next::Continue(State::Sending(Box::pin(work)))
@@ -378,12 +378,15 @@ impl Pipeline {
         error: &KrafkaError,
     ) -> Option<PublishError> {
         let in_transaction = guarantee == DeliveryGuarantee::ExactlyOnce;
-        if in_transaction && is_fenced(error) && sent.began.elapsed() < BROKER_ABORTS_AFTER {
+        if in_transaction && is_producer_fenced(error) && sent.began.elapsed() < BROKER_ABORTS_AFTER
+        {
             return Some(self.on_fenced(error));
         }
-        if !(is_records_fault(error) || in_transaction && is_unexplained(error)) {
+        if !(is_record_error(error) || in_transaction && is_unexplained_error(error)) {
             let Context { settings, node, .. } = &*self.context;
-            return Some(PublishError::Unavailable(explain(error, settings, node)));
+            return Some(PublishError::Unavailable(explain_error(
+                error, settings, node,
+            )));
         }
         match self.suspects.rejected(&sent.events, guarantee) {
             Rejection::Batch => log::warn!(
@@ -449,7 +452,9 @@ impl Pipeline {
             .ok()
             .and_then(|connection| connection.kafka().cloned());
         let reachability = &mut self.reachability;
-        unavailable(explain_failure(error, kafka.as_ref(), reachability, settings, node).await)
+        publisher_unavailable(
+            explain_cluster_error(error, kafka.as_ref(), reachability, settings, node).await,
+        )
     }
 
     /// A single fencing may be an echo: our own earlier attempt to acquire the id, which the
@@ -472,7 +477,7 @@ impl Pipeline {
     }
 }
 
-fn unavailable(reason: String) -> PublishOutcome {
+fn publisher_unavailable(reason: String) -> PublishOutcome {
     PublishOutcome {
         error: Some(PublishError::Unavailable(reason)),
         ..PublishOutcome::default()

@@ -72,8 +72,8 @@ impl Reachability {
             return;
         }
         self.refreshed_at = Some(Instant::now());
-        self.brokers = brokers(kafka).await;
-        self.refusals = refusals(&self.brokers).await;
+        self.brokers = known_broker_addresses(kafka).await;
+        self.refusals = unreachable_brokers(&self.brokers).await;
     }
 
     fn describe(&self, bootstrap_servers: &[String]) -> String {
@@ -118,7 +118,7 @@ impl Reachability {
 }
 
 /// The brokers of the cluster's last metadata. Sends no request.
-async fn brokers(kafka: &Kafka) -> Vec<BrokerAddress> {
+async fn known_broker_addresses(kafka: &Kafka) -> Vec<BrokerAddress> {
     let Ok(consumer) = kafka
         .consumer_without_group()
         .metrics_push(false)
@@ -141,7 +141,7 @@ async fn brokers(kafka: &Kafka) -> Vec<BrokerAddress> {
     brokers
 }
 
-async fn refusals(brokers: &[BrokerAddress]) -> Vec<(BrokerAddress, String)> {
+async fn unreachable_brokers(brokers: &[BrokerAddress]) -> Vec<(BrokerAddress, String)> {
     let deadline = (Instant::now() + REFRESH_TIMEOUT).into();
     let mut refusals = Vec::new();
     let mut attempts = JoinSet::new();
@@ -168,7 +168,7 @@ async fn refusals(brokers: &[BrokerAddress]) -> Vec<(BrokerAddress, String)> {
         attempts.spawn(async move {
             let reason = match timeout_at(deadline, TcpStream::connect(&*addresses)).await {
                 Ok(Ok(_)) => None,
-                Ok(Err(error)) => Some(reason(&error)),
+                Ok(Err(error)) => Some(unreachable_reason(&error)),
                 Err(_) => Some(format!("no answer within {REFRESH_TIMEOUT:?}")),
             };
             reason.map(|reason| (broker, format!("accepts no connection ({reason})")))
@@ -179,7 +179,7 @@ async fn refusals(brokers: &[BrokerAddress]) -> Vec<(BrokerAddress, String)> {
     refusals
 }
 
-fn reason(error: &io::Error) -> String {
+fn unreachable_reason(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
         _ => error.to_string(),

@@ -104,7 +104,7 @@ impl Reconciliation {
         let records = self.reader.next_within(limit).await?;
         let found: Vec<_> = records
             .iter()
-            .filter_map(|record| own_event(&context.node, record))
+            .filter_map(|record| reconciled_event(&context.node, record))
             .collect();
         let offsets = self.read_to(&records);
         self.session.saw(&found);
@@ -164,7 +164,7 @@ impl Reconciliation {
         })?;
         let conflict = earlier(reconciled.first_conflict, known_conflict);
         self.session.first_conflict = conflict.filter(|_| !is_complete);
-        log_changes(&self.session.topic.name, &reconciled, renumbered);
+        log_reconciled_changes(&self.session.topic.name, &reconciled, renumbered);
         Ok(Changes {
             marked: reconciled.marked,
             renumbered,
@@ -200,7 +200,7 @@ fn earlier(one: Option<i64>, other: Option<i64>) -> Option<i64> {
     one.into_iter().chain(other).min()
 }
 
-fn log_changes(topic: &str, reconciled: &Reconciled, renumbered: usize) {
+fn log_reconciled_changes(topic: &str, reconciled: &Reconciled, renumbered: usize) {
     let Reconciled {
         marked, unknown, ..
     } = reconciled;
@@ -225,7 +225,7 @@ fn log_changes(topic: &str, reconciled: &Reconciled, renumbered: usize) {
     }
 }
 
-fn own_event(node: &NodeId, record: &TopicRecord) -> Option<PublishedRecord> {
+fn reconciled_event(node: &NodeId, record: &TopicRecord) -> Option<PublishedRecord> {
     let id = record.event_id.as_deref();
     let value = record.value.as_deref();
     let event = EventRef::parse(node, id, value).ok()?;

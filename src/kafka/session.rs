@@ -12,14 +12,14 @@ use krafka::{Kafka, KrafkaError};
 use tokio::sync::Mutex;
 
 use super::cluster::{
-    ClusterConnection, ClusterError, REQUEST_TIMEOUT, TopicDescription, describe_topic,
-    ensure_topic, partition_ends, with_timeout,
+    ClusterConnection, ClusterError, REQUEST_TIMEOUT, TopicDescription, cluster_partition_ends,
+    describe_cluster_topic, ensure_cluster_topic, with_kafka_timeout,
 };
-use super::hanging::{OpenTransaction, Owner, end_hanging, open_transactions};
+use super::hanging::{OpenTransaction, Owner, end_hanging_transactions, open_transactions};
 use super::producer::AnyProducer;
 use super::producer_builder::transactional_producer;
 use super::producer_ring::{ProducerRing, transactional_ids};
-use super::topic_config::risks;
+use super::topic_config::topic_config_risks;
 use super::topic_reader::{ReadTo, TopicReader};
 use super::watch::{Visibility, VisibilityWatch};
 use crate::config::{self, DeliveryGuarantee};
@@ -98,7 +98,8 @@ impl Session {
     async fn ping(&self) -> Result<(), KrafkaError> {
         let options = ListOffsetsOptions::default();
         let partitions = 0..self.partitions;
-        let ends = partition_ends(&self.kafka, &self.topic.name, partitions, options).await?;
+        let ends =
+            cluster_partition_ends(&self.kafka, &self.topic.name, partitions, options).await?;
         for end in ends.into_values() {
             match end {
                 Ok(_) | Err(KrafkaError::Broker { .. }) => {}
@@ -163,7 +164,7 @@ pub(super) async fn open(
 ) -> Result<Opened, ClusterError> {
     let settings = &context.settings;
     let kafka = reconnect(&context).await?;
-    ensure_topic(&kafka, settings).await?;
+    ensure_cluster_topic(&kafka, settings).await?;
     // The producers first: once they exist, no record of an earlier one arrives any more.
     let producer = match guarantee {
         DeliveryGuarantee::AtLeastOnce => AnyProducer::plain(&kafka).await?,
@@ -174,8 +175,8 @@ pub(super) async fn open(
     };
     let TopicDescription {
         topic, partitions, ..
-    } = describe_topic(&kafka, &settings.topic).await?;
-    let risks = risks(&kafka, &settings.topic, &settings.bootstrap_servers).await;
+    } = describe_cluster_topic(&kafka, &settings.topic).await?;
+    let risks = topic_config_risks(&kafka, &settings.topic, &settings.bootstrap_servers).await;
     context.warnings.set(risks);
     let mut session = Session {
         kafka,
@@ -190,8 +191,8 @@ pub(super) async fn open(
         answered_at: Instant::now(),
         ends: BTreeMap::new(),
     };
-    session.blocked_by = end_own_transactions(&session, &context).await?;
-    let reader = open_reader(&mut session, &context).await?;
+    session.blocked_by = end_transactions_before_session(&session, &context).await?;
+    let reader = open_session_reader(&mut session, &context).await?;
     Ok((Box::new(session), reader))
 }
 
@@ -203,7 +204,7 @@ async fn reconnect(context: &Context) -> Result<Kafka, KrafkaError> {
 
 /// Opens the topic from the first offset that may not be recorded. Reads the first events that may
 /// be hidden as well.
-async fn open_reader(
+async fn open_session_reader(
     session: &mut Session,
     context: &Context,
 ) -> Result<TopicReader, ClusterError> {
@@ -240,7 +241,7 @@ async fn open_reader(
 
 /// Ends our own hanging transactions, before anything else is sent. Returns the description of
 /// another producer's open transaction.
-async fn end_own_transactions(
+async fn end_transactions_before_session(
     session: &Session,
     context: &Context,
 ) -> Result<Option<String>, KrafkaError> {
@@ -248,7 +249,7 @@ async fn end_own_transactions(
     let partitions = (0..session.partitions).collect();
     let ids = transactional_ids(&context.node);
     let describe = open_transactions(kafka, &topic.name, &partitions, &ids);
-    let open = match with_timeout(DESCRIBE_TIMEOUT, describe).await {
+    let open = match with_kafka_timeout(DESCRIBE_TIMEOUT, describe).await {
         Ok(open) => open,
         Err(error) => {
             log::debug!("the cluster does not describe open transactions: {error}");
@@ -261,10 +262,10 @@ async fn end_own_transactions(
             AnyProducer::Plain(_) => None,
         };
         if let Some(producer) = in_ring {
-            end_hanging(producer, &topic.name, &partitions).await?;
+            end_hanging_transactions(producer, &topic.name, &partitions).await?;
         } else {
             let producer = transactional_producer(kafka, id).await?;
-            end_hanging(&producer, &topic.name, &partitions).await?;
+            end_hanging_transactions(&producer, &topic.name, &partitions).await?;
         }
     }
     let other = open
@@ -295,7 +296,7 @@ pub(super) type Checked = (Box<Session>, Result<Option<Visibility>, ClusterError
 /// Asks quiet connections for an answer, and checks whether published events are visible.
 pub(super) async fn check(mut session: Box<Session>, context: Arc<Context>) -> Checked {
     if session.answered_at.elapsed() >= QUIET_LIMIT {
-        if let Err(error) = with_timeout(REQUEST_TIMEOUT, session.ping()).await {
+        if let Err(error) = with_kafka_timeout(REQUEST_TIMEOUT, session.ping()).await {
             return (session, Err(error));
         }
         session.answered_at = Instant::now();

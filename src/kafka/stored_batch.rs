@@ -126,11 +126,26 @@ pub(super) fn store_batch(
     } = consumed;
     let mut batch = ConsumeBatch::begin(tx, topic)?;
     let mut dead: Vec<DeadRecord> = Vec::new();
-    for record in records.iter() {
-        let event = match store_record(tx, node, record, now)? {
+    let parsed: Vec<_> = records
+        .iter()
+        .map(|record| parse_record_to_store(node, record))
+        .collect();
+    let events: Vec<EventRef> = parsed.iter().flatten().copied().collect();
+    let mut outcomes = arrival::accept_arrivals(tx, &events, now)?.into_iter();
+    for (record, parsed) in records.iter().zip(parsed) {
+        let accepted = match parsed {
+            Ok(event) => match outcomes.next() {
+                Some(AcceptOutcome::Unknown) | None => {
+                    Err("no event of this database has its id and payment".to_owned())
+                }
+                Some(outcome) => Ok((event.outbox_id, outcome)),
+            },
+            Err(foreign) => Err(foreign),
+        };
+        let event = match accepted {
             Ok(event) => Some(event),
-            Err(letter) => {
-                dead.push(letter);
+            Err(reason) => {
+                dead.push(dead_record_to_store(record, reason));
                 None
             }
         };
@@ -160,33 +175,14 @@ pub(super) fn store_batch(
     })
 }
 
-/// Stores one record: in the delivery table if it is ours.
-fn store_record(
-    tx: &Transaction<'_>,
-    node: &NodeId,
-    record: &ConsumerRecord,
-    now: Timestamp,
-) -> SqlResult<Result<(i64, AcceptOutcome), DeadRecord>> {
-    let reason = match EventRef::parse(node, record.header_str(ID_HEADER), record.value.as_deref())
-    {
-        Ok(notice) => {
-            match arrival::accept_arrival(
-                tx,
-                notice.created_at(record.header_str(TIME_HEADER)),
-                now,
-            )? {
-                AcceptOutcome::Unknown => {
-                    "no event of this database has its id and payment".to_owned()
-                }
-                arrival => return Ok(Ok((notice.outbox_id, arrival))),
-            }
-        }
-        Err(foreign) => foreign.to_string(),
-    };
-    Ok(Err(dead_record(record, reason)))
+/// The event of a record, or why it is not one of ours.
+fn parse_record_to_store(node: &NodeId, record: &ConsumerRecord) -> Result<EventRef, String> {
+    EventRef::parse(node, record.header_str(ID_HEADER), record.value.as_deref())
+        .map(|event| event.created_at(record.header_str(TIME_HEADER)))
+        .map_err(|foreign| foreign.to_string())
 }
 
-fn dead_record(record: &ConsumerRecord, reason: String) -> DeadRecord {
+fn dead_record_to_store(record: &ConsumerRecord, reason: String) -> DeadRecord {
     let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
     DeadRecord {
         topic: record.topic.to_string(),
@@ -274,7 +270,7 @@ mod tests {
                     true
                 }
                 Err(foreign) => {
-                    let kept = dead_record(&record, foreign.to_string());
+                    let kept = dead_record_to_store(&record, foreign.to_string());
                     // Whatever its length and bytes, its reason is a line, and the rest is stored.
                     assert!(
                         kept.reason.len() < 2000 && !kept.reason.contains(char::is_control),

@@ -22,7 +22,7 @@ use crate::config::{KafkaIdentity, KafkaSecurity, KafkaTls, Problems, SaslMechan
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 
 /// The client's settings. It reads the files at each new connection.
-pub(crate) fn auth(security: &KafkaSecurity) -> AuthConfig {
+pub(crate) fn kafka_tls_auth(security: &KafkaSecurity) -> AuthConfig {
     let auth = match &security.sasl {
         None => AuthConfig::plaintext(),
         Some(sasl) => {
@@ -61,31 +61,36 @@ pub(crate) fn check(security: &KafkaSecurity) -> Result<(), Problems> {
     let mut problems = Vec::new();
     if let Some(KafkaTls { ca_file, identity }) = &security.tls {
         if let Some(path) = ca_file {
-            note(&mut problems, "kafka.ca_file", path, trusted(path));
+            note_tls_problem(
+                &mut problems,
+                "kafka.ca_file",
+                path,
+                trusted_tls_roots(path),
+            );
         }
         if let Some(KafkaIdentity {
             certificate_file,
             key_file,
         }) = identity
         {
-            let chain = note(
+            let chain = note_tls_problem(
                 &mut problems,
                 "kafka.certificate_file",
                 certificate_file,
-                certificates(certificate_file),
+                read_tls_certificates(certificate_file),
             );
-            let key = note(
+            let key = note_tls_problem(
                 &mut problems,
                 "kafka.key_file",
                 key_file,
-                private_key(key_file),
+                read_tls_private_key(key_file),
             );
             if let (Some(chain), Some(key)) = (chain, key) {
-                note(
+                note_tls_problem(
                     &mut problems,
                     "kafka.key_file",
                     key_file,
-                    check_key_matches(chain, key),
+                    check_tls_key_matches(chain, key),
                 );
             }
         }
@@ -93,7 +98,7 @@ pub(crate) fn check(security: &KafkaSecurity) -> Result<(), Problems> {
     Problems::into_result(problems)
 }
 
-fn note<T>(
+fn note_tls_problem<T>(
     problems: &mut Vec<String>,
     key: &str,
     path: &Path,
@@ -104,9 +109,9 @@ fn note<T>(
         .ok()
 }
 
-fn trusted(path: &Path) -> Result<(), String> {
+fn trusted_tls_roots(path: &Path) -> Result<(), String> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(path)? {
+    for certificate in read_tls_certificates(path)? {
         roots
             .add(certificate)
             .map_err(|error| format!("has a certificate that cannot be trusted: {error}"))?;
@@ -114,8 +119,8 @@ fn trusted(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let pem = read(path)?;
+fn read_tls_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let pem = read_tls_file(path)?;
     let found = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
     let found = found.map_err(|error| format!("is not PEM: {error}"))?;
     if found.is_empty() {
@@ -126,8 +131,8 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 }
 
 /// Without a word of the file's content.
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
-    let pem = read(path)?;
+fn read_tls_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    let pem = read_tls_file(path)?;
     let has = |text: &str| {
         pem.windows(text.len())
             .any(|window| window == text.as_bytes())
@@ -142,11 +147,11 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     PrivateKeyDer::from_pem_slice(&pem).map_err(|_| "has no private key in PEM".to_owned())
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, String> {
+fn read_tls_file(path: &Path) -> Result<Vec<u8>, String> {
     fs::read(path).map_err(|error| format!("cannot be read: {error}"))
 }
 
-fn check_key_matches(
+fn check_tls_key_matches(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 ) -> Result<(), String> {
@@ -195,7 +200,7 @@ impl AuthBackoff {
     }
 
     fn note(&mut self, error: &KrafkaError) {
-        let Some(keys) = keys_to_look_at(error) else {
+        let Some(keys) = tls_keys_to_check(error) else {
             return;
         };
         let since = Self::Since {
@@ -213,10 +218,10 @@ impl AuthBackoff {
 }
 
 /// The configuration keys that an error concerns, if an operator has to act.
-fn keys_to_look_at(error: &KrafkaError) -> Option<&'static str> {
+fn tls_keys_to_check(error: &KrafkaError) -> Option<&'static str> {
     use rustls::Error as Tls;
     match (
-        chain(error).find_map(<dyn Error>::downcast_ref::<Tls>),
+        tls_error_chain(error).find_map(<dyn Error>::downcast_ref::<Tls>),
         error,
     ) {
         (
@@ -236,7 +241,7 @@ fn keys_to_look_at(error: &KrafkaError) -> Option<&'static str> {
         }
         (None, KrafkaError::Config { .. }) => Some("the keys of [kafka]"),
         // A broker that expects TLS answers with an alert, which is no valid length of a message.
-        (None, _) if chain(error).any(is_not_kafka) => {
+        (None, _) if tls_error_chain(error).any(is_not_kafka) => {
             Some("kafka.security, and whether this listener speaks TLS")
         }
         (None, _) => None,
@@ -254,7 +259,9 @@ fn is_not_kafka(error: &(dyn Error + 'static)) -> bool {
 }
 
 /// An error and all errors that it wraps.
-fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+fn tls_error_chain<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     successors(Some(error), |&error| {
         // The source of an I/O error is below the error that it wraps.
         let io = error

@@ -5,7 +5,11 @@ use krafka::admin::{ConfigResource, DescribeConfigsOptions};
 
 /// The risks of the topic's settings, each with the command that changes it. None if they may not
 /// be read.
-pub(crate) async fn risks(kafka: &Kafka, topic: &str, bootstrap: &[String]) -> Vec<String> {
+pub(crate) async fn topic_config_risks(
+    kafka: &Kafka,
+    topic: &str,
+    bootstrap: &[String],
+) -> Vec<String> {
     let resource = ConfigResource::topic(topic);
     let described = kafka
         .admin()
@@ -25,7 +29,7 @@ pub(crate) async fn risks(kafka: &Kafka, topic: &str, bootstrap: &[String]) -> V
             .and_then(|entry| entry.value.as_deref())
             .unwrap_or_default()
     };
-    risks_of(
+    risks_of_topic_config(
         topic,
         bootstrap,
         value("cleanup.policy"),
@@ -34,7 +38,7 @@ pub(crate) async fn risks(kafka: &Kafka, topic: &str, bootstrap: &[String]) -> V
     )
 }
 
-fn risks_of(
+fn risks_of_topic_config(
     topic: &str,
     bootstrap: &[String],
     cleanup: &str,
@@ -74,7 +78,7 @@ mod tests {
     #[test]
     fn compaction_and_finite_retention_by_our_clock_are_risks() {
         let risks = |cleanup, timestamps, retention| {
-            risks_of("t", &["k:9092".to_owned()], cleanup, timestamps, retention).len()
+            risks_of_topic_config("t", &["k:9092".to_owned()], cleanup, timestamps, retention).len()
         };
         assert_eq!(risks("delete", "LogAppendTime", "604800000"), 0);
         assert_eq!(risks("delete", "CreateTime", "-1"), 0);
@@ -82,7 +86,7 @@ mod tests {
         assert_eq!(risks("compact", "LogAppendTime", "604800000"), 1);
         assert_eq!(risks("compact,delete", "CreateTime", "604800000"), 2);
         assert_eq!(risks("", "", ""), 0, "they may not be read");
-        let text = &risks_of("t", &["k:9092".to_owned()], "compact", "", "")[0];
+        let text = &risks_of_topic_config("t", &["k:9092".to_owned()], "compact", "", "")[0];
         assert!(
             text.contains("kafka-configs.sh --bootstrap-server k:9092")
                 && text.contains("cleanup.policy=delete")

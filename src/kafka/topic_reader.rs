@@ -16,9 +16,9 @@ use tokio::time::sleep;
 
 use crate::domain::event::{ID_HEADER, TIME_HEADER};
 use crate::kafka::cluster::{
-    ClusterError, FETCH_BYTES_MAX, INFLATED_BYTES_MAX, end_offsets, with_timeout,
+    ClusterError, FETCH_BYTES_MAX, INFLATED_BYTES_MAX, cluster_end_offsets, with_kafka_timeout,
 };
-use crate::kafka::undecodable::{Attempts, Undecodable, next_readable};
+use crate::kafka::undecodable::{Attempts, Undecodable, next_decodable_offset};
 
 /// How long one poll waits for records: the end may be a marker, after which none come.
 const POLL: Duration = Duration::from_millis(100);
@@ -73,7 +73,7 @@ pub(crate) struct TopicReader {
     ranges: Vec<OffsetRange>,
     /// The ends of the partitions that still have records to read.
     remaining: BTreeMap<i32, i64>,
-    /// The partitions that had an open transaction before their end.
+    /// The partitions where a transaction is still open below the end offset.
     blocked: BTreeSet<i32>,
     attempts: Attempts,
     skipped: Vec<Skipped>,
@@ -182,12 +182,12 @@ impl TopicReader {
     ) -> Result<Option<Self>, ClusterError> {
         let started = Instant::now();
         loop {
-            let opened = with_timeout(
+            let opened = with_kafka_timeout(
                 limit.saturating_sub(started.elapsed()),
                 Self::open(kafka, topic, end, &from),
             )
             .await;
-            if opened.is_ok() || no_time_left(started, limit) {
+            if opened.is_ok() || reader_has_no_time_left(started, limit) {
                 return opened;
             }
             sleep(RETRY).await;
@@ -226,7 +226,7 @@ impl TopicReader {
         if self.is_finished() {
             return Ok(Vec::new());
         }
-        let polled = match with_timeout(limit, self.consumer.poll(POLL.min(limit))).await {
+        let polled = match with_kafka_timeout(limit, self.consumer.poll(POLL.min(limit))).await {
             Ok(polled) => polled,
             Err(ClusterError::Client(error)) => {
                 self.skip(error).await?;
@@ -284,7 +284,11 @@ impl TopicReader {
         }
         let partition = batch.partition;
         let first = batch.offset;
-        let end = with_timeout(SKIP_LIMIT, next_readable(&self.kafka, &self.topic, &batch)).await?;
+        let end = with_kafka_timeout(
+            SKIP_LIMIT,
+            next_decodable_offset(&self.kafka, &self.topic, &batch),
+        )
+        .await?;
         self.consumer.seek(&self.topic, partition, end).await?;
         log::warn!(
             "{}/{partition}: the records {first} to {} cannot be decoded: {}",
@@ -335,12 +339,12 @@ impl TopicReader {
     ) -> Result<(), ClusterError> {
         let started = Instant::now();
         loop {
-            let fetched = with_timeout(
+            let fetched = with_kafka_timeout(
                 limit.saturating_sub(started.elapsed()),
                 self.fetch_start_offsets(),
             )
             .await;
-            if fetched.is_ok() || no_time_left(started, limit) {
+            if fetched.is_ok() || reader_has_no_time_left(started, limit) {
                 return fetched;
             }
             sleep(RETRY).await;
@@ -361,7 +365,7 @@ impl TopicReader {
 
 async fn high_watermark(kafka: &Kafka, topic: &str, partition: i32) -> Result<i64, KrafkaError> {
     let options = ListOffsetsOptions::default();
-    let mut ends = end_offsets(kafka, topic, [partition], options).await?;
+    let mut ends = cluster_end_offsets(kafka, topic, [partition], options).await?;
     let unknown = || KrafkaError::UnknownTopic {
         topic: topic.to_owned(),
     };
@@ -369,7 +373,7 @@ async fn high_watermark(kafka: &Kafka, topic: &str, partition: i32) -> Result<i6
 }
 
 /// Whether there is no time for another attempt.
-fn no_time_left(started: Instant, limit: Duration) -> bool {
+fn reader_has_no_time_left(started: Instant, limit: Duration) -> bool {
     started.elapsed() + RETRY >= limit
 }
 

@@ -87,7 +87,7 @@ impl Attempts {
 
 /// The next offset after an undecodable batch: of a readable record, or the end. Where such batches
 /// follow each other, a short one between them may be skipped.
-pub(crate) async fn next_readable(
+pub(crate) async fn next_decodable_offset(
     kafka: &Kafka,
     topic: &str,
     batch: &Undecodable,
@@ -115,7 +115,7 @@ pub(crate) async fn next_readable(
     let mut step = 1;
     let mut next = loop {
         let offset = (unreadable + step).min(end);
-        if offset == end || is_readable(&consumer, topic, partition, offset).await? {
+        if offset == end || is_decodable(&consumer, topic, partition, offset).await? {
             break offset;
         }
         unreadable = offset;
@@ -123,7 +123,7 @@ pub(crate) async fn next_readable(
     };
     while unreadable + 1 < next {
         let middle = unreadable + (next - unreadable) / 2;
-        if is_readable(&consumer, topic, partition, middle).await? {
+        if is_decodable(&consumer, topic, partition, middle).await? {
             next = middle;
         } else {
             unreadable = middle;
@@ -132,7 +132,7 @@ pub(crate) async fn next_readable(
     Ok(next)
 }
 
-async fn is_readable(
+async fn is_decodable(
     consumer: &Consumer,
     topic: &str,
     partition: i32,

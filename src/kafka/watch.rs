@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use krafka::Kafka;
 
-use super::cluster::{ClusterError, with_timeout};
-use super::hanging::{OpenTransaction, Owner, open_transactions, stable_offsets};
+use super::cluster::{ClusterError, with_kafka_timeout};
+use super::hanging::{OpenTransaction, Owner, last_stable_offsets, open_transactions};
 use crate::domain::topic::Topic;
 use crate::store::Store;
 use crate::store::publication::{Destination, Receipt};
@@ -59,7 +59,7 @@ impl VisibilityWatch {
         for (partition, first) in unseen::first_unseen_by_partition(receipts) {
             let batch = Batch {
                 first,
-                last_offset: last_offset(receipts, partition),
+                last_offset: last_watched_offset(receipts, partition),
                 acknowledged_at: now,
             };
             self.batches.entry(partition).or_default().push_back(batch);
@@ -82,8 +82,11 @@ impl VisibilityWatch {
         bootstrap_servers: &[String],
     ) -> Result<Visibility, ClusterError> {
         let partitions: Vec<i32> = self.batches.keys().copied().collect();
-        let stable =
-            with_timeout(CALL_TIMEOUT, stable_offsets(kafka, &topic.name, partitions)).await?;
+        let stable = with_kafka_timeout(
+            CALL_TIMEOUT,
+            last_stable_offsets(kafka, &topic.name, partitions),
+        )
+        .await?;
         let now = Instant::now();
         let rest = self.forget_visible(&stable);
         if self.was_late && rest.values().any(Option::is_none) {
@@ -97,7 +100,7 @@ impl VisibilityWatch {
             return Ok(Visibility::Fine);
         }
         self.was_late = true;
-        let open = with_timeout(
+        let open = with_kafka_timeout(
             CALL_TIMEOUT,
             open_transactions(kafka, &topic.name, &late, ours),
         )
@@ -178,7 +181,7 @@ impl VisibilityWatch {
     }
 }
 
-fn last_offset(receipts: &[Receipt], wanted: i32) -> i64 {
+fn last_watched_offset(receipts: &[Receipt], wanted: i32) -> i64 {
     let offset = |receipt: &Receipt| match receipt.place {
         Destination::Topic { partition, offset } if partition == wanted => offset,
         _ => None,

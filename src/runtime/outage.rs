@@ -84,7 +84,8 @@ impl OutageTracker {
         );
     }
 
-    /// Records that another process fenced this component. The state stays until an operator acts.
+    /// Sets the health to fenced: another process publishes as this node. It stays so until an
+    /// operator resumes the relay.
     pub fn fenced(&mut self, error: &dyn Display) {
         self.failures = self.failures.saturating_add(1);
         self.since.get_or_insert_with(Instant::now);

@@ -1,10 +1,13 @@
 //! The deliveries of one channel in the database: read into batches, marked, and their outcomes
 //! saved.
 
+use serde_json::Value;
+
 use crate::domain::payment::Payment;
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::metrics::ChannelMetrics;
-use crate::slack::message::MessageSummary;
+use crate::slack::isolation::Format;
+use crate::slack::message::{MessageStyle, MessageSummary};
 use crate::store::delivery::{self, Carrier, DeliveryOutcome, PendingDelivery};
 use crate::store::{SqlResult, Store, StoreError, Transaction};
 
@@ -55,6 +58,20 @@ impl DeliveryBatch {
         }
     }
 
+    /// The message of these payments. A single one may be rendered as plain text.
+    pub(super) fn render(&self, style: &MessageStyle, format: Format) -> Value {
+        match self {
+            Self::Payments(payments) => match payments.as_slice() {
+                [only] if format == Format::Plain => style.plain(&only.payment),
+                several => {
+                    let payments: Vec<_> = several.iter().map(|payment| &payment.payment).collect();
+                    style.message(&payments).json
+                }
+            },
+            Self::Summary { summary, .. } => style.summary(summary),
+        }
+    }
+
     /// The first and the last payment.
     pub(super) fn span(&self) -> String {
         let ends = match self {
@@ -66,6 +83,24 @@ impl DeliveryBatch {
         };
         ends.map_or_else(String::new, |(first, last)| format!("{first} to {last}"))
     }
+}
+
+/// The outcome of a message that is still to be saved.
+pub(super) struct UnsavedOutcome {
+    pub(super) batch: DeliveryBatch,
+    pub(super) outcome: DeliveryOutcome,
+}
+
+impl UnsavedOutcome {
+    /// Whether it is the delivery of a few payments, which [`DeliveryQueue::begin`] can save.
+    pub(super) fn is_delivered(&self) -> bool {
+        matches!(self.batch, DeliveryBatch::Payments(_))
+            && matches!(self.outcome, DeliveryOutcome::Delivered(_))
+    }
+}
+
+fn event_ids(payments: &[OutgoingPayment]) -> Vec<i64> {
+    payments.iter().map(|payment| payment.outbox_id).collect()
 }
 
 /// The waiting deliveries of a channel.
@@ -88,6 +123,24 @@ impl DeliveryQueue {
         let waiting = self
             .store
             .read(|connection| delivery::pending_deliveries(connection, &self.channel, limit))?;
+        self.readable(waiting)
+    }
+
+    /// The same while the outcome of a message is unsaved: its payments are SENDING.
+    pub(super) fn oldest_unsent(
+        &self,
+        limit: usize,
+    ) -> Result<Option<Vec<OutgoingPayment>>, StoreError> {
+        let waiting = self
+            .store
+            .read(|connection| delivery::unsent_deliveries(connection, &self.channel, limit))?;
+        self.readable(waiting)
+    }
+
+    fn readable(
+        &self,
+        waiting: Vec<PendingDelivery>,
+    ) -> Result<Option<Vec<OutgoingPayment>>, StoreError> {
         let mut payments = Vec::with_capacity(waiting.len());
         let mut unreadable = Vec::new();
         for PendingDelivery {
@@ -128,11 +181,25 @@ impl DeliveryQueue {
         Ok(())
     }
 
-    /// Marks payments as SENDING.
-    pub(super) fn mark_sending(&self, payments: &[OutgoingPayment]) -> Result<(), StoreError> {
-        let ids: Vec<i64> = payments.iter().map(|payment| payment.outbox_id).collect();
-        self.store
-            .write(move |tx| delivery::mark_deliveries_sending(tx, &ids))
+    /// Marks payments as SENDING, and saves the outcome of the message before in the same
+    /// transaction.
+    pub(super) fn begin(
+        &self,
+        payments: &[OutgoingPayment],
+        before: Option<&UnsavedOutcome>,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let ids = event_ids(payments);
+        let before = before.and_then(|last| match &last.batch {
+            DeliveryBatch::Payments(payments) => Some((event_ids(payments), last.outcome.clone())),
+            DeliveryBatch::Summary { .. } => None,
+        });
+        self.store.write(move |tx| {
+            if let Some((ids, outcome)) = &before {
+                delivery::record_delivery_outcome(tx, ids, outcome, now)?;
+            }
+            delivery::mark_deliveries_sending(tx, &ids)
+        })
     }
 
     /// All waiting payments, marked as SENDING in slices, so that no transaction is long.

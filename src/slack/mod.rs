@@ -4,6 +4,7 @@
 //! [`isolation`] decides what a rejection means, and [`rate_limit`] when to post.
 
 pub mod channel;
+mod delivery_log;
 mod delivery_queue;
 pub mod isolation;
 pub mod message;

@@ -21,8 +21,9 @@ use crate::runtime::outage::OutageTracker;
 use crate::runtime::resume::ResumeHandle;
 use crate::runtime::worker::Stop;
 use crate::slack::channel::{Sink, SlackChannel};
-use crate::slack::delivery_queue::{DeliveryBatch, DeliveryQueue, OutgoingPayment};
-use crate::slack::isolation::{Format, Isolation, Verdict};
+use crate::slack::delivery_log::{log_delivered_batch, log_delivered_payment};
+use crate::slack::delivery_queue::{DeliveryBatch, DeliveryQueue, UnsavedOutcome};
+use crate::slack::isolation::{Isolation, Verdict};
 use crate::slack::rate_limit::RateLimiter;
 use crate::slack::webhook::PostOutcome;
 use crate::store::delivery::{self, Carrier, DeliveryOutcome};
@@ -58,15 +59,9 @@ pub struct Notifier {
     last_action: Option<i64>,
     /// Whether an unusual response was logged.
     is_unusual_response_logged: bool,
-    /// The outcome of the last message, unsaved because of a database error: it is saved before
-    /// anything else.
-    unsaved: Option<Unsaved>,
-}
-
-/// The outcome of a message that is still to be saved.
-struct Unsaved {
-    batch: DeliveryBatch,
-    outcome: DeliveryOutcome,
+    /// The outcome of the last message. It is saved before anything else, or with the beginning of
+    /// the next message.
+    unsaved: Option<UnsavedOutcome>,
 }
 
 /// The result of a step.
@@ -182,7 +177,9 @@ impl Notifier {
     }
 
     fn try_step(&mut self) -> Result<Step, StoreError> {
-        self.save_outcome()?;
+        if !self.is_saved_with_next() {
+            self.save_outcome()?;
+        }
         self.execute_actions()?;
         match self.channel.sink {
             Sink::Log => self.write_to_log(),
@@ -204,7 +201,7 @@ impl Notifier {
             .write(move |tx| delivery::mark_deliveries_delivered(tx, &ids, Carrier::Single, now))?;
         self.queue.metrics.delivered(payments.len());
         for payment in &payments {
-            self.log_delivered("this log only", payment, now);
+            log_delivered_payment(&self.channel, "this log only", payment, now);
         }
         Ok(Step::Progress)
     }
@@ -216,6 +213,7 @@ impl Notifier {
         }
         let wait = self.limiter.wait(self.now());
         if !wait.is_zero() {
+            self.save_outcome()?;
             return Ok(Step::RetryAfter(wait));
         }
         let Some(batch) = self.next_batch()? else {
@@ -224,17 +222,7 @@ impl Notifier {
         if batch.len() == 0 {
             return Ok(Step::Idle);
         }
-        let format = self.isolation.format();
-        let message = match &batch {
-            DeliveryBatch::Payments(payments) => match payments.as_slice() {
-                [only] if format == Format::Plain => self.channel.style.plain(&only.payment),
-                several => {
-                    let payments: Vec<_> = several.iter().map(|payment| &payment.payment).collect();
-                    self.channel.style.message(&payments).json
-                }
-            },
-            DeliveryBatch::Summary { summary, .. } => self.channel.style.summary(summary),
-        };
+        let message = batch.render(&self.channel.style, self.isolation.format());
         let Sink::Webhook(webhook) = &self.channel.sink else {
             return Ok(Step::Idle);
         };
@@ -248,22 +236,41 @@ impl Notifier {
     fn next_batch(&mut self) -> Result<Option<DeliveryBatch>, StoreError> {
         let now = self.now();
         let over = self.channel.summary_over;
-        if over > 0 && self.isolation.is_whole(now) && self.queue.has_more_than(over)? {
+        // They count as waiting until their outcome is saved.
+        let unsaved = self.unsaved.as_ref().map_or(0, |last| last.batch.len());
+        if over > 0
+            && self.isolation.is_whole(now)
+            && self.queue.has_more_than(over.saturating_add(unsaved))?
+        {
+            self.save_outcome()?;
             return self.queue.summary().map(Some);
         }
-        let is_crowded = self.queue.has_more_than(self.channel.digest_over)?;
+        let is_crowded = self
+            .queue
+            .has_more_than(self.channel.digest_over.saturating_add(unsaved))?;
         let size = if is_crowded {
             self.isolation.size(now)
         } else {
             1
         };
-        let Some(mut payments) = self.queue.oldest(size)? else {
+        let oldest = if unsaved > 0 {
+            self.queue.oldest_unsent(size)?
+        } else {
+            self.queue.oldest(size)?
+        };
+        let Some(mut payments) = oldest else {
             return Ok(None);
         };
+        if payments.is_empty() {
+            self.save_outcome()?;
+            return Ok(Some(DeliveryBatch::Payments(payments)));
+        }
         let all: Vec<_> = payments.iter().map(|payment| &payment.payment).collect();
         let count_that_fit = self.channel.style.message(&all).payments;
         payments.truncate(count_that_fit);
-        self.queue.mark_sending(&payments)?;
+        let time = Timestamp::now();
+        self.queue.begin(&payments, self.unsaved.as_ref(), time)?;
+        self.report_outcome(time);
         Ok(Some(DeliveryBatch::Payments(payments)))
     }
 
@@ -310,8 +317,10 @@ impl Notifier {
             ),
             PostOutcome::PayloadRejected(error) => self.on_rejected(error, batch.len()),
         };
-        self.unsaved = Some(Unsaved { batch, outcome });
-        self.save_outcome()?;
+        self.unsaved = Some(UnsavedOutcome { batch, outcome });
+        if !self.is_saved_with_next() {
+            self.save_outcome()?;
+        }
         Ok(step)
     }
 
@@ -426,42 +435,32 @@ impl Notifier {
 
     /// Saves the outcome of the last message, if it is unsaved.
     fn save_outcome(&mut self) -> Result<(), StoreError> {
-        let Some(Unsaved { batch, outcome }) = &self.unsaved else {
+        let Some(UnsavedOutcome { batch, outcome }) = &self.unsaved else {
             return Ok(());
         };
         let now = Timestamp::now();
         self.queue.save(batch, outcome, now)?;
-        if matches!(outcome, DeliveryOutcome::Delivered(_)) {
-            self.queue.metrics.delivered(batch.len());
-            self.log_batch(batch, now);
-        }
-        self.unsaved = None;
+        self.report_outcome(now);
         Ok(())
     }
 
-    fn log_batch(&self, batch: &DeliveryBatch, now: Timestamp) {
-        let to = self.channel.display_name();
-        let oldest = match batch {
-            DeliveryBatch::Payments(payments) => match payments.as_slice() {
-                [only] => return self.log_delivered(&to, only, now),
-                [first, ..] => first.created_at,
-                [] => return,
-            },
-            DeliveryBatch::Summary { oldest, .. } => *oldest,
+    /// The outcome of the last message is saved now.
+    fn report_outcome(&mut self, now: Timestamp) {
+        let Some(UnsavedOutcome { batch, outcome }) = self.unsaved.take() else {
+            return;
         };
-        let kind = batch.carrier().as_str();
-        log::info!(
-            "delivered to {to} in a {kind}: {} payments, {}; the oldest {} ms after its commit",
-            batch.len(),
-            batch.span(),
-            now.since(oldest).as_millis()
-        );
+        if matches!(outcome, DeliveryOutcome::Delivered(_)) {
+            self.queue.metrics.delivered(batch.len());
+            log_delivered_batch(&self.channel, &batch, now);
+        }
     }
 
-    fn log_delivered(&self, to: &str, payment: &OutgoingPayment, now: Timestamp) {
-        let age_ms = now.since(payment.created_at).as_millis();
-        let line = self.channel.style.line(&payment.payment);
-        log::info!("delivered to {to}, {age_ms} ms after its commit: {line}");
+    /// Whether the transaction that begins the next message also saves the outcome of the last one.
+    /// That saves a commit for each message. It needs a delivered message, and no pause after it.
+    fn is_saved_with_next(&mut self) -> bool {
+        let now = self.now();
+        let unsaved = self.unsaved.as_ref();
+        unsaved.is_some_and(UnsavedOutcome::is_delivered) && self.limiter.wait(now).is_zero()
     }
 
     fn now(&self) -> Duration {

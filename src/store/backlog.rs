@@ -129,7 +129,7 @@ impl BacklogRows {
     }
 }
 
-/// A segment: the rows from its first id to the next segment's.
+/// A range of the table's rows: from its first id up to the next segment's first id.
 #[derive(Debug, Clone, Copy)]
 struct BacklogSegment {
     first: i64,

@@ -1,7 +1,10 @@
 //! Deliveries: a row for each event, keyed by its id, so that a duplicate of the event changes
 //! nothing. Each row belongs to one channel, chosen when it is inserted.
 
+use std::ops::RangeInclusive;
+
 use super::dead_letter;
+use super::id_runs::id_runs;
 use super::payment::{self, COLUMN_COUNT, COLUMNS};
 use super::row::row_limit;
 use crate::domain::payment::Payment;
@@ -9,13 +12,22 @@ use crate::domain::text_enum::text_enum;
 use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
-/// The channel of event `?1`: the first route that matches its payment. Without routes it is
+/// The channel of an event, in SQL: the first route that matches its payment. Without routes it is
 /// "default".
-pub(super) const CHANNEL: &str = "ifnull(CASE WHEN EXISTS (SELECT 1 \
-    FROM route) THEN (SELECT r.channel FROM outbox o CROSS JOIN payment p CROSS JOIN route r \
-    WHERE o.id = ?1 AND p.id = o.payment_id AND (r.status IS NULL OR r.status = p.status) \
-    AND p.amount BETWEEN r.amount_min AND r.amount_max AND p.user_id BETWEEN r.user_min \
-    AND r.user_max ORDER BY r.position LIMIT 1) END, 'default')";
+macro_rules! channel_of {
+    ($event:literal) => {
+        concat!(
+            "ifnull(CASE WHEN EXISTS (SELECT 1 FROM route) THEN (SELECT r.channel FROM outbox o \
+                CROSS JOIN payment p CROSS JOIN route r WHERE o.id = ",
+            $event,
+            " AND p.id = o.payment_id AND (r.status IS NULL OR r.status = p.status) \
+                AND p.amount BETWEEN r.amount_min AND r.amount_max \
+                AND p.user_id BETWEEN r.user_min AND r.user_max \
+                ORDER BY r.position LIMIT 1) END, 'default')"
+        )
+    };
+}
+pub(super) use channel_of;
 
 text_enum! {
     /// The status of a delivery.
@@ -49,9 +61,10 @@ pub(super) fn insert_delivery(
     now: Timestamp,
 ) -> rusqlite::Result<DeliveryInsert> {
     let inserted = tx
-        .prepare_cached(&format!(
-            "INSERT INTO delivery (outbox_id, channel, created_at) VALUES (?1, {CHANNEL}, ?2) \
-         ON CONFLICT (outbox_id) DO NOTHING"
+        .prepare_cached(concat!(
+            "INSERT INTO delivery (outbox_id, channel, created_at) VALUES (?1, ",
+            channel_of!("?1"),
+            ", ?2) ON CONFLICT (outbox_id) DO NOTHING"
         ))?
         .execute((outbox_id, now.as_micros()))?;
     Ok(if inserted > 0 {
@@ -59,6 +72,31 @@ pub(super) fn insert_delivery(
     } else {
         DeliveryInsert::Existing
     })
+}
+
+/// Inserts the deliveries of a range of events, except those that exist.
+pub(super) fn insert_deliveries(
+    tx: &Transaction<'_>,
+    events: &RangeInclusive<i64>,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
+    tx.prepare_cached(concat!(
+        "INSERT INTO delivery (outbox_id, channel, created_at) SELECT e.id, ",
+        channel_of!("e.id"),
+        ", ?3 FROM outbox e WHERE e.id BETWEEN ?1 AND ?2 ON CONFLICT (outbox_id) DO NOTHING"
+    ))?
+    .execute((events.start(), events.end(), now.as_micros()))
+    .map(drop)
+}
+
+/// Whether an event of a range has a delivery.
+pub(super) fn has_deliveries(
+    connection: &Connection,
+    events: &RangeInclusive<i64>,
+) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached("SELECT 1 FROM delivery WHERE outbox_id BETWEEN ?1 AND ?2 LIMIT 1")?
+        .exists((events.start(), events.end()))
 }
 
 /// The delivery of a payment, as people see it.
@@ -124,6 +162,15 @@ pub fn pending_deliveries(
     read_pending_deliveries(connection, channel, "'PENDING', 'SENDING'", 0, limit)
 }
 
+/// The same without those that are SENDING.
+pub fn unsent_deliveries(
+    connection: &Connection,
+    channel: &str,
+    limit: usize,
+) -> rusqlite::Result<Vec<PendingDelivery>> {
+    read_pending_deliveries(connection, channel, "'PENDING'", 0, limit)
+}
+
 fn read_pending_deliveries(
     connection: &Connection,
     channel: &str,
@@ -173,10 +220,11 @@ pub fn has_more_deliveries_than(
 /// recorded, the outcome is unknown.
 pub fn mark_deliveries_sending(tx: &Transaction<'_>, outbox_ids: &[i64]) -> rusqlite::Result<()> {
     let mut update = tx.prepare_cached(
-        "UPDATE delivery SET status = 'SENDING' WHERE outbox_id = ?1 AND status = 'PENDING'",
+        "UPDATE delivery SET status = 'SENDING' WHERE outbox_id BETWEEN ?1 AND ?2 \
+            AND status = 'PENDING'",
     )?;
-    for id in outbox_ids {
-        update.execute([id])?;
+    for run in id_runs(outbox_ids) {
+        update.execute((run.start(), run.end()))?;
     }
     Ok(())
 }
@@ -271,11 +319,11 @@ pub fn record_delivery_outcome(
             mark_deliveries_delivered(tx, outbox_ids, *carrier, now)
         }
         DeliveryOutcome::Requeued => {
-            let sql = "UPDATE delivery SET status = 'PENDING' WHERE outbox_id = ?1 \
+            let sql = "UPDATE delivery SET status = 'PENDING' WHERE outbox_id BETWEEN ?1 AND ?2 \
                 AND status = 'SENDING'";
             let mut update = tx.prepare_cached(sql)?;
-            for id in outbox_ids {
-                update.execute([id])?;
+            for run in id_runs(outbox_ids) {
+                update.execute((run.start(), run.end()))?;
             }
             Ok(())
         }
@@ -292,11 +340,12 @@ pub fn mark_deliveries_delivered(
     now: Timestamp,
 ) -> rusqlite::Result<()> {
     let mut mark = tx.prepare_cached(
-        "UPDATE delivery SET status = 'DELIVERED', delivered_at = ?2, delivered_in = ?3, attempts \
-            = attempts + 1 WHERE outbox_id = ?1 AND status IN ('PENDING', 'SENDING')",
+        "UPDATE delivery SET status = 'DELIVERED', delivered_at = ?3, delivered_in = ?4, attempts \
+            = attempts + 1 WHERE outbox_id BETWEEN ?1 AND ?2 \
+            AND status IN ('PENDING', 'SENDING')",
     )?;
-    for id in outbox_ids {
-        mark.execute((id, now.as_micros(), carrier))?;
+    for run in id_runs(outbox_ids) {
+        mark.execute((run.start(), run.end(), now.as_micros(), carrier))?;
     }
     Ok(())
 }
@@ -310,11 +359,11 @@ fn mark_deliveries_failed(
 ) -> rusqlite::Result<()> {
     let mut mark = tx.prepare_cached(
         "UPDATE delivery SET status = 'PENDING', attempts = attempts + 1, unknown_outcomes = \
-            unknown_outcomes + ?3, last_error = ?2 WHERE outbox_id = ?1 \
+            unknown_outcomes + ?4, last_error = ?3 WHERE outbox_id BETWEEN ?1 AND ?2 \
             AND status IN ('PENDING', 'SENDING')",
     )?;
-    for id in outbox_ids {
-        mark.execute((id, error, unknown_outcomes))?;
+    for run in id_runs(outbox_ids) {
+        mark.execute((run.start(), run.end(), error, unknown_outcomes))?;
     }
     Ok(())
 }
@@ -330,9 +379,10 @@ pub(super) fn discard_delivery(
         "UPDATE delivery SET status = 'DISCARDED' WHERE outbox_id = ?1 AND status = 'DEAD'",
     )?
     .execute([outbox_id])?;
-    tx.prepare_cached(&format!(
-        "INSERT INTO delivery (outbox_id, channel, status, created_at) \
-            SELECT ?1, {CHANNEL}, 'DISCARDED', ?2 WHERE EXISTS (SELECT 1 FROM outbox \
+    tx.prepare_cached(concat!(
+        "INSERT INTO delivery (outbox_id, channel, status, created_at) SELECT ?1, ",
+        channel_of!("?1"),
+        ", 'DISCARDED', ?2 WHERE EXISTS (SELECT 1 FROM outbox \
             WHERE id = ?1 AND status = 'REJECTED') ON CONFLICT (outbox_id) DO NOTHING"
     ))?
     .execute((outbox_id, now.as_micros()))?;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// A request's key, and the hash of its body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdempotentRequest {
-    /// The client: each has its own keys.
+    /// The client whose idempotency key it is: two clients may use the same key.
     pub client: String,
     /// The key, as the client chose it.
     pub key: String,

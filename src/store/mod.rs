@@ -25,6 +25,7 @@ pub mod dead_letter_action;
 pub mod delivery;
 mod engine;
 mod error;
+mod id_runs;
 pub mod idempotency;
 mod offline;
 pub mod outbox;

@@ -86,6 +86,35 @@ pub(super) enum OutboxMatch {
     Missing,
 }
 
+/// Whether the outbox has each of these events, whose ids rise by one.
+pub(super) fn outbox_has_events(
+    connection: &Connection,
+    events: &[EventRef],
+) -> rusqlite::Result<bool> {
+    let (Some(first), Some(last)) = (events.first(), events.last()) else {
+        return Ok(true);
+    };
+    let mut statement = connection.prepare_cached(
+        "SELECT id, payment_id, created_at FROM outbox WHERE id BETWEEN ?1 AND ?2 ORDER BY id",
+    )?;
+    let mut rows = statement.query((first.outbox_id, last.outbox_id))?;
+    for event in events {
+        let Some(row) = rows.next()? else {
+            return Ok(false);
+        };
+        let created_at: i64 = row.get(2)?;
+        let is_same = row.get::<_, i64>(0)? == event.outbox_id
+            && row.get::<_, i64>(1)? == event.payment_id
+            && event
+                .created_at
+                .is_none_or(|time| time.as_micros() == created_at);
+        if !is_same {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Looks for an event of the topic in the outbox.
 pub(super) fn match_outbox_event(
     connection: &Connection,

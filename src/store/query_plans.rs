@@ -190,6 +190,7 @@ fn plan_consuming(tx: &Transaction<'_>, topic: &Topic) -> rusqlite::Result<()> {
 fn plan_delivering(tx: &Transaction<'_>) -> rusqlite::Result<()> {
     assert!(delivery::has_more_deliveries_than(tx, "default", 1)?);
     assert_eq!(delivery::pending_deliveries(tx, "default", 10)?.len(), 2);
+    assert_eq!(delivery::unsent_deliveries(tx, "default", 10)?.len(), 2);
     let backlog = BacklogCounter::new(&["default".to_owned()]).count(tx)?;
     assert_eq!(backlog.undelivered().count, 2);
     delivery::mark_deliveries_sending(tx, &[1, 2])?;

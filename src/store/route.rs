@@ -1,6 +1,6 @@
 //! The channels' routes, as the insert of a delivery reads them.
 
-use super::delivery::CHANNEL;
+use super::delivery::channel_of;
 use crate::config;
 use rusqlite::Transaction;
 
@@ -37,8 +37,10 @@ pub fn replace_routes(tx: &Transaction<'_>, routes: &[config::Route]) -> rusqlit
         let found = find.query_map([], |row| row.get::<_, i64>(0))?;
         moved.extend(found.collect::<rusqlite::Result<Vec<_>>>()?);
     }
-    let mut reroute = tx.prepare(&format!(
-        "UPDATE delivery SET channel = {CHANNEL} WHERE outbox_id = ?1"
+    let mut reroute = tx.prepare(concat!(
+        "UPDATE delivery SET channel = ",
+        channel_of!("?1"),
+        " WHERE outbox_id = ?1"
     ))?;
     for id in moved {
         reroute.execute([id])?;

@@ -170,7 +170,7 @@ pub fn backfill_unconsumed(
     Ok(count)
 }
 
-/// Whether the mark can move over the next row.
+/// Whether the low-water mark lags: the row after it has a delivery or is REJECTED.
 pub fn is_unconsumed_mark_behind(connection: &Connection) -> rusqlite::Result<bool> {
     let next = |row: &Row<'_>| Ok(row.get(1)? || row.get(3)?);
     let found = connection

@@ -386,7 +386,8 @@ fn events_get_new_ids_if_the_topic_has_their_ids() {
                 .read(|connection| connection.query_row(published, [], |row| row.get::<_, i64>(0)));
             number.unwrap() == 2 * count
         });
-        let found = topic::read(&broker.bootstrap_inside(), TOPIC, LIMIT);
+        let on_topic = all.len() + usize::try_from(2 * count).unwrap();
+        let found = topic::read_all(&broker.bootstrap_inside(), TOPIC, on_topic, LIMIT);
         let ids: BTreeSet<String> = found
             .iter()
             .map(|record| record.header("ce_id").to_owned())

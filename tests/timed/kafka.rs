@@ -137,7 +137,7 @@ fn the_publisher_names_a_revoked_right_and_the_command_that_grants_it() {
         );
         topic::allow(&broker.bootstrap(), USER, &topic, AclOperation::Write);
         publish(&mut publisher, &database);
-        let values: Vec<_> = topic::read(&broker.bootstrap(), &topic, LIMIT)
+        let values: Vec<_> = topic::read_all(&broker.bootstrap(), &topic, 6, LIMIT)
             .into_iter()
             .map(|found| found.value)
             .collect();
@@ -264,7 +264,7 @@ fn the_publisher_names_a_foreign_transaction_and_the_command_that_ends_it() {
         database.number("SELECT count(*) FROM outbox WHERE status = 'PUBLISHED'"),
         3
     );
-    let mut ids: Vec<_> = topic::read(&broker.bootstrap(), TOPIC, LIMIT)
+    let mut ids: Vec<_> = topic::read_all(&broker.bootstrap(), TOPIC, 4, LIMIT)
         .into_iter()
         .map(|record| record.value)
         .collect();

@@ -170,10 +170,7 @@ impl Checkpointer {
                 self.checkpoint_and_sync()
                     .and_then(|()| self.checkpoint_and_sync()),
             ) {
-                log::warn!(
-                    "the database's log could not be copied back, the next round will try again: \
-                        {error}"
-                );
+                log::warn!("the WAL checkpoint failed, the next round will try again: {error}");
             }
             let _ = self.copied.try_send(());
         }

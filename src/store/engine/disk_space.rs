@@ -212,10 +212,10 @@ mod tests {
     #[test]
     fn disk_space_levels_have_hysteresis() {
         use DiskSpace::{Critical, Low, Ok};
-        let next = |rooms: &[u64]| {
+        let next = |free_bytes: &[u64]| {
             let mut space = Ok;
             let mut seen = Vec::new();
-            for free in rooms {
+            for free in free_bytes {
                 space = space.next_level(*free, 80);
                 seen.push(space);
             }

@@ -17,7 +17,7 @@ const VERSION: usize = 2;
 const APPLICATION_ID: i32 = 0x7072_6c79;
 
 enum FileKind {
-    /// 0: an empty file.
+    /// The schema version of the file; 0 is an empty file.
     Version(usize),
     NotOurs,
 }

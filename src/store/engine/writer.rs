@@ -228,10 +228,7 @@ impl Writer {
                 }
                 if let Err(error) = self.checkpoints.step(&self.connection) {
                     self.health.damage.observe(&error);
-                    log::warn!(
-                        "the database's log could not be copied back, the next round will try \
-                            again: {error}"
-                    );
+                    log::warn!("the WAL checkpoint failed, the next round will try again: {error}");
                 }
             }
             Err(error) => {
