@@ -129,8 +129,8 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Counts the time since the relay's last attempt, not since the event was created: during an
-    /// outage the relay retries all the time.
+    /// Wakes the relay if events wait and its last attempt is long ago. The time counts from that
+    /// attempt, not from the events: during an outage the relay retries all the time.
     fn wake_for_stuck(&self, unpublished: Waiting, now: Timestamp) {
         let Some(oldest) = unpublished.oldest_at else {
             return;

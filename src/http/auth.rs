@@ -89,7 +89,7 @@ pub struct TokenDiff {
     pub added: Vec<String>,
     /// A removed token.
     pub removed: Vec<String>,
-    /// Another token or another access under the same name.
+    /// The names of tokens that were configured before, with another hash or another access.
     pub changed: Vec<String>,
 }
 

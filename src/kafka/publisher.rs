@@ -175,8 +175,9 @@ impl Publisher for KafkaPublisher {
 }
 
 impl Pipeline {
-    /// When the next call is due without a batch. A ready session checks visibility, and asks quiet
-    /// connections for an answer; unfinished or failed work continues at once.
+    /// When the publisher is to be called again if no batch comes before. A ready session must
+    /// check whether published events are visible, and ask quiet connections for an answer.
+    /// Unfinished or failed work continues at once.
     fn due(&self) -> Option<Instant> {
         match &self.state {
             State::Ready(session) => Some(session.check_due()),

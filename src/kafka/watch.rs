@@ -16,7 +16,8 @@ use crate::store::Store;
 use crate::store::publication::{Destination, Receipt};
 use crate::store::unseen::{self, Unseen};
 
-/// The time from publishing to the first check, and between checks.
+/// The time from publishing to the first check whether consumers see the events, and from check to
+/// check.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A transaction that needs longer to become visible is investigated.

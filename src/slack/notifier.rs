@@ -35,7 +35,7 @@ pub const BACKOFF: Backoff = Backoff {
     cap: Duration::from_mins(1),
 };
 
-/// The maximum number of lines that the log gets between two records of outcomes.
+/// The maximum number of payments that are logged as delivered after one transaction.
 const LOG_BATCH: usize = 500;
 
 /// How soon a waiting notifier sees an operator's action.

@@ -29,8 +29,8 @@ pub struct Webhook {
 /// The outcome of a POST.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PostOutcome {
-    /// 2xx, and it can be Slack's: the channel accepted the message. With a remark if the response
-    /// is unusual.
+    /// A 2xx response that can come from Slack: the channel accepted the message. With a remark if
+    /// the response is unusual.
     Accepted(Option<String>),
     /// 429: no message may be posted for this duration, if Slack names one.
     RateLimited(Option<Duration>),
@@ -533,7 +533,7 @@ mod tests {
         }
     }
 
-    /// A status, a line with `Retry-After`, the body.
+    /// An input is a response: a line with the status, a line with `Retry-After`, the body.
     #[test]
     fn the_webhook_survives_the_corpus_of_answers() {
         let words = [

@@ -156,7 +156,8 @@ fn payments_of_idempotency_key(
     .collect()
 }
 
-/// How many keys are stored: their ids have no gaps, and the lowest are deleted first.
+/// How many keys are stored: the highest id minus the lowest, plus one. That is exact, because ids
+/// have no gaps and the lowest are deleted first.
 pub fn count_idempotency_keys(connection: &Connection) -> SqlResult<i64> {
     let end = |sql: &str| {
         connection

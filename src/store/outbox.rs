@@ -273,8 +273,8 @@ mod tests {
     use crate::store::publication::{Destination, Receipt, record_publication, reject_publication};
     use rusqlite::TransactionBehavior;
 
-    /// Creates events with these statuses and deliveries (`+`), and returns their ids, by payment,
-    /// after `renumber` from an id on.
+    /// Creates an event for each entry: its status, and `+` if it has a delivery. Then unpublished
+    /// events from id `first` on get new ids. Returns all ids in the order of their payments.
     fn outbox_ids_after_renumbering(events: &[&str], first: i64) -> Vec<i64> {
         let dir = tempfile::tempdir().unwrap();
         let (mut connection, _) = open::open_database(&dir.path().join("a.db"), None).unwrap();

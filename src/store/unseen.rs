@@ -94,7 +94,8 @@ pub fn unseen_of_topic(connection: &Connection, topic: &Topic) -> rusqlite::Resu
         .collect()
 }
 
-/// Shortens the notes: a consumer could see everything of these partitions, up to these offsets.
+/// Deletes or shortens what is noted as unseen: a consumer can see each of these partitions up to
+/// its offset.
 pub fn shorten_unseen(
     tx: &Transaction<'_>,
     topic: &Topic,

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::store::StoreError;
 
-/// The number of rows of each kind.
+/// The number of payments, events, deliveries and other rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct AuditTotals {
     /// Payments, by status.
