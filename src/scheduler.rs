@@ -18,16 +18,15 @@ use crate::store::outbox;
 use crate::store::waiting::Waiting;
 use crate::store::{SqlResult, Store, StoreError, Transaction};
 
-/// How many events, or keys, one transaction of the purge deletes: it holds the writer for half a
-/// millisecond.
-const BATCH: usize = 30;
+/// How often rows that are past their retention are deleted: a few at a time instead of many at
+/// each interval.
+const PURGE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// After each batch the purge pauses for four times the duration of the batch. Payments have the
-/// disk four fifths of the time, and a million rows are deleted within minutes.
-const PAUSE_FACTOR: u32 = 4;
+/// How long one slice of the purge may hold the writer. The writer pauses between background jobs.
+const SLICE_TIME: Duration = Duration::from_millis(1);
 
-/// A batch that had to wait for its turn does not count as a long one.
-const PAUSE_MAX: Duration = Duration::from_millis(100);
+/// The least and the largest number of rows of a slice.
+const SLICE_ROWS: std::ops::RangeInclusive<usize> = 10..=500;
 
 /// Wakes stuck events, purges, and summarizes.
 pub struct Scheduler {
@@ -39,6 +38,12 @@ pub struct Scheduler {
     metrics: Metrics,
     snapshots: Samples,
     summarized: MetricTotals,
+    /// Events that were purged since the last summary.
+    purged: usize,
+    /// How many rows one slice of the purge deletes.
+    slice_rows: usize,
+    /// Since when the purge has not come to its end.
+    behind_since: Option<Instant>,
     errors: ErrorLog,
 }
 
@@ -56,6 +61,15 @@ pub struct Options {
     pub metrics: Metrics,
     /// The waiting events of the summary.
     pub snapshots: Samples,
+}
+
+/// The result of a purge.
+#[derive(Default)]
+struct Purged {
+    /// The number of rows.
+    count: usize,
+    /// Whether no row is left that is old enough.
+    is_complete: bool,
 }
 
 impl Scheduler {
@@ -78,18 +92,29 @@ impl Scheduler {
             metrics,
             snapshots,
             summarized: MetricTotals::default(),
+            purged: 0,
+            slice_rows: *SLICE_ROWS.start(),
+            behind_since: None,
             errors: ErrorLog::new("scheduler"),
         }
     }
 
     /// Runs until a stop is requested.
     pub fn run(mut self, stop: &Stop) {
+        let mut round = Instant::now();
         loop {
             select_biased! {
                 recv(stop.signal()) -> _ => return,
-                recv(after(self.settings.interval)) -> _ => {}
+                recv(after(self.settings.interval.min(PURGE_INTERVAL))) -> _ => {}
             }
-            match self.step(Timestamp::now(), stop) {
+            let now = Timestamp::now();
+            let result = if round.elapsed() < self.settings.interval {
+                self.purge_events(now, stop)
+            } else {
+                round = Instant::now();
+                self.step(now, stop)
+            };
+            match result {
                 Ok(()) => self.errors.succeeded(),
                 Err(error) => self.errors.failed(&error),
             }
@@ -103,27 +128,27 @@ impl Scheduler {
         }
         // A command may have replayed dead letters in the database.
         self.notifiers.wake();
-        let cutoff = now.minus(self.settings.retention);
-        let purged = self.purge(stop, move |tx| outbox::purge_outbox(tx, cutoff, BATCH))?;
+        self.purge_events(now, stop)?;
         let cutoff = self
             .store
             .service_time()
             .saturating_sub(self.keys.retention);
         let keys_max = self.keys.keys_max.get();
-        let keys = self.purge(stop, move |tx| {
-            idempotency::purge_idempotency_keys(tx, cutoff, keys_max, BATCH)
+        let keys = self.purge(stop, move |tx, rows| {
+            idempotency::purge_idempotency_keys(tx, cutoff, keys_max, rows)
         })?;
         let cutoff = now.minus(self.settings.retention);
-        let letters = self.purge(stop, move |tx| {
-            dead_letter::purge_dead_letters(tx, cutoff, BATCH)
+        let letters = self.purge(stop, move |tx, rows| {
+            dead_letter::purge_dead_letters(tx, cutoff, rows)
         })?;
         log::debug!(
             "purged {} and {}",
-            counted(keys, "idempotency key"),
-            counted(letters, "closed dead letter")
+            counted(keys.count, "idempotency key"),
+            counted(letters.count, "closed dead letter")
         );
         // The purge may have run for as long as the interval.
         if let Some(snapshot) = self.snapshots.latest() {
+            let purged = std::mem::take(&mut self.purged);
             self.summary(&snapshot, purged, Timestamp::now());
         }
         Ok(())
@@ -146,27 +171,53 @@ impl Scheduler {
         }
     }
 
-    /// Deletes batch after batch, each in the background of the writer. It ends when no row is old
+    /// Deletes delivered events that are past their retention, with their deliveries.
+    fn purge_events(&mut self, now: Timestamp, stop: &Stop) -> Result<(), StoreError> {
+        let cutoff = now.minus(self.settings.retention);
+        let purged = self.purge(stop, move |tx, rows| outbox::purge_outbox(tx, cutoff, rows))?;
+        self.purged += purged.count;
+        if purged.is_complete {
+            if self.behind_since.take().is_some() {
+                log::info!("the purge has deleted everything that is past its retention");
+            }
+        } else if !stop.is_requested() && self.behind_since.is_none() {
+            self.behind_since = Some(Instant::now());
+            log::warn!(
+                "the purge is behind: it deletes fewer events than become older than \
+                    scheduler.retention, and the file grows"
+            );
+        }
+        Ok(())
+    }
+
+    /// Deletes slice after slice, each in the background of the writer. It ends when no row is old
     /// enough, the next round is due, or a stop is requested.
     fn purge(
-        &self,
+        &mut self,
         stop: &Stop,
-        batch: impl Fn(&Transaction<'_>) -> SqlResult<usize> + Copy + Send + 'static,
-    ) -> Result<usize, StoreError> {
-        let round = Instant::now();
-        let mut purged = 0;
-        loop {
-            let started = Instant::now();
-            let count = self.store.write_in_background(batch)?;
-            purged += count;
-            if count < BATCH || round.elapsed() > self.settings.interval {
-                return Ok(purged);
+        delete: impl Fn(&Transaction<'_>, usize) -> SqlResult<usize> + Copy + Send + 'static,
+    ) -> Result<Purged, StoreError> {
+        let began = Instant::now();
+        let mut purged = Purged::default();
+        while !stop.is_requested() && began.elapsed() <= self.settings.interval {
+            let rows = self.slice_rows;
+            let (count, took) = self.store.write_in_background(move |tx| {
+                let started = Instant::now();
+                Ok((delete(tx, rows)?, started.elapsed()))
+            })?;
+            purged.count += count;
+            if count < rows {
+                purged.is_complete = true;
+                break;
             }
-            select_biased! {
-                recv(stop.signal()) -> _ => return Ok(purged),
-                recv(after((started.elapsed() * PAUSE_FACTOR).min(PAUSE_MAX))) -> _ => {}
-            }
+            let next = if took > SLICE_TIME {
+                rows / 2
+            } else {
+                rows * 2
+            };
+            self.slice_rows = next.clamp(*SLICE_ROWS.start(), *SLICE_ROWS.end());
         }
+        Ok(purged)
     }
 
     fn summary(&mut self, snapshot: &Sample, purged: usize, now: Timestamp) {

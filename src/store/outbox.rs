@@ -3,6 +3,7 @@
 //! Ids are in commit order, because there is one writer. The relay reads and marks; only
 //! [`purge_outbox`] deletes.
 
+use super::id_runs::id_runs;
 use super::row::row_limit;
 use crate::domain::event::{Event, EventRef, EventType};
 use crate::domain::text_enum::text_enum;
@@ -252,11 +253,12 @@ pub fn purge_outbox(
         )?
         .query_map((cutoff.as_micros(), row_limit(limit)), |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
-    let mut delivery = tx.prepare_cached("DELETE FROM delivery WHERE outbox_id = ?1")?;
-    let mut outbox = tx.prepare_cached("DELETE FROM outbox WHERE id = ?1")?;
-    for id in &ids {
-        delivery.execute([id])?;
-        outbox.execute([id])?;
+    let mut delivery =
+        tx.prepare_cached("DELETE FROM delivery WHERE outbox_id BETWEEN ?1 AND ?2")?;
+    let mut outbox = tx.prepare_cached("DELETE FROM outbox WHERE id BETWEEN ?1 AND ?2")?;
+    for run in id_runs(&ids) {
+        delivery.execute((run.start(), run.end()))?;
+        outbox.execute((run.start(), run.end()))?;
     }
     if !ids.is_empty() {
         tx.prepare_cached("UPDATE node SET events_purged = events_purged + ?1")?

@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, select_biased};
+use crossbeam_channel::{Receiver, at, never, select_biased};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 
@@ -28,8 +28,9 @@ const BATCH_MIN: usize = 32;
 /// The maximum number of jobs of one commit.
 const BATCH_MAX: usize = 512;
 
-/// Background jobs get a turn at least this often, whatever else waits.
-const BACKGROUND_INTERVAL: Duration = Duration::from_secs(1);
+/// After a background job the next one waits for this many times the duration of that job: payments
+/// have three quarters of the writer's time.
+const BACKGROUND_PAUSE_FACTOR: u32 = 3;
 
 /// A transaction that has run this long includes no further jobs. Jobs differ in size, and the
 /// first one should not wait long for the last. The tests below choose the jobs of a transaction
@@ -91,7 +92,10 @@ pub(in crate::store) struct Writer {
     checkpoints: CheckpointControl,
     jobs: Receiver<BoxedWriterJob>,
     background: Receiver<BoxedWriterJob>,
-    background_at: Instant,
+    /// When the next background job may run.
+    background_due: Instant,
+    /// When the background job began that runs in a transaction of its own.
+    background_began: Option<Instant>,
     health: WriterHealth,
     _lock: DatabaseLock,
 }
@@ -165,7 +169,8 @@ impl Writer {
             checkpoints: options.checkpoints,
             jobs: options.jobs,
             background: options.background,
-            background_at: Instant::now(),
+            background_due: Instant::now(),
+            background_began: None,
             health: options.health,
             _lock: options.lock,
         }
@@ -190,18 +195,23 @@ impl Writer {
         }
     }
 
-    /// Background jobs run when no other waits, and once a second in any case. `None`: stop.
+    /// A background job begins a transaction when no other waits. `None`: stop.
     fn next_job(&mut self, stop: &Stop) -> Option<BoxedWriterJob> {
-        if self.background_at.elapsed() > BACKGROUND_INTERVAL {
-            self.background_at = Instant::now();
-            if let Ok(job) = self.background.try_recv() {
-                return Some(job);
+        let job = loop {
+            let (background, due) = if Instant::now() < self.background_due {
+                (never(), at(self.background_due))
+            } else {
+                (self.background.clone(), never())
+            };
+            select_biased! {
+                recv(stop.signal()) -> _ => break None,
+                recv(self.jobs) -> job => break job.ok(),
+                recv(background) -> job => {
+                    self.background_began = Some(Instant::now());
+                    break job.ok();
+                }
+                recv(due) -> _ => {}
             }
-        }
-        let job = select_biased! {
-            recv(stop.signal()) -> _ => None,
-            recv(self.jobs) -> job => job.ok(),
-            recv(self.background) -> job => job.ok(),
         };
         if job.is_none() {
             // Without a handle there are no more jobs. The last connection to close checkpoints the
@@ -230,6 +240,9 @@ impl Writer {
                     self.health.damage.observe(&error);
                     log::warn!("the WAL checkpoint failed, the next round will try again: {error}");
                 }
+                if let Some(began) = self.background_began.take() {
+                    self.pause_background(began);
+                }
             }
             Err(error) => {
                 if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) {
@@ -252,13 +265,27 @@ impl Writer {
         jobs: &mut Vec<BoxedWriterJob>,
     ) -> rusqlite::Result<Vec<Result<(), StoreError>>> {
         let tx = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
-        if fill_writer_transaction(&tx, jobs, &self.jobs).is_ok() {
+        let mut is_filled = fill_writer_transaction(&tx, jobs, &self.jobs).is_ok();
+        let began = Instant::now();
+        let may_join = self.background_began.is_none() && began >= self.background_due;
+        // It shares the sync of this transaction.
+        let joined = may_join.then(|| self.background.try_recv().ok()).flatten();
+        if let Some(mut job) = joined.filter(|_| is_filled) {
+            is_filled = job.run(&tx).is_ok() && !tx.is_autocommit();
+            jobs.push(job);
+            self.background_due = Instant::now() + began.elapsed() * BACKGROUND_PAUSE_FACTOR;
+        }
+        if is_filled {
             abort::abort_on_ambiguous_commit(tx.commit())?;
             return Ok(jobs.iter().map(|_| Ok(())).collect());
         }
         // Dropping it rolls back.
         drop(tx);
         self.commit_one_by_one(jobs)
+    }
+
+    fn pause_background(&mut self, began: Instant) {
+        self.background_due = Instant::now() + began.elapsed() * BACKGROUND_PAUSE_FACTOR;
     }
 
     fn commit_one_by_one(
@@ -495,21 +522,28 @@ mod tests {
     }
 
     #[test]
-    fn background_jobs_of_the_writer_yield() {
-        let mut f = writer_fixture();
+    fn a_background_job_joins_a_transaction_of_the_writer_and_the_next_one_waits() {
+        let f = writer_fixture();
         let (stopper, stop) = Stop::new();
         let (answers, answered) = unbounded();
-        f.background
-            .send(inserting_writer_job(9, &answers))
-            .unwrap();
-        f.jobs.send(inserting_writer_job(1, &answers)).unwrap();
-        let first = f.writer.next_job(&stop).unwrap();
         let mut writer = f.writer;
-        writer.run_transaction(first);
-        assert_eq!(answered.try_iter().map(|(x, _)| x).collect::<Vec<_>>(), [1]);
-        let second = writer.next_job(&stop).unwrap();
-        writer.run_transaction(second);
-        assert_eq!(answered.try_iter().map(|(x, _)| x).collect::<Vec<_>>(), [9]);
+        let run = |writer: &mut Writer, background: Option<i64>, job: Option<i64>| {
+            let send = |sender: &Sender<BoxedWriterJob>, number: Option<i64>| {
+                if let Some(number) = number {
+                    sender.send(inserting_writer_job(number, &answers)).unwrap();
+                }
+            };
+            send(&f.background, background);
+            send(&f.jobs, job);
+            let first = writer.next_job(&stop).unwrap();
+            writer.run_transaction(first);
+            answered.try_iter().map(|(x, _)| x).collect::<Vec<_>>()
+        };
+        assert_eq!(run(&mut writer, Some(9), Some(1)), [1, 9]);
+        writer.background_due = Instant::now() + Duration::from_hours(1);
+        assert_eq!(run(&mut writer, Some(8), Some(2)), [2]);
+        writer.background_due = Instant::now();
+        assert_eq!(run(&mut writer, None, None), [8]);
         drop(stopper);
         assert!(writer.next_job(&stop).is_none());
     }
