@@ -1,13 +1,10 @@
 //! The deliveries of one channel in the database: read into batches, marked, and their outcomes
 //! saved.
 
-use serde_json::Value;
-
 use crate::domain::payment::Payment;
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::metrics::ChannelMetrics;
-use crate::slack::isolation::Format;
-use crate::slack::message::{MessageStyle, MessageSummary};
+use crate::slack::message::MessageSummary;
 use crate::store::delivery::{self, Carrier, DeliveryOutcome, PendingDelivery};
 use crate::store::{SqlResult, Store, StoreError, Transaction};
 
@@ -55,20 +52,6 @@ impl DeliveryBatch {
             Self::Payments(payments) if payments.len() <= 1 => Carrier::Single,
             Self::Payments(_) => Carrier::Digest,
             Self::Summary { .. } => Carrier::Summary,
-        }
-    }
-
-    /// The message of these payments. A single one may be rendered as plain text.
-    pub(super) fn render(&self, style: &MessageStyle, format: Format) -> Value {
-        match self {
-            Self::Payments(payments) => match payments.as_slice() {
-                [only] if format == Format::Plain => style.plain(&only.payment),
-                several => {
-                    let payments: Vec<_> = several.iter().map(|payment| &payment.payment).collect();
-                    style.message(&payments).json
-                }
-            },
-            Self::Summary { summary, .. } => style.summary(summary),
         }
     }
 

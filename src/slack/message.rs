@@ -5,6 +5,7 @@
 //! (<https://docs.slack.dev/reference/block-kit/>). A summary counts payments. Amounts have
 //! separators and the currency's decimals wherever people read them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -63,6 +64,12 @@ pub struct Message {
     pub json: Value,
     /// It covers this number of the first payments.
     pub payments: usize,
+}
+
+/// The lines of a payment in a message.
+struct PaymentLines {
+    plain: String,
+    mrkdwn: String,
 }
 
 /// The reader of a line.
@@ -138,18 +145,19 @@ impl MessageStyle {
         let text = format!("{span}: {}; {from} to {to}", total_lines.join(", "));
         let mut blocks =
             vec![json!({"type": "header", "text": {"type": "plain_text", "text": span}})];
-        blocks.extend(message_sections(&lines));
+        blocks.extend(message_sections(lines.iter().map(String::as_str)));
         blocks.push(message_context(&format!("{from} to {to}")));
         json!({ "text": escape_message_text(&text), "blocks": blocks })
     }
 
     /// A message with as many of the payments as fit, at least one; several have a heading.
     pub fn message(&self, payments: &[&Payment]) -> Message {
-        let count = self.count_that_fit(payments);
-        let json = match &payments[..count.min(payments.len())] {
+        let lines: Vec<_> = payments.iter().map(|payment| self.lines(payment)).collect();
+        let count = Self::count_that_fit(payments, &lines);
+        let json = match &payments[..count] {
             [] => json!({ "text": "" }),
-            [payment] => self.single(payment),
-            several => self.digest(several),
+            [payment] => self.single(payment, &lines[0]),
+            several => self.digest(several, &lines[..count]),
         };
         Message {
             json,
@@ -157,25 +165,33 @@ impl MessageStyle {
         }
     }
 
+    /// Rendering costs more than everything else of a digest: it is done once for each payment.
+    fn lines(&self, payment: &Payment) -> PaymentLines {
+        PaymentLines {
+            plain: self.line(payment),
+            mrkdwn: self.mrkdwn_line(payment),
+        }
+    }
+
     /// How many of the first payments fit one message.
-    fn count_that_fit(&self, payments: &[&Payment]) -> usize {
+    fn count_that_fit(payments: &[&Payment], lines: &[PaymentLines]) -> usize {
         let mut text = 0;
         let mut blocks = 0;
         let mut sections = 1;
         let mut section = 0;
         let mut totals = MessageTotals::default();
-        for (index, payment) in payments.iter().enumerate() {
+        for (index, (payment, rendered)) in payments.iter().zip(lines).enumerate() {
             // Each FAILED payment is also named in the heading.
             let named = if payment.status == Status::Failed {
                 payment.id.to_string().len() + 2
             } else {
                 0
             };
-            text += escape_message_text(&self.line(payment)).chars().count()
+            text += escape_message_text(&rendered.plain).chars().count()
                 + 1
                 + payment.id.to_string().len()
                 + 2;
-            let line = self.mrkdwn_line(payment).chars().count() + 1;
+            let line = rendered.mrkdwn.chars().count() + 1;
             if section + line > SECTION_MAX {
                 sections += 1;
                 section = 0;
@@ -183,12 +199,7 @@ impl MessageStyle {
             section += line;
             blocks += line + named;
             totals.add(payment);
-            let totals: usize = totals
-                .lines()
-                .iter()
-                .map(|line| line.chars().count() + 1)
-                .sum();
-            let all = blocks + totals + HEADING_MAX;
+            let all = blocks + totals.length() + HEADING_MAX;
             if index > 0 && (text > TEXT_MAX || sections > SECTIONS_MAX || all > BLOCKS_MAX) {
                 return index;
             }
@@ -196,15 +207,15 @@ impl MessageStyle {
         payments.len()
     }
 
-    fn single(&self, payment: &Payment) -> Value {
+    fn single(&self, payment: &Payment, lines: &PaymentLines) -> Value {
         let time = self.zone.format_time(payment.executed_at);
         json!({
-            "text": escape_message_text(&self.line(payment)),
-            "blocks": [message_section(&self.mrkdwn_line(payment)), message_context(&time)],
+            "text": escape_message_text(&lines.plain),
+            "blocks": [message_section(&lines.mrkdwn), message_context(&time)],
         })
     }
 
-    fn digest(&self, payments: &[&Payment]) -> Value {
+    fn digest(&self, payments: &[&Payment], lines: &[PaymentLines]) -> Value {
         let first = payments[0];
         let last = payments[payments.len() - 1];
         let span = format!("{} payments, {} to {}", payments.len(), first.id, last.id);
@@ -221,8 +232,9 @@ impl MessageStyle {
         if !failed.is_empty() {
             let _ = write!(text, "; not paid: {}", failed.join(", "));
         }
-        for payment in payments {
-            let _ = write!(text, "\n{}", self.line(payment));
+        for line in lines {
+            text.push('\n');
+            text += &line.plain;
         }
 
         let mut summary = totals.lines();
@@ -232,14 +244,9 @@ impl MessageStyle {
         }
         let mut blocks =
             vec![json!({"type": "header", "text": {"type": "plain_text", "text": span}})];
-        blocks.extend(message_sections(&summary));
+        blocks.extend(message_sections(summary.iter().map(String::as_str)));
         blocks.push(json!({"type": "divider"}));
-        blocks.extend(message_sections(
-            &payments
-                .iter()
-                .map(|payment| self.mrkdwn_line(payment))
-                .collect::<Vec<_>>(),
-        ));
+        blocks.extend(message_sections(lines.iter().map(|line| &*line.mrkdwn)));
         let from = self.zone.format_time(first.executed_at);
         let to = self.zone.format_time(last.executed_at);
         blocks.push(message_context(&format!("{from} to {to}")));
@@ -260,11 +267,12 @@ impl MessageStyle {
             Status::Completed => &self.completed,
             Status::Failed => &self.failed,
         };
-        let mut line = String::new();
+        let mut line = String::with_capacity(128);
+        let mut length = 0;
         for segment in template.segments() {
             let text = match segment {
-                Segment::Text(text) => text.clone(),
-                Segment::Field(field) => self.field(payment, *field, format),
+                Segment::Text(text) => Cow::Borrowed(text.as_str()),
+                Segment::Field(field) => Cow::Owned(self.field(payment, *field, format)),
             };
             let linked = *segment == Segment::Field(Field::Id) && self.public_url.is_some();
             let text = if format == Format::Mrkdwn && !linked {
@@ -273,7 +281,8 @@ impl MessageStyle {
                 text
             };
             // Whole segments: half a link or half an entity would appear as such.
-            if line.chars().count() + text.chars().count() > LINE_MAX {
+            length += text.chars().count();
+            if length > LINE_MAX {
                 line.push('…');
                 break;
             }
@@ -336,6 +345,14 @@ impl MessageTotals {
             .filter(|((failed, _), _)| *failed)
             .map(|(_, (count, _))| count)
             .sum()
+    }
+
+    /// At least the characters of [`MessageTotals::lines`], with their line ends.
+    fn length(&self) -> usize {
+        /// A count, a status, a sum of payments with separators, and their words.
+        const LINE_MAX: usize = 80;
+        let currencies = self.0.keys().map(|(_, currency)| currency.chars().count());
+        currencies.map(|length| length + LINE_MAX).sum()
     }
 
     fn lines(&self) -> Vec<String> {
@@ -420,14 +437,16 @@ fn message_currency_decimals(currency: &str) -> usize {
 
 /// Escapes the three characters that are markup to Slack
 /// (<https://docs.slack.dev/messaging/formatting-message-text/>).
-fn escape_message_text(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
+fn escape_message_text(text: &str) -> Cow<'_, str> {
+    if !text.contains(['&', '<', '>']) {
+        return Cow::Borrowed(text);
+    }
+    let escaped = text.replace('&', "&amp;").replace('<', "&lt;");
+    Cow::Owned(escaped.replace('>', "&gt;"))
 }
 
 /// The lines in as few sections as possible.
-fn message_sections(lines: &[String]) -> Vec<Value> {
+fn message_sections<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<Value> {
     let mut texts = vec![String::new()];
     let mut length = 0;
     for line in lines {
@@ -438,8 +457,10 @@ fn message_sections(lines: &[String]) -> Vec<Value> {
         }
         length += more;
         if let Some(text) = texts.last_mut() {
-            let gap = if text.is_empty() { "" } else { "\n" };
-            let _ = write!(text, "{gap}{line}");
+            if !text.is_empty() {
+                text.push('\n');
+            }
+            *text += line;
         }
     }
     texts.iter().map(|text| message_section(text)).collect()
@@ -679,7 +700,7 @@ mod tests {
                 let covered = &rest[..message.payments];
                 let text = message.json["text"].as_str().unwrap();
                 let lines = covered.iter().map(|payment| style.line(payment));
-                let expected: Vec<_> = lines.map(|line| escape_message_text(&line)).collect();
+                let expected: Vec<_> = lines.map(|line| escape_message_text(&line).into_owned()).collect();
                 let skip = usize::from(covered.len() > 1);
                 prop_assert_eq!(text.split('\n').skip(skip).collect::<Vec<_>>(), expected);
                 let blocks = message.json["blocks"].as_array().unwrap();

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, select_biased};
 
+use serde_json::Value;
+
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::error_log::ErrorLog;
@@ -23,7 +25,7 @@ use crate::runtime::worker::Stop;
 use crate::slack::channel::{Sink, SlackChannel};
 use crate::slack::delivery_log::{log_delivered_batch, log_delivered_payment};
 use crate::slack::delivery_queue::{DeliveryBatch, DeliveryQueue, UnsavedOutcome};
-use crate::slack::isolation::{Isolation, Verdict};
+use crate::slack::isolation::{Format, Isolation, Verdict};
 use crate::slack::rate_limit::RateLimiter;
 use crate::slack::webhook::PostOutcome;
 use crate::store::delivery::{self, Carrier, DeliveryOutcome};
@@ -216,13 +218,12 @@ impl Notifier {
             self.save_outcome()?;
             return Ok(Step::RetryAfter(wait));
         }
-        let Some(batch) = self.next_batch()? else {
+        let Some((batch, message)) = self.next_message()? else {
             return Ok(Step::Progress);
         };
         if batch.len() == 0 {
             return Ok(Step::Idle);
         }
-        let message = batch.render(&self.channel.style, self.isolation.format());
         let Sink::Webhook(webhook) = &self.channel.sink else {
             return Ok(Step::Idle);
         };
@@ -231,9 +232,9 @@ impl Notifier {
         self.handle_outcome(answer, batch)
     }
 
-    /// The oldest payment, or as many as one message carries, marked as SENDING. `None`: some could
-    /// not be read, and are dead letters now.
-    fn next_batch(&mut self) -> Result<Option<DeliveryBatch>, StoreError> {
+    /// The oldest payment, or as many as one message carries, marked as SENDING, and the message.
+    /// `None`: some could not be read, and are dead letters now.
+    fn next_message(&mut self) -> Result<Option<(DeliveryBatch, Value)>, StoreError> {
         let now = self.now();
         let over = self.channel.summary_over;
         // They count as waiting until their outcome is saved.
@@ -243,7 +244,12 @@ impl Notifier {
             && self.queue.has_more_than(over.saturating_add(unsaved))?
         {
             self.save_outcome()?;
-            return self.queue.summary().map(Some);
+            let batch = self.queue.summary()?;
+            let message = match &batch {
+                DeliveryBatch::Summary { summary, .. } => self.channel.style.summary(summary),
+                DeliveryBatch::Payments(_) => Value::Null,
+            };
+            return Ok(Some((batch, message)));
         }
         let is_crowded = self
             .queue
@@ -263,15 +269,21 @@ impl Notifier {
         };
         if payments.is_empty() {
             self.save_outcome()?;
-            return Ok(Some(DeliveryBatch::Payments(payments)));
+            return Ok(Some((DeliveryBatch::Payments(payments), Value::Null)));
         }
         let all: Vec<_> = payments.iter().map(|payment| &payment.payment).collect();
-        let count_that_fit = self.channel.style.message(&all).payments;
-        payments.truncate(count_that_fit);
+        let message = self.channel.style.message(&all);
+        payments.truncate(message.payments);
+        let json = match payments.as_slice() {
+            [only] if self.isolation.format() == Format::Plain => {
+                self.channel.style.plain(&only.payment)
+            }
+            _ => message.json,
+        };
         let time = Timestamp::now();
         self.queue.begin(&payments, self.unsaved.as_ref(), time)?;
         self.report_outcome(time);
-        Ok(Some(DeliveryBatch::Payments(payments)))
+        Ok(Some((DeliveryBatch::Payments(payments), json)))
     }
 
     fn handle_outcome(
