@@ -201,7 +201,7 @@ impl Scheduler {
         let mut purged = Purged::default();
         while !stop.is_requested() && began.elapsed() <= self.settings.interval {
             let rows = self.slice_rows;
-            let (count, took) = self.store.write_in_background(move |tx| {
+            let (count, needed) = self.store.write_in_background(move |tx| {
                 let started = Instant::now();
                 Ok((delete(tx, rows)?, started.elapsed()))
             })?;
@@ -210,7 +210,7 @@ impl Scheduler {
                 purged.is_complete = true;
                 break;
             }
-            let next = if took > SLICE_TIME {
+            let next = if needed > SLICE_TIME {
                 rows / 2
             } else {
                 rows * 2

@@ -48,9 +48,7 @@ pub enum ServiceStartError {
     #[error(transparent)]
     Open(#[from] OpenError),
     /// The address cannot be used.
-    #[error(
-        "http.listen {address}: {source}; is another process listening there? Set another address"
-    )]
+    #[error("http.listen {address}: {source}; {}", listen_advice(source))]
     Listen {
         /// As configured.
         address: SocketAddr,
@@ -93,6 +91,16 @@ pub enum Cause {
     NotAllowed,
     /// An operator has to change something.
     Configuration,
+}
+
+fn listen_advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need a right of their own: set a port from 1024 on"
+        }
+        io::ErrorKind::AddrNotAvailable => "this machine does not have the address: set another",
+        _ => "is another process listening there? Set another address",
+    }
 }
 
 impl ServiceStartError {

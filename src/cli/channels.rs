@@ -111,6 +111,15 @@ impl ChannelsCommand {
             }
             output.line(line);
         }
+        for (name, count) in database.read(channel_sink::waiting_by_channel)? {
+            if !names.contains(&name) {
+                output.line(format_args!(
+                    "{name}: no longer configured, {} waiting; the next start moves them to other \
+                        channels",
+                    counted(count, "payment")
+                ));
+            }
+        }
         Ok(output.exit_code(exit_code::OK))
     }
 

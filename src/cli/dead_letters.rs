@@ -16,7 +16,7 @@ use payrelay::store::dead_letter_action::{
 use payrelay::store::{OfflineStore, StoreError};
 
 use super::local_user::local_user_origin;
-use super::output::{Output, print_error, print_temporary_error};
+use super::output::{Output, print_error, print_note, print_temporary_error};
 use super::{exit_code, run_command_with_database};
 
 #[derive(Subcommand)]
@@ -90,6 +90,12 @@ impl DeadLettersCommand {
             let is_open = letters
                 .iter()
                 .all(|letter| output.line(serde_json::to_string(letter).unwrap_or_default()));
+            if letters.is_empty() && id == 0 {
+                print_note(match filter {
+                    DeadLetterFilter::All => "there are no dead letters",
+                    DeadLetterFilter::Open => "there are no open dead letters",
+                });
+            }
             after = letters.last().map(|last| last.id).filter(|_| is_open);
         }
         Ok(output.exit_code(exit_code::OK))

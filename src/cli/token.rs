@@ -12,7 +12,7 @@ pub(super) fn run_token_command() -> u8 {
             let hash = TokenHash::of_token(&token).expose();
             let code = output_line(format_args!("{token}\nhash = \"{hash}\""));
             print_note(
-                "The first line is the token, for the client; the second belongs into an \
+                "The first line is the token, for the client; the second belongs in an \
                     [[http.token]].",
             );
             code

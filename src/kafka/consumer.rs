@@ -21,7 +21,7 @@ use krafka::consumer::ConsumerRecord;
 use crate::config;
 use crate::domain::timestamp::Timestamp;
 use crate::kafka::cluster::{ClusterConnection, ClusterError, KafkaRuntime, with_kafka_timeout};
-use crate::kafka::errors::explain_cluster_error;
+use crate::kafka::errors::{explain_cluster_error, is_fenced_by_another_member};
 use crate::kafka::membership::Membership;
 use crate::kafka::poll_outcome::{FetchOutcome, Polled};
 use crate::kafka::reachability::Reachability;
@@ -45,6 +45,10 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The consumer searches the topic for an event that it has not received after this time.
 const SWEEP_AFTER: Duration = Duration::from_secs(5);
+
+/// Two payrelays of one node take the membership from each other. Each waits for this long before
+/// it does so again.
+const FENCED_PAUSE: Duration = Duration::from_secs(10);
 
 /// An event that has not arrived after this time makes the consumer unavailable.
 const LATE_AFTER: Duration = Duration::from_mins(1);
@@ -195,7 +199,12 @@ impl Consumer {
             self.connection.settings(),
             self.store.node(),
         ));
-        self.outage.failed(&explained)
+        let delay = self.outage.failed(&explained);
+        if is_fenced_by_another_member(failure) {
+            delay.max(FENCED_PAUSE)
+        } else {
+            delay
+        }
     }
 
     fn try_step(&mut self) -> Result<Step, ClusterError> {

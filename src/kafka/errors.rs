@@ -9,6 +9,17 @@ use super::reachability::Reachability;
 use crate::config;
 use crate::domain::node_id::NodeId;
 
+/// Whether another process of this node has joined the group in our place.
+pub(super) fn is_fenced_by_another_member(failure: &ClusterError) -> bool {
+    matches!(
+        failure,
+        ClusterError::Client(KrafkaError::Broker {
+            code: ErrorCode::FencedInstanceId,
+            ..
+        })
+    )
+}
+
 /// Errors that the same record would meet again, and another record would not. Every other code
 /// concerns the cluster, a right, the network or a clock: the event waits.
 const RECORD_ERRORS: [ErrorCode; 3] = [
@@ -104,6 +115,11 @@ pub(crate) fn explain_error(
             "no right on the cluster (CLUSTER_AUTHORIZATION_FAILED): grant IDEMPOTENT_WRITE, as \
                 by {}",
             grant("--operation IdempotentWrite", "--cluster")
+        ),
+        ErrorCode::FencedInstanceId => format!(
+            "another payrelay of node {node} is in the group {} (FENCED_INSTANCE_ID): stop one of \
+                the two",
+            settings.group
         ),
         ErrorCode::InvalidTimestamp => {
             "the topic does not accept the present time of this machine (INVALID_TIMESTAMP): \

@@ -64,7 +64,11 @@ impl DeliveryBatch {
                 .map(|(first, last)| (first.payment.id, last.payment.id)),
             Self::Summary { summary, .. } => summary.span(),
         };
-        ends.map_or_else(String::new, |(first, last)| format!("{first} to {last}"))
+        match ends {
+            Some((first, last)) if first == last => first.to_string(),
+            Some((first, last)) => format!("{first} to {last}"),
+            None => String::new(),
+        }
     }
 }
 

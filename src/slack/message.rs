@@ -700,7 +700,8 @@ mod tests {
                 let covered = &rest[..message.payments];
                 let text = message.json["text"].as_str().unwrap();
                 let lines = covered.iter().map(|payment| style.line(payment));
-                let expected: Vec<_> = lines.map(|line| escape_message_text(&line).into_owned()).collect();
+                let escape = |line: String| escape_message_text(&line).into_owned();
+                let expected: Vec<_> = lines.map(escape).collect();
                 let skip = usize::from(covered.len() > 1);
                 prop_assert_eq!(text.split('\n').skip(skip).collect::<Vec<_>>(), expected);
                 let blocks = message.json["blocks"].as_array().unwrap();

@@ -8,6 +8,8 @@
 //! Deliveries are SENDING before a POST, and their outcome is recorded before the next POST. So a
 //! crash repeats at most the one message whose outcome was not recorded.
 
+mod actions;
+
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, select_biased};
@@ -29,7 +31,7 @@ use crate::slack::isolation::{Format, Isolation, Verdict};
 use crate::slack::rate_limit::RateLimiter;
 use crate::slack::webhook::PostOutcome;
 use crate::store::delivery::{self, Carrier, DeliveryOutcome};
-use crate::store::{self, Store, StoreError, channel_action};
+use crate::store::{self, Store, StoreError};
 
 /// How long a channel waits after a message that failed.
 pub const BACKOFF: Backoff = Backoff {
@@ -378,71 +380,6 @@ impl Notifier {
         let command = format!("payrelay channels resume {}", self.channel.name);
         self.outage.paused(&error, &command);
         self.limiter.pause(self.now())
-    }
-
-    /// Executes the actions that operators requested since the last query.
-    fn execute_actions(&mut self) -> Result<(), StoreError> {
-        let Some(mut last) = self.last_action else {
-            // Actions requested before the start are over.
-            self.last_action = Some(self.queue.store.read(channel_action::last_channel_action)?);
-            return Ok(());
-        };
-        let name = self.channel.name.clone();
-        while let Some(requested) = self
-            .queue
-            .store
-            .read(|connection| channel_action::next_channel_action(connection, &name, last))?
-        {
-            last = requested.id;
-            self.last_action = Some(last);
-            self.execute_action(requested)?;
-        }
-        Ok(())
-    }
-
-    fn execute_action(
-        &mut self,
-        requested: channel_action::ChannelRequest,
-    ) -> Result<(), StoreError> {
-        let channel_action::ChannelRequest { id, action, origin } = requested;
-        let name = self.channel.name.clone();
-        let outcome = match action {
-            channel_action::ChannelAction::Resume => {
-                self.limiter.resume(self.now());
-                self.queue
-                    .store
-                    .write(move |tx| channel_action::finish_channel_action(tx, id, "resumed"))?;
-                "resumed".to_owned()
-            }
-            channel_action::ChannelAction::Skip(_) if !self.outage.is_paused() => {
-                let outcome = "nothing was skipped: the channel is not paused";
-                self.queue
-                    .store
-                    .write(move |tx| channel_action::finish_channel_action(tx, id, outcome))?;
-                outcome.to_owned()
-            }
-            channel_action::ChannelAction::Skip(reason) => {
-                let reason = format!("skipped by {origin}: {reason}");
-                let now = Timestamp::now();
-                let skipped = self.queue.store.write(move |tx| {
-                    let skipped = delivery::skip_oldest_delivery(tx, &name, &reason, now)?;
-                    let outcome = match skipped {
-                        Some(event) => format!("event {event} is a dead letter"),
-                        None => "nothing was skipped: no payment waits".to_owned(),
-                    };
-                    channel_action::finish_channel_action(tx, id, &outcome)?;
-                    Ok(outcome)
-                })?;
-                self.queue.metrics.dead(1);
-                self.limiter.resume(self.now());
-                skipped
-            }
-        };
-        log::info!(
-            "channel {}: action of {origin}: {outcome}",
-            self.channel.name
-        );
-        Ok(())
     }
 
     /// Saves the outcome of the last message, if it is unsaved.

@@ -27,6 +27,17 @@ pub fn webhook_channel_backlogs(connection: &Connection) -> rusqlite::Result<Vec
         .collect()
 }
 
+/// How many deliveries wait for each channel, also for one that is no longer configured.
+pub fn waiting_by_channel(connection: &Connection) -> rusqlite::Result<Vec<(String, i64)>> {
+    connection
+        .prepare_cached(
+            "SELECT channel, count(*) FROM delivery WHERE status IN ('PENDING', 'SENDING') \
+                GROUP BY channel ORDER BY channel",
+        )?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect()
+}
+
 /// The last error of a channel's oldest waiting delivery.
 pub fn last_channel_error(
     connection: &Connection,

@@ -389,20 +389,37 @@ pub(super) fn discard_delivery(
     Ok(())
 }
 
-/// Dead-letters the oldest waiting delivery of a channel. Returns its event.
+/// A delivery that was skipped: its payment, and its dead letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SkippedDelivery {
+    /// The payment; `None` if it cannot be read.
+    pub payment_id: Option<i64>,
+    /// The id of the dead letter.
+    pub dead_letter_id: i64,
+}
+
+/// Dead-letters the oldest waiting delivery of a channel.
 pub fn skip_oldest_delivery(
     tx: &Transaction<'_>,
     channel: &str,
     reason: &str,
     now: Timestamp,
-) -> rusqlite::Result<Option<i64>> {
+) -> rusqlite::Result<Option<SkippedDelivery>> {
     let oldest = pending_deliveries(tx, channel, 1)?
         .first()
         .map(|waiting| waiting.outbox_id);
-    if let Some(outbox_id) = oldest {
-        mark_delivery_dead(tx, outbox_id, Some(reason), now)?;
-    }
-    Ok(oldest)
+    let Some(outbox_id) = oldest else {
+        return Ok(None);
+    };
+    mark_delivery_dead(tx, outbox_id, Some(reason), now)?;
+    tx.prepare_cached("SELECT id, payment_id FROM dead_letter WHERE outbox_id = ?1")?
+        .query_row([outbox_id], |row| {
+            Ok(SkippedDelivery {
+                dead_letter_id: row.get(0)?,
+                payment_id: row.get(1)?,
+            })
+        })
+        .map(Some)
 }
 
 /// Dead-letters a delivery that cannot be sent as it is; without a reason, that of its last failure

@@ -1,6 +1,6 @@
 //! The database for a command, also while payrelay is running.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, Result as SqlResult, Transaction, TransactionBehavior};
 
@@ -8,6 +8,16 @@ use super::engine::open_error::OpenError;
 use super::engine::{files, open};
 use super::error::StoreError;
 use crate::domain::node_id::NodeId;
+
+/// The file of a database, with links followed. A command creates none.
+pub(super) fn existing_database(path: &Path) -> Result<PathBuf, OpenError> {
+    let file = files::resolve_database_file(path)?;
+    if file.exists() {
+        Ok(file)
+    } else {
+        Err(OpenError::NoDatabase(file.display().to_string()))
+    }
+}
 
 /// The database for a command, also while payrelay is running.
 pub struct OfflineStore {
@@ -18,8 +28,8 @@ pub struct OfflineStore {
 impl OfflineStore {
     /// Opens an existing database.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let (connection, node) =
-            open::open_existing_database(&files::resolve_database_file(path)?)?;
+        let file = existing_database(path)?;
+        let (connection, node) = open::open_existing_database(&file)?;
         Ok(Self { connection, node })
     }
 

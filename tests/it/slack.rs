@@ -1154,7 +1154,7 @@ fn an_operator_skips_one_payment_of_a_paused_channel() {
     let (code, said) = command(&["channels", "skip", "default", "--reason", "as well"]);
     assert_eq!(
         (code, said.as_str()),
-        (Some(0), "event 2 is a dead letter\n")
+        (Some(0), "payment 2 is dead letter 2 now\n")
     );
     wait_until("the third payment", LIMIT, || slack.lines().len() == 1);
     drop(payrelay);

@@ -20,6 +20,8 @@ const OUTCOME: &str = "GET /admin/channels shows it; the channel acts within a s
 
 #[derive(Serialize)]
 struct ChannelList<'a> {
+    /// When the waiting payments were counted.
+    sampled_at: Option<Timestamp>,
     channels: Vec<ChannelView<'a>>,
 }
 
@@ -76,7 +78,14 @@ impl App {
                 oldest_waiting_s: waiting(index).map(|waiting| waiting.age(now).as_secs()),
             });
         let channels = views.collect();
-        json_response(StatusCode::OK, &ChannelList { channels })
+        let sampled_at = snapshot.as_ref().map(|snapshot| snapshot.at);
+        json_response(
+            StatusCode::OK,
+            &ChannelList {
+                sampled_at,
+                channels,
+            },
+        )
     }
 
     fn find_channel(&self, name: &str) -> Result<&Channel, Problem> {

@@ -18,7 +18,8 @@ pub use self::findings::Finding;
 use self::findings::{DAMAGED, Findings};
 pub use self::totals::AuditTotals;
 use self::totals::count_audit_totals;
-use super::engine::{files, open, open_error};
+use super::engine::{open, open_error};
+use super::offline::existing_database;
 use super::{OpenError, StoreError};
 use crate::domain::node_id::NodeId;
 use crate::domain::timestamp::Timestamp;
@@ -85,7 +86,7 @@ pub struct CheckResult {
 impl AuditDatabase {
     /// Opens an existing database, for reading only.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let (connection, node) = open::open_database_to_read(&files::resolve_database_file(path)?)?;
+        let (connection, node) = open::open_database_to_read(&existing_database(path)?)?;
         let failed = |source| open_error::open_error(path, source);
         connection.execute_batch(TEMPORARY).map_err(failed)?;
         Ok(Self {

@@ -11,6 +11,12 @@ use crate::store::error::StoreError;
 /// Why a database cannot be used. Each says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
+    /// There is no file.
+    #[error(
+        "database.path {0}: there is no database; run the command in payrelay's folder, or name \
+            its configuration with --config"
+    )]
+    NoDatabase(String),
     /// Another process uses it.
     #[error(
         "database.path {path}: in use by another payrelay{holder}; a database serves one process: \

@@ -1,0 +1,81 @@
+//! What operators request of a channel: its notifier resumes it, or skips a payment.
+
+use super::Notifier;
+use crate::domain::timestamp::Timestamp;
+use crate::store::{StoreError, channel_action, delivery};
+
+/// The outcome of a resume: what Slack answers is not known yet.
+const RESUMED: &str =
+    "resumed: the channel tries now; GET /admin/channels shows whether Slack accepts";
+
+impl Notifier {
+    /// Executes the actions that operators requested since the last query.
+    pub(super) fn execute_actions(&mut self) -> Result<(), StoreError> {
+        let Some(mut last) = self.last_action else {
+            // Actions requested before the start are over.
+            self.last_action = Some(self.queue.store.read(channel_action::last_channel_action)?);
+            return Ok(());
+        };
+        let name = self.channel.name.clone();
+        while let Some(requested) = self
+            .queue
+            .store
+            .read(|connection| channel_action::next_channel_action(connection, &name, last))?
+        {
+            last = requested.id;
+            self.last_action = Some(last);
+            self.execute_action(requested)?;
+        }
+        Ok(())
+    }
+
+    fn execute_action(
+        &mut self,
+        requested: channel_action::ChannelRequest,
+    ) -> Result<(), StoreError> {
+        let channel_action::ChannelRequest { id, action, origin } = requested;
+        let name = self.channel.name.clone();
+        let outcome = match action {
+            channel_action::ChannelAction::Resume => {
+                self.limiter.resume(self.now());
+                self.queue
+                    .store
+                    .write(move |tx| channel_action::finish_channel_action(tx, id, RESUMED))?;
+                RESUMED.to_owned()
+            }
+            channel_action::ChannelAction::Skip(_) if !self.outage.is_paused() => {
+                let outcome = "nothing was skipped: the channel is not paused";
+                self.queue
+                    .store
+                    .write(move |tx| channel_action::finish_channel_action(tx, id, outcome))?;
+                outcome.to_owned()
+            }
+            channel_action::ChannelAction::Skip(reason) => {
+                let reason = format!("skipped by {origin}: {reason}");
+                let now = Timestamp::now();
+                let skipped = self.queue.store.write(move |tx| {
+                    let skipped = delivery::skip_oldest_delivery(tx, &name, &reason, now)?;
+                    let outcome = match skipped {
+                        Some(skipped) => format!(
+                            "payment {} is dead letter {} now",
+                            skipped.payment_id.unwrap_or_default(),
+                            skipped.dead_letter_id
+                        ),
+                        None => "nothing was skipped: no payment waits".to_owned(),
+                    };
+                    channel_action::finish_channel_action(tx, id, &outcome)?;
+                    Ok((skipped.is_some(), outcome))
+                })?;
+                let (is_skipped, outcome) = skipped;
+                self.queue.metrics.dead(usize::from(is_skipped));
+                self.limiter.resume(self.now());
+                outcome
+            }
+        };
+        log::info!(
+            "channel {}: action of {origin}: {outcome}",
+            self.channel.name
+        );
+        Ok(())
+    }
+}
