@@ -28,7 +28,7 @@ use super::errors::{explain_cluster_error, explain_error, is_record_error, is_un
 use super::producer::{Batch, SendOutcome, is_producer_fenced, send_batch};
 use super::producer_ring::RING_SIZE;
 use super::reachability::Reachability;
-use super::reconcile::Reconciliation;
+use super::reconcile::{Changes, Reconciliation};
 use super::session::{self, BoxFuture, Checked, Context, Opened, Session};
 use super::suspects::{Rejection, Suspects};
 use super::watch::Visibility;
@@ -252,7 +252,7 @@ impl Pipeline {
             return Next::Return(State::Reconciling(work), PublishOutcome::default());
         }
         match work.read_next(&self.context, call.deadline).await {
-            Ok(changes) => match self.reconciled(work, changes.marked, changes.is_any()) {
+            Ok(changes) => match self.reconciled(work, changes) {
                 Ok(next) => next,
                 Err(error) => Next::Return(State::Disconnected, self.unavailable(&error).await),
             },
@@ -279,11 +279,10 @@ impl Pipeline {
     fn reconciled(
         &mut self,
         mut work: Box<Reconciliation>,
-        marked: usize,
-        is_changed: bool,
+        changes: Changes,
     ) -> Result<Next, ClusterError> {
-        self.metrics.reconciled(marked);
-        let mut is_changed = is_changed;
+        self.metrics.reconciled(changes.marked);
+        let mut is_changed = changes.is_any();
         let state = if work.is_complete() {
             if self.is_unseen || work.has_unseen() {
                 is_changed |= work.requeue_hidden(&self.context.store)? > 0;
