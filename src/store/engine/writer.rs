@@ -267,10 +267,10 @@ impl Writer {
         let tx = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
         let mut is_filled = fill_writer_transaction(&tx, jobs, &self.jobs).is_ok();
         let began = Instant::now();
-        let may_join = self.background_began.is_none() && began >= self.background_due;
+        let may_join = is_filled && self.background_began.is_none() && began >= self.background_due;
         // It shares the sync of this transaction.
         let joined = may_join.then(|| self.background.try_recv().ok()).flatten();
-        if let Some(mut job) = joined.filter(|_| is_filled) {
+        if let Some(mut job) = joined {
             is_filled = job.run(&tx).is_ok() && !tx.is_autocommit();
             jobs.push(job);
             self.background_due = Instant::now() + began.elapsed() * BACKGROUND_PAUSE_FACTOR;
@@ -544,6 +544,10 @@ mod tests {
         assert_eq!(run(&mut writer, Some(8), Some(2)), [2]);
         writer.background_due = Instant::now();
         assert_eq!(run(&mut writer, None, None), [8]);
+        // A transaction that fails leaves the background job in its queue.
+        writer.background_due = Instant::now();
+        assert_eq!(run(&mut writer, Some(7), Some(1)), [1]);
+        assert_eq!(run(&mut writer, None, None), [7]);
         drop(stopper);
         assert!(writer.next_job(&stop).is_none());
     }
