@@ -57,7 +57,7 @@ const LATE_AFTER: Duration = Duration::from_mins(1);
 const BACKFILL_MAX: usize = 1000;
 
 /// The maximum number of rows that the low-water mark moves over in a transaction of its own.
-const ADVANCE_MAX: usize = 10_000;
+const ADVANCE_MAX: usize = 1_000;
 
 /// Consumes the topic.
 pub struct Consumer {
