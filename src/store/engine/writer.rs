@@ -223,9 +223,17 @@ impl Writer {
 
     /// One transaction, from its first job to the replies.
     fn run_transaction(&mut self, first: BoxedWriterJob) {
-        if let Err(error) = self.health.damage.check() {
-            return first.finish(Err(error));
+        match self.health.damage.check() {
+            Ok(()) => self.run_with_waiting_jobs(first),
+            Err(error) => first.finish(Err(error)),
         }
+        // Also after an error: what follows an outage does not pause for as long as it lasted.
+        if let Some(began) = self.background_began.take() {
+            self.background_due = background_due_after(began);
+        }
+    }
+
+    fn run_with_waiting_jobs(&mut self, first: BoxedWriterJob) {
         let mut jobs = Vec::with_capacity(64);
         jobs.push(first);
         match abort::abort_on_failed_sync(self.commit(&mut jobs)) {
@@ -239,9 +247,6 @@ impl Writer {
                 if let Err(error) = self.checkpoints.step(&self.connection) {
                     self.health.damage.observe(&error);
                     log::warn!("the WAL checkpoint failed, the next round will try again: {error}");
-                }
-                if let Some(began) = self.background_began.take() {
-                    self.pause_background(began);
                 }
             }
             Err(error) => {
@@ -273,7 +278,7 @@ impl Writer {
         if let Some(mut job) = joined {
             is_filled = job.run(&tx).is_ok() && !tx.is_autocommit();
             jobs.push(job);
-            self.background_due = Instant::now() + began.elapsed() * BACKGROUND_PAUSE_FACTOR;
+            self.background_due = background_due_after(began);
         }
         if is_filled {
             abort::abort_on_ambiguous_commit(tx.commit())?;
@@ -282,10 +287,6 @@ impl Writer {
         // Dropping it rolls back.
         drop(tx);
         self.commit_one_by_one(jobs)
-    }
-
-    fn pause_background(&mut self, began: Instant) {
-        self.background_due = Instant::now() + began.elapsed() * BACKGROUND_PAUSE_FACTOR;
     }
 
     fn commit_one_by_one(
@@ -308,6 +309,11 @@ impl Writer {
             .map(|outcome| outcome.map_err(refused))
             .collect())
     }
+}
+
+/// When the next background job may run, after one that began then.
+fn background_due_after(began: Instant) -> Instant {
+    Instant::now() + began.elapsed() * BACKGROUND_PAUSE_FACTOR
 }
 
 /// Runs the waiting jobs until the transaction is full. If a job failed, it is the last one.
@@ -488,6 +494,22 @@ mod tests {
         f.writer.run_transaction(second);
         assert_eq!(answered.try_recv().unwrap(), (2, Ok(1)));
         assert!(!f.part.get().is_failing());
+    }
+
+    #[test]
+    fn a_background_job_that_fails_does_not_make_the_next_one_wait_for_the_whole_outage() {
+        let f = writer_fixture();
+        let (_stopper, stop) = Stop::new();
+        let mut writer = f.writer;
+        let killer = writer_job(
+            |tx| tx.execute_batch("ROLLBACK; SELECT no_such_function()"),
+            |_: Result<(), _>| {},
+        );
+        f.background.send(killer).unwrap();
+        let first = writer.next_job(&stop).unwrap();
+        writer.run_transaction(first);
+        assert!(f.part.get().is_failing());
+        assert_eq!(writer.background_began, None);
     }
 
     #[test]
