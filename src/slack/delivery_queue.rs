@@ -1,10 +1,12 @@
 //! The deliveries of one channel in the database: read into batches, marked, and their outcomes
 //! saved.
 
+use serde_json::Value;
+
 use crate::domain::payment::Payment;
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::metrics::ChannelMetrics;
-use crate::slack::message::MessageSummary;
+use crate::slack::message::{MessageStyle, MessageSummary};
 use crate::store::delivery::{self, Carrier, DeliveryOutcome, PendingDelivery};
 use crate::store::{SqlResult, Store, StoreError, Transaction};
 
@@ -189,8 +191,12 @@ impl DeliveryQueue {
         })
     }
 
-    /// All waiting payments, marked as SENDING in slices, so that no transaction is long.
-    pub(super) fn summary(&self) -> Result<DeliveryBatch, StoreError> {
+    /// All waiting payments, marked as SENDING in slices, so that no transaction is long; and the
+    /// message that counts them.
+    pub(super) fn summary(
+        &self,
+        style: &MessageStyle,
+    ) -> Result<(DeliveryBatch, Value), StoreError> {
         let mut summary = Box::<MessageSummary>::default();
         let mut oldest = None;
         let mut last_event = 0;
@@ -211,11 +217,13 @@ impl DeliveryQueue {
                 }
             }
         }
-        Ok(DeliveryBatch::Summary {
+        let message = style.summary(&summary);
+        let batch = DeliveryBatch::Summary {
             summary,
             oldest: oldest.unwrap_or_else(Timestamp::now),
             last_event,
-        })
+        };
+        Ok((batch, message))
     }
 
     /// Saves the outcome of a batch, in slices.

@@ -246,12 +246,7 @@ impl Notifier {
             && self.queue.has_more_than(over.saturating_add(unsaved))?
         {
             self.save_outcome()?;
-            let batch = self.queue.summary()?;
-            let message = match &batch {
-                DeliveryBatch::Summary { summary, .. } => self.channel.style.summary(summary),
-                DeliveryBatch::Payments(_) => Value::Null,
-            };
-            return Ok(Some((batch, message)));
+            return self.queue.summary(&self.channel.style).map(Some);
         }
         let is_crowded = self
             .queue

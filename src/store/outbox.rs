@@ -87,6 +87,14 @@ pub(super) enum OutboxMatch {
     Missing,
 }
 
+/// Whether a row of the outbox is this event: a record may lack the time.
+fn is_same_event(event: EventRef, payment_id: i64, created_at: i64) -> bool {
+    let is_same_time = event
+        .created_at
+        .is_none_or(|time| time.as_micros() == created_at);
+    event.payment_id == payment_id && is_same_time
+}
+
 /// Whether the outbox has each of these events, whose ids rise by one.
 pub(super) fn outbox_has_events(
     connection: &Connection,
@@ -103,13 +111,8 @@ pub(super) fn outbox_has_events(
         let Some(row) = rows.next()? else {
             return Ok(false);
         };
-        let created_at: i64 = row.get(2)?;
-        let is_same = row.get::<_, i64>(0)? == event.outbox_id
-            && row.get::<_, i64>(1)? == event.payment_id
-            && event
-                .created_at
-                .is_none_or(|time| time.as_micros() == created_at);
-        if !is_same {
+        let id: i64 = row.get(0)?;
+        if id != event.outbox_id || !is_same_event(*event, row.get(1)?, row.get(2)?) {
             return Ok(false);
         }
     }
@@ -128,10 +131,7 @@ pub(super) fn match_outbox_event(
     let Some((payment_id, created_at)) = found else {
         return Ok(OutboxMatch::Missing);
     };
-    let is_same_time = event
-        .created_at
-        .is_none_or(|time| time.as_micros() == created_at);
-    Ok(if payment_id == event.payment_id && is_same_time {
+    Ok(if is_same_event(event, payment_id, created_at) {
         OutboxMatch::Same
     } else {
         OutboxMatch::Other

@@ -50,15 +50,7 @@ pub fn read_all(bootstrap: &str, topic: &str, count: usize, limit: Duration) -> 
 pub fn read(bootstrap: &str, topic: &str, limit: Duration) -> Vec<Found> {
     block_on(async {
         let deadline = Instant::now() + limit;
-        let kafka = connect(bootstrap).await;
-        let consumer = kafka
-            .consumer_without_group()
-            .isolation_level(IsolationLevel::ReadCommitted)
-            .auto_offset_reset(AutoOffsetReset::Earliest)
-            .metrics_push(false)
-            .build()
-            .await
-            .expect("the settings are right");
+        let consumer = committed_reader(bootstrap).await;
         let mut ends = loop {
             match assign(&consumer, topic).await {
                 Ok(ends) => break ends,
@@ -104,15 +96,7 @@ pub fn read(bootstrap: &str, topic: &str, limit: Duration) -> Vec<Found> {
 pub fn follow(bootstrap: &str, topic: &str, count: usize, limit: Duration) -> Vec<String> {
     block_on(async {
         let deadline = Instant::now() + limit;
-        let kafka = connect(bootstrap).await;
-        let consumer = kafka
-            .consumer_without_group()
-            .isolation_level(IsolationLevel::ReadCommitted)
-            .auto_offset_reset(AutoOffsetReset::Earliest)
-            .metrics_push(false)
-            .build()
-            .await
-            .expect("the settings are right");
+        let consumer = committed_reader(bootstrap).await;
         assign(&consumer, topic).await.expect("the topic exists");
         let mut values = Vec::new();
         while values.len() < count {
@@ -458,6 +442,19 @@ pub fn transaction_state(bootstrap: &str, id: &str) -> String {
             .and_then(Result::ok);
         description.map_or_else(String::new, |description| description.state)
     })
+}
+
+/// A consumer of committed records, from the beginning and without a group.
+async fn committed_reader(bootstrap: &str) -> Consumer {
+    connect(bootstrap)
+        .await
+        .consumer_without_group()
+        .isolation_level(IsolationLevel::ReadCommitted)
+        .auto_offset_reset(AutoOffsetReset::Earliest)
+        .metrics_push(false)
+        .build()
+        .await
+        .expect("the settings are right")
 }
 
 async fn connect(bootstrap: &str) -> Kafka {
