@@ -1,5 +1,5 @@
-//! The scheduler: at every interval it wakes the relay for stuck events, deletes rows that are past
-//! their retention, and writes one summary line.
+//! The scheduler: at every interval it wakes the relay for stuck events, and writes one summary
+//! line. Every second it deletes events that are past their retention.
 
 use std::time::{Duration, Instant};
 
