@@ -1,4 +1,4 @@
--- payrelay's database, version 2. Applied as one transaction to an empty file;
+-- payrelay's database, version 3. Applied as one transaction to an empty file;
 -- src/store/engine/schema.rs sets PRAGMA user_version. Until 0.2.0 a change raises the version, and
 -- a file of an earlier one is refused.
 --
@@ -43,26 +43,20 @@ CREATE TABLE payment (
     currency       TEXT    NOT NULL,
     status         TEXT    NOT NULL CHECK (status IN ('COMPLETED', 'FAILED')),
     failure        TEXT    CHECK ((failure IS NOT NULL) = (status = 'FAILED')),
-    executed_at    INTEGER NOT NULL
+    executed_at    INTEGER NOT NULL,
+    -- The history of its user: the user's payment before this one. NULL: the first.
+    previous_id    INTEGER
 ) STRICT;
 
 -- A reservation is paid once.
 CREATE UNIQUE INDEX payment_paid ON payment (reservation_id) WHERE status = 'COMPLETED';
 
--- A user's payments, each with the one before it. Rows are only ever appended. If they were ordered
--- by user, nearly every payment would change, log and sync another page of this large table
--- (benches/growth.rs).
-CREATE TABLE payment_history (
-    payment_id  INTEGER PRIMARY KEY REFERENCES payment (id),
-    user_id     INTEGER NOT NULL,
-    previous_id INTEGER, -- NULL: the user's first
-    recorded_at INTEGER NOT NULL
-) STRICT;
-
--- Where a user's history begins, at its newest end: small, and changed once for a request.
+-- Where a user's history begins, at its newest end: small, and changed once for a request. From
+-- here payment.previous_id leads back. An index by user would change, log and sync another page of
+-- a large index for nearly every payment (benches/growth.rs).
 CREATE TABLE user_history (
     user_id         INTEGER PRIMARY KEY,
-    last_payment_id INTEGER NOT NULL REFERENCES payment_history (payment_id)
+    last_payment_id INTEGER NOT NULL REFERENCES payment (id)
 ) STRICT;
 
 -- The requests that named an Idempotency-Key. A payment never changes, and those of a request have
@@ -99,7 +93,9 @@ CREATE TABLE outbox (
     "offset"     INTEGER
 ) STRICT;
 
-CREATE UNIQUE INDEX outbox_payment ON outbox (payment_id);
+-- A payment and its event nearly always get the same id. These are the others: those that were
+-- written after the outbox skipped ids that the topic already had.
+CREATE UNIQUE INDEX outbox_payment ON outbox (payment_id) WHERE payment_id <> id;
 
 -- What the relay reads. Only unpublished rows are in it, so it stays small however large the table.
 CREATE INDEX outbox_init ON outbox (id) WHERE status = 'INIT';

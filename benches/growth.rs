@@ -63,12 +63,11 @@ fn insert_finished(rows: u64) -> String {
          PRAGMA cache_size = -1000000;
          BEGIN;
          {numbers} INSERT INTO payment
-            (id, user_id, reservation_id, amount, currency, status, executed_at)
-            SELECT i, i % {users}, i, 100, 'KRW', 'COMPLETED', {at} FROM n;
-         {numbers} INSERT INTO payment_history (payment_id, user_id, previous_id, recorded_at)
-            SELECT i, i % {users}, iif(i > {users}, i - {users}, NULL), {at} FROM n;
+            (id, user_id, reservation_id, amount, currency, status, executed_at, previous_id)
+            SELECT i, i % {users}, i, 100, 'KRW', 'COMPLETED', {at},
+                iif(i > {users}, i - {users}, NULL) FROM n;
          INSERT INTO user_history (user_id, last_payment_id)
-            SELECT user_id, max(payment_id) FROM payment_history GROUP BY user_id;
+            SELECT user_id, max(id) FROM payment GROUP BY user_id;
          {numbers} INSERT INTO outbox
             (id, payment_id, user_id, type, status, created_at, published_at,
              \"partition\", \"offset\")
@@ -183,8 +182,7 @@ fn bytes_a_payment(rounds: i64) -> (f64, f64) {
     let first = pages();
     (1..rounds).for_each(round);
     let all = (pages() - first) as f64 / (count * (rounds - 1)) as f64;
-    let kept = "SELECT sum(pgsize) FROM dbstat \
-        WHERE name IN ('payment', 'payment_paid', 'payment_history')";
+    let kept = "SELECT sum(pgsize) FROM dbstat WHERE name IN ('payment', 'payment_paid')";
     (all, database.number(kept) as f64 / (count * rounds) as f64)
 }
 

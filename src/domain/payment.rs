@@ -96,13 +96,14 @@ impl NewPayment {
             );
             return Err(InvalidPayment::field("reservations", detail));
         }
-        let mut seen = HashSet::with_capacity(entries.len());
+        let is_single = entries.len() == 1;
+        let mut seen = HashSet::with_capacity(if is_single { 0 } else { entries.len() });
         let check = |(index, PaymentObject(entry)): (usize, PaymentObject<RawReservation>)| {
             let field = |name| move || format!("reservations[{index}].{name}");
             let reservation_id =
                 require_payment_field(entry.reservation_id, field("reservation_id"))?.0;
             let seat_price = require_payment_field(entry.seat_price, field("seat_price"))?.0;
-            if !seen.insert(reservation_id) {
+            if !is_single && !seen.insert(reservation_id) {
                 let detail = format!("{reservation_id} is given twice in this request");
                 return Err(InvalidPayment::field(field("reservation_id")(), detail));
             }
@@ -130,7 +131,14 @@ fn require_payment_field<T>(
     value.ok_or_else(|| InvalidPayment::field(field(), "is missing"))
 }
 
+/// Only a refused body pays for finding its offending field: it is read once more.
 fn payment_from_json<'de, T: Deserialize<'de>>(body: &'de [u8]) -> Result<T, InvalidPayment> {
+    serde_json::from_slice(body).or_else(|_| payment_from_json_by_field(body))
+}
+
+fn payment_from_json_by_field<'de, T: Deserialize<'de>>(
+    body: &'de [u8],
+) -> Result<T, InvalidPayment> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();

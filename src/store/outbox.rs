@@ -9,7 +9,7 @@ use crate::domain::event::{Event, EventRef, EventType};
 use crate::domain::text_enum::text_enum;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::trace_context::TraceContext;
-use rusqlite::{Connection, OptionalExtension, Transaction};
+use rusqlite::{Connection, OptionalExtension, Statement, Transaction};
 
 text_enum! {
     /// The status of an event in the outbox.
@@ -23,19 +23,19 @@ text_enum! {
     }
 }
 
-pub(super) fn insert_outbox_event(
-    tx: &Transaction<'_>,
-    payment_id: i64,
-    user_id: i64,
+/// What [`insert_outbox_row`] runs.
+pub(super) const INSERT_OUTBOX_EVENT: &str = "INSERT INTO outbox (payment_id, user_id, type, \
+    traceparent, tracestate, created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+
+/// Inserts the event of a payment of a user.
+pub(super) fn insert_outbox_row(
+    insert: &mut Statement<'_>,
+    (payment_id, user_id): (i64, i64),
     kind: EventType,
     trace: Option<&TraceContext>,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
-    tx.prepare_cached(
-        "INSERT INTO outbox (payment_id, user_id, type, traceparent, tracestate, created_at) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-    )?
-    .execute((
+    insert.execute((
         payment_id,
         user_id,
         kind,
@@ -187,8 +187,9 @@ pub fn renumber_outbox(tx: &Transaction<'_>, first: i64) -> rusqlite::Result<usi
         event.execute((id, last))?;
         letter.execute((id, last))?;
     }
+    // A new payment gets the same id as its event.
     tx.execute(
-        "UPDATE sqlite_sequence SET seq = ?1 WHERE name = 'outbox'",
+        "UPDATE sqlite_sequence SET seq = ?1 WHERE name IN ('outbox', 'payment') AND seq < ?1",
         [last],
     )?;
     Ok(ids.len())
@@ -220,7 +221,9 @@ pub(super) fn find_outbox_event_of_payment(
     connection
         .prepare_cached(
             "SELECT id, status, created_at, published_at, \"partition\", \"offset\", rejection \
-                FROM outbox WHERE payment_id = ?1",
+                FROM outbox WHERE id = ?1 AND payment_id = ?1 UNION ALL \
+                SELECT id, status, created_at, published_at, \"partition\", \"offset\", rejection \
+                FROM outbox WHERE payment_id = ?1 AND payment_id <> id",
         )?
         .query_row([payment_id], |row| {
             Ok(EventState {
@@ -321,15 +324,27 @@ mod tests {
         ids
     }
 
+    fn insert_event(tx: &Transaction<'_>, payment_id: i64, now: Timestamp) {
+        let mut insert = tx.prepare(INSERT_OUTBOX_EVENT).unwrap();
+        insert_outbox_row(
+            &mut insert,
+            (payment_id, 1),
+            EventType::Completed,
+            None,
+            now,
+        )
+        .unwrap();
+    }
+
     /// Inserts a payment with its event, in a status, and with a delivery for `+`.
     fn insert_outbox_event_in_state(tx: &Transaction<'_>, id: i64, event: &str) {
         let now = Timestamp::now();
         tx.execute(
-            "INSERT INTO payment VALUES (?1, 1, ?1, 1, 'KRW', 'COMPLETED', NULL, ?1)",
+            "INSERT INTO payment VALUES (?1, 1, ?1, 1, 'KRW', 'COMPLETED', NULL, ?1, NULL)",
             [id],
         )
         .unwrap();
-        insert_outbox_event(tx, id, 1, EventType::Completed, None, now).unwrap();
+        insert_event(tx, id, now);
         if event.starts_with("REJECTED") {
             reject_publication(tx, id, "no", now).unwrap();
         }
@@ -350,11 +365,11 @@ mod tests {
 
     fn insert_next_outbox_event(tx: &Transaction<'_>) {
         tx.execute(
-            "INSERT INTO payment VALUES (1000, 1, 1000, 1, 'KRW', 'COMPLETED', NULL, 1)",
+            "INSERT INTO payment VALUES (1000, 1, 1000, 1, 'KRW', 'COMPLETED', NULL, 1, NULL)",
             [],
         )
         .unwrap();
-        insert_outbox_event(tx, 1000, 1, EventType::Completed, None, Timestamp::now()).unwrap();
+        insert_event(tx, 1000, Timestamp::now());
     }
 
     #[test]

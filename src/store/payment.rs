@@ -1,12 +1,12 @@
 //! Payments, their history, and the outbox rows that are written with them.
 
-use super::outbox;
+use super::outbox::{INSERT_OUTBOX_EVENT, insert_outbox_row};
 use crate::domain::event::EventType;
 use crate::domain::payment::{NewPayment, Payment, Reservation, Status};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::trace_context::TraceContext;
 use rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE;
-use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Row, Transaction};
+use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Row, Statement, Transaction};
 
 /// The reason of a FAILED payment: the reservation already has a COMPLETED one.
 const ALREADY_PAID: &str = "already paid";
@@ -22,19 +22,24 @@ pub fn execute_payments(
 ) -> SqlResult<Vec<Payment>> {
     let mut previous = last_payment_of_user(tx, new.user_id)?;
     let mut payments = Vec::with_capacity(new.reservations.len());
+    let mut insert_payment = tx.prepare_cached(INSERT_PAYMENT)?;
+    let mut insert_event = tx.prepare_cached(INSERT_OUTBOX_EVENT)?;
     for reservation in &new.reservations {
-        let payment =
-            insert_completed_or_failed_payment(tx, new.user_id, reservation, currency, now)?;
-        tx.prepare_cached(
-            "INSERT INTO payment_history (payment_id, user_id, previous_id, recorded_at) \
-                VALUES (?1, ?2, ?3, ?4)",
-        )?
-        .execute((payment.id, payment.user_id, previous, now.as_micros()))?;
-        outbox::insert_outbox_event(
-            tx,
-            payment.id,
-            payment.user_id,
-            EventType::from(payment.status),
+        let mut payment = new_payment_row(new.user_id, reservation, currency, now);
+        if insert_payment_row(&mut insert_payment, &payment, previous)?
+            == PaymentInsert::AlreadyPaid
+        {
+            payment.status = Status::Failed;
+            payment.failure = Some(ALREADY_PAID.to_owned());
+            payment.paid_by = payment_that_paid(tx, payment.reservation_id)?;
+            insert_payment_row(&mut insert_payment, &payment, previous)?;
+        }
+        payment.id = tx.last_insert_rowid();
+        let kind = EventType::from(payment.status);
+        insert_outbox_row(
+            &mut insert_event,
+            (payment.id, payment.user_id),
+            kind,
             trace,
             now,
         )?;
@@ -56,15 +61,14 @@ fn last_payment_of_user(connection: &Connection, user_id: i64) -> SqlResult<Opti
         .optional()
 }
 
-/// Inserts a COMPLETED payment, or else a FAILED one with the reason.
-fn insert_completed_or_failed_payment(
-    tx: &Transaction<'_>,
+/// A payment that is not inserted yet, and may turn out FAILED.
+fn new_payment_row(
     user_id: i64,
     reservation: &Reservation,
     currency: &str,
     now: Timestamp,
-) -> SqlResult<Payment> {
-    let mut payment = Payment {
+) -> Payment {
+    Payment {
         id: 0,
         user_id,
         reservation_id: reservation.reservation_id,
@@ -74,15 +78,7 @@ fn insert_completed_or_failed_payment(
         failure: None,
         paid_by: None,
         executed_at: now,
-    };
-    if insert_payment(tx, &payment)? == PaymentInsert::AlreadyPaid {
-        payment.status = Status::Failed;
-        payment.failure = Some(ALREADY_PAID.to_owned());
-        payment.paid_by = payment_that_paid(tx, payment.reservation_id)?;
-        insert_payment(tx, &payment)?;
     }
-    payment.id = tx.last_insert_rowid();
-    Ok(payment)
 }
 
 /// The payment that has paid a reservation.
@@ -116,22 +112,25 @@ enum PaymentInsert {
     AlreadyPaid,
 }
 
+const INSERT_PAYMENT: &str = "INSERT INTO payment (user_id, reservation_id, amount, currency, \
+    status, failure, executed_at, previous_id) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+
 /// Inserts a payment. The partial unique index reports a reservation that is already paid.
-fn insert_payment(tx: &Transaction<'_>, payment: &Payment) -> SqlResult<PaymentInsert> {
-    let inserted = tx
-        .prepare_cached(
-            "INSERT INTO payment (user_id, reservation_id, amount, currency, status, failure, \
-                executed_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-        )?
-        .execute((
-            payment.user_id,
-            payment.reservation_id,
-            payment.amount,
-            &payment.currency,
-            payment.status,
-            &payment.failure,
-            payment.executed_at.as_micros(),
-        ));
+fn insert_payment_row(
+    insert: &mut Statement<'_>,
+    payment: &Payment,
+    previous: Option<i64>,
+) -> SqlResult<PaymentInsert> {
+    let inserted = insert.execute((
+        payment.user_id,
+        payment.reservation_id,
+        payment.amount,
+        &*payment.currency,
+        payment.status,
+        &payment.failure,
+        payment.executed_at.as_micros(),
+        previous,
+    ));
     match inserted {
         Ok(_) => Ok(PaymentInsert::Inserted),
         Err(rusqlite::Error::SqliteFailure(error, _))
@@ -160,8 +159,7 @@ pub fn payment_history(
     limit: usize,
 ) -> SqlResult<HistoryPage> {
     let mut step = connection.prepare_cached(&format!(
-        "SELECT {COLUMNS}, h.previous_id FROM payment_history h \
-            JOIN payment p ON p.id = h.payment_id WHERE h.payment_id = ?1 AND h.user_id = ?2"
+        "SELECT {COLUMNS}, p.previous_id FROM payment p WHERE p.id = ?1 AND p.user_id = ?2"
     ))?;
     let mut at = |id| {
         step.query_row((id, user_id), |row| {

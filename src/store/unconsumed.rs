@@ -204,7 +204,7 @@ mod tests {
         for (id, event) in (1_i64..).zip(events) {
             let status = event.trim_end_matches('+');
             tx.execute(
-                "INSERT INTO payment VALUES (?1, 1, ?1, 1, 'KRW', 'COMPLETED', NULL, ?1)",
+                "INSERT INTO payment VALUES (?1, 1, ?1, 1, 'KRW', 'COMPLETED', NULL, ?1, NULL)",
                 [id],
             )
             .unwrap();

@@ -207,7 +207,7 @@ mod tests {
         let mut receipts = Vec::new();
         for id in 1..=6_i64 {
             tx.execute(
-                "INSERT INTO payment VALUES (?1, 1, ?1, 1, 'KRW', 'COMPLETED', NULL, ?1)",
+                "INSERT INTO payment VALUES (?1, 1, ?1, 1, 'KRW', 'COMPLETED', NULL, ?1, NULL)",
                 [id],
             )
             .unwrap();

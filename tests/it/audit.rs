@@ -136,24 +136,20 @@ const DATABASE_CASES: [(&str, &str); 19] = [
             FROM payment WHERE id = 1) WHERE id = 2",
     ),
     (
-        "no-history",
+        "broken-chain",
+        "UPDATE payment SET previous_id = NULL WHERE id = 3",
+    ),
+    (
+        "broken-chain",
+        "UPDATE payment SET previous_id = 1 WHERE id = 3",
+    ),
+    (
+        "history-head",
         "INSERT INTO payment (user_id, reservation_id, amount, currency, status, executed_at) \
             VALUES (9, 9, 9, 'KRW', 'COMPLETED', 9); INSERT INTO outbox (payment_id, user_id, \
             type, created_at) VALUES (6, 9, 'payment.completed', 9);",
     ),
-    (
-        "no-payment",
-        "INSERT INTO payment_history VALUES (99, 9, NULL, 9); INSERT INTO user_history \
-            VALUES (9, 99)",
-    ),
-    (
-        "broken-chain",
-        "UPDATE payment_history SET previous_id = NULL WHERE payment_id = 3",
-    ),
-    (
-        "broken-chain",
-        "UPDATE payment_history SET previous_id = 1 WHERE payment_id = 3",
-    ),
+    ("history-head", "INSERT INTO user_history VALUES (9, 99)"),
     (
         "history-head",
         "UPDATE user_history SET last_payment_id = 2 WHERE user_id = 1",

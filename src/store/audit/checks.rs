@@ -10,7 +10,7 @@ pub(super) struct Check {
 }
 
 /// Consistency of the database alone.
-pub(super) const FILE: [Check; 12] = [
+pub(super) const FILE: [Check; 10] = [
     Check {
         kind: "double-payment",
         what: "reservations with more than one COMPLETED payment",
@@ -19,25 +19,11 @@ pub(super) const FILE: [Check; 12] = [
               WHERE status = 'COMPLETED' GROUP BY reservation_id HAVING count(*) > 1",
     },
     Check {
-        kind: "no-history",
-        what: "payments without history",
-        sql: "SELECT 'payment ' || p.id FROM payment p LEFT \
-            JOIN payment_history h ON h.payment_id = p.id WHERE h.payment_id IS NULL \
-            OR h.user_id <> p.user_id ORDER BY p.id",
-    },
-    Check {
-        kind: "no-payment",
-        what: "entries of the history without payment",
-        sql: "SELECT 'history of payment ' || h.payment_id FROM payment_history h \
-              LEFT JOIN payment p ON p.id = h.payment_id WHERE p.id IS NULL ORDER BY h.payment_id",
-    },
-    Check {
         kind: "broken-chain",
-        what: "entries of the history that do not name the user's previous payment",
-        sql: "SELECT 'payment ' || payment_id || ' names ' || ifnull(previous_id, 'none') || ' \
-            instead of ' || ifnull(previous, 'none') \
-            FROM (SELECT payment_id, previous_id, lag(payment_id) OVER (PARTITION BY user_id \
-            ORDER BY payment_id) AS previous FROM payment_history) \
+        what: "payments that do not name their user's previous payment",
+        sql: "SELECT 'payment ' || id || ' names ' || ifnull(previous_id, 'none') || ' instead of ' \
+            || ifnull(previous, 'none') FROM (SELECT id, previous_id, lag(id) OVER \
+            (PARTITION BY user_id ORDER BY id) AS previous FROM payment) \
             WHERE previous_id IS NOT previous",
     },
     Check {
@@ -46,7 +32,7 @@ pub(super) const FILE: [Check; 12] = [
         sql: "SELECT 'user ' || user_id || ': ' || ifnull(sum(named), 'none') || ' instead of ' \
             || ifnull(sum(newest), 'none') \
             FROM (SELECT user_id, last_payment_id AS named, NULL AS newest FROM user_history \
-            UNION ALL SELECT user_id, NULL, max(payment_id) FROM payment_history \
+            UNION ALL SELECT user_id, NULL, max(id) FROM payment \
             GROUP BY user_id) GROUP BY user_id HAVING sum(named) IS NOT sum(newest)",
     },
     Check {
@@ -151,7 +137,9 @@ pub(super) const TOPIC: [Check; 4] = [
             FROM topic_record r LEFT JOIN outbox o ON o.id = r.outbox_id LEFT \
             JOIN payment p ON p.id = r.payment_id WHERE o.id IS NULL AND (p.id IS NULL \
             OR r.outbox_id > ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0) \
-            OR EXISTS (SELECT 1 FROM outbox other WHERE other.payment_id = r.payment_id)) \
+            OR EXISTS (SELECT 1 FROM outbox other WHERE other.id = r.payment_id \
+            AND other.payment_id = r.payment_id) OR EXISTS (SELECT 1 FROM outbox other \
+            WHERE other.payment_id = r.payment_id AND other.payment_id <> other.id)) \
             AND NOT EXISTS (SELECT 1 FROM restored_copy c WHERE r.outbox_id > c.last_outbox_id \
             AND r.outbox_id < c.first_new_id) ORDER BY r.\"partition\", r.\"offset\"",
     },

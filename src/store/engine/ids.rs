@@ -91,8 +91,8 @@ mod tests {
         let pay = "INSERT INTO payment \
             (user_id, reservation_id, amount, currency, status, executed_at) \
             VALUES (1, ?1, 1, 'KRW', 'COMPLETED', 1) RETURNING id";
-        let history =
-            "INSERT INTO payment_history (payment_id, user_id, recorded_at) VALUES (?1, 1, 1)";
+        let history = "INSERT INTO user_history VALUES (1, ?1) \
+            ON CONFLICT DO UPDATE SET last_payment_id = excluded.last_payment_id";
         let id = |connection: &Connection, reservation: i64| -> i64 {
             let id = connection
                 .query_row(pay, [reservation], |row| row.get(0))

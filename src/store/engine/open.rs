@@ -134,12 +134,16 @@ fn find_inconsistency_on_open(connection: &Connection) -> rusqlite::Result<Optio
     let number = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
     let payment = number("SELECT coalesce(max(id), 0) FROM payment")?;
     let given = number("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'payment'")?;
-    let history = number("SELECT coalesce(max(payment_id), 0) FROM payment_history")?;
-    let outbox = number("SELECT coalesce(max(payment_id), 0) FROM outbox")?;
+    let history = number(
+        "SELECT coalesce((SELECT h.last_payment_id FROM user_history h JOIN (SELECT user_id \
+            FROM payment ORDER BY id DESC LIMIT 1) p ON p.user_id = h.user_id), 0)",
+    )?;
+    let outbox =
+        number("SELECT coalesce((SELECT payment_id FROM outbox ORDER BY id DESC LIMIT 1), 0)")?;
     Ok(if given < payment {
         Some("its payments have ids that were never given")
     } else if history != payment {
-        Some("its last payment is not the last one of the history")
+        Some("its last payment is not the last one of its user's history")
     } else if outbox > payment {
         Some("it has events of payments that it does not have")
     } else {
@@ -163,7 +167,7 @@ mod tests {
                 .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
                 .unwrap()
         };
-        assert_eq!(pragma("user_version"), 2);
+        assert_eq!(pragma("user_version"), 3);
         assert_eq!(pragma("synchronous"), 2, "2 is FULL");
         assert_eq!(pragma("foreign_keys"), 1);
         let mode: String = connection
@@ -328,7 +332,8 @@ mod tests {
     #[test]
     fn opening_tables_that_contradict_each_other_is_refused() {
         let wrong = [
-            "INSERT INTO payment_history (payment_id, user_id, recorded_at) VALUES (1, 1, 1)",
+            "INSERT INTO payment (user_id, reservation_id, amount, currency, status, executed_at) \
+                VALUES (1, 1, 1, 'KRW', 'COMPLETED', 1)",
             "INSERT INTO outbox (payment_id, user_id, type, created_at) \
                 VALUES (1, 1, 'payment.completed', 1)",
             "INSERT INTO payment (user_id, reservation_id, amount, currency, status, executed_at) \

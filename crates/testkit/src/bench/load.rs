@@ -224,13 +224,21 @@ pub fn paced(
 
 /// The status of the whole answer at the front of the buffer, and where it ends.
 fn whole_answer(bytes: &[u8]) -> Option<(u16, usize)> {
-    let head = bytes.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
-    let text = std::str::from_utf8(&bytes[..head]).expect("a head is ASCII");
-    let status = text[9..12].parse().expect("a status is a number");
-    let length = text.lines().find_map(|line| {
-        let (name, value) = line.split_once(": ")?;
-        name.eq_ignore_ascii_case("content-length")
-            .then(|| value.parse::<usize>().ok())?
+    let mut headers = [httparse::EMPTY_HEADER; 32];
+    let mut response = httparse::Response::new(&mut headers);
+    let head = match response.parse(bytes).expect("an answer is HTTP") {
+        httparse::Status::Complete(head) => head,
+        httparse::Status::Partial => return None,
+    };
+    let status = response.code.expect("a whole head has a status");
+    let length = response.headers.iter().find_map(|header| {
+        let is_length = header.name.eq_ignore_ascii_case("content-length");
+        is_length.then(|| {
+            std::str::from_utf8(header.value)
+                .ok()?
+                .parse::<usize>()
+                .ok()
+        })?
     });
     let end = head + length.expect("every answer has a Content-Length");
     (bytes.len() >= end).then_some((status, end))
