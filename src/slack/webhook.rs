@@ -260,13 +260,20 @@ fn parse_webhook_response(
     if (200..300).contains(&status) {
         let is_html =
             content_type.is_some_and(|text| text.to_ascii_lowercase().starts_with(b"text/html"));
-        if is_html || body.trim_start().starts_with('<') {
+        if body.trim_start().starts_with('<') || is_html && !is_webhook_word(body.trim()) {
             let error = format!("the answer {status} is a page, not Slack's");
             return PostOutcome::Unavailable(error, None);
         }
         return classify_webhook_success(status, body.trim(), retry_after);
     }
     classify_webhook_error(status, body.trim(), retry_after)
+}
+
+/// Whether a body is a single word, such as `ok`. Slack sends these as `text/html`
+/// (<https://github.com/slackapi/node-slack-sdk/pull/480>). A page is more than a word.
+fn is_webhook_word(body: &str) -> bool {
+    let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
+    !body.is_empty() && body.bytes().all(is_letter)
 }
 
 /// Slack's words for a disabled channel, and for a rejected message
@@ -441,6 +448,8 @@ mod tests {
     #[test]
     fn only_a_webhook_response_that_can_be_slacks_counts_as_delivered() {
         for (status, content_type, body) in [
+            (200, "text/html", "ok"),
+            (200, "text/html; charset=utf-8", "ok\n"),
             (200, "text/plain", "ok"),
             (200, "text/plain", ""),
             (202, "text/plain", "queued"),
@@ -467,7 +476,7 @@ mod tests {
     #[test]
     fn a_webhook_that_answers_200_with_a_page_or_an_error_delivers_nothing() {
         for (content_type, body) in [
-            ("text/html", "ok"),
+            ("text/html", "please log in"),
             ("text/plain", "<html>"),
             ("text/html; charset=utf-8", ""),
             ("application/json", r#"{"ok":false}"#),
@@ -477,7 +486,7 @@ mod tests {
             let outcome = outcome_of_webhook(200, content_type, body);
             assert!(matches!(outcome, PostOutcome::Unavailable(..)), "{body}");
         }
-        let disabled = outcome_of_webhook(200, "text/plain", "no_service");
+        let disabled = outcome_of_webhook(200, "text/html", "no_service");
         assert!(matches!(disabled, PostOutcome::ChannelDisabled(_)));
         let invalid = r#"{"ok":false,"error":"invalid_blocks"}"#;
         let rejected = outcome_of_webhook(200, "application/json", invalid);

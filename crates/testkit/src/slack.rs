@@ -214,8 +214,9 @@ fn respond(
     body: &str,
 ) -> io::Result<()> {
     let length = body.len();
+    // As Slack's webhooks do, also for `ok` (https://github.com/slackapi/node-slack-sdk/pull/480).
     let mut response = format!(
-        "HTTP/1.1 {status} Answered\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n"
+        "HTTP/1.1 {status} Answered\r\nContent-Type: text/html\r\nContent-Length: {length}\r\n"
     );
     for (name, value) in more {
         response.extend([name, ": ", value, "\r\n"]);

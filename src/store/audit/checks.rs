@@ -21,8 +21,8 @@ pub(super) const FILE: [Check; 10] = [
     Check {
         kind: "broken-chain",
         what: "payments that do not name their user's previous payment",
-        sql: "SELECT 'payment ' || id || ' names ' || ifnull(previous_id, 'none') || ' instead of ' \
-            || ifnull(previous, 'none') FROM (SELECT id, previous_id, lag(id) OVER \
+        sql: "SELECT 'payment ' || id || ' names ' || ifnull(previous_id, 'none') || ' instead \
+            of ' || ifnull(previous, 'none') FROM (SELECT id, previous_id, lag(id) OVER \
             (PARTITION BY user_id ORDER BY id) AS previous FROM payment) \
             WHERE previous_id IS NOT previous",
     },
