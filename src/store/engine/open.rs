@@ -13,7 +13,7 @@ use super::wal::{
     CheckpointOnClose, node_id_without_wal, reject_foreign_wal, reject_wal_of_another_node,
     reject_wal_without_database, rewrite_and_sync_wal, set_wal_checkpoint_on_close,
 };
-use super::{BUSY_TIMEOUT, STATEMENTS};
+use super::{BUSY_TIMEOUT, prepare_statements_once};
 use crate::domain::node_id::NodeId;
 
 /// Opens the file for the writer, creates the schema in a new one, and returns the node's id.
@@ -115,7 +115,7 @@ fn open_checked_database(path: &Path, flags: OpenFlags) -> Result<(Connection, N
 
 fn set_pragmas_on_open(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    prepare_statements_once(connection)?;
     // Readers continue while the writer commits; a commit is one sequential write and one fsync.
     connection.pragma_update(None, "journal_mode", "WAL")?;
     // NORMAL would lose the last commits with the power

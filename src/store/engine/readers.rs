@@ -13,7 +13,7 @@ use rusqlite::{Connection, OpenFlags};
 use scheduled_thread_pool::ScheduledThreadPool;
 
 use super::open_error::OpenError;
-use super::{BUSY_TIMEOUT, Pool, STATEMENTS};
+use super::{BUSY_TIMEOUT, Pool, prepare_statements_once};
 use crate::runtime::worker::{Stop, Worker};
 use crate::store::error::StoreError;
 
@@ -32,7 +32,7 @@ pub(in crate::store) fn open_reader_pool(path: PathBuf, size: u32) -> Result<Poo
         .with_flags(flags)
         .with_init(|connection| {
             connection.busy_timeout(BUSY_TIMEOUT)?;
-            connection.set_prepared_statement_cache_capacity(STATEMENTS);
+            prepare_statements_once(connection)?;
             // 2 MiB of pages each (https://sqlite.org/pragma.html#pragma_cache_size): most reads
             // are of recent rows.
             connection.pragma_update(None, "cache_size", -2048)
