@@ -5,6 +5,7 @@
 //! there is one.
 
 pub(crate) mod cluster;
+mod commit_order;
 pub mod consumer;
 pub(crate) mod errors;
 mod hanging;

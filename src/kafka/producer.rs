@@ -9,6 +9,7 @@ use krafka::producer::{
 };
 use krafka::{CloseOptions, Kafka};
 
+use super::commit_order::CommitOrder;
 use super::producer_builder::idempotent_producer;
 use super::producer_ring::ProducerRing;
 use crate::config::DeliveryGuarantee;
@@ -154,8 +155,10 @@ async fn send_in_transaction(
     ring: &mut ProducerRing,
     records: Vec<krafka::Record>,
 ) -> Acknowledged {
-    match try_in_transaction(ring.current(), records).await {
+    let (producer, order) = ring.current();
+    match try_in_transaction(producer, order, records).await {
         Ok(records) => {
+            order.committed(&records);
             ring.pass_turn();
             Acknowledged {
                 records,
@@ -171,10 +174,11 @@ async fn send_in_transaction(
 
 async fn try_in_transaction(
     producer: &TransactionalProducer,
+    order: &mut CommitOrder,
     records: Vec<krafka::Record>,
 ) -> Result<Vec<(usize, RecordMetadata)>, KrafkaError> {
     producer.begin()?;
-    match send_open(producer, records).await {
+    match send_in_order(producer, order, records).await {
         Ok(acknowledged) => producer.commit().await.map(|()| acknowledged),
         Err(error) if is_producer_fenced(&error) => Err(error),
         Err(error) => match producer.abort().await {
@@ -184,6 +188,17 @@ async fn try_in_transaction(
             Ok(()) | Err(_) => Err(error),
         },
     }
+}
+
+/// Sends the records in the open transaction. It may be committed then.
+async fn send_in_order(
+    producer: &TransactionalProducer,
+    order: &mut CommitOrder,
+    records: Vec<krafka::Record>,
+) -> Result<Vec<(usize, RecordMetadata)>, KrafkaError> {
+    let acknowledged = send_open(producer, records).await?;
+    order.wait_until_visible().await?;
+    Ok(acknowledged)
 }
 
 /// Sends the records in the open transaction.

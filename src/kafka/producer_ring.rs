@@ -17,6 +17,7 @@ use krafka::producer::TransactionalProducer;
 use krafka::{CloseOptions, Kafka};
 use tokio::task::JoinSet;
 
+use super::commit_order::CommitOrder;
 use super::producer_builder::transactional_producer;
 use crate::domain::node_id::NodeId;
 
@@ -46,6 +47,7 @@ pub(crate) fn transactional_ids(node: &NodeId) -> Vec<String> {
 pub(super) struct ProducerRing {
     producers: Vec<TransactionalProducer>,
     turn: usize,
+    order: CommitOrder,
 }
 
 impl ProducerRing {
@@ -54,6 +56,7 @@ impl ProducerRing {
     pub(super) async fn acquire(
         kafka: &Kafka,
         node: &NodeId,
+        topic: &str,
         size: NonZeroUsize,
     ) -> Result<Self, KrafkaError> {
         let mut acquiring = JoinSet::new();
@@ -76,13 +79,17 @@ impl ProducerRing {
         close_producers(&unused).await;
         match failed {
             Some(error) => Err(error),
-            None => Ok(Self { producers, turn: 0 }),
+            None => Ok(Self {
+                producers,
+                turn: 0,
+                order: CommitOrder::new(kafka, topic, transactional_ids(node)),
+            }),
         }
     }
 
-    /// The producer whose turn it is.
-    pub(super) fn current(&self) -> &TransactionalProducer {
-        &self.producers[self.turn]
+    /// The producer whose turn it is, and the order that its commit keeps.
+    pub(super) fn current(&mut self) -> (&TransactionalProducer, &mut CommitOrder) {
+        (&self.producers[self.turn], &mut self.order)
     }
 
     /// Its commit was acknowledged: the next one's turn.

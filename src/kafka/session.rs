@@ -169,7 +169,9 @@ pub(super) async fn open(
     let producer = match guarantee {
         DeliveryGuarantee::AtLeastOnce => AnyProducer::plain(&kafka).await?,
         DeliveryGuarantee::ExactlyOnce => {
-            let ring = ProducerRing::acquire(&kafka, &context.node, context.ring_size).await?;
+            let ring =
+                ProducerRing::acquire(&kafka, &context.node, &settings.topic, context.ring_size)
+                    .await?;
             AnyProducer::Transactional(ring)
         }
     };

@@ -26,7 +26,8 @@ use testkit::cluster::{Cluster, Fake};
 use testkit::kafka::Broker;
 use testkit::process::{Options, Payrelay};
 use testkit::publishing::{
-    TOPIC, consume, consumer, mark, positioned, publish, publisher, settings, unpublished,
+    TOPIC, consume, consumer, mark, positioned, publish, publish_until_visible, publisher,
+    settings, unpublished,
 };
 use testkit::store::{Database, wait_until_all_is_delivered};
 use testkit::{topic, wait_for, wait_until};
@@ -161,8 +162,7 @@ fn a_broker_restart_loses_and_doubles_nothing(
     assert!(publisher.publish(&unpublished(&database)).error.is_some());
     database.pay(1, 201..=300);
     cluster.become_available();
-    publish(&mut publisher, &database);
-    let found = topic::read_all(&cluster.bootstrap(), TOPIC, 300, LIMIT);
+    let found = publish_until_visible(&mut publisher, &database, &cluster.bootstrap(), 300);
     assert_eq!(
         found.iter().map(number).collect::<Vec<_>>(),
         (1..=300).collect::<Vec<_>>()
