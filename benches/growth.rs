@@ -4,8 +4,7 @@
 #![expect(clippy::cast_precision_loss, reason = "figures are small")]
 
 use std::fs;
-use std::hash::{Hash as _, Hasher as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use payrelay::domain::timestamp::Timestamp;
@@ -14,72 +13,11 @@ use payrelay::relay::in_process::InProcess;
 use payrelay::store::publication::{self, Destination, Receipt};
 use payrelay::store::{Transaction, delivery, outbox};
 use rusqlite::Connection;
+use testkit::bench::grown::grown;
 use testkit::bench::load::{self, payment};
 use testkit::bench::{Figure, Goal, Plan, Table, WARM_UP, folder, start_without_kafka as start};
-use testkit::paths::target;
 use testkit::store::Database;
 use testkit::wait_until;
-
-/// The hash of the schema: a database of an earlier one is of no use.
-fn schema() -> u64 {
-    let mut hasher = std::hash::DefaultHasher::new();
-    include_str!("../schema.sql").hash(&mut hasher);
-    hasher.finish()
-}
-
-/// A database with this number of payments, of a tenth as many users, all of them published and
-/// delivered. It is made once, by SQL on payrelay's own schema.
-fn grown(rows: u64) -> PathBuf {
-    let path = target()
-        .join("figures")
-        .join(format!("grown-{rows}-{}.db", schema()));
-    if path.exists() {
-        return path;
-    }
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    let dir = folder();
-    assert!(start(dir.path(), &[]).terminate().success());
-    let made = dir.path().join("payrelay.db");
-    let connection = Connection::open(&made).unwrap();
-    testkit::bench::print_line(&format!(
-        "making a database of {rows} finished payments, once"
-    ));
-    connection.execute_batch(&insert_finished(rows)).unwrap();
-    drop(connection);
-    fs::rename(made, &path).unwrap();
-    path
-}
-
-/// SQL that makes this number of payments, all of them published and delivered.
-fn insert_finished(rows: u64) -> String {
-    let users = rows / 10;
-    let numbers = format!(
-        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})"
-    );
-    let at = "1700000000000000 + i";
-    format!(
-        "PRAGMA journal_mode = OFF;
-         PRAGMA synchronous = OFF;
-         PRAGMA cache_size = -1000000;
-         BEGIN;
-         {numbers} INSERT INTO payment
-            (id, user_id, reservation_id, amount, currency, status, executed_at, previous_id)
-            SELECT i, i % {users}, i, 100, 'KRW', 'COMPLETED', {at},
-                iif(i > {users}, i - {users}, NULL) FROM n;
-         INSERT INTO user_history (user_id, last_payment_id)
-            SELECT user_id, max(id) FROM payment GROUP BY user_id;
-         {numbers} INSERT INTO outbox
-            (id, payment_id, user_id, type, status, created_at, published_at,
-             \"partition\", \"offset\")
-            SELECT i, i, i % {users}, 'payment.completed', 'PUBLISHED', {at}, {at}, 0, i FROM n;
-         {numbers} INSERT INTO delivery
-            (outbox_id, channel, status, attempts, created_at, delivered_at, delivered_in)
-            SELECT i, 'default', 'DELIVERED', 1, {at}, {at}, 'single' FROM n;
-         UPDATE node SET consumed_through = {rows};
-         COMMIT;
-         PRAGMA journal_mode = WAL;"
-    )
-}
 
 /// A folder with a copy of a database, or with none.
 fn copy(of: Option<&Path>) -> tempfile::TempDir {

@@ -14,6 +14,7 @@
 pub mod ack;
 pub mod baseline;
 pub mod cost;
+pub mod grown;
 pub mod load;
 
 use std::fmt::Write as _;
