@@ -9,6 +9,7 @@ mod database;
 mod duration;
 mod http;
 mod kafka;
+mod local;
 mod problems;
 mod secret;
 mod slack;
@@ -24,10 +25,11 @@ use std::time::Duration;
 
 pub use self::database::Database;
 use self::duration::{FOREVER, MS};
-pub use self::http::{Http, Token};
+pub use self::http::{Http, LOCAL_CLIENT, LocalSocket, Token};
 pub use self::kafka::{
     DeliveryGuarantee, Kafka, KafkaIdentity, KafkaSasl, KafkaSecurity, KafkaTls, SaslMechanism,
 };
+pub use self::local::LocalConfig;
 pub use self::problems::Problems;
 pub use self::secret::Secret;
 pub use self::slack::{DEFAULT_CHANNEL, Route, Sink, Slack};

@@ -223,6 +223,11 @@ impl<'a> Source<'a> {
         value
     }
 
+    /// Ends the reading of a few keys, whatever else there is.
+    pub(super) fn finish_partly(self) -> Result<(), Problems> {
+        Problems::into_result(self.problems)
+    }
+
     /// Reports keys that no section has read: they do not exist. A variable of one of our sections
     /// is a misspelt key, unless it has the form of those that container runtimes set.
     pub(super) fn finish(mut self) -> Result<Values, Problems> {

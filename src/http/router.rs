@@ -1,7 +1,6 @@
 //! The router: finds the endpoint of a request. Everything that needs no store is decided in pure
 //! functions.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -11,13 +10,14 @@ use hyper::{Method, Request, Response, StatusCode};
 
 use super::admin::{AdminRoute, route_admin_request};
 use super::app::App;
+use super::auth::AuthenticatedClient;
 use super::body::IncomingBody;
 use super::host::check_host_header;
-use super::limits::{ClientUsage, LimitedConnection};
 use super::params::{
     parse_id_param, parse_page_params, parse_path_param, query_params, reject_duplicate_params,
     reject_params,
 };
+use super::peer::Peer;
 use super::problem::Problem;
 use super::response::{Body, json_response};
 use crate::domain::access::Access;
@@ -170,19 +170,15 @@ impl<'a> Router<'a> {
 
     /// Responds to a request. A refusal is sent at once, also while the body still arrives; then
     /// the connection closes.
-    pub(super) async fn respond(
-        &self,
-        connection: &LimitedConnection,
-        request: Request<Incoming>,
-    ) -> Response<Body> {
+    pub(super) async fn respond(&self, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
         let (head, body) = request.into_parts();
         let mut body = IncomingBody::new(body);
-        match self.try_respond(&connection.usage, &head, &mut body).await {
+        match self.try_respond(peer, &head, &mut body).await {
             Ok(response) => response,
             Err(problem) => {
-                self.app
-                    .refusals
-                    .request(problem.status(), connection.address);
+                if let Some(address) = peer.address() {
+                    self.app.refusals.request(problem.status(), address);
+                }
                 let coming = body.may_have_more(&head.headers);
                 let limit = self.app.context.settings.body_bytes_max;
                 if coming {
@@ -204,7 +200,7 @@ impl<'a> Router<'a> {
 
     async fn try_respond(
         &self,
-        peer: &Arc<ClientUsage>,
+        peer: &Peer,
         head: &Parts,
         body: &mut IncomingBody,
     ) -> Result<Response<Body>, Problem> {
@@ -220,14 +216,7 @@ impl<'a> Router<'a> {
                 &serde_json::json!({ "status": "live" }),
             ));
         }
-        let client = self.app.context.authenticator.authenticate(head, peer);
-        let usage = if let Ok(Some(client)) = &client {
-            &client.usage
-        } else {
-            peer
-        };
-        self.app.limits.request(usage)?;
-        let Some(client) = client? else {
+        let Some(client) = self.authenticate(peer, head)? else {
             // A client without a token does not even learn which paths exist.
             return if found == Ok(HttpRoute::Ready) {
                 Self::reject_body(body, &head.headers).await?;
@@ -256,6 +245,27 @@ impl<'a> Router<'a> {
             HttpRoute::Live | HttpRoute::Ready => Ok(self.app.health_ready().await),
             HttpRoute::Admin(route) => self.app.dispatch_admin(&client, route, body).await,
         }
+    }
+
+    /// Authenticates a client, and counts its request. A local one has no limit: an operator gets
+    /// in while others use up theirs.
+    fn authenticate(
+        &self,
+        peer: &Peer,
+        head: &Parts,
+    ) -> Result<Option<AuthenticatedClient>, Problem> {
+        if let Peer::Local(local) = peer {
+            return Ok(Some(AuthenticatedClient::local(local)));
+        }
+        let authenticator = &self.app.context.authenticator;
+        let client = authenticator.authenticate(head, peer.usage());
+        let usage = if let Ok(Some(client)) = &client {
+            &client.usage
+        } else {
+            peer.usage()
+        };
+        self.app.limits.request(usage)?;
+        client
     }
 
     /// Refuses a body where none is expected. A client that waits for 100 Continue is not asked for

@@ -27,6 +27,7 @@ mod engine;
 mod error;
 mod id_runs;
 pub mod idempotency;
+pub mod local_socket;
 mod offline;
 pub mod outbox;
 pub mod payment;

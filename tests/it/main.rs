@@ -30,6 +30,7 @@ mod http;
 mod http_fuzz;
 mod idempotency;
 mod kafka_security;
+mod local_socket;
 mod model;
 mod outbox;
 mod process;
