@@ -16,7 +16,7 @@ use crate::config::{self, Config, Problems, PublisherKind};
 use crate::domain::timestamp::Timestamp;
 use crate::http::{
     self, App, AppContext, Authenticator, BoundSocket, LastTokenRemoved, LocalListener,
-    LocalSocket, LocalSocketError, TokenDiff,
+    LocalSocket, TokenDiff,
 };
 use crate::kafka;
 use crate::kafka::consumer::Consumer;

@@ -404,6 +404,7 @@ mod tests {
             name: "a".into(),
             access,
             usage: Arc::default(),
+            local_user: None,
         };
         for (access, reads, pays, orders) in [
             (Access::ReadOnly, true, false, false),

@@ -23,6 +23,7 @@ mod reply_queue;
 mod response;
 mod router;
 mod server;
+mod takings;
 
 pub use app::{App, AppContext, Channel};
 pub use auth::{Authenticator, LastTokenRemoved, TokenDiff};

@@ -227,7 +227,7 @@ impl DeadLetterView {
     fn with_actions(mut self, connection: &Connection) -> rusqlite::Result<Self> {
         self.actions = connection
             .prepare_cached(
-                "SELECT action, origin, outcome, acted_at FROM dead_letter_action \
+                "SELECT action, origin, outcome, acted_at, reason FROM dead_letter_action \
                     WHERE dead_letter_id = ?1 ORDER BY id",
             )?
             .query_map([self.id], |row| {
@@ -236,6 +236,7 @@ impl DeadLetterView {
                     origin: row.get(1)?,
                     outcome: row.get(2)?,
                     at: Timestamp::from_micros(row.get(3)?),
+                    reason: row.get(4)?,
                 })
             })?
             .collect::<rusqlite::Result<_>>()?;
@@ -259,6 +260,8 @@ pub struct RecordOrigin {
 pub struct ActionRecord {
     action: DeadLetterAction,
     origin: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
     outcome: String,
     at: Timestamp,
 }

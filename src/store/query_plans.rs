@@ -224,6 +224,7 @@ fn plan_acting_on_dead_letter(tx: &Transaction<'_>) -> rusqlite::Result<()> {
         dry_run: false,
         node: &NodeId::parse("n").unwrap(),
         origin: "http",
+        reason: None,
         now: NOW,
     };
     assert_eq!(
@@ -280,7 +281,7 @@ fn plan_unseen_events(
     assert_eq!(requeued, 0);
     unseen::shorten_unseen(tx, topic, &[(0, None)].into())?;
     outbox::renumber_outbox(tx, 1 << 50)?;
-    assert_eq!(relay_action::last_relay_action(tx)?, 0);
+    assert_eq!(relay_action::last_relay_resume(tx)?, 0);
     Ok(())
 }
 

@@ -243,7 +243,9 @@ fn the_audit_notes_what_an_operator_should_know() {
     );
     node.assert_found(&["rejected"], &["dead-letters"]);
     node.doctor("DELETE FROM delivery WHERE outbox_id = 1");
-    let args = ["dead-letters", "discard", "1"].map(str::to_owned).to_vec();
+    let args = ["dead-letters", "discard", "1", "--reason", "no"]
+        .map(str::to_owned)
+        .to_vec();
     let discard = run_to_exit(Options {
         args,
         ..Options::new(node.dir.path(), &[])

@@ -18,6 +18,7 @@
 mod access;
 mod audit;
 mod backup;
+mod commands;
 mod consumer;
 mod contract;
 mod crash_recovery;
