@@ -7,6 +7,7 @@ mod check_config;
 mod configuration;
 mod dead_letters;
 mod descriptors;
+mod doctor;
 mod exit_code;
 mod explain;
 mod health;
@@ -45,9 +46,9 @@ Signals:
 
 Exit codes:
   0   done, or stopped by a signal; status: ready; health: yes
-  1   there is an answer, and it is not good. audit: findings. status: degraded, or something waits
-      for a person. payment, dead-letters, channels, explain: it does not exist, or nothing was
-      done. restore: the copy is damaged. health: no
+  1   there is an answer, and it is not good. audit, doctor: findings. status: degraded, or
+      something waits for a person. payment, dead-letters, channels, explain: it does not exist, or
+      nothing was done. restore: the copy is damaged. health: no
   64  wrong arguments
   70  a thread died
   71  the stop needed more than 10 s, or a second SIGINT came
@@ -115,6 +116,8 @@ enum Command {
     Topic(topic::TopicCommand),
     /// Exits with 0 if payrelay accepts payments, for a supervisor
     Health(health::HealthCommand),
+    /// Is the disk good enough? Checks machine, configuration and network
+    Doctor(doctor::DoctorCommand),
     /// Explains an alert, a problem type, an exit code or a finding
     Explain(explain::ExplainCommand),
     /// Writes a copy of the database; also while payrelay runs
@@ -183,6 +186,7 @@ impl Command {
             } => action.run(file),
             Self::Topic(topic) => topic.run(file),
             Self::Health(health) => health.run(file),
+            Self::Doctor(doctor) => doctor.run(file),
             Self::Explain(explain) => explain.run(),
             Self::Backup(backup) => backup.run(file),
             Self::Restore(restore) => with_configuration(file, |it| restore.run(&it.config)),

@@ -58,6 +58,14 @@ pub fn last_payment_id(connection: &Connection) -> SqlResult<i64> {
         .map(Option::unwrap_or_default)
 }
 
+/// When the last payment was executed.
+pub fn last_payment_time(connection: &Connection) -> SqlResult<Option<Timestamp>> {
+    connection
+        .prepare_cached("SELECT executed_at FROM payment ORDER BY id DESC LIMIT 1")?
+        .query_row([], |row| row.get(0).map(Timestamp::from_micros))
+        .optional()
+}
+
 fn last_payment_of_user(connection: &Connection, user_id: i64) -> SqlResult<Option<i64>> {
     connection
         .prepare_cached("SELECT last_payment_id FROM user_history WHERE user_id = ?1")?

@@ -250,6 +250,49 @@ fn how_old_is_the_oldest_event() {
 }
 
 #[test]
+fn is_my_disk_good_enough() {
+    let site = Site::start(&NO_KAFKA);
+    pay(&mut site.client(), 42, [1001]);
+    assert_first_screen_names("doctor");
+    let (code, out, error) = site.run(&["doctor", "--disk-seconds", "1"]);
+    let line = |check: &str| {
+        let found = out
+            .lines()
+            .find(|line| line.split_whitespace().nth(1) == Some(check));
+        found.unwrap_or_else(|| panic!("{check} is missing from {out}{error}"))
+    };
+    assert!(line("disk").contains("a sync takes "), "{out}");
+    assert!(line("configuration").starts_with("ok"), "{out}");
+    let served = format!("process {} serves it", site.payrelay.pid());
+    assert!(
+        line("database").starts_with("ok") && line("database").contains(&served),
+        "{out}"
+    );
+    assert!(line("clock").starts_with("ok"), "{out}");
+    assert!(line("payrelay").contains("it runs, and is "), "{out}");
+    assert!(
+        line("kafka").starts_with("FAIL") && line("kafka").contains("127.0.0.1:1"),
+        "{out}"
+    );
+    assert_eq!(code, Some(1));
+    let future = "UPDATE payment SET executed_at = executed_at + 3600000000";
+    let database = site.database();
+    database.execute(future, []).unwrap();
+    let (_, out, _) = site.run(&["doctor", "--disk-seconds", "0", "--json"]);
+    let report: Value = serde_json::from_str(&out).unwrap();
+    let checks = report["checks"].as_array().unwrap();
+    let verdict = |name: &str| {
+        let found = checks.iter().find(|check| check["check"] == name);
+        found.map(|check| check["verdict"].clone())
+    };
+    assert_eq!(verdict("clock"), Some(json!("fail")), "{report}");
+    // This test has the database open as well.
+    assert_eq!(verdict("other processes"), Some(json!("note")), "{report}");
+    assert_eq!(verdict("disk"), None, "{report}");
+    drop(database);
+}
+
+#[test]
 fn was_there_a_backup() {
     let site = Site::start(&[]);
     assert!(site.run(&["status"]).1.contains("no backup yet"));

@@ -221,12 +221,11 @@ fn foreign_records_beyond_the_limit_are_only_counted() {
     let node = database.store().node().clone();
     let now = Timestamp::now();
     let discard = move |tx: &payrelay::store::Transaction<'_>| {
-        let which = Selection::Open { after: 0, limit: 3 };
         dead_letter_action::act_on_dead_letters(
             tx,
             DeadLetterRequest {
                 action: DeadLetterAction::Discard,
-                which,
+                which: Selection::Open { after: 0, limit: 3 },
                 dry_run: false,
                 node: &node,
                 origin: "http",
@@ -243,10 +242,8 @@ fn foreign_records_beyond_the_limit_are_only_counted() {
             .unwrap()
     };
     assert_eq!(purge(now), 0, "not before the retention is over");
-    assert_eq!(
-        [(); 3].map(|()| purge(now.plus(Duration::from_secs(1)))),
-        [2, 1, 0]
-    );
+    let later = now.plus(Duration::from_secs(1));
+    assert_eq!([purge(later), purge(later), purge(later)], [2, 1, 0]);
     put(4);
     consume(
         &mut consumer,
