@@ -3,7 +3,8 @@
 mod audit;
 mod backup;
 mod channels;
-mod check_config;
+mod completions;
+mod config;
 mod configuration;
 mod dead_letters;
 mod descriptors;
@@ -28,7 +29,7 @@ mod topic;
 
 use std::path::{Path, PathBuf};
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use payrelay::config::LoadedConfig;
 
 use self::output::print_config_error;
@@ -126,10 +127,19 @@ enum Command {
     Restore(restore::RestoreCommand),
     /// Cross-checks payments, outbox, topic and deliveries
     Audit(audit::AuditCommand),
-    /// Prints the effective configuration, secrets masked, and the source of each value
+    /// Checks the configuration, or prints its schema
+    Config {
+        #[command(subcommand)]
+        action: config::ConfigCommand,
+    },
+    /// The same as config check
     CheckConfig,
     /// Prints a new token, and its hash for the configuration
     Token,
+    /// Prints the completions for a shell
+    Completions(completions::CompletionsCommand),
+    /// Writes the manual pages, one for each command
+    Man(completions::ManCommand),
 }
 
 /// Runs the command that the arguments name, and returns its exit code.
@@ -191,8 +201,16 @@ impl Command {
             Self::Backup(backup) => backup.run(file),
             Self::Restore(restore) => with_configuration(file, |it| restore.run(&it.config)),
             Self::Audit(audit) => with_configuration(file, |it| audit.run(&it)),
-            Self::CheckConfig => with_configuration(file, |it| check_config::run_check_config(&it)),
+            Self::Config {
+                action: config::ConfigCommand::Schema,
+            } => config::run_config_schema(),
+            Self::Config {
+                action: config::ConfigCommand::Check,
+            }
+            | Self::CheckConfig => with_configuration(file, |it| config::run_check_config(&it)),
             Self::Token => token::run_token_command(),
+            Self::Completions(completions) => completions.run(&mut Arguments::command()),
+            Self::Man(man) => man.run(Arguments::command()),
         }
     }
 }

@@ -466,3 +466,28 @@ fn a_payrelay_that_does_not_answer_is_reported() {
         "{error}"
     );
 }
+
+#[test]
+fn completions_and_manual_pages_know_every_command() {
+    let site = Site::start(&[]);
+    let run = |args: &[&str]| {
+        let (code, out, error) = site.run(args);
+        assert_eq!(code, Some(0), "{args:?}: {error}");
+        out
+    };
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(
+            run(&["completions", shell]).contains("dead-letters"),
+            "{shell}"
+        );
+    }
+    run(&["man", "--dir", "man"]);
+    let page = |name: &str| fs::read_to_string(site.dir.path().join("man").join(name)).unwrap();
+    assert!(
+        page("payrelay.1").contains("payrelay\\-status"),
+        "{}",
+        page("payrelay.1")
+    );
+    assert!(page("payrelay-status.1").contains("watch"));
+    assert!(page("payrelay-dead-letters-discard.1").contains("reason"));
+}

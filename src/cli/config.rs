@@ -1,10 +1,26 @@
-//! `payrelay check-config`: the effective configuration, and the source of each value.
+//! `payrelay config`: the effective configuration and the source of each value, and the schema of
+//! the file.
 
-use payrelay::config::LoadedConfig;
+use clap::Subcommand;
+use payrelay::config::{LoadedConfig, config_schema};
 use payrelay::service;
 
 use super::exit_code;
-use super::output::{Output, print_config_error};
+use super::output::{Output, output_line, print_config_error};
+
+#[derive(Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Prints the effective configuration, secrets masked, and the source of each value
+    Check,
+    /// Prints the JSON Schema of the configuration file, for editors
+    Schema,
+}
+
+/// Needs no configuration.
+pub(super) fn run_config_schema() -> u8 {
+    // Serializing our own types cannot fail.
+    output_line(serde_json::to_string_pretty(&config_schema()).unwrap_or_default())
+}
 
 pub(super) fn run_check_config(loaded: &LoadedConfig) -> u8 {
     let mut output = Output::default();
