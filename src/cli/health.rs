@@ -1,12 +1,13 @@
 //! `payrelay health`: whether payrelay accepts payments, for a supervisor or a container.
 
-use std::io::{self, Read as _, Write as _};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
 
+use super::local_client::exchange_json;
 use super::output::{Output, print_config_error, print_error};
 use super::state::{connect_local, load_local};
 use super::{configuration, exit_code};
@@ -72,14 +73,7 @@ fn own_address(mut address: SocketAddr) -> SocketAddr {
 fn ask_address(address: SocketAddr, path: &str) -> io::Result<u16> {
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
-    let mut response = String::new();
-    stream.read_to_string(&mut response)?;
-    let status = response
-        .split(' ')
-        .nth(1)
-        .and_then(|word| word.parse().ok());
-    status.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "this is no response"))
+    exchange_json(&mut stream, "GET", path, "").map(|response| response.status)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! A client of the local socket of a running payrelay: one request a connection.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -44,16 +44,28 @@ impl LocalClient {
         let mut stream = UnixStream::connect(&self.socket)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_write_timeout(Some(TIMEOUT))?;
-        // To a request of HTTP/1.0 the response has no chunks, and ends with the connection.
-        write!(
-            stream,
-            "{method} {path} HTTP/1.0\r\nHost: localhost\r\n\r\n"
-        )?;
-        let mut response = Vec::new();
-        stream.read_to_end(&mut response)?;
-        parse_local_response(&response)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "this is no response"))
+        exchange_json(&mut stream, method, path, "")
     }
+}
+
+/// Sends a request, and reads the response to the end of the connection.
+pub(super) fn exchange_json(
+    stream: &mut (impl Read + Write),
+    method: &str,
+    path: &str,
+    body: &str,
+) -> io::Result<LocalResponse> {
+    // To a request of HTTP/1.0 the response has no chunks, and ends with the connection.
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+            Content-Length: {length}\r\n\r\n{body}"
+    )?;
+    let mut response = Vec::new();
+    stream.read_to_end(&mut response)?;
+    parse_local_response(&response)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "this is no response"))
 }
 
 fn parse_local_response(response: &[u8]) -> Option<LocalResponse> {

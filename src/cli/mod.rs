@@ -7,6 +7,7 @@ mod completions;
 mod config;
 mod configuration;
 mod dead_letters;
+mod demo;
 mod descriptors;
 mod doctor;
 mod exit_code;
@@ -20,6 +21,8 @@ mod output;
 mod payment;
 mod payments;
 mod restore;
+mod scratch;
+mod selftest;
 mod serve;
 mod state;
 mod status;
@@ -47,9 +50,9 @@ Signals:
 
 Exit codes:
   0   done, or stopped by a signal; status: ready; health: yes
-  1   there is an answer, and it is not good. audit, doctor: findings. status: degraded, or
-      something waits for a person. payment, dead-letters, channels, explain: it does not exist, or
-      nothing was done. restore: the copy is damaged. health: no
+  1   there is an answer, and it is not good. audit, doctor, selftest: findings. status: degraded,
+      or something waits for a person. payment, dead-letters, channels, explain: it does not exist,
+      or nothing was done. restore: the copy is damaged. health: no
   64  wrong arguments
   70  a thread died
   71  the stop needed more than 10 s, or a second SIGINT came
@@ -134,6 +137,10 @@ enum Command {
     },
     /// The same as config check
     CheckConfig,
+    /// Kills a scratch payrelay repeatedly, and looks for lost payments
+    Selftest(selftest::SelftestCommand),
+    /// Pays a scratch payrelay for a while, to look at
+    Demo(demo::DemoCommand),
     /// Prints a new token, and its hash for the configuration
     Token,
     /// Prints the completions for a shell
@@ -208,6 +215,8 @@ impl Command {
                 action: config::ConfigCommand::Check,
             }
             | Self::CheckConfig => with_configuration(file, |it| config::run_check_config(&it)),
+            Self::Selftest(selftest) => selftest.run(),
+            Self::Demo(demo) => demo.run(),
             Self::Token => token::run_token_command(),
             Self::Completions(completions) => completions.run(&mut Arguments::command()),
             Self::Man(man) => man.run(Arguments::command()),

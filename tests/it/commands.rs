@@ -491,3 +491,46 @@ fn completions_and_manual_pages_know_every_command() {
     assert!(page("payrelay-status.1").contains("watch"));
     assert!(page("payrelay-dead-letters-discard.1").contains("reason"));
 }
+
+#[test]
+fn a_selftest_finds_every_answered_payment() {
+    let dir = tempfile::tempdir().unwrap();
+    let env = [("PAYRELAY_DATABASE_PATH", "/nowhere/payrelay.db")];
+    let args = ["selftest", "--rounds", "3", "--dir", ".", "--json"];
+    let (code, out, error) = run_command(dir.path(), &env, &args);
+    assert_eq!(code, Some(0), "{out}{error}");
+    let report: Value = serde_json::from_str(&out).unwrap();
+    assert!(report["answered"].as_u64().unwrap() > 0, "{report}");
+    assert_eq!(
+        (&report["kills"], &report["lost"], &report["audit_is_clean"]),
+        (&json!(3), &json!(0), &json!(true))
+    );
+    assert_eq!(
+        fs::read_dir(dir.path()).unwrap().count(),
+        0,
+        "it removes its folder"
+    );
+    let (code, _, error) = run_command(dir.path(), &[], &["selftest", "--dir", "nowhere"]);
+    assert!(code == Some(75) && error.contains("--dir"), "{error}");
+}
+
+#[test]
+fn a_demo_pays_its_own_payrelay_and_no_other() {
+    let site = Site::start(&[]);
+    let args = [
+        "demo",
+        "--rate",
+        "50",
+        "--seconds",
+        "1",
+        "--duplicates",
+        "50",
+    ];
+    let (code, out, error) = site.run(&args);
+    assert_eq!(code, Some(0), "{out}{error}");
+    let lines: Vec<_> = out.lines().collect();
+    assert!(lines[0].starts_with("demo on http://127.0.0.1:"), "{out}");
+    assert!(lines[1].ends_with(" FAILED, 0 without an answer"), "{out}");
+    assert!(!lines[1].starts_with("0 COMPLETED"), "{out}");
+    assert_eq!(site.client().get("/payments/1").status, 404);
+}
