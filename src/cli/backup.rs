@@ -4,14 +4,15 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use payrelay::domain::timestamp::Timestamp;
-use payrelay::store::OfflineStore;
-use payrelay::store::backup::write_backup;
+use payrelay::store::backup::{partial_backup_path, write_backup};
 use payrelay::store::operation::{self, OperationOutcome};
+use payrelay::store::{FileSizes, OfflineStore};
 
 use super::local_user::local_user_origin;
 use super::output::{
     output_line, print_config_error, print_note, print_open_error, print_temporary_error,
 };
+use super::progress::{Measure, Progress};
 use super::state::load_local;
 
 #[derive(Args)]
@@ -28,13 +29,20 @@ impl BackupCommand {
             Err(code) => return code,
         };
         match OfflineStore::open(&path) {
-            Ok(mut database) => self.write(&mut database),
+            Ok(mut database) => self.write(&mut database, &path),
             Err(error) => print_open_error(&error),
         }
     }
 
-    fn write(&self, database: &mut OfflineStore) -> u8 {
+    fn write(&self, database: &mut OfflineStore, path: &Path) -> u8 {
+        let part = partial_backup_path(&self.file);
+        let total = FileSizes::of_database(path).database_bytes;
+        let progress = Progress::show("backup", move || Measure::Bytes {
+            done: part.metadata().map_or(0, |file| file.len()),
+            total,
+        });
         let written = write_backup(database, &self.file, Timestamp::now());
+        drop(progress);
         let outcome = if written.is_ok() {
             OperationOutcome::Succeeded
         } else {

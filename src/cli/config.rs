@@ -24,21 +24,31 @@ pub(super) fn run_config_schema() -> u8 {
 
 pub(super) fn run_check_config(loaded: &LoadedConfig) -> u8 {
     let mut output = Output::default();
-    if let Some(file) = &loaded.file {
-        output.line(format_args!("# {}", file.display()));
-    }
-    output.line(loaded.effective().trim_end());
-    for name in loaded.ignored_variables() {
-        output.line(format_args!(
-            "# ignored: the environment variable {name} names no key"
-        ));
-    }
-    for warning in loaded.warnings() {
-        output.line(format_args!("# warning: {warning}"));
+    for line in describe_configuration(loaded) {
+        output.line(line);
     }
     let code = match service::check_service_config(&loaded.config) {
         Ok(()) => exit_code::OK,
         Err(error) => print_config_error(error.in_file(loaded.file.as_deref())),
     };
     output.exit_code(code)
+}
+
+/// The effective configuration, without secrets; then what has no effect, and what is risky.
+pub(super) fn describe_configuration(loaded: &LoadedConfig) -> Vec<String> {
+    let file = loaded.file.as_ref();
+    let mut lines: Vec<_> = file
+        .map(|file| format!("# {}", file.display()))
+        .into_iter()
+        .collect();
+    lines.push(loaded.effective().trim_end().to_owned());
+    for name in loaded.ignored_variables() {
+        lines.push(format!(
+            "# ignored: the environment variable {name} names no key"
+        ));
+    }
+    for warning in loaded.warnings() {
+        lines.push(format!("# warning: {warning}"));
+    }
+    lines
 }

@@ -7,6 +7,8 @@
 mod list;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -14,12 +16,13 @@ use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::dead_letter_action::{
     self, DeadLetterAction, DeadLetterOutcome, DeadLetterRequest,
 };
-use payrelay::store::{OfflineStore, StoreError};
+use payrelay::store::{OfflineStore, StoreError, dead_letter};
 
 pub(super) use self::list::{DeadLetterShow, DeadLettersList};
 use super::exit_code;
 use super::local_user::local_user_origin;
 use super::output::{Output, print_error, print_open_error, print_temporary_error};
+use super::progress::{Measure, Progress};
 use super::state::load_local;
 
 #[derive(Subcommand)]
@@ -139,6 +142,14 @@ impl<'a> ResolveDeadLettersCommand<'a> {
     }
 
     fn resolve_all(&mut self) -> Result<(), StoreError> {
+        let total = self.database.read(dead_letter::open_dead_letters)?.count;
+        let total = total.unsigned_abs();
+        let counter = Arc::new(AtomicU64::new(0));
+        let resolved = Arc::clone(&counter);
+        let _progress = Progress::show("dead letters", move || Measure::Count {
+            done: resolved.load(Relaxed),
+            total,
+        });
         let mut after = 0;
         loop {
             let selection = dead_letter_action::Selection::Open {
@@ -151,6 +162,7 @@ impl<'a> ResolveDeadLettersCommand<'a> {
                 return Ok(());
             };
             after = last.id;
+            counter.fetch_add(outcomes.len() as u64, Relaxed);
             let _ = crossbeam_channel::after(BATCH_PAUSE).recv();
         }
     }

@@ -66,7 +66,7 @@ struct Check {
 
 /// The lines so far.
 #[derive(Debug, Default, Serialize)]
-struct Checks {
+pub(super) struct Checks {
     checks: Vec<Check>,
 }
 
@@ -87,20 +87,10 @@ impl Checks {
 
 impl DoctorCommand {
     pub(super) fn run(&self, file: Option<&Path>) -> u8 {
-        let local = match load_local(file) {
-            Ok(local) => local,
+        let checks = match run_checks(file, self.disk_seconds) {
+            Ok(checks) => checks,
             Err(code) => return code,
         };
-        let mut checks = Checks::default();
-        let config = check_configuration(&mut checks, file);
-        check_database(&mut checks, &local);
-        check_socket(&mut checks, &local);
-        self.check_disk(&mut checks, &local);
-        machine::check_other_processes(&mut checks, &local.database);
-        if let Some(config) = config {
-            network::check_kafka(&mut checks, &config);
-            network::check_slack(&mut checks, &config.slack);
-        }
         let mut output = Output::default();
         if self.json {
             output.json(&checks);
@@ -113,17 +103,29 @@ impl DoctorCommand {
             exit_code::PARTIAL
         })
     }
+}
 
-    fn check_disk(&self, checks: &mut Checks, local: &LocalConfig) {
-        let folder = match local.database.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        machine::check_file_system(checks, folder);
-        if self.disk_seconds > 0 {
-            disk::check_sync(checks, folder, self.disk_seconds);
-        }
+/// Checks everything.
+pub(super) fn run_checks(file: Option<&Path>, disk_seconds: u64) -> Result<Checks, u8> {
+    let local = load_local(file)?;
+    let mut checks = Checks::default();
+    let config = check_configuration(&mut checks, file);
+    check_database(&mut checks, &local);
+    check_socket(&mut checks, &local);
+    let folder = match local.database.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    machine::check_file_system(&mut checks, folder);
+    if disk_seconds > 0 {
+        disk::check_sync(&mut checks, folder, disk_seconds);
     }
+    machine::check_other_processes(&mut checks, &local.database);
+    if let Some(config) = config {
+        network::check_kafka(&mut checks, &config);
+        network::check_slack(&mut checks, &config.slack);
+    }
+    Ok(checks)
 }
 
 fn print_checks(checks: &Checks, output: &mut Output) {

@@ -20,12 +20,14 @@ mod outbox;
 mod output;
 mod payment;
 mod payments;
+mod progress;
 mod restore;
 mod scratch;
 mod selftest;
 mod serve;
 mod state;
 mod status;
+mod support_bundle;
 mod table;
 mod token;
 mod topic;
@@ -141,6 +143,8 @@ enum Command {
     Selftest(selftest::SelftestCommand),
     /// Pays a scratch payrelay for a while, to look at
     Demo(demo::DemoCommand),
+    /// Writes a tar file for a person who helps: no payments, no secrets
+    SupportBundle(support_bundle::SupportBundleCommand),
     /// Prints a new token, and its hash for the configuration
     Token,
     /// Prints the completions for a shell
@@ -217,6 +221,7 @@ impl Command {
             | Self::CheckConfig => with_configuration(file, |it| config::run_check_config(&it)),
             Self::Selftest(selftest) => selftest.run(),
             Self::Demo(demo) => demo.run(),
+            Self::SupportBundle(bundle) => bundle.run(file),
             Self::Token => token::run_token_command(),
             Self::Completions(completions) => completions.run(&mut Arguments::command()),
             Self::Man(man) => man.run(Arguments::command()),

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, io};
@@ -17,7 +18,8 @@ use payrelay::store::{OfflineStore, timeline};
 use serde::Serialize;
 
 use super::exit_code;
-use super::output::{Output, print_error, print_note, print_temporary_error};
+use super::output::{Output, print_error, print_temporary_error};
+use super::progress::{Measure, Progress};
 use super::scratch::{ScratchFolder, ScratchPayrelay, pay_reservation};
 use super::table::show_age;
 
@@ -119,8 +121,16 @@ impl SelftestCommand {
     fn kill_repeatedly(&self, scratch: &ScratchFolder) -> io::Result<Answered> {
         let next = AtomicI64::new(1);
         let mut answered = Answered::new();
-        let mut reported = Instant::now();
-        for round in 1..=self.rounds {
+        let rounds = Arc::new(AtomicU64::new(0));
+        let done = Arc::clone(&rounds);
+        let total = u64::from(self.rounds);
+        let _progress = (!self.json).then(|| {
+            Progress::show("selftest", move || Measure::Count {
+                done: done.load(Relaxed),
+                total,
+            })
+        });
+        for _ in 0..self.rounds {
             let payrelay = ScratchPayrelay::start(scratch)?;
             let address = payrelay.address();
             let stop = AtomicBool::new(false);
@@ -138,14 +148,7 @@ impl SelftestCommand {
                 killed
             });
             killed?;
-            if reported.elapsed() > Duration::from_secs(10) {
-                reported = Instant::now();
-                print_note(&format!(
-                    "selftest: {round} of {}, {} answered",
-                    counted(self.rounds, "round"),
-                    counted(answered.len(), "payment")
-                ));
-            }
+            rounds.fetch_add(1, Relaxed);
         }
         Ok(answered)
     }

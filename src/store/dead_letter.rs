@@ -157,7 +157,7 @@ pub(super) fn insert_dead_event(
 }
 
 /// How many are open, and when the oldest arrived.
-pub(super) fn open_dead_letters(connection: &Connection) -> rusqlite::Result<Waiting> {
+pub fn open_dead_letters(connection: &Connection) -> rusqlite::Result<Waiting> {
     let count = connection
         .prepare_cached("SELECT count(*) FROM dead_letter WHERE state = 'OPEN'")?
         .query_row([], |row| row.get(0))?;

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -296,7 +297,13 @@ fn is_my_disk_good_enough() {
 fn was_there_a_backup() {
     let site = Site::start(&[]);
     assert!(site.run(&["status"]).1.contains("no backup yet"));
-    site.answer(&["backup", "copy.db"]);
+    let (code, _, error) = site.run(&["backup", "copy.db"]);
+    assert_eq!(
+        (code, error.as_str()),
+        (Some(0), ""),
+        "no progress of a short command"
+    );
+    assert_first_screen_names("backup");
     assert!(site.answer(&["status"]).contains("backup "));
     // A copy that exists is never replaced, and the failed attempt is no backup.
     let before: Value = serde_json::from_str(&site.answer(&["status", "--json"])).unwrap();
@@ -533,4 +540,41 @@ fn a_demo_pays_its_own_payrelay_and_no_other() {
     assert!(lines[1].ends_with(" FAILED, 0 without an answer"), "{out}");
     assert!(!lines[1].starts_with("0 COMPLETED"), "{out}");
     assert_eq!(site.client().get("/payments/1").status, 404);
+}
+
+#[test]
+fn a_support_bundle_has_no_payments_and_no_secrets() {
+    let secret = "https://127.0.0.1:1/services/s3cr3t";
+    let site = Site::start(&[("PAYRELAY_SLACK_WEBHOOK_URL", secret)]);
+    pay(&mut site.client(), 424_242_424, [717_171_717]);
+    wait_until("a failure at Slack", LIMIT, || {
+        site.answer(&["channels"]).contains("unavailable")
+    });
+    let (code, out, error) = site.run(&["support-bundle", "bundle.tar"]);
+    assert_eq!(code, Some(0), "{out}{error}");
+    let listed = Command::new("tar")
+        .args(["-xvf", "bundle.tar"])
+        .current_dir(site.dir.path())
+        .output()
+        .expect("tar (package tar)");
+    assert!(listed.status.success(), "{listed:?}");
+    let read = |name: &str| {
+        fs::read_to_string(site.dir.path().join("payrelay").join(name))
+            .unwrap_or_else(|error| panic!("{name}: {error}"))
+    };
+    assert!(read("config.toml").contains("webhook_url = \"***\""));
+    let status: Value = serde_json::from_str(&read("status.json")).unwrap();
+    assert_eq!(status["status"], "degraded", "{status}");
+    assert!(read("doctor.json").contains("a sync takes"));
+    assert!(read("limits.txt").contains("Max open files"));
+    let bundle = fs::read(site.dir.path().join("bundle.tar")).unwrap();
+    let bundle = String::from_utf8(bundle).unwrap();
+    for hidden in ["s3cr3t", "424242424", "717171717"] {
+        assert!(!bundle.contains(hidden), "{hidden} is in it");
+    }
+    assert_eq!(
+        site.run(&["support-bundle", "bundle.tar"]).0,
+        Some(78),
+        "never twice"
+    );
 }
