@@ -60,7 +60,8 @@ impl Verdict {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Check {
     verdict: Verdict,
-    check: String,
+    #[serde(rename = "check")]
+    name: String,
     detail: String,
 }
 
@@ -71,10 +72,10 @@ pub(super) struct Checks {
 }
 
 impl Checks {
-    fn add(&mut self, verdict: Verdict, check: impl Into<String>, detail: impl Into<String>) {
+    fn add(&mut self, verdict: Verdict, name: impl Into<String>, detail: impl Into<String>) {
         self.checks.push(Check {
             verdict,
-            check: check.into(),
+            name: name.into(),
             detail: detail.into(),
         });
     }
@@ -137,7 +138,7 @@ fn print_checks(checks: &Checks, output: &mut Output) {
     for check in &checks.checks {
         table.row([
             check.verdict.word().to_owned(),
-            check.check.clone(),
+            check.name.clone(),
             check.detail.clone(),
         ]);
     }

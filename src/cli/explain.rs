@@ -8,8 +8,8 @@ use super::output::{Output, print_error};
 
 #[derive(Args)]
 pub(super) struct ExplainCommand {
-    /// The word, such as PayrelayKafkaLate, urn:payrelay:problem:conflict, 75 or double-payment;
-    /// without it all words are listed
+    /// The word: an alert, a problem type, an exit code such as 75, or a finding such as
+    /// double-payment; without it all words are listed
     #[arg(value_name = "WORD")]
     word: Option<String>,
 }

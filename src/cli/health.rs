@@ -33,13 +33,11 @@ impl HealthCommand {
         } else {
             "/health/ready"
         };
-        let answer = match connect_local(&load_local(file)?)? {
-            Some(client) => client.get(path).map(|response| response.status),
-            None => {
-                let address =
-                    configuration::load_listen_address(file).map_err(print_config_error)?;
-                ask_address(own_address(address), path)
-            }
+        let answer = if let Some(client) = connect_local(&load_local(file)?)? {
+            client.get(path).map(|response| response.status)
+        } else {
+            let address = configuration::load_listen_address(file).map_err(print_config_error)?;
+            ask_address(own_address(address), path)
         };
         match answer {
             Ok(200) => {

@@ -1,5 +1,6 @@
 //! `payrelay payment`: the timeline of one payment.
 
+use std::fmt::Write as _;
 use std::path::Path;
 
 use clap::Args;
@@ -165,8 +166,9 @@ fn delivered_stage(notification: &Value) -> Stage {
     let attempts = notification["attempts"].as_i64().unwrap_or(0);
     let status = notification["status"].as_str().unwrap_or_default();
     let mut detail = format!("channel {}", show_cell(&notification["channel"]));
+    // Writing into memory cannot fail.
     if attempts > 0 {
-        detail += &format!(", {}", counted(attempts, "attempt"));
+        let _ = write!(detail, ", {}", counted(attempts, "attempt"));
     }
     match status {
         "DEAD" => detail += ", a dead letter",
@@ -176,7 +178,7 @@ fn delivered_stage(notification: &Value) -> Stage {
     if status != "DELIVERED"
         && let Some(error) = notification["last_error"].as_str()
     {
-        detail += &format!(": {error}");
+        let _ = write!(detail, ": {error}");
     }
     Stage {
         name: "delivered",

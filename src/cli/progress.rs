@@ -107,10 +107,10 @@ fn continues_after(time: Duration, stopped: &Receiver<()>) -> bool {
 }
 
 fn draw_bar(what: &'static str, measure: &impl Fn() -> Measure, stopped: &Receiver<()>) {
+    let begun = Instant::now();
     if !continues_after(FIRST, stopped) {
         return;
     }
-    let begun = Instant::now() - FIRST;
     let target = ProgressDrawTarget::stderr();
     let bar = ProgressBar::with_draw_target(Some(0), target).with_message(what);
     // The template is our own, and valid.

@@ -39,9 +39,10 @@ impl ScratchFolder {
             fs::canonicalize(parent)?.join(format!("payrelay-scratch-{}", std::process::id()));
         DirBuilder::new().mode(0o700).create(&path)?;
         let folder = Self { path, keep: false };
+        // A text of JSON is one of TOML.
+        let database = json!(folder.database().to_string_lossy());
         let config = format!(
-            "[http]\nlisten = \"127.0.0.1:0\"\nsocket = {socket:?}\n[database]\npath = {:?}\n",
-            folder.database()
+            "[http]\nlisten = \"127.0.0.1:0\"\nsocket = {socket:?}\n[database]\npath = {database}\n"
         );
         fs::write(folder.config(), config)?;
         Ok(folder)
@@ -98,24 +99,22 @@ impl ScratchPayrelay {
             .stderr(Stdio::piped())
             .spawn()?;
         let (found, address) = bounded(1);
-        let lines = Arc::default();
+        let lines: Arc<Mutex<VecDeque<String>>> = Arc::default();
         if let Some(stderr) = process.stderr.take() {
             let lines = Arc::clone(&lines);
             thread::Builder::new().spawn(move || read_log(stderr, &found, &lines))?;
         }
-        match address.recv_timeout(START_TIMEOUT) {
-            Ok(address) => Ok(Self { process, address }),
-            Err(_) => {
-                let _ = process.kill();
-                let _ = process.wait();
-                let lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
-                let lines: Vec<_> = lines.iter().map(String::as_str).collect();
-                Err(io::Error::other(format!(
-                    "the scratch payrelay did not start: {}",
-                    lines.join("; ")
-                )))
-            }
+        if let Ok(address) = address.recv_timeout(START_TIMEOUT) {
+            return Ok(Self { process, address });
         }
+        let _ = process.kill();
+        let _ = process.wait();
+        let lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines: Vec<_> = lines.iter().map(String::as_str).collect();
+        Err(io::Error::other(format!(
+            "the scratch payrelay did not start: {}",
+            lines.join("; ")
+        )))
     }
 
     pub(super) fn address(&self) -> SocketAddr {

@@ -102,11 +102,11 @@ impl ServiceStartError {
                 io::ErrorKind::PermissionDenied => Cause::NotAllowed,
                 _ => Cause::Configuration,
             },
-            Self::Socket { source, .. } => match source {
-                LocalSocketError::InUse => Cause::Temporary,
-                _ => Cause::Configuration,
-            },
-            Self::Store(StoreError::Busy | StoreError::Closed | StoreError::Failed(_))
+            Self::Socket {
+                source: LocalSocketError::InUse,
+                ..
+            }
+            | Self::Store(StoreError::Busy | StoreError::Closed | StoreError::Failed(_))
             | Self::Spawn(_) => Cause::Temporary,
             _ => Cause::Configuration,
         }
