@@ -18,6 +18,7 @@ use super::payment::show_when;
 use super::state::{State, load_local};
 use super::status::show_oldest;
 use super::table::{Align, Table, show_cell};
+use super::watch::Watch;
 
 #[derive(Subcommand)]
 pub(super) enum ChannelsCommand {
@@ -43,6 +44,8 @@ pub(super) enum ChannelsCommand {
 
 #[derive(Args, Default)]
 pub(super) struct ChannelsList {
+    #[command(flatten)]
+    watch: Watch,
     /// Prints a JSON object a line
     #[arg(long)]
     json: bool,
@@ -50,13 +53,13 @@ pub(super) struct ChannelsList {
 
 impl ChannelsList {
     pub(super) fn run(&self, file: Option<&Path>) -> u8 {
-        self.show(file).unwrap_or_else(|code| code)
+        self.watch
+            .repeat(self.json, |output| self.show(file, output))
     }
 
-    fn show(&self, file: Option<&Path>) -> Result<u8, u8> {
+    fn show(&self, file: Option<&Path>, output: &mut Output) -> Result<u8, u8> {
         let state = State::open(file)?;
         let channels = state.list("/admin/channels", "channels", channels_of_file)?;
-        let mut output = Output::default();
         let mut table = Table::new(&[
             ("channel", Align::Left),
             ("state", Align::Left),
@@ -84,8 +87,8 @@ impl ChannelsList {
                 channel["error"].as_str().unwrap_or_default().to_owned(),
             ]);
         }
-        table.print(&mut output);
-        Ok(output.exit_code(exit_code::OK))
+        table.print(output);
+        Ok(exit_code::OK)
     }
 }
 

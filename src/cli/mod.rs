@@ -31,6 +31,7 @@ mod support_bundle;
 mod table;
 mod token;
 mod topic;
+mod watch;
 
 use std::path::{Path, PathBuf};
 

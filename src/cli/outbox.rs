@@ -14,6 +14,7 @@ use super::output::{Output, output_line, print_note, print_open_error, print_tem
 use super::payment::show_when;
 use super::state::{State, connect_local, found_in_response, load_local, to_json};
 use super::table::{Align, Table, show_cell};
+use super::watch::Watch;
 
 #[derive(Subcommand)]
 pub(super) enum OutboxCommand {
@@ -38,6 +39,8 @@ pub(super) struct OutboxList {
     #[arg(long, value_name = "ID", default_value_t = 0)]
     #[arg(value_parser = clap::value_parser!(i64).range(0..))]
     after: i64,
+    #[command(flatten)]
+    watch: Watch,
     /// Prints a JSON object a line
     #[arg(long)]
     json: bool,
@@ -55,6 +58,7 @@ impl Default for OutboxList {
             state: OutboxState::Init,
             limit: 50,
             after: 0,
+            watch: Watch::default(),
             json: false,
         }
     }
@@ -72,10 +76,11 @@ impl OutboxCommand {
 
 impl OutboxList {
     pub(super) fn run(&self, file: Option<&Path>) -> u8 {
-        self.show(file).unwrap_or_else(|code| code)
+        self.watch
+            .repeat(self.json, |output| self.show(file, output))
     }
 
-    fn show(&self, file: Option<&Path>) -> Result<u8, u8> {
+    fn show(&self, file: Option<&Path>, output: &mut Output) -> Result<u8, u8> {
         let state = State::open(file)?;
         let name = match self.state {
             OutboxState::Init => "init",
@@ -88,7 +93,6 @@ impl OutboxList {
         let page = state
             .get(&path, |database| self.read(database).map(Some))?
             .unwrap_or_default();
-        let mut output = Output::default();
         let mut table = Table::new(&[
             ("event", Align::Left),
             ("payment", Align::Right),
@@ -113,7 +117,7 @@ impl OutboxList {
                 event["rejection"].as_str().unwrap_or(&why).to_owned(),
             ]);
         }
-        table.print(&mut output);
+        table.print(output);
         let last = events.and_then(|events| events.last());
         match last.map(|last| &last["outbox_id"]) {
             None => print_note("no events"),
@@ -122,7 +126,7 @@ impl OutboxList {
             }
             Some(_) => {}
         }
-        Ok(output.exit_code(exit_code::OK))
+        Ok(exit_code::OK)
     }
 
     /// A page as the API has it.

@@ -18,13 +18,12 @@ use super::state::{State, load_local, to_json};
 use super::table::{
     Align, Table, color_state, escape_controls, show_age, show_age_of, show_bytes, show_cell,
 };
+use super::watch::Watch;
 
 #[derive(Args)]
 pub(super) struct StatusCommand {
-    /// Repeats until it is interrupted, every 2 s or after this many seconds
-    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2")]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    watch: Option<u64>,
+    #[command(flatten)]
+    watch: Watch,
     /// Prints one JSON object
     #[arg(long)]
     json: bool,
@@ -35,18 +34,8 @@ const NOT_RUNNING: &str = "not running";
 
 impl StatusCommand {
     pub(super) fn run(&self, file: Option<&Path>) -> u8 {
-        let mut output = Output::default();
-        loop {
-            let shown = self.show(file, &mut output);
-            let (Ok(code) | Err(code)) = shown;
-            let Some(seconds) = self.watch else {
-                return output.exit_code(code);
-            };
-            let _ = crossbeam_channel::after(Duration::from_secs(seconds)).recv();
-            if !output.is_open() || !self.json && !output.next_screen() {
-                return output.exit_code(code);
-            }
-        }
+        self.watch
+            .repeat(self.json, |output| self.show(file, output))
     }
 
     fn show(&self, file: Option<&Path>, output: &mut Output) -> Result<u8, u8> {
@@ -241,9 +230,10 @@ impl<'a> StatusScreen<'a> {
                 show_age_of(&letters["oldest_at"], self.now)
             ),
         };
-        let backup = match &self.overview["last_backup"] {
-            Value::Null => "no backup yet".to_owned(),
-            backup => format!("backup {} ago", show_age_of(&backup["ended_at"], self.now)),
+        let backup = match self.overview.get("last_backup") {
+            None => "backup unknown".to_owned(),
+            Some(Value::Null) => "no backup yet".to_owned(),
+            Some(backup) => format!("backup {} ago", show_age_of(&backup["ended_at"], self.now)),
         };
         format!(
             "disk {} free · file {}, WAL {} · {letters} · {backup}",

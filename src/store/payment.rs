@@ -61,7 +61,7 @@ pub fn last_payment_id(connection: &Connection) -> SqlResult<i64> {
 /// When the last payment was executed.
 pub fn last_payment_time(connection: &Connection) -> SqlResult<Option<Timestamp>> {
     connection
-        .prepare_cached("SELECT executed_at FROM payment ORDER BY id DESC LIMIT 1")?
+        .prepare_cached("SELECT executed_at FROM payment WHERE id = (SELECT max(id) FROM payment)")?
         .query_row([], |row| row.get(0).map(Timestamp::from_micros))
         .optional()
 }

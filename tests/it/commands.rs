@@ -9,6 +9,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
+use testkit::child::without_configuration;
 use testkit::http::{Client, pay};
 use testkit::process::{Options, Payrelay, run_command};
 use testkit::slack::{Answer, FakeSlack};
@@ -130,6 +131,39 @@ fn is_it_healthy() {
         run_command(site.dir.path(), &listen, &["health"]).0,
         Some(1)
     );
+}
+
+#[test]
+fn a_status_names_a_database_that_fails() {
+    let site = Site::start(&[]);
+    pay(&mut site.client(), 42, [1001]);
+    site.wait_for_delivery(1);
+    let database = site.dir.path().join("payrelay.db");
+    fs::rename(&database, site.dir.path().join("moved.db")).unwrap();
+    wait_until("the status of the database", LIMIT, || {
+        let (code, out, _) = site.run(&["status"]);
+        code == Some(75) && out.contains("database: UNAVAILABLE for ")
+    });
+    let out = site.run(&["status"]).1;
+    assert!(out.contains("it was moved or removed"), "{out}");
+}
+
+#[test]
+fn a_status_that_watches_prints_again() {
+    let site = Site::start(&[]);
+    let log = fs::File::create(site.dir.path().join("out")).unwrap();
+    let mut child = without_configuration(&mut Command::new(testkit::paths::binary()))
+        .args(["status", "--watch", "1"])
+        .current_dir(site.dir.path())
+        .stdout(log)
+        .spawn()
+        .unwrap();
+    wait_until("the second answer", LIMIT, || {
+        let out = fs::read_to_string(site.dir.path().join("out")).unwrap();
+        out.matches("payrelay ").count() > 1
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[test]

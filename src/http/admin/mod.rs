@@ -165,7 +165,7 @@ impl App {
                 self.resolve_dead_letters(client, resolution, reason).await
             }
             AdminRoute::Outbox(page) => self.list_outbox(page).await,
-            AdminRoute::Overview => self.overview().await,
+            AdminRoute::Overview => Ok(self.overview().await),
             AdminRoute::ResumeRelay => self.admin_resume_relay(client).await,
             AdminRoute::WakeRelay => self.admin_wake_relay(client).await,
             AdminRoute::Topic => self.admin_topic().await,
