@@ -328,6 +328,48 @@ fn is_my_disk_good_enough() {
 }
 
 #[test]
+fn rejected_events_and_the_lag_of_the_topic_are_listed() {
+    let mut site = Site::start(&[]);
+    pay(&mut site.client(), 42, [1001, 1002]);
+    site.wait_for_delivery(2);
+    let rows = "UPDATE outbox SET status = 'REJECTED', rejection = 'too large', \
+            published_at = NULL WHERE id = 2;
+        INSERT INTO dead_letter (outbox_id, payment_id, reason, received_at) \
+            VALUES (2, 2, 'too large', 1);
+        INSERT INTO topic_partition (topic, topic_id, \"partition\", published_to, consumed_to) \
+            VALUES ('payment-event', zeroblob(16), 4, 10, 7);";
+    site.database().execute_batch(rows).unwrap();
+    let running = [
+        site.answer(&["outbox", "list", "--state", "rejected", "--json"]),
+        site.answer(&["topic"]),
+        site.answer(&["topic", "--json"]),
+    ];
+    let [rejected, topic, _] = &running;
+    let rejected = json_lines(rejected);
+    assert_eq!(
+        (
+            rejected.len(),
+            &rejected[0]["payment_id"],
+            &rejected[0]["rejection"]
+        ),
+        (1, &json!(2), &json!("too large"))
+    );
+    let cells: Vec<_> = topic.lines().last().unwrap().split_whitespace().collect();
+    assert_eq!(cells, ["4", "10", "7", "3", "0", "0", "0"], "{topic}");
+    assert!(site.payrelay.terminate().success());
+    let stopped = [
+        site.answer(&["outbox", "list", "--state", "rejected", "--json"]),
+        site.answer(&["topic"]),
+        site.answer(&["topic", "--json"]),
+    ];
+    assert_eq!(stopped, running, "the file knows the same");
+    // What read the file is in no start's way.
+    let mut again = Payrelay::start(Options::new(site.dir.path(), &[]));
+    assert_eq!(site.run(&["outbox", "--color", "never"]).0, Some(0));
+    assert!(again.terminate().success());
+}
+
+#[test]
 fn was_there_a_backup() {
     let site = Site::start(&[]);
     assert!(site.run(&["status"]).1.contains("no backup yet"));

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use testkit::child::without_configuration;
-use testkit::http::{ask_local, payment};
+use testkit::http::{Client, ask_local, payment};
 use testkit::process::{Options, Payrelay, run_command};
 use testkit::wait_until;
 
@@ -34,9 +35,7 @@ fn a_client_of_the_local_socket_has_admin_access_without_a_token() {
     let payrelay = start(dir.path(), &[]);
     let path = socket(dir.path());
     assert_eq!(
-        testkit::http::Client::connect(payrelay.addr())
-            .get("/payments/1")
-            .status,
+        Client::connect(payrelay.addr()).get("/payments/1").status,
         401
     );
     let keyed = "Idempotency-Key: a\r\n";
@@ -155,4 +154,26 @@ fn no_token_has_the_name_of_the_local_clients() {
         code == Some(78) && error.contains("clients of the local socket have this name"),
         "{error}"
     );
+}
+
+#[test]
+fn a_flood_of_the_network_leaves_the_local_socket_free() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = [
+        ("PAYRELAY_HTTP_CONNECTIONS_MAX", "1"),
+        ("PAYRELAY_HTTP_CLIENT_CONNECTIONS_MAX", "1"),
+        ("PAYRELAY_HTTP_CLIENT_REQUESTS_PER_SECOND", "1"),
+    ];
+    let payrelay = start(dir.path(), &limits);
+    let mut only = Client::connect(payrelay.addr());
+    assert_eq!(only.get("/").status, 200);
+    assert_eq!(only.get("/").status, 429, "the network has its limit");
+    let silent: Vec<_> = (0..20)
+        .map(|_| UnixStream::connect(socket(dir.path())).unwrap())
+        .collect();
+    for _ in 0..20 {
+        let answer = ask_local(&socket(dir.path()), "GET /admin/overview", "", "");
+        assert_eq!(answer.status, 200);
+    }
+    drop(silent);
 }
