@@ -9,11 +9,12 @@ use std::path::Path;
 
 use clap::Args;
 use payrelay::config::{Config, LocalConfig};
+use payrelay::domain::node_id::NodeId;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::runtime::plural::counted;
 use payrelay::service;
 use payrelay::store::local_socket::database_lock_holder;
-use payrelay::store::{FileSizes, OfflineStore, payment};
+use payrelay::store::{FileSizes, OfflineStore, OpenError, payment};
 use serde::Serialize;
 
 use super::output::Output;
@@ -111,7 +112,7 @@ pub(super) fn run_checks(file: Option<&Path>, disk_seconds: u64) -> Result<Check
     let local = load_local(file)?;
     let mut checks = Checks::default();
     let config = check_configuration(&mut checks, file);
-    check_database(&mut checks, &local);
+    let node = check_database(&mut checks, &local);
     check_socket(&mut checks, &local);
     let folder = match local.database.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -123,7 +124,7 @@ pub(super) fn run_checks(file: Option<&Path>, disk_seconds: u64) -> Result<Check
     }
     machine::check_other_processes(&mut checks, &local.database);
     if let Some(config) = config {
-        network::check_kafka(&mut checks, &config);
+        network::check_kafka(&mut checks, &config, node.as_ref());
         network::check_slack(&mut checks, &config.slack);
     }
     Ok(checks)
@@ -175,10 +176,19 @@ fn one_line(error: &impl ToString) -> String {
     lines.join(" ")
 }
 
-fn check_database(checks: &mut Checks, local: &LocalConfig) {
+/// Returns the node of the database.
+fn check_database(checks: &mut Checks, local: &LocalConfig) -> Option<NodeId> {
     let database = match OfflineStore::open_to_read(&local.database) {
         Ok(database) => database,
-        Err(error) => return checks.add(Verdict::Fail, "database", one_line(&error)),
+        Err(OpenError::NoDatabase(path)) => {
+            let detail = format!("{path} does not exist yet: a start creates it");
+            checks.add(Verdict::Note, "database", detail);
+            return None;
+        }
+        Err(error) => {
+            checks.add(Verdict::Fail, "database", one_line(&error));
+            return None;
+        }
     };
     let sizes = FileSizes::of_database(&local.database);
     let holder = match database_lock_holder(&local.database) {
@@ -194,6 +204,7 @@ fn check_database(checks: &mut Checks, local: &LocalConfig) {
     );
     checks.add(Verdict::Ok, "database", detail);
     check_clock(checks, &database);
+    Some(database.node().clone())
 }
 
 /// A clock that was set back shows by a payment from the future.

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use testkit::child::without_configuration;
 use testkit::http::{Client, pay};
+use testkit::kafka::Broker;
 use testkit::process::{Options, Payrelay, run_command};
 use testkit::slack::{Answer, FakeSlack};
 use testkit::wait_until;
@@ -325,6 +326,40 @@ fn is_my_disk_good_enough() {
     assert_eq!(verdict("other processes"), Some(json!("note")), "{report}");
     assert_eq!(verdict("disk"), None, "{report}");
     drop(database);
+}
+
+#[test]
+fn a_doctor_looks_at_the_topic() {
+    let broker = Broker::start("4.4.0");
+    let servers = broker.bootstrap();
+    let env = [
+        ("PAYRELAY_PUBLISHER_KIND", "kafka"),
+        ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", servers.as_str()),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let examine = |line: &str| {
+        let args = ["doctor", "--disk-seconds", "0"];
+        let (_, out, error) = run_command(dir.path(), &env, &args);
+        assert!(out.contains(line), "{line} is missing from {out}{error}");
+    };
+    examine("payment-event does not exist yet");
+    let payrelay = Payrelay::start(Options::new(dir.path(), &env));
+    pay(&mut Client::connect(payrelay.addr()), 42, [1001]);
+    wait_until("the delivery", LIMIT, || {
+        let payment = Client::connect(payrelay.addr()).get("/payments/1").json();
+        payment["notification"]["status"] == "DELIVERED"
+    });
+    examine("rights to read and write");
+    let (_, payment, _) = run_command(dir.path(), &env, &["payment", "1"]);
+    assert!(
+        payment.contains("partition ") && payment.contains("offset 0"),
+        "{payment}"
+    );
+    let (code, topic, _) = run_command(dir.path(), &env, &["topic"]);
+    assert!(
+        code == Some(0) && topic.starts_with("topic payment-event\n"),
+        "{topic}"
+    );
 }
 
 #[test]
