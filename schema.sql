@@ -225,6 +225,7 @@ CREATE TABLE dead_letter_action (
     dead_letter_id INTEGER NOT NULL REFERENCES dead_letter (id),
     action         TEXT    NOT NULL CHECK (action IN ('replay', 'discard')),
     origin         TEXT    NOT NULL, -- 'http, token NAME' or 'local user NAME'
+    reason         TEXT, -- why, in the operator's words
     outcome        TEXT    NOT NULL,
     acted_at       INTEGER NOT NULL
 ) STRICT;
@@ -234,7 +235,21 @@ CREATE INDEX dead_letter_action_letter ON dead_letter_action (dead_letter_id);
 -- The actions of operators on the relay.
 CREATE TABLE relay_action (
     id       INTEGER PRIMARY KEY,
-    action   TEXT    NOT NULL CHECK (action IN ('resume')),
+    action   TEXT    NOT NULL CHECK (action IN ('resume', 'wake')),
     origin   TEXT    NOT NULL, -- 'http, token NAME' or 'local user NAME'
     acted_at INTEGER NOT NULL
 ) STRICT;
+
+-- What a fenced relay looks for.
+CREATE INDEX relay_action_resume ON relay_action (id) WHERE action = 'resume';
+
+-- The commands that an operator must not forget.
+CREATE TABLE operation (
+    id        INTEGER PRIMARY KEY,
+    operation TEXT    NOT NULL CHECK (operation IN ('backup')),
+    outcome   TEXT    NOT NULL CHECK (outcome IN ('ok', 'failed')),
+    origin    TEXT    NOT NULL, -- 'local user NAME'
+    ended_at  INTEGER NOT NULL
+) STRICT;
+
+CREATE INDEX operation_last ON operation (operation, outcome, id);

@@ -1,5 +1,6 @@
 //! How many durable payments a second, and how long each takes: by connections, and against three
 //! baselines.
+#![expect(clippy::cast_precision_loss, reason = "figures are small")]
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -16,7 +16,7 @@ use crate::runtime::error_log::ErrorLog;
 use crate::runtime::metrics::{MetricTotals, Metrics};
 use crate::runtime::worker::{Stop, Waker};
 use crate::store::backlog::{Backlog, BacklogCounter};
-use crate::store::{Store, StoreError};
+use crate::store::{FileSizes, Store, StoreError, payment};
 
 /// How often it samples without a request.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -40,6 +40,10 @@ pub struct Sample {
     pub backlog: Backlog,
     /// The totals of the process.
     pub totals: MetricTotals,
+    /// The last id of a payment that was given: it grows by one with each.
+    pub last_payment_id: i64,
+    /// The files of the database.
+    pub files: FileSizes,
 }
 
 /// The numbers of a sample that are kept for an hour.
@@ -49,6 +53,8 @@ pub struct Point {
     pub at: Timestamp,
     /// The totals of the process.
     pub totals: MetricTotals,
+    /// The last id of a payment that was given.
+    pub last_payment_id: i64,
     /// INIT events.
     pub unpublished: i64,
     /// PUBLISHED events without a delivery.
@@ -164,11 +170,18 @@ impl Sampler {
     fn try_sample(&mut self) -> Result<(), StoreError> {
         let at = Timestamp::now();
         let counter = &mut self.counter;
-        let backlog = self.store.read(|connection| counter.count(connection))?;
+        let (backlog, last_payment_id) = self.store.read(|connection| {
+            Ok((
+                counter.count(connection)?,
+                payment::last_payment_id(connection)?,
+            ))
+        })?;
         let sample = Sample {
             at,
             backlog,
             totals: self.metrics.totals(),
+            last_payment_id,
+            files: FileSizes::of_database(self.store.path()),
         };
         let mut history = self.samples.lock();
         history.latest = Some(Arc::new(sample));
@@ -185,6 +198,8 @@ impl Sampler {
             at,
             ref backlog,
             totals,
+            last_payment_id,
+            ..
         } = *sample;
         if history.points.len() == HISTORY {
             history.points.pop_front();
@@ -192,6 +207,7 @@ impl Sampler {
         history.points.push_back(Point {
             at,
             totals,
+            last_payment_id,
             unpublished: backlog.unpublished.count,
             unconsumed: backlog.unconsumed.count,
             undelivered: backlog.undelivered().count,

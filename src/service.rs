@@ -1,17 +1,23 @@
 //! The composition root: every channel and every thread, in the order in which they start, and the
 //! order in which they stop.
 
+mod start_error;
+
 use std::io;
-use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
+pub use self::start_error::{Cause, ServiceStartError};
+
 use crate::config::{self, Config, Problems, PublisherKind};
 use crate::domain::timestamp::Timestamp;
-use crate::http::{self, App, AppContext, Authenticator, BoundSocket, LastTokenRemoved, TokenDiff};
+use crate::http::{
+    self, App, AppContext, Authenticator, BoundSocket, LastTokenRemoved, LocalListener,
+    LocalSocket, TokenDiff,
+};
 use crate::kafka;
 use crate::kafka::consumer::Consumer;
 use crate::kafka::publisher::{self, KafkaPublisher};
@@ -28,10 +34,9 @@ use crate::sampler::{Sampler, Samples};
 use crate::scheduler::{self, Scheduler};
 use crate::slack::channel::{self, SlackChannel};
 use crate::slack::notifier::{self, Notifier};
-use crate::slack::webhook::SlackConfigError;
 use crate::store::channel_sink::{self, ChannelSink};
 use crate::store::unconsumed::{self, UnconsumedPage};
-use crate::store::{OpenError, Store, StoreError, delivery, route, topic};
+use crate::store::{Store, StoreError, delivery, local_socket, route, topic};
 
 /// The longest duration of a stop.
 pub const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -40,97 +45,6 @@ pub const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// checkpointer, disk, relay, consumer, scheduler, sampler, one of r2d2, and two that resolve names
 /// for Kafka.
 const OTHER_THREADS: usize = 11;
-
-/// Why the service did not start. Each says what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum ServiceStartError {
-    /// The database cannot be used.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    /// The address cannot be used.
-    #[error("http.listen {address}: {source}; {}", listen_advice(source))]
-    Listen {
-        /// As configured.
-        address: SocketAddr,
-        /// The error of the operating system.
-        source: io::Error,
-    },
-    /// A channel's configuration cannot be used.
-    #[error(transparent)]
-    Slack(#[from] SlackConfigError),
-    /// Keys of the configuration cannot be used.
-    #[error(transparent)]
-    Config(#[from] Problems),
-    /// A channel had a webhook, and has none now.
-    #[error(
-        "slack: {} waiting for the channel {channel}, which had a webhook and has none \
-            now: set its webhook_url again, or set slack.sink = \"log\" to have them written to \
-            the log",
-        counted(*count, "payment")
-    )]
-    WebhookGone {
-        /// The channel.
-        channel: String,
-        /// How many payments wait.
-        count: i64,
-    },
-    /// The database opened, and then failed.
-    #[error("database.path: {0}")]
-    Store(#[from] StoreError),
-    /// A thread or a runtime could not be started.
-    #[error("the operating system starts no further thread: {0}")]
-    Spawn(#[from] io::Error),
-}
-
-/// What kind of reason there is for a start that failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
-    /// It may pass by itself: a port or a database that is in use, too many threads.
-    Temporary,
-    /// The operating system does not allow it.
-    NotAllowed,
-    /// An operator has to change something.
-    Configuration,
-}
-
-fn listen_advice(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => {
-            "ports below 1024 need a right of their own: set a port from 1024 on"
-        }
-        io::ErrorKind::AddrNotAvailable => "this machine does not have the address: set another",
-        _ => "is another process listening there? Set another address",
-    }
-}
-
-impl ServiceStartError {
-    /// Names the file of the configuration, if the error is about its keys.
-    #[must_use]
-    pub fn in_file(self, file: Option<&Path>) -> Self {
-        match self {
-            Self::Config(problems) => Self::Config(problems.in_file(file)),
-            // Not a matter of the configuration.
-            Self::Slack(SlackConfigError::Thread(_)) => self,
-            Self::Slack(error) => Self::Config(Problems::single(error.to_string()).in_file(file)),
-            other => other,
-        }
-    }
-
-    /// Whether it may pass.
-    pub fn cause(&self) -> Cause {
-        match self {
-            Self::Open(error) if error.is_temporary() => Cause::Temporary,
-            Self::Listen { source, .. } => match source.kind() {
-                io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable => Cause::Temporary,
-                io::ErrorKind::PermissionDenied => Cause::NotAllowed,
-                _ => Cause::Configuration,
-            },
-            Self::Store(StoreError::Busy | StoreError::Closed | StoreError::Failed(_))
-            | Self::Spawn(_) => Cause::Temporary,
-            _ => Cause::Configuration,
-        }
-    }
-}
 
 /// All threads of a running payrelay.
 pub struct Service {
@@ -153,6 +67,8 @@ impl Service {
         };
         let socket = BoundSocket::bind(config.http.listen).map_err(listen_error)?;
         let stopped = Store::open(&config.database, config.node.id.as_ref())?;
+        // Under the lock of the database: no other process of it serves this socket.
+        let local = bind_local_socket(config)?;
         let (exited, exits) = unbounded();
         let (store, store_workers) = stopped.start(&exited)?;
         let topic = match config.publisher.kind {
@@ -176,7 +92,15 @@ impl Service {
         // From here on connections are accepted: everything that they need is recovered.
         let address = socket.address();
         let listener = socket.listen().map_err(listen_error)?;
-        let (users, authenticator) = spawner.spawn(channels, listener)?;
+        let local_path = local.as_ref().map(|local| local.path().to_owned());
+        let listeners = ServiceListeners {
+            network: listener,
+            local: local.map(LocalSocket::listen).transpose()?,
+        };
+        let (users, authenticator) = spawner.spawn(channels, listeners)?;
+        if let Some(path) = local_path {
+            log::info!("local socket {}", path.display());
+        }
         log::info!("listening on http://{address}");
         Ok(Self {
             users,
@@ -213,6 +137,7 @@ fn preflight_service(config: &Config) -> Result<Vec<SlackChannel>, ServiceStartE
     let channel_threads = 2 * (1 + config.slack.routes.len());
     ensure_worker_capacity(OTHER_THREADS + config.database.readers.get() + channel_threads)?;
     let channels = SlackChannel::all(config)?;
+    check_service_socket(config)?;
     check_service_kafka(config)?;
     channel::warn_of_channel_risks(&config.slack);
     let security = &config.kafka.security;
@@ -228,8 +153,33 @@ fn preflight_service(config: &Config) -> Result<Vec<SlackChannel>, ServiceStartE
 /// Finds the problems of a configuration, without starting anything.
 pub fn check_service_config(config: &Config) -> Result<(), ServiceStartError> {
     SlackChannel::all(config)?;
+    check_service_socket(config)?;
     check_service_kafka(config)?;
     Ok(())
+}
+
+/// Refuses a path that no socket can have.
+fn check_service_socket(config: &Config) -> Result<(), ServiceStartError> {
+    // Where the folder of the database is missing, opening it says so.
+    if let Ok(Some(path)) =
+        local_socket::local_socket_path(&config.http.socket, &config.database.path)
+    {
+        http::check_local_socket_path(&path)
+            .map_err(|source| ServiceStartError::Socket { path, source })?;
+    }
+    Ok(())
+}
+
+/// Binds the local socket, unless it is off.
+fn bind_local_socket(config: &Config) -> Result<Option<LocalSocket>, ServiceStartError> {
+    let path = local_socket::local_socket_path(&config.http.socket, &config.database.path)?;
+    let Some(path) = path else {
+        return Ok(None);
+    };
+    let bound = LocalSocket::bind(&path);
+    bound
+        .map(Some)
+        .map_err(|source| ServiceStartError::Socket { path, source })
 }
 
 /// Checks the files that connections to Kafka need.
@@ -320,6 +270,12 @@ struct ServiceSpawner<'a> {
     components: Vec<(String, HealthHandle)>,
 }
 
+/// The sockets of the HTTP server.
+struct ServiceListeners {
+    network: TcpListener,
+    local: Option<LocalListener>,
+}
+
 /// The threads of the channels.
 struct Notifiers {
     workers: Vec<Worker>,
@@ -331,7 +287,7 @@ impl ServiceSpawner<'_> {
     fn spawn(
         &mut self,
         channels: Vec<SlackChannel>,
-        listener: TcpListener,
+        listeners: ServiceListeners,
     ) -> Result<(Vec<Worker>, Arc<Authenticator>), ServiceStartError> {
         let (relay_waker, relay_woken) = Waker::new();
         let publisher_health = self.component("publisher".to_owned());
@@ -366,7 +322,7 @@ impl ServiceSpawner<'_> {
             metrics: self.metrics.clone(),
             warnings: self.warnings.clone(),
         });
-        let http = http::spawn_server(listener, app, &self.exited)?;
+        let http = http::spawn_server(listeners.network, listeners.local, app, &self.exited)?;
         let mut workers = vec![http, sampler, scheduler, relay];
         workers.extend(notifiers);
         workers.extend(consumer);

@@ -6,6 +6,7 @@ use payrelay::config::LoadedConfig;
 
 use super::exit_code;
 use super::output::{Output, print_config_error, print_error, print_open_error};
+use super::progress::{Measure, Progress};
 
 #[derive(Args)]
 pub(super) struct AuditCommand {
@@ -26,7 +27,10 @@ impl AuditCommand {
             file_only: self.file_only,
             limit: self.limit,
         };
-        let report = match audit::run_audit(&loaded.config, options) {
+        let progress = (!self.json).then(|| Progress::show("audit", || Measure::Time));
+        let report = audit::run_audit(&loaded.config, options);
+        drop(progress);
+        let report = match report {
             Ok(report) => report,
             Err(AuditError::Open(error)) => return print_open_error(&error),
             Err(AuditError::Config(problems)) => {

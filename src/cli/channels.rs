@@ -1,28 +1,29 @@
-//! `payrelay channels`: lists the channels, and controls the notifiers of a running payrelay, both
-//! through the database.
+//! `payrelay channels`: lists the channels, and controls the notifiers of a running payrelay
+//! through its database.
 
-use std::fmt::Write as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use clap::Subcommand;
-use payrelay::config::{Config, DEFAULT_CHANNEL, Sink};
+use clap::{Args, Subcommand};
 use payrelay::domain::timestamp::Timestamp;
-use payrelay::runtime::plural::counted;
-use payrelay::slack::channel::channel_webhooks;
 use payrelay::store::backlog::BacklogCounter;
 use payrelay::store::channel_action::{self, ChannelAction};
 use payrelay::store::{OfflineStore, StoreError, channel_sink};
+use serde_json::{Value, json};
 
+use super::exit_code;
 use super::local_user::local_user_origin;
 use super::output::{Output, print_error, print_open_error, print_temporary_error};
-use super::{exit_code, run_command_with_database};
+use super::payment::show_when;
+use super::state::{State, load_local};
+use super::status::show_oldest;
+use super::table::{Align, Table, show_cell};
+use super::watch::Watch;
 
 #[derive(Subcommand)]
 pub(super) enum ChannelsCommand {
-    /// Prints each channel: where it posts, how many payments wait, and the error of the oldest.
-    /// Also while payrelay does not run. Whether a channel is paused is not in the database: GET
-    /// /admin/channels of a running payrelay shows it
-    List,
+    /// Prints each channel: its state and since when, how many payments wait, and why; the default
+    List(ChannelsList),
     /// Lets a channel try now, also while it is paused; payrelay must run
     Resume {
         /// Its name: default, or that of a route
@@ -41,6 +42,83 @@ pub(super) enum ChannelsCommand {
     },
 }
 
+#[derive(Args, Default)]
+pub(super) struct ChannelsList {
+    #[command(flatten)]
+    watch: Watch,
+    /// Prints a JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+impl ChannelsList {
+    pub(super) fn run(&self, file: Option<&Path>) -> u8 {
+        self.watch
+            .repeat(self.json, |output| self.show(file, output))
+    }
+
+    fn show(&self, file: Option<&Path>, output: &mut Output) -> Result<u8, u8> {
+        let state = State::open(file)?;
+        let channels = state.list("/admin/channels", "channels", channels_of_file)?;
+        let mut table = Table::new(&[
+            ("channel", Align::Left),
+            ("state", Align::Left),
+            ("since", Align::Right),
+            ("waiting", Align::Right),
+            ("oldest", Align::Right),
+            ("why", Align::Left),
+        ]);
+        for channel in &channels {
+            if self.json {
+                output.json(channel);
+                continue;
+            }
+            let waits = channel["waiting"].as_i64().is_some_and(|count| count > 0);
+            table.row([
+                show_cell(&channel["name"]),
+                show_cell(&channel["state"]),
+                show_when(&channel["since"]),
+                show_cell(&channel["waiting"]),
+                if waits {
+                    show_oldest(channel)
+                } else {
+                    "-".to_owned()
+                },
+                channel["error"].as_str().unwrap_or_default().to_owned(),
+            ]);
+        }
+        table.print(output);
+        Ok(exit_code::OK)
+    }
+}
+
+/// The channels of the last start, and those that still have payments. Their states are not in the
+/// file; the error is that of the oldest payment.
+fn channels_of_file(database: &OfflineStore) -> Result<Vec<Value>, StoreError> {
+    let mut names = database.read(channel_sink::channel_names)?;
+    for (name, _) in database.read(channel_sink::waiting_by_channel)? {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let mut counter = BacklogCounter::new(&names);
+    let backlog = database.read(|connection| counter.count(connection))?;
+    let now = Timestamp::now();
+    let mut channels = Vec::new();
+    for (name, waiting) in names.iter().zip(&backlog.channels) {
+        let error = database.read(|tx| channel_sink::last_channel_error(tx, name))?;
+        channels.push(json!({
+            "name": name,
+            "state": null,
+            "since": null,
+            "error": error,
+            "waiting": waiting.count,
+            "oldest_waiting_s": waiting.age(now).as_secs(),
+        }));
+    }
+    Ok(channels)
+}
+
 /// How long a running payrelay has to see the request.
 const OUTCOME_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -48,24 +126,28 @@ const OUTCOME_TIMEOUT: Duration = Duration::from_secs(5);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 impl ChannelsCommand {
-    pub(super) fn run(&self, config: &Config) -> u8 {
+    pub(super) fn run(&self, file: Option<&Path>) -> u8 {
         let (name, action) = match self {
-            Self::List => {
-                return run_command_with_database(config, |database| {
-                    Self::list(config, &database).unwrap_or_else(print_temporary_error)
-                });
-            }
+            Self::List(list) => return list.run(file),
             Self::Resume { name } => (name, ChannelAction::Resume),
             Self::Skip { name, reason } => (name, ChannelAction::Skip(reason.clone())),
         };
-        if name != DEFAULT_CHANNEL && !config.slack.routes.iter().any(|route| route.name == *name) {
-            print_error(format_args!("there is no channel {name}"));
-            return exit_code::PARTIAL;
-        }
-        let mut database = match OfflineStore::open(&config.database.path) {
+        let path = match load_local(file) {
+            Ok(config) => config.database,
+            Err(code) => return code,
+        };
+        let mut database = match OfflineStore::open(&path) {
             Ok(database) => database,
             Err(error) => return print_open_error(&error),
         };
+        match database.read(channel_sink::channel_names) {
+            Ok(names) if !names.contains(name) => {
+                print_error(format_args!("there is no channel {name}"));
+                return exit_code::PARTIAL;
+            }
+            Ok(_) => {}
+            Err(error) => return print_temporary_error(error),
+        }
         match Self::request(&mut database, name, &action) {
             Ok(Some(outcome)) => {
                 let mut output = Output::default();
@@ -82,45 +164,6 @@ impl ChannelsCommand {
             }
             Err(error) => print_temporary_error(error),
         }
-    }
-
-    fn list(config: &Config, database: &OfflineStore) -> Result<u8, StoreError> {
-        let channels: Vec<_> = channel_webhooks(&config.slack).collect();
-        let names: Vec<_> = channels
-            .iter()
-            .map(|(name, _)| (*name).to_owned())
-            .collect();
-        let mut counter = BacklogCounter::new(&names);
-        let backlog = database.read(|connection| counter.count(connection))?;
-        let now = Timestamp::now();
-        let mut output = Output::default();
-        for ((name, webhook), waiting) in channels.into_iter().zip(backlog.channels) {
-            let is_webhook = config.slack.sink == Sink::Auto && webhook.is_some();
-            let sink = if is_webhook { "webhook" } else { "log" };
-            let mut line = format!(
-                "{name}: {sink}, {} waiting",
-                counted(waiting.count, "payment")
-            );
-            if waiting.count > 0 {
-                let _ = write!(line, ", the oldest for {} s", waiting.age(now).as_secs());
-            }
-            if let Some(error) =
-                database.read(|connection| channel_sink::last_channel_error(connection, name))?
-            {
-                let _ = write!(line, "; its last error: {error}");
-            }
-            output.line(line);
-        }
-        for (name, count) in database.read(channel_sink::waiting_by_channel)? {
-            if !names.contains(&name) {
-                output.line(format_args!(
-                    "{name}: no longer configured, {} waiting; the next start moves them to other \
-                        channels",
-                    counted(count, "payment")
-                ));
-            }
-        }
-        Ok(output.exit_code(exit_code::OK))
     }
 
     /// Stores the request, and waits for its outcome.

@@ -4,33 +4,49 @@
 //! a second: each waiting notifier looks for payments that often. It notices a replayed event when
 //! it next checks its connection to Kafka, within seconds.
 
+mod list;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use payrelay::config::Config;
 use payrelay::domain::timestamp::Timestamp;
-use payrelay::store::dead_letter::{self, DeadLetterFilter};
 use payrelay::store::dead_letter_action::{
     self, DeadLetterAction, DeadLetterOutcome, DeadLetterRequest,
 };
-use payrelay::store::{OfflineStore, StoreError};
+use payrelay::store::{OfflineStore, StoreError, dead_letter};
 
+pub(super) use self::list::{DeadLetterShow, DeadLettersList};
+use super::exit_code;
 use super::local_user::local_user_origin;
-use super::output::{Output, print_error, print_note, print_temporary_error};
-use super::{exit_code, run_command_with_database};
+use super::output::{Output, print_error, print_open_error, print_temporary_error};
+use super::progress::{Measure, Progress};
+use super::state::load_local;
 
 #[derive(Subcommand)]
 pub(super) enum DeadLettersCommand {
-    /// Prints the open ones, oldest first
-    List {
-        /// Also those that were replayed or discarded
-        #[arg(long)]
-        all: bool,
-    },
+    /// Prints the open ones, oldest first; the default
+    List(DeadLettersList),
+    /// Prints one with its record and its actions, as JSON
+    Show(DeadLetterShow),
     /// Tries again: a payment goes to Slack, a record is consumed as if it arrived now
-    Replay(DeadLetterSelection),
+    Replay {
+        #[command(flatten)]
+        selection: DeadLetterSelection,
+        /// Why, for the record
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
     /// Closes them: they are never delivered, and no longer listed
-    Discard(DeadLetterSelection),
+    Discard {
+        #[command(flatten)]
+        selection: DeadLetterSelection,
+        /// Why, for the record; needed unless it is a dry run
+        #[arg(long, value_name = "TEXT", required_unless_present = "dry_run")]
+        reason: Option<String>,
+    },
 }
 
 #[derive(Args)]
@@ -50,7 +66,7 @@ pub(super) struct DeadLetterSelection {
     dry_run: bool,
 }
 
-/// How many dead letters are read, or resolved in one transaction, at a time.
+/// How many dead letters are resolved in one transaction.
 const BATCH: usize = 100;
 
 /// Between two batches the writer of a running payrelay gets its turn. Longer than SQLite waits
@@ -58,47 +74,28 @@ const BATCH: usize = 100;
 const BATCH_PAUSE: Duration = Duration::from_millis(30);
 
 impl DeadLettersCommand {
-    pub(super) fn run(&self, config: &Config) -> u8 {
-        run_command_with_database(config, |database| {
-            let result = match self {
-                Self::List { .. } => self.list(&database),
-                Self::Replay(selection) => {
-                    ResolveDeadLettersCommand::new(database, DeadLetterAction::Replay, selection)
-                        .run()
-                }
-                Self::Discard(selection) => {
-                    ResolveDeadLettersCommand::new(database, DeadLetterAction::Discard, selection)
-                        .run()
-                }
-            };
-            result.unwrap_or_else(print_temporary_error)
-        })
-    }
-
-    fn list(&self, database: &OfflineStore) -> Result<u8, StoreError> {
-        let filter = if matches!(self, Self::List { all: true }) {
-            DeadLetterFilter::All
-        } else {
-            DeadLetterFilter::Open
-        };
-        let mut output = Output::default();
-        let mut after = Some(0);
-        while let Some(id) = after {
-            let letters = database
-                .read(|connection| dead_letter::list_dead_letters(connection, filter, id, BATCH))?;
-            // Serializing our own types cannot fail.
-            let is_open = letters
-                .iter()
-                .all(|letter| output.line(serde_json::to_string(letter).unwrap_or_default()));
-            if letters.is_empty() && id == 0 {
-                print_note(match filter {
-                    DeadLetterFilter::All => "there are no dead letters",
-                    DeadLetterFilter::Open => "there are no open dead letters",
-                });
+    pub(super) fn run(&self, file: Option<&Path>) -> u8 {
+        let (action, selection, reason) = match self {
+            Self::List(list) => return list.run(file),
+            Self::Show(show) => return show.run(file),
+            Self::Replay { selection, reason } => {
+                (DeadLetterAction::Replay, selection, reason.as_deref())
             }
-            after = letters.last().map(|last| last.id).filter(|_| is_open);
-        }
-        Ok(output.exit_code(exit_code::OK))
+            Self::Discard { selection, reason } => {
+                (DeadLetterAction::Discard, selection, reason.as_deref())
+            }
+        };
+        let path = match load_local(file) {
+            Ok(config) => config.database,
+            Err(code) => return code,
+        };
+        let database = match OfflineStore::open(&path) {
+            Ok(database) => database,
+            Err(error) => return print_open_error(&error),
+        };
+        ResolveDeadLettersCommand::new(database, action, selection, reason)
+            .run()
+            .unwrap_or_else(print_temporary_error)
     }
 }
 
@@ -107,6 +104,7 @@ struct ResolveDeadLettersCommand<'a> {
     database: OfflineStore,
     action: DeadLetterAction,
     selection: &'a DeadLetterSelection,
+    reason: Option<&'a str>,
     output: Output,
     code: u8,
 }
@@ -116,11 +114,13 @@ impl<'a> ResolveDeadLettersCommand<'a> {
         database: OfflineStore,
         action: DeadLetterAction,
         selection: &'a DeadLetterSelection,
+        reason: Option<&'a str>,
     ) -> Self {
         Self {
             database,
             action,
             selection,
+            reason,
             output: Output::default(),
             code: exit_code::OK,
         }
@@ -142,6 +142,14 @@ impl<'a> ResolveDeadLettersCommand<'a> {
     }
 
     fn resolve_all(&mut self) -> Result<(), StoreError> {
+        let total = self.database.read(dead_letter::open_dead_letters)?.count;
+        let total = total.unsigned_abs();
+        let counter = Arc::new(AtomicU64::new(0));
+        let resolved = Arc::clone(&counter);
+        let _progress = Progress::show("dead letters", move || Measure::Count {
+            done: resolved.load(Relaxed),
+            total,
+        });
         let mut after = 0;
         loop {
             let selection = dead_letter_action::Selection::Open {
@@ -154,6 +162,7 @@ impl<'a> ResolveDeadLettersCommand<'a> {
                 return Ok(());
             };
             after = last.id;
+            counter.fetch_add(outcomes.len() as u64, Relaxed);
             let _ = crossbeam_channel::after(BATCH_PAUSE).recv();
         }
     }
@@ -171,6 +180,7 @@ impl<'a> ResolveDeadLettersCommand<'a> {
                 dry_run: self.selection.dry_run,
                 node: &node,
                 origin: &origin,
+                reason: self.reason,
                 now: Timestamp::now(),
             };
             dead_letter_action::act_on_dead_letters(tx, request)

@@ -5,8 +5,8 @@ use std::num::NonZeroUsize;
 use payrelay::config::Config;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// For everything that does not grow with the configuration: 28 descriptors are open from the
-/// start, the rest is for Kafka's brokers.
+/// For everything that does not grow with the configuration: 29 descriptors are open from the
+/// start, and 8 are for the local socket. The rest is for Kafka's brokers.
 const RESERVED: usize = 94;
 
 /// Each connection needs a descriptor, and the usual limit is 1,024. Raises the limit as far as

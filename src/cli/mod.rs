@@ -3,47 +3,66 @@
 mod audit;
 mod backup;
 mod channels;
-mod check_config;
+mod completions;
+mod config;
 mod configuration;
 mod dead_letters;
+mod demo;
 mod descriptors;
+mod doctor;
 mod exit_code;
+mod explain;
+mod health;
+mod local_client;
 mod local_user;
 mod logger;
 mod outbox;
 mod output;
+mod payment;
+mod payments;
+mod progress;
 mod restore;
+mod scratch;
+mod selftest;
 mod serve;
+mod state;
+mod status;
+mod support_bundle;
+mod table;
 mod token;
+mod topic;
+mod watch;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::{Parser, Subcommand};
-use payrelay::config::Config;
-use payrelay::store::OfflineStore;
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
+use payrelay::config::LoadedConfig;
 
-use self::output::{print_config_error, print_open_error};
+use self::output::print_config_error;
 
 const AFTER_HELP: &str = "\
 Environment:
   Each configuration key has a variable, which wins: http.listen is PAYRELAY_HTTP_LISTEN.
   PAYRELAY_CONFIG  the configuration file, as --config
   PAYRELAY_LOG     error, warn, info (default), debug, trace or off
+  NO_COLOR         no colours, as --color never; CLICOLOR_FORCE=1 as --color always
 
 Signals:
   SIGTERM and SIGINT stop payrelay within 10 s. A second SIGINT ends it at once.
   SIGHUP reads the configuration again, and changes the tokens ([[http.token]]).
 
 Exit codes:
-  0   done, or stopped by a signal
-  1   dead-letters: some could not be replayed or do not exist; restore: the copy is damaged;
-      channels: nothing was done, or there is no such channel; audit: findings
+  0   done, or stopped by a signal; status: ready; health: yes
+  1   there is an answer, and it is not good. audit, doctor, selftest: findings. status: degraded,
+      or something waits for a person. payment, dead-letters, channels, explain: it does not exist,
+      or nothing was done. restore: the copy is damaged. health: no
   64  wrong arguments
   70  a thread died
   71  the stop needed more than 10 s, or a second SIGINT came
   74  the output could not be written (a pipe that is closed early, as head does, is no error)
-  75  it may pass: the port or the database is in use, Kafka or a running payrelay does not answer
-  77  the operating system does not allow the port
+  75  it may pass: the port or the database is in use, Kafka or a running payrelay does not answer,
+      or payrelay is not ready
+  77  the operating system does not allow the port or the local socket
   78  the configuration, the database file or the copy cannot be used";
 
 /// A payment outbox for one small machine: HTTP, SQLite, Kafka, Slack. It loses no payment and
@@ -55,40 +74,84 @@ struct Arguments {
     /// built-in defaults]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Whether the output has colours
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        hide_default_value = true
+    )]
+    color: Color,
     #[command(subcommand)]
     command: Option<Command>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Color {
+    Auto,
+    Always,
+    Never,
 }
 
 #[derive(Subcommand)]
 enum Command {
     /// Accepts and relays payments until SIGTERM or SIGINT; the default
     Serve,
-    /// Prints the effective configuration, secrets masked, and the source of each value
-    CheckConfig,
-    /// Writes a copy of the database; also while payrelay runs
-    Backup(backup::BackupCommand),
-    /// Replaces the database by a copy; payrelay must not run. The old files are moved, not deleted
-    Restore(restore::RestoreCommand),
-    /// Lists the channels, resumes one, or skips the oldest payment of one that is paused
-    Channels {
-        #[command(subcommand)]
-        action: channels::ChannelsCommand,
-    },
-    /// Prints a new token, and its hash for the configuration
-    Token,
-    /// Cross-checks payments, outbox, topic and deliveries, and changes nothing; also while
-    /// payrelay runs
-    Audit(audit::AuditCommand),
-    /// Resumes a fenced relay; also while payrelay runs
+    /// Is it healthy? What waits, how old the oldest is, backup
+    Status(status::StatusCommand),
+    /// Where is a payment? Its timeline
+    Payment(payment::PaymentCommand),
+    /// What was paid today, or in another time, and its sums
+    Payments(payments::PaymentsCommand),
+    /// Lists what waits for Kafka; wakes or resumes the relay
     Outbox {
         #[command(subcommand)]
-        action: outbox::OutboxCommand,
+        action: Option<outbox::OutboxCommand>,
     },
-    /// Lists, replays or discards dead letters; also while payrelay runs
+    /// Why is nothing at Slack? Lists channels; resumes one, or skips a payment
+    Channels {
+        #[command(subcommand)]
+        action: Option<channels::ChannelsCommand>,
+    },
+    /// Lists, shows, replays or discards dead letters
     DeadLetters {
         #[command(subcommand)]
-        action: dead_letters::DeadLettersCommand,
+        action: Option<dead_letters::DeadLettersCommand>,
     },
+    /// Prints how far the topic is published and consumed
+    Topic(topic::TopicCommand),
+    /// Exits with 0 if payrelay accepts payments, for a supervisor
+    Health(health::HealthCommand),
+    /// Is the disk good enough? Checks machine, configuration and network
+    Doctor(doctor::DoctorCommand),
+    /// Explains an alert, a problem type, an exit code or a finding
+    Explain(explain::ExplainCommand),
+    /// Writes a copy of the database; also while payrelay runs
+    Backup(backup::BackupCommand),
+    /// Replaces the database by a copy; payrelay must not run
+    Restore(restore::RestoreCommand),
+    /// Cross-checks payments, outbox, topic and deliveries
+    Audit(audit::AuditCommand),
+    /// Checks the configuration, or prints its schema
+    Config {
+        #[command(subcommand)]
+        action: config::ConfigCommand,
+    },
+    /// The same as config check
+    CheckConfig,
+    /// Kills a scratch payrelay repeatedly, and looks for lost payments
+    Selftest(selftest::SelftestCommand),
+    /// Pays a scratch payrelay for a while, to look at
+    Demo(demo::DemoCommand),
+    /// Writes a tar file for a person who helps: no payments, no secrets
+    SupportBundle(support_bundle::SupportBundleCommand),
+    /// Prints a new token, and its hash for the configuration
+    Token,
+    /// Prints the completions for a shell
+    Completions(completions::CompletionsCommand),
+    /// Writes the manual pages, one for each command
+    Man(completions::ManCommand),
 }
 
 /// Runs the command that the arguments name, and returns its exit code.
@@ -105,38 +168,79 @@ pub(crate) fn run_command_line() -> u8 {
             };
         }
     };
-    let level = match logger::configured_log_level() {
-        Ok(level) => level,
-        Err(problem) => return print_config_error(problem),
-    };
-    let command = arguments.command.unwrap_or(Command::Serve);
-    // Needs no configuration.
-    if let Command::Token = command {
-        return token::run_token_command();
-    }
+    arguments.color.choose();
     let file = arguments.config.as_deref();
-    let loaded = match configuration::load_configuration(file) {
-        Ok(loaded) => loaded,
-        Err(problems) => return print_config_error(problems),
-    };
-    let config = &loaded.config;
-    match command {
-        Command::Serve => serve::run_serve_command(loaded, file, level),
-        Command::CheckConfig => check_config::run_check_config(&loaded),
-        Command::Backup(backup) => backup.run(config),
-        Command::Restore(restore) => restore.run(config),
-        Command::Channels { action } => action.run(config),
-        Command::Token => token::run_token_command(),
-        Command::Audit(audit) => audit.run(&loaded),
-        Command::Outbox { action } => action.run(config),
-        Command::DeadLetters { action } => action.run(config),
+    arguments.command.unwrap_or(Command::Serve).run(file)
+}
+
+impl Color {
+    /// Without this option, the environment and the terminal decide.
+    fn choose(self) {
+        match self {
+            Self::Auto => {}
+            Self::Always => anstream::ColorChoice::Always.write_global(),
+            Self::Never => anstream::ColorChoice::Never.write_global(),
+        }
     }
 }
 
-/// Opens the database, and runs `command` on it.
-fn run_command_with_database(config: &Config, command: impl FnOnce(OfflineStore) -> u8) -> u8 {
-    match OfflineStore::open(&config.database.path) {
-        Ok(database) => command(database),
-        Err(error) => print_open_error(&error),
+impl Command {
+    /// Each command reads no more of the configuration than it needs.
+    fn run(self, file: Option<&Path>) -> u8 {
+        match self {
+            Self::Serve => run_serve(file),
+            Self::Status(status) => status.run(file),
+            Self::Payment(payment) => payment.run(file),
+            Self::Payments(payments) => payments.run(file),
+            Self::Outbox { action: None } => outbox::OutboxList::default().run(file),
+            Self::Outbox {
+                action: Some(action),
+            } => action.run(file),
+            Self::Channels { action: None } => channels::ChannelsList::default().run(file),
+            Self::Channels {
+                action: Some(action),
+            } => action.run(file),
+            Self::DeadLetters { action: None } => {
+                dead_letters::DeadLettersList::default().run(file)
+            }
+            Self::DeadLetters {
+                action: Some(action),
+            } => action.run(file),
+            Self::Topic(topic) => topic.run(file),
+            Self::Health(health) => health.run(file),
+            Self::Doctor(doctor) => doctor.run(file),
+            Self::Explain(explain) => explain.run(),
+            Self::Backup(backup) => backup.run(file),
+            Self::Restore(restore) => with_configuration(file, |it| restore.run(&it.config)),
+            Self::Audit(audit) => with_configuration(file, |it| audit.run(&it)),
+            Self::Config {
+                action: config::ConfigCommand::Schema,
+            } => config::run_config_schema(),
+            Self::Config {
+                action: config::ConfigCommand::Check,
+            }
+            | Self::CheckConfig => with_configuration(file, |it| config::run_check_config(&it)),
+            Self::Selftest(selftest) => selftest.run(),
+            Self::Demo(demo) => demo.run(),
+            Self::SupportBundle(bundle) => bundle.run(file),
+            Self::Token => token::run_token_command(),
+            Self::Completions(completions) => completions.run(&mut Arguments::command()),
+            Self::Man(man) => man.run(Arguments::command()),
+        }
+    }
+}
+
+fn run_serve(file: Option<&Path>) -> u8 {
+    match logger::configured_log_level() {
+        Ok(level) => with_configuration(file, |it| serve::run_serve_command(it, file, level)),
+        Err(problem) => print_config_error(problem),
+    }
+}
+
+/// Reads the whole configuration, and runs `command` with it.
+fn with_configuration(file: Option<&Path>, command: impl FnOnce(LoadedConfig) -> u8) -> u8 {
+    match configuration::load_configuration(file) {
+        Ok(loaded) => command(loaded),
+        Err(problems) => print_config_error(problems),
     }
 }

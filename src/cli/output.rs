@@ -1,9 +1,11 @@
 //! Standard output, which may be closed early, and errors on standard error.
 
 use std::fmt::Display;
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 
+use anstream::AutoStream;
 use payrelay::store::OpenError;
+use serde::Serialize;
 
 use super::exit_code;
 
@@ -17,9 +19,31 @@ impl Output {
     /// Writes a line. Returns whether standard output is still open.
     pub(super) fn line(&mut self, line: impl Display) -> bool {
         if self.error.is_none() {
-            self.error = writeln!(io::stdout().lock(), "{line}").err();
+            let mut stdout = AutoStream::auto(io::stdout().lock());
+            self.error = writeln!(stdout, "{line}").err();
         }
         self.error.is_none()
+    }
+
+    /// Whether its reader still reads.
+    pub(super) fn is_open(&self) -> bool {
+        self.error.is_none()
+    }
+
+    /// Writes a value as one line of JSON.
+    pub(super) fn json(&mut self, value: &impl Serialize) -> bool {
+        // Serializing our own types cannot fail.
+        self.line(serde_json::to_string(value).unwrap_or_default())
+    }
+
+    /// Before the next screen of a command that watches: a terminal is cleared, a file gets an
+    /// empty line.
+    pub(super) fn next_screen(&mut self) -> bool {
+        self.line(if io::stdout().is_terminal() {
+            "\u{1b}[H\u{1b}[2J"
+        } else {
+            ""
+        })
     }
 
     /// The exit code. A pipe that was closed early is no error; a full disk is one.

@@ -7,11 +7,14 @@ use clap::Args;
 use payrelay::config::Config;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::runtime::plural::counted;
-use payrelay::store::restore::{RestoreError, RestoreRequest, Restored, restore_database};
+use payrelay::store::restore::{
+    RestoreError, RestoreRequest, Restored, partial_restore_path, restore_database,
+};
 
 use super::exit_code;
 use super::local_user::local_user_origin;
 use super::output::{output_line, print_error, print_note};
+use super::progress::{Measure, Progress};
 
 #[derive(Args)]
 pub(super) struct RestoreCommand {
@@ -53,7 +56,10 @@ impl RestoreCommand {
             by: &by,
             now: Timestamp::now(),
         };
-        match restore_database(&request) {
+        let progress = self.show_progress(&config.database.path);
+        let restored = restore_database(&request);
+        drop(progress);
+        match restored {
             Ok(restored) => output_line(describe_restored(&restored)),
             Err(error) => {
                 print_error(&error);
@@ -65,6 +71,24 @@ impl RestoreCommand {
                 }
             }
         }
+    }
+
+    /// The copy is checked after it was read, for as long again.
+    fn show_progress(&self, database: &Path) -> Progress {
+        let copy = self.copy.as_deref();
+        let total = copy.and_then(|copy| copy.metadata().ok());
+        let total = total.map(|file| file.len());
+        let part = partial_restore_path(database).ok();
+        Progress::show("restore", move || {
+            let done = part.as_ref().and_then(|part| part.metadata().ok());
+            match (done, total) {
+                (Some(done), Some(total)) if done.len() < total => Measure::Bytes {
+                    done: done.len(),
+                    total,
+                },
+                _ => Measure::Time,
+            }
+        })
     }
 
     fn consequence(&self, database: &Path) -> String {

@@ -19,9 +19,13 @@ pub struct Database {
     pub min_free_bytes: u64,
 }
 
+pub(super) fn read_path_key(keys: &mut TypedKeys<'_>) -> PathBuf {
+    keys.path("database.path", "payrelay.db")
+}
+
 pub(super) fn read_database_section(keys: &mut TypedKeys<'_>) -> Database {
     Database {
-        path: keys.path("database.path", "payrelay.db"),
+        path: read_path_key(keys),
         queue_max: keys.count("database.queue_max", 4096, 1..=1_000_000),
         readers: keys.count("database.readers", 2, 1..=64),
         min_free_bytes: keys.integer("database.min_free_bytes", 67_108_864, 0..=1 << 50),

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::duration::{FOREVER, MS};
@@ -16,6 +17,8 @@ use crate::domain::token::TokenHash;
 pub struct Http {
     /// The address to listen on.
     pub listen: SocketAddr,
+    /// The socket for clients on this machine.
+    pub socket: LocalSocket,
     /// A larger body is refused with 413.
     pub body_bytes_max: usize,
     /// The longest time for a body to arrive.
@@ -54,6 +57,20 @@ impl Http {
     }
 }
 
+/// `http.socket`: the Unix socket whose clients have admin access.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LocalSocket {
+    /// `<database>.sock`.
+    NextToDatabase,
+    /// None.
+    Off,
+    /// This path.
+    At(PathBuf),
+}
+
+/// The name of the clients of the local socket.
+pub const LOCAL_CLIENT: &str = "local";
+
 /// `[[http.token]]`: a client.
 #[derive(Debug, Clone)]
 pub struct Token {
@@ -74,7 +91,8 @@ pub(super) fn read_http_section(keys: &mut TypedKeys<'_>) -> Http {
         .unwrap_or(i64::MAX)
         .max(1);
     let http = Http {
-        listen: keys.socket_address("http.listen", "127.0.0.1:8080"),
+        listen: read_listen_key(keys),
+        socket: read_socket_key(keys),
         body_bytes_max: keys.integer("http.body_bytes_max", 262_144, 1024..=67_108_864),
         body_timeout: keys.duration("http.body_timeout", "10s", MS..=FOREVER),
         header_timeout: keys.duration("http.header_timeout", "30s", MS..=FOREVER),
@@ -125,6 +143,20 @@ pub(super) fn read_http_section(keys: &mut TypedKeys<'_>) -> Http {
     http
 }
 
+pub(super) fn read_listen_key(keys: &mut TypedKeys<'_>) -> SocketAddr {
+    keys.socket_address("http.listen", "127.0.0.1:8080")
+}
+
+pub(super) fn read_socket_key(keys: &mut TypedKeys<'_>) -> LocalSocket {
+    let allowed = "\"off\", the path of a socket, or empty for DATABASE.sock";
+    let text = keys.text("http.socket", "", allowed, |text| !text.contains('\0'));
+    match text.as_str() {
+        "" => LocalSocket::NextToDatabase,
+        "off" => LocalSocket::Off,
+        path => LocalSocket::At(path.into()),
+    }
+}
+
 fn read_http_token(keys: &mut TypedKeys<'_>, index: usize) -> Option<Token> {
     let key = |name: &str| format!("http.token[{index}].{name}");
     let name = keys.text(
@@ -154,6 +186,12 @@ fn read_http_token(keys: &mut TypedKeys<'_>, index: usize) -> Option<Token> {
         if !keys.is_set(&key(name)) {
             keys.add_problem(format!("{} is missing: {why}", key(name)));
         }
+    }
+    if name == LOCAL_CLIENT {
+        keys.add_problem(format!(
+            "{} = {name:?}: clients of the local socket have this name; choose another one",
+            key("name")
+        ));
     }
     if !name.is_empty() {
         keys.require_unique_name(&key("name"), &name);

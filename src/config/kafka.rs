@@ -104,12 +104,7 @@ pub(super) fn read_kafka_section(keys: &mut TypedKeys<'_>) -> Kafka {
             "a list of one or more \"host:port\", such as [\"127.0.0.1:9092\"]",
             is_kafka_server,
         ),
-        topic: keys.text(
-            "kafka.topic",
-            "payment-event",
-            TOPIC_ALLOWED,
-            is_kafka_topic,
-        ),
+        topic: read_topic_key(keys),
         group: keys.text(
             "kafka.group",
             "payment-group",
@@ -203,6 +198,15 @@ fn read_kafka_sasl(keys: &mut TypedKeys<'_>) -> Option<KafkaSasl> {
 }
 
 const TOPIC_ALLOWED: &str = "1 to 249 letters, digits, '.', '_' and '-', not \".\" or \"..\"";
+
+pub(super) fn read_topic_key(keys: &mut TypedKeys<'_>) -> String {
+    keys.text(
+        "kafka.topic",
+        "payment-event",
+        TOPIC_ALLOWED,
+        is_kafka_topic,
+    )
+}
 
 fn is_kafka_topic(text: &str) -> bool {
     (1..=249).contains(&text.len())

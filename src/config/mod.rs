@@ -9,7 +9,9 @@ mod database;
 mod duration;
 mod http;
 mod kafka;
+mod local;
 mod problems;
+mod schema;
 mod secret;
 mod slack;
 mod source;
@@ -24,14 +26,15 @@ use std::time::Duration;
 
 pub use self::database::Database;
 use self::duration::{FOREVER, MS};
-pub use self::http::{Http, Token};
+pub use self::http::{Http, LOCAL_CLIENT, LocalSocket, Token};
 pub use self::kafka::{
     DeliveryGuarantee, Kafka, KafkaIdentity, KafkaSasl, KafkaSecurity, KafkaTls, SaslMechanism,
 };
+pub use self::local::LocalConfig;
 pub use self::problems::Problems;
 pub use self::secret::Secret;
 pub use self::slack::{DEFAULT_CHANNEL, Route, Sink, Slack};
-use self::source::Source;
+use self::source::{KeyDescription, Source};
 use self::typed_keys::TypedKeys;
 use crate::domain::node_id::NodeId;
 
@@ -161,6 +164,11 @@ impl LoadedConfig {
     }
 }
 
+/// The JSON Schema of the configuration file.
+pub fn config_schema() -> serde_json::Value {
+    schema::schema_of_keys(&Config::describe_keys(), include_str!("../../config.toml"))
+}
+
 impl Config {
     /// Checks the text of a configuration file and the environment.
     pub fn load(
@@ -175,6 +183,18 @@ impl Config {
             file: None,
             values,
         })
+    }
+
+    /// Every key, as its section asks for it, with one token and one route.
+    fn describe_keys() -> Vec<KeyDescription> {
+        let tables = "[[http.token]]\nname = \"a\"\n[[slack.route]]\nname = \"a\"";
+        let environment = BTreeMap::new();
+        let Ok(source) = Source::parse(tables, &environment) else {
+            return Vec::new();
+        };
+        let mut keys = TypedKeys::new(source);
+        Self::read(&mut keys);
+        keys.into_source().into_descriptions()
     }
 
     /// Reads every key.

@@ -32,7 +32,17 @@ pub(super) struct Source<'a> {
     /// Keys whose value differs from the default.
     changed: BTreeSet<String>,
     given: BTreeMap<String, Secret>,
+    described: Vec<KeyDescription>,
     problems: Vec<String>,
+}
+
+/// A key, as a section asked for it.
+#[derive(Debug)]
+pub(super) struct KeyDescription {
+    pub(super) key: String,
+    pub(super) default: Value,
+    pub(super) allowed: String,
+    pub(super) display: Display,
 }
 
 /// The values that were read, for people and for a comparison with other ones.
@@ -71,6 +81,7 @@ impl<'a> Source<'a> {
             variables: BTreeSet::new(),
             effective: Vec::new(),
             given: BTreeMap::new(),
+            described: Vec::new(),
             problems: Vec::new(),
         };
         for (section, value) in table {
@@ -141,6 +152,12 @@ impl<'a> Source<'a> {
         parse: impl Fn(&Value) -> Option<T>,
     ) -> T {
         self.asked.insert(key.to_owned());
+        self.described.push(KeyDescription {
+            key: key.to_owned(),
+            default: default.clone(),
+            allowed: allowed.to_owned(),
+            display,
+        });
         let (value, origin) = match self.variable(key, display) {
             Some(text) => (Self::coerce_variable(text, default), "environment"),
             None => match self.file.get(key) {
@@ -221,6 +238,16 @@ impl<'a> Source<'a> {
                 .push(format!("{file_name}: the file cannot be read: {error}")),
         }
         value
+    }
+
+    /// Every key that was read, in the order of the sections.
+    pub(super) fn into_descriptions(self) -> Vec<KeyDescription> {
+        self.described
+    }
+
+    /// Ends the reading of a few keys, whatever else there is.
+    pub(super) fn finish_partly(self) -> Result<(), Problems> {
+        Problems::into_result(self.problems)
     }
 
     /// Reports keys that no section has read: they do not exist. A variable of one of our sections

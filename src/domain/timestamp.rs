@@ -114,6 +114,37 @@ impl TimeZone {
         jiff::tz::TimeZone::get(name).ok().map(Self)
     }
 
+    /// The zone of this machine; UTC if it has none.
+    pub fn system() -> Self {
+        Self(jiff::tz::TimeZone::system())
+    }
+
+    /// The first moment of a day such as `2026-11-27`.
+    pub fn start_of_date(&self, date: &str) -> Option<Timestamp> {
+        let date: jiff::civil::Date = date.parse().ok()?;
+        let zoned = date.to_zoned(self.0.clone()).ok()?;
+        Some(Timestamp(zoned.timestamp().as_microsecond()))
+    }
+
+    /// The first moment of the day of `time`, or of the day before.
+    pub fn start_of_day(&self, time: Timestamp, days_before: i32) -> Option<Timestamp> {
+        let time = jiff::Timestamp::from_microsecond(time.0).ok()?;
+        let date = time.to_zoned(self.0.clone()).date();
+        let date = date.checked_sub(jiff::Span::new().days(days_before)).ok()?;
+        self.start_of_date(&date.to_string())
+    }
+
+    /// The time of the day, to the millisecond.
+    pub fn format_clock(&self, time: Timestamp) -> String {
+        match jiff::Timestamp::from_microsecond(time.0) {
+            Ok(time) => time
+                .to_zoned(self.0.clone())
+                .strftime("%H:%M:%S%.3f")
+                .to_string(),
+            Err(_) => "at no time".to_owned(),
+        }
+    }
+
     /// Date, time to the second, and the zone's short name.
     pub fn format_time(&self, time: Timestamp) -> String {
         match jiff::Timestamp::from_microsecond(time.0) {

@@ -10,6 +10,7 @@ use super::problem::Problem;
 use super::refusals::Refusals;
 use super::reply_queue::ReplyQueue;
 use crate::config;
+use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::HealthHandle;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::resume::ResumeHandle;
@@ -64,6 +65,7 @@ pub struct App {
     pub(super) replies: Arc<ReplyQueue>,
     pub(super) limits: Arc<Limits>,
     pub(super) refusals: Refusals,
+    pub(super) started_at: Timestamp,
 }
 
 impl App {
@@ -76,6 +78,7 @@ impl App {
             replies: Arc::default(),
             limits,
             refusals,
+            started_at: Timestamp::now(),
         }
     }
 

@@ -15,6 +15,7 @@ use subtle::ConditionallySelectable as _;
 
 use super::host::{host_of_authority, host_of_url, is_local_host};
 use super::limits::ClientUsage;
+use super::peer::{LocalPeer, LocalUser};
 use super::problem::Problem;
 use crate::config;
 use crate::domain::access::Access;
@@ -28,9 +29,21 @@ pub(super) struct AuthenticatedClient {
     pub(super) access: Access,
     /// Its usage of the shared capacity.
     pub(super) usage: Arc<ClientUsage>,
+    /// The user, if it came through the local socket.
+    local_user: Option<LocalUser>,
 }
 
 impl AuthenticatedClient {
+    /// A process that can open the local socket: its mode has decided.
+    pub(super) fn local(peer: &LocalPeer) -> Self {
+        Self {
+            name: config::LOCAL_CLIENT.into(),
+            access: Access::Admin,
+            usage: Arc::clone(&peer.usage),
+            local_user: Some(peer.user),
+        }
+    }
+
     /// Refuses a request that needs more access than the client has.
     pub(super) fn require(&self, needed: Access) -> Result<(), Problem> {
         if self.access >= needed {
@@ -44,9 +57,12 @@ impl AuthenticatedClient {
         Err(Problem::insufficient_access(detail))
     }
 
-    /// The origin of an action, for its record: with tokens `http, token NAME`.
+    /// The origin of an action, for its record: with tokens `http, token NAME`, through the local
+    /// socket `local user NAME`.
     pub(super) fn origin(&self) -> String {
-        if self.name.is_empty() {
+        if let Some(user) = self.local_user {
+            user.origin()
+        } else if self.name.is_empty() {
             "http".to_owned()
         } else {
             format!("http, token {}", self.name)
@@ -175,6 +191,7 @@ impl Authenticator {
                 name: token.name.as_str().into(),
                 access: token.access,
                 usage,
+                local_user: None,
             };
             AuthenticatorToken {
                 hash: token.hash,
@@ -211,6 +228,7 @@ impl Authenticator {
                 name: Arc::clone(&self.anonymous),
                 access: Access::Admin,
                 usage: Arc::clone(peer),
+                local_user: None,
             }));
         }
         let Some(token) = Self::bearer_token(&head.headers)? else {
@@ -386,6 +404,7 @@ mod tests {
             name: "a".into(),
             access,
             usage: Arc::default(),
+            local_user: None,
         };
         for (access, reads, pays, orders) in [
             (Access::ReadOnly, true, false, false),

@@ -26,7 +26,7 @@ impl App {
         json_response(status, &serde_json::json!({ "status": ready.status }))
     }
 
-    async fn health_readiness(&self) -> (StatusCode, ReadyView<'_>) {
+    pub(super) async fn health_readiness(&self) -> (StatusCode, ReadyView<'_>) {
         let ping = self.try_query(store::ping_store).await;
         let store = &self.context.store;
         let database = store.database_state();
@@ -72,7 +72,7 @@ impl App {
 }
 
 #[derive(Serialize)]
-struct ReadyView<'a> {
+pub(super) struct ReadyView<'a> {
     status: &'static str,
     node: &'a str,
     components: BTreeMap<&'a str, Health>,

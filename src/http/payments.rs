@@ -16,12 +16,10 @@ use super::response::{Body, json_response};
 use crate::domain::payment::{NewPayment, Payment};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::trace_context::TraceContext;
-use crate::store::Store;
-use crate::store::delivery::{Carrier, DeliveryStatus};
 use crate::store::idempotency::{self as keys, IdempotentOutcome, IdempotentRequest};
-use crate::store::outbox::EventStatus;
 use crate::store::payment::{self as payments, HistoryPage};
-use crate::store::timeline::{self, PaymentTimeline};
+use crate::store::payment_view::PaymentView;
+use crate::store::timeline;
 
 /// Refuses a body without a content type, or with another one than JSON.
 fn check_payment_content_type(headers: &HeaderMap) -> Result<(), Problem> {
@@ -181,7 +179,7 @@ impl App {
             timeline.ok_or_else(|| Problem::not_found(format!("there is no payment {id}")))?;
         Ok(json_response(
             StatusCode::OK,
-            &PaymentView::new(&timeline, &self.context.store),
+            &PaymentView::new(&timeline, self.context.store.node()),
         ))
     }
 
@@ -244,81 +242,6 @@ struct History<'a> {
     payments: &'a [Payment],
     /// The path of older payments.
     next: Option<String>,
-}
-
-/// A payment and its progress.
-#[derive(Serialize)]
-struct PaymentView<'a> {
-    #[serde(flatten)]
-    payment: &'a Payment,
-    event: Option<Event<'a>>,
-    notification: Option<Notification<'a>>,
-}
-
-#[derive(Serialize)]
-struct Event<'a> {
-    id: String,
-    status: EventStatus,
-    created_at: Timestamp,
-    published_at: Option<Timestamp>,
-    partition: Option<i32>,
-    offset: Option<i64>,
-    /// Why the broker rejects it, while it is a dead letter.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rejection: Option<&'a str>,
-}
-
-#[derive(Serialize)]
-struct Notification<'a> {
-    status: DeliveryStatus,
-    channel: Option<&'a str>,
-    attempts: u32,
-    unknown_outcomes: u32,
-    delivered_at: Option<Timestamp>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    delivered_in: Option<Carrier>,
-    last_error: Option<&'a str>,
-}
-
-impl<'a> PaymentView<'a> {
-    fn new(timeline: &'a PaymentTimeline, store: &Store) -> Self {
-        let event = timeline.event.as_ref().map(|event| Event {
-            id: store.node().event_id(event.outbox_id),
-            status: event.status,
-            created_at: event.created_at,
-            published_at: event.published_at,
-            partition: event.partition,
-            offset: event.offset,
-            rejection: event.rejection.as_deref(),
-        });
-        let notification = match (&timeline.notification, &timeline.event) {
-            (Some(delivery), _) => Some(Notification {
-                status: delivery.status,
-                channel: Some(&delivery.channel),
-                attempts: delivery.attempts,
-                unknown_outcomes: delivery.unknown_outcomes,
-                delivered_at: delivery.delivered_at,
-                delivered_in: delivery.delivered_in,
-                last_error: delivery.last_error.as_deref(),
-            }),
-            // Its delivery does not exist yet.
-            (None, Some(_)) => Some(Notification {
-                status: DeliveryStatus::Pending,
-                channel: None,
-                attempts: 0,
-                unknown_outcomes: 0,
-                delivered_at: None,
-                delivered_in: None,
-                last_error: None,
-            }),
-            (None, None) => None,
-        };
-        Self {
-            payment: &timeline.payment,
-            event,
-            notification,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! The router: finds the endpoint of a request. Everything that needs no store is decided in pure
 //! functions.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -11,15 +10,17 @@ use hyper::{Method, Request, Response, StatusCode};
 
 use super::admin::{AdminRoute, route_admin_request};
 use super::app::App;
+use super::auth::AuthenticatedClient;
 use super::body::IncomingBody;
 use super::host::check_host_header;
-use super::limits::{ClientUsage, LimitedConnection};
 use super::params::{
     parse_id_param, parse_page_params, parse_path_param, query_params, reject_duplicate_params,
     reject_params,
 };
+use super::peer::Peer;
 use super::problem::Problem;
 use super::response::{Body, json_response};
+use super::takings::TakingsPage;
 use crate::domain::access::Access;
 
 /// A small body arrives together with its head: a refusal waits this long for it, so that the
@@ -27,11 +28,12 @@ use crate::domain::access::Access;
 const ARRIVED: Duration = Duration::from_millis(5);
 
 /// The endpoints, for people.
-const ROUTES: [&str; 18] = [
+const ROUTES: [&str; 22] = [
     "GET /",
     "POST /payments",
     "GET /payments/{id}",
     "GET /payments?reservation_id={id}",
+    "GET /payments?since={time}&until={time}",
     "GET /users/{id}/payment-history",
     "GET /health/live",
     "GET /health/ready",
@@ -44,8 +46,11 @@ const ROUTES: [&str; 18] = [
     "POST /admin/dead-letters/{id}/discard",
     "POST /admin/dead-letters/replay?all=true",
     "POST /admin/dead-letters/discard?all=true",
+    "GET /admin/outbox",
+    "GET /admin/overview",
     "GET /admin/topic",
     "POST /admin/relay/resume",
+    "POST /admin/relay/wake",
 ];
 
 /// A request for an existing endpoint.
@@ -59,6 +64,7 @@ enum HttpRoute {
     Payment {
         id: i64,
     },
+    Takings(TakingsPage),
     History {
         user_id: i64,
         before: Option<i64>,
@@ -78,6 +84,7 @@ impl HttpRoute {
             | Self::Ready
             | Self::Paid { .. }
             | Self::Payment { .. }
+            | Self::Takings(_)
             | Self::History { .. } => Access::ReadOnly,
             Self::Pay => Access::Full,
             Self::Admin(_) => Access::Admin,
@@ -85,10 +92,11 @@ impl HttpRoute {
     }
 
     fn expects_body(&self) -> bool {
-        matches!(
-            self,
-            Self::Pay | Self::Admin(AdminRoute::SkipInChannel { .. })
-        )
+        match self {
+            Self::Pay => true,
+            Self::Admin(route) => route.expects_body(),
+            _ => false,
+        }
     }
 }
 
@@ -108,7 +116,14 @@ fn route_request(method: &Method, path: &str, query: Option<&str>) -> Result<Htt
         [""] if path == "/" => plain(HttpRoute::About),
         ["payments"] => match *method {
             Method::POST => reject_params(reject_duplicate_params(query)?).map(|()| HttpRoute::Pay),
-            Method::GET | Method::HEAD => route_reservation_query(reject_duplicate_params(query)?),
+            Method::GET | Method::HEAD => {
+                let query = reject_duplicate_params(query)?;
+                if TakingsPage::is_meant(query) {
+                    TakingsPage::parse(query).map(HttpRoute::Takings)
+                } else {
+                    route_reservation_query(query)
+                }
+            }
             _ => Err(Problem::method_not_allowed("GET, HEAD, POST")),
         },
         ["payments", id] => plain(HttpRoute::Payment {
@@ -142,7 +157,7 @@ fn route_reservation_query(query: &str) -> Result<HttpRoute, Problem> {
         if name != "reservation_id" {
             return Err(Problem::invalid_field(
                 name,
-                "there is no such parameter; there is reservation_id",
+                "there is no such parameter; there is reservation_id, or since and until",
             ));
         }
         reservation_id = Some(parse_id_param(name, value)?);
@@ -170,19 +185,15 @@ impl<'a> Router<'a> {
 
     /// Responds to a request. A refusal is sent at once, also while the body still arrives; then
     /// the connection closes.
-    pub(super) async fn respond(
-        &self,
-        connection: &LimitedConnection,
-        request: Request<Incoming>,
-    ) -> Response<Body> {
+    pub(super) async fn respond(&self, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
         let (head, body) = request.into_parts();
         let mut body = IncomingBody::new(body);
-        match self.try_respond(&connection.usage, &head, &mut body).await {
+        match self.try_respond(peer, &head, &mut body).await {
             Ok(response) => response,
             Err(problem) => {
-                self.app
-                    .refusals
-                    .request(problem.status(), connection.address);
+                if let Some(address) = peer.address() {
+                    self.app.refusals.request(problem.status(), address);
+                }
                 let coming = body.may_have_more(&head.headers);
                 let limit = self.app.context.settings.body_bytes_max;
                 if coming {
@@ -204,7 +215,7 @@ impl<'a> Router<'a> {
 
     async fn try_respond(
         &self,
-        peer: &Arc<ClientUsage>,
+        peer: &Peer,
         head: &Parts,
         body: &mut IncomingBody,
     ) -> Result<Response<Body>, Problem> {
@@ -220,14 +231,7 @@ impl<'a> Router<'a> {
                 &serde_json::json!({ "status": "live" }),
             ));
         }
-        let client = self.app.context.authenticator.authenticate(head, peer);
-        let usage = if let Ok(Some(client)) = &client {
-            &client.usage
-        } else {
-            peer
-        };
-        self.app.limits.request(usage)?;
-        let Some(client) = client? else {
+        let Some(client) = self.authenticate(peer, head)? else {
             // A client without a token does not even learn which paths exist.
             return if found == Ok(HttpRoute::Ready) {
                 Self::reject_body(body, &head.headers).await?;
@@ -248,6 +252,7 @@ impl<'a> Router<'a> {
             }
             HttpRoute::Pay => self.app.post_payments(&client, &head.headers, body).await,
             HttpRoute::Payment { id } => self.app.payment_by_id(id).await,
+            HttpRoute::Takings(page) => self.app.payments_of_time(page).await,
             HttpRoute::History {
                 user_id,
                 before,
@@ -256,6 +261,27 @@ impl<'a> Router<'a> {
             HttpRoute::Live | HttpRoute::Ready => Ok(self.app.health_ready().await),
             HttpRoute::Admin(route) => self.app.dispatch_admin(&client, route, body).await,
         }
+    }
+
+    /// Authenticates a client, and counts its request. A local one has no limit: an operator gets
+    /// in while others use up theirs.
+    fn authenticate(
+        &self,
+        peer: &Peer,
+        head: &Parts,
+    ) -> Result<Option<AuthenticatedClient>, Problem> {
+        if let Peer::Local(local) = peer {
+            return Ok(Some(AuthenticatedClient::local(local)));
+        }
+        let authenticator = &self.app.context.authenticator;
+        let client = authenticator.authenticate(head, peer.usage());
+        let usage = if let Ok(Some(client)) = &client {
+            &client.usage
+        } else {
+            peer.usage()
+        };
+        self.app.limits.request(usage)?;
+        client
     }
 
     /// Refuses a body where none is expected. A client that waits for 100 Continue is not asked for
@@ -356,7 +382,10 @@ mod tests {
     fn the_router_finds_every_route_that_it_lists() {
         for listed in ROUTES {
             let (method, target) = listed.split_once(' ').unwrap();
-            let target = target.replace("{id}", "7").replace("{name}", "default");
+            let target = target
+                .replace("{id}", "7")
+                .replace("{name}", "default")
+                .replace("{time}", "2026-11-27T00:00:00Z");
             let (path, query) = target
                 .split_once('?')
                 .map_or((target.as_str(), None), |(path, query)| (path, Some(query)));

@@ -13,13 +13,16 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_io_timeout::TimeoutWriter;
 
 use super::app::App;
 use super::connections::{ConnectionSlot, ConnectionStream, Connections};
-use super::limits::LimitedConnection;
+use super::limits::ClientUsage;
+use super::local_socket::{LocalListener, LocalSocketFile};
+use super::peer::{LocalPeer, LocalUser, Peer};
 use super::refusals::LOG_INTERVAL;
 use super::router::Router;
 use crate::runtime::worker::Worker;
@@ -42,31 +45,42 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long a new connection waits for a free slot, before another connection is closed for it.
 const SLOT_RETRY: Duration = Duration::from_millis(50);
 
-/// Starts the server on a socket that already listens.
+/// The connections of the local socket. They have slots of their own: an operator gets in while the
+/// network uses up its slots.
+const LOCAL_CONNECTIONS_MAX: usize = 8;
+
+/// Starts the server on sockets that already listen.
 pub fn spawn_server(
-    listener: TcpListener,
+    network: TcpListener,
+    local: Option<LocalListener>,
     app: App,
     exits: &Sender<&'static str>,
 ) -> io::Result<Worker> {
-    listener.set_nonblocking(true)?;
+    network.set_nonblocking(true)?;
     // Accepted sockets inherit this.
-    SockRef::from(&listener).set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    SockRef::from(&network).set_send_buffer_size(SEND_BUFFER_BYTES)?;
     let stop = Arc::new(Notify::new());
     let interrupt = Arc::clone(&stop);
     let worker = Worker::spawn("http", exits, move |_| {
-        if let Err(error) = run_server(listener, &Arc::new(app), &stop) {
+        if let Err(error) = run_server(network, local, &Arc::new(app), &stop) {
             log::error!("the HTTP server could not start: {error}");
         }
     })?;
     Ok(worker.on_stop(move || interrupt.notify_one()))
 }
 
-fn run_server(listener: TcpListener, app: &Arc<App>, stop: &Notify) -> io::Result<()> {
+fn run_server(
+    network: TcpListener,
+    local: Option<LocalListener>,
+    app: &Arc<App>,
+    stop: &Notify,
+) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let network = tokio::net::TcpListener::from_std(network)?;
+        let local = local.map(AcceptedLocal::new).transpose()?;
         let replies = Arc::clone(app.reply_queue());
         tokio::spawn(async move { replies.run().await });
         let refusing = Arc::clone(app);
@@ -76,21 +90,25 @@ fn run_server(listener: TcpListener, app: &Arc<App>, stop: &Notify) -> io::Resul
                 refusing.refusals().log_rest();
             }
         });
-        let connections_max = app.context.settings.connections_max.get();
-        let slots = Arc::new(Semaphore::new(connections_max));
+        let slots = ServerSlots::new(app.context.settings.connections_max.get());
+        let local_slots = ServerSlots::new(LOCAL_CONNECTIONS_MAX);
         let (stopping, stopped) = watch::channel(());
+        let serve_local = async {
+            match &local {
+                Some(local) => serve_connections(local, app, &local_slots, &stopped).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             () = stop.notified() => {}
-            () = serve_connections(&listener, app, &slots, &stopped) => {}
+            () = serve_connections(&network, app, &slots, &stopped) => {}
+            () = serve_local => {}
         }
         // No new connections; requests in progress are finished, idle connections are closed.
-        drop((listener, stopping));
-        let all = u32::try_from(connections_max).unwrap_or(u32::MAX);
-        if tokio::time::timeout(STOP_TIME, slots.acquire_many(all))
-            .await
-            .is_err()
-        {
+        drop((network, local, stopping));
+        let all = async { tokio::join!(slots.all_free(), local_slots.all_free()) };
+        if tokio::time::timeout(STOP_TIME, all).await.is_err() {
             log::warn!(
                 "some requests were still in progress after {} s: closing their connections",
                 STOP_TIME.as_secs()
@@ -100,28 +118,117 @@ fn run_server(listener: TcpListener, app: &Arc<App>, stop: &Notify) -> io::Resul
     })
 }
 
-async fn serve_connections(
-    listener: &tokio::net::TcpListener,
+/// The connections of one listener: how many there may be, and which of them are open.
+struct ServerSlots {
+    permits: Arc<Semaphore>,
+    max: usize,
+    connections: Arc<Connections>,
+}
+
+impl ServerSlots {
+    fn new(max: usize) -> Self {
+        Self {
+            permits: Arc::new(Semaphore::new(max)),
+            max,
+            connections: Connections::new(),
+        }
+    }
+
+    /// A slot for one more connection. While all are in use, the least used connection is closed.
+    async fn acquire(&self) -> Option<OwnedSemaphorePermit> {
+        loop {
+            let permit = Arc::clone(&self.permits).acquire_owned();
+            match tokio::time::timeout(SLOT_RETRY, permit).await {
+                Ok(permit) => return permit.ok(),
+                Err(_) => {
+                    self.connections.close_one();
+                }
+            }
+        }
+    }
+
+    /// Waits until no connection is open.
+    async fn all_free(&self) {
+        let all = u32::try_from(self.max).unwrap_or(u32::MAX);
+        drop(self.permits.acquire_many(all).await);
+    }
+}
+
+/// A socket that accepts connections.
+trait ServerListener {
+    type Stream: AsyncRead + AsyncWrite + Send + 'static;
+
+    /// The next connection; without a peer it is refused, and closed at once.
+    async fn accept_peer(&self, app: &App) -> io::Result<(Self::Stream, Option<Peer>)>;
+}
+
+impl ServerListener for tokio::net::TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept_peer(&self, app: &App) -> io::Result<(TcpStream, Option<Peer>)> {
+        let (stream, address) = self.accept().await?;
+        // A response is one small write: it must not wait for the acknowledgement before it.
+        let _ = stream.set_nodelay(true);
+        let peer = app.limits().connect(address.ip()).map(Peer::Network);
+        if peer.is_none() {
+            app.refusals().connection(address.ip());
+        }
+        Ok((stream, peer))
+    }
+}
+
+/// The local socket. All of its clients share one usage.
+struct AcceptedLocal {
+    listener: UnixListener,
+    usage: Arc<ClientUsage>,
+    _file: LocalSocketFile,
+}
+
+impl AcceptedLocal {
+    fn new(local: LocalListener) -> io::Result<Self> {
+        let (listener, file) = local.into_parts();
+        Ok(Self {
+            listener: UnixListener::from_std(listener)?,
+            usage: Arc::default(),
+            _file: file,
+        })
+    }
+}
+
+impl ServerListener for AcceptedLocal {
+    type Stream = UnixStream;
+
+    async fn accept_peer(&self, _: &App) -> io::Result<(UnixStream, Option<Peer>)> {
+        let (stream, _) = self.listener.accept().await?;
+        let uid = stream.peer_cred().ok().map(|peer| peer.uid());
+        let peer = LocalPeer {
+            usage: Arc::clone(&self.usage),
+            user: LocalUser(uid),
+        };
+        Ok((stream, Some(Peer::Local(peer))))
+    }
+}
+
+async fn serve_connections<L: ServerListener>(
+    listener: &L,
     app: &Arc<App>,
-    slots: &Arc<Semaphore>,
+    slots: &ServerSlots,
     stopped: &watch::Receiver<()>,
 ) {
-    let connections = Connections::new();
     let mut failing = false;
     loop {
-        match listener.accept().await {
-            Ok((stream, address)) => {
+        match listener.accept_peer(app).await {
+            Ok((stream, peer)) => {
                 failing = false;
-                let Some(client) = app.limits().connect(address.ip()) else {
-                    app.refusals().connection(address.ip());
+                let Some(peer) = peer else {
                     continue;
                 };
-                let Some(permit) = acquire_server_slot(slots, &connections).await else {
+                let Some(permit) = slots.acquire().await else {
                     return;
                 };
                 let connection = ServedConnection {
-                    client,
-                    slot: connections.open(),
+                    peer,
+                    slot: slots.connections.open(),
                     _permit: permit,
                 };
                 serve_connection(stream, app, stopped.clone(), connection);
@@ -137,37 +244,19 @@ async fn serve_connections(
     }
 }
 
-/// A slot for one more connection. While all are in use, the least used connection is closed.
-async fn acquire_server_slot(
-    slots: &Arc<Semaphore>,
-    connections: &Connections,
-) -> Option<OwnedSemaphorePermit> {
-    loop {
-        let permit = Arc::clone(slots).acquire_owned();
-        match tokio::time::timeout(SLOT_RETRY, permit).await {
-            Ok(permit) => return permit.ok(),
-            Err(_) => {
-                connections.close_one();
-            }
-        }
-    }
-}
-
 /// The resources of a connection until it closes.
 struct ServedConnection {
-    client: LimitedConnection,
+    peer: Peer,
     slot: ConnectionSlot,
     _permit: OwnedSemaphorePermit,
 }
 
 fn serve_connection(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Send + 'static,
     app: &Arc<App>,
     mut stopped: watch::Receiver<()>,
     connection: ServedConnection,
 ) {
-    // A response is one small write: it must not wait for the acknowledgement of the one before.
-    let _ = stream.set_nodelay(true);
     let mut stream = TimeoutWriter::new(stream);
     stream.set_timeout(Some(app.context.settings.write_timeout));
     let app = Arc::clone(app);
@@ -180,7 +269,7 @@ fn serve_connection(
         let served = Arc::clone(&served);
         async move {
             served.slot.request_begins();
-            let response = Router::new(&app).respond(&served.client, request).await;
+            let response = Router::new(&app).respond(&served.peer, request).await;
             served.slot.request_ends();
             Ok::<_, Infallible>(response)
         }

@@ -218,10 +218,13 @@ pub(crate) struct TopicDescription {
     pub(crate) partitions: usize,
     /// Whether we have the right READ on it; true if the cluster does not say.
     pub(crate) may_read: bool,
+    /// Whether we have the right WRITE on it; true if the cluster does not say.
+    pub(crate) may_write: bool,
 }
 
-/// The bit of `AclOperation.READ` in the authorized operations of a topic (KIP-430).
+/// The bits of `AclOperation.READ` and `WRITE` in the authorized operations of a topic (KIP-430).
 const READ: i32 = 1 << 3;
+const WRITE: i32 = 1 << 4;
 
 /// Describes the topic's current incarnation. Not every broker knows a new topic at once.
 pub(crate) async fn describe_cluster_topic(
@@ -240,13 +243,15 @@ pub(crate) async fn describe_cluster_topic(
                     name: name.into(),
                     id: found.topic_id,
                 };
-                let may_read = found
-                    .authorized_operations
-                    .is_none_or(|allowed| allowed & READ != 0);
+                let may = |right| {
+                    let allowed = found.authorized_operations;
+                    allowed.is_none_or(|allowed| allowed & right != 0)
+                };
                 return Ok(TopicDescription {
                     topic,
                     partitions: found.partitions.len(),
-                    may_read,
+                    may_read: may(READ),
+                    may_write: may(WRITE),
                 });
             }
             Some(Err(KrafkaError::Broker {

@@ -23,6 +23,7 @@ mod suspects;
 mod tls;
 mod topic_config;
 pub(crate) mod topic_reader;
+pub mod topic_rights;
 mod undecodable;
 mod watch;
 

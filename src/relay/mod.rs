@@ -222,7 +222,7 @@ impl Relay {
                 }
             }
             Some(PublishError::Fenced(reason)) => {
-                let resumed = self.store.read(relay_action::last_relay_action);
+                let resumed = self.store.read(relay_action::last_relay_resume);
                 self.fenced = Some(resumed.unwrap_or_default());
                 self.outage.fenced(&format!(
                     "another process publishes as node {}: {reason}. Payments are accepted, and \
@@ -267,7 +267,7 @@ impl Relay {
         let Some(before) = self.fenced else {
             return Ok(false);
         };
-        if self.store.read(relay_action::last_relay_action)? == before {
+        if self.store.read(relay_action::last_relay_resume)? == before {
             return Ok(true);
         }
         log::info!("the relay was resumed by an operator: taking over from the other process");

@@ -406,7 +406,7 @@ impl MessageSummary {
 }
 
 /// In the currency's main unit, with thousands separators.
-fn message_amount(amount: i128, currency: &str) -> String {
+pub fn message_amount(amount: i128, currency: &str) -> String {
     let decimals = message_currency_decimals(currency);
     let digits = format!("{amount:0>width$}", width = decimals + 1);
     let (whole, part) = digits.split_at(digits.len() - decimals);

@@ -139,6 +139,11 @@ fn backup_folder(path: &Path) -> &Path {
         .unwrap_or(Path::new("."))
 }
 
+/// The file of a copy until it is complete.
+pub fn partial_backup_path(to: &Path) -> PathBuf {
+    files::sibling_file(to, ".part")
+}
+
 /// Writes a copy of the database to the file `to`, and returns its size in bytes.
 pub fn write_backup(
     database: &OfflineStore,
@@ -149,7 +154,7 @@ pub fn write_backup(
         return Err(BackupError::Exists(to.into()));
     }
     let not_utf8 = || io::Error::other("the file's name is not UTF-8");
-    let part = PartialBackup::create(files::sibling_file(to, ".part"))?;
+    let part = PartialBackup::create(partial_backup_path(to))?;
     let name = part.path.to_str().ok_or_else(|| BackupError::Io {
         path: to.into(),
         source: not_utf8(),

@@ -27,6 +27,14 @@ pub fn webhook_channel_backlogs(connection: &Connection) -> rusqlite::Result<Vec
         .collect()
 }
 
+/// The channels of the last start.
+pub fn channel_names(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    connection
+        .prepare_cached("SELECT channel FROM channel_sink ORDER BY channel")?
+        .query_map([], |row| row.get(0))?
+        .collect()
+}
+
 /// How many deliveries wait for each channel, also for one that is no longer configured.
 pub fn waiting_by_channel(connection: &Connection) -> rusqlite::Result<Vec<(String, i64)>> {
     connection

@@ -157,7 +157,7 @@ pub(super) fn insert_dead_event(
 }
 
 /// How many are open, and when the oldest arrived.
-pub(super) fn open_dead_letters(connection: &Connection) -> rusqlite::Result<Waiting> {
+pub fn open_dead_letters(connection: &Connection) -> rusqlite::Result<Waiting> {
     let count = connection
         .prepare_cached("SELECT count(*) FROM dead_letter WHERE state = 'OPEN'")?
         .query_row([], |row| row.get(0))?;
@@ -227,7 +227,7 @@ impl DeadLetterView {
     fn with_actions(mut self, connection: &Connection) -> rusqlite::Result<Self> {
         self.actions = connection
             .prepare_cached(
-                "SELECT action, origin, outcome, acted_at FROM dead_letter_action \
+                "SELECT action, origin, outcome, acted_at, reason FROM dead_letter_action \
                     WHERE dead_letter_id = ?1 ORDER BY id",
             )?
             .query_map([self.id], |row| {
@@ -236,6 +236,7 @@ impl DeadLetterView {
                     origin: row.get(1)?,
                     outcome: row.get(2)?,
                     at: Timestamp::from_micros(row.get(3)?),
+                    reason: row.get(4)?,
                 })
             })?
             .collect::<rusqlite::Result<_>>()?;
@@ -259,6 +260,8 @@ pub struct RecordOrigin {
 pub struct ActionRecord {
     action: DeadLetterAction,
     origin: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
     outcome: String,
     at: Timestamp,
 }

@@ -55,6 +55,8 @@ pub struct DeadLetterRequest<'a> {
     pub node: &'a NodeId,
     /// The origin of the request.
     pub origin: &'a str,
+    /// Why, in the operator's words.
+    pub reason: Option<&'a str>,
     /// The time of the action.
     pub now: Timestamp,
 }
@@ -198,13 +200,14 @@ impl DeadLetterRequest<'_> {
         outcome: &DeadLetterOutcome,
     ) -> rusqlite::Result<()> {
         tx.prepare_cached(
-            "INSERT INTO dead_letter_action (dead_letter_id, action, origin, outcome, acted_at) \
-                VALUES (?1, ?2, ?3, ?4, ?5)",
+            "INSERT INTO dead_letter_action (dead_letter_id, action, origin, reason, outcome, \
+                acted_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )?
         .execute((
             outcome.id,
             self.action,
             self.origin,
+            self.reason,
             &outcome.outcome,
             self.now.as_micros(),
         ))?;

@@ -106,6 +106,8 @@ pub struct Notification {
     pub status: DeliveryStatus,
     /// The channel.
     pub channel: String,
+    /// When its event arrived.
+    pub created_at: Timestamp,
     /// The number of attempts.
     pub attempts: u32,
     /// The attempts with unknown outcome: they may have been shown.
@@ -125,7 +127,7 @@ pub(super) fn find_delivery(
     connection
         .prepare_cached(
             "SELECT status, channel, attempts, unknown_outcomes, delivered_at, last_error, \
-                delivered_in FROM delivery WHERE outbox_id = ?1",
+                delivered_in, created_at FROM delivery WHERE outbox_id = ?1",
         )?
         .query_row([outbox_id], |row| {
             Ok(Notification {
@@ -136,6 +138,7 @@ pub(super) fn find_delivery(
                 delivered_at: row.get::<_, Option<i64>>(4)?.map(Timestamp::from_micros),
                 last_error: row.get(5)?,
                 delivered_in: row.get(6)?,
+                created_at: Timestamp::from_micros(row.get(7)?),
             })
         })
         .optional()

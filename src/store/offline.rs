@@ -33,6 +33,13 @@ impl OfflineStore {
         Ok(Self { connection, node })
     }
 
+    /// Opens an existing database only to read it.
+    pub fn open_to_read(path: &Path) -> Result<Self, OpenError> {
+        let file = existing_database(path)?;
+        let (connection, node) = open::open_database_to_read(&file)?;
+        Ok(Self { connection, node })
+    }
+
     /// The node that the database belongs to.
     pub fn node(&self) -> &NodeId {
         &self.node

@@ -212,6 +212,8 @@ pub struct EventState {
     pub partition: Option<i32>,
     /// Its offset.
     pub offset: Option<i64>,
+    /// The trace of its request.
+    pub traceparent: Option<String>,
 }
 
 pub(super) fn find_outbox_event_of_payment(
@@ -220,10 +222,10 @@ pub(super) fn find_outbox_event_of_payment(
 ) -> rusqlite::Result<Option<EventState>> {
     connection
         .prepare_cached(
-            "SELECT id, status, created_at, published_at, \"partition\", \"offset\", rejection \
-                FROM outbox WHERE id = ?1 AND payment_id = ?1 UNION ALL \
-                SELECT id, status, created_at, published_at, \"partition\", \"offset\", rejection \
-                FROM outbox WHERE payment_id = ?1 AND payment_id <> id",
+            "SELECT id, status, created_at, published_at, \"partition\", \"offset\", rejection, \
+                traceparent FROM outbox WHERE id = ?1 AND payment_id = ?1 UNION ALL \
+                SELECT id, status, created_at, published_at, \"partition\", \"offset\", rejection, \
+                traceparent FROM outbox WHERE payment_id = ?1 AND payment_id <> id",
         )?
         .query_row([payment_id], |row| {
             Ok(EventState {
@@ -234,6 +236,7 @@ pub(super) fn find_outbox_event_of_payment(
                 partition: row.get(4)?,
                 offset: row.get(5)?,
                 rejection: row.get(6)?,
+                traceparent: row.get(7)?,
             })
         })
         .optional()

@@ -8,8 +8,11 @@ use super::dead_letter::DeadLetterFilter;
 use super::dead_letter_action::{self, DeadLetterAction, DeadLetterRequest, Selection};
 use super::delivery::{Carrier, DeliveryOutcome};
 use super::idempotency::{IdempotentOutcome, IdempotentRequest};
+use super::operation::{self, OperationOutcome};
+use super::outbox_view::{self, OutboxFilter};
 use super::payment::HistoryPage;
 use super::publication::{self, Destination, Receipt};
+use super::takings::{self, TakingsFilter};
 use super::topic::{self, PublishedOffsets, PublishedRecord, Reconciled};
 use super::{
     channel_action, dead_letter, delivery, idempotency, outbox, payment, relay_action, route,
@@ -224,6 +227,7 @@ fn plan_acting_on_dead_letter(tx: &Transaction<'_>) -> rusqlite::Result<()> {
         dry_run: false,
         node: &NodeId::parse("n").unwrap(),
         origin: "http",
+        reason: None,
         now: NOW,
     };
     assert_eq!(
@@ -245,6 +249,20 @@ fn plan_showing(tx: &Transaction<'_>) -> rusqlite::Result<()> {
     assert!(timeline::find_payment_timeline(tx, 1)?.is_some());
     let page = payment::payment_history(tx, 1, Some(2), 10)?;
     assert!(matches!(page, HistoryPage::Payments(page) if page.len() == 1));
+    let filter = TakingsFilter {
+        since: Timestamp::from_micros(0),
+        until: Timestamp::from_micros(2000),
+        status: None,
+    };
+    assert_eq!(takings::payments_of_time(tx, filter, 0, 10)?.len(), 2);
+    let node = NodeId::parse("n").unwrap();
+    let waiting = outbox_view::list_outbox_events(tx, &node, OutboxFilter::Init, 0, 10)?;
+    assert_eq!(waiting.len(), 0);
+    assert_eq!(payment::last_payment_id(tx)?, 2);
+    assert_eq!(payment::last_payment_time(tx)?, Some(NOW));
+    operation::record_backup(tx, OperationOutcome::Succeeded, "local", NOW)?;
+    assert!(operation::last_backup(tx)?.is_some());
+    relay_action::record_relay_wake(tx, "local", NOW)?;
     Ok(())
 }
 
@@ -280,7 +298,7 @@ fn plan_unseen_events(
     assert_eq!(requeued, 0);
     unseen::shorten_unseen(tx, topic, &[(0, None)].into())?;
     outbox::renumber_outbox(tx, 1 << 50)?;
-    assert_eq!(relay_action::last_relay_action(tx)?, 0);
+    assert_eq!(relay_action::last_relay_resume(tx)?, 0);
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! The actions of operators on the relay. A fenced relay looks for a new row.
+//! The actions of operators on the relay. A fenced relay looks for a new resume.
 
 use rusqlite::{Connection, Transaction};
 
@@ -11,15 +11,33 @@ pub fn request_relay_action(
     origin: &str,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
-    let sql = "INSERT INTO relay_action (action, origin, acted_at) VALUES ('resume', ?1, ?2)";
+    insert_relay_action(tx, "resume", origin, now)
+}
+
+/// Records that an operator lets the relay try at once.
+pub fn record_relay_wake(
+    tx: &Transaction<'_>,
+    origin: &str,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
+    insert_relay_action(tx, "wake", origin, now)
+}
+
+fn insert_relay_action(
+    tx: &Transaction<'_>,
+    action: &str,
+    origin: &str,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
+    let sql = "INSERT INTO relay_action (action, origin, acted_at) VALUES (?1, ?2, ?3)";
     tx.prepare_cached(sql)?
-        .execute((origin, now.as_micros()))
+        .execute((action, origin, now.as_micros()))
         .map(drop)
 }
 
 /// The id of the last resume, which grows; 0 if there was none.
-pub fn last_relay_action(connection: &Connection) -> rusqlite::Result<i64> {
+pub fn last_relay_resume(connection: &Connection) -> rusqlite::Result<i64> {
     connection
-        .prepare_cached("SELECT ifnull(max(id), 0) FROM relay_action")?
+        .prepare_cached("SELECT ifnull(max(id), 0) FROM relay_action WHERE action = 'resume'")?
         .query_row([], |row| row.get(0))
 }

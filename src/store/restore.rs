@@ -120,6 +120,14 @@ pub struct RestoreRequest<'a> {
     pub now: Timestamp,
 }
 
+/// The copy of the copy until it is checked.
+pub fn partial_restore_path(database: &Path) -> Result<PathBuf, OpenError> {
+    let database = files::resolve_database_file(database)?;
+    Ok(files::sibling_file(&database, PART))
+}
+
+const PART: &str = ".restore-part";
+
 /// Restores a copy. No payrelay runs on the database meanwhile.
 pub fn restore_database(request: &RestoreRequest<'_>) -> Result<Restored, RestoreError> {
     let database = files::resolve_database_file(request.database)?;
@@ -155,7 +163,7 @@ fn replace_by_restored_copy(
         return Err(RestoreError::Same(copy.to_owned()));
     }
     let current = find_database_to_restore(database);
-    let part = files::sibling_file(database, ".restore-part");
+    let part = files::sibling_file(database, PART);
     let prepared = prepare_restored_copy(copy, &part, current.as_ref(), request);
     let prepared = prepared.map_err(|error| error.name_the_copy(copy));
     let restored = prepared.and_then(|(node, payments)| {

@@ -184,7 +184,7 @@ const DATABASE_CASES: [(&str, &str); 18] = [
     ("unconsumed", "DELETE FROM delivery WHERE outbox_id = 4"),
     (
         "foreign-key",
-        "INSERT INTO dead_letter_action VALUES (1, 77, 'discard', 'http', 'done', 1)",
+        "INSERT INTO dead_letter_action VALUES (1, 77, 'discard', 'http', NULL, 'done', 1)",
     ),
     (
         "undeliverable",
@@ -238,7 +238,9 @@ fn the_audit_notes_what_an_operator_should_know() {
     );
     node.assert_found(&["rejected"], &["dead-letters"]);
     node.doctor("DELETE FROM delivery WHERE outbox_id = 1");
-    let args = ["dead-letters", "discard", "1"].map(str::to_owned).to_vec();
+    let args = ["dead-letters", "discard", "1", "--reason", "no"]
+        .map(str::to_owned)
+        .to_vec();
     let discard = run_to_exit(Options {
         args,
         ..Options::new(node.dir.path(), &[])
@@ -510,7 +512,7 @@ fn finds_duplicates_and_events_out_of_order(topics: &Topics) {
     case.assert_reported("  event 2 behind 3: partition 0, offset 2\n");
     let letter = "INSERT INTO dead_letter (outbox_id, payment_id, reason, state, received_at) \
         VALUES (2, 2, 'too large', 'REPLAYED', 1); INSERT INTO dead_letter_action \
-        VALUES (1, 1, 'replay', 'http', 'waits to be published again', 1)";
+        VALUES (1, 1, 'replay', 'http', NULL, 'waits to be published again', 1)";
     case.doctor(letter).assert_found(&[], &["sent-again"]);
     // It then could not be delivered.
     case.doctor("UPDATE dead_letter SET state = 'OPEN'")

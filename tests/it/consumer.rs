@@ -221,15 +221,15 @@ fn foreign_records_beyond_the_limit_are_only_counted() {
     let node = database.store().node().clone();
     let now = Timestamp::now();
     let discard = move |tx: &payrelay::store::Transaction<'_>| {
-        let which = Selection::Open { after: 0, limit: 3 };
         dead_letter_action::act_on_dead_letters(
             tx,
             DeadLetterRequest {
                 action: DeadLetterAction::Discard,
-                which,
+                which: Selection::Open { after: 0, limit: 3 },
                 dry_run: false,
                 node: &node,
                 origin: "http",
+                reason: None,
                 now,
             },
         )

@@ -536,6 +536,7 @@ fn a_record_that_the_broker_rejects_is_dead_lettered(delivery: DeliveryGuarantee
             dry_run: false,
             node: &node,
             origin: "http",
+            reason: None,
             now,
         };
         dead_letter_action::act_on_dead_letters(tx, order)

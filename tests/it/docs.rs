@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::{env, fs};
 
 mod commands;
@@ -162,4 +163,42 @@ fn the_configuration_reference_is_made_from_config_toml() {
         "docs/reference/configuration.md differs from config.toml: run \
             PAYRELAY_REWRITE_DOCS=1 cargo test --test it docs::"
     );
+}
+
+/// `PAYRELAY_REWRITE_DOCS=1 cargo test --test it docs::` writes the file again.
+#[test]
+fn the_configuration_schema_is_the_one_of_the_program() {
+    let root = Path::new(ROOT);
+    let output = Command::new(testkit::paths::binary())
+        .args(["config", "schema"])
+        .output()
+        .unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let file = root.join("config.schema.json");
+    if env::var_os("PAYRELAY_REWRITE_DOCS").is_some() {
+        fs::write(&file, &printed).unwrap();
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), printed);
+    // Each key of config.toml is in it, with its default.
+    let schema: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    let config = fs::read_to_string(root.join("config.toml")).unwrap();
+    let mut section = String::new();
+    let mut keys = 0;
+    for line in config.lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            name.trim_end_matches(']').clone_into(&mut section);
+        } else if let Some((key, _)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
+            let property = &schema["properties"][&section]["properties"][key];
+            let description = property["description"].as_str().unwrap_or_default();
+            assert!(
+                description.contains("Allowed: "),
+                "{section}.{key}: {property}"
+            );
+            keys += 1;
+        }
+    }
+    assert!(keys > 50, "{keys}");
+    let access =
+        &schema["properties"]["http"]["properties"]["token"]["items"]["properties"]["access"];
+    assert_eq!(access["enum"][0], "read-only", "{access}");
 }

@@ -18,6 +18,7 @@
 mod access;
 mod audit;
 mod backup;
+mod commands;
 mod consumer;
 mod contract;
 mod crash_recovery;
@@ -30,6 +31,7 @@ mod http;
 mod http_fuzz;
 mod idempotency;
 mod kafka_security;
+mod local_socket;
 mod model;
 mod outbox;
 mod process;

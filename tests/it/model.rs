@@ -185,6 +185,7 @@ fn run(job: &Job, tx: &Transaction<'_>, node: &NodeId, now: Timestamp) -> SqlRes
                 dry_run: *dry_run,
                 node,
                 origin: ORIGIN,
+                reason: None,
                 now,
             };
             dead_letter_action::act_on_dead_letters(tx, request).map(Answer::Outcomes)

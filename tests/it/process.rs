@@ -540,7 +540,10 @@ fn a_command_finishes_although_its_output_is_not_read() {
     });
     assert_eq!(tried, Ok(250));
     open(250);
-    assert_eq!(unread(&["dead-letters", "discard", "--all"]), Some(0));
+    assert_eq!(
+        unread(&["dead-letters", "discard", "--all", "--reason", "no"]),
+        Some(0)
+    );
     open(0);
 }
 

@@ -1123,8 +1123,9 @@ fn an_operator_skips_one_payment_of_a_paused_channel() {
     let (code, listed) = command(&["channels", "list"]);
     assert!(
         code == Some(0)
-            && listed.starts_with("default: webhook, 3 payments waiting, the oldest for ")
-            && listed.ends_with(" s; its last error: Slack answered 400 invalid_payload\n"),
+            && listed.contains("\ndefault  paused ")
+            && listed.contains("  3  ")
+            && listed.contains("400 invalid_payload"),
         "{listed}"
     );
     payrelay.wait_for_log("then run `payrelay channels resume default`", LIMIT);
@@ -1333,8 +1334,10 @@ fn a_client_lists_and_replays_dead_letters() {
         403,
         "a web page gives no orders"
     );
-    let (code, listed) = site.command(&["list"]);
+    let (code, listed) = site.command(&["list", "--json"]);
     assert_eq!((code, listed.lines().count()), (Some(0), 1), "{listed}");
+    let (code, listed) = site.command(&["list"]);
+    assert_eq!((code, listed.lines().count()), (Some(0), 2), "{listed}");
     assert!(site.payrelay.terminate().success());
 }
 
@@ -1353,7 +1356,7 @@ fn a_command_replays_and_discards_dead_letters() {
     );
     site.wait_for_message_of(3);
     assert_eq!(
-        site.command(&["discard", "2"]),
+        site.command(&["discard", "2", "--reason", "no"]),
         (Some(1), "2: nothing was done: it is REPLAYED\n".into())
     );
     let (code, _) = site.command(&["replay"]);
@@ -1406,6 +1409,7 @@ fn resolve(
             dry_run: false,
             node: &node,
             origin: "http",
+            reason: None,
             now,
         };
         dead_letter_action::act_on_dead_letters(tx, request)
@@ -1469,6 +1473,7 @@ fn a_payment_dead_lettered_again_keeps_its_dead_letter() {
                 dry_run: false,
                 node: &node,
                 origin: "http",
+                reason: None,
                 now,
             },
         )?;

@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 /// An answer that takes longer is a failure of the product, not slowness.
@@ -283,6 +285,26 @@ pub fn payment(reservation: i64, bytes: usize) -> String {
             .to_string();
     let spaces = " ".repeat(bytes.saturating_sub(body.len()));
     body + &spaces
+}
+
+/// One request through a Unix socket; `start` is its method and path.
+#[track_caller]
+pub fn ask_local(socket: &Path, start: &str, headers: &str, body: &str) -> Response {
+    let mut stream = UnixStream::connect(socket).expect("a socket that listens");
+    stream
+        .set_read_timeout(Some(READ_TIMEOUT))
+        .expect("the time-out is not zero");
+    stream
+        .write_all(request(start, headers, body).as_bytes())
+        .expect("the server reads");
+    let mut reader = BufReader::new(stream);
+    let (line, headers) = read_head(&mut reader).expect("a head").expect("a response");
+    let status = line.split(' ').nth(1).and_then(|word| word.parse().ok());
+    Response {
+        status: status.expect("a status"),
+        body: read_body(&mut reader, &headers).expect("a body"),
+        headers,
+    }
 }
 
 /// A connection from this address of the loopback network.

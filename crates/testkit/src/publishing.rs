@@ -79,7 +79,7 @@ pub fn publish(publisher: &mut KafkaPublisher, database: &Database) -> Vec<Recei
     receipts
 }
 
-/// Publishes and checks, as the relay does, until consumers see this number of records: a broker
+/// Publishes and checks, as the relay does, until consumers see this number of records. A broker
 /// that is killed may return with a hanging transaction, which the publisher ends.
 pub fn publish_until_visible(
     publisher: &mut KafkaPublisher,

@@ -1,7 +1,7 @@
 //! `/admin/channels`: lists the channels, resumes one, or skips a payment of a paused one.
 
 use hyper::{Response, StatusCode};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::super::app::{App, Channel};
 use super::super::auth::AuthenticatedClient;
@@ -11,10 +11,8 @@ use super::super::response::{Body, json_response};
 use super::{ActionRequested, action_requested};
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::{Health, HealthLevel};
+use crate::sampler::Sample;
 use crate::store::channel_action;
-
-/// The longest reason of an action, in bytes.
-const REASON_MAX: usize = 500;
 
 const OUTCOME: &str = "GET /admin/channels shows it; the channel acts within a second";
 
@@ -26,7 +24,7 @@ struct ChannelList<'a> {
 }
 
 #[derive(Serialize)]
-struct ChannelView<'a> {
+pub(super) struct ChannelView<'a> {
     name: &'a str,
     #[serde(flatten)]
     health: Health,
@@ -35,57 +33,30 @@ struct ChannelView<'a> {
     oldest_waiting_s: Option<u64>,
 }
 
-/// The body of a skip.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ChannelSkipRequest {
-    reason: String,
-}
-
-impl ChannelSkipRequest {
-    fn parse(body: &[u8]) -> Result<Self, Problem> {
-        let request: Self = serde_json::from_slice(body)
-            .map_err(|_| Problem::invalid_field("body", "must be {\"reason\": \"...\"}"))?;
-        if request.reason.trim().is_empty() || request.reason.len() > REASON_MAX {
-            return Err(Problem::invalid_field(
-                "reason",
-                format!("must have 1 to {REASON_MAX} bytes"),
-            ));
-        }
-        Ok(request)
-    }
-}
-
 impl App {
     pub(super) fn list_channels(&self) -> Response<Body> {
-        let snapshot = self.context.snapshots.latest();
+        let sample = self.context.snapshots.latest();
+        let list = ChannelList {
+            sampled_at: sample.as_ref().map(|sample| sample.at),
+            channels: self.view_channels(sample.as_deref()),
+        };
+        json_response(StatusCode::OK, &list)
+    }
+
+    /// The channels, with the waiting payments of a sample.
+    pub(super) fn view_channels(&self, sample: Option<&Sample>) -> Vec<ChannelView<'_>> {
         let now = Timestamp::now();
         // The sampler counts the channels in this order.
-        let waiting = |index: usize| {
-            snapshot
-                .as_ref()
-                .and_then(|snapshot| snapshot.backlog.channels.get(index))
-        };
-        let views = self
-            .context
-            .channels
-            .iter()
-            .enumerate()
+        let waiting = |index: usize| sample.and_then(|sample| sample.backlog.channels.get(index));
+        let channels = self.context.channels.iter().enumerate();
+        channels
             .map(|(index, channel)| ChannelView {
                 name: &channel.name,
                 health: channel.health.get(),
                 waiting: waiting(index).map(|waiting| waiting.count),
                 oldest_waiting_s: waiting(index).map(|waiting| waiting.age(now).as_secs()),
-            });
-        let channels = views.collect();
-        let sampled_at = snapshot.as_ref().map(|snapshot| snapshot.at);
-        json_response(
-            StatusCode::OK,
-            &ChannelList {
-                sampled_at,
-                channels,
-            },
-        )
+            })
+            .collect()
     }
 
     fn find_channel(&self, name: &str) -> Result<&Channel, Problem> {
@@ -136,12 +107,10 @@ impl App {
         name: &str,
         body: &mut IncomingBody,
     ) -> Result<Response<Body>, Problem> {
-        let settings = &self.context.settings;
-        let mut limit = self.limits().body_limit(&client.usage);
-        let bytes = body
-            .read_to_end(settings.body_bytes_max, settings.body_timeout, &mut limit)
-            .await?;
-        let ChannelSkipRequest { reason } = ChannelSkipRequest::parse(&bytes)?;
+        let reason = self
+            .read_reason(client, body)
+            .await?
+            .ok_or_else(|| Problem::invalid_field("body", "must be {\"reason\": \"...\"}"))?;
         if self.find_channel(name)?.health.get().state != HealthLevel::Paused {
             return Err(Problem::conflict(
                 "the channel is not paused, so no payment was skipped",

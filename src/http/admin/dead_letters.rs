@@ -180,6 +180,7 @@ impl App {
         &self,
         client: &AuthenticatedClient,
         resolution: DeadLetterResolution,
+        reason: Option<String>,
     ) -> Result<Response<Body>, Problem> {
         let DeadLetterResolution {
             selection,
@@ -197,6 +198,7 @@ impl App {
                 dry_run,
                 node: &node,
                 origin: &recorded_origin,
+                reason: reason.as_deref(),
                 now,
             };
             dead_letter_action::act_on_dead_letters(tx, request)

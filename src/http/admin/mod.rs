@@ -2,11 +2,15 @@
 
 mod channels;
 mod dead_letters;
+mod outbox;
+mod overview;
+mod reason;
 
 use hyper::{Method, Response, StatusCode};
 use serde::Serialize;
 
 pub(super) use self::dead_letters::{DeadLetterPage, DeadLetterResolution};
+use self::outbox::OutboxPage;
 use super::app::App;
 use super::auth::AuthenticatedClient;
 use super::body::IncomingBody;
@@ -26,8 +30,11 @@ pub(super) enum AdminRoute {
     DeadLetters(DeadLetterPage),
     DeadLetter { id: i64 },
     ResolveDeadLetters(DeadLetterResolution),
+    Outbox(OutboxPage),
+    Overview,
     ResumeRelay,
     Topic,
+    WakeRelay,
 }
 
 impl AdminRoute {
@@ -55,7 +62,10 @@ impl AdminRoute {
             ["dead-letters", id, "discard"] => {
                 Self::resolve(one(id)?, DeadLetterAction::Discard, query)
             }
+            ["outbox"] => OutboxPage::parse(query).map(Self::Outbox),
+            ["overview"] => plain(Self::Overview),
             ["relay", "resume"] => plain(Self::ResumeRelay),
+            ["relay", "wake"] => plain(Self::WakeRelay),
             ["topic"] => plain(Self::Topic),
             _ => Err(Problem::not_found(format!(
                 "there is no resource at {path}"
@@ -75,14 +85,28 @@ impl AdminRoute {
         DeadLetterResolution::parse(selection, action, query).map(Self::ResolveDeadLetters)
     }
 
+    /// Whether it may have a body: the reason of the action.
+    pub(super) fn expects_body(&self) -> bool {
+        matches!(
+            self,
+            Self::SkipInChannel { .. } | Self::ResolveDeadLetters(_)
+        )
+    }
+
     /// Whether it changes anything, so that it needs a POST.
     fn is_action(&self) -> bool {
         match self {
-            Self::Channels | Self::DeadLetters(_) | Self::DeadLetter { .. } | Self::Topic => false,
+            Self::Channels
+            | Self::DeadLetters(_)
+            | Self::DeadLetter { .. }
+            | Self::Outbox(_)
+            | Self::Overview
+            | Self::Topic => false,
             Self::ResumeChannel { .. }
             | Self::SkipInChannel { .. }
             | Self::ResolveDeadLetters(_)
-            | Self::ResumeRelay => true,
+            | Self::ResumeRelay
+            | Self::WakeRelay => true,
         }
     }
 }
@@ -137,9 +161,13 @@ impl App {
             AdminRoute::DeadLetters(page) => self.list_dead_letters(page).await,
             AdminRoute::DeadLetter { id } => self.find_dead_letter(id).await,
             AdminRoute::ResolveDeadLetters(resolution) => {
-                self.resolve_dead_letters(client, resolution).await
+                let reason = self.read_reason(client, body).await?;
+                self.resolve_dead_letters(client, resolution, reason).await
             }
+            AdminRoute::Outbox(page) => self.list_outbox(page).await,
+            AdminRoute::Overview => Ok(self.overview().await),
             AdminRoute::ResumeRelay => self.admin_resume_relay(client).await,
+            AdminRoute::WakeRelay => self.admin_wake_relay(client).await,
             AdminRoute::Topic => self.admin_topic().await,
         }
     }
@@ -170,6 +198,27 @@ impl App {
             requested: "resume",
             channel: None,
             outcome: "GET /health/ready shows the publisher; a fenced one resumes within a second",
+        }))
+    }
+}
+
+impl App {
+    /// Lets the relay try now. A fenced one stays fenced.
+    async fn admin_wake_relay(
+        &self,
+        client: &AuthenticatedClient,
+    ) -> Result<Response<Body>, Problem> {
+        let origin = client.origin();
+        log::info!("wake of the relay requested by {origin}");
+        self.write(move |tx: &Transaction<'_>| {
+            relay_action::record_relay_wake(tx, &origin, Timestamp::now())
+        })
+        .await?;
+        self.context.relay.wake();
+        Ok(action_requested(&ActionRequested {
+            requested: "wake",
+            channel: None,
+            outcome: "GET /health/ready shows the publisher",
         }))
     }
 }

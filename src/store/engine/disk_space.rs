@@ -16,12 +16,38 @@ use crossbeam_channel::{after, select_biased};
 use rustix::fs::statvfs;
 
 use super::corruption::CorruptionFlag;
+use super::files::sibling_file;
 use crate::runtime::health::{Health, HealthHandle};
 use crate::runtime::worker::Stop;
 use crate::store::error::StoreError;
 
 /// How old the result may be. At full load the WAL and the file grow by some 10 MB a second.
 const INTERVAL: Duration = Duration::from_millis(250);
+
+/// The sizes of a database's files, and the free space of their disk, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct FileSizes {
+    /// The database.
+    pub database_bytes: u64,
+    /// Its WAL.
+    pub wal_bytes: u64,
+    /// Free for payrelay's user; `None`: unknown.
+    pub disk_free_bytes: Option<u64>,
+}
+
+impl FileSizes {
+    /// The sizes now. A missing file has none.
+    pub fn of_database(database: &Path) -> Self {
+        let length = |path: &Path| fs::metadata(path).map_or(0, |file| file.len());
+        Self {
+            database_bytes: length(database),
+            wal_bytes: length(&sibling_file(database, "-wal")),
+            disk_free_bytes: statvfs(database)
+                .ok()
+                .map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize)),
+        }
+    }
+}
 
 /// How much free space there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -53,6 +53,14 @@ fn part<'a>(help: &'a str, heading: &str) -> impl Iterator<Item = &'a str> {
         .take_while(|line| line.starts_with("  "))
 }
 
+/// The options of every command.
+const COMMON: [&str; 4] = [
+    "--config <FILE>",
+    "--color <WHEN>",
+    "-h, --help",
+    "-V, --version",
+];
+
 /// Arguments and options of a command, as its help writes them.
 fn parameters(help: &str) -> BTreeSet<String> {
     let names = part(help, "Arguments:").chain(part(help, "Options:"));
@@ -60,7 +68,7 @@ fn parameters(help: &str) -> BTreeSet<String> {
         .map(str::trim)
         .filter(|line| line.starts_with(['-', '<', '[']))
         .map(|line| line.split("  ").next().unwrap_or(line).to_owned())
-        .filter(|name| !["--config <FILE>", "-h, --help", "-V, --version"].contains(&&**name))
+        .filter(|name| !COMMON.contains(&&**name))
         .collect()
 }
 
@@ -97,7 +105,7 @@ fn the_command_reference_has_every_command_option_and_exit_code() {
                 .collect();
             assert!(codes.len() > 5, "{codes:?}");
             assert_eq!(first_cells(&sections["Exit codes"]), codes);
-            for option in ["--config <FILE>", "-h, --help", "-V, --version"] {
+            for option in COMMON {
                 assert!(help.contains(option) && page.contains(&format!("`{option}`")));
             }
         }
@@ -108,6 +116,43 @@ fn the_command_reference_has_every_command_option_and_exit_code() {
     {
         assert!(known.contains(*title), "there is no command {title}");
     }
+}
+
+/// Each word that an operator may meet is explained: problem types, exit codes, findings and notes
+/// of the audit.
+#[test]
+fn every_problem_type_exit_code_and_finding_is_explained() {
+    let page = read("docs/reference/explanations.md");
+    let words: BTreeSet<&str> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("### `")?.strip_suffix('`'))
+        .collect();
+    let mut needed: BTreeSet<String> = BTreeSet::new();
+    let source = read("src/http/problem.rs");
+    let titles = source.split("const TITLES").nth(1).unwrap();
+    let titles = titles.split("];").next().unwrap();
+    let slugs = titles
+        .split('(')
+        .skip(1)
+        .filter_map(|part| part.split('"').nth(1));
+    needed.extend(slugs.map(str::to_owned));
+    let commands = read("docs/reference/cli.md");
+    let codes = first_cells(&sections(&commands, "## ")["Exit codes"]);
+    needed.extend(codes.into_iter().map(str::to_owned));
+    let findings = read("docs/reference/audit-findings.md");
+    for line in findings.lines().filter(|line| line.starts_with("| `")) {
+        let cell = line.split('|').nth(1).unwrap();
+        needed.extend(cell.split('`').skip(1).step_by(2).map(str::to_owned));
+    }
+    assert!(needed.len() > 50, "{needed:?}");
+    let missing: Vec<_> = needed
+        .iter()
+        .filter(|word| !words.contains(word.as_str()))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "docs/reference/explanations.md lacks {missing:?}"
+    );
 }
 
 /// The tables of schema.sql, each with its columns, in order.

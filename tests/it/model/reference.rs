@@ -34,6 +34,8 @@ pub struct Model {
     letters: BTreeMap<i64, Letter>,
     /// SQLite takes an id for an insert that then meets a row that is there.
     last_letter: i64,
+    /// The time of the last job.
+    now: Timestamp,
 }
 
 #[derive(Clone)]
@@ -64,6 +66,7 @@ struct Delivery {
     channel: String,
     attempts: u32,
     unknown: u32,
+    created_at: Timestamp,
     delivered_at: Option<Timestamp>,
     last_error: Option<String>,
 }
@@ -109,6 +112,7 @@ impl Model {
             routes: Vec::new(),
             letters: BTreeMap::new(),
             last_letter: 0,
+            now: Timestamp::from_micros(0),
         }
     }
 
@@ -136,6 +140,7 @@ impl Model {
 
     /// Does a job, and returns the expected result of the store.
     pub fn apply(&mut self, job: &Job, now: Timestamp) -> Answer {
+        self.now = now;
         match job {
             Job::Pay(new) => Answer::Payments(self.pay(new, now)),
             Job::Publish(receipts) => {
@@ -276,6 +281,7 @@ impl Model {
             channel,
             attempts: 0,
             unknown: 0,
+            created_at: self.now,
             delivered_at: None,
             last_error: None,
         };
@@ -621,6 +627,7 @@ impl Model {
             .map(|row| Notification {
                 status: DeliveryStatus::parse(row.status).unwrap(),
                 channel: row.channel.clone(),
+                created_at: row.created_at,
                 attempts: row.attempts,
                 unknown_outcomes: row.unknown,
                 delivered_at: row.delivered_at,
@@ -635,6 +642,7 @@ impl Model {
             published_at: row.published.map(|(at, ..)| at),
             partition: row.published.and_then(|(_, partition, _)| partition),
             offset: row.published.and_then(|(.., offset)| offset),
+            traceparent: None,
         });
         Some(PaymentTimeline {
             payment: found.clone(),

@@ -1,0 +1,57 @@
+//! The commands that an operator must not forget: when they last succeeded.
+
+use rusqlite::{Connection, OptionalExtension as _, Transaction};
+use serde::Serialize;
+
+use crate::domain::text_enum::text_enum;
+use crate::domain::timestamp::Timestamp;
+
+text_enum! {
+    /// The outcome of a command.
+    pub enum OperationOutcome {
+        /// It succeeded.
+        Succeeded = "ok",
+        /// It did not.
+        Failed = "failed",
+    }
+}
+
+/// A command that ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct OperationRecord {
+    /// When it ended.
+    pub ended_at: Timestamp,
+    /// The local user who ran it.
+    pub origin: String,
+}
+
+/// Records that a backup ended.
+pub fn record_backup(
+    tx: &Transaction<'_>,
+    outcome: OperationOutcome,
+    origin: &str,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
+    tx.prepare_cached(
+        "INSERT INTO operation (operation, outcome, origin, ended_at) \
+            VALUES ('backup', ?1, ?2, ?3)",
+    )?
+    .execute((outcome.as_str(), origin, now.as_micros()))
+    .map(drop)
+}
+
+/// The last backup that succeeded.
+pub fn last_backup(connection: &Connection) -> rusqlite::Result<Option<OperationRecord>> {
+    connection
+        .prepare_cached(
+            "SELECT ended_at, origin FROM operation WHERE operation = 'backup' \
+                AND outcome = 'ok' ORDER BY id DESC LIMIT 1",
+        )?
+        .query_row([], |row| {
+            Ok(OperationRecord {
+                ended_at: Timestamp::from_micros(row.get(0)?),
+                origin: row.get(1)?,
+            })
+        })
+        .optional()
+}
