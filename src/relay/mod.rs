@@ -41,7 +41,7 @@ const PAUSE_PER_EVENT: Duration = Duration::from_micros(100);
 const PAUSE_MAX: Duration = Duration::from_millis(20);
 
 /// How long the next batch waits. Many small transactions cost the broker, the writer and the
-/// consumer more than few large ones: with everything on two cores, this brings a quarter more
+/// consumer more than few large ones. With everything on two cores, the pause brings a quarter more
 /// payments a second. A full batch means that more wait already.
 fn pause_after_batch(events: usize, batch_max: usize) -> Duration {
     if events >= batch_max {
