@@ -203,7 +203,7 @@ fn spoil(machine: &Machine, table: &str) {
 fn corruption_found_while_running_stops_payments_and_is_logged_once() {
     // One that a payment writes to, but that is not read before.
     let machine = with_payments();
-    spoil(&machine, "user_history");
+    spoil(&machine, "payment_paid");
     let mut payrelay = Payrelay::start(machine.options(&[]));
     let mut client = Connecting::new(payrelay.addr());
     for n in 0..50 {
