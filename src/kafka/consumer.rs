@@ -10,6 +10,8 @@
 //! passed is one of them. So is an event that was published before the topic's ends were read, once
 //! everything before those ends was consumed.
 
+mod backfill;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -34,8 +36,7 @@ use crate::runtime::metrics::Metrics;
 use crate::runtime::outage::OutageTracker;
 use crate::runtime::worker::{Stop, Waker};
 use crate::store::topic;
-use crate::store::unconsumed::{self, Unconsumed, UnconsumedPage};
-use crate::store::{self, Store, StoreError, Transaction};
+use crate::store::{self, Store, StoreError};
 
 /// How long one call of krafka may wait where no broker answers; dropping a poll loses nothing.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
@@ -43,21 +44,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often it searches for unconsumed events, and commits offsets.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The consumer searches the topic for an event that it has not received after this time.
-const SWEEP_AFTER: Duration = Duration::from_secs(5);
-
 /// Two payrelays of one node take the membership from each other. Each waits for this long before
 /// it does so again.
 const FENCED_PAUSE: Duration = Duration::from_secs(10);
-
-/// An event that has not arrived after this time makes the consumer unavailable.
-const LATE_AFTER: Duration = Duration::from_mins(1);
-
-/// The maximum number of events in one backfill transaction.
-const BACKFILL_MAX: usize = 1000;
-
-/// The maximum number of rows that the low-water mark moves over in a transaction of its own.
-const ADVANCE_MAX: usize = 1_000;
 
 /// Consumes the topic.
 pub struct Consumer {
@@ -81,6 +70,8 @@ pub struct Consumer {
     /// The event after which the next page of unconsumed events begins.
     page_after: i64,
     sweep: Sweep,
+    /// The first unconsumed event, and since when it is the first.
+    first_unconsumed: Option<(i64, Instant)>,
     late: Option<Late>,
 }
 
@@ -143,6 +134,7 @@ impl Consumer {
             checked_at: Instant::now(),
             page_after: 0,
             sweep: Sweep::Due,
+            first_unconsumed: None,
             late: None,
         })
     }
@@ -327,114 +319,6 @@ impl Consumer {
         }
         self.metrics.records_dropped(stored.dropped_records());
         Ok(records.len())
-    }
-
-    /// Searches for unconsumed events, and backfills those that will not arrive. Returns whether
-    /// there is more to do at once.
-    fn check(&mut self) -> Result<bool, StoreError> {
-        let waiting = self.store.read(unconsumed::count_unconsumed)?;
-        let age = waiting.age(Timestamp::now());
-        self.late = (age > LATE_AFTER).then_some(Late {
-            count: waiting.count,
-            age_s: age.as_secs(),
-        });
-        let mut more = false;
-        if waiting.count == 0 {
-            self.sweep = Sweep::Idle;
-            self.page_after = 0;
-        } else {
-            let after = self.page_after;
-            let page = self
-                .store
-                .read(|connection| unconsumed::page_of_unconsumed(connection, after))?;
-            self.page_after = page.next.unwrap_or(0);
-            more = self.backfill_passed(&page)? > 0 && page.next.is_some();
-            self.sweep(&page, age)?;
-        }
-        if self.store.read(unconsumed::is_unconsumed_mark_behind)? {
-            more |= self
-                .store
-                .write_in_background(|tx| unconsumed::advance_unconsumed_mark(tx, ADVANCE_MAX))?;
-        }
-        Ok(more)
-    }
-
-    /// Backfills events before the offsets from which their partitions are read.
-    fn backfill_passed(&self, page: &UnconsumedPage) -> Result<usize, StoreError> {
-        let Some(membership) = &self.membership else {
-            return Ok(0);
-        };
-        let has_passed = |event: &&Unconsumed| {
-            event
-                .partition
-                .zip(event.offset)
-                .is_some_and(|(partition, offset)| membership.has_passed(partition, offset))
-        };
-        let passed: Vec<i64> = page
-            .events
-            .iter()
-            .filter(has_passed)
-            .map(|event| event.outbox_id)
-            .collect();
-        self.backfill(&passed)
-    }
-
-    /// Backfills events whose offsets do not help: of a topic that was recreated or truncated, or
-    /// without offset.
-    fn sweep(&mut self, page: &UnconsumedPage, age: Duration) -> Result<(), StoreError> {
-        let Some(membership) = &self.membership else {
-            return Ok(());
-        };
-        let runtime = self.driver.runtime();
-        match &self.sweep {
-            Sweep::Idle if age < SWEEP_AFTER => {}
-            // First the events that are missing, then the end of each partition. So an event that
-            // is on the topic is before these ends.
-            Sweep::Idle | Sweep::Due => {
-                match runtime
-                    .block_on(async { with_kafka_timeout(CALL_TIMEOUT, membership.ends()).await })
-                {
-                    Ok(ends) => {
-                        let events = page.events.iter().map(|event| event.outbox_id).collect();
-                        self.sweep = Sweep::Reading { events, ends };
-                    }
-                    Err(failure) => {
-                        log::debug!("the ends of the topic could not be read: {failure}");
-                    }
-                }
-            }
-            Sweep::Reading { events, ends } => {
-                if runtime.block_on(membership.has_read(ends)) {
-                    self.backfill(events)?;
-                    self.sweep = Sweep::Idle;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn backfill(&self, events: &[i64]) -> Result<usize, StoreError> {
-        let topic = self
-            .membership
-            .as_ref()
-            .map(|membership| membership.topic().clone());
-        let mut count = 0;
-        for events in events.chunks(BACKFILL_MAX) {
-            let topic = topic.clone();
-            let events = events.to_vec();
-            let backfill = move |tx: &Transaction<'_>| {
-                unconsumed::backfill_unconsumed(tx, topic.as_ref(), &events, Timestamp::now())
-            };
-            count += self.store.write(backfill)?;
-            self.notifier.wake();
-        }
-        if count > 0 {
-            log::warn!(
-                "backfilled {count} published events from the outbox: the topic does not bring \
-                    them any more"
-            );
-        }
-        Ok(count)
     }
 
     /// The next commit repairs one that failed: the offsets that count are in the database.

@@ -82,6 +82,13 @@ pub fn page_of_unconsumed(connection: &Connection, after: i64) -> rusqlite::Resu
 /// That is not when it was committed: it may have waited for Kafka for hours. After the first page
 /// the number is an estimate.
 pub fn count_unconsumed(connection: &Connection) -> rusqlite::Result<Waiting> {
+    count_and_first_unconsumed(connection).map(|(waiting, _)| waiting)
+}
+
+/// The same, with the id of the first of them.
+pub fn count_and_first_unconsumed(
+    connection: &Connection,
+) -> rusqlite::Result<(Waiting, Option<i64>)> {
     let UnconsumedPage { events, next } = page_of_unconsumed(connection, 0)?;
     let last = events
         .last()
@@ -91,10 +98,11 @@ pub fn count_unconsumed(connection: &Connection) -> rusqlite::Result<Waiting> {
         count_unconsumed_ids_before_init(connection, last)
     })?;
     let oldest_at = events.iter().map(|event| event.published_at).min();
-    Ok(Waiting {
+    let waiting = Waiting {
         count: row_limit(events.len()) + beyond,
         oldest_at,
-    })
+    };
+    Ok((waiting, events.first().map(|event| event.outbox_id)))
 }
 
 /// How many ids there are from an event to the first one that is not published.

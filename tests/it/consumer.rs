@@ -149,6 +149,29 @@ fn records_deleted_while_the_consumer_is_behind_are_backfilled_and_wake_the_noti
     }
 }
 
+/// The clock was two days ahead when they were published, to a topic that was deleted since. Rows
+/// with a delivery hide them at first.
+#[test]
+fn events_with_a_publication_time_in_the_future_are_backfilled() {
+    let broker = Broker::start("4.4.0");
+    let database = Database::open();
+    let mut consumer = positioned(&broker, &database);
+    for first in (1..=12_000).step_by(1000) {
+        database.pay(1, first..first + 1000);
+    }
+    let later = Timestamp::now().plus(Duration::from_hours(48)).as_micros();
+    let lose = format!(
+        "UPDATE outbox SET status = 'PUBLISHED', published_at = {later}, \"partition\" = 0;
+         INSERT INTO delivery (outbox_id, channel, status, created_at, delivered_at)
+            SELECT id, 'default', 'DELIVERED', 1, 1 FROM outbox WHERE id <= 11900"
+    );
+    database
+        .store()
+        .write(move |tx| tx.execute_batch(&lose))
+        .unwrap();
+    consume(&mut consumer, &database, DELIVERIES, 12_000);
+}
+
 #[test]
 fn a_copy_that_is_older_than_the_groups_offsets_loses_no_event() {
     let broker = Broker::start("4.4.0");
