@@ -36,7 +36,7 @@ use testkit::process::{Options, Payrelay, run_command, run_to_exit};
 use testkit::random::proptest_config;
 use testkit::slack::{Answer, FakeSlack};
 use testkit::store::Database;
-use testkit::wait_until;
+use testkit::{wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(1);
 const PROBE: Duration = Duration::from_mins(5);
@@ -1120,12 +1120,13 @@ fn an_operator_skips_one_payment_of_a_paused_channel() {
     pay(&mut client, 1, 5, [1, 2, 3]);
     wait_until("the pause", LIMIT, || is_paused(&mut client));
     assert_bad_skips_are_refused(&mut client);
-    let (code, listed) = command(&["channels", "list"]);
+    // The list has the counts of the last sample.
+    let listed = wait_for("the list to count them", LIMIT, || {
+        let (code, listed) = command(&["channels", "list"]);
+        (code == Some(0) && listed.contains("  3  ")).then_some(listed)
+    });
     assert!(
-        code == Some(0)
-            && listed.contains("\ndefault  paused ")
-            && listed.contains("  3  ")
-            && listed.contains("400 invalid_payload"),
+        listed.contains("\ndefault  paused ") && listed.contains("400 invalid_payload"),
         "{listed}"
     );
     payrelay.wait_for_log("then run `payrelay channels resume default`", LIMIT);
