@@ -15,7 +15,10 @@ use krafka::error::KrafkaError;
 use krafka::producer::RecordMetadata;
 use tokio::time::{Instant, sleep};
 
-use super::hanging::{Owner, last_stable_offsets, open_transactions};
+use super::hanging::{
+    VISIBLE_WITHIN, foreign_transaction, has_hanging_transaction, last_stable_offsets,
+    open_transactions,
+};
 
 /// The first pause between two looks at the last stable offset. Each is twice as long as the one
 /// before.
@@ -23,9 +26,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(1);
 
 /// The longest pause between two looks.
 const PAUSE_MAX: Duration = Duration::from_millis(50);
-
-/// Markers that need longer are investigated.
-const VISIBLE_WITHIN: Duration = Duration::from_secs(5);
 
 /// The last committed batch of a session.
 pub(super) struct CommitOrder {
@@ -82,13 +82,12 @@ impl CommitOrder {
         Ok(())
     }
 
-    /// An error unless another producer's transaction hides the batch before.
+    /// An error unless only another producer's transaction hides the batch before.
     async fn find_hiding_transaction(&mut self) -> Result<(), KrafkaError> {
         let partitions: BTreeSet<i32> = self.last.keys().copied().collect();
         let open = open_transactions(&self.kafka, &self.topic, &partitions, &self.ours).await?;
-        self.is_hidden_by_another = open
-            .iter()
-            .any(|open| matches!(open.owner, Owner::Other { .. }));
+        self.is_hidden_by_another =
+            foreign_transaction(&open).is_some() && !has_hanging_transaction(&open);
         if self.is_hidden_by_another {
             return Ok(());
         }

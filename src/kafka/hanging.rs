@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use krafka::admin::{
     DescribeProducersOptions, DescribeTransactionsOptions, ListOffsetsOptions,
@@ -90,6 +91,21 @@ impl fmt::Display for OpenTransaction {
         }
         write!(f, ")")
     }
+}
+
+/// Markers of a commit that need longer are investigated.
+pub(super) const VISIBLE_WITHIN: Duration = Duration::from_secs(5);
+
+/// Whether one of our own transactions hangs: a new session ends it.
+pub(super) fn has_hanging_transaction(open: &[OpenTransaction]) -> bool {
+    open.iter()
+        .any(|open| matches!(open.owner, Owner::OursEnded { .. }))
+}
+
+/// Whether another producer holds a partition back.
+pub(super) fn foreign_transaction(open: &[OpenTransaction]) -> Option<&OpenTransaction> {
+    open.iter()
+        .find(|open| matches!(open.owner, Owner::Other { .. }))
 }
 
 /// The last stable offsets: a `read_committed` consumer sees what is before them.

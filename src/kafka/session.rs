@@ -15,7 +15,9 @@ use super::cluster::{
     ClusterConnection, ClusterError, REQUEST_TIMEOUT, TopicDescription, cluster_partition_ends,
     describe_cluster_topic, ensure_cluster_topic, with_kafka_timeout,
 };
-use super::hanging::{OpenTransaction, Owner, end_hanging_transactions, open_transactions};
+use super::hanging::{
+    OpenTransaction, Owner, end_hanging_transactions, foreign_transaction, open_transactions,
+};
 use super::producer::AnyProducer;
 use super::producer_builder::transactional_producer;
 use super::producer_ring::{ProducerRing, transactional_ids};
@@ -270,9 +272,7 @@ async fn end_transactions_before_session(
             end_hanging_transactions(&producer, &topic.name, &partitions).await?;
         }
     }
-    let other = open
-        .iter()
-        .find(|open| matches!(open.owner, Owner::Other { .. }));
+    let other = foreign_transaction(&open);
     Ok(other.map(|open| format!(": {}", open.describe(&context.settings.bootstrap_servers))))
 }
 

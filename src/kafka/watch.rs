@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 use krafka::Kafka;
 
 use super::cluster::{ClusterError, with_kafka_timeout};
-use super::hanging::{OpenTransaction, Owner, last_stable_offsets, open_transactions};
+use super::hanging::{
+    OpenTransaction, VISIBLE_WITHIN, has_hanging_transaction, last_stable_offsets,
+    open_transactions,
+};
 use crate::domain::topic::Topic;
 use crate::store::Store;
 use crate::store::publication::{Destination, Receipt};
@@ -19,9 +22,6 @@ use crate::store::unseen::{self, Unseen};
 /// The time from publishing to the first check whether consumers see the events, and from check to
 /// check.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// A transaction that needs longer to become visible is investigated.
-const VISIBLE_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long one check may need.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
@@ -164,13 +164,7 @@ impl VisibilityWatch {
         let event = oldest.unwrap_or_default();
         let why = match open {
             Err(failure) => format!("the cluster does not say why: {failure}"),
-            Ok(open)
-                if open
-                    .iter()
-                    .any(|open| matches!(open.owner, Owner::OursEnded { .. })) =>
-            {
-                return Visibility::Reopen;
-            }
+            Ok(open) if has_hanging_transaction(&open) => return Visibility::Reopen,
             Ok(open) => match open.first() {
                 Some(open) => open.describe(bootstrap_servers),
                 None => "no transaction is open on its partition".to_owned(),
