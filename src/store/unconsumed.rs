@@ -82,18 +82,19 @@ pub fn page_of_unconsumed(connection: &Connection, after: i64) -> rusqlite::Resu
 /// That is not when it was committed: it may have waited for Kafka for hours. After the first page
 /// the number is an estimate.
 pub fn count_unconsumed(connection: &Connection) -> rusqlite::Result<Waiting> {
-    count_and_first_unconsumed(connection).map(|(waiting, _)| waiting)
+    first_page_of_unconsumed(connection).map(|(waiting, _)| waiting)
 }
 
-/// The same, with the id of the first of them.
-pub fn count_and_first_unconsumed(
+/// The same, with the first page.
+pub fn first_page_of_unconsumed(
     connection: &Connection,
-) -> rusqlite::Result<(Waiting, Option<i64>)> {
-    let UnconsumedPage { events, next } = page_of_unconsumed(connection, 0)?;
+) -> rusqlite::Result<(Waiting, UnconsumedPage)> {
+    let page = page_of_unconsumed(connection, 0)?;
+    let events = &page.events;
     let last = events
         .last()
         .map(|event| event.outbox_id)
-        .filter(|last| Some(*last) == next);
+        .filter(|last| Some(*last) == page.next);
     let beyond = last.map_or(Ok(0), |last| {
         count_unconsumed_ids_before_init(connection, last)
     })?;
@@ -102,7 +103,7 @@ pub fn count_and_first_unconsumed(
         count: row_limit(events.len()) + beyond,
         oldest_at,
     };
-    Ok((waiting, events.first().map(|event| event.outbox_id)))
+    Ok((waiting, page))
 }
 
 /// How many ids there are from an event to the first one that is not published.

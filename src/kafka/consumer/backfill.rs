@@ -29,7 +29,8 @@ impl Consumer {
     pub(super) fn check(&mut self) -> Result<bool, StoreError> {
         // Above the mark, rows with a delivery would hide those without one.
         let is_behind = self.advance_mark()?;
-        let (waiting, first) = self.store.read(unconsumed::count_and_first_unconsumed)?;
+        let (waiting, first_page) = self.store.read(unconsumed::first_page_of_unconsumed)?;
+        let first = first_page.events.first().map(|event| event.outbox_id);
         let age = waiting
             .age(Timestamp::now())
             .max(self.age_of_first_unconsumed(first));
@@ -44,10 +45,12 @@ impl Consumer {
             }
             self.page_after = 0;
         } else {
-            let after = self.page_after;
-            let page = self
-                .store
-                .read(|connection| unconsumed::page_of_unconsumed(connection, after))?;
+            let page = match self.page_after {
+                0 => first_page,
+                after => self
+                    .store
+                    .read(|connection| unconsumed::page_of_unconsumed(connection, after))?,
+            };
             self.page_after = page.next.unwrap_or(0);
             more |= self.backfill_passed(&page)? > 0 && page.next.is_some();
             self.sweep(&page, age)?;
