@@ -96,14 +96,13 @@ impl NewPayment {
             );
             return Err(InvalidPayment::field("reservations", detail));
         }
-        let is_single = entries.len() == 1;
-        let mut seen = HashSet::with_capacity(if is_single { 0 } else { entries.len() });
+        let mut seen = HashSet::with_capacity(entries.len());
         let check = |(index, PaymentObject(entry)): (usize, PaymentObject<RawReservation>)| {
             let field = |name| move || format!("reservations[{index}].{name}");
             let reservation_id =
                 require_payment_field(entry.reservation_id, field("reservation_id"))?.0;
             let seat_price = require_payment_field(entry.seat_price, field("seat_price"))?.0;
-            if !is_single && !seen.insert(reservation_id) {
+            if !seen.insert(reservation_id) {
                 let detail = format!("{reservation_id} is given twice in this request");
                 return Err(InvalidPayment::field(field("reservation_id")(), detail));
             }

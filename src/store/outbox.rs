@@ -223,9 +223,8 @@ pub(super) fn find_outbox_event_of_payment(
     connection
         .prepare_cached(
             "SELECT id, status, created_at, published_at, \"partition\", \"offset\", rejection, \
-                traceparent FROM outbox WHERE id = ?1 AND payment_id = ?1 UNION ALL \
-                SELECT id, status, created_at, published_at, \"partition\", \"offset\", rejection, \
-                traceparent FROM outbox WHERE payment_id = ?1 AND payment_id <> id",
+                traceparent FROM outbox WHERE (id = ?1 AND payment_id = id) \
+                OR (payment_id = ?1 AND payment_id <> id)",
         )?
         .query_row([payment_id], |row| {
             Ok(EventState {

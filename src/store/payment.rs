@@ -142,7 +142,7 @@ fn insert_payment_row(
         payment.user_id,
         payment.reservation_id,
         payment.amount,
-        &*payment.currency,
+        &payment.currency,
         payment.status,
         &payment.failure,
         payment.executed_at.as_micros(),
