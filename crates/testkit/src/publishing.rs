@@ -18,8 +18,7 @@ use payrelay::store::{Transaction, outbox, unseen};
 use super::cluster::Cluster;
 use super::store::Database;
 use super::tls::{PASSWORD, Secure, USER};
-use super::topic::{self, Found};
-use super::{wait_for, wait_until};
+use super::wait_until;
 
 const LIMIT: Duration = Duration::from_mins(1);
 
@@ -77,21 +76,6 @@ pub fn publish(publisher: &mut KafkaPublisher, database: &Database) -> Vec<Recei
         false
     });
     receipts
-}
-
-/// Publishes and checks, as the relay does, until consumers see this number of records. A broker
-/// that is killed may return with a hanging transaction, which the publisher ends.
-pub fn publish_until_visible(
-    publisher: &mut KafkaPublisher,
-    database: &Database,
-    bootstrap: &str,
-    count: usize,
-) -> Vec<Found> {
-    wait_for(&format!("{count} visible records"), LIMIT, || {
-        let _ = step(publisher, database);
-        let found = topic::read(bootstrap, TOPIC, LIMIT);
-        (found.len() >= count).then_some(found)
-    })
 }
 
 /// As the relay does it.
