@@ -5,7 +5,8 @@ use std::path::Path;
 use clap::{Args, Subcommand, ValueEnum};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::outbox_view::{self, OutboxFilter};
-use payrelay::store::{OfflineStore, StoreError, relay_action};
+use payrelay::store::relay_action::{self, RelayAction};
+use payrelay::store::{OfflineStore, StoreError};
 use serde_json::Value;
 
 use super::exit_code;
@@ -177,7 +178,9 @@ fn resume_relay(file: Option<&Path>) -> Result<u8, u8> {
     let mut database = OfflineStore::open(&path).map_err(|error| print_open_error(&error))?;
     let origin = local_user_origin();
     database
-        .write(|tx| relay_action::request_relay_action(tx, &origin, Timestamp::now()))
+        .write(|tx| {
+            relay_action::record_relay_action(tx, RelayAction::Resume, &origin, Timestamp::now())
+        })
         .map_err(print_temporary_error)?;
     Ok(output_line(
         "requested: a running payrelay whose relay is fenced resumes within a second",

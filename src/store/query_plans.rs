@@ -12,11 +12,12 @@ use super::operation::{self, OperationOutcome};
 use super::outbox_view::{self, OutboxFilter};
 use super::payment::HistoryPage;
 use super::publication::{self, Destination, Receipt};
+use super::relay_action::{self, RelayAction};
 use super::takings::{self, TakingsFilter};
 use super::topic::{self, PublishedOffsets, PublishedRecord, Reconciled};
 use super::{
-    channel_action, dead_letter, delivery, idempotency, outbox, payment, relay_action, route,
-    timeline, unconsumed, unseen,
+    channel_action, dead_letter, delivery, idempotency, outbox, payment, route, timeline,
+    unconsumed, unseen,
 };
 use crate::domain::event::EventRef;
 use crate::domain::node_id::NodeId;
@@ -262,7 +263,7 @@ fn plan_showing(tx: &Transaction<'_>) -> rusqlite::Result<()> {
     assert_eq!(payment::last_payment_time(tx)?, Some(NOW));
     operation::record_backup(tx, OperationOutcome::Succeeded, "local", NOW)?;
     assert!(operation::last_backup(tx)?.is_some());
-    relay_action::record_relay_wake(tx, "local", NOW)?;
+    relay_action::record_relay_action(tx, RelayAction::Wake, "local", NOW)?;
     Ok(())
 }
 

@@ -2,36 +2,29 @@
 
 use rusqlite::{Connection, Transaction};
 
+use crate::domain::text_enum::text_enum;
 use crate::domain::timestamp::Timestamp;
 
-/// Lets a fenced relay acquire its transactional ids again. `origin` is `http, token NAME` or
-/// `local user NAME`.
-pub fn request_relay_action(
-    tx: &Transaction<'_>,
-    origin: &str,
-    now: Timestamp,
-) -> rusqlite::Result<()> {
-    insert_relay_action(tx, "resume", origin, now)
+text_enum! {
+    /// What an operator lets the relay do.
+    pub enum RelayAction {
+        /// A fenced one acquires its transactional ids again.
+        Resume = "resume",
+        /// It tries at once.
+        Wake = "wake",
+    }
 }
 
-/// Records that an operator lets the relay try at once.
-pub fn record_relay_wake(
+/// Records an action. `origin` is `http, token NAME` or `local user NAME`.
+pub fn record_relay_action(
     tx: &Transaction<'_>,
-    origin: &str,
-    now: Timestamp,
-) -> rusqlite::Result<()> {
-    insert_relay_action(tx, "wake", origin, now)
-}
-
-fn insert_relay_action(
-    tx: &Transaction<'_>,
-    action: &str,
+    action: RelayAction,
     origin: &str,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
     let sql = "INSERT INTO relay_action (action, origin, acted_at) VALUES (?1, ?2, ?3)";
     tx.prepare_cached(sql)?
-        .execute((action, origin, now.as_micros()))
+        .execute((action.as_str(), origin, now.as_micros()))
         .map(drop)
 }
 

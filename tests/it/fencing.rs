@@ -16,8 +16,9 @@ use payrelay::relay::{self, Relay, Step};
 use payrelay::runtime::health::{HealthHandle, HealthLevel};
 use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::Waker;
+use payrelay::store::OfflineStore;
 use payrelay::store::publication::{Destination, Receipt};
-use payrelay::store::{OfflineStore, relay_action};
+use payrelay::store::relay_action::{self, RelayAction};
 use serde_json::{Value, json};
 
 use testkit::http::{self, Client};
@@ -63,7 +64,9 @@ fn a_fenced_relay_pauses_until_an_operator_resumes_it() {
         // What was asked for before is not meant.
         database
             .store()
-            .write(|tx| relay_action::request_relay_action(tx, "http", Timestamp::now()))
+            .write(|tx| {
+                relay_action::record_relay_action(tx, RelayAction::Resume, "http", Timestamp::now())
+            })
             .unwrap();
         let calls = Arc::new(AtomicUsize::new(0));
         let publisher = Box::new(FencedOnce(Arc::clone(&calls)));
@@ -93,7 +96,9 @@ fn a_fenced_relay_pauses_until_an_operator_resumes_it() {
         database.pay(1, [2]);
         database
             .store()
-            .write(move |tx| relay_action::request_relay_action(tx, origin, Timestamp::now()))
+            .write(move |tx| {
+                relay_action::record_relay_action(tx, RelayAction::Resume, origin, Timestamp::now())
+            })
             .unwrap();
         while relay.step() == Step::Progress {}
         assert_eq!(

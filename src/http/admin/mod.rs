@@ -19,7 +19,8 @@ use super::problem::Problem;
 use super::response::{Body, json_response};
 use crate::domain::timestamp::Timestamp;
 use crate::store::dead_letter_action::{DeadLetterAction, Selection};
-use crate::store::{Transaction, relay_action, topic};
+use crate::store::relay_action::{self, RelayAction};
+use crate::store::{Transaction, topic};
 
 /// A request for an existing administrative endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -166,8 +167,16 @@ impl App {
             }
             AdminRoute::Outbox(page) => self.list_outbox(page).await,
             AdminRoute::Overview => Ok(self.overview().await),
-            AdminRoute::ResumeRelay => self.admin_resume_relay(client).await,
-            AdminRoute::WakeRelay => self.admin_wake_relay(client).await,
+            AdminRoute::ResumeRelay => {
+                let outcome =
+                    "GET /health/ready shows the publisher; a fenced one resumes within a second";
+                self.act_on_relay(client, RelayAction::Resume, outcome)
+                    .await
+            }
+            AdminRoute::WakeRelay => {
+                let outcome = "GET /health/ready shows the publisher";
+                self.act_on_relay(client, RelayAction::Wake, outcome).await
+            }
             AdminRoute::Topic => self.admin_topic().await,
         }
     }
@@ -184,41 +193,26 @@ impl App {
         ))
     }
 
-    async fn admin_resume_relay(
+    /// Records what the relay is to do. A fenced relay looks for a resume itself.
+    async fn act_on_relay(
         &self,
         client: &AuthenticatedClient,
+        action: RelayAction,
+        outcome: &'static str,
     ) -> Result<Response<Body>, Problem> {
         let origin = client.origin();
-        log::info!("resume of the relay requested by {origin}");
+        log::info!("{} of the relay requested by {origin}", action.as_str());
         self.write(move |tx: &Transaction<'_>| {
-            relay_action::request_relay_action(tx, &origin, Timestamp::now())
+            relay_action::record_relay_action(tx, action, &origin, Timestamp::now())
         })
         .await?;
+        if action == RelayAction::Wake {
+            self.context.relay.wake();
+        }
         Ok(action_requested(&ActionRequested {
-            requested: "resume",
+            requested: action.as_str(),
             channel: None,
-            outcome: "GET /health/ready shows the publisher; a fenced one resumes within a second",
-        }))
-    }
-}
-
-impl App {
-    /// Lets the relay try now. A fenced one stays fenced.
-    async fn admin_wake_relay(
-        &self,
-        client: &AuthenticatedClient,
-    ) -> Result<Response<Body>, Problem> {
-        let origin = client.origin();
-        log::info!("wake of the relay requested by {origin}");
-        self.write(move |tx: &Transaction<'_>| {
-            relay_action::record_relay_wake(tx, &origin, Timestamp::now())
-        })
-        .await?;
-        self.context.relay.wake();
-        Ok(action_requested(&ActionRequested {
-            requested: "wake",
-            channel: None,
-            outcome: "GET /health/ready shows the publisher",
+            outcome,
         }))
     }
 }
