@@ -86,28 +86,26 @@ impl Scale {
     }
 
     fn add_rows(self, table: &mut Table) {
+        let baseline = "an empty database";
         for (path, [large, empty]) in PATHS.into_iter().zip(self.paths) {
-            let baseline = ("an empty database", empty);
-            table.against(path, "ms", large, baseline, Goal::RatioAtMost(1.5));
+            table.against(path, "ms", large, (baseline, empty), Goal::RatioAtMost(1.5));
         }
-        let [large, empty] = self.start;
-        let baseline = ("an empty database", empty);
-        table.against(
-            "start to the first answer",
-            "ms",
-            large,
-            baseline,
-            Goal::AtMost(100.0),
-        );
-        let [large, empty] = self.memory;
-        let baseline = ("an empty database", empty);
-        table.against(
-            "memory after that",
-            "MB",
-            large,
-            baseline,
-            Goal::RatioAtMost(1.2),
-        );
+        for (name, unit, [large, empty], goal) in [
+            (
+                "start to the first answer",
+                "ms",
+                self.start,
+                Goal::AtMost(100.0),
+            ),
+            (
+                "memory after that",
+                "MB",
+                self.memory,
+                Goal::RatioAtMost(1.2),
+            ),
+        ] {
+            table.against(name, unit, large, (baseline, empty), goal);
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use payrelay::domain::timestamp::Timestamp;
 use payrelay::runtime::plural::counted;
 use payrelay::service;
 use payrelay::store::local_socket::database_lock_holder;
-use payrelay::store::{FileSizes, OfflineStore, OpenError, payment};
+use payrelay::store::{OfflineStore, OpenError, payment};
 use serde::Serialize;
 
 use super::output::Output;
@@ -190,7 +190,7 @@ fn check_database(checks: &mut Checks, local: &LocalConfig) -> Option<NodeId> {
             return None;
         }
     };
-    let sizes = FileSizes::of_database(&local.database);
+    let sizes = database.file_sizes();
     let holder = match database_lock_holder(&local.database) {
         Ok(Some(holder)) => format!("process {holder} serves it"),
         Ok(None) => "no process serves it".to_owned(),

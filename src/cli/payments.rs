@@ -64,14 +64,15 @@ const COLUMNS: [&str; 8] = [
 
 impl PaymentsCommand {
     pub(super) fn run(&self, file: Option<&Path>) -> u8 {
-        let Some(filter) = self.filter(Timestamp::now(), &TimeZone::system()) else {
+        let zone = TimeZone::system();
+        let Some(filter) = self.filter(Timestamp::now(), &zone) else {
             print_error(
                 "--since and --until are today, yesterday, a day such as 2026-11-27, or a time \
                     such as 2026-11-27T14:00:00Z",
             );
             return exit_code::USAGE;
         };
-        self.show(file, filter).unwrap_or_else(|code| code)
+        self.show(file, filter, &zone).unwrap_or_else(|code| code)
     }
 
     fn filter(&self, now: Timestamp, zone: &TimeZone) -> Option<TakingsFilter> {
@@ -90,7 +91,7 @@ impl PaymentsCommand {
         })
     }
 
-    fn show(&self, file: Option<&Path>, filter: TakingsFilter) -> Result<u8, u8> {
+    fn show(&self, file: Option<&Path>, filter: TakingsFilter, zone: &TimeZone) -> Result<u8, u8> {
         let state = State::open(file)?;
         let mut output = Output::default();
         let mut totals = Totals::default();
@@ -103,7 +104,7 @@ impl PaymentsCommand {
             for payment in &page {
                 totals.add(payment);
                 if !self.totals {
-                    self.print_payment(payment, &mut output);
+                    self.print_payment(payment, zone, &mut output);
                 }
             }
             after = page
@@ -124,7 +125,7 @@ impl PaymentsCommand {
         }
     }
 
-    fn print_payment(&self, payment: &Value, output: &mut Output) {
+    fn print_payment(&self, payment: &Value, zone: &TimeZone, output: &mut Output) {
         if self.json {
             output.json(payment);
         } else if self.csv {
@@ -137,7 +138,8 @@ impl PaymentsCommand {
                 show_cell(&payment["id"]),
                 payment["executed_at"]
                     .as_str()
-                    .map_or_else(String::new, show_local_time),
+                    .and_then(Timestamp::parse)
+                    .map_or_else(String::new, |time| zone.format_time(time)),
                 show_cell(&payment["status"]),
                 payment["user_id"],
                 payment["reservation_id"],
@@ -174,11 +176,6 @@ impl PaymentsCommand {
         }
         table.print(output);
     }
-}
-
-fn show_local_time(time: &str) -> String {
-    let zone = TimeZone::system();
-    Timestamp::parse(time).map_or_else(String::new, |time| zone.format_time(time))
 }
 
 /// A cell of RFC 4180.

@@ -9,12 +9,12 @@ use payrelay::domain::timestamp::Timestamp;
 use payrelay::runtime::plural::counted;
 use payrelay::store::backlog::BacklogCounter;
 use payrelay::store::waiting::Waiting;
-use payrelay::store::{FileSizes, OfflineStore, StoreError, channel_sink, operation};
+use payrelay::store::{OfflineStore, StoreError, channel_sink, operation};
 use serde_json::{Value, json};
 
 use super::exit_code;
 use super::output::Output;
-use super::state::{State, load_local, to_json};
+use super::state::{State, to_json};
 use super::table::{
     Align, Table, color_state, escape_controls, show_age, show_age_of, show_bytes, show_cell,
 };
@@ -52,15 +52,14 @@ impl StatusCommand {
 /// The overview of a running payrelay, or the same of the file.
 pub(super) fn read_overview(file: Option<&Path>) -> Result<Value, u8> {
     let state = State::open(file)?;
-    let path = load_local(file)?.database;
     let overview = state.get("/admin/overview", |database| {
-        overview_of_file(database, &path).map(Some)
+        overview_of_file(database).map(Some)
     })?;
     Ok(overview.unwrap_or_default())
 }
 
 /// What the file knows: what waits, but not why.
-fn overview_of_file(database: &OfflineStore, path: &Path) -> Result<Value, StoreError> {
+fn overview_of_file(database: &OfflineStore) -> Result<Value, StoreError> {
     let waiting = database.read(channel_sink::waiting_by_channel)?;
     let names: Vec<_> = waiting.into_iter().map(|(name, _)| name).collect();
     let mut counter = BacklogCounter::new(&names);
@@ -96,7 +95,7 @@ fn overview_of_file(database: &OfflineStore, path: &Path) -> Result<Value, Store
         "warnings": [],
         "last_minute": null,
         "channels": names.iter().zip(&backlog.channels).map(channel).collect::<Vec<_>>(),
-        "files": to_json(&FileSizes::of_database(path)),
+        "files": to_json(&database.file_sizes()),
         "last_backup": to_json(&database.read(operation::last_backup)?),
     }))
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, Result as SqlResult, Transaction, TransactionBehavior};
 
+use super::engine::disk_space::FileSizes;
 use super::engine::open_error::OpenError;
 use super::engine::{files, open};
 use super::error::StoreError;
@@ -43,6 +44,11 @@ impl OfflineStore {
     /// The node that the database belongs to.
     pub fn node(&self) -> &NodeId {
         &self.node
+    }
+
+    /// The sizes of its files now.
+    pub fn file_sizes(&self) -> FileSizes {
+        FileSizes::of_database(Path::new(self.connection.path().unwrap_or_default()))
     }
 
     /// Runs `query`.
