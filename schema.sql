@@ -1,4 +1,4 @@
--- payrelay's database, version 3. Applied as one transaction to an empty file;
+-- payrelay's database, version 4. Applied as one transaction to an empty file;
 -- src/store/engine/schema.rs sets PRAGMA user_version. Until 0.2.0 a change raises the version, and
 -- a file of an earlier one is refused.
 --
@@ -99,6 +99,9 @@ CREATE UNIQUE INDEX outbox_payment ON outbox (payment_id) WHERE payment_id <> id
 
 -- What the relay reads. Only unpublished rows are in it, so it stays small however large the table.
 CREATE INDEX outbox_init ON outbox (id) WHERE status = 'INIT';
+
+-- What the sampler counts: rejected events are few, or none.
+CREATE INDEX outbox_rejected ON outbox (id) WHERE status = 'REJECTED';
 
 -- How far each partition of the topic is published and consumed. Written in the transactions that
 -- mark published events and store consumed ones, so neither is ever ahead of the rows.

@@ -5,17 +5,22 @@
 //! A sample has points in time, and ages are computed when they are read: while a database hangs,
 //! the ages grow.
 
+mod latency_window;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, at, never, select_biased};
 
+use self::latency_window::LatencyWindow;
+pub use self::latency_window::{Latencies, Quantiles};
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::error_log::ErrorLog;
 use crate::runtime::metrics::{MetricTotals, Metrics};
 use crate::runtime::worker::{Stop, Waker};
 use crate::store::backlog::{Backlog, BacklogCounter};
+use crate::store::gauges::{self, ActionCounter, ActionCounts, StoredGauges};
 use crate::store::{FileSizes, Store, StoreError, payment};
 
 /// How often it samples without a request.
@@ -44,6 +49,10 @@ pub struct Sample {
     pub last_payment_id: i64,
     /// The files of the database.
     pub files: FileSizes,
+    /// Other numbers of the database.
+    pub gauges: StoredGauges,
+    /// Replays and discards of dead letters since the start.
+    pub actions: ActionCounts,
 }
 
 /// The numbers of a sample that are kept for an hour.
@@ -77,6 +86,7 @@ struct SampleHistory {
     latest: Option<Arc<Sample>>,
     sampled_at: Option<Instant>,
     points: VecDeque<Point>,
+    latencies: Latencies,
 }
 
 impl Samples {
@@ -89,9 +99,19 @@ impl Samples {
         history.latest.clone()
     }
 
+    /// The last sample, however old; `None` before the first.
+    pub fn last(&self) -> Option<Arc<Sample>> {
+        self.lock().latest.clone()
+    }
+
     /// A point for every five seconds of the last hour, oldest first.
     pub fn history(&self) -> Vec<Point> {
         self.lock().points.iter().copied().collect()
+    }
+
+    /// The latencies of the last minute.
+    pub fn latencies(&self) -> Latencies {
+        self.lock().latencies.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, SampleHistory> {
@@ -105,14 +125,22 @@ pub struct Sampler {
     store: Store,
     metrics: Metrics,
     counter: BacklogCounter,
+    topic: Option<String>,
+    action_counter: ActionCounter,
     samples: Samples,
     requests: Receiver<()>,
+    latencies: LatencyWindow,
     errors: ErrorLog,
 }
 
 impl Sampler {
-    /// A sampler of these channels, and its samples.
-    pub fn new(store: Store, metrics: Metrics, channels: &[String]) -> (Self, Samples) {
+    /// A sampler of these channels and, with Kafka, this topic; and its samples.
+    pub fn new(
+        store: Store,
+        metrics: Metrics,
+        channels: &[String],
+        topic: Option<String>,
+    ) -> (Self, Samples) {
         let (waker, requests) = Waker::new();
         let samples = Samples {
             history: Arc::default(),
@@ -124,8 +152,11 @@ impl Sampler {
                 store,
                 metrics,
                 counter,
+                topic,
+                action_counter: ActionCounter::default(),
                 samples: samples.clone(),
                 requests,
+                latencies: LatencyWindow::default(),
                 errors: ErrorLog::new("sampler"),
             },
             samples,
@@ -152,6 +183,8 @@ impl Sampler {
             let started = Instant::now();
             self.sample();
             if started >= tick_at {
+                let latencies = self.latencies.add(&self.metrics);
+                self.samples.lock().latencies = latencies;
                 self.keep_point();
                 tick_at = started + INTERVAL;
             }
@@ -170,10 +203,14 @@ impl Sampler {
     fn try_sample(&mut self) -> Result<(), StoreError> {
         let at = Timestamp::now();
         let counter = &mut self.counter;
-        let (backlog, last_payment_id) = self.store.read(|connection| {
+        let action_counter = &mut self.action_counter;
+        let topic = self.topic.as_deref();
+        let (backlog, last_payment_id, gauges, actions) = self.store.read(|connection| {
             Ok((
                 counter.count(connection)?,
                 payment::last_payment_id(connection)?,
+                gauges::read_stored_gauges(connection, topic)?,
+                action_counter.count(connection)?,
             ))
         })?;
         let sample = Sample {
@@ -182,6 +219,8 @@ impl Sampler {
             totals: self.metrics.totals(),
             last_payment_id,
             files: FileSizes::of_database(self.store.path()),
+            gauges,
+            actions,
         };
         let mut history = self.samples.lock();
         history.latest = Some(Arc::new(sample));

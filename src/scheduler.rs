@@ -103,6 +103,7 @@ impl Scheduler {
     pub fn run(mut self, stop: &Stop) {
         let mut round = Instant::now();
         loop {
+            stop.beat();
             select_biased! {
                 recv(stop.signal()) -> _ => return,
                 recv(after(self.settings.interval.min(PURGE_INTERVAL))) -> _ => {}
@@ -137,6 +138,8 @@ impl Scheduler {
         let keys = self.purge(stop, move |tx, rows| {
             idempotency::purge_idempotency_keys(tx, cutoff, keys_max, rows)
         })?;
+        let metrics = self.metrics.store();
+        metrics.purged_keys.inc_by(keys.count as u64);
         let cutoff = now.minus(self.settings.retention);
         let letters = self.purge(stop, move |tx, rows| {
             dead_letter::purge_dead_letters(tx, cutoff, rows)
@@ -176,6 +179,8 @@ impl Scheduler {
         let cutoff = now.minus(self.settings.retention);
         let purged = self.purge(stop, move |tx, rows| outbox::purge_outbox(tx, cutoff, rows))?;
         self.purged += purged.count;
+        let metrics = self.metrics.store();
+        metrics.purged_events.inc_by(purged.count as u64);
         if purged.is_complete {
             if self.behind_since.take().is_some() {
                 log::info!("the purge has deleted everything that is past its retention");

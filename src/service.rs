@@ -8,7 +8,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::Receiver;
 
 pub use self::start_error::{Cause, ServiceStartError};
 
@@ -29,7 +29,7 @@ use crate::runtime::metrics::Metrics;
 use crate::runtime::plural::counted;
 use crate::runtime::resume::ResumeHandle;
 use crate::runtime::warnings::Warnings;
-use crate::runtime::worker::{StopTimeout, Waker, Worker, ensure_worker_capacity};
+use crate::runtime::worker::{StopTimeout, Waker, Worker, WorkerGroup, ensure_worker_capacity};
 use crate::sampler::{Sampler, Samples};
 use crate::scheduler::{self, Scheduler};
 use crate::slack::channel::{self, SlackChannel};
@@ -52,7 +52,8 @@ pub struct Service {
     users: Vec<Worker>,
     /// The readers, then the writer: stopped one after the other, after all users.
     store: Vec<Worker>,
-    exits: Receiver<&'static str>,
+    group: WorkerGroup,
+    metrics: Metrics,
     authenticator: Arc<Authenticator>,
 }
 
@@ -69,8 +70,8 @@ impl Service {
         let stopped = Store::open(&config.database, config.node.id.as_ref())?;
         // Under the lock of the database: no other process of it serves this socket.
         let local = bind_local_socket(config)?;
-        let (exited, exits) = unbounded();
-        let (store, store_workers) = stopped.start(&exited)?;
+        let group = WorkerGroup::default();
+        let (store, store_workers) = stopped.start(&group)?;
         let topic = match config.publisher.kind {
             PublisherKind::Application => "no Kafka".to_owned(),
             PublisherKind::Kafka => format!("Kafka topic {}", config.kafka.topic),
@@ -83,9 +84,9 @@ impl Service {
         recover_service(&store, config)?;
         let mut spawner = ServiceSpawner {
             config,
+            metrics: store.metrics().clone(),
             store,
-            exited,
-            metrics: Metrics::default(),
+            group: group.clone(),
             warnings: Warnings::default(),
             components: Vec::new(),
         };
@@ -105,7 +106,8 @@ impl Service {
         Ok(Self {
             users,
             store: store_workers,
-            exits,
+            group,
+            metrics: spawner.metrics,
             authenticator,
         })
     }
@@ -115,9 +117,14 @@ impl Service {
         self.authenticator.replace(&config.http.tokens)
     }
 
+    /// The metrics of the process.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
     /// Receives the name of a thread that ended without a request.
     pub fn exits(&self) -> &Receiver<&'static str> {
-        &self.exits
+        self.group.exits()
     }
 
     /// Stops everything within [`STOP_LIMIT`]. Returns the threads that did not stop in time.
@@ -263,7 +270,7 @@ fn save_service_sinks(store: &Store, config: &Config) -> Result<(), ServiceStart
 struct ServiceSpawner<'a> {
     config: &'a Config,
     store: Store,
-    exited: Sender<&'static str>,
+    group: WorkerGroup,
     metrics: Metrics,
     warnings: Warnings,
     /// The components of the health page, by name.
@@ -316,13 +323,16 @@ impl ServiceSpawner<'_> {
             settings: self.config.http.clone(),
             authenticator: Arc::clone(&authenticator),
             components: std::mem::take(&mut self.components),
+            publisher: self.config.publisher.kind,
             topic: self.config.kafka.topic.clone(),
+            database: self.config.database.clone(),
+            workers: self.group.clone(),
             channels,
             snapshots,
             metrics: self.metrics.clone(),
             warnings: self.warnings.clone(),
         });
-        let http = http::spawn_server(listeners.network, listeners.local, app, &self.exited)?;
+        let http = http::spawn_server(listeners.network, listeners.local, app, &self.group)?;
         let mut workers = vec![http, sampler, scheduler, relay];
         workers.extend(notifiers);
         workers.extend(consumer);
@@ -357,7 +367,7 @@ impl ServiceSpawner<'_> {
                 metrics: &self.metrics,
             };
             let notifier = Notifier::new(self.store.clone(), channel, options);
-            workers.push(Worker::spawn("notifier", &self.exited, |stop| {
+            workers.push(Worker::spawn("notifier", &self.group, |stop| {
                 notifier.run(&stop);
             })?);
         }
@@ -385,7 +395,7 @@ impl ServiceSpawner<'_> {
             }
         };
         let relay = Relay::new(self.store.clone(), publisher, options);
-        Worker::spawn("relay", &self.exited, |stop| relay.run(&stop))
+        Worker::spawn("relay", &self.group, |stop| relay.run(&stop))
     }
 
     fn spawn_consumer(&mut self, notifiers: &Waker) -> io::Result<Option<Worker>> {
@@ -396,7 +406,7 @@ impl ServiceSpawner<'_> {
         let settings = self.config.kafka.clone();
         let consumer = Consumer::new(settings, self.store.clone(), notifiers.clone(), health)?
             .with_metrics(self.metrics.clone());
-        Worker::spawn("consumer", &self.exited, |stop| consumer.run(&stop)).map(Some)
+        Worker::spawn("consumer", &self.group, |stop| consumer.run(&stop)).map(Some)
     }
 
     fn spawn_sampler(&self, channels: &[http::Channel]) -> io::Result<(Worker, Samples)> {
@@ -404,8 +414,13 @@ impl ServiceSpawner<'_> {
             .iter()
             .map(|channel| channel.name.clone())
             .collect();
-        let (sampler, snapshots) = Sampler::new(self.store.clone(), self.metrics.clone(), &names);
-        let worker = Worker::spawn("sampler", &self.exited, |stop| sampler.run(&stop))?;
+        let topic = match self.config.publisher.kind {
+            PublisherKind::Application => None,
+            PublisherKind::Kafka => Some(self.config.kafka.topic.clone()),
+        };
+        let (sampler, snapshots) =
+            Sampler::new(self.store.clone(), self.metrics.clone(), &names, topic);
+        let worker = Worker::spawn("sampler", &self.group, |stop| sampler.run(&stop))?;
         Ok((worker, snapshots))
     }
 
@@ -424,6 +439,6 @@ impl ServiceSpawner<'_> {
             snapshots: snapshots.clone(),
         };
         let scheduler = Scheduler::new(self.store.clone(), options);
-        Worker::spawn("scheduler", &self.exited, |stop| scheduler.run(&stop))
+        Worker::spawn("scheduler", &self.group, |stop| scheduler.run(&stop))
     }
 }

@@ -15,6 +15,7 @@ use std::{env, panic, thread};
 use env_logger::{Builder, Logger, Target};
 use log::{LevelFilter, Log, Metadata, Record};
 use payrelay::config::Problems;
+use payrelay::runtime::metrics::count_log_line;
 use payrelay::runtime::plural::counted;
 
 /// How many bytes of lines wait at most.
@@ -129,6 +130,9 @@ impl Log for LogQueueLogger {
     }
 
     fn log(&self, record: &Record<'_>) {
+        if self.format.matches(record) {
+            count_log_line(record.level());
+        }
         self.format.log(record);
     }
 

@@ -114,12 +114,19 @@ fn report_serve_error(error: &ServiceStartError) -> u8 {
 fn reload_while_serving(running: &LoadedConfig, file: Option<&Path>, service: &Service) {
     let loaded = match configuration::load_configuration(file) {
         Ok(loaded) => loaded,
-        Err(problems) => return log::error!("SIGHUP: nothing is changed: {problems}"),
+        Err(problems) => {
+            service.metrics().reloaded(false);
+            return log::error!("SIGHUP: nothing is changed: {problems}");
+        }
     };
     match service.replace_tokens(&loaded.config) {
         Ok(change) => log::info!("SIGHUP: tokens: {change}"),
-        Err(exposed) => return log::error!("SIGHUP: nothing is changed: {exposed}"),
+        Err(exposed) => {
+            service.metrics().reloaded(false);
+            return log::error!("SIGHUP: nothing is changed: {exposed}");
+        }
     }
+    service.metrics().reloaded(true);
     let changed = Vec::from_iter(running.changed_keys(&loaded));
     if !changed.is_empty() {
         log::warn!(

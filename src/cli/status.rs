@@ -186,22 +186,41 @@ impl<'a> StatusScreen<'a> {
             ("last min", Align::Right),
             ("waiting", Align::Right),
             ("oldest", Align::Right),
+            ("p50", Align::Right),
+            ("p99", Align::Right),
         ]);
         let dash = || "-".to_owned();
+        let latency = &self.overview["latency"];
+        let [p50, p99] = show_quantiles(&latency["answer"]);
         table.row([
             "payments".to_owned(),
             show_cell(&minute["payments"]),
             dash(),
             dash(),
+            p50,
+            p99,
         ]);
-        for (stage, count, waiting) in [
-            ("publish", &minute["published"], &pending["unpublished"]),
-            ("consume", &Value::Null, &pending["unconsumed"]),
-            ("notify", &minute["delivered"], &pending["undelivered"]),
+        for (stage, count, waiting, key) in [
+            (
+                "publish",
+                &minute["published"],
+                &pending["unpublished"],
+                "publish",
+            ),
+            ("consume", &Value::Null, &pending["unconsumed"], "consume"),
+            ("notify", &minute["delivered"], &pending["undelivered"], ""),
         ] {
             let oldest = show_age_of(&waiting["oldest_at"], self.now);
             let waiting = show_cell(&waiting["count"]);
-            table.row([stage.to_owned(), show_cell(count), waiting, oldest]);
+            let [p50, p99] = show_quantiles(&latency[key]);
+            table.row([
+                stage.to_owned(),
+                show_cell(count),
+                waiting,
+                oldest,
+                p50,
+                p99,
+            ]);
         }
         let channels = self.overview["channels"].as_array();
         for channel in channels.into_iter().flatten() {
@@ -210,7 +229,9 @@ impl<'a> StatusScreen<'a> {
                 _ => dash(),
             };
             let name = format!("  {}", show_cell(&channel["name"]));
-            table.row([name, String::new(), show_cell(&channel["waiting"]), oldest]);
+            let waiting = show_cell(&channel["waiting"]);
+            let [p50, p99] = show_quantiles(&channel["latency"]);
+            table.row([name, String::new(), waiting, oldest, p50, p99]);
         }
         table
     }
@@ -241,6 +262,16 @@ impl<'a> StatusScreen<'a> {
             size("wal_bytes")
         )
     }
+}
+
+/// The median and the 99th percentile of a latency in the last minute.
+fn show_quantiles(latency: &Value) -> [String; 2] {
+    ["p50_ms", "p99_ms"].map(|key| match latency[key].as_f64() {
+        None => "-".to_owned(),
+        Some(ms) if ms < 1_000.0 => format!("{ms:.1} ms"),
+        Some(ms) if ms < 60_000.0 => format!("{:.1} s", ms / 1_000.0),
+        Some(ms) => show_age(Duration::from_secs_f64(ms / 1_000.0)),
+    })
 }
 
 /// The age of the oldest payment that waits for a channel.

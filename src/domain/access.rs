@@ -3,7 +3,9 @@
 /// The access of a client; each includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Access {
-    /// Reads payments, histories and the state of payrelay.
+    /// Reads the metrics and the state of payrelay, and no payment.
+    Metrics,
+    /// Also reads payments and histories.
     ReadOnly,
     /// Also posts payments.
     Full,
@@ -13,14 +15,20 @@ pub enum Access {
 
 impl Access {
     /// By name, as configured.
-    pub const BY_NAME: [(&str, Self); 3] = [
+    pub const BY_NAME: [(&str, Self); 4] = [
         ("read-only", Self::ReadOnly),
         ("full", Self::Full),
         ("admin", Self::Admin),
+        ("metrics", Self::Metrics),
     ];
 
     /// Its name in the configuration.
     pub fn name(self) -> &'static str {
-        Self::BY_NAME[self as usize].0
+        match self {
+            Self::Metrics => "metrics",
+            Self::ReadOnly => "read-only",
+            Self::Full => "full",
+            Self::Admin => "admin",
+        }
     }
 }

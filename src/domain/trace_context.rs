@@ -35,6 +35,23 @@ impl TraceContext {
     }
 }
 
+impl TraceContext {
+    /// The id of the trace, if a tracer recorded it: the flag "sampled" is set (section 3.2.2.5).
+    pub fn recorded_id(&self) -> Option<&str> {
+        recorded_trace_id(&self.parent)
+    }
+}
+
+/// The id of a stored `traceparent`, if a tracer recorded it.
+pub fn recorded_trace_id(parent: &str) -> Option<&str> {
+    let flags = u8::from_str_radix(parent.get(53..55)?, 16).ok()?;
+    if flags & 1 == 1 {
+        parent.get(3..35)
+    } else {
+        None
+    }
+}
+
 /// The fields of version 00, with which every later version begins (section 3.2.2, "Versioning of
 /// traceparent").
 fn parse_traceparent(text: &str) -> Option<String> {

@@ -9,13 +9,14 @@ use super::limits::Limits;
 use super::problem::Problem;
 use super::refusals::Refusals;
 use super::reply_queue::ReplyQueue;
+use super::route_pattern::RoutePattern;
 use crate::config;
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::HealthHandle;
-use crate::runtime::metrics::Metrics;
+use crate::runtime::metrics::{Metrics, RouteMetrics};
 use crate::runtime::resume::ResumeHandle;
 use crate::runtime::warnings::Warnings;
-use crate::runtime::worker::Waker;
+use crate::runtime::worker::{Waker, WorkerGroup};
 use crate::sampler::Samples;
 use crate::store::{Connection, SqlResult, Store, StoreError, Transaction};
 
@@ -47,13 +48,19 @@ pub struct AppContext {
     pub authenticator: Arc<Authenticator>,
     /// The remote components, by name.
     pub components: Vec<(String, HealthHandle)>,
+    /// Where events are published.
+    pub publisher: config::PublisherKind,
     /// The topic of the events, with Kafka.
     pub topic: String,
+    /// The limits of the database.
+    pub database: config::Database,
+    /// The threads, and their heartbeats.
+    pub workers: WorkerGroup,
     /// The channels of Slack.
     pub channels: Vec<Channel>,
     /// The waiting rows.
     pub snapshots: Samples,
-    /// Counts refused requests.
+    /// Counts requests, and is scraped.
     pub metrics: Metrics,
     /// Risks of the configuration.
     pub warnings: Warnings,
@@ -65,6 +72,8 @@ pub struct App {
     pub(super) replies: Arc<ReplyQueue>,
     pub(super) limits: Arc<Limits>,
     pub(super) refusals: Refusals,
+    /// The metrics of each route pattern.
+    routes: Vec<RouteMetrics>,
     pub(super) started_at: Timestamp,
 }
 
@@ -72,12 +81,13 @@ impl App {
     /// The state for this context.
     pub fn new(context: AppContext) -> Self {
         let limits = Arc::new(Limits::new(&context.settings));
-        let refusals = Refusals::new(context.metrics.clone());
+        let routes = RoutePattern::register(context.metrics.http());
         Self {
             context,
+            routes,
             replies: Arc::default(),
             limits,
-            refusals,
+            refusals: Refusals::default(),
             started_at: Timestamp::now(),
         }
     }
@@ -85,6 +95,11 @@ impl App {
     /// The usage of the clients.
     pub(super) fn limits(&self) -> &Arc<Limits> {
         &self.limits
+    }
+
+    /// The metrics of a route.
+    pub(super) fn route_metrics(&self, pattern: RoutePattern) -> &RouteMetrics {
+        &self.routes[pattern as usize]
     }
 
     /// The log of refused requests.

@@ -88,6 +88,11 @@ impl Limits {
         ))
     }
 
+    /// The bytes of all bodies in memory.
+    pub(super) fn body_bytes(&self) -> usize {
+        self.bodies_bytes.load(Relaxed)
+    }
+
     /// A budget for a body, empty yet.
     pub(super) fn body_limit<'a>(&'a self, usage: &'a ClientUsage) -> BodyLimit<'a> {
         BodyLimit {

@@ -13,9 +13,10 @@ use super::body::IncomingBody;
 use super::idempotency_key;
 use super::problem::Problem;
 use super::response::{Body, json_response};
-use crate::domain::payment::{NewPayment, Payment};
+use crate::domain::payment::{NewPayment, Payment, Status};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::trace_context::TraceContext;
+use crate::runtime::metrics::HttpMetrics;
 use crate::store::idempotency::{self as keys, IdempotentOutcome, IdempotentRequest};
 use crate::store::payment::{self as payments, HistoryPage};
 use crate::store::payment_view::PaymentView;
@@ -80,13 +81,17 @@ impl App {
         match self.execute_payments(request).await? {
             IdempotentOutcome::Executed(payments) => Ok(payments_created(&payments)),
             IdempotentOutcome::Replayed(payments) => {
+                self.context.metrics.http().replayed.inc();
                 let mut response = payments_created(&payments);
                 response
                     .headers_mut()
                     .insert("idempotency-replayed", HeaderValue::from_static("true"));
                 Ok(response)
             }
-            IdempotentOutcome::KeyReused => Err(Problem::key_reused()),
+            IdempotentOutcome::KeyReused => {
+                self.context.metrics.http().key_reused.inc();
+                Err(Problem::key_reused())
+            }
         }
     }
 
@@ -131,6 +136,7 @@ impl App {
         let keys_max = self.context.keys_max;
         let arrived_at = self.context.store.service_time();
         let relay = self.context.relay.clone();
+        let metrics = self.context.metrics.clone();
         let replies = Arc::clone(&self.replies);
         self.context.store.submit(
             new.reservations.len(),
@@ -143,7 +149,8 @@ impl App {
                 }
             },
             move |result| {
-                if result.is_ok() {
+                if let Ok(outcome) = &result {
+                    count_executed_payments(metrics.http(), outcome);
                     relay.wake();
                 }
                 // A client that disconnected meanwhile has its payment all the same.
@@ -217,6 +224,18 @@ impl App {
                 next,
             },
         ))
+    }
+}
+
+/// Counts payments that were stored now.
+fn count_executed_payments(metrics: &HttpMetrics, outcome: &IdempotentOutcome) {
+    if let IdempotentOutcome::Executed(payments) = outcome {
+        let failed = payments
+            .iter()
+            .filter(|payment| payment.status != Status::Completed);
+        let failed = failed.count() as u64;
+        metrics.failed.inc_by(failed);
+        metrics.completed.inc_by(payments.len() as u64 - failed);
     }
 }
 

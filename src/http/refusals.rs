@@ -1,5 +1,5 @@
-//! Counts and logs requests that are refused before they reach the store. Each kind has a counter,
-//! and at most one line a minute in the log.
+//! Logs requests that are refused before they reach the store. Each kind has at most one line a
+//! minute.
 
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,15 +7,51 @@ use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
 
-use crate::runtime::metrics::{Metrics, Refusal};
-
 /// How often one kind may have a line in the log.
 pub(super) const LOG_INTERVAL: Duration = Duration::from_mins(1);
 
+/// Why a request or a connection was refused before it reached the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    Unauthorized,
+    Forbidden,
+    BodyTimeout,
+    TooLarge,
+    Misdirected,
+    TooManyRequests,
+    Connection,
+}
+
+impl Refusal {
+    /// All of them, in the order of their numbers, with their names in the log.
+    const ALL: [(Self, &str); 7] = [
+        (Self::Unauthorized, "requests without a valid token: 401"),
+        (Self::Forbidden, "requests that are not allowed: 403"),
+        (
+            Self::BodyTimeout,
+            "requests whose body came too slowly: 408",
+        ),
+        (Self::TooLarge, "requests with too large a body: 413"),
+        (Self::Misdirected, "requests for another host: 421"),
+        (
+            Self::TooManyRequests,
+            "requests beyond a client's limit: 429",
+        ),
+        (
+            Self::Connection,
+            "connections beyond http.client_connections_max",
+        ),
+    ];
+
+    /// Its name in the log.
+    fn words(self) -> &'static str {
+        Self::ALL[self as usize].1
+    }
+}
+
 /// Counts refusals, and logs them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Refusals {
-    metrics: Metrics,
     kinds: Mutex<[RefusalLog; Refusal::ALL.len()]>,
 }
 
@@ -27,13 +63,6 @@ struct RefusalLog {
 }
 
 impl Refusals {
-    pub(super) fn new(metrics: Metrics) -> Self {
-        Self {
-            metrics,
-            kinds: Mutex::default(),
-        }
-    }
-
     /// Counts a request that was refused with this status.
     pub(super) fn request(&self, status: StatusCode, address: IpAddr) {
         let kind = match status {
@@ -61,7 +90,6 @@ impl Refusals {
     }
 
     fn count(&self, kind: Refusal, address: IpAddr) {
-        self.metrics.refused(kind);
         let seen = &mut self.lock()[kind as usize];
         seen.since += 1;
         seen.last = Some(address);
@@ -101,7 +129,7 @@ mod tests {
 
     #[test]
     fn the_end_of_a_burst_of_refusals_is_logged_a_minute_after_its_first_line() {
-        let refusals = Refusals::new(Metrics::default());
+        let refusals = Refusals::default();
         let address = IpAddr::from([192, 0, 2, 1]);
         for _ in 0..3 {
             refusals.connection(address);

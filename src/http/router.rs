@@ -1,7 +1,7 @@
 //! The router: finds the endpoint of a request. Everything that needs no store is decided in pure
 //! functions.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
 use hyper::header::{EXPECT, HeaderMap, TRANSFER_ENCODING};
@@ -20,6 +20,7 @@ use super::params::{
 use super::peer::Peer;
 use super::problem::Problem;
 use super::response::{Body, json_response};
+use super::route_pattern::RoutePattern;
 use super::takings::TakingsPage;
 use crate::domain::access::Access;
 
@@ -28,7 +29,7 @@ use crate::domain::access::Access;
 const ARRIVED: Duration = Duration::from_millis(5);
 
 /// The endpoints, for people.
-const ROUTES: [&str; 22] = [
+pub(super) const ROUTES: [&str; 23] = [
     "GET /",
     "POST /payments",
     "GET /payments/{id}",
@@ -37,6 +38,7 @@ const ROUTES: [&str; 22] = [
     "GET /users/{id}/payment-history",
     "GET /health/live",
     "GET /health/ready",
+    "GET /metrics",
     "GET /admin/channels",
     "POST /admin/channels/{name}/resume",
     "POST /admin/channels/{name}/skip",
@@ -72,6 +74,7 @@ enum HttpRoute {
     },
     Live,
     Ready,
+    Metrics,
     Admin(AdminRoute),
 }
 
@@ -79,9 +82,8 @@ impl HttpRoute {
     /// The access that it needs.
     fn needed_access(&self) -> Access {
         match self {
+            Self::Live | Self::Ready | Self::Metrics => Access::Metrics,
             Self::About
-            | Self::Live
-            | Self::Ready
             | Self::Paid { .. }
             | Self::Payment { .. }
             | Self::Takings(_)
@@ -141,6 +143,7 @@ fn route_request(method: &Method, path: &str, query: Option<&str>) -> Result<Htt
         }
         ["health", "live"] => plain(HttpRoute::Live),
         ["health", "ready"] => plain(HttpRoute::Ready),
+        ["metrics"] => plain(HttpRoute::Metrics),
         ["admin", ref rest @ ..] => {
             route_admin_request(method, path, rest, reject_duplicate_params(query)?)
                 .map(HttpRoute::Admin)
@@ -186,9 +189,21 @@ impl<'a> Router<'a> {
     /// Responds to a request. A refusal is sent at once, also while the body still arrives; then
     /// the connection closes.
     pub(super) async fn respond(&self, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
+        let started = Instant::now();
         let (head, body) = request.into_parts();
+        let response = self.respond_or_refuse(peer, &head, body).await;
+        let pattern = RoutePattern::of_path(head.uri.path());
+        self.app.route_metrics(pattern).answered(
+            head.method.as_str(),
+            response.status().as_u16(),
+            started.elapsed(),
+        );
+        response
+    }
+
+    async fn respond_or_refuse(&self, peer: &Peer, head: &Parts, body: Incoming) -> Response<Body> {
         let mut body = IncomingBody::new(body);
-        match self.try_respond(peer, &head, &mut body).await {
+        match self.try_respond(peer, head, &mut body).await {
             Ok(response) => response,
             Err(problem) => {
                 if let Some(address) = peer.address() {
@@ -231,7 +246,8 @@ impl<'a> Router<'a> {
                 &serde_json::json!({ "status": "live" }),
             ));
         }
-        let Some(client) = self.authenticate(peer, head)? else {
+        let is_scrape = found == Ok(HttpRoute::Metrics);
+        let Some(client) = self.authenticate(peer, head, is_scrape)? else {
             // A client without a token does not even learn which paths exist.
             return if found == Ok(HttpRoute::Ready) {
                 Self::reject_body(body, &head.headers).await?;
@@ -259,16 +275,18 @@ impl<'a> Router<'a> {
                 limit,
             } => self.app.payment_history(user_id, before, limit).await,
             HttpRoute::Live | HttpRoute::Ready => Ok(self.app.health_ready().await),
+            HttpRoute::Metrics => Ok(self.app.metrics_scrape(&head.headers)),
             HttpRoute::Admin(route) => self.app.dispatch_admin(&client, route, body).await,
         }
     }
 
     /// Authenticates a client, and counts its request. A local one has no limit: an operator gets
-    /// in while others use up theirs.
+    /// in while others use up theirs. A scrape has none: it shows what uses up the limits.
     fn authenticate(
         &self,
         peer: &Peer,
         head: &Parts,
+        is_scrape: bool,
     ) -> Result<Option<AuthenticatedClient>, Problem> {
         if let Peer::Local(local) = peer {
             return Ok(Some(AuthenticatedClient::local(local)));
@@ -280,7 +298,9 @@ impl<'a> Router<'a> {
         } else {
             peer.usage()
         };
-        self.app.limits.request(usage)?;
+        if !(is_scrape && matches!(client, Ok(Some(_)))) {
+            self.app.limits.request(usage)?;
+        }
         client
     }
 
@@ -400,13 +420,11 @@ mod tests {
             route_request(method, path, None).map(|route| route.needed_access())
         };
         assert_eq!(needs(&Method::POST, "/payments"), Ok(Access::Full));
-        for path in [
-            "/payments/7",
-            "/users/42/payment-history",
-            "/health/live",
-            "/health/ready",
-        ] {
+        for path in ["/", "/payments/7", "/users/42/payment-history"] {
             assert_eq!(needs(&Method::GET, path), Ok(Access::ReadOnly), "{path}");
+        }
+        for path in ["/health/live", "/health/ready", "/metrics"] {
+            assert_eq!(needs(&Method::GET, path), Ok(Access::Metrics), "{path}");
         }
         for path in [
             "/admin/channels",

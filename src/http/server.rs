@@ -8,10 +8,10 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::Sender;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::metrics::gauge::Gauge;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
@@ -25,7 +25,8 @@ use super::local_socket::{LocalListener, LocalSocketFile};
 use super::peer::{LocalPeer, LocalUser, Peer};
 use super::refusals::LOG_INTERVAL;
 use super::router::Router;
-use crate::runtime::worker::Worker;
+use crate::runtime::metrics::ConnectionRefusal;
+use crate::runtime::worker::{HEARTBEAT_INTERVAL, Heartbeat, Worker, WorkerGroup};
 
 /// The maximum number of bytes of a request's head, and of a connection's buffer.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -54,15 +55,16 @@ pub fn spawn_server(
     network: TcpListener,
     local: Option<LocalListener>,
     app: App,
-    exits: &Sender<&'static str>,
+    group: &WorkerGroup,
 ) -> io::Result<Worker> {
     network.set_nonblocking(true)?;
     // Accepted sockets inherit this.
     SockRef::from(&network).set_send_buffer_size(SEND_BUFFER_BYTES)?;
     let stop = Arc::new(Notify::new());
     let interrupt = Arc::clone(&stop);
-    let worker = Worker::spawn("http", exits, move |_| {
-        if let Err(error) = run_server(network, local, &Arc::new(app), &stop) {
+    let worker = Worker::spawn("http", group, move |signal| {
+        let heartbeat = signal.heartbeat().clone();
+        if let Err(error) = run_server(network, local, &Arc::new(app), &stop, heartbeat) {
             log::error!("the HTTP server could not start: {error}");
         }
     })?;
@@ -74,6 +76,7 @@ fn run_server(
     local: Option<LocalListener>,
     app: &Arc<App>,
     stop: &Notify,
+    heartbeat: Heartbeat,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -83,6 +86,12 @@ fn run_server(
         let local = local.map(AcceptedLocal::new).transpose()?;
         let replies = Arc::clone(app.reply_queue());
         tokio::spawn(async move { replies.run().await });
+        tokio::spawn(async move {
+            loop {
+                heartbeat.beat();
+                tokio::time::sleep(HEARTBEAT_INTERVAL / 3).await;
+            }
+        });
         let refusing = Arc::clone(app);
         tokio::spawn(async move {
             loop {
@@ -172,6 +181,8 @@ impl ServerListener for tokio::net::TcpListener {
         let peer = app.limits().connect(address.ip()).map(Peer::Network);
         if peer.is_none() {
             app.refusals().connection(address.ip());
+            let http = app.context.metrics.http();
+            http.refused(ConnectionRefusal::ClientLimit);
         }
         Ok((stream, peer))
     }
@@ -226,9 +237,12 @@ async fn serve_connections<L: ServerListener>(
                 let Some(permit) = slots.acquire().await else {
                     return;
                 };
+                let open = app.context.metrics.http().connections.clone();
+                open.inc();
                 let connection = ServedConnection {
                     peer,
                     slot: slots.connections.open(),
+                    open,
                     _permit: permit,
                 };
                 serve_connection(stream, app, stopped.clone(), connection);
@@ -238,6 +252,8 @@ async fn serve_connections<L: ServerListener>(
                     log::warn!("a connection could not be accepted, will retry: {error}");
                 }
                 failing = true;
+                let http = app.context.metrics.http();
+                http.refused(ConnectionRefusal::AcceptFailed);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -248,7 +264,15 @@ async fn serve_connections<L: ServerListener>(
 struct ServedConnection {
     peer: Peer,
     slot: ConnectionSlot,
+    /// The gauge of open connections.
+    open: Gauge,
     _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for ServedConnection {
+    fn drop(&mut self) {
+        self.open.dec();
+    }
 }
 
 fn serve_connection(

@@ -32,7 +32,7 @@ use crate::kafka::undecodable::Undecodable;
 use crate::runtime::backoff::RECONNECT_BACKOFF;
 use crate::runtime::error_log::ErrorLog;
 use crate::runtime::health::HealthHandle;
-use crate::runtime::metrics::Metrics;
+use crate::runtime::metrics::{DeadLetterKind, Metrics};
 use crate::runtime::outage::OutageTracker;
 use crate::runtime::worker::{Stop, Waker};
 use crate::store::topic;
@@ -258,6 +258,7 @@ impl Consumer {
             letter.partition,
             letter.reason
         );
+        self.metrics.dead_lettered(DeadLetterKind::Record, 1);
         Ok(())
     }
 
@@ -314,11 +315,28 @@ impl Consumer {
         let records = std::mem::take(&mut self.pending);
         membership.stored(&records);
         stored.log(self.store.node(), &membership.topic().name);
-        if stored.unknown_events() > 0 {
-            self.metrics.unknown_events(stored.unknown_events());
-        }
-        self.metrics.records_dropped(stored.dropped_records());
+        self.count_latencies(&records);
+        let metrics = self.metrics.consumer();
+        metrics
+            .unknown_events
+            .inc_by(stored.unknown_events() as u64);
+        metrics
+            .records_dropped
+            .inc_by(stored.dropped_records() as u64);
+        self.metrics
+            .dead_lettered(DeadLetterKind::Record, stored.dead_records());
         Ok(records.len())
+    }
+
+    /// A record's timestamp is the time of its publication, in milliseconds, by the clock of the
+    /// node that wrote it.
+    fn count_latencies(&self, records: &[ConsumerRecord]) {
+        let now = Timestamp::now();
+        for record in records {
+            let micros = record.timestamp.saturating_mul(1000);
+            let waited = now.since(Timestamp::from_micros(micros));
+            self.metrics.consumer().latency.observe(waited);
+        }
     }
 
     /// The next commit repairs one that failed: the offsets that count are in the database.

@@ -188,7 +188,7 @@ impl Pipeline {
 
     async fn publish(&mut self, batch: &[Event]) -> PublishOutcome {
         let outcome = self.advance(batch).await;
-        self.is_unavailable = matches!(outcome.error, Some(PublishError::Unavailable(_)));
+        self.is_unavailable = outcome.is_unavailable();
         if !self.is_unavailable {
             self.reachability.reset();
         }
@@ -258,7 +258,9 @@ impl Pipeline {
             },
             Err(error @ ClusterError::Timeout(_)) => {
                 let outcome = match work.blocked() {
-                    Some(blocked) => publisher_unavailable(blocked.to_string()),
+                    Some(blocked) => {
+                        publisher_failed(PublishError::Unavailable(blocked.to_string()))
+                    }
                     None => self.unavailable(&error).await,
                 };
                 // The reader does not notice another leader or a recreated topic: a new session
@@ -452,9 +454,12 @@ impl Pipeline {
             .ok()
             .and_then(|connection| connection.kafka().cloned());
         let reachability = &mut self.reachability;
-        publisher_unavailable(
-            explain_cluster_error(error, kafka.as_ref(), reachability, settings, node).await,
-        )
+        let reason =
+            explain_cluster_error(error, kafka.as_ref(), reachability, settings, node).await;
+        publisher_failed(match error {
+            ClusterError::Timeout(_) => PublishError::Timeout(reason),
+            _ => PublishError::Unavailable(reason),
+        })
     }
 
     /// A single fencing may be an echo: our own earlier attempt to acquire the id, which the
@@ -477,9 +482,9 @@ impl Pipeline {
     }
 }
 
-fn publisher_unavailable(reason: String) -> PublishOutcome {
+fn publisher_failed(error: PublishError) -> PublishOutcome {
     PublishOutcome {
-        error: Some(PublishError::Unavailable(reason)),
+        error: Some(error),
         ..PublishOutcome::default()
     }
 }

@@ -71,6 +71,11 @@ impl StoredBatch {
         }
     }
 
+    /// How many records became dead letters.
+    pub(super) fn dead_records(&self) -> usize {
+        self.dead_count
+    }
+
     /// How many records were only counted, because too many dead letters are open.
     pub(super) fn dropped_records(&self) -> usize {
         self.dropped_count

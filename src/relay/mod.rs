@@ -14,14 +14,15 @@ use crossbeam_channel::{Receiver, after, at, never, select_biased};
 
 use crate::domain::event::Event;
 use crate::domain::timestamp::Timestamp;
+use crate::domain::trace_context::TraceContext;
 use crate::relay::publisher::{PublishError, PublishOutcome, Publisher};
 use crate::runtime::backoff::RECONNECT_BACKOFF;
 use crate::runtime::error_log::ErrorLog;
 use crate::runtime::health::HealthHandle;
-use crate::runtime::metrics::Metrics;
+use crate::runtime::metrics::{DeadLetterKind, Metrics, PublishFailure};
 use crate::runtime::outage::OutageTracker;
 use crate::runtime::plural::counted;
-use crate::runtime::worker::{Stop, Waker};
+use crate::runtime::worker::{HEARTBEAT_INTERVAL, Stop, Waker};
 use crate::store::outbox;
 use crate::store::publication::{self, Destination, Receipt};
 use crate::store::topic::{self, PublishedOffsets};
@@ -141,11 +142,15 @@ impl Relay {
             let (wake, pause) = match self.step() {
                 Step::Progress if self.pause.is_zero() => continue,
                 Step::Progress => (never(), after(self.pause)),
-                Step::Idle => (
-                    self.wake.clone(),
-                    self.publisher.due().map_or_else(never, at),
-                ),
-                Step::RetryAfter(delay) => (never(), after(delay)),
+                Step::Idle => {
+                    let heartbeat = Instant::now() + HEARTBEAT_INTERVAL;
+                    let due = self
+                        .publisher
+                        .due()
+                        .map_or(heartbeat, |due| due.min(heartbeat));
+                    (self.wake.clone(), at(due))
+                }
+                Step::RetryAfter(delay) => (never(), after(delay.min(HEARTBEAT_INTERVAL))),
                 Step::Fenced => (never(), after(RESUME_POLL)),
             };
             select_biased! {
@@ -192,25 +197,55 @@ impl Relay {
         // Without events a call only checks the connection and what was published.
         if !batch.is_empty() {
             self.metrics.relay_attempted(Timestamp::now());
+            self.metrics.relay().batch_size.observe_size(batch.len());
         }
         let PublishOutcome {
             receipts,
             progress,
             error,
         } = self.publisher.publish(&batch);
+        self.count_receipts(&batch, &receipts);
         let step = self.next_step(&batch, error);
         self.pause = pause_after_batch(batch.len(), self.batch_max);
         self.mark(&batch, receipts, progress)?;
         Ok(step)
     }
 
+    /// Both are in the order of their ids.
+    fn count_receipts(&self, batch: &[Event], receipts: &[Receipt]) {
+        let relay = self.metrics.relay();
+        let now = Timestamp::now();
+        let mut events = batch.iter();
+        let mut rejected = 0;
+        let mut acknowledged = false;
+        for receipt in receipts {
+            if matches!(receipt.place, Destination::Rejected(_)) {
+                rejected += 1;
+            } else if let Some(event) = events.find(|event| event.outbox_id == receipt.outbox_id) {
+                acknowledged = true;
+                let trace_id = event.trace.as_ref().and_then(TraceContext::recorded_id);
+                relay.latency.observe(now.since(event.created_at), trace_id);
+            }
+        }
+        if acknowledged {
+            relay.succeeded(now);
+        }
+        if rejected > 0 {
+            relay.failed(PublishFailure::Rejected, rejected);
+            self.metrics.dead_lettered(DeadLetterKind::Event, rejected);
+        }
+    }
+
     fn next_step(&mut self, batch: &[Event], error: Option<PublishError>) -> Step {
+        if let Some(error) = &error {
+            self.metrics.relay().failed(error.kind(), 1);
+        }
         match error {
             None => {
                 self.outage.recovered();
                 Step::Progress
             }
-            Some(PublishError::Unavailable(reason)) => {
+            Some(PublishError::Unavailable(reason) | PublishError::Timeout(reason)) => {
                 Step::RetryAfter(self.outage.failed(&reason))
             }
             Some(PublishError::Hidden(reason)) => {

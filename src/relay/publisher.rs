@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use crate::domain::event::Event;
+use crate::runtime::metrics::PublishFailure;
 use crate::store::publication::Receipt;
 use crate::store::topic::PublishedOffsets;
 
@@ -17,18 +18,43 @@ pub struct PublishOutcome {
     pub error: Option<PublishError>,
 }
 
+impl PublishOutcome {
+    /// Whether the other side does not answer.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(
+            self.error,
+            Some(PublishError::Unavailable(_) | PublishError::Timeout(_))
+        )
+    }
+}
+
 /// Why events are not published. Never the fault of an event.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
     /// The other side does not answer: try again.
     #[error("{0}")]
     Unavailable(String),
+    /// The other side has not answered in time: the batch stays in flight.
+    #[error("{0}")]
+    Timeout(String),
     /// Published events are not visible to `read_committed` consumers. Publishing continues.
     #[error("{0}")]
     Hidden(String),
     /// Another process publishes as this node: the relay pauses until an operator resumes it.
     #[error("{0}")]
     Fenced(String),
+}
+
+impl PublishError {
+    /// As it is counted.
+    pub fn kind(&self) -> PublishFailure {
+        match self {
+            Self::Unavailable(_) => PublishFailure::Unavailable,
+            Self::Timeout(_) => PublishFailure::Timeout,
+            Self::Hidden(_) => PublishFailure::Hidden,
+            Self::Fenced(_) => PublishFailure::Fenced,
+        }
+    }
 }
 
 /// Publishes events in commit order.

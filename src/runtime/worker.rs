@@ -1,39 +1,142 @@
 //! A thread as a value: spawned with a name, stopped by request, joined with a deadline. It knows
 //! no domain.
 //!
-//! The owner of a [`Worker`] owns the thread. Each thread that exits reports its name on a channel
-//! that all workers share, so that the service never runs with a dead thread.
+//! The owner of a [`Worker`] owns the thread. The threads of a [`WorkerGroup`] report their exits
+//! on one channel, so that the service never runs with a dead thread. Each has a [`Heartbeat`],
+//! which shows a thread that hangs.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
+
+use crate::domain::timestamp::Timestamp;
+
+/// A thread without work turns its loop at least this often.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A type without values: its channels signal only by being closed.
 #[derive(Debug)]
 pub enum Never {}
 
-/// A worker's view of the request to stop.
+/// When a thread last turned its loop. Cloning shares it.
 #[derive(Debug, Clone)]
-pub struct Stop(Receiver<Never>);
+pub struct Heartbeat(Arc<AtomicI64>);
+
+impl Heartbeat {
+    fn new() -> Self {
+        let heartbeat = Self(Arc::default());
+        heartbeat.beat();
+        heartbeat
+    }
+
+    /// The thread is alive now.
+    pub fn beat(&self) {
+        self.0.store(Timestamp::now().as_micros(), Relaxed);
+    }
+
+    /// When it last was.
+    pub fn last(&self) -> Timestamp {
+        Timestamp::from_micros(self.0.load(Relaxed))
+    }
+}
+
+/// The threads of the service. Cloning shares them.
+#[derive(Debug, Clone)]
+pub struct WorkerGroup {
+    exited: Sender<&'static str>,
+    exits: Receiver<&'static str>,
+    heartbeats: Arc<Mutex<Vec<(String, Heartbeat)>>>,
+}
+
+impl Default for WorkerGroup {
+    fn default() -> Self {
+        let (exited, exits) = unbounded();
+        Self {
+            exited,
+            exits,
+            heartbeats: Arc::default(),
+        }
+    }
+}
+
+impl WorkerGroup {
+    /// Receives the name of a thread that ended.
+    pub fn exits(&self) -> &Receiver<&'static str> {
+        &self.exits
+    }
+
+    /// When each thread last turned its loop; those of one name are numbered.
+    pub fn heartbeats(&self) -> Vec<(String, Timestamp)> {
+        let heartbeats = self.heartbeats.lock();
+        heartbeats
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .map(|(name, heartbeat)| (name.clone(), heartbeat.last()))
+            .collect()
+    }
+
+    fn add_heartbeat(&self, name: &str) -> Heartbeat {
+        let heartbeat = Heartbeat::new();
+        let mut heartbeats = self
+            .heartbeats
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let same = |known: &str| {
+            known
+                .strip_prefix(name)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        };
+        let number = heartbeats.iter().filter(|(known, _)| same(known)).count();
+        let name = match number {
+            0 => name.to_owned(),
+            number => format!("{name}-{}", number + 1),
+        };
+        heartbeats.push((name, heartbeat.clone()));
+        heartbeat
+    }
+}
+
+/// A worker's view of the request to stop, and its heartbeat.
+#[derive(Debug, Clone)]
+pub struct Stop {
+    signal: Receiver<Never>,
+    heartbeat: Heartbeat,
+}
 
 impl Stop {
     /// A request that is made by dropping the sender.
     pub fn new() -> (Sender<Never>, Self) {
-        let (sender, receiver) = bounded(0);
-        (sender, Self(receiver))
+        Self::with_heartbeat(Heartbeat::new())
     }
 
-    /// Whether the stop was requested.
+    fn with_heartbeat(heartbeat: Heartbeat) -> (Sender<Never>, Self) {
+        let (sender, signal) = bounded(0);
+        (sender, Self { signal, heartbeat })
+    }
+
+    /// Whether the stop was requested. The thread is alive: it asks.
     pub fn is_requested(&self) -> bool {
-        matches!(self.0.try_recv(), Err(TryRecvError::Disconnected))
+        self.heartbeat.beat();
+        matches!(self.signal.try_recv(), Err(TryRecvError::Disconnected))
     }
 
     /// For `select!`: becomes ready, as disconnected, when the stop is requested.
     pub fn signal(&self) -> &Receiver<Never> {
-        &self.0
+        &self.signal
+    }
+
+    /// The thread is alive now.
+    pub fn beat(&self) {
+        self.heartbeat.beat();
+    }
+
+    /// The thread's heartbeat.
+    pub fn heartbeat(&self) -> &Heartbeat {
+        &self.heartbeat
     }
 }
 
@@ -81,16 +184,16 @@ pub struct Worker {
 pub struct StopTimeout(pub &'static str);
 
 impl Worker {
-    /// Starts `body` on a thread called `name`. Its end, by return or by panic, is reported on
-    /// `exits`.
+    /// Starts `body` on a thread called `name`. Its end, by return or by panic, is reported to the
+    /// group.
     pub fn spawn(
         name: &'static str,
-        exits: &Sender<&'static str>,
+        group: &WorkerGroup,
         body: impl FnOnce(Stop) + Send + 'static,
     ) -> io::Result<Self> {
-        let (stop, signal) = Stop::new();
+        let (stop, signal) = Stop::with_heartbeat(group.add_heartbeat(name));
         let (alive, exited) = bounded(0);
-        let exits = exits.clone();
+        let exits = group.exited.clone();
         let handle = thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
@@ -175,8 +278,7 @@ impl Drop for WorkerExitGuard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crossbeam_channel::{never, select_biased, unbounded};
-    use std::time::Duration;
+    use crossbeam_channel::{never, select_biased};
 
     fn worker_deadline() -> Instant {
         Instant::now() + Duration::from_secs(10)
@@ -184,32 +286,33 @@ mod tests {
 
     #[test]
     fn a_worker_stops_when_asked() {
-        let (exits, exited) = unbounded();
-        let worker = Worker::spawn("patient", &exits, |stop| {
+        let group = WorkerGroup::default();
+        let worker = Worker::spawn("patient", &group, |stop| {
             select_biased! { recv(stop.signal()) -> _ => {} }
         })
         .unwrap();
-        assert!(exited.try_recv().is_err());
+        assert!(group.exits().try_recv().is_err());
         worker.stop(worker_deadline()).unwrap();
-        assert_eq!(exited.try_recv().unwrap(), "patient");
+        assert_eq!(group.exits().try_recv().unwrap(), "patient");
     }
 
     #[test]
     fn a_panic_of_a_worker_is_reported_by_name() {
-        let (exits, exited) = unbounded();
-        let worker = Worker::spawn("brittle", &exits, |_stop| {
+        let group = WorkerGroup::default();
+        let worker = Worker::spawn("brittle", &group, |_stop| {
             std::panic::resume_unwind(Box::new("on purpose"));
         })
         .unwrap();
-        assert_eq!(exited.recv_deadline(worker_deadline()).unwrap(), "brittle");
+        let exited = group.exits().recv_deadline(worker_deadline());
+        assert_eq!(exited.unwrap(), "brittle");
         worker.stop(worker_deadline()).unwrap();
     }
 
     #[test]
     fn a_worker_that_hangs_is_left_behind() {
-        let (exits, _exited) = unbounded();
+        let group = WorkerGroup::default();
         let (release, held) = bounded::<Never>(0);
-        let worker = Worker::spawn("deaf", &exits, move |_stop| {
+        let worker = Worker::spawn("deaf", &group, move |_stop| {
             let _ = held.recv();
         })
         .unwrap();
@@ -218,6 +321,26 @@ mod tests {
             "thread deaf did not stop in time"
         );
         drop(release);
+    }
+
+    #[test]
+    fn each_worker_has_a_heartbeat_under_a_name_of_its_own() {
+        let group = WorkerGroup::default();
+        let names = || -> Vec<String> {
+            let heartbeats = group.heartbeats().into_iter();
+            heartbeats.map(|(name, _)| name).collect()
+        };
+        let first = group.add_heartbeat("reader");
+        let second = group.add_heartbeat("reader");
+        group.add_heartbeat("read");
+        assert_eq!(names(), ["reader", "reader-2", "read"]);
+        first.0.store(1, Relaxed);
+        let (_sender, stop) = Stop::with_heartbeat(first.clone());
+        assert!(!stop.is_requested());
+        assert!(
+            first.last() > Timestamp::from_micros(1)
+                && second.last() >= first.last().minus(Duration::from_secs(10))
+        );
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub(super) enum DeliveryBatch {
 pub(super) struct OutgoingPayment {
     pub(super) outbox_id: i64,
     pub(super) created_at: Timestamp,
+    /// The id of its trace, if a tracer recorded it.
+    pub(super) trace_id: Option<String>,
     pub(super) payment: Payment,
 }
 
@@ -54,6 +56,24 @@ impl DeliveryBatch {
             Self::Payments(payments) if payments.len() <= 1 => Carrier::Single,
             Self::Payments(_) => Carrier::Digest,
             Self::Summary { .. } => Carrier::Summary,
+        }
+    }
+
+    /// Counts how long its payments have waited. Those of a summary are counted as its oldest.
+    pub(super) fn count_latencies(&self, metrics: &ChannelMetrics, now: Timestamp) {
+        match self {
+            Self::Payments(payments) => {
+                for payment in payments {
+                    let waited = now.since(payment.created_at);
+                    metrics.latency.observe(waited, payment.trace_id.as_deref());
+                }
+            }
+            Self::Summary {
+                oldest, summary, ..
+            } => {
+                let waited = now.since(*oldest);
+                (0..summary.count).for_each(|_| metrics.latency.observe(waited, None));
+            }
         }
     }
 
@@ -135,6 +155,7 @@ impl DeliveryQueue {
         for PendingDelivery {
             outbox_id,
             created_at,
+            trace_id,
             payment,
         } in waiting
         {
@@ -142,6 +163,7 @@ impl DeliveryQueue {
                 Ok(payment) => payments.push(OutgoingPayment {
                     outbox_id,
                     created_at,
+                    trace_id,
                     payment,
                 }),
                 Err(reason) => unreadable.push((outbox_id, reason)),

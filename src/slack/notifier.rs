@@ -205,6 +205,9 @@ impl Notifier {
             .write(move |tx| delivery::mark_deliveries_delivered(tx, &ids, Carrier::Single, now))?;
         self.queue.metrics.delivered(payments.len());
         for payment in &payments {
+            let waited = now.since(payment.created_at);
+            let trace_id = payment.trace_id.as_deref();
+            self.queue.metrics.latency.observe(waited, trace_id);
             log_delivered_payment(&self.channel, "this log only", payment, now);
         }
         Ok(Step::Progress)
@@ -230,7 +233,9 @@ impl Notifier {
             return Ok(Step::Idle);
         };
         self.limiter.sent((self.clock)());
+        let started = Instant::now();
         let answer = webhook.post(&message);
+        self.queue.metrics.posted(answer.kind(), started.elapsed());
         self.handle_outcome(answer, batch)
     }
 
@@ -395,6 +400,11 @@ impl Notifier {
         };
         if matches!(outcome, DeliveryOutcome::Delivered(_)) {
             self.queue.metrics.delivered(batch.len());
+            self.queue
+                .metrics
+                .message_payments
+                .observe_size(batch.len());
+            batch.count_latencies(&self.queue.metrics, now);
             log_delivered_batch(&self.channel, &batch, now);
         }
     }

@@ -17,6 +17,7 @@ use ureq::unversioned::transport::DefaultConnector;
 use super::resolver::{DnsResolver, LookupFailed};
 use crate::config::{self, Secret};
 use crate::domain::timestamp::Timestamp;
+use crate::runtime::metrics::channel::PostResult;
 
 /// An incoming webhook.
 pub struct Webhook {
@@ -43,6 +44,20 @@ pub enum PostOutcome {
     PayloadRejected(String),
     /// The channel rejects everything until an operator acts: 403, 404, 410, a redirect.
     ChannelDisabled(String),
+}
+
+impl PostOutcome {
+    /// As it is counted.
+    pub fn kind(&self) -> PostResult {
+        match self {
+            Self::Accepted(_) => PostResult::Accepted,
+            Self::RateLimited(_) => PostResult::RateLimited,
+            Self::Unavailable(..) => PostResult::Unavailable,
+            Self::Unknown(_) => PostResult::Unknown,
+            Self::PayloadRejected(_) => PostResult::PayloadRejected,
+            Self::ChannelDisabled(_) => PostResult::ChannelDisabled,
+        }
+    }
 }
 
 /// A webhook whose configuration cannot be used.

@@ -27,6 +27,11 @@ impl Backpressure {
         }
     }
 
+    /// The payments that wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     /// Whether a job would be accepted now.
     pub(super) fn has_capacity(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) < self.max

@@ -10,6 +10,7 @@ use super::row::row_limit;
 use crate::domain::payment::Payment;
 use crate::domain::text_enum::text_enum;
 use crate::domain::timestamp::Timestamp;
+use crate::domain::trace_context::recorded_trace_id;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
 /// The channel of an event, in SQL: the first route that matches its payment. Without routes it is
@@ -151,6 +152,8 @@ pub struct PendingDelivery {
     pub outbox_id: i64,
     /// When the event was committed.
     pub created_at: Timestamp,
+    /// The id of its trace, if a tracer recorded it.
+    pub trace_id: Option<String>,
     /// Its payment, or why that cannot be read.
     pub payment: Result<Payment, String>,
 }
@@ -191,12 +194,19 @@ fn read_pending_deliveries(
             payment,
             outbox_id: row.get(COLUMN_COUNT)?,
             created_at: Timestamp::from_micros(row.get(COLUMN_COUNT + 1)?),
+            trace_id: match row.get_ref(COLUMN_COUNT + 2)? {
+                rusqlite::types::ValueRef::Text(parent) => std::str::from_utf8(parent)
+                    .ok()
+                    .and_then(recorded_trace_id)
+                    .map(str::to_owned),
+                _ => None,
+            },
         })
     };
     connection
         .prepare_cached(&format!(
-            "SELECT {COLUMNS}, d.outbox_id, ifnull(o.created_at, d.created_at) FROM delivery d \
-                LEFT JOIN outbox o ON o.id = d.outbox_id LEFT \
+            "SELECT {COLUMNS}, d.outbox_id, ifnull(o.created_at, d.created_at), o.traceparent \
+                FROM delivery d LEFT JOIN outbox o ON o.id = d.outbox_id LEFT \
                 JOIN payment p ON p.id = o.payment_id WHERE d.channel = ?1 \
                 AND d.status IN ('PENDING', 'SENDING') AND d.status IN ({statuses}) \
                 AND d.outbox_id > ?3 ORDER BY d.outbox_id LIMIT ?2"

@@ -4,6 +4,8 @@ use rusqlite::ErrorCode;
 use rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
 use std::sync::Arc;
 
+use crate::runtime::metrics::DatabaseErrorKind;
+
 /// Why the store could not do its work.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
@@ -39,6 +41,21 @@ impl StoreError {
         let extended = error.sqlite_error().map(|error| error.extended_code);
         error.sqlite_error_code() == Some(ErrorCode::DiskFull)
             || extended == Some(SQLITE_IOERR_SHMSIZE)
+    }
+
+    /// The kind of an error of SQLite.
+    pub(super) fn kind(error: &rusqlite::Error) -> DatabaseErrorKind {
+        if Self::is_corruption(error) {
+            return DatabaseErrorKind::Corruption;
+        }
+        if Self::is_full_disk(error) {
+            return DatabaseErrorKind::Full;
+        }
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => DatabaseErrorKind::Busy,
+            Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => DatabaseErrorKind::Io,
+            _ => DatabaseErrorKind::Other,
+        }
     }
 
     /// Whether every other job would fail in the same way.

@@ -25,6 +25,7 @@ pub mod dead_letter_action;
 pub mod delivery;
 mod engine;
 mod error;
+pub mod gauges;
 mod id_runs;
 pub mod idempotency;
 pub mod local_socket;
@@ -59,7 +60,8 @@ use self::idempotency::IdempotencyClock;
 use crate::config;
 use crate::domain::node_id::NodeId;
 use crate::runtime::health::{Health, HealthHandle};
-use crate::runtime::worker::Worker;
+use crate::runtime::metrics::Metrics;
+use crate::runtime::worker::{Worker, WorkerGroup};
 use crossbeam_channel::{Receiver, Sender, bounded};
 pub use engine::disk_space::FileSizes;
 pub use engine::open_error::OpenError;
@@ -85,6 +87,7 @@ pub struct Store {
     queue: Backpressure,
     path: Arc<Path>,
     service_time: IdempotencyClock,
+    metrics: Metrics,
 }
 
 /// A write in progress.
@@ -131,6 +134,7 @@ impl Store {
         let (background, background_queue) = bounded(1);
         let (queries, query_queue) = bounded(settings.queue_max.get());
         let health = HealthHandle::up();
+        let metrics = Metrics::default();
         let damage = CorruptionFlag::none();
         let (checkpoints, checkpointer) = checkpointer::replace_autocheckpoint(&connection, &path)?;
         let writer = writer::Writer::new(writer::WriterOptions {
@@ -139,9 +143,11 @@ impl Store {
             jobs: queue,
             background: background_queue,
             health: writer::WriterHealth::new(health.clone(), damage.clone()),
+            metrics: metrics.clone(),
             lock,
         });
-        let readers = readers::Readers::new(settings.readers, query_queue, pool.clone());
+        let readers =
+            readers::Readers::new(settings.readers, query_queue, pool.clone(), metrics.clone());
         let (monitor, admission) =
             disk_space::DiskMonitor::new(&path, settings.min_free_bytes, damage.clone());
         let store = Self {
@@ -156,6 +162,7 @@ impl Store {
             queue: Backpressure::new(settings.queue_max.get()),
             path: path.into(),
             service_time,
+            metrics,
         };
         Ok(StoppedStore {
             store,
@@ -169,6 +176,21 @@ impl Store {
     /// The node that this database belongs to.
     pub fn node(&self) -> &NodeId {
         &self.node
+    }
+
+    /// The metrics of the process, which the threads of the store count in.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The payments that wait for the writer.
+    pub fn queued_payments(&self) -> usize {
+        self.queue.waiting()
+    }
+
+    /// The reads that wait for a reader.
+    pub fn queued_reads(&self) -> usize {
+        self.queries.len()
     }
 
     /// The absolute path of the file, after all links.
@@ -320,15 +342,16 @@ fn store_queue_error<T>(error: &crossbeam_channel::TrySendError<T>) -> StoreErro
 
 impl StoppedStore {
     /// Starts the threads, and returns them in the order in which they are to be stopped.
-    pub fn start(self, exits: &Sender<&'static str>) -> io::Result<(Store, Vec<Worker>)> {
-        let mut workers = self.readers.spawn(exits)?;
-        workers.push(Worker::spawn("disk", exits, |stop| {
+    pub fn start(self, group: &WorkerGroup) -> io::Result<(Store, Vec<Worker>)> {
+        let mut workers = self.readers.spawn(group)?;
+        let metrics = self.store.metrics.clone();
+        workers.push(Worker::spawn("disk", group, |stop| {
             self.monitor.run(&stop);
         })?);
-        workers.push(Worker::spawn("checkpointer", exits, |stop| {
-            self.checkpointer.run(&stop);
+        workers.push(Worker::spawn("checkpointer", group, move |stop| {
+            self.checkpointer.run(&metrics, &stop);
         })?);
-        workers.push(Worker::spawn("writer", exits, |stop| {
+        workers.push(Worker::spawn("writer", group, |stop| {
             self.writer.run(&stop);
         })?);
         Ok((self.store, workers))
@@ -379,7 +402,7 @@ mod tests {
             matches!(submit(1), Err(StoreError::Busy))
                 && matches!(store.admit(), Err(StoreError::Busy))
         );
-        let (started, workers) = opened.start(&unbounded().0).unwrap();
+        let (started, workers) = opened.start(&WorkerGroup::default()).unwrap();
         answered.recv().unwrap().unwrap();
         answered.recv().unwrap().unwrap();
         submit(1).unwrap();
@@ -397,7 +420,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (store, workers) = Store::open(&store_settings(dir.path().join("a.db"), 4), None)
             .unwrap()
-            .start(&unbounded().0)
+            .start(&WorkerGroup::default())
             .unwrap();
         let (answer, answered) = unbounded();
         let other = store.clone();
@@ -429,10 +452,10 @@ mod tests {
     fn stopping_the_store_runs_all_waiting_jobs_and_leaves_one_whole_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.db");
-        let (exits, _exited) = unbounded();
+        let group = WorkerGroup::default();
         let (store, workers) = Store::open(&store_settings(path, 2), None)
             .unwrap()
-            .start(&exits)
+            .start(&group)
             .unwrap();
         let (answer, answered) = unbounded();
         store

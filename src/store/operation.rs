@@ -55,3 +55,39 @@ pub fn last_backup(connection: &Connection) -> rusqlite::Result<Option<Operation
         })
         .optional()
 }
+
+/// When an operation last ended with an outcome.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastOperation {
+    /// The command.
+    pub operation: &'static str,
+    /// The outcome.
+    pub outcome: OperationOutcome,
+    /// When it ended.
+    pub ended_at: Timestamp,
+}
+
+/// The commands that are recorded.
+pub const OPERATIONS: [&str; 1] = ["backup"];
+
+/// The last operation of each kind with each outcome, of those that there were.
+pub fn last_operations(connection: &Connection) -> rusqlite::Result<Vec<LastOperation>> {
+    let mut last = connection.prepare_cached(
+        "SELECT ended_at FROM operation WHERE operation = ?1 AND outcome = ?2 \
+            ORDER BY id DESC LIMIT 1",
+    )?;
+    let mut found = Vec::new();
+    for operation in OPERATIONS {
+        for outcome in OperationOutcome::ALL.iter().copied() {
+            let ended_at: Option<i64> = last
+                .query_row((operation, outcome.as_str()), |row| row.get(0))
+                .optional()?;
+            found.extend(ended_at.map(|ended_at| LastOperation {
+                operation,
+                outcome,
+                ended_at: Timestamp::from_micros(ended_at),
+            }));
+        }
+    }
+    Ok(found)
+}

@@ -7,6 +7,7 @@ use super::consume_batch::ConsumeBatch;
 use super::dead_letter::DeadLetterFilter;
 use super::dead_letter_action::{self, DeadLetterAction, DeadLetterRequest, Selection};
 use super::delivery::{Carrier, DeliveryOutcome};
+use super::gauges::{ActionCounter, read_stored_gauges};
 use super::idempotency::{IdempotentOutcome, IdempotentRequest};
 use super::operation::{self, OperationOutcome};
 use super::outbox_view::{self, OutboxFilter};
@@ -260,6 +261,10 @@ fn plan_showing(tx: &Transaction<'_>) -> rusqlite::Result<()> {
     let waiting = outbox_view::list_outbox_events(tx, &node, OutboxFilter::Init, 0, 10)?;
     assert_eq!(waiting.len(), 0);
     assert_eq!(payment::last_payment_id(tx)?, 2);
+    let mut actions = ActionCounter::default();
+    actions.count(tx)?;
+    let gauges = read_stored_gauges(tx, Some("t"))?;
+    assert_eq!(gauges.partitions.len(), 1);
     assert_eq!(payment::last_payment_time(tx)?, Some(NOW));
     operation::record_backup(tx, OperationOutcome::Succeeded, "local", NOW)?;
     assert!(operation::last_backup(tx)?.is_some());

@@ -17,10 +17,11 @@ use payrelay::kafka::publisher::KafkaPublisher;
 use payrelay::relay::publisher::{PublishError, PublishOutcome, Publisher};
 use payrelay::relay::{self, Relay};
 use payrelay::runtime::health::HealthHandle;
-use payrelay::runtime::metrics::Metrics;
+use payrelay::runtime::metrics::{Metrics, ScrapeFormat};
 use payrelay::runtime::worker::Waker;
 use payrelay::store::dead_letter_action::{self, DeadLetterAction, DeadLetterRequest, Selection};
 use payrelay::store::publication::{self, Destination, Receipt};
+use prometheus_client::registry::Registry;
 
 use testkit::cluster::{Cluster, Fake};
 use testkit::kafka::Broker;
@@ -314,7 +315,7 @@ fn foreign_records_are_dead_lettered_and_others_are_consumed(
     consume(&mut consumer, &database, "SELECT count(*) FROM delivery", 2);
     assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 6);
     // Four of them have an id of this node.
-    let metrics = metrics.encode();
+    let metrics = metrics.encode(ScrapeFormat::Text, &Registry::default());
     assert!(
         metrics.contains("payrelay_unknown_events_total 4\n"),
         "{metrics}"

@@ -58,8 +58,12 @@ fn scheduler(database: &Database, relay: Waker, metrics: &Metrics) -> (Scheduler
         keys_max: NonZeroUsize::MIN,
     };
     let store = database.store();
-    let (sampler, snapshots) =
-        Sampler::new(store.clone(), metrics.clone(), &["default".to_owned()]);
+    let (sampler, snapshots) = Sampler::new(
+        store.clone(),
+        metrics.clone(),
+        &["default".to_owned()],
+        None,
+    );
     (
         Scheduler::new(
             store.clone(),
@@ -410,9 +414,9 @@ fn a_relay_on_its_thread_is_woken_by_the_commit() {
             metrics: Metrics::default(),
         },
     );
-    let (exits, _exited) = crossbeam_channel::unbounded();
+    let group = payrelay::runtime::worker::WorkerGroup::default();
     let worker =
-        payrelay::runtime::worker::Worker::spawn("relay", &exits, |stop| relay.run(&stop)).unwrap();
+        payrelay::runtime::worker::Worker::spawn("relay", &group, |stop| relay.run(&stop)).unwrap();
     database.pay(1, 1..=3);
     waker.wake();
     wait_until("three deliveries", Duration::from_secs(10), || {

@@ -87,6 +87,7 @@ fn each_library_is_named_in_its_own_folder() {
                 "src/cli/",
                 "src/store/engine/disk_space.rs",
                 "src/store/backup.rs",
+                "src/runtime/metrics/process.rs",
             ],
         ),
     ];

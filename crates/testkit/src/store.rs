@@ -4,11 +4,10 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::unbounded;
 use payrelay::config;
 use payrelay::domain::payment::{NewPayment, Payment, Reservation};
 use payrelay::domain::timestamp::Timestamp;
-use payrelay::runtime::worker::Worker;
+use payrelay::runtime::worker::{Worker, WorkerGroup};
 use payrelay::store::outbox;
 use payrelay::store::publication::{self, Destination, Receipt};
 use payrelay::store::{OfflineStore, OpenError, Store, payment};
@@ -64,7 +63,9 @@ impl Database {
                 opened => Some(opened.expect("the database opens")),
             }
         });
-        let (store, workers) = opened.start(&unbounded().0).expect("threads start");
+        let (store, workers) = opened
+            .start(&WorkerGroup::default())
+            .expect("threads start");
         Self {
             store: Some(store),
             workers,

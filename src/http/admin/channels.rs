@@ -11,7 +11,7 @@ use super::super::response::{Body, json_response};
 use super::{ActionRequested, action_requested};
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::{Health, HealthLevel};
-use crate::sampler::Sample;
+use crate::sampler::{Quantiles, Sample};
 use crate::store::channel_action;
 
 const OUTCOME: &str = "GET /admin/channels shows it; the channel acts within a second";
@@ -31,6 +31,8 @@ pub(super) struct ChannelView<'a> {
     /// `null` until the first sample.
     waiting: Option<i64>,
     oldest_waiting_s: Option<u64>,
+    /// From the commit to the channel's acceptance in the last minute; `null` without any.
+    latency: Option<Quantiles>,
 }
 
 impl App {
@@ -47,6 +49,7 @@ impl App {
     pub(super) fn view_channels(&self, sample: Option<&Sample>) -> Vec<ChannelView<'_>> {
         let now = Timestamp::now();
         // The sampler counts the channels in this order.
+        let latencies = self.context.snapshots.latencies().channels;
         let waiting = |index: usize| sample.and_then(|sample| sample.backlog.channels.get(index));
         let channels = self.context.channels.iter().enumerate();
         channels
@@ -55,6 +58,7 @@ impl App {
                 health: channel.health.get(),
                 waiting: waiting(index).map(|waiting| waiting.count),
                 oldest_waiting_s: waiting(index).map(|waiting| waiting.age(now).as_secs()),
+                latency: latencies.get(index).copied().flatten(),
             })
             .collect()
     }

@@ -10,7 +10,7 @@ use super::super::health::ReadyView;
 use super::super::response::{Body, json_response};
 use super::channels::ChannelView;
 use crate::domain::timestamp::Timestamp;
-use crate::sampler::Point;
+use crate::sampler::{Point, Quantiles};
 use crate::store::FileSizes;
 use crate::store::operation;
 
@@ -24,11 +24,20 @@ struct OverviewView<'a> {
     ready: ReadyView<'a>,
     /// `null` until the first sample.
     last_minute: Option<LastMinute>,
+    latency: LatencyView,
     channels: Vec<ChannelView<'a>>,
     files: Option<FileSizes>,
     /// Missing if the database cannot say; `null` if there was none.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_backup: Option<serde_json::Value>,
+}
+
+/// The latencies of the last minute; `null` without any.
+#[derive(Serialize)]
+struct LatencyView {
+    answer: Option<Quantiles>,
+    publish: Option<Quantiles>,
+    consume: Option<Quantiles>,
 }
 
 /// What was done in the last minute, or since the start.
@@ -61,11 +70,17 @@ impl App {
         let last_backup = last_backup.map(|backup| serde_json::json!(backup));
         let (_, ready) = self.health_readiness().await;
         let sample = self.context.snapshots.latest();
+        let latencies = self.context.snapshots.latencies();
         let view = OverviewView {
             version: env!("CARGO_PKG_VERSION"),
             started_at: self.started_at,
             ready,
             last_minute: LastMinute::of_points(&self.context.snapshots.history()),
+            latency: LatencyView {
+                answer: latencies.answer,
+                publish: latencies.publish,
+                consume: latencies.consume,
+            },
             channels: self.view_channels(sample.as_deref()),
             files: sample.as_ref().map(|sample| sample.files),
             last_backup,

@@ -9,16 +9,18 @@ use std::cell::Cell;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select_biased};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select_biased, tick};
 use rusqlite::Connection;
 
 use super::BUSY_TIMEOUT;
 use super::abort::{abort_on_failed_sync, abort_process};
 use super::open_error::{OpenError, open_error};
 use crate::runtime::backoff::Backoff;
-use crate::runtime::worker::{Stop, Waker};
+use crate::runtime::metrics::Metrics;
+use crate::runtime::worker::{HEARTBEAT_INTERVAL, Stop, Waker};
+use crate::store::error::StoreError;
 
 /// Pages of WAL (16 MiB) after which a checkpoint begins. A page that changes with every commit is
 /// copied once for each checkpoint.
@@ -112,6 +114,15 @@ impl CheckpointControl {
         HAS_COMMITTED.take()
     }
 
+    /// The length of the WAL after the last commit.
+    #[expect(
+        clippy::unused_self,
+        reason = "the hook of SQLite counts for its thread, which is the owner's"
+    )]
+    pub(in crate::store) fn wal_pages(&self) -> i32 {
+        WAL_PAGES.get()
+    }
+
     /// Called between two transactions: starts a checkpoint when the WAL is long, and lets the WAL
     /// start over after one.
     pub(in crate::store) fn step(&mut self, connection: &Connection) -> rusqlite::Result<()> {
@@ -159,19 +170,29 @@ fn run_checkpoint(connection: &Connection, pragma: &str) -> rusqlite::Result<()>
 
 impl Checkpointer {
     /// Runs until a stop is requested.
-    pub(in crate::store) fn run(self, stop: &Stop) {
+    pub(in crate::store) fn run(self, metrics: &Metrics, stop: &Stop) {
+        let heartbeat = tick(HEARTBEAT_INTERVAL);
+        let metrics = metrics.store();
         loop {
+            stop.beat();
             select_biased! {
                 recv(stop.signal()) -> _ => return,
                 recv(self.woken) -> woken => if woken.is_err() { return },
+                recv(heartbeat) -> _ => continue,
             }
+            let started = Instant::now();
             // The second checkpoint is short: it copies the pages that were added during the first.
             if let Err(error) = abort_on_failed_sync(
                 self.checkpoint_and_sync()
                     .and_then(|()| self.checkpoint_and_sync()),
             ) {
+                metrics.checkpoints_failed.inc();
+                metrics.failed(StoreError::kind(&error));
                 log::warn!("the WAL checkpoint failed, the next round will try again: {error}");
+            } else {
+                metrics.checkpoints_ok.inc();
             }
+            metrics.checkpoint_duration.observe(started.elapsed());
             let _ = self.copied.try_send(());
         }
     }
@@ -191,13 +212,12 @@ impl Checkpointer {
 mod tests {
     use std::num::NonZeroUsize;
     use std::sync::atomic::{AtomicBool, Ordering};
-    use std::time::Instant;
     use std::{fs, thread};
 
     use super::*;
     use crate::config;
+    use crate::runtime::worker::WorkerGroup;
     use crate::store::{SqlResult, Store};
-    use crossbeam_channel::unbounded;
 
     const PAGE_BYTES: u64 = 4096 + 24;
 
@@ -226,7 +246,7 @@ mod tests {
         };
         let (store, workers) = Store::open(&settings, None)
             .unwrap()
-            .start(&unbounded().0)
+            .start(&WorkerGroup::default())
             .unwrap();
         store
             .write(|tx| tx.execute_batch("CREATE TABLE t (x BLOB)"))

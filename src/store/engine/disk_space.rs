@@ -145,6 +145,7 @@ impl DiskMonitor {
     /// Runs until a stop is requested.
     pub(in crate::store) fn run(mut self, stop: &Stop) {
         loop {
+            stop.beat();
             select_biased! {
                 recv(stop.signal()) -> _ => return,
                 recv(after(INTERVAL)) -> _ => self.check_disk(),

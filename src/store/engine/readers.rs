@@ -7,14 +7,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, select_biased};
+use crossbeam_channel::{Receiver, bounded, select_biased, tick};
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, OpenFlags};
 use scheduled_thread_pool::ScheduledThreadPool;
 
 use super::open_error::OpenError;
 use super::{BUSY_TIMEOUT, Pool, prepare_statements_once};
-use crate::runtime::worker::{Stop, Worker};
+use crate::runtime::metrics::Metrics;
+use crate::runtime::worker::{HEARTBEAT_INTERVAL, Stop, Worker, WorkerGroup};
 use crate::store::error::StoreError;
 
 /// A query together with its reply; it also replies when there is no connection. Returns the error
@@ -68,36 +69,47 @@ pub(in crate::store) struct Readers {
     count: NonZeroUsize,
     queries: Receiver<Query>,
     pool: Pool,
+    metrics: Metrics,
 }
 
 impl Readers {
-    pub(in crate::store) fn new(count: NonZeroUsize, queries: Receiver<Query>, pool: Pool) -> Self {
+    pub(in crate::store) fn new(
+        count: NonZeroUsize,
+        queries: Receiver<Query>,
+        pool: Pool,
+        metrics: Metrics,
+    ) -> Self {
         Self {
             count,
             queries,
             pool,
+            metrics,
         }
     }
 
-    pub(in crate::store) fn spawn(self, exits: &Sender<&'static str>) -> io::Result<Vec<Worker>> {
+    pub(in crate::store) fn spawn(self, group: &WorkerGroup) -> io::Result<Vec<Worker>> {
         let spawn = |_| {
             let queries = self.queries.clone();
             let pool = self.pool.clone();
-            Worker::spawn("reader", exits, move |stop| {
-                run_reader(&queries, &pool, &stop);
+            let metrics = self.metrics.clone();
+            Worker::spawn("reader", group, move |stop| {
+                run_reader(&queries, &pool, &metrics, &stop);
             })
         };
         (0..self.count.get()).map(spawn).collect()
     }
 }
 
-fn run_reader(queries: &Receiver<Query>, pool: &Pool, stop: &Stop) {
+fn run_reader(queries: &Receiver<Query>, pool: &Pool, metrics: &Metrics, stop: &Stop) {
+    let heartbeat = tick(HEARTBEAT_INTERVAL);
     let mut failures = 0_u64;
     let mut logged_at = None::<Instant>;
     loop {
+        stop.beat();
         let query = select_biased! {
             recv(stop.signal()) -> _ => return,
             recv(queries) -> query => query,
+            recv(heartbeat) -> _ => continue,
         };
         let Ok(query) = query else { return };
         let failure = match pool.get() {
@@ -105,6 +117,7 @@ fn run_reader(queries: &Receiver<Query>, pool: &Pool, stop: &Stop) {
             Err(error) => query(Err(error.into())),
         };
         let Some(error) = failure else { continue };
+        metrics.store().failed(StoreError::kind(&error));
         failures += 1;
         if logged_at.is_none_or(|at| at.elapsed() > LOG_INTERVAL) {
             log::warn!("{failures} reads failed since the last such line; the last error: {error}");

@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, at, never, select_biased};
+use crossbeam_channel::{Receiver, at, never, select_biased, tick};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 
@@ -17,7 +17,8 @@ use super::checkpointer::CheckpointControl;
 use super::corruption::CorruptionFlag;
 use super::lock::DatabaseLock;
 use crate::runtime::health::HealthHandle;
-use crate::runtime::worker::Stop;
+use crate::runtime::metrics::Metrics;
+use crate::runtime::worker::{HEARTBEAT_INTERVAL, Stop};
 use crate::store::error::StoreError;
 
 /// A transaction includes the jobs that wait when it starts, and at least this many. It does not
@@ -97,6 +98,9 @@ pub(in crate::store) struct Writer {
     /// When the background job began that runs in a transaction of its own.
     background_began: Option<Instant>,
     health: WriterHealth,
+    metrics: Metrics,
+    /// Turns the loop while nothing is to be written.
+    heartbeat: Receiver<Instant>,
     _lock: DatabaseLock,
 }
 
@@ -158,6 +162,7 @@ pub(in crate::store) struct WriterOptions {
     /// Jobs that yield to all others.
     pub background: Receiver<BoxedWriterJob>,
     pub health: WriterHealth,
+    pub metrics: Metrics,
     /// Held until the writer has closed the database.
     pub lock: DatabaseLock,
 }
@@ -172,6 +177,8 @@ impl Writer {
             background_due: Instant::now(),
             background_began: None,
             health: options.health,
+            metrics: options.metrics,
+            heartbeat: tick(HEARTBEAT_INTERVAL),
             _lock: options.lock,
         }
     }
@@ -198,6 +205,7 @@ impl Writer {
     /// A background job begins a transaction when no other waits. `None`: stop.
     fn next_job(&mut self, stop: &Stop) -> Option<BoxedWriterJob> {
         let job = loop {
+            stop.beat();
             let (background, due) = if Instant::now() < self.background_due {
                 (never(), at(self.background_due))
             } else {
@@ -211,6 +219,7 @@ impl Writer {
                     break job.ok();
                 }
                 recv(due) -> _ => {}
+                recv(self.heartbeat) -> _ => {}
             }
         };
         if job.is_none() {
@@ -236,15 +245,18 @@ impl Writer {
     fn run_with_waiting_jobs(&mut self, first: BoxedWriterJob) {
         let mut jobs = Vec::with_capacity(64);
         jobs.push(first);
+        let started = Instant::now();
         match abort::abort_on_failed_sync(self.commit(&mut jobs)) {
             Ok(outcomes) => {
                 if self.checkpoints.has_committed() {
                     self.health.recovered();
+                    self.count_commit(jobs.len(), started.elapsed());
                 }
                 for (job, outcome) in jobs.into_iter().zip(outcomes) {
                     job.finish(outcome);
                 }
                 if let Err(error) = self.checkpoints.step(&self.connection) {
+                    self.metrics.store().failed(StoreError::kind(&error));
                     self.health.damage.observe(&error);
                     log::warn!("the WAL checkpoint failed, the next round will try again: {error}");
                 }
@@ -254,6 +266,7 @@ impl Writer {
                     // Other waiting jobs would only wait for the same lock, one after the other.
                     jobs.extend(self.jobs.try_iter());
                 }
+                self.metrics.store().failed(StoreError::kind(&error));
                 self.health.failed(&error, jobs.len());
                 let error = StoreError::from(error);
                 for job in jobs {
@@ -261,6 +274,13 @@ impl Writer {
                 }
             }
         }
+    }
+
+    fn count_commit(&self, jobs: usize, duration: Duration) {
+        let metrics = self.metrics.store();
+        metrics.commit_duration.observe(duration);
+        metrics.commit_size.observe_size(jobs);
+        metrics.wal_pages.set(self.checkpoints.wal_pages().into());
     }
 
     /// Replies to each job after the commit. An error is the transaction's: all of it is rolled
@@ -300,7 +320,9 @@ impl Writer {
             .collect();
         let outcomes = outcomes?;
         abort::abort_on_ambiguous_commit(tx.commit())?;
+        let metrics = self.metrics.clone();
         let refused = |error: rusqlite::Error| {
+            metrics.store().failed(StoreError::kind(&error));
             log::warn!("a job failed, and nothing of it was stored: {error}");
             StoreError::from(error)
         };
@@ -404,6 +426,7 @@ mod tests {
             jobs: queue,
             background: background_queue,
             health,
+            metrics: Metrics::default(),
             lock,
         });
         WriterFixture {

@@ -685,6 +685,7 @@ impl Model {
         let waiting = rows.iter().map(|(id, _)| PendingDelivery {
             outbox_id: **id,
             created_at: self.events[*id].created_at,
+            trace_id: None,
             payment: Ok(self.payment(**id).unwrap().clone()),
         });
         super::ChannelView {

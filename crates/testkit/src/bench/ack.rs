@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::unbounded;
 use payrelay::config::{self, DeliveryGuarantee};
 use payrelay::domain::event::{Event, EventType};
 use payrelay::domain::payment::{NewPayment, Reservation};
@@ -15,7 +14,7 @@ use payrelay::domain::timestamp::Timestamp;
 use payrelay::kafka::publisher::{KafkaPublisher, Options};
 use payrelay::relay::Step;
 use payrelay::relay::publisher::{PublishOutcome, Publisher};
-use payrelay::runtime::worker::{Waker, Worker};
+use payrelay::runtime::worker::{Waker, Worker, WorkerGroup};
 use payrelay::store::Transaction;
 use payrelay::store::payment::execute_payments;
 
@@ -174,7 +173,7 @@ pub fn at_rate(broker: &Broker, topic: &str, kind: Kind, rate: f64, span: Durati
         acked: Arc::clone(&acked),
     };
     let (relay, waker) = relay(&database, publisher);
-    let worker = Worker::spawn("relay", &unbounded().0, |stop| relay.run(&stop));
+    let worker = Worker::spawn("relay", &WorkerGroup::default(), |stop| relay.run(&stop));
     let worker = worker.expect("a thread");
     let mut payer = Payer {
         database,
