@@ -166,6 +166,7 @@ impl Scheduler {
         let idle = now.since(oldest.max(self.metrics.last_relay_attempt()));
         if idle > self.settings.retry_after {
             log::warn!(
+                event = "relay_woken", events = unpublished.count, idle_seconds = idle.as_secs();
                 "{} unpublished, and the relay has not tried for {} s: waking it",
                 counted(unpublished.count, "event"),
                 idle.as_secs()
@@ -183,11 +184,15 @@ impl Scheduler {
         metrics.purged_events.inc_by(purged.count as u64);
         if purged.is_complete {
             if self.behind_since.take().is_some() {
-                log::info!("the purge has deleted everything that is past its retention");
+                log::info!(
+                    event = "purge_complete";
+                    "the purge has deleted everything that is past its retention"
+                );
             }
         } else if !stop.is_requested() && self.behind_since.is_none() {
             self.behind_since = Some(Instant::now());
             log::warn!(
+                event = "purge_behind";
                 "the purge is behind: it deletes fewer events than become older than \
                     scheduler.retention, and the file grows"
             );
@@ -236,6 +241,12 @@ impl Scheduler {
             )
         };
         log::info!(
+            event = "summary", published = totals.published - self.summarized.published,
+            delivered = totals.delivered - self.summarized.delivered,
+            unknown_outcomes = totals.unknown_outcomes - self.summarized.unknown_outcomes,
+            purged = purged, unpublished = backlog.unpublished.count,
+            unconsumed = backlog.unconsumed.count, undelivered = backlog.undelivered().count,
+            dead_letters = backlog.dead_letters.count;
             "summary: published {}, delivered {}, unknown outcomes {}, purged {purged}; waiting: \
                 {} to publish, {} to consume, {} to deliver; dead letters: {}",
             totals.published - self.summarized.published,

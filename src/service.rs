@@ -77,6 +77,7 @@ impl Service {
             PublisherKind::Kafka => format!("Kafka topic {}", config.kafka.topic),
         };
         log::info!(
+            event = "node", node = store.node().as_str();
             "node {}, database {}, {topic}",
             store.node(),
             store.path().display()
@@ -100,9 +101,9 @@ impl Service {
         };
         let (users, authenticator) = spawner.spawn(channels, listeners)?;
         if let Some(path) = local_path {
-            log::info!("local socket {}", path.display());
+            log::info!(event = "local_socket"; "local socket {}", path.display());
         }
-        log::info!("listening on http://{address}");
+        log::info!(event = "listening"; "listening on http://{address}");
         Ok(Self {
             users,
             store: store_workers,
@@ -150,6 +151,7 @@ fn preflight_service(config: &Config) -> Result<Vec<SlackChannel>, ServiceStartE
     let security = &config.kafka.security;
     if config.publisher.kind == PublisherKind::Kafka && security.sends_password_in_clear() {
         log::warn!(
+            event = "password_in_clear";
             "kafka.sasl_mechanism is PLAIN without TLS: any host on the way can read the password; \
                 set kafka.security = \"tls\""
         );
@@ -206,6 +208,7 @@ fn recover_service(store: &Store, config: &Config) -> Result<(), ServiceStartErr
     })?;
     if unknown > 0 {
         log::warn!(
+            event = "deliveries_interrupted", deliveries = unknown;
             "{} in flight when payrelay last stopped: sending again (may appear twice)",
             counted(unknown, "delivery")
         );
@@ -215,6 +218,7 @@ fn recover_service(store: &Store, config: &Config) -> Result<(), ServiceStartErr
     {
         let count = backfill_service(store)?;
         log::warn!(
+            event = "publisher_changed", events = count;
             "events no longer pass through Kafka: backfilled {} from the outbox",
             counted(count, "published event")
         );

@@ -26,6 +26,7 @@ pub(super) fn raise_descriptor_limit(config: &mut Config) {
         .saturating_sub(reserved);
     http.lower_connections_max(NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN));
     log::warn!(
+        event = "descriptors_short", connections = http.connections_max.get();
         "serving at most {} connections at a time, and at most {} of one address: more need \
             {wanted} descriptors (ulimit -n)",
         http.connections_max,

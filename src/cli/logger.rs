@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{env, panic, thread};
 
+use super::log_format::LineFormat;
 use env_logger::{Builder, Logger, Target};
 use log::{LevelFilter, Log, Metadata, Record};
 use payrelay::config::Problems;
@@ -144,7 +145,7 @@ impl Log for LogQueueLogger {
 
 /// Starts the thread that writes the lines, and logs panics. Lines of libraries are shown from
 /// warnings on: below that level they could show a secret, such as the URL of a webhook.
-pub(super) fn start_logger(level: LevelFilter) -> io::Result<()> {
+pub(super) fn start_logger(level: LevelFilter, format: LineFormat) -> io::Result<()> {
     let queue = Arc::new(LogQueue::default());
     // Not through std's handle: its lock would be held while the pipe is full.
     let out = File::from(io::stderr().as_fd().try_clone_to_owned()?);
@@ -152,18 +153,22 @@ pub(super) fn start_logger(level: LevelFilter) -> io::Result<()> {
         let queue = Arc::clone(&queue);
         move || queue.write_to(out)
     })?;
-    let format = Builder::new()
+    let logger = Builder::new()
         .filter_level(level.min(LevelFilter::Warn))
         .filter_module("payrelay", level)
         .target(Target::Pipe(Box::new(LogInput(Arc::clone(&queue)))))
-        .format_timestamp_millis()
-        .format_target(false)
+        .format(move |out, record| format.write(out, record))
         .build();
-    log::set_max_level(format.filter());
-    log::set_boxed_logger(Box::new(LogQueueLogger { format, queue })).map_err(io::Error::other)?;
+    log::set_max_level(logger.filter());
+    let logger = LogQueueLogger {
+        format: logger,
+        queue,
+    };
+    log::set_boxed_logger(Box::new(logger)).map_err(io::Error::other)?;
     panic::set_hook(Box::new(|panic| {
         let thread = thread::current();
         log::error!(
+            event = "panic";
             "panic in thread {}: {panic}",
             thread.name().unwrap_or("without a name")
         );

@@ -15,6 +15,7 @@ mod explain;
 mod health;
 mod local_client;
 mod local_user;
+mod log_format;
 mod logger;
 mod outbox;
 mod output;
@@ -36,9 +37,10 @@ mod watch;
 use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
-use payrelay::config::LoadedConfig;
+use payrelay::config::{LoadedConfig, Problems};
 
-use self::output::print_config_error;
+use self::log_format::LineFormat;
+use self::output::{print_config_error, print_start_error};
 
 const AFTER_HELP: &str = "\
 Environment:
@@ -231,9 +233,17 @@ impl Command {
 }
 
 fn run_serve(file: Option<&Path>) -> u8 {
-    match logger::configured_log_level() {
-        Ok(level) => with_configuration(file, |it| serve::run_serve_command(it, file, level)),
-        Err(problem) => print_config_error(problem),
+    let refused = |problems: Problems| {
+        print_start_error(LineFormat::of_environment(), problems);
+        exit_code::CONFIG
+    };
+    let level = match logger::configured_log_level() {
+        Ok(level) => level,
+        Err(problem) => return refused(problem),
+    };
+    match configuration::load_configuration(file) {
+        Ok(loaded) => serve::run_serve_command(loaded, file, level),
+        Err(problems) => refused(problems),
     }
 }
 

@@ -8,6 +8,7 @@ use payrelay::store::OpenError;
 use serde::Serialize;
 
 use super::exit_code;
+use super::log_format::LineFormat;
 
 /// Standard output. When its reader closes it, the command still does all of its work.
 #[derive(Default)]
@@ -72,6 +73,11 @@ pub(super) fn output_line(line: impl Display) -> u8 {
 /// Writes to standard error. Nothing can be done when that is closed.
 pub(super) fn print_error(error: impl Display) {
     let _ = writeln!(io::stderr(), "payrelay: {error}");
+}
+
+/// Writes an error that ends the start of the service, as a line of its log.
+pub(super) fn print_start_error(format: LineFormat, error: impl Display) {
+    let _ = format.write_start_error(&mut io::stderr(), &error.to_string());
 }
 
 /// Writes an explanation to standard error, so that standard output has the result alone.

@@ -10,7 +10,8 @@ use payrelay::service::{Cause, Service, ServiceStartError};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::output::print_error;
+use super::log_format::LineFormat;
+use super::output::print_start_error;
 use super::{configuration, descriptors, exit_code, logger};
 
 /// Runs until a signal, or until a thread dies.
@@ -19,15 +20,16 @@ pub(super) fn run_serve_command(
     file: Option<&Path>,
     level: LevelFilter,
 ) -> u8 {
-    if let Err(error) = logger::start_logger(level) {
-        return report_serve_error(&ServiceStartError::Spawn(error));
+    let format = LineFormat::new(loaded.config.log.format);
+    if let Err(error) = logger::start_logger(level, format) {
+        return report_serve_error(&ServiceStartError::Spawn(error), format);
     }
-    let code = serve_until_stopped(loaded, file);
+    let code = serve_until_stopped(loaded, file, format);
     log::logger().flush();
     code
 }
 
-fn serve_until_stopped(mut loaded: LoadedConfig, file: Option<&Path>) -> u8 {
+fn serve_until_stopped(mut loaded: LoadedConfig, file: Option<&Path>, format: LineFormat) -> u8 {
     let configuration = loaded.file.as_deref().map_or_else(
         || "without a configuration file".to_owned(),
         |file| {
@@ -35,21 +37,29 @@ fn serve_until_stopped(mut loaded: LoadedConfig, file: Option<&Path>) -> u8 {
             format!("configuration {}", absolute.display())
         },
     );
-    log::info!("payrelay {}, {configuration}", env!("CARGO_PKG_VERSION"));
+    log::info!(
+        event = "starting", version = env!("CARGO_PKG_VERSION");
+        "payrelay {}, {configuration}", env!("CARGO_PKG_VERSION")
+    );
     for name in loaded.ignored_variables() {
-        log::warn!("ignoring the environment variable {name}: it names no configuration key");
+        log::warn!(
+            event = "variable_ignored", variable = name;
+            "ignoring the environment variable {name}: it names no configuration key"
+        );
     }
     for warning in loaded.warnings() {
-        log::warn!("{warning}");
+        log::warn!(event = "configuration_warning"; "{warning}");
     }
     descriptors::raise_descriptor_limit(&mut loaded.config);
     let signals = match ServeSignals::open() {
         Ok(signals) => signals,
-        Err(error) => return report_serve_error(&ServiceStartError::Spawn(error)),
+        Err(error) => return report_serve_error(&ServiceStartError::Spawn(error), format),
     };
     let service = match Service::start(&loaded.config) {
         Ok(service) => service,
-        Err(error) => return report_serve_error(&error.in_file(loaded.file.as_deref())),
+        Err(error) => {
+            return report_serve_error(&error.in_file(loaded.file.as_deref()), format);
+        }
     };
     let code = serve_until_signal(&service, &signals, &loaded, file);
     stop_serving(service, code)
@@ -66,13 +76,16 @@ fn serve_until_signal(
         select! {
             recv(signals.stop) -> signal => {
                 let name = if signal == Ok(SIGTERM) { "SIGTERM" } else { "SIGINT" };
-                log::info!("stopping: {name}");
+                log::info!(event = "stopping", signal = name; "stopping: {name}");
                 return exit_code::OK;
             }
             recv(signals.reload) -> _ => reload_while_serving(loaded, file, service),
             recv(service.exits()) -> name => {
                 let name = name.unwrap_or("unknown");
-                log::error!("stopping: thread {name} exited unexpectedly");
+                log::error!(
+                    event = "thread_exited", exited = name;
+                    "stopping: thread {name} exited unexpectedly"
+                );
                 return exit_code::THREAD_DIED;
             }
         }
@@ -82,12 +95,12 @@ fn serve_until_signal(
 fn stop_serving(service: Service, code: u8) -> u8 {
     match service.stop() {
         Ok(()) => {
-            log::info!("stopped");
+            log::info!(event = "stopped"; "stopped");
             code
         }
         Err(timeouts) => {
             for timeout in timeouts {
-                log::error!("{timeout}");
+                log::error!(event = "stop_timeout"; "{timeout}");
             }
             if code == exit_code::OK {
                 exit_code::STOP_TIMEOUT
@@ -100,9 +113,9 @@ fn stop_serving(service: Service, code: u8) -> u8 {
 
 /// A supervisor may start payrelay again after an error that may pass; an operator has to mend the
 /// others.
-fn report_serve_error(error: &ServiceStartError) -> u8 {
+fn report_serve_error(error: &ServiceStartError, format: LineFormat) -> u8 {
     log::logger().flush();
-    print_error(error);
+    print_start_error(format, error);
     match error.cause() {
         Cause::Temporary => exit_code::TEMPORARY,
         Cause::NotAllowed => exit_code::NOT_ALLOWED,
@@ -116,20 +129,21 @@ fn reload_while_serving(running: &LoadedConfig, file: Option<&Path>, service: &S
         Ok(loaded) => loaded,
         Err(problems) => {
             service.metrics().reloaded(false);
-            return log::error!("SIGHUP: nothing is changed: {problems}");
+            return log::error!(event = "reload_refused"; "SIGHUP: nothing is changed: {problems}");
         }
     };
     match service.replace_tokens(&loaded.config) {
-        Ok(change) => log::info!("SIGHUP: tokens: {change}"),
+        Ok(change) => log::info!(event = "tokens_reloaded"; "SIGHUP: tokens: {change}"),
         Err(exposed) => {
             service.metrics().reloaded(false);
-            return log::error!("SIGHUP: nothing is changed: {exposed}");
+            return log::error!(event = "reload_refused"; "SIGHUP: nothing is changed: {exposed}");
         }
     }
     service.metrics().reloaded(true);
     let changed = Vec::from_iter(running.changed_keys(&loaded));
     if !changed.is_empty() {
         log::warn!(
+            event = "restart_needed";
             "SIGHUP: only tokens change while payrelay runs; restart it for: {}",
             changed.join(", ")
         );

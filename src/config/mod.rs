@@ -59,6 +59,24 @@ pub struct Config {
     pub scheduler: Scheduler,
     /// `[idempotency]`
     pub idempotency: Idempotency,
+    /// `[log]`
+    pub log: Log,
+}
+
+/// How the lines of the log are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[log]`
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// The format.
+    pub format: LogFormat,
 }
 
 /// `[payment]`
@@ -238,6 +256,12 @@ impl Config {
             idempotency: Idempotency {
                 retention: keys.duration("idempotency.retention", "24h", MS..=FOREVER),
                 keys_max: keys.count("idempotency.keys_max", 1_000_000, 1..=1_000_000_000),
+            },
+            log: Log {
+                format: keys.choice(
+                    "log.format",
+                    &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+                ),
             },
         }
     }

@@ -157,6 +157,17 @@ impl TimeZone {
     }
 }
 
+impl Timestamp {
+    /// As it is displayed, with milliseconds.
+    pub fn format_millis(self) -> String {
+        const PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(3));
+        match jiff::Timestamp::from_microsecond(self.0) {
+            Ok(time) => PRINTER.timestamp_to_string(&time),
+            Err(_) => "at no time".to_owned(),
+        }
+    }
+}
+
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(6));

@@ -111,6 +111,7 @@ impl RefusalLog {
             return;
         };
         log::warn!(
+            event = "requests_refused", count = self.since;
             "refused {} ({}), the last from {last}",
             kind.words(),
             self.since

@@ -65,7 +65,7 @@ pub fn spawn_server(
     let worker = Worker::spawn("http", group, move |signal| {
         let heartbeat = signal.heartbeat().clone();
         if let Err(error) = run_server(network, local, &Arc::new(app), &stop, heartbeat) {
-            log::error!("the HTTP server could not start: {error}");
+            log::error!(event = "http_start_failed"; "the HTTP server could not start: {error}");
         }
     })?;
     Ok(worker.on_stop(move || interrupt.notify_one()))
@@ -119,6 +119,7 @@ fn run_server(
         let all = async { tokio::join!(slots.all_free(), local_slots.all_free()) };
         if tokio::time::timeout(STOP_TIME, all).await.is_err() {
             log::warn!(
+                event = "requests_cut_at_stop", seconds = STOP_TIME.as_secs();
                 "some requests were still in progress after {} s: closing their connections",
                 STOP_TIME.as_secs()
             );
@@ -249,7 +250,10 @@ async fn serve_connections<L: ServerListener>(
             }
             Err(error) => {
                 if !failing {
-                    log::warn!("a connection could not be accepted, will retry: {error}");
+                    log::warn!(
+                        event = "accept_failed";
+                        "a connection could not be accepted, will retry: {error}"
+                    );
                 }
                 failing = true;
                 let http = app.context.metrics.http();

@@ -194,6 +194,7 @@ pub(crate) async fn ensure_cluster_topic(
     match results.remove(&settings.topic) {
         Some(Ok(())) => {
             log::info!(
+                event = "topic_created", partitions = settings.partitions;
                 "created the topic {} with {} partitions",
                 settings.topic,
                 settings.partitions

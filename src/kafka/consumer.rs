@@ -170,7 +170,10 @@ impl Consumer {
                 Step::RetryAfter(store::DATABASE_RETRY_DELAY)
             }
             Err(ClusterError::TopicChanged) => {
-                log::info!("the topic was changed; rejoining the consumer group");
+                log::info!(
+                    event = "topic_changed";
+                    "the topic was changed; rejoining the consumer group"
+                );
                 self.leave_group();
                 Step::Stored(0)
             }
@@ -253,6 +256,7 @@ impl Consumer {
             .runtime()
             .block_on(async { with_kafka_timeout(CALL_TIMEOUT, skip).await })?;
         log::error!(
+            event = "batch_dead_lettered", partition = letter.partition, offset = letter.offset;
             "dead-lettered a batch of {}, partition {}: {}",
             letter.topic,
             letter.partition,
@@ -374,6 +378,7 @@ async fn join_as_consumer(
     let topic = membership.topic().clone();
     if store.write(move |tx| topic::abandon_other_topics(tx, Some(&topic)))? {
         log::warn!(
+            event = "topic_recreated";
             "the topic {} was recreated, or is not the one used before",
             membership.topic().name
         );

@@ -345,6 +345,7 @@ impl Membership {
                     };
                     if stored != Some(position) {
                         log::info!(
+                            event = "position_replaced", partition = partition, offset = position;
                             "{name}/{partition}: {}",
                             replacement_in_membership(stored, start, position)
                         );

@@ -392,6 +392,7 @@ impl Pipeline {
         }
         match self.suspects.rejected(&sent.events, guarantee) {
             Rejection::Batch => log::warn!(
+                event = "batch_rejected";
                 "the broker rejected a batch, perhaps because of a single record; sending its \
                     events one at a time: {error}"
             ),
@@ -406,6 +407,7 @@ impl Pipeline {
             let id = self.context.node.event_id(event.outbox_id);
             let payment = event.payment_id;
             log::error!(
+                event = "event_dead_lettered", payment = payment;
                 "dead-lettered event {id} (payment {payment}): the broker rejects it: {error}"
             );
             sent.receipts.push(Receipt {

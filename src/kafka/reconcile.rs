@@ -187,6 +187,7 @@ impl Reconciliation {
         let requeued = store.write(requeue)?;
         if requeued > 0 {
             log::warn!(
+                event = "events_requeued", events = requeued;
                 "{requeued} published events are not visible on {}: their transaction was \
                     aborted; publishing them again",
                 self.session.topic.name
@@ -206,11 +207,13 @@ fn log_reconciled_changes(topic: &str, reconciled: &Reconciled, renumbered: usiz
     } = reconciled;
     if *marked > 0 {
         log::info!(
+            event = "events_reconciled", events = marked;
             "reconciled {marked} events: they are on the topic already, and are not published again"
         );
     }
     if *unknown > 0 {
         log::error!(
+            event = "unknown_events", events = unknown;
             "the topic {topic} has {unknown} events of this node that the database does not know: \
                 the database is an older copy (put copies back with `payrelay restore`, which \
                 gives no id twice), or another process publishes as this node. `payrelay audit` \
@@ -219,6 +222,7 @@ fn log_reconciled_changes(topic: &str, reconciled: &Reconciled, renumbered: usiz
     }
     if renumbered > 0 {
         log::warn!(
+            event = "events_renumbered", events = renumbered;
             "{renumbered} unpublished events have new ids: the topic has their ids under other \
                 payments"
         );

@@ -282,6 +282,7 @@ fn hanging_partitions(open: &[OpenTransaction]) -> BTreeMap<&str, Vec<i32>> {
     for open in open {
         if let Owner::OursEnded { transactional_id } = &open.owner {
             log::warn!(
+                event = "hanging_transaction_ended";
                 "{open}, although its coordinator has ended it: ending it, and publishing its \
                     events again"
             );

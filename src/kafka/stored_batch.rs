@@ -45,6 +45,7 @@ impl StoredBatch {
                 offset,
             } = unknown;
             log::error!(
+                event = "foreign_events", records = count, partition = partition, offset = offset;
                 "{topic} has {count} records of node {node} that this database did not write, the \
                     first at {partition}@{offset}: another process publishes as this node, or this \
                     database is older than the topic"
@@ -52,6 +53,8 @@ impl StoredBatch {
         }
         if let Some(dead) = &self.first_dead {
             log::warn!(
+                event = "records_dead_lettered", records = self.dead_count,
+                dropped = self.dropped_count;
                 "dead-lettered {} records of {topic} and dropped {}, the first at {}@{}: {}",
                 self.dead_count,
                 self.dropped_count,
@@ -66,6 +69,7 @@ impl StoredBatch {
                 inversions,
             } = self.stats;
             log::warn!(
+                event = "duplicates_consumed", duplicates = duplicates, inversions = inversions;
                 "{topic}: consumed {duplicates} duplicates and {inversions} out-of-order events"
             );
         }

@@ -209,6 +209,7 @@ impl AuthBackoff {
         };
         if matches!(mem::replace(self, since), Self::None) {
             log::error!(
+                event = "kafka_refused";
                 "Kafka and payrelay do not accept each other: {error}; look at {keys}. It is \
                     tried again every {} s, nothing is lost",
                 REFUSED_PAUSE.as_secs()

@@ -291,6 +291,7 @@ impl TopicReader {
         .await?;
         self.consumer.seek(&self.topic, partition, end).await?;
         log::warn!(
+            event = "records_undecodable", partition = partition, offset = first;
             "{}/{partition}: the records {first} to {} cannot be decoded: {}",
             self.topic,
             end - 1,

@@ -131,6 +131,7 @@ impl Relay {
         // The write in progress may fail; then there is one more attempt.
         if let Err(error) = self.mark_all().or_else(|_| self.mark_all()) {
             log::error!(
+                event = "published_not_marked", events = self.unmarked.len();
                 "{} published but not marked; the next start looks for them on the topic: {error}",
                 counted(self.unmarked.len(), "event")
             );
@@ -305,7 +306,10 @@ impl Relay {
         if self.store.read(relay_action::last_relay_resume)? == before {
             return Ok(true);
         }
-        log::info!("the relay was resumed by an operator: taking over from the other process");
+        log::info!(
+            event = "relay_resumed";
+            "the relay was resumed by an operator: taking over from the other process"
+        );
         self.fenced = None;
         Ok(false)
     }

@@ -29,6 +29,7 @@ impl ErrorLog {
         if self.since.is_none() {
             self.since = Some(Instant::now());
             log::error!(
+                event = "database_failing", component = self.name.as_str();
                 "{}: database error, retrying until it is over: {error}",
                 self.name
             );
@@ -46,6 +47,8 @@ impl ErrorLog {
         if let Some(since) = self.since.take() {
             let seconds = since.elapsed().as_secs_f64();
             log::info!(
+                event = "database_works_again", component = self.name.as_str(), seconds = seconds,
+                errors = self.count;
                 "{}: the database works again after {seconds:.1} s and {}",
                 self.name,
                 counted(self.count, "error")

@@ -51,11 +51,13 @@ impl OutageTracker {
         if self.since.is_none() {
             self.since = Some(Instant::now());
             log::warn!(
+                event = "unavailable", component = self.what.as_str();
                 "{} unavailable: {error}; retrying with backoff, nothing is lost",
                 self.what
             );
         } else if is_new {
             log::warn!(
+                event = "still_unavailable", component = self.what.as_str(), tries = self.failures;
                 "{} still unavailable after {} tries, now: {error}",
                 self.what,
                 self.failures
@@ -78,6 +80,7 @@ impl OutageTracker {
         let error = error.to_string();
         self.set_health(HealthLevel::Paused, Some(error.clone()));
         log::error!(
+            event = "paused", component = self.what.as_str();
             "{} is paused: {error}; set it right, then run `{resume_command}`; nothing is lost \
                 meanwhile",
             self.what
@@ -90,13 +93,19 @@ impl OutageTracker {
         self.failures = self.failures.saturating_add(1);
         self.since.get_or_insert_with(Instant::now);
         self.set_health(HealthLevel::Fenced, Some(error.to_string()));
-        log::error!("{} fenced: {error}", self.what);
+        log::error!(
+            event = "fenced", component = self.what.as_str();
+            "{} fenced: {error}", self.what
+        );
     }
 
     /// Records that the other side requests a pause: no failure.
     pub fn limited(&mut self, reason: &str) {
         self.set_health(HealthLevel::RateLimited, Some(reason.to_owned()));
-        log::info!("{} is limited: {reason}", self.what);
+        log::info!(
+            event = "rate_limited", component = self.what.as_str();
+            "{} is limited: {reason}", self.what
+        );
     }
 
     /// Whether it refuses until an operator acts.
@@ -117,6 +126,8 @@ impl OutageTracker {
         }
         if let Some(since) = self.since.take() {
             log::info!(
+                event = "available_again", component = self.what.as_str(),
+                seconds = since.elapsed().as_secs_f64(), tries = self.failures;
                 "{} available again after {:.1} s and {}",
                 self.what,
                 since.elapsed().as_secs_f64(),

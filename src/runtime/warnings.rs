@@ -11,7 +11,7 @@ impl Warnings {
     pub fn set(&self, risks: Vec<String>) {
         let mut known = self.lock();
         for risk in risks.iter().filter(|risk| !known.contains(risk)) {
-            log::warn!("{risk}");
+            log::warn!(event = "risk"; "{risk}");
         }
         *known = risks;
     }

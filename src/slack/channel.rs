@@ -113,13 +113,17 @@ pub fn channel_webhooks(slack: &config::Slack) -> impl Iterator<Item = (&str, Op
 /// Warns when messages go to the log, and when others on the network can read a webhook's URL.
 pub fn warn_of_channel_risks(slack: &config::Slack) {
     if slack.sink == config::Sink::Log {
-        log::warn!("slack.sink is \"log\": messages go to this log only");
+        log::warn!(event = "slack_to_log"; "slack.sink is \"log\": messages go to this log only");
     } else if slack.webhook_url.is_none() {
-        log::warn!("slack.webhook_url is not set: messages go to this log only");
+        log::warn!(
+            event = "slack_to_log";
+            "slack.webhook_url is not set: messages go to this log only"
+        );
     }
     for (name, url) in channel_webhooks(slack) {
         if url.is_some_and(is_channel_readable_in_transit) {
             log::warn!(
+                event = "webhook_in_clear", channel = name;
                 "channel {name}: its webhook_url is http://, so hosts on the way can read it; use \
                     https://"
             );

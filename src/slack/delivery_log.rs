@@ -17,6 +17,7 @@ pub(super) fn log_delivered_batch(channel: &SlackChannel, batch: &DeliveryBatch,
     };
     let kind = batch.carrier().as_str();
     log::info!(
+        event = "delivered", channel = channel.name.as_str(), payments = batch.len();
         "delivered to {to} in a {kind}: {} payments, {}; the oldest {} ms after its commit",
         batch.len(),
         batch.span(),
@@ -33,5 +34,10 @@ pub(super) fn log_delivered_payment(
 ) {
     let age_ms = now.since(payment.created_at).as_millis();
     let line = channel.style.line(&payment.payment);
-    log::info!("delivered to {to}, {age_ms} ms after its commit: {line}");
+    let trace_id = payment.trace_id.as_deref().unwrap_or_default();
+    log::info!(
+        event = "delivered", channel = channel.name.as_str(), payments = 1,
+        payment = payment.payment.id, age_ms = age_ms, trace_id = trace_id;
+        "delivered to {to}, {age_ms} ms after its commit: {line}"
+    );
 }

@@ -178,7 +178,10 @@ impl DeliveryQueue {
 
     fn dead_letter(&self, dead: Vec<(i64, String)>) -> Result<(), StoreError> {
         for (outbox_id, reason) in &dead {
-            log::error!("event {outbox_id} dead-lettered, it cannot be delivered: {reason}");
+            log::error!(
+                event = "delivery_dead_lettered", outbox_id = outbox_id;
+                "event {outbox_id} dead-lettered, it cannot be delivered: {reason}"
+            );
         }
         let count = dead.len();
         let now = Timestamp::now();

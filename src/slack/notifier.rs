@@ -144,6 +144,7 @@ impl Notifier {
         // One more attempt to save the last outcome.
         if let Err(error) = self.save_outcome() {
             log::error!(
+                event = "outcome_not_recorded";
                 "the outcome of the last message could not be recorded, it will be sent again: \
                     {error}"
             );
@@ -302,6 +303,7 @@ impl Notifier {
                 if let Some(remark) = remark.filter(|_| !self.is_unusual_response_logged) {
                     self.is_unusual_response_logged = true;
                     log::warn!(
+                        event = "unusual_response", channel = self.channel.name.as_str();
                         "{}: {remark}; the message counts as delivered",
                         self.channel.display_name()
                     );
@@ -340,6 +342,7 @@ impl Notifier {
 
     fn on_unknown(&mut self, error: &str, batch: &DeliveryBatch) -> Step {
         log::warn!(
+            event = "unknown_outcome", channel = self.channel.name.as_str(), payments = batch.len();
             "no response to a message with payments {}: it may appear twice: {error}",
             batch.span()
         );
@@ -358,6 +361,8 @@ impl Notifier {
         match self.isolation.rejected(payments, self.now()) {
             Verdict::SendFewer => {
                 log::warn!(
+                    event = "message_rejected", channel = self.channel.name.as_str(),
+                    payments = payments;
                     "a message with {payments} payments was rejected: {error}; sending fewer at a \
                         time"
                 );
@@ -365,6 +370,7 @@ impl Notifier {
             }
             Verdict::SendPlain => {
                 log::warn!(
+                    event = "message_rejected", channel = self.channel.name.as_str(), payments = 1;
                     "a message with one payment was rejected: {error}; sending it as plain text"
                 );
                 (Step::Progress, DeliveryOutcome::Failed(error))

@@ -32,6 +32,7 @@ mod http_fuzz;
 mod idempotency;
 mod kafka_security;
 mod local_socket;
+mod log_format;
 mod metrics;
 mod model;
 mod outbox;

@@ -257,7 +257,7 @@ fn spawn(options: Options, stdout: Stdio) -> KillOnDrop {
 fn listening_address(log: &str) -> Option<SocketAddr> {
     let (_, rest) = log.split_once(LISTENING)?;
     let end = rest
-        .find(|c: char| c.is_whitespace() || c == '/')
+        .find(|c: char| c.is_whitespace() || "/\"".contains(c))
         .unwrap_or(rest.len());
     Some(
         rest[..end]

@@ -210,6 +210,8 @@ impl App {
         if !dry_run {
             for DeadLetterOutcome { id, outcome, .. } in &outcomes {
                 log::info!(
+                    event = "dead_letter_action", dead_letter = id, action = action.as_str(),
+                    by = origin;
                     "dead letter {id}, {} by {origin}: {outcome}",
                     action.as_str()
                 );

@@ -201,7 +201,10 @@ impl App {
         outcome: &'static str,
     ) -> Result<Response<Body>, Problem> {
         let origin = client.origin();
-        log::info!("{} of the relay requested by {origin}", action.as_str());
+        log::info!(
+            event = "relay_action", action = action.as_str(), by = origin;
+            "{} of the relay requested by {origin}", action.as_str()
+        );
         self.write(move |tx: &Transaction<'_>| {
             relay_action::record_relay_action(tx, action, &origin, Timestamp::now())
         })

@@ -155,6 +155,7 @@ impl Consumer {
         }
         if count > 0 {
             log::warn!(
+                event = "events_backfilled", events = count;
                 "backfilled {count} published events from the outbox: the topic does not bring \
                     them any more"
             );

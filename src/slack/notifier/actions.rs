@@ -73,6 +73,7 @@ impl Notifier {
             }
         };
         log::info!(
+            event = "channel_action", channel = self.channel.name.as_str(), by = origin.as_str();
             "channel {}: action of {origin}: {outcome}",
             self.channel.name
         );

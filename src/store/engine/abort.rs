@@ -74,6 +74,7 @@ fn is_safe_without_abort(extended_code: i32) -> bool {
 
 pub(super) fn abort_process(error: &dyn Display) -> ! {
     log::error!(
+        event = "sync_failed";
         "the disk could not sync the database, and may have lost a part of what was written: \
             ending at once, nothing that was acknowledged is lost: {error}"
     );

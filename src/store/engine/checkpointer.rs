@@ -188,7 +188,10 @@ impl Checkpointer {
             ) {
                 metrics.checkpoints_failed.inc();
                 metrics.failed(StoreError::kind(&error));
-                log::warn!("the WAL checkpoint failed, the next round will try again: {error}");
+                log::warn!(
+                    event = "checkpoint_failed";
+                    "the WAL checkpoint failed, the next round will try again: {error}"
+                );
             } else {
                 metrics.checkpoints_ok.inc();
             }

@@ -40,6 +40,7 @@ impl CorruptionFlag {
         if !self.known.swap(true, Ordering::Relaxed) {
             self.health.fail(format!("the database is damaged: {what}"));
             log::error!(
+                event = "database_damaged";
                 "the database is damaged: {what}; no more payments are accepted, and nothing is \
                     published or delivered: stop payrelay, repair the file or restore a backup \
                     (docs/explanation/failure-modes.md), and start it again"

@@ -172,7 +172,10 @@ impl DiskMonitor {
             // The free space is unknown, so payments are accepted. On a full disk the write fails.
             Err(error) if !self.statvfs_failed => {
                 self.statvfs_failed = true;
-                log::warn!("the free space of the disk is unknown: {error}");
+                log::warn!(
+                    event = "disk_unknown";
+                    "the free space of the disk is unknown: {error}"
+                );
             }
             Err(_) => {}
         }
@@ -202,6 +205,7 @@ impl DiskMonitor {
                 self.admission.health.fail(error);
                 self.admission.short.store(true, Ordering::Relaxed);
                 log::error!(
+                    event = "disk_critical", free_mib = free;
                     "disk space critical: {free} MiB free, minimum {} \
                         (database.min_free_bytes); rejecting payments with 507, stored ones \
                         continue",
@@ -213,16 +217,21 @@ impl DiskMonitor {
                 self.admission.health.recover();
                 let refused = self.admission.refused.swap(0, Ordering::Relaxed);
                 log::info!(
+                    event = "disk_accepting_again", free_mib = free, refused = refused;
                     "the disk has {free} MiB free: accepting payments again; {refused} requests \
                         were refused"
                 );
             }
             (_, DiskSpace::Low) => log::warn!(
+                event = "disk_low", free_mib = free;
                 "disk space low: {free} MiB free, below {} payments will be rejected \
                     (database.min_free_bytes); free space",
                 disk_space_in_mib(min)
             ),
-            _ => log::info!("the disk has {free} MiB free: enough again"),
+            _ => log::info!(
+                event = "disk_enough", free_mib = free;
+                "the disk has {free} MiB free: enough again"
+            ),
         }
     }
 }

@@ -70,6 +70,7 @@ pub(super) fn advance_ids_of_backup(connection: &mut Connection) -> rusqlite::Re
     )?;
     tx.commit()?;
     log::warn!(
+        event = "copy_started", first_new_id = first;
         "this database is a backup of {}: it lacks everything that was stored after that. New ids \
             begin at {first}, so that no id is given twice; `payrelay audit` lists the events of \
             the topic that are missing here",

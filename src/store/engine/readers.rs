@@ -120,7 +120,10 @@ fn run_reader(queries: &Receiver<Query>, pool: &Pool, metrics: &Metrics, stop: &
         metrics.store().failed(StoreError::kind(&error));
         failures += 1;
         if logged_at.is_none_or(|at| at.elapsed() > LOG_INTERVAL) {
-            log::warn!("{failures} reads failed since the last such line; the last error: {error}");
+            log::warn!(
+                event = "reads_failed", count = failures;
+                "{failures} reads failed since the last such line; the last error: {error}"
+            );
             failures = 0;
             logged_at = Some(Instant::now());
         }

@@ -62,6 +62,9 @@ pub(super) fn create_schema(connection: &mut Connection) -> rusqlite::Result<()>
     tx.pragma_update(None, "application_id", APPLICATION_ID)?;
     tx.execute_batch(&format!("PRAGMA user_version = {VERSION}"))?;
     tx.commit()?;
-    log::info!("created the database's schema, version {VERSION}");
+    log::info!(
+        event = "schema_created", version = VERSION;
+        "created the database's schema, version {VERSION}"
+    );
     Ok(())
 }

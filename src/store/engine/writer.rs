@@ -134,6 +134,7 @@ impl WriterHealth {
         if self.failing_since.is_none() && !self.damage.is_set() {
             self.failing_since = Some(Instant::now());
             log::error!(
+                event = "writer_failing", jobs = jobs;
                 "writer: database error: {error}; {jobs} jobs were not stored, and later ones are \
                     tried until it works again"
             );
@@ -147,6 +148,8 @@ impl WriterHealth {
             let jobs = std::mem::take(&mut self.jobs);
             self.part.recover();
             log::info!(
+                event = "writer_works_again", seconds = seconds, transactions = transactions,
+                jobs = jobs;
                 "writer: the database works again after {seconds:.1} s; {transactions} \
                     transactions with {jobs} jobs were not stored"
             );
@@ -198,7 +201,7 @@ impl Writer {
                 .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
         }
         if let Err((_, error)) = self.connection.close() {
-            log::error!("the database did not close: {error}");
+            log::error!(event = "close_failed"; "the database did not close: {error}");
         }
     }
 
@@ -258,7 +261,10 @@ impl Writer {
                 if let Err(error) = self.checkpoints.step(&self.connection) {
                     self.metrics.store().failed(StoreError::kind(&error));
                     self.health.damage.observe(&error);
-                    log::warn!("the WAL checkpoint failed, the next round will try again: {error}");
+                    log::warn!(
+                        event = "checkpoint_failed";
+                        "the WAL checkpoint failed, the next round will try again: {error}"
+                    );
                 }
             }
             Err(error) => {
@@ -323,7 +329,7 @@ impl Writer {
         let metrics = self.metrics.clone();
         let refused = |error: rusqlite::Error| {
             metrics.store().failed(StoreError::kind(&error));
-            log::warn!("a job failed, and nothing of it was stored: {error}");
+            log::warn!(event = "job_failed"; "a job failed, and nothing of it was stored: {error}");
             StoreError::from(error)
         };
         Ok(outcomes

@@ -225,47 +225,103 @@ fn is_line(text: &str, line: &str) -> bool {
     })
 }
 
-/// The texts of `log::error!` and `log::warn!`, whose words are all values in these cases: a reason
-/// that another text has.
+/// The lines of the log in the source.
+struct LoggedLine {
+    event: String,
+    message: String,
+}
+
+/// Every call of `log::error!`, `log::warn!` and `log::info!`. Each names its event first.
+fn logged_lines() -> Vec<LoggedLine> {
+    let texts = texts();
+    let mut found = Vec::new();
+    for (at, code) in texts.iter().enumerate() {
+        let Some((_, level)) = code.rsplit_once("log::") else {
+            continue;
+        };
+        let is_call = ["error!(", "warn!(", "info!("].iter().any(|call| {
+            level
+                .strip_prefix(call)
+                .is_some_and(|rest| rest.trim().is_empty() || rest.trim() == "event =")
+        });
+        if !is_call {
+            continue;
+        }
+        assert!(
+            code.ends_with("event = "),
+            "names no event: {}",
+            texts[at + 1]
+        );
+        // Code and texts take turns; the values end with a semicolon.
+        let mut values = at + 2;
+        while !texts[values].contains(';') {
+            values += 2;
+        }
+        found.push(LoggedLine {
+            event: texts[at + 1].clone(),
+            message: texts[values + 1].clone(),
+        });
+    }
+    found
+}
+
+/// The rows of the page: the line, and its event.
+fn log_rows(page: &str) -> Vec<(&str, &str)> {
+    page.lines()
+        .filter_map(|row| row.strip_prefix("| `")?.split_once("` | "))
+        .filter_map(|(line, rest)| {
+            let (level, rest) = rest.split_once(" | ")?;
+            let is_level = ["INFO", "WARN", "ERROR"].contains(&level);
+            is_level.then(|| (line, rest.split('`').nth(1).unwrap_or_default()))
+        })
+        .collect()
+}
+
+/// The messages whose words are all values: a text that another function has.
 const ONLY_VALUES: [&str; 3] = ["{risk}", "{timeout}", "{warning}"];
 
 #[test]
-fn every_error_and_warning_is_in_the_log_reference() {
+fn every_line_of_the_log_is_in_the_log_reference_with_its_event() {
     let page = read("docs/reference/logs.md");
-    let lines: Vec<_> = page.lines().collect();
-    let shown = first_cells(&lines);
-    let texts = texts();
-    let is_logged = |before: &str| {
-        let before = before.trim_end();
-        before.ends_with("log::error!(") || before.ends_with("log::warn!(")
-    };
-    let logged: Vec<_> = texts
-        .windows(2)
-        .filter(|pair| is_logged(&pair[0]) && !ONLY_VALUES.contains(&&*pair[1]))
-        .map(|pair| &pair[1])
-        .collect();
-    assert!(logged.len() > 35, "{}", logged.len());
-    let missing: Vec<_> = logged
-        .iter()
-        .filter(|text| !shown.iter().any(|line| is_line(text, line)))
-        .collect();
+    let rows = log_rows(&page);
+    let logged = logged_lines();
+    assert!(logged.len() > 80, "{}", logged.len());
+    let mut wrong = Vec::new();
+    for LoggedLine { event, message } in &logged {
+        let is_word = |word: &str| {
+            word.bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+        };
+        assert!(is_word(event), "{event}");
+        let is_shown = rows.iter().any(|(line, shown)| {
+            shown == event && (ONLY_VALUES.contains(&&**message) || is_line(message, line))
+        });
+        if !is_shown {
+            wrong.push(format!("{event}: {message}"));
+        }
+    }
     assert!(
-        missing.is_empty(),
-        "docs/reference/logs.md has no row for {missing:#?}"
+        wrong.is_empty(),
+        "docs/reference/logs.md has no row for {wrong:#?}"
     );
+    let events: BTreeSet<_> = logged.iter().map(|line| line.event.as_str()).collect();
+    let unknown: Vec<_> = rows
+        .iter()
+        .filter(|(_, event)| !events.contains(event))
+        .collect();
+    assert!(unknown.is_empty(), "no line has these events: {unknown:#?}");
 }
 
 /// A `…` in a line of the page is a value.
 #[test]
 fn every_line_of_the_log_reference_is_in_the_program() {
     let page = read("docs/reference/logs.md");
-    let lines: Vec<_> = page.lines().collect();
-    let shown = first_cells(&lines);
-    assert!(shown.len() > 40, "{}", shown.len());
+    let rows = log_rows(&page);
+    assert!(rows.len() > 80, "{}", rows.len());
     let texts = texts();
-    let unknown: Vec<_> = shown
+    let unknown: Vec<_> = rows
         .iter()
-        .filter(|line| !texts.iter().any(|text| is_line(text, line)))
+        .filter(|(line, _)| !texts.iter().any(|text| is_line(text, line)))
         .collect();
     assert!(unknown.is_empty(), "these are not in src/: {unknown:#?}");
 }
