@@ -62,6 +62,27 @@ impl LineFormat {
         }
     }
 
+    /// Writes how many lines could not be written. No log call makes this line.
+    pub(super) fn write_dropped(
+        self,
+        out: &mut dyn Write,
+        count: u64,
+        message: &str,
+    ) -> io::Result<()> {
+        let priority = self.priority(Level::Warn);
+        match self.format {
+            LogFormat::Json => {
+                let values = [
+                    ("event", Value::from("log_lines_dropped")),
+                    ("count", Value::from(count)),
+                ];
+                let line = json_line(Timestamp::now(), Level::Warn, message, &values);
+                writeln!(out, "{priority}{line}")
+            }
+            LogFormat::Text => writeln!(out, "{priority}{message}"),
+        }
+    }
+
     /// Writes an error that ends the start.
     pub(super) fn write_start_error(self, out: &mut dyn Write, error: &str) -> io::Result<()> {
         match self.format {
@@ -123,7 +144,8 @@ fn visible_text(message: &str) -> String {
     visible
 }
 
-/// One object on one line. Lines of libraries have no event of their own.
+/// One object on one line. Lines of libraries and those of
+/// the level debug have no event of their own.
 fn json_line(now: Timestamp, level: Level, message: &str, values: &dyn kv::Source) -> String {
     let thread = thread::current();
     let mut line = Vec::with_capacity(256);
@@ -134,7 +156,11 @@ fn json_line(now: Timestamp, level: Level, message: &str, values: &dyn kv::Sourc
         object.serialize_entry("level", &level.as_str().to_ascii_lowercase())?;
         object.serialize_entry("thread", thread.name().unwrap_or("without a name"))?;
         let event = values.get(Key::from_str("event"));
-        let event = event.map_or_else(|| "other".to_owned(), |event| event.to_string());
+        let event = match event {
+            Some(event) => event.to_string(),
+            None if level >= Level::Debug => "debug".to_owned(),
+            None => "other".to_owned(),
+        };
         object.serialize_entry("event", &event)?;
         object.serialize_entry("message", message)?;
         let mut fields = JsonFields(Vec::new());
@@ -173,5 +199,32 @@ fn json_value(value: &Value<'_>) -> serde_json::Value {
         number.into()
     } else {
         value.to_string().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write_dropped(format: LogFormat, is_journal: bool) -> String {
+        let format = LineFormat { format, is_journal };
+        let mut line = Vec::new();
+        format
+            .write_dropped(&mut line, 3, "dropped 3 lines")
+            .unwrap();
+        String::from_utf8(line).unwrap()
+    }
+
+    #[test]
+    fn the_count_of_dropped_lines_has_the_format_of_the_other_lines() {
+        let line = write_dropped(LogFormat::Json, true);
+        let object = line.strip_prefix("<4>").unwrap();
+        let object: serde_json::Value = serde_json::from_str(object).unwrap();
+        assert_eq!(object["event"], "log_lines_dropped");
+        assert_eq!(object["level"], "warn");
+        assert_eq!(object["count"], 3);
+        assert!(object["time"].is_string() && object["thread"].is_string());
+        assert_eq!(write_dropped(LogFormat::Text, true), "<4>dropped 3 lines\n");
+        assert_eq!(write_dropped(LogFormat::Text, false), "dropped 3 lines\n");
     }
 }

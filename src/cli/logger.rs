@@ -54,7 +54,7 @@ impl LogQueue {
         self.changed.notify_all();
     }
 
-    fn write_to(&self, mut out: impl Write) {
+    fn write_to(&self, mut out: impl Write, format: LineFormat) {
         loop {
             let mut state = self.lock();
             state.writing = false;
@@ -76,11 +76,11 @@ impl LogQueue {
             // Nothing can be done about a standard error that is closed.
             let _ = out.write_all(&text);
             if dropped > 0 {
-                let _ = writeln!(
-                    out,
+                let message = format!(
                     "dropped {} of the log: standard error was not read",
                     counted(dropped, "line")
                 );
+                let _ = format.write_dropped(&mut out, dropped, &message);
             }
         }
     }
@@ -151,7 +151,7 @@ pub(super) fn start_logger(level: LevelFilter, format: LineFormat) -> io::Result
     let out = File::from(io::stderr().as_fd().try_clone_to_owned()?);
     thread::Builder::new().name("log".to_owned()).spawn({
         let queue = Arc::clone(&queue);
-        move || queue.write_to(out)
+        move || queue.write_to(out, format)
     })?;
     let logger = Builder::new()
         .filter_level(level.min(LevelFilter::Warn))
@@ -192,6 +192,7 @@ pub(super) fn configured_log_level() -> Result<LevelFilter, Problems> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use payrelay::config::LogFormat;
     use std::sync::mpsc::{Sender, channel};
 
     /// A writer that blocks until the gate is opened.
@@ -226,7 +227,7 @@ mod tests {
         };
         thread::spawn({
             let queue = Arc::clone(&queue);
-            move || queue.write_to(gate)
+            move || queue.write_to(gate, LineFormat::new(LogFormat::Text))
         });
         let mut input = LogInput(Arc::clone(&queue));
         let line = [b'x'; 1000];

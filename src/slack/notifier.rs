@@ -370,7 +370,7 @@ impl Notifier {
             }
             Verdict::SendPlain => {
                 log::warn!(
-                    event = "message_rejected", channel = self.channel.name.as_str(), payments = 1;
+                    event = "payment_rejected", channel = self.channel.name.as_str();
                     "a message with one payment was rejected: {error}; sending it as plain text"
                 );
                 (Step::Progress, DeliveryOutcome::Failed(error))
