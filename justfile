@@ -10,10 +10,15 @@ test:
 test-all *args:
     scripts/test {{args}}
 
+# Tests before a release, next to other programs: minutes, with an optimized build.
+test-release *args:
+    scripts/test-release {{args}}
+
 # Formatting and lints.
 lint:
     cargo fmt --all --check
     cargo clippy --workspace --all-targets -- -D warnings
+    cargo clippy --test release -- -D warnings
 
 # The same as continuous integration.
 ci:

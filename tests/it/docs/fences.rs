@@ -113,7 +113,9 @@ pub fn prose(text: &str) -> String {
 }
 
 /// Languages that a page with commands may name. `sh` is run; `text` is output or a drawing.
-const LANGUAGES: [&str; 7] = ["sh", "toml", "json", "text", "ini", "nginx", "python"];
+const LANGUAGES: [&str; 8] = [
+    "sh", "toml", "json", "text", "ini", "nginx", "python", "yaml",
+];
 
 /// Words that begin a command line, which belongs in a block of `sh`.
 const COMMANDS: [&str; 12] = [

@@ -1,0 +1,332 @@
+//! payrelay next to litestream: kills of both under load, a lost machine, and full load.
+
+mod clients;
+mod replication;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use testkit::bench::load::{self, Outcome, payment};
+use testkit::bench::{WARM_UP, folder};
+use testkit::http::{Client, pay};
+use testkit::process::Payrelay;
+use testkit::store::wait_until_all_is_delivered;
+use testkit::timed::alone;
+use testkit::{StopOnDrop, let_time_pass, random};
+
+use self::clients::{Clients, Receipt};
+use self::replication::{Machine, VERSION};
+use crate::report::write_figures;
+
+const LIMIT: Duration = Duration::from_mins(3);
+const LOAD: Duration = Duration::from_mins(1);
+const CLIENTS: usize = 8;
+const FULL_LOAD: Duration = Duration::from_secs(30);
+
+/// The replica may be this old at full load.
+const LAG_MAX: Duration = Duration::from_secs(10);
+
+/// What was seen while something else ran.
+#[derive(Debug, Default)]
+struct Seen {
+    wal_bytes_max: u64,
+    /// The longest time without a new file in the replica.
+    replica_age_max: Duration,
+}
+
+/// Runs `work`, and looks at the files and at litestream meanwhile.
+fn watch<T>(machine: &Machine, work: impl FnOnce() -> T) -> (T, Seen) {
+    let seen = Mutex::new(Seen::default());
+    let done = AtomicBool::new(false);
+    let result = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Relaxed) {
+                let mut seen = seen.lock().unwrap();
+                seen.wal_bytes_max = seen.wal_bytes_max.max(machine.wal_bytes());
+                let age = machine.replica_age().unwrap_or_default();
+                seen.replica_age_max = seen.replica_age_max.max(age);
+                drop(seen);
+                let_time_pass(Duration::from_millis(20));
+            }
+        });
+        let _stop = StopOnDrop(&done);
+        work()
+    });
+    (result, seen.into_inner().unwrap())
+}
+
+/// The payments of a database: reservation by id.
+fn payments(database: &Path) -> BTreeMap<i64, i64> {
+    let connection = Connection::open(database).unwrap();
+    let mut statement = connection
+        .prepare("SELECT id, reservation_id FROM payment")
+        .unwrap();
+    let rows = statement
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
+        .unwrap();
+    rows.map(Result::unwrap).collect()
+}
+
+/// The newest payment: its id, and when it was executed, in microseconds.
+fn newest_payment(database: &Path) -> (i64, i64) {
+    let sql = "SELECT id, executed_at FROM payment ORDER BY id DESC LIMIT 1";
+    let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
+    let connection = Connection::open(database).unwrap();
+    connection.query_row(sql, [], read).unwrap()
+}
+
+fn log_lines(log: &str, level: &str) -> usize {
+    let level = format!("level={level}");
+    log.lines().filter(|line| line.contains(&level)).count()
+}
+
+/// Kills payrelay and litestream in turn, at random moments, until the load is over.
+fn kill_in_turn(machine: &Machine, clients: &Clients) -> Outcomes {
+    let mut random = fastrand::Rng::with_seed(random::seed(|| fastrand::u64(..)));
+    let mut payrelay = machine.start_payrelay(&[]);
+    let mut litestream = machine.start_litestream();
+    clients.set_address(Some(payrelay.addr()));
+    let start = Instant::now();
+    let mut kills = [0, 0];
+    while start.elapsed() < LOAD {
+        let_time_pass(Duration::from_millis(random.u64(2000..5000)));
+        let turn = (kills[0] + kills[1]) % 2;
+        if turn == 0 {
+            clients.set_address(None);
+            payrelay.kill9();
+            payrelay = machine.start_payrelay(&[]);
+            clients.set_address(Some(payrelay.addr()));
+        } else {
+            litestream.kill();
+            litestream = machine.start_litestream();
+        }
+        kills[turn] += 1;
+    }
+    // Whatever is answered now is in the replica after the command.
+    let answered_before_sync = clients.answered();
+    machine.run_page_commands("litestream sync");
+    let_time_pass(Duration::from_millis(random.u64(1000..2500)));
+    // The machine is lost.
+    litestream.kill();
+    payrelay.kill9();
+    let lost_at = Instant::now();
+    clients.set_address(None);
+    Outcomes {
+        kills,
+        answered_before_sync,
+        lost_at,
+        span: start.elapsed(),
+    }
+}
+
+struct Outcomes {
+    /// Of payrelay, of litestream.
+    kills: [usize; 2],
+    answered_before_sync: usize,
+    lost_at: Instant,
+    span: Duration,
+}
+
+/// Starts payrelay on the adopted copy. It gives no id again, delivers everything, and the audit is
+/// clean. litestream continues with the same replica.
+fn continue_on(machine: &Machine, receipts: &[Receipt]) {
+    let mut given: BTreeSet<i64> = receipts.iter().map(|receipt| receipt.id).collect();
+    let payrelay = machine.start_payrelay(&[]);
+    let log = payrelay.log();
+    assert!(log.contains("New ids begin at"), "{log}");
+    let mut client = Client::connect(payrelay.addr());
+    for round in 0..100 {
+        // Reservations that the clients did not have.
+        let ids = pay(
+            &mut client,
+            1,
+            1_000_000_000 + round..=1_000_000_000 + round,
+        );
+        for id in ids {
+            assert!(given.insert(id), "{id} was given twice");
+        }
+    }
+    wait_until_all_is_delivered(&machine.database(), LIMIT);
+    let audit = machine.run_page_commands("payrelay audit");
+    println!("{audit}");
+    let mut litestream = machine.start_litestream();
+    machine.run_page_commands("litestream sync");
+    let expected = payments(&machine.database());
+    litestream.kill();
+    drop(payrelay);
+    let third = machine.replacement("third");
+    third.run_page_commands("litestream restore");
+    assert_eq!(payments(&third.database()), expected);
+}
+
+#[test]
+fn a_lost_machine_loses_only_what_was_answered_after_the_last_sync() {
+    let _alone = alone();
+    let folder = folder();
+    let machine = Machine::new(&folder.path().join("first"), &folder.path().join("replica"));
+    let clients = Clients::start(CLIENTS);
+    let (outcomes, seen) = watch(&machine, || kill_in_turn(&machine, &clients));
+    let (receipts, longest) = clients.stop();
+
+    let second = machine.replacement("second");
+    second.run_page_commands("litestream restore");
+    let copy = payments(&second.database());
+    for (index, receipt) in receipts.iter().enumerate() {
+        let found = copy.get(&receipt.id);
+        let expected = Some(&receipt.reservation);
+        assert!(
+            found == expected || (found.is_none() && index >= outcomes.answered_before_sync),
+            "{index} of {}: {receipt:?}, and the copy has {found:?}",
+            outcomes.answered_before_sync
+        );
+    }
+    let lost: Vec<_> = receipts
+        .iter()
+        .filter(|receipt| !copy.contains_key(&receipt.id))
+        .collect();
+    let lost_span = lost.first().map_or(Duration::ZERO, |receipt| {
+        outcomes.lost_at.saturating_duration_since(receipt.answered)
+    });
+    continue_on(&second, &receipts);
+
+    let log = machine.litestream_log();
+    let rate = receipts.len() as f64 / outcomes.span.as_secs_f64();
+    let [payrelay, litestream] = outcomes.kills;
+    write_figures(
+        "litestream",
+        &format!(
+            "payrelay next to litestream {VERSION}, {CLIENTS} clients, kill -9 of both in turn, \
+                then the loss of the machine under load. Restored, adopted, audit clean."
+        ),
+        &[
+            ("load", format!("{:.0?}", outcomes.span)),
+            (
+                "kills of payrelay, of litestream",
+                format!("{payrelay}, {litestream}"),
+            ),
+            ("payments a second, kills included", format!("{rate:.0}")),
+            ("longest request without a kill", format!("{longest:.0?}")),
+            ("WAL at most", megabytes(seen.wal_bytes_max)),
+            (
+                "longest time without a new file in the replica",
+                format!("{:.1?}", seen.replica_age_max),
+            ),
+            (
+                "errors that litestream logged",
+                log_lines(&log, "ERROR").to_string(),
+            ),
+            (
+                "warnings that litestream logged",
+                log_lines(&log, "WARN").to_string(),
+            ),
+            ("payments lost with the machine", lost.len().to_string()),
+            ("age of the oldest lost payment", format!("{lost_span:.1?}")),
+        ],
+    );
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{} MB", bytes / 1_000_000)
+}
+
+/// The load of the benchmark of the intake: 64 connections, as fast as they can.
+fn load_fully(payrelay: &Payrelay, span: Duration, first_reservation: u64) -> Outcome {
+    let request = move |out: &mut Vec<u8>, number| {
+        payment(out, number % 1000, first_reservation + number, 1);
+    };
+    let outcome = load::closed(payrelay.addr(), 64, (WARM_UP, span), 201, request);
+    assert_eq!(outcome.other, 0, "every payment is accepted");
+    outcome
+}
+
+/// At full load the writer never rests. litestream still gets the locks that it needs.
+#[test]
+fn full_load_does_not_starve_litestream() {
+    let _alone = alone();
+    let folder = folder();
+    let machine = Machine::new(&folder.path().join("first"), &folder.path().join("replica"));
+    // Kafka is unavailable, so only the intake works.
+    let payrelay = machine.start_payrelay(&[
+        ("PAYRELAY_PUBLISHER_KIND", "kafka"),
+        ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1"),
+    ]);
+    let mut without = load_fully(&payrelay, FULL_LOAD / 3, 1 << 32);
+    let mut litestream = machine.start_litestream();
+    machine.run_page_commands("litestream sync");
+    let (mut with, seen) = watch(&machine, || load_fully(&payrelay, FULL_LOAD, 2 << 32));
+    litestream.kill();
+
+    let (newest, newest_at) = newest_payment(&machine.database());
+    let second = machine.replacement("second");
+    second.run_page_commands("litestream restore");
+    let (copied, copied_at) = newest_payment(&second.database());
+    let lag = Duration::from_micros((newest_at - copied_at).unsigned_abs());
+    let log = machine.litestream_log();
+
+    let mut litestream = machine.start_litestream();
+    let start = Instant::now();
+    machine.run_page_commands("litestream sync");
+    let catch_up = start.elapsed();
+    litestream.kill();
+    write_figures(
+        "litestream-full-load",
+        &format!(
+            "The load of the benchmark of the intake next to litestream {VERSION}: 64 connections \
+                without a pause, on the same cores. Then litestream is killed, and its replica \
+                restored."
+        ),
+        &[
+            (
+                "payments a second without litestream",
+                format!("{:.0}", without.rate()),
+            ),
+            (
+                "payments a second with litestream",
+                format!("{:.0}", with.rate()),
+            ),
+            (
+                "p99 without litestream",
+                format!("{:.1} ms", without.percentile(99.0)),
+            ),
+            (
+                "p99 with litestream",
+                format!("{:.1} ms", with.percentile(99.0)),
+            ),
+            (
+                "longest request with litestream",
+                format!("{:.0} ms", with.percentile(100.0)),
+            ),
+            ("WAL at most", megabytes(seen.wal_bytes_max)),
+            (
+                "longest time without a new file in the replica",
+                format!("{:.1?}", seen.replica_age_max),
+            ),
+            (
+                "age of the replica at the end of the load",
+                format!("{lag:.1?}"),
+            ),
+            (
+                "payments that the replica lacked then",
+                (newest - copied).to_string(),
+            ),
+            (
+                "time to replicate the rest without load",
+                format!("{catch_up:.1?}"),
+            ),
+            (
+                "errors that litestream logged",
+                log_lines(&log, "ERROR").to_string(),
+            ),
+            (
+                "warnings that litestream logged",
+                log_lines(&log, "WARN").to_string(),
+            ),
+        ],
+    );
+    assert!(lag < LAG_MAX, "the replica is {lag:?} behind");
+}
