@@ -202,6 +202,31 @@ fn a_restored_database_is_adopted() {
     assert_eq!(node.number("SELECT count(*) FROM payment"), 6);
 }
 
+/// The files are as litestream leaves them: two tables in the database, a folder next to it.
+#[test]
+fn a_copy_of_litestream_that_was_not_adopted_is_named() {
+    const WARNING: &str = "litestream has replicated this database, but its folder";
+    let node = Node::new();
+    let mut payrelay = node.start();
+    assert!(!payrelay.log().contains(WARNING), "{}", payrelay.log());
+    assert_eq!(payrelay.terminate().code(), Some(0));
+    let replicated = Connection::open(node.path("payrelay.db")).unwrap();
+    let tables = "CREATE TABLE _litestream_seq (id INTEGER PRIMARY KEY, seq INTEGER); \
+        CREATE TABLE _litestream_lock (id INTEGER);";
+    replicated.execute_batch(tables).unwrap();
+    drop(replicated);
+    let warns = || {
+        let mut payrelay = node.start();
+        assert_eq!(payrelay.terminate().code(), Some(0));
+        payrelay.log().contains(WARNING)
+    };
+    assert!(warns());
+    assert_eq!(node.run(&["restore", "--adopt", "--yes"]).0, Some(0));
+    assert!(!warns(), "it was adopted");
+    fs::create_dir(node.path(".payrelay.db-litestream")).unwrap();
+    assert!(!warns(), "it is the original");
+}
+
 #[test]
 fn an_invalid_copy_is_refused_and_changes_nothing() {
     let mut node = Node::new();

@@ -211,6 +211,7 @@ fn the_top_level_is_complete() {
         "deny.toml",
         ".ci/run",
         "scripts/test",
+        "scripts/test-release",
         "justfile",
         "CONTRIBUTING.md",
         "SECURITY.md",

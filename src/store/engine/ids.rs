@@ -1,5 +1,7 @@
 //! Ids after a copy was restored: they continue after every id that was ever issued.
 
+use std::path::Path;
+
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use crate::domain::timestamp::Timestamp;
@@ -42,15 +44,15 @@ pub(in crate::store) fn advance_id_sequences(
 }
 
 /// Makes a restored backup ready for use. It lacks the payments that were stored after it, but the
-/// topic, clients and Slack know their ids: all ids advance past them, once.
-pub(super) fn advance_ids_of_backup(connection: &mut Connection) -> rusqlite::Result<()> {
+/// topic, clients and Slack know their ids: all ids advance past them, once. Returns whether it is one.
+pub(super) fn advance_ids_of_backup(connection: &mut Connection) -> rusqlite::Result<bool> {
     let tx = Transaction::new(connection, TransactionBehavior::Immediate)?;
     let (backed_up_at, given): (Option<i64>, Option<i64>) =
         tx.query_row("SELECT backed_up_at, given_before FROM node", [], |row| {
             Ok((row.get(0)?, row.get(1)?))
         })?;
     let Some(backed_up_at) = backed_up_at else {
-        return Ok(());
+        return Ok(false);
     };
     let now = Timestamp::now();
     let last = "SELECT ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'payment'), 0), \
@@ -76,6 +78,26 @@ pub(super) fn advance_ids_of_backup(connection: &mut Connection) -> rusqlite::Re
             the topic that are missing here",
         Timestamp::from_micros(backed_up_at)
     );
+    Ok(true)
+}
+
+/// litestream restores the tables that it keeps in a database, and not the folder that it keeps
+/// next to it. Such a copy looks like a database that was never copied, so it may give ids again.
+pub(super) fn warn_of_unmarked_litestream_copy(
+    connection: &Connection,
+    path: &Path,
+) -> rusqlite::Result<()> {
+    let name = path.file_name().unwrap_or_default().display();
+    let folder = path.with_file_name(format!(".{name}-litestream"));
+    if connection.table_exists(None, "_litestream_seq")? && !folder.exists() {
+        log::warn!(
+            event = "unmarked_copy";
+            "litestream has replicated this database, but its folder {} does not exist. If \
+                litestream has restored the file, stop, and run `payrelay restore --adopt`: \
+                otherwise ids are given twice",
+            folder.display()
+        );
+    }
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use rusqlite::{Connection, MAIN_DB, OpenFlags, ffi};
 
 use super::files::create_private_file;
-use super::ids::advance_ids_of_backup;
+use super::ids::{advance_ids_of_backup, warn_of_unmarked_litestream_copy};
 use super::node_id::load_or_create_node_id;
 use super::open_error::{OpenError, open_error};
 use super::schema::{create_schema, schema_version};
@@ -51,7 +51,10 @@ pub(in crate::store) fn open_database(
             stored,
         });
     }
-    advance_ids_of_backup(&mut connection).map_err(sqlite_error)?;
+    let is_marked_copy = advance_ids_of_backup(&mut connection).map_err(sqlite_error)?;
+    if !is_marked_copy {
+        warn_of_unmarked_litestream_copy(&connection, path).map_err(sqlite_error)?;
+    }
     Ok((connection, stored))
 }
 

@@ -23,6 +23,7 @@ fn texts() -> Vec<(String, String)> {
         "deny.toml",
         ".ci/run",
         "scripts/test",
+        "scripts/test-release",
     ];
     let read = |file: &str| {
         let text = fs::read_to_string(Path::new(ROOT).join(file)).unwrap();

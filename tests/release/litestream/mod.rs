@@ -4,6 +4,7 @@ mod clients;
 mod replication;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -175,6 +176,16 @@ fn a_lost_machine_loses_only_what_was_answered_after_the_last_sync() {
 
     let second = machine.replacement("second");
     second.run_page_commands("litestream restore");
+    let mode = second.database().metadata().unwrap().permissions().mode();
+    assert_eq!(
+        mode & 0o777,
+        0o600,
+        "the copy is as private as the database"
+    );
+    assert!(
+        !second.has_folder_of_litestream(),
+        "payrelay warns of a copy that was not adopted by this"
+    );
     let copy = payments(&second.database());
     for (index, receipt) in receipts.iter().enumerate() {
         let found = copy.get(&receipt.id);

@@ -86,6 +86,11 @@ impl Machine {
         self.folder.join("litestream.sock")
     }
 
+    /// Whether litestream has its folder next to the database.
+    pub fn has_folder_of_litestream(&self) -> bool {
+        self.folder.join(".payrelay.db-litestream").exists()
+    }
+
     /// The length of the WAL.
     pub fn wal_bytes(&self) -> u64 {
         let wal = self.folder.join("payrelay.db-wal");
@@ -170,7 +175,7 @@ fn page_blocks(language: &str, marker: &str) -> Vec<String> {
     // Blocks of a list are indented.
     let indented = marker.is_empty();
     let indent = if indented { "   " } else { "" };
-    let opening = format!("\n{indent}{marker}{indent}```{language}\n");
+    let opening = format!("\n{indent}{marker}```{language}\n");
     let blocks = text.split(&opening).skip(1).map(|rest| {
         let block = rest.split("```").next().unwrap_or_default();
         let lines = block
