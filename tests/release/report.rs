@@ -1,18 +1,35 @@
 //! The figures of a test, for docs/development/release-tests.md.
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::fs;
 
 use testkit::paths;
 
-/// Prints the figures, and leaves them for scripts/test-release, which writes the page.
-pub fn write_figures(test: &str, what_ran: &str, figures: &[(&str, String)]) {
-    let mut text = format!("## {test}\n\n{what_ran}\n\n| figure | value |\n|---|---|\n");
-    for (figure, value) in figures {
-        let _ = writeln!(text, "| {figure} | {value} |");
+/// A section of the page.
+pub struct Report {
+    name: String,
+    section: String,
+}
+
+impl Report {
+    /// A section for the test of this name.
+    pub fn new(name: &str, what_ran: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            section: format!("## {name}\n\n{what_ran}\n\n| figure | value |\n|---|---|\n"),
+        }
     }
-    println!("{text}");
-    let folder = paths::target().join("release-tests");
-    fs::create_dir_all(&folder).unwrap();
-    fs::write(folder.join(format!("{test}.md")), text).unwrap();
+
+    /// Adds a row.
+    pub fn add(&mut self, figure: &str, value: impl Display) {
+        let _ = writeln!(self.section, "| {figure} | {value} |");
+    }
+
+    /// Prints the section, and leaves it for scripts/test-release, which writes the page.
+    pub fn finish(self) {
+        println!("{}", self.section);
+        let folder = paths::target().join("release-tests");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join(format!("{}.md", self.name)), self.section).unwrap();
+    }
 }

@@ -44,7 +44,8 @@ pub(in crate::store) fn advance_id_sequences(
 }
 
 /// Makes a restored backup ready for use. It lacks the payments that were stored after it, but the
-/// topic, clients and Slack know their ids: all ids advance past them, once. Returns whether it is one.
+/// topic, clients and Slack know their ids: all ids advance past them, once. Returns whether it is
+/// a backup.
 pub(super) fn advance_ids_of_backup(connection: &mut Connection) -> rusqlite::Result<bool> {
     let tx = Transaction::new(connection, TransactionBehavior::Immediate)?;
     let (backed_up_at, given): (Option<i64>, Option<i64>) =

@@ -11,8 +11,8 @@ use std::{env, fs};
 use testkit::process::{Options, Payrelay};
 
 /// Blocks of shell that no test can run. Each has a marker that names the reason:
-/// `<!-- not run: it needs root -->`. Blocks with `<!-- run by: the release tests -->` are run there
-/// (tests/release).
+/// `<!-- not run: it needs root -->`. Those with `<!-- run by: the release tests -->` do not count:
+/// tests/release runs them.
 const NOT_RUN_MAX: usize = 12;
 
 /// What a page calls payrelay's address.

@@ -22,7 +22,7 @@ use testkit::{StopOnDrop, let_time_pass, random};
 
 use self::clients::{Clients, Receipt};
 use self::replication::{Machine, VERSION};
-use crate::report::write_figures;
+use crate::report::Report;
 
 const LIMIT: Duration = Duration::from_mins(3);
 const LOAD: Duration = Duration::from_mins(1);
@@ -187,62 +187,62 @@ fn a_lost_machine_loses_only_what_was_answered_after_the_last_sync() {
         "payrelay warns of a copy that was not adopted by this"
     );
     let copy = payments(&second.database());
-    for (index, receipt) in receipts.iter().enumerate() {
-        let found = copy.get(&receipt.id);
-        let expected = Some(&receipt.reservation);
-        assert!(
-            found == expected || (found.is_none() && index >= outcomes.answered_before_sync),
-            "{index} of {}: {receipt:?}, and the copy has {found:?}",
-            outcomes.answered_before_sync
-        );
-    }
-    let lost: Vec<_> = receipts
-        .iter()
-        .filter(|receipt| !copy.contains_key(&receipt.id))
-        .collect();
-    let lost_span = lost.first().map_or(Duration::ZERO, |receipt| {
-        outcomes.lost_at.saturating_duration_since(receipt.answered)
-    });
+    check_copy(&copy, &receipts, outcomes.answered_before_sync);
     continue_on(&second, &receipts);
 
-    let log = machine.litestream_log();
-    let rate = receipts.len() as f64 / outcomes.span.as_secs_f64();
-    let [payrelay, litestream] = outcomes.kills;
-    write_figures(
-        "litestream",
-        &format!(
-            "payrelay next to litestream {VERSION}, {CLIENTS} clients, kill -9 of both in turn, \
-                then the loss of the machine under load. Restored, adopted, audit clean."
-        ),
-        &[
-            ("load", format!("{:.0?}", outcomes.span)),
-            (
-                "kills of payrelay, of litestream",
-                format!("{payrelay}, {litestream}"),
-            ),
-            ("payments a second, kills included", format!("{rate:.0}")),
-            ("longest request without a kill", format!("{longest:.0?}")),
-            ("WAL at most", megabytes(seen.wal_bytes_max)),
-            (
-                "longest time without a new file in the replica",
-                format!("{:.1?}", seen.replica_age_max),
-            ),
-            (
-                "errors that litestream logged",
-                log_lines(&log, "ERROR").to_string(),
-            ),
-            (
-                "warnings that litestream logged",
-                log_lines(&log, "WARN").to_string(),
-            ),
-            ("payments lost with the machine", lost.len().to_string()),
-            ("age of the oldest lost payment", format!("{lost_span:.1?}")),
-        ],
+    let what_ran = format!(
+        "payrelay next to litestream {VERSION}, {CLIENTS} clients, kill -9 of both in turn, then \
+            the loss of the machine under load. Restored, adopted, audit clean."
     );
+    let mut report = Report::new("litestream", &what_ran);
+    let count = f64::from(u32::try_from(receipts.len()).unwrap());
+    let rate = count / outcomes.span.as_secs_f64();
+    let [of_payrelay, of_litestream] = outcomes.kills;
+    report.add("load", format!("{:.0?}", outcomes.span));
+    report.add("kills of payrelay", of_payrelay);
+    report.add("kills of litestream", of_litestream);
+    report.add("payments a second, kills included", format!("{rate:.0}"));
+    report.add("longest request without a kill", format!("{longest:.0?}"));
+    let lost = receipts
+        .iter()
+        .filter(|receipt| !copy.contains_key(&receipt.id));
+    let oldest = lost
+        .clone()
+        .map(|receipt| outcomes.lost_at.saturating_duration_since(receipt.answered));
+    report.add("payments lost with the machine", lost.count());
+    report.add(
+        "age of the oldest lost payment",
+        format!("{:.1?}", oldest.max().unwrap_or_default()),
+    );
+    add_seen(&mut report, &machine, &seen);
+    report.finish();
 }
 
-fn megabytes(bytes: u64) -> String {
-    format!("{} MB", bytes / 1_000_000)
+/// The copy has every payment that was answered before the last sync, and no other payment under
+/// its id.
+fn check_copy(copy: &BTreeMap<i64, i64>, receipts: &[Receipt], answered_before_sync: usize) {
+    for (index, receipt) in receipts.iter().enumerate() {
+        let found = copy.get(&receipt.id);
+        let may_be_lost = index >= answered_before_sync;
+        assert!(
+            found == Some(&receipt.reservation) || (found.is_none() && may_be_lost),
+            "{index} of {answered_before_sync}: {receipt:?}, and the copy has {found:?}"
+        );
+    }
+}
+
+fn add_seen(report: &mut Report, machine: &Machine, seen: &Seen) {
+    let log = machine.litestream_log();
+    report.add(
+        "WAL at most",
+        format!("{} MB", seen.wal_bytes_max / 1_000_000),
+    );
+    report.add(
+        "longest time without a new file in the replica",
+        format!("{:.1?}", seen.replica_age_max),
+    );
+    report.add("errors that litestream logged", log_lines(&log, "ERROR"));
+    report.add("warnings that litestream logged", log_lines(&log, "WARN"));
 }
 
 /// The load of the benchmark of the intake: 64 connections, as fast as they can.
@@ -277,67 +277,42 @@ fn full_load_does_not_starve_litestream() {
     second.run_page_commands("litestream restore");
     let (copied, copied_at) = newest_payment(&second.database());
     let lag = Duration::from_micros((newest_at - copied_at).unsigned_abs());
-    let log = machine.litestream_log();
 
     let mut litestream = machine.start_litestream();
     let start = Instant::now();
     machine.run_page_commands("litestream sync");
     let catch_up = start.elapsed();
     litestream.kill();
-    write_figures(
-        "litestream-full-load",
-        &format!(
-            "The load of the benchmark of the intake next to litestream {VERSION}: 64 connections \
-                without a pause, on the same cores. Then litestream is killed, and its replica \
-                restored."
-        ),
-        &[
-            (
-                "payments a second without litestream",
-                format!("{:.0}", without.rate()),
-            ),
-            (
-                "payments a second with litestream",
-                format!("{:.0}", with.rate()),
-            ),
-            (
-                "p99 without litestream",
-                format!("{:.1} ms", without.percentile(99.0)),
-            ),
-            (
-                "p99 with litestream",
-                format!("{:.1} ms", with.percentile(99.0)),
-            ),
-            (
-                "longest request with litestream",
-                format!("{:.0} ms", with.percentile(100.0)),
-            ),
-            ("WAL at most", megabytes(seen.wal_bytes_max)),
-            (
-                "longest time without a new file in the replica",
-                format!("{:.1?}", seen.replica_age_max),
-            ),
-            (
-                "age of the replica at the end of the load",
-                format!("{lag:.1?}"),
-            ),
-            (
-                "payments that the replica lacked then",
-                (newest - copied).to_string(),
-            ),
-            (
-                "time to replicate the rest without load",
-                format!("{catch_up:.1?}"),
-            ),
-            (
-                "errors that litestream logged",
-                log_lines(&log, "ERROR").to_string(),
-            ),
-            (
-                "warnings that litestream logged",
-                log_lines(&log, "WARN").to_string(),
-            ),
-        ],
+    let what_ran = format!(
+        "The load of the benchmark of the intake next to litestream {VERSION}: 64 connections \
+            without a pause, on the same cores. Then litestream is killed, and the replica \
+            restored."
     );
+    let mut report = Report::new("litestream-full-load", &what_ran);
+    for (name, outcome) in [("without", &mut without), ("with", &mut with)] {
+        let rate = outcome.rate();
+        report.add(
+            &format!("payments a second {name} litestream"),
+            format!("{rate:.0}"),
+        );
+        for percent in [99.0, 100.0] {
+            let latency = outcome.percentile(percent);
+            report.add(
+                &format!("p{percent} {name} litestream"),
+                format!("{latency:.1} ms"),
+            );
+        }
+    }
+    report.add(
+        "age of the replica at the end of the load",
+        format!("{lag:.1?}"),
+    );
+    report.add("payments that the replica lacked then", newest - copied);
+    report.add(
+        "time to replicate the rest without load",
+        format!("{catch_up:.1?}"),
+    );
+    add_seen(&mut report, &machine, &seen);
+    report.finish();
     assert!(lag < LAG_MAX, "the replica is {lag:?} behind");
 }
