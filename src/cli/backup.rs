@@ -8,12 +8,12 @@ use payrelay::store::backup::{partial_backup_path, write_backup};
 use payrelay::store::operation::{self, OperationOutcome};
 use payrelay::store::{FileSizes, OfflineStore};
 
+use super::client::load_local;
 use super::local_user::local_user_origin;
 use super::output::{
     output_line, print_config_error, print_note, print_open_error, print_temporary_error,
 };
 use super::progress::{Measure, Progress};
-use super::state::load_local;
 
 #[derive(Args)]
 pub(super) struct BackupCommand {

@@ -1,7 +1,6 @@
 //! `payrelay channels`: lists the channels, and controls the notifiers of a running payrelay
 //! through its database.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
@@ -11,11 +10,12 @@ use payrelay::store::channel_action::{self, ChannelAction};
 use payrelay::store::{OfflineStore, StoreError, channel_sink};
 use serde_json::{Value, json};
 
+use super::client::{Client, Target, load_local};
 use super::exit_code;
 use super::local_user::local_user_origin;
-use super::output::{Output, print_error, print_open_error, print_temporary_error};
+use super::output::{Output, output_line, print_error, print_open_error, print_temporary_error};
 use super::payment::show_when;
-use super::state::{State, load_local};
+use super::state::State;
 use super::status::show_oldest;
 use super::table::{Align, Table, show_cell};
 use super::watch::Watch;
@@ -52,13 +52,13 @@ pub(super) struct ChannelsList {
 }
 
 impl ChannelsList {
-    pub(super) fn run(&self, file: Option<&Path>) -> u8 {
+    pub(super) fn run(&self, target: &Target) -> u8 {
         self.watch
-            .repeat(self.json, |output| self.show(file, output))
+            .repeat(self.json, |output| self.show(target, output))
     }
 
-    fn show(&self, file: Option<&Path>, output: &mut Output) -> Result<u8, u8> {
-        let state = State::open(file)?;
+    fn show(&self, target: &Target, output: &mut Output) -> Result<u8, u8> {
+        let state = State::open(target)?;
         let channels = state.list("/admin/channels", "channels", channels_of_file)?;
         let mut table = Table::new(&[
             ("channel", Align::Left),
@@ -126,13 +126,16 @@ const OUTCOME_TIMEOUT: Duration = Duration::from_secs(5);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 impl ChannelsCommand {
-    pub(super) fn run(&self, file: Option<&Path>) -> u8 {
+    pub(super) fn run(&self, target: &Target) -> u8 {
         let (name, action) = match self {
-            Self::List(list) => return list.run(file),
+            Self::List(list) => return list.run(target),
             Self::Resume { name } => (name, ChannelAction::Resume),
             Self::Skip { name, reason } => (name, ChannelAction::Skip(reason.clone())),
         };
-        let path = match load_local(file) {
+        if let Some(client) = target.remote() {
+            return Self::request_from(&client, name, &action).unwrap_or_else(|code| code);
+        }
+        let path = match load_local(target.file()) {
             Ok(config) => config.database,
             Err(code) => return code,
         };
@@ -164,6 +167,24 @@ impl ChannelsCommand {
             }
             Err(error) => print_temporary_error(error),
         }
+    }
+
+    /// Requests the action from a payrelay elsewhere. Its list of channels shows the outcome.
+    fn request_from(client: &Client, name: &str, action: &ChannelAction) -> Result<u8, u8> {
+        let (verb, reason) = match action {
+            ChannelAction::Resume => ("resume", None),
+            ChannelAction::Skip(reason) => ("skip", Some(reason.as_str())),
+        };
+        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let path = format!("/admin/channels/{name}/{verb}");
+        let found = name.bytes().all(is_name) && client.act(&path, reason)?.is_some();
+        if !found {
+            print_error(format_args!("there is no channel {name}"));
+            return Ok(exit_code::PARTIAL);
+        }
+        Ok(output_line(format_args!(
+            "requested: {name} acts within a second; payrelay channels shows it"
+        )))
     }
 
     /// Stores the request, and waits for its outcome.

@@ -5,13 +5,14 @@
 //! it next checks its connection to Kafka, within seconds.
 
 mod list;
+mod remote;
+mod selection;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::dead_letter_action::{
     self, DeadLetterAction, DeadLetterOutcome, DeadLetterRequest,
@@ -19,11 +20,14 @@ use payrelay::store::dead_letter_action::{
 use payrelay::store::{OfflineStore, StoreError, dead_letter};
 
 pub(super) use self::list::{DeadLetterShow, DeadLettersList};
+use self::remote::RemoteResolution;
+use self::selection::DeadLetterSelection;
+use super::client::{Target, load_local};
+use super::confirmation::Confirmation;
 use super::exit_code;
 use super::local_user::local_user_origin;
 use super::output::{Output, print_error, print_open_error, print_temporary_error};
 use super::progress::{Measure, Progress};
-use super::state::load_local;
 
 #[derive(Subcommand)]
 pub(super) enum DeadLettersCommand {
@@ -46,24 +50,9 @@ pub(super) enum DeadLettersCommand {
         /// Why, for the record; needed unless it is a dry run
         #[arg(long, value_name = "TEXT", required_unless_present = "dry_run")]
         reason: Option<String>,
+        #[command(flatten)]
+        confirmation: Confirmation,
     },
-}
-
-#[derive(Args)]
-pub(super) struct DeadLetterSelection {
-    /// Their ids, as listed
-    #[arg(
-        value_name = "ID",
-        required_unless_present = "all",
-        conflicts_with = "all"
-    )]
-    ids: Vec<i64>,
-    /// All open ones
-    #[arg(long)]
-    all: bool,
-    /// Prints the outcome that it would have, and changes nothing
-    #[arg(long)]
-    dry_run: bool,
 }
 
 /// How many dead letters are resolved in one transaction.
@@ -74,18 +63,30 @@ const BATCH: usize = 100;
 const BATCH_PAUSE: Duration = Duration::from_millis(30);
 
 impl DeadLettersCommand {
-    pub(super) fn run(&self, file: Option<&Path>) -> u8 {
+    pub(super) fn run(&self, target: &Target) -> u8 {
         let (action, selection, reason) = match self {
-            Self::List(list) => return list.run(file),
-            Self::Show(show) => return show.run(file),
+            Self::List(list) => return list.run(target),
+            Self::Show(show) => return show.run(target),
             Self::Replay { selection, reason } => {
                 (DeadLetterAction::Replay, selection, reason.as_deref())
             }
-            Self::Discard { selection, reason } => {
+            Self::Discard {
+                selection,
+                reason,
+                confirmation,
+            } => {
+                if !selection.dry_run
+                    && let Err(code) = confirmation.check("discard closes dead letters for good")
+                {
+                    return code;
+                }
                 (DeadLetterAction::Discard, selection, reason.as_deref())
             }
         };
-        let path = match load_local(file) {
+        if let Some(client) = target.remote() {
+            return RemoteResolution::new(&client, action, selection, reason).run();
+        }
+        let path = match load_local(target.file()) {
             Ok(config) => config.database,
             Err(code) => return code,
         };
@@ -188,11 +189,7 @@ impl<'a> ResolveDeadLettersCommand<'a> {
     }
 
     fn print(&mut self, outcomes: &[DeadLetterOutcome]) {
-        let prefix = if self.selection.dry_run {
-            "would be: "
-        } else {
-            ""
-        };
+        let prefix = self.selection.outcome_prefix();
         for outcome in outcomes {
             self.output
                 .line(format_args!("{prefix}{}: {}", outcome.id, outcome.outcome));

@@ -17,8 +17,8 @@ use payrelay::store::local_socket::database_lock_holder;
 use payrelay::store::{OfflineStore, OpenError, payment};
 use serde::Serialize;
 
+use super::client::{connect_local, load_local};
 use super::output::Output;
-use super::state::{connect_local, load_local};
 use super::table::{Align, Table, show_bytes};
 use super::{configuration, exit_code};
 
@@ -233,11 +233,7 @@ fn check_socket(checks: &mut Checks, local: &LocalConfig) {
                 checks.add(Verdict::Ok, "payrelay", format!("it runs, and is {status}"));
             }
             Err(error) => {
-                checks.add(
-                    Verdict::Fail,
-                    "payrelay",
-                    format!("it does not answer: {error}"),
-                );
+                checks.add(Verdict::Fail, "payrelay", error.reason);
             }
         },
         Ok(None) if runs => {

@@ -2,14 +2,14 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
 
+use super::api::NoResponse;
+use super::client::Target;
 use super::local_client::exchange_json;
 use super::output::{Output, print_config_error, print_error};
-use super::state::{connect_local, load_local};
 use super::{configuration, exit_code};
 
 #[derive(Args)]
@@ -23,21 +23,23 @@ pub(super) struct HealthCommand {
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 impl HealthCommand {
-    pub(super) fn run(&self, file: Option<&Path>) -> u8 {
-        self.ask(file).unwrap_or_else(|code| code)
+    pub(super) fn run(&self, target: &Target) -> u8 {
+        self.ask(target).unwrap_or_else(|code| code)
     }
 
-    fn ask(&self, file: Option<&Path>) -> Result<u8, u8> {
+    fn ask(&self, target: &Target) -> Result<u8, u8> {
         let path = if self.live {
             "/health/live"
         } else {
             "/health/ready"
         };
-        let answer = if let Some(client) = connect_local(&load_local(file)?)? {
+        let answer = if let Some(client) = target.connect()? {
             client.get(path).map(|response| response.status)
         } else {
-            let address = configuration::load_listen_address(file).map_err(print_config_error)?;
-            ask_address(own_address(address), path)
+            let address =
+                configuration::load_listen_address(target.file()).map_err(print_config_error)?;
+            let address = own_address(address);
+            ask_address(address, path).map_err(NoResponse::temporary)
         };
         match answer {
             Ok(200) => {
@@ -50,7 +52,7 @@ impl HealthCommand {
                 Ok(exit_code::PARTIAL)
             }
             Err(error) => {
-                print_error(format_args!("payrelay does not answer: {error}"));
+                print_error(error.reason);
                 Ok(exit_code::PARTIAL)
             }
         }

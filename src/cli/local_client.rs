@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::api::ApiResponse;
+
 /// A payrelay that needs longer does not answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -14,13 +16,6 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct LocalClient {
     socket: PathBuf,
-}
-
-/// A response, whatever its status.
-#[derive(Debug)]
-pub(super) struct LocalResponse {
-    pub(super) status: u16,
-    pub(super) body: Value,
 }
 
 impl LocalClient {
@@ -32,19 +27,17 @@ impl LocalClient {
         })
     }
 
-    pub(super) fn get(&self, path: &str) -> io::Result<LocalResponse> {
-        self.request("GET", path)
-    }
-
-    pub(super) fn post(&self, path: &str) -> io::Result<LocalResponse> {
-        self.request("POST", path)
-    }
-
-    fn request(&self, method: &str, path: &str) -> io::Result<LocalResponse> {
+    pub(super) fn request(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> io::Result<ApiResponse> {
         let mut stream = UnixStream::connect(&self.socket)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_write_timeout(Some(TIMEOUT))?;
-        exchange_json(&mut stream, method, path, "")
+        let body = body.map(Value::to_string).unwrap_or_default();
+        exchange_json(&mut stream, method, path, &body)
     }
 }
 
@@ -54,7 +47,7 @@ pub(super) fn exchange_json(
     method: &str,
     path: &str,
     body: &str,
-) -> io::Result<LocalResponse> {
+) -> io::Result<ApiResponse> {
     // To a request of HTTP/1.0 the response has no chunks, and ends with the connection.
     let length = body.len();
     write!(
@@ -68,11 +61,11 @@ pub(super) fn exchange_json(
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "this is no response"))
 }
 
-fn parse_local_response(response: &[u8]) -> Option<LocalResponse> {
+fn parse_local_response(response: &[u8]) -> Option<ApiResponse> {
     let text = std::str::from_utf8(response).ok()?;
     let (head, body) = text.split_once("\r\n\r\n")?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
-    Some(LocalResponse {
+    Some(ApiResponse {
         status,
         body: serde_json::from_str(body).ok()?,
     })

@@ -1,11 +1,14 @@
 //! The command line: arguments, help, and the dispatch to a file for each command.
 
+mod api;
 mod audit;
 mod backup;
 mod channels;
+mod client;
 mod completions;
 mod config;
 mod configuration;
+mod confirmation;
 mod dead_letters;
 mod demo;
 mod descriptors;
@@ -22,6 +25,7 @@ mod output;
 mod payment;
 mod payments;
 mod progress;
+mod remote_client;
 mod restore;
 mod scratch;
 mod selftest;
@@ -39,13 +43,15 @@ use std::path::{Path, PathBuf};
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use payrelay::config::{LoadedConfig, Problems};
 
+use self::client::Target;
 use self::log_format::LineFormat;
-use self::output::{print_config_error, print_start_error};
+use self::output::{print_config_error, print_error, print_start_error};
 
 const AFTER_HELP: &str = "\
 Environment:
   Each configuration key has a variable, which wins: http.listen is PAYRELAY_HTTP_LISTEN.
   PAYRELAY_CONFIG  the configuration file, as --config
+  PAYRELAY_TOKEN   the token for --url
   PAYRELAY_LOG     error, warn, info (default), debug, trace or off
   NO_COLOR         no colours, as --color never; CLICOLOR_FORCE=1 as --color always
 
@@ -64,8 +70,12 @@ Exit codes:
   74  the output could not be written (a pipe that is closed early, as head does, is no error)
   75  it may pass: the port or the database is in use, Kafka or a running payrelay does not answer,
       or payrelay is not ready
-  77  the operating system does not allow the port or the local socket
+  77  the operating system does not allow the port or the local socket, or the token is missing,
+      unknown or not enough
   78  the configuration, the database file or the copy cannot be used";
+
+const URL_HELP: &str = "Asks the payrelay at this address, such as https://payrelay.example, not \
+    that of this machine; with the token of PAYRELAY_TOKEN";
 
 /// A payment outbox for one small machine: HTTP, SQLite, Kafka, Slack. It loses no payment and
 /// delivers none twice.
@@ -85,6 +95,14 @@ struct Arguments {
         hide_default_value = true
     )]
     color: Color,
+    #[arg(long, global = true, value_name = "URL", help = URL_HELP)]
+    url: Option<String>,
+    /// The file that has the token for --url
+    #[arg(long, global = true, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Prints nothing but the result, and errors
+    #[arg(long, global = true)]
+    quiet: bool,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -170,9 +188,27 @@ pub(crate) fn run_command_line() -> u8 {
             };
         }
     };
-    arguments.color.choose();
-    let file = arguments.config.as_deref();
-    arguments.command.unwrap_or(Command::Serve).run(file)
+    arguments.run()
+}
+
+impl Arguments {
+    fn run(self) -> u8 {
+        self.color.choose();
+        output::set_quiet(self.quiet);
+        let command = self.command.unwrap_or(Command::Serve);
+        if self.url.is_some() && !command.can_ask_remote() {
+            print_error("--url: this command works on this machine alone");
+            return exit_code::USAGE;
+        }
+        if self.url.is_none() && self.token_file.is_some() {
+            print_error("--token-file is for --url");
+            return exit_code::USAGE;
+        }
+        match Target::new(self.config, self.url.as_deref(), self.token_file.as_deref()) {
+            Ok(target) => command.run(&target),
+            Err(code) => code,
+        }
+    }
 }
 
 impl Color {
@@ -187,29 +223,45 @@ impl Color {
 }
 
 impl Command {
+    /// Whether `--url` may name the payrelay that it asks.
+    fn can_ask_remote(&self) -> bool {
+        matches!(
+            self,
+            Self::Status(_)
+                | Self::Payment(_)
+                | Self::Payments(_)
+                | Self::Outbox { .. }
+                | Self::Channels { .. }
+                | Self::DeadLetters { .. }
+                | Self::Topic(_)
+                | Self::Health(_)
+        )
+    }
+
     /// Each command reads no more of the configuration than it needs.
-    fn run(self, file: Option<&Path>) -> u8 {
+    fn run(self, target: &Target) -> u8 {
+        let file = target.file();
         match self {
             Self::Serve => run_serve(file),
-            Self::Status(status) => status.run(file),
-            Self::Payment(payment) => payment.run(file),
-            Self::Payments(payments) => payments.run(file),
-            Self::Outbox { action: None } => outbox::OutboxList::default().run(file),
+            Self::Status(status) => status.run(target),
+            Self::Payment(payment) => payment.run(target),
+            Self::Payments(payments) => payments.run(target),
+            Self::Outbox { action: None } => outbox::OutboxList::default().run(target),
             Self::Outbox {
                 action: Some(action),
-            } => action.run(file),
-            Self::Channels { action: None } => channels::ChannelsList::default().run(file),
+            } => action.run(target),
+            Self::Channels { action: None } => channels::ChannelsList::default().run(target),
             Self::Channels {
                 action: Some(action),
-            } => action.run(file),
+            } => action.run(target),
             Self::DeadLetters { action: None } => {
-                dead_letters::DeadLettersList::default().run(file)
+                dead_letters::DeadLettersList::default().run(target)
             }
             Self::DeadLetters {
                 action: Some(action),
-            } => action.run(file),
-            Self::Topic(topic) => topic.run(file),
-            Self::Health(health) => health.run(file),
+            } => action.run(target),
+            Self::Topic(topic) => topic.run(target),
+            Self::Health(health) => health.run(target),
             Self::Doctor(doctor) => doctor.run(file),
             Self::Explain(explain) => explain.run(),
             Self::Backup(backup) => backup.run(file),
@@ -224,7 +276,7 @@ impl Command {
             | Self::CheckConfig => with_configuration(file, |it| config::run_check_config(&it)),
             Self::Selftest(selftest) => selftest.run(),
             Self::Demo(demo) => demo.run(),
-            Self::SupportBundle(bundle) => bundle.run(file),
+            Self::SupportBundle(bundle) => bundle.run(target),
             Self::Token => token::run_token_command(),
             Self::Completions(completions) => completions.run(&mut Arguments::command()),
             Self::Man(man) => man.run(Arguments::command()),
@@ -238,6 +290,7 @@ fn run_serve(file: Option<&Path>) -> u8 {
         exit_code::CONFIG
     };
     let level = match logger::configured_log_level() {
+        Ok(level) if output::is_quiet() => level.min(log::LevelFilter::Error),
         Ok(level) => level,
         Err(problem) => return refused(problem),
     };

@@ -1,7 +1,5 @@
 //! `payrelay outbox`: the events that wait to be published, and the relay of a running payrelay.
 
-use std::path::Path;
-
 use clap::{Args, Subcommand, ValueEnum};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::outbox_view::{self, OutboxFilter};
@@ -9,11 +7,12 @@ use payrelay::store::relay_action::{self, RelayAction};
 use payrelay::store::{OfflineStore, StoreError};
 use serde_json::Value;
 
+use super::client::{Target, load_local};
 use super::exit_code;
 use super::local_user::local_user_origin;
 use super::output::{Output, output_line, print_note, print_open_error, print_temporary_error};
 use super::payment::show_when;
-use super::state::{State, connect_local, found_in_response, load_local, to_json};
+use super::state::{State, to_json};
 use super::table::{Align, Table, show_cell};
 use super::watch::Watch;
 
@@ -66,23 +65,23 @@ impl Default for OutboxList {
 }
 
 impl OutboxCommand {
-    pub(super) fn run(&self, file: Option<&Path>) -> u8 {
+    pub(super) fn run(&self, target: &Target) -> u8 {
         match self {
-            Self::List(list) => list.run(file),
-            Self::Wake => wake_relay(file).unwrap_or_else(|code| code),
-            Self::Resume => resume_relay(file).unwrap_or_else(|code| code),
+            Self::List(list) => list.run(target),
+            Self::Wake => wake_relay(target).unwrap_or_else(|code| code),
+            Self::Resume => resume_relay(target).unwrap_or_else(|code| code),
         }
     }
 }
 
 impl OutboxList {
-    pub(super) fn run(&self, file: Option<&Path>) -> u8 {
+    pub(super) fn run(&self, target: &Target) -> u8 {
         self.watch
-            .repeat(self.json, |output| self.show(file, output))
+            .repeat(self.json, |output| self.show(target, output))
     }
 
-    fn show(&self, file: Option<&Path>, output: &mut Output) -> Result<u8, u8> {
-        let state = State::open(file)?;
+    fn show(&self, target: &Target, output: &mut Output) -> Result<u8, u8> {
+        let state = State::open(target)?;
         let name = match self.state {
             OutboxState::Init => "init",
             OutboxState::Rejected => "rejected",
@@ -152,7 +151,7 @@ impl OutboxList {
             return Ok(String::new());
         }
         let ready = match state {
-            State::Running(client) => found_in_response(client.get("/admin/overview"))?,
+            State::Running(client) => client.find("/admin/overview")?,
             State::Stopped(_) => return Ok("payrelay does not run".to_owned()),
         };
         let health = &ready.unwrap_or_default()["components"]["publisher"];
@@ -163,18 +162,25 @@ impl OutboxList {
     }
 }
 
-fn wake_relay(file: Option<&Path>) -> Result<u8, u8> {
-    let Some(client) = connect_local(&load_local(file)?)? else {
+fn wake_relay(target: &Target) -> Result<u8, u8> {
+    let Some(client) = target.connect()? else {
         return Err(print_temporary_error(
             "no running payrelay serves the local socket (http.socket)",
         ));
     };
-    found_in_response(client.post("/admin/relay/wake"))?;
+    client.act("/admin/relay/wake", None)?;
     Ok(output_line("requested: the relay tries now"))
 }
 
-fn resume_relay(file: Option<&Path>) -> Result<u8, u8> {
-    let path = load_local(file)?.database;
+const RESUME_REQUESTED: &str =
+    "requested: a running payrelay whose relay is fenced resumes within a second";
+
+fn resume_relay(target: &Target) -> Result<u8, u8> {
+    if let Some(client) = target.remote() {
+        client.act("/admin/relay/resume", None)?;
+        return Ok(output_line(RESUME_REQUESTED));
+    }
+    let path = load_local(target.file())?.database;
     let mut database = OfflineStore::open(&path).map_err(|error| print_open_error(&error))?;
     let origin = local_user_origin();
     database
@@ -182,7 +188,5 @@ fn resume_relay(file: Option<&Path>) -> Result<u8, u8> {
             relay_action::record_relay_action(tx, RelayAction::Resume, &origin, Timestamp::now())
         })
         .map_err(print_temporary_error)?;
-    Ok(output_line(
-        "requested: a running payrelay whose relay is fenced resumes within a second",
-    ))
+    Ok(output_line(RESUME_REQUESTED))
 }

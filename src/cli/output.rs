@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use anstream::AutoStream;
 use payrelay::store::OpenError;
@@ -80,8 +81,22 @@ pub(super) fn print_start_error(format: LineFormat, error: impl Display) {
     let _ = format.write_start_error(&mut io::stderr(), &error.to_string());
 }
 
+/// Whether nothing but errors goes to standard error: `--quiet`.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+pub(super) fn set_quiet(quiet: bool) {
+    QUIET.store(quiet, Relaxed);
+}
+
+pub(super) fn is_quiet() -> bool {
+    QUIET.load(Relaxed)
+}
+
 /// Writes an explanation to standard error, so that standard output has the result alone.
 pub(super) fn print_note(note: &str) {
+    if is_quiet() {
+        return;
+    }
     let _ = writeln!(io::stderr(), "{note}");
 }
 

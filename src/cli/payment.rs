@@ -1,18 +1,20 @@
 //! `payrelay payment`: the timeline of one payment.
 
 use std::fmt::Write as _;
-use std::path::Path;
 
 use clap::Args;
 use payrelay::domain::timestamp::{TimeZone, Timestamp};
+use payrelay::domain::trace_context::TraceId;
 use payrelay::runtime::plural::counted;
 use payrelay::slack::message::message_amount;
 use payrelay::store::payment_view::PaymentView;
-use payrelay::store::{OfflineStore, StoreError, timeline};
+use payrelay::store::{OfflineStore, StoreError, timeline, trace};
 use serde_json::Value;
 
+use super::client::Target;
 use super::exit_code;
 use super::output::{Output, print_error};
+use super::progress::{Measure, Progress};
 use super::state::{State, to_json};
 use super::table::{Align, Table, escape_controls, show_age, show_age_of, show_cell};
 
@@ -20,24 +22,63 @@ use super::table::{Align, Table, escape_controls, show_age, show_age_of, show_ce
 pub(super) struct PaymentCommand {
     /// The payment's id
     #[arg(value_name = "ID", value_parser = clap::value_parser!(i64).range(0..))]
-    id: i64,
-    /// Prints one JSON object
+    #[arg(required_unless_present = "trace", conflicts_with = "trace")]
+    id: Option<i64>,
+    /// Finds payments by the trace of their request, as long as the outbox keeps their events. It
+    /// reads the whole outbox
+    #[arg(long, value_name = "TRACE_ID", value_parser = parse_trace_id)]
+    trace: Option<TraceId>,
+    /// Prints one JSON object; with --trace one a line
     #[arg(long)]
     json: bool,
 }
 
 impl PaymentCommand {
-    pub(super) fn run(&self, file: Option<&Path>) -> u8 {
-        self.show(file).unwrap_or_else(|code| code)
+    pub(super) fn run(&self, target: &Target) -> u8 {
+        self.show(target).unwrap_or_else(|code| code)
     }
 
-    fn show(&self, file: Option<&Path>) -> Result<u8, u8> {
-        let state = State::open(file)?;
-        let found = state.get(&format!("/payments/{}", self.id), |database| {
-            payment_of_file(database, self.id)
+    fn show(&self, target: &Target) -> Result<u8, u8> {
+        let state = State::open(target)?;
+        match (self.id, &self.trace) {
+            (_, Some(trace)) => self.show_trace(&state, trace),
+            (id, None) => self.show_payment(&state, id.unwrap_or_default()),
+        }
+    }
+
+    /// The timeline of the only payment of a trace, or a list of all of them.
+    fn show_trace(&self, state: &State, trace: &TraceId) -> Result<u8, u8> {
+        let payments = find_trace(state, trace)?;
+        if let [payment] = payments.as_slice()
+            && let Some(id) = payment["id"].as_i64()
+        {
+            return self.show_payment(state, id);
+        }
+        if payments.is_empty() {
+            print_error(format_args!(
+                "no payment in the outbox has the trace {}",
+                trace.as_str()
+            ));
+            return Ok(exit_code::PARTIAL);
+        }
+        let zone = TimeZone::system();
+        let mut output = Output::default();
+        for payment in &payments {
+            if self.json {
+                output.json(payment);
+            } else {
+                output.line(payment_line(payment, &zone));
+            }
+        }
+        Ok(output.exit_code(exit_code::OK))
+    }
+
+    fn show_payment(&self, state: &State, id: i64) -> Result<u8, u8> {
+        let found = state.get(&format!("/payments/{id}"), |database| {
+            payment_of_file(database, id)
         })?;
         let Some(payment) = found else {
-            print_error(format_args!("there is no payment {}", self.id));
+            print_error(format_args!("there is no payment {id}"));
             return Ok(exit_code::PARTIAL);
         };
         let mut output = Output::default();
@@ -53,6 +94,44 @@ impl PaymentCommand {
 fn payment_of_file(database: &OfflineStore, id: i64) -> Result<Option<Value>, StoreError> {
     let found = database.read(|connection| timeline::find_payment_timeline(connection, id))?;
     Ok(found.map(|timeline| to_json(&PaymentView::new(&timeline, database.node()))))
+}
+
+fn parse_trace_id(text: &str) -> Result<TraceId, &'static str> {
+    TraceId::parse(text).ok_or("a trace id has 32 hexadecimal digits, not all of them zero")
+}
+
+/// Every payment of a trace, newest first.
+fn find_trace(state: &State, trace: &TraceId) -> Result<Vec<Value>, u8> {
+    let _progress = Progress::show("outbox", || Measure::Time);
+    let path = format!("/payments?trace_id={}", trace.as_str());
+    state.list(&path, "payments", |database| {
+        let mut found = Vec::new();
+        let mut before = Some(i64::MAX);
+        while let Some(id) = before {
+            let page = database.read(|connection| {
+                trace::payments_of_trace(connection, trace, id, trace::EVENTS_READ)
+            })?;
+            found.extend(page.payments.iter().map(to_json));
+            before = page.next_before;
+        }
+        Ok(found)
+    })
+}
+
+/// A payment as a line of a list.
+pub(super) fn payment_line(payment: &Value, zone: &TimeZone) -> String {
+    let time = payment["executed_at"].as_str().and_then(Timestamp::parse);
+    let line = format!(
+        "{:>10}  {}  {:<9}  user {}, reservation {}  {}  {}",
+        show_cell(&payment["id"]),
+        time.map_or_else(String::new, |time| zone.format_time(time)),
+        show_cell(&payment["status"]),
+        payment["user_id"],
+        payment["reservation_id"],
+        show_amount(payment),
+        escape_controls(payment["failure"].as_str().unwrap_or_default())
+    );
+    line.trim_end().to_owned()
 }
 
 /// An amount with its currency: `150,000 KRW`.

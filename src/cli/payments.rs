@@ -1,7 +1,6 @@
 //! `payrelay payments`: what was paid in a time, such as today, and its sums.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use clap::{Args, ValueEnum};
 use payrelay::domain::payment::Status;
@@ -12,11 +11,12 @@ use payrelay::store::{OfflineStore, StoreError};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::client::Target;
 use super::exit_code;
 use super::output::{Output, print_error, print_note};
-use super::payment::show_amount;
-use super::state::{State, found_in_response, to_json};
-use super::table::{Align, Table, escape_controls, show_cell};
+use super::payment::payment_line;
+use super::state::{State, to_json};
+use super::table::{Align, Table, show_cell};
 
 #[derive(Args)]
 pub(super) struct PaymentsCommand {
@@ -63,7 +63,7 @@ const COLUMNS: [&str; 8] = [
 ];
 
 impl PaymentsCommand {
-    pub(super) fn run(&self, file: Option<&Path>) -> u8 {
+    pub(super) fn run(&self, target: &Target) -> u8 {
         let zone = TimeZone::system();
         let Some(filter) = self.filter(Timestamp::now(), &zone) else {
             print_error(
@@ -72,7 +72,7 @@ impl PaymentsCommand {
             );
             return exit_code::USAGE;
         };
-        self.show(file, filter, &zone).unwrap_or_else(|code| code)
+        self.show(target, filter, &zone).unwrap_or_else(|code| code)
     }
 
     fn filter(&self, now: Timestamp, zone: &TimeZone) -> Option<TakingsFilter> {
@@ -91,8 +91,8 @@ impl PaymentsCommand {
         })
     }
 
-    fn show(&self, file: Option<&Path>, filter: TakingsFilter, zone: &TimeZone) -> Result<u8, u8> {
-        let state = State::open(file)?;
+    fn show(&self, target: &Target, filter: TakingsFilter, zone: &TimeZone) -> Result<u8, u8> {
+        let state = State::open(target)?;
         let mut output = Output::default();
         let mut totals = Totals::default();
         let mut after = Some(0);
@@ -132,21 +132,7 @@ impl PaymentsCommand {
             let cells = COLUMNS.iter().map(|name| csv_cell(&payment[*name]));
             output.line(cells.collect::<Vec<_>>().join(","));
         } else {
-            let failure = payment["failure"].as_str().unwrap_or_default();
-            let line = format!(
-                "{:>10}  {}  {:<9}  user {}, reservation {}  {}  {}",
-                show_cell(&payment["id"]),
-                payment["executed_at"]
-                    .as_str()
-                    .and_then(Timestamp::parse)
-                    .map_or_else(String::new, |time| zone.format_time(time)),
-                show_cell(&payment["status"]),
-                payment["user_id"],
-                payment["reservation_id"],
-                show_amount(payment),
-                escape_controls(failure)
-            );
-            output.line(line.trim_end());
+            output.line(payment_line(payment, zone));
         }
     }
 
@@ -210,7 +196,7 @@ fn read_page(state: &State, filter: TakingsFilter, after: i64) -> Result<Vec<Val
                 status.map_or_else(String::new, |status| format!("&status={}", status.as_str()));
             let path =
                 format!("/payments?since={since}&until={until}{status}&after={after}&limit={PAGE}");
-            let page = found_in_response(client.get(&path))?.unwrap_or_default();
+            let page = client.find(&path)?.unwrap_or_default();
             Ok(page["payments"].as_array().cloned().unwrap_or_default())
         }
         State::Stopped(database) => {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::output::print_note;
+use super::output::{is_quiet, print_note};
 use super::table::{show_age, show_bytes};
 
 /// A command that ends earlier shows no bar.
@@ -77,7 +77,9 @@ impl Progress {
         let thread = thread::Builder::new()
             .name("progress".to_owned())
             .spawn(move || {
-                if io::stderr().is_terminal() {
+                if is_quiet() {
+                    // --quiet.
+                } else if io::stderr().is_terminal() {
                     draw_bar(what, &measure, &stopped);
                 } else {
                     print_lines(what, &measure, &stopped);

@@ -1,6 +1,5 @@
 //! `payrelay restore`: replaces the database by a copy, or marks the database as a copy.
 
-use std::io::{self, BufRead, IsTerminal as _};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -11,9 +10,10 @@ use payrelay::store::restore::{
     RestoreError, RestoreRequest, Restored, partial_restore_path, restore_database,
 };
 
+use super::confirmation::Confirmation;
 use super::exit_code;
 use super::local_user::local_user_origin;
-use super::output::{output_line, print_error, print_note};
+use super::output::{output_line, print_error};
 use super::progress::{Measure, Progress};
 
 #[derive(Args)]
@@ -29,24 +29,19 @@ pub(super) struct RestoreCommand {
     /// Marks the file at database.path as a restored copy, without replacing it
     #[arg(long)]
     adopt: bool,
-    /// Restores without a question. Needed where no terminal can ask: otherwise the command asks,
-    /// and anything but "yes" changes nothing
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    confirmation: Confirmation,
 }
 
 impl RestoreCommand {
     pub(super) fn run(&self, config: &Config) -> u8 {
-        let terminals = io::stdin().is_terminal() && io::stderr().is_terminal();
-        if !self.yes && !terminals {
-            print_error("restore replaces the database: add --yes");
-            return exit_code::USAGE;
-        }
-        if !self.yes
-            && !confirm_restore(&self.consequence(&config.database.path), io::stdin().lock())
-        {
-            print_error("not confirmed: nothing was changed");
-            return exit_code::USAGE;
+        let consequence = if self.adopt {
+            "restore marks the database as a restored copy"
+        } else {
+            "restore replaces the database"
+        };
+        if let Err(code) = self.confirmation.check(consequence) {
+            return code;
         }
         let by = local_user_origin();
         let request = RestoreRequest {
@@ -90,22 +85,6 @@ impl RestoreCommand {
             }
         })
     }
-
-    fn consequence(&self, database: &Path) -> String {
-        let database = database.display();
-        if self.adopt {
-            format!("This marks {database} as a restored copy: its next start gives new ids.")
-        } else {
-            format!("This replaces {database}; the files that are there are moved, not deleted.")
-        }
-    }
-}
-
-/// Asks on standard error, and reads the answer.
-fn confirm_restore(consequence: &str, mut answers: impl BufRead) -> bool {
-    print_note(&format!("{consequence}\nType yes to continue:"));
-    let mut answer = String::new();
-    answers.read_line(&mut answer).is_ok() && answer.trim() == "yes"
 }
 
 fn describe_restored(restored: &Restored) -> String {
@@ -123,18 +102,4 @@ fn describe_restored(restored: &Restored) -> String {
             all that were given",
         counted(*payments, "payment")
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_restore_is_confirmed_by_yes_and_by_nothing_else() {
-        let confirm = |answer: &str| confirm_restore("This is a test.", answer.as_bytes());
-        assert!(confirm("yes\n") && confirm(" yes \n"));
-        for answer in ["", "\n", "y\n", "no\n", "yes please\n"] {
-            assert!(!confirm(answer), "{answer:?}");
-        }
-    }
 }

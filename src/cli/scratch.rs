@@ -15,7 +15,8 @@ use std::{env, thread};
 use crossbeam_channel::{Sender, bounded};
 use serde_json::json;
 
-use super::local_client::{LocalResponse, exchange_json};
+use super::api::ApiResponse;
+use super::local_client::exchange_json;
 
 /// How long a start may take: after a kill it reads the WAL.
 const START_TIMEOUT: Duration = Duration::from_mins(1);
@@ -157,7 +158,7 @@ pub(super) fn pay_reservation(
     user: i64,
     reservation: i64,
     price: i64,
-) -> io::Result<LocalResponse> {
+) -> io::Result<ApiResponse> {
     let mut stream = TcpStream::connect_timeout(&address, ANSWER_TIMEOUT)?;
     stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     let body = json!({

@@ -1,32 +1,28 @@
-//! Where a command reads the state: from a running payrelay through its socket, else from the file,
-//! read-only. Both give the same JSON.
+//! Where a command reads the state: from a running payrelay through its socket or its URL, else
+//! from the file, read-only. All give the same JSON.
 
-use std::io;
-use std::path::Path;
-
-use payrelay::config::LocalConfig;
-use payrelay::store::local_socket::{database_lock_holder, local_socket_path};
+use payrelay::store::local_socket::database_lock_holder;
 use payrelay::store::{OfflineStore, StoreError};
 use serde_json::Value;
 
-use super::local_client::{LocalClient, LocalResponse};
-use super::output::{
-    print_config_error, print_error, print_note, print_open_error, print_temporary_error,
-};
-use super::{configuration, exit_code};
+use super::client::{Client, Target, connect_local, load_local};
+use super::output::{print_note, print_open_error, print_temporary_error};
 
 /// The source of a command's answer.
 pub(super) enum State {
-    /// A payrelay that serves its socket.
-    Running(LocalClient),
+    /// A payrelay that serves its socket, or that of `--url`.
+    Running(Client),
     /// The database alone.
     Stopped(OfflineStore),
 }
 
 impl State {
     /// Finds the source, or prints why there is none, and returns the exit code.
-    pub(super) fn open(file: Option<&Path>) -> Result<Self, u8> {
-        let config = load_local(file)?;
+    pub(super) fn open(target: &Target) -> Result<Self, u8> {
+        if let Some(client) = target.remote() {
+            return Ok(Self::Running(client));
+        }
+        let config = load_local(target.file())?;
         if let Some(client) = connect_local(&config)? {
             return Ok(Self::Running(client));
         }
@@ -49,7 +45,7 @@ impl State {
         read: impl FnOnce(&OfflineStore) -> Result<Option<Value>, StoreError>,
     ) -> Result<Option<Value>, u8> {
         match self {
-            Self::Running(client) => found_in_response(client.get(path)),
+            Self::Running(client) => client.find(path),
             Self::Stopped(database) => read(database).map_err(print_temporary_error),
         }
     }
@@ -68,56 +64,13 @@ impl State {
         let mut all = Vec::new();
         let mut next = Some(path.to_owned());
         while let Some(path) = next {
-            let mut page = found_in_response(client.get(&path))?.unwrap_or_default();
+            let mut page = client.find(&path)?.unwrap_or_default();
             if let Some(items) = page[items].as_array_mut() {
                 all.append(items);
             }
             next = page["next"].as_str().map(str::to_owned);
         }
         Ok(all)
-    }
-}
-
-/// Reads where the database and the socket are.
-pub(super) fn load_local(file: Option<&Path>) -> Result<LocalConfig, u8> {
-    configuration::load_local_configuration(file).map_err(print_config_error)
-}
-
-/// A client of the payrelay that serves the configured socket; `None`: no process serves it.
-pub(super) fn connect_local(config: &LocalConfig) -> Result<Option<LocalClient>, u8> {
-    let path = local_socket_path(&config.socket, &config.database)
-        .map_err(|error| print_open_error(&error))?;
-    let Some(path) = path else {
-        return Ok(None);
-    };
-    match LocalClient::connect(&path) {
-        Ok(client) => Ok(Some(client)),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            print_error(format_args!(
-                "{}: {error}: run the command as payrelay's user, or as a member of its group",
-                path.display()
-            ));
-            Err(exit_code::NOT_ALLOWED)
-        }
-        Err(_) => Ok(None),
-    }
-}
-
-/// The body of a response of 2xx; `None` for 404.
-pub(super) fn found_in_response(response: io::Result<LocalResponse>) -> Result<Option<Value>, u8> {
-    match response {
-        Ok(LocalResponse {
-            status: 200..=299,
-            body,
-        }) => Ok(Some(body)),
-        Ok(LocalResponse { status: 404, .. }) => Ok(None),
-        Ok(LocalResponse { status, body }) => Err(print_temporary_error(format_args!(
-            "payrelay answered {status}: {}",
-            body["detail"].as_str().unwrap_or_default()
-        ))),
-        Err(error) => Err(print_temporary_error(format_args!(
-            "payrelay does not answer: {error}"
-        ))),
     }
 }
 

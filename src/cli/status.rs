@@ -1,7 +1,6 @@
 //! `payrelay status`: whether payrelay is healthy, what waits and for how long, and what an
 //! operator has to do.
 
-use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
@@ -12,6 +11,7 @@ use payrelay::store::waiting::Waiting;
 use payrelay::store::{OfflineStore, StoreError, channel_sink, operation};
 use serde_json::{Value, json};
 
+use super::client::Target;
 use super::exit_code;
 use super::output::Output;
 use super::state::{State, to_json};
@@ -33,13 +33,13 @@ pub(super) struct StatusCommand {
 const NOT_RUNNING: &str = "not running";
 
 impl StatusCommand {
-    pub(super) fn run(&self, file: Option<&Path>) -> u8 {
+    pub(super) fn run(&self, target: &Target) -> u8 {
         self.watch
-            .repeat(self.json, |output| self.show(file, output))
+            .repeat(self.json, |output| self.show(target, output))
     }
 
-    fn show(&self, file: Option<&Path>, output: &mut Output) -> Result<u8, u8> {
-        let overview = read_overview(file)?;
+    fn show(&self, target: &Target, output: &mut Output) -> Result<u8, u8> {
+        let overview = read_overview(target)?;
         if self.json {
             output.json(&overview);
         } else {
@@ -50,8 +50,8 @@ impl StatusCommand {
 }
 
 /// The overview of a running payrelay, or the same of the file.
-pub(super) fn read_overview(file: Option<&Path>) -> Result<Value, u8> {
-    let state = State::open(file)?;
+pub(super) fn read_overview(target: &Target) -> Result<Value, u8> {
+    let state = State::open(target)?;
     let overview = state.get("/admin/overview", |database| {
         overview_of_file(database).map(Some)
     })?;

@@ -11,9 +11,10 @@ use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::local_socket::database_lock_holder;
 use serde::Serialize;
 
+use super::client::{Target, load_local};
 use super::doctor::run_checks;
 use super::output::{output_line, print_config_error};
-use super::state::{State, load_local};
+use super::state::State;
 use super::status::read_overview;
 use super::{config, configuration};
 
@@ -28,8 +29,8 @@ pub(super) struct SupportBundleCommand {
 const DISK_SECONDS: u64 = 1;
 
 impl SupportBundleCommand {
-    pub(super) fn run(&self, file: Option<&Path>) -> u8 {
-        let parts = collect_parts(file);
+    pub(super) fn run(&self, target: &Target) -> u8 {
+        let parts = collect_parts(target);
         match self.write(&parts) {
             Ok(()) => {
                 let names: Vec<_> = parts.iter().map(|(name, _)| *name).collect();
@@ -60,14 +61,15 @@ impl SupportBundleCommand {
 }
 
 /// The name and the text of each file. What cannot be read is named as such.
-fn collect_parts(file: Option<&Path>) -> Vec<(&'static str, String)> {
+fn collect_parts(target: &Target) -> Vec<(&'static str, String)> {
+    let file = target.file();
     let mut parts = vec![
         ("payrelay/version.txt", version_text()),
         ("payrelay/config.toml", configuration_text(file)),
-        ("payrelay/status.json", json_text(read_overview(file))),
+        ("payrelay/status.json", json_text(read_overview(target))),
         (
             "payrelay/topic.json",
-            json_text(read_running(file, "/admin/topic")),
+            json_text(read_running(target, "/admin/topic")),
         ),
         (
             "payrelay/doctor.json",
@@ -110,8 +112,8 @@ fn configuration_text(file: Option<&Path>) -> String {
 }
 
 /// An answer that only a running payrelay gives.
-fn read_running(file: Option<&Path>, path: &str) -> Result<serde_json::Value, u8> {
-    let found = State::open(file)?.get(path, |_| Ok(None))?;
+fn read_running(target: &Target, path: &str) -> Result<serde_json::Value, u8> {
+    let found = State::open(target)?.get(path, |_| Ok(None))?;
     Ok(found.unwrap_or_default())
 }
 

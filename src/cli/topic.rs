@@ -1,11 +1,10 @@
 //! `payrelay topic`: how far each partition of the topic is published and consumed.
 
-use std::path::Path;
-
 use clap::Args;
 use payrelay::store::topic::topic_partitions_by_name;
 use serde_json::{Value, json};
 
+use super::client::Target;
 use super::output::{Output, print_config_error, print_note};
 use super::state::{State, to_json};
 use super::table::{Align, Table, show_cell};
@@ -19,13 +18,18 @@ pub(super) struct TopicCommand {
 }
 
 impl TopicCommand {
-    pub(super) fn run(&self, file: Option<&Path>) -> u8 {
-        self.show(file).unwrap_or_else(|code| code)
+    pub(super) fn run(&self, target: &Target) -> u8 {
+        self.show(target).unwrap_or_else(|code| code)
     }
 
-    fn show(&self, file: Option<&Path>) -> Result<u8, u8> {
-        let state = State::open(file)?;
-        let name = configuration::load_topic_name(file).map_err(print_config_error)?;
+    fn show(&self, target: &Target) -> Result<u8, u8> {
+        let state = State::open(target)?;
+        let name = match &state {
+            State::Running(_) => String::new(),
+            State::Stopped(_) => {
+                configuration::load_topic_name(target.file()).map_err(print_config_error)?
+            }
+        };
         let topic = state.get("/admin/topic", |database| {
             let partitions = database.read(|tx| topic_partitions_by_name(tx, &name))?;
             Ok(Some(

@@ -9,7 +9,7 @@ use super::problems::Problems;
 use super::secret::Secret;
 
 /// Variables of payrelay that are no keys.
-const OTHER_VARIABLES: [&str; 2] = ["PAYRELAY_CONFIG", "PAYRELAY_LOG"];
+const OTHER_VARIABLES: [&str; 3] = ["PAYRELAY_CONFIG", "PAYRELAY_LOG", "PAYRELAY_TOKEN"];
 
 /// Whether a value may be shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -52,6 +52,24 @@ pub fn recorded_trace_id(parent: &str) -> Option<&str> {
     }
 }
 
+/// The id of a trace: 32 lower-case hexadecimal digits, not all of them zero.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceId(String);
+
+impl TraceId {
+    /// Reads an id. Some tools write it in upper case.
+    pub fn parse(text: &str) -> Option<Self> {
+        let id = text.to_ascii_lowercase();
+        let parent = parse_traceparent(&format!("00-{id}-0000000000000001-01"));
+        parent.map(|_| Self(id))
+    }
+
+    /// The id.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 /// The fields of version 00, with which every later version begins (section 3.2.2, "Versioning of
 /// traceparent").
 fn parse_traceparent(text: &str) -> Option<String> {

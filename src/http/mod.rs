@@ -26,6 +26,7 @@ mod route_pattern;
 mod router;
 mod server;
 mod takings;
+mod trace;
 
 pub use app::{App, AppContext, Channel};
 pub use auth::{Authenticator, LastTokenRemoved, TokenDiff};

@@ -22,6 +22,7 @@ use super::problem::Problem;
 use super::response::{Body, json_response};
 use super::route_pattern::RoutePattern;
 use super::takings::TakingsPage;
+use super::trace::TraceSearch;
 use crate::domain::access::Access;
 
 /// A small body arrives together with its head: a refusal waits this long for it, so that the
@@ -29,12 +30,13 @@ use crate::domain::access::Access;
 const ARRIVED: Duration = Duration::from_millis(5);
 
 /// The endpoints, for people.
-pub(super) const ROUTES: [&str; 23] = [
+pub(super) const ROUTES: [&str; 24] = [
     "GET /",
     "POST /payments",
     "GET /payments/{id}",
     "GET /payments?reservation_id={id}",
     "GET /payments?since={time}&until={time}",
+    "GET /payments?trace_id={trace_id}",
     "GET /users/{id}/payment-history",
     "GET /health/live",
     "GET /health/ready",
@@ -67,6 +69,7 @@ enum HttpRoute {
         id: i64,
     },
     Takings(TakingsPage),
+    Trace(TraceSearch),
     History {
         user_id: i64,
         before: Option<i64>,
@@ -87,6 +90,7 @@ impl HttpRoute {
             | Self::Paid { .. }
             | Self::Payment { .. }
             | Self::Takings(_)
+            | Self::Trace(_)
             | Self::History { .. } => Access::ReadOnly,
             Self::Pay => Access::Full,
             Self::Admin(_) => Access::Admin,
@@ -122,6 +126,8 @@ fn route_request(method: &Method, path: &str, query: Option<&str>) -> Result<Htt
                 let query = reject_duplicate_params(query)?;
                 if TakingsPage::is_meant(query) {
                     TakingsPage::parse(query).map(HttpRoute::Takings)
+                } else if TraceSearch::is_meant(query) {
+                    TraceSearch::parse(query).map(HttpRoute::Trace)
                 } else {
                     route_reservation_query(query)
                 }
@@ -160,7 +166,7 @@ fn route_reservation_query(query: &str) -> Result<HttpRoute, Problem> {
         if name != "reservation_id" {
             return Err(Problem::invalid_field(
                 name,
-                "there is no such parameter; there is reservation_id, or since and until",
+                "there is no such parameter; there is reservation_id, trace_id, or since and until",
             ));
         }
         reservation_id = Some(parse_id_param(name, value)?);
@@ -269,6 +275,7 @@ impl<'a> Router<'a> {
             HttpRoute::Pay => self.app.post_payments(&client, &head.headers, body).await,
             HttpRoute::Payment { id } => self.app.payment_by_id(id).await,
             HttpRoute::Takings(page) => self.app.payments_of_time(page).await,
+            HttpRoute::Trace(search) => self.app.payments_of_trace(search).await,
             HttpRoute::History {
                 user_id,
                 before,
@@ -405,6 +412,7 @@ mod tests {
             let target = target
                 .replace("{id}", "7")
                 .replace("{name}", "default")
+                .replace("{trace_id}", "4bf92f3577b34da6a3ce929d0e0e4736")
                 .replace("{time}", "2026-11-27T00:00:00Z");
             let (path, query) = target
                 .split_once('?')

@@ -46,6 +46,7 @@ mod stored_text;
 pub mod takings;
 pub mod timeline;
 pub mod topic;
+pub mod trace;
 pub mod unconsumed;
 pub mod unseen;
 pub mod waiting;

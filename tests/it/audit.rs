@@ -238,7 +238,7 @@ fn the_audit_notes_what_an_operator_should_know() {
     );
     node.assert_found(&["rejected"], &["dead-letters"]);
     node.doctor("DELETE FROM delivery WHERE outbox_id = 1");
-    let args = ["dead-letters", "discard", "1", "--reason", "no"]
+    let args = ["dead-letters", "discard", "1", "--reason", "no", "--yes"]
         .map(str::to_owned)
         .to_vec();
     let discard = run_to_exit(Options {

@@ -190,6 +190,17 @@ fn where_is_a_payment() {
     ] {
         assert!(running.contains(part), "{part} is missing from {running}");
     }
+    let trace = ["payment", "--trace", "4BF92F3577B34DA6A3CE929D0E0E4736"];
+    assert_eq!(site.answer(&trace), running);
+    let (code, _, error) = site.run(&["payment", "--trace", &"7".repeat(32)]);
+    assert!(code == Some(1) && error.contains("no payment"), "{error}");
+    for wrong in [
+        &["payment", "--trace", "7"][..],
+        &["payment"],
+        &[trace[0], trace[1], trace[2], "1"],
+    ] {
+        assert_eq!(site.run(wrong).0, Some(64), "{wrong:?}");
+    }
     let object = site.answer(&["payment", "1", "--json"]);
     assert!(site.payrelay.terminate().success());
     assert_eq!(
@@ -197,6 +208,7 @@ fn where_is_a_payment() {
         running,
         "the file knows the same"
     );
+    assert_eq!(site.answer(&trace), running);
     let stopped: Value = serde_json::from_str(&site.answer(&["payment", "1", "--json"])).unwrap();
     assert_eq!(stopped, serde_json::from_str::<Value>(&object).unwrap());
     let (code, _, error) = site.run(&["payment", "2"]);
@@ -204,6 +216,32 @@ fn where_is_a_payment() {
         code == Some(1) && error.contains("there is no payment 2"),
         "{error}"
     );
+}
+
+/// More events than one request reads.
+#[test]
+fn the_payments_of_a_trace_are_listed_over_several_pages() {
+    let site = Site::start(&[]);
+    let mut client = site.client();
+    for first in 0..25 {
+        let ids: Vec<_> = (first * 1000..(first + 1) * 1000).collect();
+        pay(&mut client, 42, ids);
+    }
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let changed = site.database().execute(
+        "UPDATE outbox SET traceparent = ?1 WHERE id IN (1, 2, 24999)",
+        [parent],
+    );
+    assert_eq!(changed, Ok(3));
+    let trace = ["payment", "--trace", "4bf92f3577b34da6a3ce929d0e0e4736"];
+    let list = site.answer(&trace);
+    let ids: Vec<_> = list
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert_eq!(ids, ["24999", "2", "1"], "{list}");
+    let lines = json_lines(&site.answer(&[&trace[..], &["--json"]].concat()));
+    assert_eq!((lines.len(), &lines[2]["id"]), (3, &json!(1)));
 }
 
 #[test]
@@ -517,7 +555,18 @@ fn a_reason_of_an_action_on_a_dead_letter_is_recorded() {
     let (code, _, error) = site.run(&["dead-letters", "discard", "1"]);
     assert!(code == Some(64) && error.contains("--reason"), "{error}");
     site.answer(&["dead-letters", "discard", "1", "--dry-run"]);
-    site.answer(&["dead-letters", "discard", "1", "--reason", "not ours"]);
+    let (code, _, error) = site.run(&["dead-letters", "discard", "1", "--reason", "no"]);
+    assert!(code == Some(64) && error.contains("add --yes"), "{error}");
+    let letter = site.answer(&["dead-letters", "show", "1"]);
+    assert!(letter.contains("\"OPEN\""), "{letter}");
+    site.answer(&[
+        "dead-letters",
+        "discard",
+        "1",
+        "--reason",
+        "not ours",
+        "--yes",
+    ]);
     let body = json!({"reason": "not ours either"});
     let discard = "/admin/dead-letters/2/discard";
     let mut client = site.client();

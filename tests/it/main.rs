@@ -37,6 +37,7 @@ mod metrics;
 mod model;
 mod outbox;
 mod process;
+mod remote_commands;
 mod restore;
 mod ring;
 mod slack;

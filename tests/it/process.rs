@@ -541,7 +541,14 @@ fn a_command_finishes_although_its_output_is_not_read() {
     assert_eq!(tried, Ok(250));
     open(250);
     assert_eq!(
-        unread(&["dead-letters", "discard", "--all", "--reason", "no"]),
+        unread(&[
+            "dead-letters",
+            "discard",
+            "--all",
+            "--reason",
+            "no",
+            "--yes"
+        ]),
         Some(0)
     );
     open(0);

@@ -1357,7 +1357,7 @@ fn a_command_replays_and_discards_dead_letters() {
     );
     site.wait_for_message_of(3);
     assert_eq!(
-        site.command(&["discard", "2", "--reason", "no"]),
+        site.command(&["discard", "2", "--reason", "no", "--yes"]),
         (Some(1), "2: nothing was done: it is REPLAYED\n".into())
     );
     let (code, _) = site.command(&["replay"]);

@@ -1,12 +1,11 @@
 //! `payrelay dead-letters list` and `show`: read-only.
 
-use std::path::Path;
-
 use clap::Args;
 use payrelay::store::dead_letter::{self, DeadLetterFilter};
 use payrelay::store::{OfflineStore, StoreError};
 use serde_json::Value;
 
+use crate::cli::client::Target;
 use crate::cli::exit_code;
 use crate::cli::output::{Output, print_error, print_note};
 use crate::cli::payment::show_when;
@@ -34,12 +33,12 @@ pub(in crate::cli) struct DeadLetterShow {
 const PAGE: usize = 500;
 
 impl DeadLettersList {
-    pub(in crate::cli) fn run(&self, file: Option<&Path>) -> u8 {
-        self.show(file).unwrap_or_else(|code| code)
+    pub(in crate::cli) fn run(&self, target: &Target) -> u8 {
+        self.show(target).unwrap_or_else(|code| code)
     }
 
-    fn show(&self, file: Option<&Path>) -> Result<u8, u8> {
-        let state = State::open(file)?;
+    fn show(&self, target: &Target) -> Result<u8, u8> {
+        let state = State::open(target)?;
         let path = format!("/admin/dead-letters?all={}&limit={PAGE}", self.all);
         let letters = state.list(&path, "dead_letters", |database| self.read(database))?;
         let mut output = Output::default();
@@ -98,12 +97,12 @@ impl DeadLettersList {
 }
 
 impl DeadLetterShow {
-    pub(in crate::cli) fn run(&self, file: Option<&Path>) -> u8 {
-        self.show(file).unwrap_or_else(|code| code)
+    pub(in crate::cli) fn run(&self, target: &Target) -> u8 {
+        self.show(target).unwrap_or_else(|code| code)
     }
 
-    fn show(&self, file: Option<&Path>) -> Result<u8, u8> {
-        let state = State::open(file)?;
+    fn show(&self, target: &Target) -> Result<u8, u8> {
+        let state = State::open(target)?;
         let letter = state.get(&format!("/admin/dead-letters/{}", self.id), |database| {
             let found = database.read(|tx| dead_letter::find_dead_letter(tx, self.id))?;
             Ok(found.as_ref().map(to_json))

@@ -54,9 +54,12 @@ fn part<'a>(help: &'a str, heading: &str) -> impl Iterator<Item = &'a str> {
 }
 
 /// The options of every command.
-const COMMON: [&str; 4] = [
+const COMMON: [&str; 7] = [
     "--config <FILE>",
     "--color <WHEN>",
+    "--url <URL>",
+    "--token-file <FILE>",
+    "--quiet",
     "-h, --help",
     "-V, --version",
 ];
@@ -424,8 +427,13 @@ fn every_key_and_variable_that_a_page_names_exists() {
             // A number in the name of a variable counts the tables.
             let of_a_key = name.replace("_0_", "_");
             let in_a_file = of_a_key.strip_suffix("_FILE").unwrap_or_default();
-            let is_other =
-                ["PAYRELAY_CONFIG", "PAYRELAY_LOG", "PAYRELAY_TEST_SEED"].contains(&name);
+            let is_other = [
+                "PAYRELAY_CONFIG",
+                "PAYRELAY_LOG",
+                "PAYRELAY_TEST_SEED",
+                "PAYRELAY_TOKEN",
+            ]
+            .contains(&name);
             // Tests have variables of their own.
             let is_variable =
                 name.starts_with("PAYRELAY_") && !page.to_string_lossy().contains("/development/");
