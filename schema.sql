@@ -1,4 +1,4 @@
--- payrelay's database, version 4. Applied as one transaction to an empty file;
+-- payrelay's database, version 5. Applied as one transaction to an empty file;
 -- src/store/engine/schema.rs sets PRAGMA user_version. Until 0.2.0 a change raises the version, and
 -- a file of an earlier one is refused.
 --
@@ -240,6 +240,7 @@ CREATE TABLE relay_action (
     id       INTEGER PRIMARY KEY,
     action   TEXT    NOT NULL CHECK (action IN ('resume', 'wake')),
     origin   TEXT    NOT NULL, -- 'http, token NAME' or 'local user NAME'
+    reason   TEXT, -- why, in the operator's words
     acted_at INTEGER NOT NULL
 ) STRICT;
 
@@ -249,9 +250,11 @@ CREATE INDEX relay_action_resume ON relay_action (id) WHERE action = 'resume';
 -- The commands that an operator must not forget.
 CREATE TABLE operation (
     id        INTEGER PRIMARY KEY,
-    operation TEXT    NOT NULL CHECK (operation IN ('backup')),
-    outcome   TEXT    NOT NULL CHECK (outcome IN ('ok', 'failed')),
+    operation TEXT    NOT NULL CHECK (operation IN ('backup', 'audit', 'restore')),
+    outcome   TEXT    NOT NULL CHECK (outcome IN ('ok', 'failed', 'findings')),
     origin    TEXT    NOT NULL, -- 'local user NAME'
+    findings  INTEGER,          -- of an audit: how many kinds
+    file_only INTEGER CHECK (file_only IN (0, 1)), -- of an audit: 1 if it did not read the topic
     ended_at  INTEGER NOT NULL
 ) STRICT;
 

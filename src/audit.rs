@@ -21,7 +21,8 @@ use crate::kafka::errors::explain_cluster_error;
 use crate::kafka::reachability::Reachability;
 use crate::kafka::topic_reader::{ReadTo, TopicReader, TopicRecord};
 use crate::store::audit::{
-    AuditDatabase, AuditTotals, Finding, OffsetRange, TopicEvent, TopicSnapshot,
+    AuditDatabase, AuditTotals, COPY_KIND, DAMAGED_KIND, Finding, OffsetRange, TopicEvent,
+    TopicSnapshot,
 };
 use crate::store::delivery::DeliveryStatus;
 use crate::store::outbox::EventStatus;
@@ -114,6 +115,17 @@ impl AuditReport {
     /// Whether there is no inconsistency.
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty()
+    }
+
+    /// Whether the file is a copy that payrelay has not been started on.
+    pub fn is_of_copy(&self) -> bool {
+        self.notes.iter().any(|note| note.kind == COPY_KIND)
+    }
+
+    /// Whether SQLite found the file damaged.
+    pub fn is_damaged(&self) -> bool {
+        let mut kinds = self.findings.iter().map(|finding| finding.kind);
+        kinds.any(|kind| kind == DAMAGED_KIND)
     }
 }
 

@@ -72,6 +72,8 @@ pub struct Point {
     pub undelivered: i64,
     /// Open dead letters.
     pub dead_letters: i64,
+    /// Free for payrelay's user; `None`: unknown.
+    pub disk_free_bytes: Option<u64>,
 }
 
 /// The samples. Cloning shares them.
@@ -238,6 +240,7 @@ impl Sampler {
             ref backlog,
             totals,
             last_payment_id,
+            files,
             ..
         } = *sample;
         if history.points.len() == HISTORY {
@@ -251,6 +254,7 @@ impl Sampler {
             unconsumed: backlog.unconsumed.count,
             undelivered: backlog.undelivered().count,
             dead_letters: backlog.dead_letters.count,
+            disk_free_bytes: files.disk_free_bytes,
         });
     }
 }

@@ -1,11 +1,20 @@
 //! `payrelay audit`: a report of everything that is inconsistent.
 
+use std::error::Error;
+use std::path::Path;
+
 use clap::Args;
-use payrelay::audit::{self, AuditError, AuditOptions};
+use payrelay::audit::{self, AuditError, AuditOptions, AuditReport};
 use payrelay::config::LoadedConfig;
+use payrelay::domain::timestamp::Timestamp;
+use payrelay::store::OfflineStore;
+use payrelay::store::operation::{
+    self, AuditSummary, Operation, OperationOutcome, OperationRecord,
+};
 
 use super::exit_code;
-use super::output::{Output, print_config_error, print_error, print_open_error};
+use super::local_user::local_user_origin;
+use super::output::{Output, print_config_error, print_error, print_note, print_open_error};
 use super::progress::{Measure, Progress};
 
 #[derive(Args)]
@@ -30,6 +39,7 @@ impl AuditCommand {
         let progress = (!self.json).then(|| Progress::show("audit", || Measure::Time));
         let report = audit::run_audit(&loaded.config, options);
         drop(progress);
+        self.record(&loaded.config.database.path, report.as_ref());
         let report = match report {
             Ok(report) => report,
             Err(AuditError::Open(error)) => return print_open_error(&error),
@@ -54,4 +64,47 @@ impl AuditCommand {
             exit_code::PARTIAL
         })
     }
+
+    /// Records that it ended, for `status`. A copy stays as it is, and so does a damaged file.
+    fn record(&self, path: &Path, report: Result<&AuditReport, &AuditError>) {
+        let (outcome, summary) = match report {
+            Err(AuditError::Open(_) | AuditError::Config(_)) => return,
+            Err(_) => (OperationOutcome::Failed, None),
+            Ok(report) if report.is_of_copy() || report.is_damaged() => return,
+            Ok(report) => {
+                let summary = AuditSummary {
+                    findings: u32::try_from(report.findings.len()).unwrap_or(u32::MAX),
+                    file_only: self.file_only,
+                };
+                let outcome = if report.is_clean() {
+                    OperationOutcome::Succeeded
+                } else {
+                    OperationOutcome::Findings
+                };
+                (outcome, Some(summary))
+            }
+        };
+        if let Err(error) = record_audit(path, outcome, summary) {
+            print_note(&format!(
+                "payrelay status will not show this audit: the database could not record it: \
+                    {error}"
+            ));
+        }
+    }
+}
+
+/// Records an audit as `backup` does: in a short transaction, also while payrelay runs.
+fn record_audit(
+    path: &Path,
+    outcome: OperationOutcome,
+    summary: Option<AuditSummary>,
+) -> Result<(), Box<dyn Error>> {
+    let record = OperationRecord {
+        ended_at: Timestamp::now(),
+        origin: local_user_origin(),
+    };
+    let mut database = OfflineStore::open(path)?;
+    database
+        .write(|tx| operation::record_operation(tx, Operation::Audit, outcome, summary, &record))?;
+    Ok(())
 }

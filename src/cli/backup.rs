@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::backup::{partial_backup_path, write_backup};
-use payrelay::store::operation::{self, OperationOutcome};
+use payrelay::store::operation::{self, Operation, OperationOutcome, OperationRecord};
 use payrelay::store::{FileSizes, OfflineStore};
 
 use super::client::load_local;
@@ -48,9 +48,12 @@ impl BackupCommand {
         } else {
             OperationOutcome::Failed
         };
-        let origin = local_user_origin();
-        let recorded =
-            database.write(|tx| operation::record_backup(tx, outcome, &origin, Timestamp::now()));
+        let record = OperationRecord {
+            ended_at: Timestamp::now(),
+            origin: local_user_origin(),
+        };
+        let recorded = database
+            .write(|tx| operation::record_operation(tx, Operation::Backup, outcome, None, &record));
         if let Err(error) = recorded {
             print_note(&format!(
                 "payrelay status will not show this backup: the database could not record it: \

@@ -29,6 +29,9 @@ pub(super) enum ChannelsCommand {
         /// Its name: default, or that of a route
         #[arg(value_name = "NAME")]
         name: String,
+        /// Why, for the record
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
     },
     /// Dead-letters the oldest payment that waits for a paused channel, and tries the next one;
     /// payrelay must run
@@ -129,7 +132,7 @@ impl ChannelsCommand {
     pub(super) fn run(&self, target: &Target) -> u8 {
         let (name, action) = match self {
             Self::List(list) => return list.run(target),
-            Self::Resume { name } => (name, ChannelAction::Resume),
+            Self::Resume { name, reason } => (name, ChannelAction::Resume(reason.clone())),
             Self::Skip { name, reason } => (name, ChannelAction::Skip(reason.clone())),
         };
         if let Some(client) = target.remote() {
@@ -171,13 +174,13 @@ impl ChannelsCommand {
 
     /// Requests the action from a payrelay elsewhere. Its list of channels shows the outcome.
     fn request_from(client: &Client, name: &str, action: &ChannelAction) -> Result<u8, u8> {
-        let (verb, reason) = match action {
-            ChannelAction::Resume => ("resume", None),
-            ChannelAction::Skip(reason) => ("skip", Some(reason.as_str())),
+        let verb = match action {
+            ChannelAction::Resume(_) => "resume",
+            ChannelAction::Skip(_) => "skip",
         };
         let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
         let path = format!("/admin/channels/{name}/{verb}");
-        let found = name.bytes().all(is_name) && client.act(&path, reason)?.is_some();
+        let found = name.bytes().all(is_name) && client.act(&path, action.reason())?.is_some();
         if !found {
             print_error(format_args!("there is no channel {name}"));
             return Ok(exit_code::PARTIAL);

@@ -21,9 +21,16 @@ pub(super) enum OutboxCommand {
     /// Prints the events that wait to be published, oldest first; the default
     List(OutboxList),
     /// Lets the relay try now; payrelay must run
-    Wake,
+    Wake(RelayReason),
     /// Lets a fenced relay take over from the other process, and publish the waiting events
-    Resume,
+    Resume(RelayReason),
+}
+
+#[derive(Args)]
+pub(super) struct RelayReason {
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
 }
 
 #[derive(Args)]
@@ -68,8 +75,12 @@ impl OutboxCommand {
     pub(super) fn run(&self, target: &Target) -> u8 {
         match self {
             Self::List(list) => list.run(target),
-            Self::Wake => wake_relay(target).unwrap_or_else(|code| code),
-            Self::Resume => resume_relay(target).unwrap_or_else(|code| code),
+            Self::Wake(why) => {
+                wake_relay(target, why.reason.as_deref()).unwrap_or_else(|code| code)
+            }
+            Self::Resume(why) => {
+                resume_relay(target, why.reason.as_deref()).unwrap_or_else(|code| code)
+            }
         }
     }
 }
@@ -162,22 +173,22 @@ impl OutboxList {
     }
 }
 
-fn wake_relay(target: &Target) -> Result<u8, u8> {
+fn wake_relay(target: &Target, reason: Option<&str>) -> Result<u8, u8> {
     let Some(client) = target.connect()? else {
         return Err(print_temporary_error(
             "no running payrelay serves the local socket (http.socket)",
         ));
     };
-    client.act("/admin/relay/wake", None)?;
+    client.act("/admin/relay/wake", reason)?;
     Ok(output_line("requested: the relay tries now"))
 }
 
 const RESUME_REQUESTED: &str =
     "requested: a running payrelay whose relay is fenced resumes within a second";
 
-fn resume_relay(target: &Target) -> Result<u8, u8> {
+fn resume_relay(target: &Target, reason: Option<&str>) -> Result<u8, u8> {
     if let Some(client) = target.remote() {
-        client.act("/admin/relay/resume", None)?;
+        client.act("/admin/relay/resume", reason)?;
         return Ok(output_line(RESUME_REQUESTED));
     }
     let path = load_local(target.file())?.database;
@@ -185,7 +196,8 @@ fn resume_relay(target: &Target) -> Result<u8, u8> {
     let origin = local_user_origin();
     database
         .write(|tx| {
-            relay_action::record_relay_action(tx, RelayAction::Resume, &origin, Timestamp::now())
+            let now = Timestamp::now();
+            relay_action::record_relay_action(tx, RelayAction::Resume, &origin, reason, now)
         })
         .map_err(print_temporary_error)?;
     Ok(output_line(RESUME_REQUESTED))

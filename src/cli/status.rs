@@ -96,7 +96,9 @@ fn overview_of_file(database: &OfflineStore) -> Result<Value, StoreError> {
         "last_minute": null,
         "channels": names.iter().zip(&backlog.channels).map(channel).collect::<Vec<_>>(),
         "files": to_json(&database.file_sizes()),
+        "disk_full_in_s": null,
         "last_backup": to_json(&database.read(operation::last_backup)?),
+        "last_audit": to_json(&database.read(operation::last_audit)?),
     }))
 }
 
@@ -256,11 +258,44 @@ impl<'a> StatusScreen<'a> {
             Some(backup) => format!("backup {} ago", show_age_of(&backup["ended_at"], self.now)),
         };
         format!(
-            "disk {} free · file {}, WAL {} · {letters} · {backup}",
+            "disk {} free{} · file {}, WAL {} · {letters} · {backup}, {}",
             size("disk_free_bytes"),
+            show_forecast(&self.overview["disk_full_in_s"]),
             size("database_bytes"),
-            size("wal_bytes")
+            size("wal_bytes"),
+            self.show_audit()
         )
+    }
+
+    fn show_audit(&self) -> String {
+        let audit = match self.overview.get("last_audit") {
+            None => return "audit unknown".to_owned(),
+            Some(Value::Null) => return "no audit yet".to_owned(),
+            Some(audit) => audit,
+        };
+        let scope = if audit["file_only"] == true {
+            " of the file"
+        } else {
+            ""
+        };
+        let result = match audit["findings"].as_u64().unwrap_or(0) {
+            0 => "clean".to_owned(),
+            count => format!("found {}", counted(count, "problem")),
+        };
+        let age = show_age_of(&audit["ended_at"], self.now);
+        format!("audit{scope} {result} {age} ago")
+    }
+}
+
+/// The forecast of a running payrelay has at most this.
+const FORECAST_MAX: Duration = Duration::from_hours(30 * 24);
+
+/// When the disk is full, at the pace of the last hour.
+fn show_forecast(seconds: &Value) -> String {
+    match seconds.as_u64().map(Duration::from_secs) {
+        None => String::new(),
+        Some(time) if time >= FORECAST_MAX => ", full in more than 30 d".to_owned(),
+        Some(time) => format!(", full in {}", show_age(time)),
     }
 }
 
@@ -286,6 +321,13 @@ pub(super) fn show_oldest(channel: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_forecast_is_shown_once_it_is_known() {
+        assert_eq!(show_forecast(&Value::Null), "");
+        assert_eq!(show_forecast(&json!(7200)), ", full in 2 h");
+        assert_eq!(show_forecast(&json!(2_592_000)), ", full in more than 30 d");
+    }
 
     #[test]
     fn the_exit_code_of_a_status_is_for_monitoring() {

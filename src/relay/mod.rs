@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, after, at, never, select_biased};
 
 use crate::domain::event::Event;
+use crate::domain::reason::describe_reason;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::trace_context::TraceContext;
 use crate::relay::publisher::{PublishError, PublishOutcome, Publisher};
@@ -303,12 +304,17 @@ impl Relay {
         let Some(before) = self.fenced else {
             return Ok(false);
         };
-        if self.store.read(relay_action::last_relay_resume)? == before {
+        let last = self.store.read(relay_action::last_relay_resume)?;
+        if last == before {
             return Ok(true);
         }
+        let (origin, reason) = self
+            .store
+            .read(|connection| relay_action::find_relay_action_origin(connection, last))?;
+        let why = describe_reason(reason.as_deref());
         log::info!(
-            event = "relay_resumed";
-            "the relay was resumed by an operator: taking over from the other process"
+            event = "relay_resumed", by = origin.as_str();
+            "the relay was resumed by {origin}{why}: taking over from the other process"
         );
         self.fenced = None;
         Ok(false)

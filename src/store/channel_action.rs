@@ -8,8 +8,8 @@ use crate::domain::timestamp::Timestamp;
 /// An action of an operator on a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChannelAction {
-    /// Try now.
-    Resume,
+    /// Try now, for this reason, if there is one.
+    Resume(Option<String>),
     /// Dead-letter the oldest payment of a paused channel, for this reason, and try the next.
     Skip(String),
 }
@@ -27,14 +27,15 @@ text_enum! {
 impl ChannelAction {
     const fn kind(&self) -> ChannelActionKind {
         match self {
-            Self::Resume => ChannelActionKind::Resume,
+            Self::Resume(_) => ChannelActionKind::Resume,
             Self::Skip(_) => ChannelActionKind::Skip,
         }
     }
 
-    fn skip_reason(&self) -> Option<&str> {
+    /// Why, in the operator's words.
+    pub fn reason(&self) -> Option<&str> {
         match self {
-            Self::Resume => None,
+            Self::Resume(reason) => reason.as_deref(),
             Self::Skip(reason) => Some(reason),
         }
     }
@@ -67,7 +68,7 @@ pub fn request_channel_action(
         channel,
         action.kind(),
         origin,
-        action.skip_reason(),
+        action.reason(),
         now.as_micros(),
     ))?;
     Ok(tx.last_insert_rowid())
@@ -95,7 +96,7 @@ pub fn next_channel_action(
         )?
         .query_row((after, channel), |row| {
             let action = match row.get(1)? {
-                ChannelActionKind::Resume => ChannelAction::Resume,
+                ChannelActionKind::Resume => ChannelAction::Resume(row.get(2)?),
                 ChannelActionKind::Skip => ChannelAction::Skip(row.get(2)?),
             };
             Ok(ChannelRequest {

@@ -97,7 +97,7 @@ impl ActionCounter {
 mod tests {
     use super::*;
     use crate::store::engine::open;
-    use crate::store::operation::{OperationOutcome, record_backup};
+    use crate::store::operation::{Operation, OperationOutcome, OperationRecord};
 
     #[test]
     fn the_gauges_are_read_and_actions_are_counted_once() {
@@ -117,11 +117,17 @@ mod tests {
         )
         .unwrap();
         let ended_at = Timestamp::from_micros(5);
-        record_backup(&tx, OperationOutcome::Succeeded, "me", ended_at).unwrap();
+        let record = OperationRecord {
+            ended_at,
+            origin: "me".to_owned(),
+        };
+        let backup = Operation::Backup;
+        let ok = OperationOutcome::Succeeded;
+        operation::record_operation(&tx, backup, ok, None, &record).unwrap();
         let gauges = read_stored_gauges(&tx, None).unwrap();
         assert_eq!(gauges.dead_records, 1);
         let last = &gauges.operations[0];
-        assert_eq!((last.operation, last.ended_at), ("backup", ended_at));
+        assert_eq!((last.operation, last.ended_at), (backup, ended_at));
         for _ in 0..2 {
             let counted = actions.count(&tx).unwrap();
             assert_eq!((counted.replays, counted.discards), (2, 0));

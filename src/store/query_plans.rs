@@ -9,7 +9,7 @@ use super::dead_letter_action::{self, DeadLetterAction, DeadLetterRequest, Selec
 use super::delivery::{Carrier, DeliveryOutcome};
 use super::gauges::{ActionCounter, read_stored_gauges};
 use super::idempotency::{IdempotentOutcome, IdempotentRequest};
-use super::operation::{self, OperationOutcome};
+use super::operation::{self, Operation, OperationOutcome, OperationRecord};
 use super::outbox_view::{self, OutboxFilter};
 use super::payment::HistoryPage;
 use super::publication::{self, Destination, Receipt};
@@ -209,7 +209,7 @@ fn plan_delivering(tx: &Transaction<'_>) -> rusqlite::Result<()> {
     let action = channel_action::request_channel_action(
         tx,
         "default",
-        &channel_action::ChannelAction::Resume,
+        &channel_action::ChannelAction::Resume(None),
         "test",
         NOW,
     )?;
@@ -266,9 +266,16 @@ fn plan_showing(tx: &Transaction<'_>) -> rusqlite::Result<()> {
     let gauges = read_stored_gauges(tx, Some("t"))?;
     assert_eq!(gauges.partitions.len(), 1);
     assert_eq!(payment::last_payment_time(tx)?, Some(NOW));
-    operation::record_backup(tx, OperationOutcome::Succeeded, "local", NOW)?;
-    assert!(operation::last_backup(tx)?.is_some());
-    relay_action::record_relay_action(tx, RelayAction::Wake, "local", NOW)?;
+    let record = OperationRecord {
+        ended_at: NOW,
+        origin: "local".to_owned(),
+    };
+    let outcome = OperationOutcome::Succeeded;
+    for operation in Operation::ALL {
+        operation::record_operation(tx, *operation, outcome, None, &record)?;
+    }
+    assert!(operation::last_backup(tx)?.is_some() && operation::last_audit(tx)?.is_some());
+    relay_action::record_relay_action(tx, RelayAction::Wake, "local", Some("why"), NOW)?;
     Ok(())
 }
 

@@ -20,12 +20,24 @@ pub fn record_relay_action(
     tx: &Transaction<'_>,
     action: RelayAction,
     origin: &str,
+    reason: Option<&str>,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
-    let sql = "INSERT INTO relay_action (action, origin, acted_at) VALUES (?1, ?2, ?3)";
+    let sql = "INSERT INTO relay_action (action, origin, reason, acted_at) \
+        VALUES (?1, ?2, ?3, ?4)";
     tx.prepare_cached(sql)?
-        .execute((action.as_str(), origin, now.as_micros()))
+        .execute((action.as_str(), origin, reason, now.as_micros()))
         .map(drop)
+}
+
+/// Who requested an action, and why.
+pub fn find_relay_action_origin(
+    connection: &Connection,
+    id: i64,
+) -> rusqlite::Result<(String, Option<String>)> {
+    connection
+        .prepare_cached("SELECT origin, reason FROM relay_action WHERE id = ?1")?
+        .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))
 }
 
 /// The id of the last resume, which grows; 0 if there was none.

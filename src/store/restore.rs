@@ -5,11 +5,13 @@
 //! litestream. It is checked as a whole before anything is changed. The replaced files are moved,
 //! not deleted.
 
+use super::OfflineStore;
 use super::OpenError;
 use super::StoreError;
 use super::audit::{AuditDatabase, Finding, UNCONSUMED_KIND};
 use super::engine::BUSY_TIMEOUT;
 use super::engine::{files, lock, open};
+use super::operation::{self, Operation, OperationOutcome, OperationRecord};
 use crate::domain::node_id::NodeId;
 use crate::domain::timestamp::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _};
@@ -132,11 +134,36 @@ const PART: &str = ".restore-part";
 pub fn restore_database(request: &RestoreRequest<'_>) -> Result<Restored, RestoreError> {
     let database = files::resolve_database_file(request.database)?;
     let _lock = lock::lock_database(&database)?;
-    match request.copy {
+    let restored = match request.copy {
         None => adopt_restored_copy(&database, request),
         Some(copy) => {
             replace_by_restored_copy(&files::resolve_database_file(copy)?, &database, request)
         }
+    };
+    if let Err(error) = &restored {
+        record_refused_restore(&database, error, request);
+    }
+    restored
+}
+
+/// Records in the database, which is still there, that nothing was restored. The error is the
+/// answer, also where that cannot be recorded.
+fn record_refused_restore(database: &Path, error: &RestoreError, request: &RestoreRequest<'_>) {
+    let outcome = match error {
+        RestoreError::Unsound(_) | RestoreError::Damaged { .. } => OperationOutcome::Findings,
+        _ => OperationOutcome::Failed,
+    };
+    let record = OperationRecord {
+        ended_at: request.now,
+        origin: request.by.to_owned(),
+    };
+    // A damaged database is not written to: to mark it as a copy was the request.
+    if request.copy.is_some()
+        && let Ok(mut database) = OfflineStore::open(database)
+    {
+        let _ = database.write(|tx| {
+            operation::record_operation(tx, Operation::Restore, outcome, None, &record)
+        });
     }
 }
 
@@ -270,6 +297,12 @@ fn mark_restored_copy(
             SET backed_up_at = ifnull(backed_up_at, ?1), restored_by = ?2, given_before = ?3",
         (request.now.as_micros(), request.by, given),
     )?;
+    let record = OperationRecord {
+        ended_at: request.now,
+        origin: request.by.to_owned(),
+    };
+    let outcome = OperationOutcome::Succeeded;
+    operation::insert_operation(&connection, Operation::Restore, outcome, None, &record)?;
     // Checkpoints the WAL into the file.
     connection.close().map_err(|(_, error)| error)?;
     Ok(())

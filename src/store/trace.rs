@@ -66,7 +66,8 @@ mod tests {
             connection.execute(payment, [id]).unwrap();
             let parent = (id % 3 == 0).then(|| format!("00-{trace}-00f067aa0ba902b7-01"));
             // Ids may have gaps.
-            let event = "INSERT INTO outbox (id, payment_id, user_id, type, traceparent, created_at) \
+            let event = "INSERT INTO outbox \
+                (id, payment_id, user_id, type, traceparent, created_at) \
                 VALUES (?1 * 1000000000, ?1, 1, 'payment.completed', ?2, 1)";
             connection.execute(event, (id, parent)).unwrap();
         }

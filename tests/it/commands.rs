@@ -111,6 +111,8 @@ fn is_it_healthy() {
         (&json!("ready"), &json!("default"))
     );
     assert!(status["files"]["disk_free_bytes"].is_u64(), "{status}");
+    // Ten minutes must pass first.
+    assert_eq!(status.get("disk_full_in_s"), Some(&Value::Null), "{status}");
     // A person is needed.
     let letter = "INSERT INTO dead_letter (topic, \"partition\", \"offset\", reason, received_at) \
         VALUES ('a', 0, 0, 'no', 1)";
@@ -460,6 +462,62 @@ fn was_there_a_backup() {
     let after: Value = serde_json::from_str(&site.answer(&["status", "--json"])).unwrap();
     assert!(before["last_backup"]["ended_at"].is_string(), "{before}");
     assert_eq!(before["last_backup"], after["last_backup"]);
+}
+
+#[test]
+fn was_there_an_audit() {
+    let mut site = Site::start(&NO_KAFKA);
+    pay(&mut site.client(), 42, [1001]);
+    let status = |site: &Site| site.run(&["status"]).1;
+    assert!(status(&site).contains("no audit yet"));
+    // Kafka does not answer: that is no audit.
+    assert_eq!(site.run(&["audit"]).0, Some(75));
+    assert!(status(&site).contains("no audit yet"));
+    assert_eq!(site.run(&["audit", "--file-only"]).0, Some(0));
+    assert!(
+        status(&site).contains("audit of the file clean "),
+        "{}",
+        status(&site)
+    );
+    let letter = "UPDATE outbox SET status = 'REJECTED', rejection = 'too large' WHERE id = 1";
+    site.database().execute(letter, []).unwrap();
+    assert_eq!(site.run(&["audit", "--file-only"]).0, Some(1));
+    assert!(
+        status(&site).contains("audit of the file found 1 problem "),
+        "{}",
+        status(&site)
+    );
+    let running = site.run(&["status", "--json"]).1;
+    let running: Value = serde_json::from_str(&running).unwrap();
+    let audit = &running["last_audit"];
+    assert_eq!(
+        (&audit["findings"], &audit["file_only"]),
+        (&json!(1), &json!(true))
+    );
+    assert!(
+        audit["origin"].as_str().unwrap().starts_with("local user "),
+        "{audit}"
+    );
+    assert!(site.payrelay.terminate().success());
+    let stopped: Value = serde_json::from_str(&site.run(&["status", "--json"]).1).unwrap();
+    assert_eq!(&stopped["last_audit"], audit);
+    // A copy stays as it is.
+    assert_eq!(site.run(&["backup", "copy.db"]).0, Some(0));
+    let copy = fs::read(site.dir.path().join("copy.db")).unwrap();
+    let env = [("PAYRELAY_DATABASE_PATH", "copy.db")];
+    let (code, ..) = run_command(site.dir.path(), &env, &["audit", "--file-only"]);
+    assert_eq!(code, Some(1));
+    assert!(fs::read(site.dir.path().join("copy.db")).unwrap() == copy);
+    let outcomes =
+        "SELECT group_concat(operation || ' ' || outcome, ', ' ORDER BY id) FROM operation";
+    let outcomes: String = site
+        .database()
+        .query_row(outcomes, [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(
+        outcomes,
+        "audit failed, audit ok, audit findings, backup ok"
+    );
 }
 
 #[test]

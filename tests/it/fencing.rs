@@ -65,7 +65,13 @@ fn a_fenced_relay_pauses_until_an_operator_resumes_it() {
         database
             .store()
             .write(|tx| {
-                relay_action::record_relay_action(tx, RelayAction::Resume, "http", Timestamp::now())
+                relay_action::record_relay_action(
+                    tx,
+                    RelayAction::Resume,
+                    "http",
+                    None,
+                    Timestamp::now(),
+                )
             })
             .unwrap();
         let calls = Arc::new(AtomicUsize::new(0));
@@ -97,7 +103,13 @@ fn a_fenced_relay_pauses_until_an_operator_resumes_it() {
         database
             .store()
             .write(move |tx| {
-                relay_action::record_relay_action(tx, RelayAction::Resume, origin, Timestamp::now())
+                relay_action::record_relay_action(
+                    tx,
+                    RelayAction::Resume,
+                    origin,
+                    None,
+                    Timestamp::now(),
+                )
             })
             .unwrap();
         while relay.step() == Step::Progress {}

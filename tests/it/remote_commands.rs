@@ -94,6 +94,30 @@ impl Remote {
         assert_eq!(client.read_response().status, 201);
     }
 
+    /// Each of the actions of the boss, with its reason, in the database and in the log.
+    #[track_caller]
+    fn assert_actions_are_recorded(&self) {
+        for table in ["relay_action", "channel_action"] {
+            let database = self.database();
+            let sql = format!(
+                "SELECT count(*) FROM {table} WHERE origin = 'http, token boss' \
+                AND reason IN ('a test', 'it is archived')"
+            );
+            let count: i64 = database.query_row(&sql, [], |row| row.get(0)).unwrap();
+            assert_eq!(count, 2, "{table}");
+        }
+        let log = self.payrelay.log();
+        for line in [
+            "wake of the relay requested by http, token boss (\"a test\")",
+            "resume of the relay requested by http, token boss (\"a test\")",
+            "channel default: action of http, token boss (\"it is archived\"): payment 1 is",
+            "channel default: action of http, token boss (\"a test\"): resumed",
+            "dead letter 1, discard by http, token boss (\"no\"): discarded",
+        ] {
+            assert!(log.contains(line), "{line} is missing from {log}");
+        }
+    }
+
     fn database(&self) -> Connection {
         Connection::open(self.dir.path().join("payrelay.db")).unwrap()
     }
@@ -148,10 +172,14 @@ fn actions_on_a_payrelay_elsewhere_are_recorded_with_the_token() {
     wait_until("the pause", LIMIT, || {
         remote.answer(&["channels", "list"]).contains("paused")
     });
-    assert!(remote.answer(&["outbox", "wake"]).starts_with("requested"));
     assert!(
         remote
-            .answer(&["outbox", "resume"])
+            .answer(&["outbox", "wake", "--reason", "a test"])
+            .starts_with("requested")
+    );
+    assert!(
+        remote
+            .answer(&["outbox", "resume", "--reason", "a test"])
             .starts_with("requested")
     );
     let skip = ["channels", "skip", "default", "--reason", "it is archived"];
@@ -164,7 +192,7 @@ fn actions_on_a_payrelay_elsewhere_are_recorded_with_the_token() {
     slack.answer_with(|_, _| Answer::Ok);
     assert!(
         remote
-            .answer(&["channels", "resume", "default"])
+            .answer(&["channels", "resume", "default", "--reason", "a test"])
             .starts_with("requested")
     );
     let nothing = remote.run(Some(TOKEN), &["channels", "resume", "none"]);
@@ -187,12 +215,7 @@ fn actions_on_a_payrelay_elsewhere_are_recorded_with_the_token() {
         (&action["origin"], &action["reason"]),
         (&"http, token boss".into(), &"no".into())
     );
-    for table in ["relay_action", "channel_action"] {
-        let database = remote.database();
-        let sql = format!("SELECT count(*) FROM {table} WHERE origin = 'http, token boss'");
-        let count: i64 = database.query_row(&sql, [], |row| row.get(0)).unwrap();
-        assert_eq!(count, 2, "{table}");
-    }
+    remote.assert_actions_are_recorded();
 }
 
 #[test]

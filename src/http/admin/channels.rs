@@ -94,9 +94,11 @@ impl App {
         &self,
         client: &AuthenticatedClient,
         name: &str,
+        body: &mut IncomingBody,
     ) -> Result<Response<Body>, Problem> {
-        self.request_channel_action(client, name, channel_action::ChannelAction::Resume)
-            .await?;
+        let reason = self.read_reason(client, body).await?;
+        let action = channel_action::ChannelAction::Resume(reason);
+        self.request_channel_action(client, name, action).await?;
         Ok(action_requested(&ActionRequested {
             requested: "resume",
             channel: Some(name),

@@ -10,6 +10,7 @@ use super::super::params::{
 };
 use super::super::problem::Problem;
 use super::super::response::{Body, json_response};
+use crate::domain::reason::describe_reason;
 use crate::domain::timestamp::Timestamp;
 use crate::store::dead_letter::{self, DeadLetterFilter, DeadLetterView};
 use crate::store::dead_letter_action::{
@@ -189,6 +190,7 @@ impl App {
         } = resolution;
         let node = self.context.store.node().clone();
         let origin = client.origin();
+        let why = describe_reason(reason.as_deref());
         let recorded_origin = origin.clone();
         let now = Timestamp::now();
         let resolve = move |tx: &Transaction<'_>| {
@@ -212,7 +214,7 @@ impl App {
                 log::info!(
                     event = "dead_letter_action", dead_letter = id, action = action.as_str(),
                     by = origin;
-                    "dead letter {id}, {} by {origin}: {outcome}",
+                    "dead letter {id}, {} by {origin}{why}: {outcome}",
                     action.as_str()
                 );
             }

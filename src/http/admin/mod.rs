@@ -2,6 +2,7 @@
 
 mod channels;
 mod dead_letters;
+mod disk_forecast;
 mod outbox;
 mod overview;
 mod reason;
@@ -17,6 +18,7 @@ use super::body::IncomingBody;
 use super::params::{parse_path_param, reject_params};
 use super::problem::Problem;
 use super::response::{Body, json_response};
+use crate::domain::reason::describe_reason;
 use crate::domain::timestamp::Timestamp;
 use crate::store::dead_letter_action::{DeadLetterAction, Selection};
 use crate::store::relay_action::{self, RelayAction};
@@ -90,7 +92,11 @@ impl AdminRoute {
     pub(super) fn expects_body(&self) -> bool {
         matches!(
             self,
-            Self::SkipInChannel { .. } | Self::ResolveDeadLetters(_)
+            Self::ResumeChannel { .. }
+                | Self::SkipInChannel { .. }
+                | Self::ResolveDeadLetters(_)
+                | Self::ResumeRelay
+                | Self::WakeRelay
         )
     }
 
@@ -157,7 +163,7 @@ impl App {
     ) -> Result<Response<Body>, Problem> {
         match route {
             AdminRoute::Channels => Ok(self.list_channels()),
-            AdminRoute::ResumeChannel { name } => self.resume_channel(client, &name).await,
+            AdminRoute::ResumeChannel { name } => self.resume_channel(client, &name, body).await,
             AdminRoute::SkipInChannel { name } => self.skip_in_channel(client, &name, body).await,
             AdminRoute::DeadLetters(page) => self.list_dead_letters(page).await,
             AdminRoute::DeadLetter { id } => self.find_dead_letter(id).await,
@@ -170,12 +176,15 @@ impl App {
             AdminRoute::ResumeRelay => {
                 let outcome =
                     "GET /health/ready shows the publisher; a fenced one resumes within a second";
-                self.act_on_relay(client, RelayAction::Resume, outcome)
+                let reason = self.read_reason(client, body).await?;
+                self.act_on_relay(client, RelayAction::Resume, reason, outcome)
                     .await
             }
             AdminRoute::WakeRelay => {
                 let outcome = "GET /health/ready shows the publisher";
-                self.act_on_relay(client, RelayAction::Wake, outcome).await
+                let reason = self.read_reason(client, body).await?;
+                self.act_on_relay(client, RelayAction::Wake, reason, outcome)
+                    .await
             }
             AdminRoute::Topic => self.admin_topic().await,
         }
@@ -198,15 +207,23 @@ impl App {
         &self,
         client: &AuthenticatedClient,
         action: RelayAction,
+        reason: Option<String>,
         outcome: &'static str,
     ) -> Result<Response<Body>, Problem> {
         let origin = client.origin();
+        let why = describe_reason(reason.as_deref());
         log::info!(
             event = "relay_action", action = action.as_str(), by = origin;
-            "{} of the relay requested by {origin}", action.as_str()
+            "{} of the relay requested by {origin}{why}", action.as_str()
         );
         self.write(move |tx: &Transaction<'_>| {
-            relay_action::record_relay_action(tx, action, &origin, Timestamp::now())
+            relay_action::record_relay_action(
+                tx,
+                action,
+                &origin,
+                reason.as_deref(),
+                Timestamp::now(),
+            )
         })
         .await?;
         if action == RelayAction::Wake {

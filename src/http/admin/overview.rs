@@ -9,6 +9,7 @@ use super::super::app::App;
 use super::super::health::ReadyView;
 use super::super::response::{Body, json_response};
 use super::channels::ChannelView;
+use super::disk_forecast::time_until_full;
 use crate::domain::timestamp::Timestamp;
 use crate::sampler::{Point, Quantiles};
 use crate::store::FileSizes;
@@ -27,9 +28,14 @@ struct OverviewView<'a> {
     latency: LatencyView,
     channels: Vec<ChannelView<'a>>,
     files: Option<FileSizes>,
+    /// At the pace of the last hour; `null`: not known yet.
+    disk_full_in_s: Option<u64>,
     /// Missing if the database cannot say; `null` if there was none.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_backup: Option<serde_json::Value>,
+    /// The same for the last audit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_audit: Option<serde_json::Value>,
 }
 
 /// The latencies of the last minute; `null` without any.
@@ -68,14 +74,17 @@ impl App {
     pub(super) async fn overview(&self) -> Response<Body> {
         let last_backup = self.try_query(operation::last_backup).await.ok();
         let last_backup = last_backup.map(|backup| serde_json::json!(backup));
+        let last_audit = self.try_query(operation::last_audit).await.ok();
+        let last_audit = last_audit.map(|audit| serde_json::json!(audit));
         let (_, ready) = self.health_readiness().await;
         let sample = self.context.snapshots.latest();
         let latencies = self.context.snapshots.latencies();
+        let history = self.context.snapshots.history();
         let view = OverviewView {
             version: env!("CARGO_PKG_VERSION"),
             started_at: self.started_at,
             ready,
-            last_minute: LastMinute::of_points(&self.context.snapshots.history()),
+            last_minute: LastMinute::of_points(&history),
             latency: LatencyView {
                 answer: latencies.answer,
                 publish: latencies.publish,
@@ -83,7 +92,9 @@ impl App {
             },
             channels: self.view_channels(sample.as_deref()),
             files: sample.as_ref().map(|sample| sample.files),
+            disk_full_in_s: time_until_full(&history).map(|time| time.as_secs()),
             last_backup,
+            last_audit,
         };
         json_response(StatusCode::OK, &view)
     }
@@ -107,6 +118,7 @@ mod tests {
             unconsumed: 0,
             undelivered: 0,
             dead_letters: 0,
+            disk_free_bytes: None,
         };
         let points: Vec<_> = (1..=30).map(|number| point(number * 5)).collect();
         let minute = |payments, published| LastMinute {

@@ -10,7 +10,7 @@ use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::{Health, HealthLevel};
 use crate::sampler::Sample;
 use crate::store::gauges::ActionCounts;
-use crate::store::operation::{OPERATIONS, OperationOutcome};
+use crate::store::operation::{Operation, OperationOutcome};
 use crate::store::topic::Partition;
 
 /// A sample that is older than this shows that the database does not answer.
@@ -387,11 +387,11 @@ impl ScrapedState {
         for (name, help, value) in gauges {
             to.gauge(name, help, value)?;
         }
-        let operations = OPERATIONS.iter().flat_map(|operation| {
+        let operations = Operation::ALL.iter().flat_map(|operation| {
             let outcomes = OperationOutcome::ALL.iter();
             outcomes.map(|outcome| {
-                let ended = self.operation_ended(operation, *outcome);
-                ([*operation, outcome.as_str()], ended)
+                let ended = self.operation_ended(*operation, *outcome);
+                ([operation.as_str(), outcome.as_str()], ended)
             })
         });
         to.gauges(
@@ -403,13 +403,13 @@ impl ScrapedState {
     }
 
     /// Without a backup, the first one is due a day after the database was created.
-    fn operation_ended(&self, operation: &str, outcome: OperationOutcome) -> f64 {
+    fn operation_ended(&self, operation: Operation, outcome: OperationOutcome) -> f64 {
         let Some(sample) = &self.sample else {
             return 0.0;
         };
         let mut operations = sample.gauges.operations.iter();
         let last = operations.find(|last| last.operation == operation && last.outcome == outcome);
-        let created_at = (operation == "backup" && outcome == OperationOutcome::Succeeded)
+        let created_at = (operation == Operation::Backup && outcome == OperationOutcome::Succeeded)
             .then_some(sample.gauges.created_at)
             .flatten();
         let ended_at = last.map(|last| last.ended_at).max(created_at);

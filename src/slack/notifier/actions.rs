@@ -1,6 +1,7 @@
 //! What operators request of a channel: its notifier resumes it, or skips a payment.
 
 use super::Notifier;
+use crate::domain::reason::describe_reason;
 use crate::domain::timestamp::Timestamp;
 use crate::store::{StoreError, channel_action, delivery};
 
@@ -35,8 +36,9 @@ impl Notifier {
     ) -> Result<(), StoreError> {
         let channel_action::ChannelRequest { id, action, origin } = requested;
         let name = self.channel.name.clone();
+        let why = describe_reason(action.reason());
         let outcome = match action {
-            channel_action::ChannelAction::Resume => {
+            channel_action::ChannelAction::Resume(_) => {
                 self.limiter.resume(self.now());
                 self.queue
                     .store
@@ -74,7 +76,7 @@ impl Notifier {
         };
         log::info!(
             event = "channel_action", channel = self.channel.name.as_str(), by = origin.as_str();
-            "channel {}: action of {origin}: {outcome}",
+            "channel {}: action of {origin}{why}: {outcome}",
             self.channel.name
         );
         Ok(())

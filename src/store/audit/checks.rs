@@ -197,6 +197,9 @@ pub(super) const INVISIBLE: Check = Check {
 /// How long a transaction of ours may need to become visible.
 pub(super) const VISIBLE_WITHIN: Duration = Duration::from_secs(5);
 
+/// The kind of note for a copy.
+pub const COPY_KIND: &str = "backup";
+
 /// Facts that an operator may want to know, and that are no inconsistency.
 pub(super) const NOTES: [Check; 6] = [
     Check {
@@ -232,7 +235,7 @@ pub(super) const NOTES: [Check; 6] = [
             \"partition\" || ', offset ' || \"offset\" FROM late WHERE sent_again",
     },
     Check {
-        kind: "backup",
+        kind: COPY_KIND,
         what: "this is a backup that payrelay has not been started on",
         sql: "SELECT 'node ' || id FROM node WHERE backed_up_at IS NOT NULL",
     },

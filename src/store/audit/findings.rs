@@ -19,7 +19,8 @@ pub struct Finding {
     pub examples: Vec<String>,
 }
 
-pub(super) const DAMAGED: &str = "damaged";
+/// The kind of finding of a damaged file.
+pub const DAMAGED_KIND: &str = "damaged";
 const DAMAGED_FILE: &str = "places where the file is damaged";
 
 /// The findings in one snapshot.
@@ -52,7 +53,7 @@ impl<'a> Findings<'a> {
     /// (<https://sqlite.org/pragma.html#pragma_integrity_check>).
     pub(super) fn check_integrity(&mut self) -> Result<(), StoreError> {
         self.collect(
-            DAMAGED,
+            DAMAGED_KIND,
             DAMAGED_FILE,
             "PRAGMA main.integrity_check",
             [],
@@ -85,10 +86,10 @@ impl<'a> Findings<'a> {
         let known = self
             .found
             .iter()
-            .position(|finding| finding.kind == DAMAGED);
+            .position(|finding| finding.kind == DAMAGED_KIND);
         let at = known.unwrap_or_else(|| {
             self.found.push(Finding {
-                kind: DAMAGED,
+                kind: DAMAGED_KIND,
                 what: DAMAGED_FILE,
                 count: 0,
                 examples: Vec::new(),

@@ -9,13 +9,15 @@ mod checks;
 mod findings;
 mod totals;
 
+pub use self::checks::COPY_KIND;
 pub(super) use self::checks::UNCONSUMED_KIND;
 use self::checks::{
     CONSUMED_WITHIN, FILE, GONE, INVISIBLE, MISSING, NOTES, TEMPORARY, TOPIC, UNCONSUMED,
     VISIBLE_WITHIN,
 };
+pub use self::findings::DAMAGED_KIND;
 pub use self::findings::Finding;
-use self::findings::{DAMAGED, Findings};
+use self::findings::Findings;
 pub use self::totals::AuditTotals;
 use self::totals::count_audit_totals;
 use super::engine::{open, open_error};
@@ -182,7 +184,10 @@ impl AuditDatabase {
             }
         }
         // A damaged file may not be countable.
-        let is_damaged = findings.found.iter().any(|finding| finding.kind == DAMAGED);
+        let is_damaged = findings
+            .found
+            .iter()
+            .any(|finding| finding.kind == DAMAGED_KIND);
         let totals = match count_audit_totals(&tx) {
             Err(_) if is_damaged => AuditTotals::default(),
             totals => totals?,
