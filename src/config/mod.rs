@@ -10,6 +10,7 @@ mod duration;
 mod http;
 mod kafka;
 mod local;
+mod nearest_name;
 mod problems;
 mod schema;
 mod secret;

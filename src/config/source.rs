@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use toml::Value;
 
+use super::nearest_name::nearest_name;
 use super::problems::Problems;
 use super::secret::Secret;
 
@@ -272,9 +273,9 @@ impl<'a> Source<'a> {
             .keys()
             .filter(|key| !self.asked.contains(key.as_str()) && !is_in_unknown_section(key))
         {
-            self.problems.push(format!(
-                "{key}: there is no such key; config.toml in the source lists them all"
-            ));
+            let known = self.asked.iter().map(String::as_str);
+            self.problems
+                .push(no_such_key(key, nearest_name(key, known)));
         }
         let mut ignored_variables = Vec::new();
         for name in self
@@ -296,9 +297,9 @@ impl<'a> Source<'a> {
             if sections.contains(section.as_str())
                 && !Self::is_container_runtime_variable(name, value)
             {
-                self.problems.push(format!(
-                    "{name}: there is no such key; config.toml in the source lists them all"
-                ));
+                let known = self.variables.iter().map(String::as_str);
+                self.problems
+                    .push(no_such_key(name, nearest_name(name, known)));
             } else {
                 ignored_variables.push(name.clone());
             }
@@ -316,40 +317,14 @@ impl<'a> Source<'a> {
 
     /// Names the section that was probably meant, or else all of them.
     fn no_such_section(section: &str, known: &BTreeSet<&str>) -> String {
-        /// How many letters may be wrong, missing or too many.
-        const TYPOS_MAX: usize = 2;
-        let lower_case = section.to_lowercase();
-        let meant = known
-            .iter()
-            .map(|known| (Self::edit_distance(&lower_case, known), known))
-            .min();
-        match meant {
-            Some((distance, known)) if distance <= TYPOS_MAX => {
-                format!("[{section}]: there is no such section; did you mean [{known}]?")
-            }
-            _ => {
-                let all: Vec<_> = known.iter().map(|known| format!("[{known}]")).collect();
-                format!(
-                    "[{section}]: there is no such section; the sections are {}",
-                    all.join(", ")
-                )
-            }
+        if let Some(known) = nearest_name(section, known.iter().copied()) {
+            return format!("[{section}]: there is no such section; did you mean [{known}]?");
         }
-    }
-
-    /// How many letters have to be inserted, removed or replaced (Levenshtein).
-    fn edit_distance(from: &str, to: &str) -> usize {
-        let mut row: Vec<usize> = (0..=to.chars().count()).collect();
-        for (line, from) in from.chars().enumerate() {
-            let mut diagonal = row[0];
-            row[0] = line + 1;
-            for (column, to) in to.chars().enumerate() {
-                let replaced = diagonal + usize::from(from != to);
-                diagonal = row[column + 1];
-                row[column + 1] = replaced.min(diagonal + 1).min(row[column] + 1);
-            }
-        }
-        row.last().copied().unwrap_or_default()
+        let all: Vec<_> = known.iter().map(|known| format!("[{known}]")).collect();
+        format!(
+            "[{section}]: there is no such section; the sections are {}",
+            all.join(", ")
+        )
     }
 
     /// Without the invalid line, which may hold a secret.
@@ -416,4 +391,12 @@ impl<'a> Source<'a> {
         }
         text
     }
+}
+
+fn no_such_key(key: &str, meant: Option<&str>) -> String {
+    let advice = match meant {
+        Some(meant) => format!("did you mean {meant}?"),
+        None => "config.toml in the source lists them all".to_owned(),
+    };
+    format!("{key}: there is no such key; {advice}")
 }

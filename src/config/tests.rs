@@ -448,6 +448,22 @@ fn a_misspelt_section_of_the_configuration_is_named_with_the_probable_one() {
 }
 
 #[test]
+fn a_misspelt_key_is_answered_with_the_one_that_was_meant() {
+    let problems = load_config("[http]\nlisen = 'a'\n[kafka]\nnonsense = 1\n", &[]);
+    let problems = problems.unwrap_err().to_string();
+    for expected in [
+        "http.lisen: there is no such key; did you mean http.listen?",
+        "kafka.nonsense: there is no such key; config.toml in the source lists them all",
+    ] {
+        assert!(problems.contains(expected), "{problems}");
+    }
+    let problems = load_config("", &[("PAYRELAY_HTTP_LISTN", "a")]);
+    let problems = problems.unwrap_err().to_string();
+    let expected = "PAYRELAY_HTTP_LISTN: there is no such key; did you mean PAYRELAY_HTTP_LISTEN?";
+    assert!(problems.contains(expected), "{problems}");
+}
+
+#[test]
 fn bootstrap_servers_configured_as_a_string_are_reported_with_an_example() {
     let file = "[kafka]\nbootstrap_servers = 'kafka:9092'\n";
     let problems = load_config(file, &[]).unwrap_err().to_string();
