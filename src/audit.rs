@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -129,8 +130,67 @@ impl AuditReport {
     }
 }
 
+/// How far an audit is, for a person who waits.
+#[derive(Debug, Default)]
+pub struct AuditProgress {
+    offsets_done: AtomicU64,
+    offsets_total: AtomicU64,
+    checks_done: AtomicU64,
+    checks_total: AtomicU64,
+}
+
+impl AuditProgress {
+    /// The offsets of the topic that were read, and how many there are.
+    pub fn offsets(&self) -> (u64, u64) {
+        let total = self.offsets_total.load(Relaxed);
+        (self.offsets_done.load(Relaxed).min(total), total)
+    }
+
+    /// The checks of the database that are done, and how many there are.
+    pub fn checks(&self) -> (u64, u64) {
+        (
+            self.checks_done.load(Relaxed),
+            self.checks_total.load(Relaxed),
+        )
+    }
+
+    /// Before the topic is read.
+    fn begin_topic(&self, reader: &TopicReader) {
+        let ranges = reader.ranges().iter();
+        let total: i64 = ranges.map(|range| range.end - range.start).sum();
+        self.offsets_total.store(total.unsigned_abs(), Relaxed);
+    }
+
+    /// `next` has the next offset of each partition that was read.
+    fn read_topic(&self, reader: &TopicReader, next: &BTreeMap<i32, i64>) {
+        let ranges = reader.ranges().iter();
+        let done: i64 = ranges
+            .map(|range| {
+                next.get(&range.partition)
+                    .map_or(0, |next| next - range.start)
+            })
+            .sum();
+        self.offsets_done.store(done.unsigned_abs(), Relaxed);
+    }
+
+    /// Markers of transactions have offsets, and are no records.
+    fn finish_topic(&self) {
+        self.offsets_done
+            .store(self.offsets_total.load(Relaxed), Relaxed);
+    }
+
+    fn check_database(&self, done: usize, total: usize) {
+        self.checks_total.store(total as u64, Relaxed);
+        self.checks_done.store(done as u64, Relaxed);
+    }
+}
+
 /// Runs the audit.
-pub fn run_audit(config: &Config, scope: AuditOptions) -> Result<AuditReport, AuditError> {
+pub fn run_audit(
+    config: &Config,
+    scope: AuditOptions,
+    progress: &AuditProgress,
+) -> Result<AuditReport, AuditError> {
     let mut database = AuditDatabase::open(&config.database.path)?;
     let topic = match config.publisher.kind {
         PublisherKind::Application => AuditedTopic::None,
@@ -140,9 +200,11 @@ pub fn run_audit(config: &Config, scope: AuditOptions) -> Result<AuditReport, Au
             kafka::check(&config.kafka.security)?;
             database.begin()?;
             let runtime = KafkaRuntime::new()?;
-            runtime
-                .runtime()
-                .block_on(read_audited_topic(&config.kafka, &mut database))?
+            runtime.runtime().block_on(read_audited_topic(
+                &config.kafka,
+                &mut database,
+                progress,
+            ))?
         }
     };
     let node = database.node().to_string();
@@ -157,7 +219,12 @@ pub fn run_audit(config: &Config, scope: AuditOptions) -> Result<AuditReport, Au
         }),
         AuditedTopic::LeftOut | AuditedTopic::None => None,
     };
-    let result = database.check(&config.kafka.topic, snapshot, scope.limit)?;
+    let result = database.check_with_progress(
+        &config.kafka.topic,
+        snapshot,
+        scope.limit,
+        &|done, total| progress.check_database(done, total),
+    )?;
     Ok(AuditReport {
         node,
         totals: result.totals,
@@ -170,9 +237,10 @@ pub fn run_audit(config: &Config, scope: AuditOptions) -> Result<AuditReport, Au
 async fn read_audited_topic(
     settings: &config::Kafka,
     database: &mut AuditDatabase,
+    progress: &AuditProgress,
 ) -> Result<AuditedTopic, AuditError> {
     let mut link = ClusterConnection::new(settings.clone(), "payrelay-audit".to_owned());
-    match read_audited_topic_through(&mut link, database).await {
+    match read_audited_topic_through(&mut link, database, progress).await {
         Ok(topic) => Ok(topic),
         Err(ClusterError::Store(error)) => Err(error.into()),
         Err(failure) => Err(AuditError::Kafka(
@@ -191,6 +259,7 @@ async fn read_audited_topic(
 async fn read_audited_topic_through(
     link: &mut ClusterConnection,
     database: &mut AuditDatabase,
+    progress: &AuditProgress,
 ) -> Result<AuditedTopic, ClusterError> {
     let kafka = with_kafka_timeout(CALL_TIMEOUT, link.connect()).await?;
     let settings = link.settings();
@@ -212,8 +281,16 @@ async fn read_audited_topic_through(
         id: reader.topic_id(),
         ..TopicTotals::default()
     };
+    progress.begin_topic(&reader);
+    let mut next = BTreeMap::new();
     while !reader.is_finished() {
         let batch = reader.next_within(CALL_TIMEOUT).await?;
+        next.extend(
+            batch
+                .iter()
+                .map(|record| (record.partition, record.offset + 1)),
+        );
+        progress.read_topic(&reader, &next);
         let ours: Vec<_> = batch
             .iter()
             .filter_map(|record| audited_topic_event(&node, record))
@@ -222,6 +299,7 @@ async fn read_audited_topic_through(
         totals.foreign_records += (batch.len() - ours.len()) as u64;
         database.store_records(&ours)?;
     }
+    progress.finish_topic();
     let skipped = |skipped: &kafka::topic_reader::Skipped| {
         let kafka::topic_reader::Skipped {
             partition,

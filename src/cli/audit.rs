@@ -2,9 +2,10 @@
 
 use std::error::Error;
 use std::path::Path;
+use std::sync::Arc;
 
 use clap::Args;
-use payrelay::audit::{self, AuditError, AuditOptions, AuditReport};
+use payrelay::audit::{self, AuditError, AuditOptions, AuditProgress, AuditReport};
 use payrelay::config::LoadedConfig;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::OfflineStore;
@@ -36,9 +37,11 @@ impl AuditCommand {
             file_only: self.file_only,
             limit: self.limit,
         };
-        let progress = (!self.json).then(|| Progress::show("audit", || Measure::Time));
-        let report = audit::run_audit(&loaded.config, options);
-        drop(progress);
+        let progress = Arc::new(AuditProgress::default());
+        let shared = Arc::clone(&progress);
+        let shown = (!self.json).then(|| Progress::show("audit", move || measure_audit(&shared)));
+        let report = audit::run_audit(&loaded.config, options, &progress);
+        drop(shown);
         self.record(&loaded.config.database.path, report.as_ref());
         let report = match report {
             Ok(report) => report,
@@ -90,6 +93,18 @@ impl AuditCommand {
                     {error}"
             ));
         }
+    }
+}
+
+/// First the topic is read, then the database is checked.
+fn measure_audit(progress: &AuditProgress) -> Measure {
+    let (done, total) = progress.checks();
+    if total > 0 {
+        return Measure::Checks { done, total };
+    }
+    match progress.offsets() {
+        (_, 0) => Measure::Time,
+        (done, total) => Measure::Offsets { done, total },
     }
 }
 

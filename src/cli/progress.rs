@@ -31,6 +31,16 @@ pub(super) enum Measure {
         done: u64,
         total: u64,
     },
+    /// Offsets of the topic.
+    Offsets {
+        done: u64,
+        total: u64,
+    },
+    /// Checks of the database. They take very different times.
+    Checks {
+        done: u64,
+        total: u64,
+    },
     /// Only its time is known.
     Time,
 }
@@ -38,7 +48,10 @@ pub(super) enum Measure {
 impl Measure {
     fn parts(self) -> (u64, u64) {
         match self {
-            Self::Bytes { done, total } | Self::Count { done, total } => (done.min(total), total),
+            Self::Bytes { done, total }
+            | Self::Count { done, total }
+            | Self::Offsets { done, total }
+            | Self::Checks { done, total } => (done.min(total), total),
             Self::Time => (0, 0),
         }
     }
@@ -49,6 +62,13 @@ impl Measure {
         let amount = match self {
             Self::Bytes { .. } => format!("{} of {}", show_bytes(done), show_bytes(total)),
             Self::Count { .. } => format!("{done} of {total}"),
+            Self::Offsets { .. } => format!("{done} of {total} offsets"),
+            Self::Checks { .. } => {
+                return format!(
+                    "database, {done} of {total} checks, {}",
+                    Self::Time.describe(elapsed)
+                );
+            }
             Self::Time => return format!("{} so far", show_age(elapsed)),
         };
         let percent = (done * 100).checked_div(total).unwrap_or(0);
@@ -60,7 +80,12 @@ impl Measure {
             }
             _ => String::new(),
         };
-        format!("{percent} %, {amount}{rest}")
+        let stage = if matches!(self, Self::Offsets { .. }) {
+            "topic "
+        } else {
+            ""
+        };
+        format!("{stage}{percent} %, {amount}{rest}")
     }
 }
 
@@ -161,6 +186,17 @@ mod tests {
         assert_eq!(count(12, 9), "100 %, 9 of 9, 0 s to go");
         assert_eq!(count(0, 0), "0 %, 0 of 0");
         assert_eq!(Measure::Time.describe(elapsed), "20 s so far");
+        let offsets = Measure::Offsets {
+            done: 2000,
+            total: 5000,
+        };
+        let expected = "topic 40 %, 2000 of 5000 offsets, 30 s to go";
+        assert_eq!(offsets.describe(elapsed), expected);
+        let checks = Measure::Checks { done: 7, total: 27 };
+        assert_eq!(
+            checks.describe(elapsed),
+            "database, 7 of 27 checks, 20 s so far"
+        );
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use std::{env, io};
 
 use clap::Args;
-use payrelay::audit::{AuditOptions, run_audit};
+use payrelay::audit::{AuditOptions, AuditProgress, run_audit};
 use payrelay::config::Config;
 use payrelay::runtime::plural::counted;
 use payrelay::store::{OfflineStore, timeline};
@@ -201,6 +201,7 @@ fn audit_is_clean(database: &Path) -> io::Result<bool> {
         file_only: true,
         limit: 10,
     };
-    let report = run_audit(&loaded.config, options).map_err(io::Error::other)?;
+    let report =
+        run_audit(&loaded.config, options, &AuditProgress::default()).map_err(io::Error::other)?;
     Ok(report.is_clean())
 }

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use krafka::admin::{CreateTopicsOptions, NewTopic};
 use krafka::{Kafka, Record};
+use payrelay::audit::{AuditOptions, AuditProgress, run_audit};
+use payrelay::config::Config;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -383,6 +385,31 @@ impl<'a> OnTopic<'a> {
         this
     }
 
+    /// The progress of an audit ends with all offsets of the topic, and all checks.
+    #[track_caller]
+    fn assert_progress(&self, offsets: u64) {
+        let variables = [
+            (
+                "PAYRELAY_DATABASE_PATH",
+                self.node.path().display().to_string(),
+            ),
+            ("PAYRELAY_PUBLISHER_KIND", "kafka".to_owned()),
+            ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", self.broker.bootstrap()),
+            ("PAYRELAY_KAFKA_TOPIC", self.topic.clone()),
+        ];
+        let variables = variables.map(|(name, value)| (name.to_owned(), value));
+        let loaded = Config::load("", &variables.into()).unwrap();
+        let options = AuditOptions {
+            file_only: false,
+            limit: 1,
+        };
+        let progress = AuditProgress::default();
+        run_audit(&loaded.config, options, &progress).unwrap();
+        assert_eq!(progress.offsets(), (offsets, offsets));
+        let (done, total) = progress.checks();
+        assert!(done == total && total > 20, "{done} of {total}");
+    }
+
     fn put(&self, event: i64, key: &str, value: &str) {
         let id = format!("{}-{event}", self.node.id);
         topic::put(
@@ -663,6 +690,7 @@ fn the_audit_accepts_aborted_transactions_and_deleted_records() {
     let line = "topic: transactions, 3 records of this node, 0 of others; partition 0 from offset \
         0 to 7\n";
     assert!(case.report().contains(line), "{}", case.report());
+    case.assert_progress(7);
     case.doctor("UPDATE outbox SET \"offset\" = 2 WHERE id = 2")
         .assert_found(&["missing"], &[]);
     case.doctor("UPDATE outbox SET \"offset\" = 4 WHERE id = 2");

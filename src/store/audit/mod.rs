@@ -27,6 +27,7 @@ use crate::domain::node_id::NodeId;
 use crate::domain::timestamp::Timestamp;
 use rusqlite::Connection;
 use serde::Serialize;
+use std::cell::Cell;
 use std::path::Path;
 
 /// A database under audit. It may be in use, and stays as it is.
@@ -152,37 +153,70 @@ impl AuditDatabase {
     /// Runs all checks in one snapshot, and those of the topic if that was read. Each finding has
     /// at most `limit` examples.
     pub fn check(
-        mut self,
+        self,
         topic: &str,
         snapshot: Option<TopicSnapshot<'_>>,
         limit: usize,
     ) -> Result<CheckResult, StoreError> {
+        self.check_with_progress(topic, snapshot, limit, &|_, _| ())
+    }
+
+    /// As [`AuditDatabase::check`]. `progress` gets the number of checks that are done, and of all.
+    pub fn check_with_progress(
+        mut self,
+        topic: &str,
+        snapshot: Option<TopicSnapshot<'_>>,
+        limit: usize,
+        progress: &dyn Fn(usize, usize),
+    ) -> Result<CheckResult, StoreError> {
+        let of_topic = if snapshot.is_some() {
+            TOPIC.len() + 2 + GONE.len()
+        } else {
+            0
+        };
+        // Integrity, foreign keys, and unconsumed events.
+        let total = 3 + FILE.len() + NOTES.len() + of_topic;
+        let count = Cell::new(0);
+        let next = || {
+            progress(count.get(), total);
+            count.set(count.get() + 1);
+        };
         self.fill_topic_tables(topic, snapshot)?;
         let published_before = self.published_before;
         let visible_before = self.visible_before;
         let tx = self.connection.transaction()?;
         let mut findings = Findings::new(&tx, limit);
+        next();
         findings.check_integrity()?;
+        next();
         findings.check_foreign_keys()?;
         for check in &FILE {
+            next();
             findings.run_check(check, [])?;
         }
         let consumed_before = Timestamp::now().minus(CONSUMED_WITHIN).as_micros();
+        next();
         findings.run_check(&UNCONSUMED, (topic, consumed_before))?;
         let mut notes = Findings::new(&tx, limit);
         for check in &NOTES {
+            next();
             notes.run_check(check, [])?;
         }
         if snapshot.is_some() {
             for check in &TOPIC {
+                next();
                 findings.run_check(check, [])?;
             }
+            next();
             findings.run_check(&MISSING, [published_before])?;
+            next();
             findings.run_check(&INVISIBLE, [visible_before.as_micros()])?;
             for check in &GONE {
+                next();
                 notes.run_check(check, [])?;
             }
         }
+        progress(total, total);
         // A damaged file may not be countable.
         let is_damaged = findings
             .found
