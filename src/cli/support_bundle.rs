@@ -12,7 +12,7 @@ use payrelay::store::local_socket::database_lock_holder;
 use serde::Serialize;
 
 use super::client::{Target, load_local};
-use super::doctor::run_checks;
+use super::doctor::{PostToSlack, run_checks};
 use super::output::{output_line, print_config_error};
 use super::state::State;
 use super::status::read_overview;
@@ -73,7 +73,7 @@ fn collect_parts(target: &Target) -> Vec<(&'static str, String)> {
         ),
         (
             "payrelay/doctor.json",
-            json_text(run_checks(file, DISK_SECONDS)),
+            json_text(run_checks(file, DISK_SECONDS, PostToSlack::No)),
         ),
     ];
     let holder = load_local(file).ok().and_then(|local| {

@@ -4,6 +4,8 @@
 //! It never decides when to retry; [`isolation`](super::isolation) decides the meaning of a
 //! rejection. The URLs of the webhook and of the proxy are secrets: no error shows them.
 
+pub mod probe;
+
 use std::io::{self, Read as _};
 use std::path::PathBuf;
 use std::time::Duration;

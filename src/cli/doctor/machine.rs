@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use super::{Checks, Verdict};
 use payrelay::store::local_socket::database_lock_holder;
@@ -72,9 +73,36 @@ pub(super) fn check_other_processes(checks: &mut Checks, database: &Path) {
     let own = std::process::id().to_string();
     for (id, name) in processes_with_file(&file) {
         if id != own && Some(&id) != holder.as_ref() {
-            let detail = format!("{name} (process {id}) has the database open");
+            let advice = advice_on_process(&name);
+            let detail = format!("{name} (process {id}) has the database open{advice}");
             checks.add(Verdict::Note, "other processes", detail);
         }
+    }
+}
+
+/// litestream's earlier versions and payrelay's checkpoints hinder each other, and the replica may
+/// be damaged.
+fn advice_on_process(name: &str) -> &'static str {
+    if name == "litestream" {
+        ": litestream 0.5.15 or later is needed"
+    } else {
+        ""
+    }
+}
+
+/// Whether the system's clock follows others, as systemd says.
+pub(super) fn judge_synchronisation() -> (Verdict, &'static str) {
+    let output = Command::new("timedatectl")
+        .args(["show", "--property=NTPSynchronized", "--value"])
+        .output();
+    let answer = output.map(|output| output.stdout).unwrap_or_default();
+    match answer.trim_ascii() {
+        b"yes" => (Verdict::Ok, "synchronised"),
+        b"no" => (Verdict::Note, "not synchronised: start an NTP service"),
+        _ => (
+            Verdict::Ok,
+            "timedatectl does not say whether it is synchronised",
+        ),
     }
 }
 

@@ -1,5 +1,5 @@
 //! Whether the brokers and the webhooks' hosts can be reached, and the topic be used. Nothing is
-//! published or posted.
+//! published, and nothing posted unless that is wanted.
 
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs as _};
@@ -7,14 +7,20 @@ use std::time::{Duration, Instant};
 
 use payrelay::config::{Config, PublisherKind, Sink, Slack};
 use payrelay::domain::node_id::NodeId;
+use payrelay::domain::timestamp::Timestamp;
 use payrelay::kafka::topic_rights::{TopicRights, find_topic_rights};
 use payrelay::runtime::plural::counted;
 use payrelay::slack::channel::channel_webhooks;
+use payrelay::slack::webhook::probe::WebhookProbe;
+use payrelay::slack::webhook::{PostOutcome, Webhook};
 
-use super::{Checks, Verdict};
+use super::{Checks, PostToSlack, Verdict};
 
 /// A host that needs longer is not reachable.
 const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// More than this is a finding: a payment gets the wrong time, or the wrong day.
+const CLOCK_OFF_MAX: Duration = Duration::from_secs(5);
 
 pub(super) fn check_kafka(checks: &mut Checks, config: &Config, node: Option<&NodeId>) {
     if config.publisher.kind == PublisherKind::Application {
@@ -62,30 +68,72 @@ fn judge_topic(topic: &str, rights: Result<Option<TopicRights>, String>) -> (Ver
     }
 }
 
-pub(super) fn check_slack(checks: &mut Checks, slack: &Slack) {
+/// Connects to the host of each webhook, and posts a message only if that is wanted.
+pub(super) fn check_slack(checks: &mut Checks, slack: &Slack, post: PostToSlack) {
     for (name, webhook) in channel_webhooks(slack) {
         let check = format!("slack {name}");
-        match webhook.filter(|_| slack.sink == Sink::Auto) {
-            None => checks.add(Verdict::Note, check, "messages go to the log"),
-            Some(webhook) => {
-                let url = slack.proxy.as_ref().unwrap_or(webhook).expose();
-                check_address(checks, &check, &address_of_url(url));
-            }
-        }
+        let Some(url) = webhook.filter(|_| slack.sink == Sink::Auto) else {
+            checks.add(Verdict::Note, check, "messages go to the log");
+            continue;
+        };
+        let (verdict, detail) = match Webhook::new(url.clone(), slack) {
+            Err(error) => (Verdict::Fail, error.to_string()),
+            Ok(webhook) => match webhook.probe() {
+                Err(error) => (Verdict::Fail, error),
+                Ok(probe) => {
+                    check_clock_of_host(checks, &check, &probe);
+                    match post {
+                        PostToSlack::No => (Verdict::Ok, describe_probe(&probe)),
+                        PostToSlack::Yes => post_to_slack(&webhook),
+                    }
+                }
+            },
+        };
+        checks.add(verdict, check, detail);
     }
 }
 
-/// Host and port of a URL. Its path is a secret.
-fn address_of_url(url: &str) -> String {
-    let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
-    let host = authority.rsplit('@').next().unwrap_or(authority);
-    let after_brackets = host.rsplit(']').next().unwrap_or(host);
-    if after_brackets.contains(':') {
-        host.to_owned()
-    } else {
-        format!("{host}:{}", if scheme == "https" { 443 } else { 80 })
+fn describe_probe(probe: &WebhookProbe) -> String {
+    let ms = probe.elapsed.as_millis();
+    let tls = if probe.is_tls { ", TLS" } else { "" };
+    format!(
+        "name resolved{tls}, answered in {ms} ms (nothing posted; --post-to-slack sends one \
+            message)"
+    )
+}
+
+fn post_to_slack(webhook: &Webhook) -> (Verdict, String) {
+    let text = "payrelay doctor: this message is a test, and no payment";
+    match webhook.post(&serde_json::json!({ "text": text })) {
+        PostOutcome::Accepted(None) => (Verdict::Ok, "accepted a test message".to_owned()),
+        PostOutcome::Accepted(Some(remark)) => (Verdict::Note, remark),
+        PostOutcome::RateLimited(_) => (Verdict::Note, "rate limited: try later".to_owned()),
+        PostOutcome::Unavailable(reason, _)
+        | PostOutcome::Unknown(reason)
+        | PostOutcome::PayloadRejected(reason)
+        | PostOutcome::ChannelDisabled(reason) => (Verdict::Fail, reason),
     }
+}
+
+/// A clock that is off shows in every time that payrelay stores.
+fn check_clock_of_host(checks: &mut Checks, check: &str, probe: &WebhookProbe) {
+    if let Some(time) = probe.host_time {
+        let (verdict, detail) = judge_clock(Timestamp::now(), time);
+        checks.add(verdict, format!("clock of {check}"), detail);
+    }
+}
+
+/// The host's time has whole seconds, and is older by the way of its answer.
+fn judge_clock(own: Timestamp, host: Timestamp) -> (Verdict, String) {
+    let ahead = own.since(host).as_secs();
+    let behind = host.since(own).as_secs();
+    let detail = match (ahead, behind) {
+        (0..=2, 0..=2) => "this machine's is within 2 s of it".to_owned(),
+        (0, behind) => format!("this machine's is {} behind", counted(behind, "second")),
+        (ahead, _) => format!("this machine's is {} ahead", counted(ahead, "second")),
+    };
+    let is_off = ahead.max(behind) > CLOCK_OFF_MAX.as_secs();
+    (if is_off { Verdict::Fail } else { Verdict::Ok }, detail)
 }
 
 /// Returns whether it can be reached.
@@ -141,14 +189,13 @@ mod tests {
     }
 
     #[test]
-    fn the_address_of_a_url_has_its_port_and_no_secret() {
-        let address = |url| address_of_url(url);
-        assert_eq!(
-            address("https://hooks.slack.com/services/a/b"),
-            "hooks.slack.com:443"
-        );
-        assert_eq!(address("http://kim:secret@proxy:3128"), "proxy:3128");
-        assert_eq!(address("http://[::1]/a"), "[::1]:80");
-        assert_eq!(address("http://[::1]:8080"), "[::1]:8080");
+    fn a_clock_is_compared_with_that_of_a_host() {
+        let time = |text| Timestamp::parse(text).unwrap();
+        let judge = |own| judge_clock(time(own), time("2026-11-27T12:00:00Z"));
+        assert_eq!(judge("2026-11-27T12:00:02.9Z").0, Verdict::Ok);
+        let (verdict, detail) = judge("2026-11-27T12:01:00Z");
+        assert!(verdict == Verdict::Fail && detail.ends_with("60 seconds ahead"));
+        let (verdict, detail) = judge("2026-11-27T11:59:57Z");
+        assert!(verdict == Verdict::Ok && detail.ends_with("3 seconds behind"));
     }
 }
