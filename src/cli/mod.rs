@@ -118,13 +118,13 @@ enum Color {
 enum Command {
     /// Accepts and relays payments until SIGTERM or SIGINT; the default
     Serve,
-    /// Is it healthy? What waits, how old the oldest is, backup
+    /// Is it healthy? Was there a backup? What waits, and for how long
     Status(status::StatusCommand),
     /// Where is a payment? Its timeline
     Payment(payment::PaymentCommand),
     /// What was paid today, or in another time, and its sums
     Payments(payments::PaymentsCommand),
-    /// Lists what waits for Kafka; wakes or resumes the relay
+    /// How old is the oldest event? Lists what waits for Kafka; wakes or resumes the relay
     Outbox {
         #[command(subcommand)]
         action: Option<outbox::OutboxCommand>,

@@ -133,10 +133,17 @@ pub(super) fn show_bytes(bytes: u64) -> String {
     format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
 }
 
-/// The age of a time in JSON; a dash if there is none.
+/// The age of a time in JSON; a dash if there is none. A time in the future is named as such.
 pub(super) fn show_age_of(time: &Value, now: Timestamp) -> String {
     let time = time.as_str().and_then(Timestamp::parse);
-    time.map_or_else(|| "-".to_owned(), |time| show_age(now.since(time)))
+    match time {
+        None => "-".to_owned(),
+        // The clock was set back since, or is another one's.
+        Some(time) if time.since(now) >= Duration::from_secs(1) => {
+            format!("{} ahead", show_age(time.since(now)))
+        }
+        Some(time) => show_age(now.since(time)),
+    }
 }
 
 /// A value of JSON as a cell: a text without its quotes, and a dash for null.
@@ -171,6 +178,15 @@ mod tests {
         assert_eq!(age(252_999), "4 m 12 s");
         assert_eq!(age(3_600_000), "1 h");
         assert_eq!(age(5 * 86_400_000 + 59_000), "5 d");
+    }
+
+    #[test]
+    fn a_time_in_the_future_has_no_age_of_zero() {
+        let now = Timestamp::parse("2026-11-27T12:00:00Z").unwrap();
+        let age = |time: &str| show_age_of(&Value::from(time), now);
+        assert_eq!(age("2026-11-27T11:59:00Z"), "1 m");
+        assert_eq!(age("2026-11-27T12:00:00.9Z"), "0 s");
+        assert_eq!(age("2026-11-27T12:05:00Z"), "5 m ahead");
     }
 
     #[test]

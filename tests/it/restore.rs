@@ -197,6 +197,8 @@ fn a_restored_database_is_adopted() {
     }
     copy_files(&node.path("copy.db"), &node.path("payrelay.db"));
     assert_eq!(node.run(&["restore", "--adopt", "--yes"]).0, Some(0));
+    let recorded = "SELECT count(*) FROM operation WHERE operation = 'restore' AND outcome = 'ok'";
+    assert_eq!(node.number(recorded), 1);
     let payrelay = node.start();
     node.pay(&payrelay, 4..=6);
     assert_eq!(node.number("SELECT count(*) FROM payment"), 6);
@@ -271,6 +273,9 @@ fn an_invalid_copy_is_refused_and_changes_nothing() {
             "{copy}"
         );
     }
+    let refused = "SELECT count(*) FROM operation WHERE operation = 'restore' \
+        AND outcome = 'findings' AND origin LIKE 'local user %'";
+    assert_eq!(node.number(refused), 4);
     assert!(!node.path("payrelay.db.restore-part").exists());
     let mode = fs::metadata(node.path("payrelay.db"))
         .unwrap()
