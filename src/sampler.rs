@@ -15,12 +15,14 @@ use crossbeam_channel::{Receiver, at, never, select_biased};
 
 use self::latency_window::LatencyWindow;
 pub use self::latency_window::{Latencies, Quantiles};
+use crate::domain::reason::describe_reason;
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::error_log::ErrorLog;
 use crate::runtime::metrics::{MetricTotals, Metrics};
 use crate::runtime::worker::{Stop, Waker};
+use crate::store::action_watch::{ActionCounts, ActionWatch, NewAction};
 use crate::store::backlog::{Backlog, BacklogCounter};
-use crate::store::gauges::{self, ActionCounter, ActionCounts, StoredGauges};
+use crate::store::gauges::{self, StoredGauges};
 use crate::store::{FileSizes, Store, StoreError, payment};
 
 /// How often it samples without a request.
@@ -128,7 +130,7 @@ pub struct Sampler {
     metrics: Metrics,
     counter: BacklogCounter,
     topic: Option<String>,
-    action_counter: ActionCounter,
+    action_watch: ActionWatch,
     samples: Samples,
     requests: Receiver<()>,
     latencies: LatencyWindow,
@@ -155,7 +157,7 @@ impl Sampler {
                 metrics,
                 counter,
                 topic,
-                action_counter: ActionCounter::default(),
+                action_watch: ActionWatch::default(),
                 samples: samples.clone(),
                 requests,
                 latencies: LatencyWindow::default(),
@@ -205,16 +207,18 @@ impl Sampler {
     fn try_sample(&mut self) -> Result<(), StoreError> {
         let at = Timestamp::now();
         let counter = &mut self.counter;
-        let action_counter = &mut self.action_counter;
+        let action_watch = &mut self.action_watch;
         let topic = self.topic.as_deref();
-        let (backlog, last_payment_id, gauges, actions) = self.store.read(|connection| {
-            Ok((
-                counter.count(connection)?,
-                payment::last_payment_id(connection)?,
-                gauges::read_stored_gauges(connection, topic)?,
-                action_counter.count(connection)?,
-            ))
-        })?;
+        let (backlog, last_payment_id, gauges, (actions, new_actions)) =
+            self.store.read(|connection| {
+                Ok((
+                    counter.count(connection)?,
+                    payment::last_payment_id(connection)?,
+                    gauges::read_stored_gauges(connection, topic)?,
+                    action_watch.look(connection)?,
+                ))
+            })?;
+        new_actions.iter().for_each(log_new_action);
         let sample = Sample {
             at,
             backlog,
@@ -257,4 +261,22 @@ impl Sampler {
             disk_free_bytes: files.disk_free_bytes,
         });
     }
+}
+
+/// One line for what an operator did, over HTTP or by a command.
+fn log_new_action(new: &NewAction) {
+    let NewAction {
+        dead_letter_id,
+        action,
+        origin,
+        outcome,
+        reason,
+    } = new;
+    let action = action.as_str();
+    let why = describe_reason(reason.as_deref());
+    log::info!(
+        event = "dead_letter_action", dead_letter = dead_letter_id, action = action,
+        by = origin.as_str();
+        "dead letter {dead_letter_id}, {action} by {origin}{why}: {outcome}"
+    );
 }

@@ -56,43 +56,6 @@ pub fn read_stored_gauges(
     })
 }
 
-/// Actions on dead letters.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ActionCounts {
-    /// Replays.
-    pub replays: u64,
-    /// Discards.
-    pub discards: u64,
-}
-
-/// Counts the actions on dead letters since the first call: an operator may act by a command, which
-/// another process executes.
-#[derive(Debug, Default)]
-pub struct ActionCounter {
-    last_id: Option<i64>,
-    counts: ActionCounts,
-}
-
-impl ActionCounter {
-    /// The actions until now. The first time there are none.
-    pub fn count(&mut self, connection: &Connection) -> rusqlite::Result<ActionCounts> {
-        let last_id = connection
-            .prepare_cached("SELECT ifnull(max(id), 0) FROM dead_letter_action")?
-            .query_row([], |row| row.get(0))?;
-        let before = self.last_id.unwrap_or(last_id);
-        let (replays, discards): (i64, i64) = connection
-            .prepare_cached(
-                "SELECT ifnull(sum(action = 'replay'), 0), ifnull(sum(action = 'discard'), 0) \
-                    FROM dead_letter_action WHERE id > ?1 AND id <= ?2",
-            )?
-            .query_row([before, last_id], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        self.last_id = Some(last_id);
-        self.counts.replays += replays.unsigned_abs();
-        self.counts.discards += discards.unsigned_abs();
-        Ok(self.counts)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,20 +63,16 @@ mod tests {
     use crate::store::operation::{Operation, OperationOutcome, OperationRecord};
 
     #[test]
-    fn the_gauges_are_read_and_actions_are_counted_once() {
+    fn the_gauges_of_the_database_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let (mut connection, _) = open::open_database(&dir.path().join("a.db"), None).unwrap();
         let tx = connection.transaction().unwrap();
-        let mut actions = ActionCounter::default();
-        assert_eq!(actions.count(&tx).unwrap(), ActionCounts::default());
         let empty = read_stored_gauges(&tx, Some("payment-event")).unwrap();
         assert!(empty.created_at.is_some());
         assert_eq!((empty.dead_records, empty.rejected_events), (0, 0));
         tx.execute_batch(
             "INSERT INTO dead_letter (topic, \"partition\", \"offset\", reason, received_at) \
-                VALUES ('t', 0, 1, 'no', 1); \
-             INSERT INTO dead_letter_action (dead_letter_id, action, origin, outcome, acted_at) \
-                VALUES (1, 'replay', 'me', 'done', 1), (1, 'replay', 'me', 'done', 1)",
+                VALUES ('t', 0, 1, 'no', 1)",
         )
         .unwrap();
         let ended_at = Timestamp::from_micros(5);
@@ -128,9 +87,5 @@ mod tests {
         assert_eq!(gauges.dead_records, 1);
         let last = &gauges.operations[0];
         assert_eq!((last.operation, last.ended_at), (backup, ended_at));
-        for _ in 0..2 {
-            let counted = actions.count(&tx).unwrap();
-            assert_eq!((counted.replays, counted.discards), (2, 0));
-        }
     }
 }

@@ -12,6 +12,7 @@
 //! | a thread that waits for a read | [`Store::read`] |
 //! | a command, also while payrelay is running | [`OfflineStore`] |
 
+pub mod action_watch;
 pub mod arrival;
 pub mod audit;
 pub mod backlog;

@@ -1,13 +1,14 @@
 //! The query plan of every statement of the hot paths: by index, in order, without sorting
 //! (<https://sqlite.org/eqp.html>). The test records the statements as they run.
 
+use super::action_watch::ActionWatch;
 use super::arrival::{self, AcceptOutcome};
 use super::backlog::BacklogCounter;
 use super::consume_batch::ConsumeBatch;
 use super::dead_letter::DeadLetterFilter;
 use super::dead_letter_action::{self, DeadLetterAction, DeadLetterRequest, Selection};
 use super::delivery::{Carrier, DeliveryOutcome};
-use super::gauges::{ActionCounter, read_stored_gauges};
+use super::gauges::read_stored_gauges;
 use super::idempotency::{IdempotentOutcome, IdempotentRequest};
 use super::operation::{self, Operation, OperationOutcome, OperationRecord};
 use super::outbox_view::{self, OutboxFilter};
@@ -261,8 +262,8 @@ fn plan_showing(tx: &Transaction<'_>) -> rusqlite::Result<()> {
     let waiting = outbox_view::list_outbox_events(tx, &node, OutboxFilter::Init, 0, 10)?;
     assert_eq!(waiting.len(), 0);
     assert_eq!(payment::last_payment_id(tx)?, 2);
-    let mut actions = ActionCounter::default();
-    actions.count(tx)?;
+    let mut actions = ActionWatch::default();
+    actions.look(tx)?;
     let gauges = read_stored_gauges(tx, Some("t"))?;
     assert_eq!(gauges.partitions.len(), 1);
     assert_eq!(payment::last_payment_time(tx)?, Some(NOW));

@@ -10,7 +10,7 @@ use std::{env, fs};
 use serde_json::json;
 
 use testkit::http::{Client, Response, ask_local, pay, payment, request};
-use testkit::process::{Options, Payrelay};
+use testkit::process::{Options, Payrelay, run_command};
 use testkit::slack::FakeSlack;
 use testkit::{wait_for, wait_until};
 
@@ -303,5 +303,28 @@ fn the_overview_has_the_latencies_of_the_last_minute() {
         stages
             .iter()
             .all(|stage| stage["p99_ms"].as_f64().is_some_and(|ms| ms > 0.0))
+    });
+}
+
+#[test]
+fn an_action_by_a_command_is_logged_and_counted_by_the_running_payrelay() {
+    let dir = tempfile::tempdir().unwrap();
+    let payrelay = start(dir.path(), &[]);
+    let database = rusqlite::Connection::open(dir.path().join("payrelay.db")).unwrap();
+    let row = "INSERT INTO dead_letter (topic, \"partition\", \"offset\", reason, received_at) \
+        VALUES ('t', 0, 1, 'no', 1)";
+    database.execute(row, []).unwrap();
+    let open = r#"payrelay_dead_letters_open{kind="record"}"#;
+    wait_until("an open dead letter", LIMIT, || {
+        scrape(&payrelay)[open] > 0.5
+    });
+    let discard = ["dead-letters", "discard", "1", "--reason", "old", "--yes"];
+    assert_eq!(run_command(dir.path(), &[], &discard).0, Some(0));
+    payrelay.wait_for_log("dead letter 1, discard by local user", LIMIT);
+    payrelay.wait_for_log("(\"old\")", LIMIT);
+    let discarded = r#"payrelay_dead_letter_actions_total{action="discard"}"#;
+    wait_until("the action", LIMIT, || {
+        let found = scrape(&payrelay);
+        found[discarded] > 0.5 && found[open] < 0.5
     });
 }

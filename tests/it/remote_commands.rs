@@ -106,7 +106,6 @@ impl Remote {
             let count: i64 = database.query_row(&sql, [], |row| row.get(0)).unwrap();
             assert_eq!(count, 2, "{table}");
         }
-        let log = self.payrelay.log();
         for line in [
             "wake of the relay requested by http, token boss (\"a test\")",
             "resume of the relay requested by http, token boss (\"a test\")",
@@ -114,7 +113,7 @@ impl Remote {
             "channel default: action of http, token boss (\"a test\"): resumed",
             "dead letter 1, discard by http, token boss (\"no\"): discarded",
         ] {
-            assert!(log.contains(line), "{line} is missing from {log}");
+            self.payrelay.wait_for_log(line, LIMIT);
         }
     }
 

@@ -10,7 +10,6 @@ use super::super::params::{
 };
 use super::super::problem::Problem;
 use super::super::response::{Body, json_response};
-use crate::domain::reason::describe_reason;
 use crate::domain::timestamp::Timestamp;
 use crate::store::dead_letter::{self, DeadLetterFilter, DeadLetterView};
 use crate::store::dead_letter_action::{
@@ -190,8 +189,6 @@ impl App {
         } = resolution;
         let node = self.context.store.node().clone();
         let origin = client.origin();
-        let why = describe_reason(reason.as_deref());
-        let recorded_origin = origin.clone();
         let now = Timestamp::now();
         let resolve = move |tx: &Transaction<'_>| {
             let request = DeadLetterRequest {
@@ -199,7 +196,7 @@ impl App {
                 which: selection,
                 dry_run,
                 node: &node,
-                origin: &recorded_origin,
+                origin: &origin,
                 reason: reason.as_deref(),
                 now,
             };
@@ -210,14 +207,8 @@ impl App {
             return Err(no_dead_letter(id));
         }
         if !dry_run {
-            for DeadLetterOutcome { id, outcome, .. } in &outcomes {
-                log::info!(
-                    event = "dead_letter_action", dead_letter = id, action = action.as_str(),
-                    by = origin;
-                    "dead letter {id}, {} by {origin}{why}: {outcome}",
-                    action.as_str()
-                );
-            }
+            // The sampler logs the actions, also those of commands.
+            self.context.snapshots.latest();
             // Wakes the threads that deliver or publish it again.
             self.context.notifiers.wake();
             self.context.relay.wake();

@@ -9,7 +9,7 @@ use super::writer::{ScrapeWriter, Written, scraped_flag, scraped_number};
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::{Health, HealthLevel};
 use crate::sampler::Sample;
-use crate::store::gauges::ActionCounts;
+use crate::store::action_watch::ActionCounts;
 use crate::store::operation::{Operation, OperationOutcome};
 use crate::store::topic::Partition;
 
