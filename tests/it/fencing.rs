@@ -122,14 +122,14 @@ fn a_fenced_relay_pauses_until_an_operator_resumes_it() {
     }
 }
 
-struct Node<'a> {
+pub struct Node<'a> {
     dir: &'a Path,
     bootstrap: &'a str,
-    payrelay: Payrelay,
+    pub payrelay: Payrelay,
 }
 
 impl<'a> Node<'a> {
-    fn start(dir: &'a Path, bootstrap: &'a str) -> Self {
+    pub fn start(dir: &'a Path, bootstrap: &'a str) -> Self {
         let env = [
             ("PAYRELAY_PUBLISHER_KIND", "kafka"),
             ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", bootstrap),
@@ -147,7 +147,7 @@ impl<'a> Node<'a> {
             .status
     }
 
-    fn pay(&self, reservation: i64) {
+    pub fn pay(&self, reservation: i64) {
         http::pay(&mut Client::connect(self.payrelay.addr()), 1, [reservation]);
     }
 
@@ -187,7 +187,7 @@ impl<'a> Node<'a> {
 }
 
 /// The database of a node, and a copy of it that another process has.
-fn two_copies(broker: &Broker) -> [tempfile::TempDir; 2] {
+pub fn two_copies(broker: &Broker) -> [tempfile::TempDir; 2] {
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let bootstrap = broker.bootstrap();
     let mut first = Node::start(dirs[0].path(), &bootstrap);
@@ -203,7 +203,7 @@ fn two_copies(broker: &Broker) -> [tempfile::TempDir; 2] {
 }
 
 /// Both publish until one of them is fenced: it pauses, keeps accepting payments, and says so once.
-fn fence(nodes: [Node<'_>; 2]) -> (Node<'_>, Node<'_>, i64) {
+pub fn fence(nodes: [Node<'_>; 2]) -> (Node<'_>, Node<'_>, i64) {
     let mut reservation = 1000;
     let mut fenced = None;
     wait_until("one of them to be fenced", LIMIT, || {

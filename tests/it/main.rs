@@ -16,6 +16,7 @@
 #![expect(unreachable_pub, reason = "the modules of the tests share helpers")]
 
 mod access;
+mod alerts;
 mod audit;
 mod backup;
 mod commands;

@@ -375,6 +375,12 @@ impl OpenTransaction {
             .block_on(async { self.producer.commit().await.is_ok() })
     }
 
+    /// Its record never shows, and what is behind it does.
+    pub fn abort(self) {
+        let aborted = self.runtime.block_on(self.producer.abort());
+        aborted.expect("the broker takes the abort");
+    }
+
     /// Asks for the commit, and dies after this number of turns of its runtime. Then the request
     /// was not written yet, or not answered, or was answered.
     pub fn die_while_committing(self, turns: usize) {

@@ -121,10 +121,20 @@ fn the_command_reference_has_every_command_option_and_exit_code() {
     }
 }
 
-/// Each word that an operator may meet is explained: problem types, exit codes, findings and notes
-/// of the audit.
+/// The words that a part of the page explains.
+fn explained_words(page: &str, part: &str) -> BTreeSet<String> {
+    let lines = &sections(page, "## ")[part];
+    lines
+        .iter()
+        .filter_map(|line| line.strip_prefix("### `")?.strip_suffix('`'))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Each word that an operator may meet is explained: alerts, problem types, exit codes, findings and
+/// notes of the audit. No alert is explained that does not exist.
 #[test]
-fn every_problem_type_exit_code_and_finding_is_explained() {
+fn every_alert_problem_type_exit_code_and_finding_is_explained() {
     let page = read("docs/reference/explanations.md");
     let words: BTreeSet<&str> = page
         .lines()
@@ -147,7 +157,16 @@ fn every_problem_type_exit_code_and_finding_is_explained() {
         let cell = line.split('|').nth(1).unwrap();
         needed.extend(cell.split('`').skip(1).step_by(2).map(str::to_owned));
     }
-    assert!(needed.len() > 50, "{needed:?}");
+    let rules = read("packaging/prometheus/alerts.yml");
+    let alerts: BTreeSet<String> = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+        .map(str::to_owned)
+        .collect();
+    let explained: BTreeSet<String> = explained_words(&page, "Alerts");
+    assert_eq!(explained, alerts);
+    needed.extend(alerts);
+    assert!(needed.len() > 70, "{needed:?}");
     let missing: Vec<_> = needed
         .iter()
         .filter(|word| !words.contains(word.as_str()))

@@ -24,6 +24,7 @@ fn texts() -> Vec<(String, String)> {
         ".ci/run",
         "scripts/test",
         "scripts/test-release",
+        "packaging/prometheus/alerts.yml",
     ];
     let read = |file: &str| {
         let text = fs::read_to_string(Path::new(ROOT).join(file)).unwrap();

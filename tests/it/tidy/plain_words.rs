@@ -96,6 +96,7 @@ pub fn texts() -> Vec<(String, String)> {
         "benches",
         "docs",
         "examples",
+        "packaging",
         "scripts",
         ".github",
         "README.md",

@@ -8,6 +8,8 @@
  *   full      this number of bytes are free: what would extend a file by more fails with ENOSPC, and statvfs says the same
  *   quota     the same with EDQUOT, and statvfs knows nothing of it
  *   eio       a sync of a file whose name ends so fails, and what was to be synced is lost: fsync says of it once
+ *   hang      a sync of a file whose name ends so does not begin until the switch is off
+ *   slow      a number of milliseconds and the end of a name: a sync of such a file needs this time more
  *   readonly  an errno and the end of a name: opening such a file for writing, and making it, fails
  *   clock     this number of seconds are added to the wall clock
  *   threads   no more than this number of threads at a time
@@ -228,10 +230,25 @@ static int minded_ftruncate(int fd, off_t length) {
 int ftruncate(int fd, off_t length) { return minded_ftruncate(fd, length); }
 int ftruncate64(int fd, off_t length) { return minded_ftruncate(fd, length); }
 
+static void pause_ms(long ms) {
+    struct timespec time = {ms / 1000, ms % 1000 * 1000000};
+    nanosleep(&time, NULL);
+}
+
+/* Without the mutex: the disk hangs for this file only. */
+static void delay_sync(const char *name) {
+    char text[256], *suffix = text;
+    while (is_on("hang", text, sizeof text) && ends_with(name, text)) pause_ms(10);
+    if (!is_on("slow", text, sizeof text)) return;
+    long ms = strtol(text, &suffix, 10);
+    if (ends_with(name, suffix + (*suffix == ' '))) pause_ms(ms);
+}
+
 /* What was written before the sync began is on the disk once it has ended; of what is written meanwhile no process knows. */
 static int minded_sync(int fd, int (*sync)(int)) {
     if (!name_of(fd)) return sync(fd);
     char suffix[256];
+    delay_sync(names[fd]);
     begin();
     int fails = is_on("eio", suffix, sizeof suffix) && ends_with(names[fd], suffix);
     uint64_t id = ++syncs;

@@ -1,0 +1,118 @@
+//! Faults of Slack.
+
+use std::time::Duration;
+
+use testkit::process::{Options, Payrelay};
+use testkit::scrape::Scrape;
+use testkit::slack::{Answer, FakeSlack};
+
+use super::{FAULT, check, healthy, move_back, pay};
+
+/// A payrelay that has notified Slack of one payment.
+fn start(slack: &FakeSlack, folder: &tempfile::TempDir) -> Payrelay {
+    let url = slack.url();
+    let env = [
+        ("PAYRELAY_SLACK_WEBHOOK_URL", &*url),
+        ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "100"),
+    ];
+    let payrelay = Payrelay::start(Options::new(folder.path(), &env));
+    pay(&payrelay, 1);
+    payrelay
+}
+
+#[test]
+fn a_slack_that_fails_closes_a_channel_or_rejects_a_payment_is_an_alert() {
+    is_late();
+    is_closed();
+    rejects_a_payment();
+}
+
+fn is_late() {
+    let slack = FakeSlack::start();
+    let folder = tempfile::tempdir().unwrap();
+    let payrelay = start(&slack, &folder);
+    let history = healthy(&payrelay);
+    slack.answer_with(|_, _| Answer::Status(500));
+    pay(&payrelay, 2);
+    let waiting = "payrelay_delivery_pending_payments{channel=\"default\"}";
+    Scrape::until(payrelay.addr(), "a payment that waits", |scrape| {
+        scrape.value(waiting) > 0.5
+    });
+    let sql = "UPDATE outbox SET created_at = created_at - 1200000000 WHERE id = 2";
+    move_back("PayrelaySlackLate", &folder.path().join("payrelay.db"), sql);
+    let age = "payrelay_delivery_oldest_pending_age_seconds{channel=\"default\"}";
+    let first = Scrape::until(payrelay.addr(), "an old payment", |scrape| {
+        scrape.value(age) > 900.0
+    });
+    let before = first.value(age);
+    let last = Scrape::until(payrelay.addr(), "an older payment", |scrape| {
+        scrape.value(age) > before + 1.0
+    });
+    let late = "PayrelaySlackLate{channel=\"default\"}";
+    let history = history
+        .then(FAULT, first, last)
+        .fires(Duration::from_mins(4), &[])
+        .fires(Duration::from_mins(6), &[late])
+        .fires(FAULT - Duration::from_mins(1), &[late]);
+    check(&history);
+}
+
+fn is_closed() {
+    let slack = FakeSlack::start();
+    let folder = tempfile::tempdir().unwrap();
+    let payrelay = start(&slack, &folder);
+    let history = healthy(&payrelay);
+    slack.answer_with(|_, _| Answer::Word(410, "channel_is_archived"));
+    pay(&payrelay, 2);
+    let paused = "payrelay_channel_state{channel=\"default\",state=\"paused\"}";
+    let first = Scrape::until(payrelay.addr(), "a paused channel", |scrape| {
+        scrape.value(paused) > 0.5
+    });
+    let age = "payrelay_delivery_oldest_pending_age_seconds{channel=\"default\"}";
+    let before = first.value(age);
+    let last = Scrape::until(payrelay.addr(), "an older payment", |scrape| {
+        scrape.value(age) > before + 1.0
+    });
+    let channel_paused = "PayrelayChannelPaused{channel=\"default\",state=\"paused\"}";
+    let history = history
+        .then(FAULT, first, last)
+        .fires(Duration::from_secs(45), &[])
+        .fires(Duration::from_secs(75), &[channel_paused])
+        // It is late as well by then.
+        .fires(
+            Duration::from_mins(21),
+            &[channel_paused, "PayrelaySlackLate{channel=\"default\"}"],
+        );
+    check(&history);
+}
+
+fn rejects_a_payment() {
+    let slack = FakeSlack::start();
+    let folder = tempfile::tempdir().unwrap();
+    let payrelay = start(&slack, &folder);
+    let history = healthy(&payrelay);
+    slack.answer_with(|_, text| {
+        if text.contains("reservation 13") {
+            Answer::Word(400, "invalid_payload")
+        } else {
+            Answer::Ok
+        }
+    });
+    pay(&payrelay, 13);
+    let open = "payrelay_dead_letters_open{kind=\"delivery\"}";
+    let mut reservation = 100;
+    testkit::wait_until("a dead letter", Duration::from_mins(1), || {
+        reservation += 1;
+        pay(&payrelay, reservation);
+        Scrape::of(payrelay.addr()).value(open) > 0.5
+    });
+    let waiting = "payrelay_delivery_pending_payments{channel=\"default\"}";
+    let last = Scrape::until(payrelay.addr(), "nothing that waits", |scrape| {
+        scrape.value(waiting) < 0.5
+    });
+    let history = history
+        .then(FAULT, last.clone(), last)
+        .fires(Duration::from_mins(9), &[])
+        .fires(Duration::from_mins(11), &["PayrelayDeadLetters"]);
+    check(&history);
+}
