@@ -59,14 +59,16 @@ fn a_kafka_that_cannot_be_reached_and_a_stuck_relay_are_alerts() {
         scrape.age(relay) > 36.0 && scrape.age(ATTEMPT) > 36.0
     });
     machine.clear("hang");
+    let threads = ["consumer", "relay", "writer"];
+    let threads = threads.map(|name| format!("PayrelayThreadStuck{{thread=\"{name}\"}}"));
+    let mut expected: Vec<&str> = threads.iter().map(String::as_str).collect();
+    expected.push("PayrelayKafkaLate");
     let stuck = well
         .then(FAULT, last.clone(), last)
         .fires(Duration::from_secs(45), &[])
-        .fires(Duration::from_mins(4), &["PayrelayKafkaLate"])
-        .fires(
-            Duration::from_mins(6),
-            &["PayrelayKafkaLate", "PayrelayNotPublishing"],
-        );
+        .fires(Duration::from_mins(4), &expected);
+    expected.push("PayrelayNotPublishing");
+    let stuck = stuck.fires(Duration::from_mins(6), &expected);
     check(&stuck);
     check(&healthy(&payrelay));
 }
