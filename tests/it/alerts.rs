@@ -11,10 +11,13 @@ mod slack;
 use std::path::Path;
 use std::time::Duration;
 
+use payrelay::domain::timestamp::Timestamp;
 use rusqlite::Connection;
 use testkit::http::{self, Client};
 use testkit::process::Payrelay;
 use testkit::scrape::{History, Scrape};
+
+const SAMPLED: &str = "payrelay_sample_timestamp_seconds";
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -31,17 +34,20 @@ fn pay(payrelay: &Payrelay, reservation: i64) {
 
 /// A payrelay that is well now: no alert fires.
 fn healthy(payrelay: &Payrelay) -> History {
+    let now = Timestamp::now().as_seconds();
     let first = Scrape::until(payrelay.addr(), "a payrelay that is well", |scrape| {
         let waiting = [
             "payrelay_outbox_pending_events",
             "payrelay_unconsumed_events",
             "payrelay_delivery_pending_payments{channel=\"default\"}",
         ];
-        scrape.value("payrelay_ready") > 0.5 && waiting.iter().all(|name| scrape.value(name) < 0.5)
+        scrape.value(SAMPLED) > now
+            && scrape.value("payrelay_ready") > 0.5
+            && waiting.iter().all(|name| scrape.value(name) < 0.5)
     });
-    let since = first.value("payrelay_sample_timestamp_seconds");
+    let since = first.value(SAMPLED);
     let last = Scrape::until(payrelay.addr(), "a later sample", |scrape| {
-        scrape.value("payrelay_sample_timestamp_seconds") > since
+        scrape.value(SAMPLED) > since
     });
     History::new()
         .then(HEALTHY, first, last)
@@ -55,9 +61,8 @@ fn check(history: &History) {
     history.check(file.to_str().unwrap(), &rules::severities());
 }
 
-/// Moves times back in the database for the sake of an alert, as docs/reference/alerts.md has to
-/// say.
-fn move_back(_alert: &str, database: &Path, sql: &str) {
+/// Changes times in the database for the sake of an alert, as docs/reference/alerts.md has to say.
+fn shift_times(_alert: &str, database: &Path, sql: &str) {
     let connection = Connection::open(database).unwrap();
     connection.busy_timeout(Duration::from_secs(10)).unwrap();
     assert!(connection.execute(sql, []).unwrap() > 0, "{sql}");

@@ -50,10 +50,13 @@ impl Scrape {
         Self::parse(at, &text)
     }
 
-    /// The first scrape that is as a test needs it.
+    /// The first scrape that is as a test needs it. A look at the health brings a new sample, so
+    /// that the test need not wait for the next one.
     #[track_caller]
     pub fn until(address: SocketAddr, what: &str, is_so: impl Fn(&Scrape) -> bool) -> Self {
+        let mut client = Client::connect(address);
         wait_for(what, LIMIT, || {
+            let _ = client.get("/health/ready");
             let scrape = Self::of(address);
             is_so(&scrape).then_some(scrape)
         })

@@ -1,4 +1,4 @@
-//! The names in the rules and in the Grafana dashboard: each metric, label and value is in a scrape
+//! The names in the rules and in the Grafana dashboard. Each metric, label and value is in a scrape
 //! of a running payrelay, and promtool accepts each expression.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -10,7 +10,7 @@ use testkit::scrape::Scrape;
 use testkit::topic::{self, OpenTransaction};
 
 use super::super::fencing::{Node, fence, two_copies};
-use super::{FAULT, check, healthy, move_back, pay};
+use super::{FAULT, check, healthy, pay, shift_times};
 
 const PENDING: &str = "payrelay_outbox_pending_events";
 const ATTEMPT: &str = "payrelay_relay_attempt_timestamp_seconds";
@@ -34,7 +34,7 @@ fn a_kafka_that_cannot_be_reached_and_a_stuck_relay_are_alerts() {
         scrape.value(PENDING) > 0.5
     });
     let sql = "UPDATE outbox SET created_at = created_at - 600000000 WHERE status = 'INIT'";
-    move_back("PayrelayKafkaLate", &machine.database(), sql);
+    shift_times("PayrelayKafkaLate", &machine.database(), sql);
     let age = "payrelay_outbox_oldest_pending_age_seconds";
     let first = Scrape::until(payrelay.addr(), "an old event", |scrape| {
         scrape.value(age) > 300.0
@@ -52,23 +52,29 @@ fn a_kafka_that_cannot_be_reached_and_a_stuck_relay_are_alerts() {
         .fires(Duration::from_mins(30), &["PayrelayKafkaLate"]);
     check(&late);
 
+    // A record with another time than its row would be no event of this database.
+    let sql = "UPDATE outbox SET created_at = created_at + 600000000 WHERE status = 'INIT'";
+    shift_times("PayrelayKafkaLate", &machine.database(), sql);
     machine.set("hang", "-wal");
     proxy.heal();
-    let last = Scrape::until(payrelay.addr(), "a relay without heartbeat", |scrape| {
+    let first = Scrape::until(payrelay.addr(), "a relay without heartbeat", |scrape| {
         let relay = "payrelay_thread_heartbeat_timestamp_seconds{thread=\"relay\"}";
-        scrape.age(relay) > 36.0 && scrape.age(ATTEMPT) > 36.0
+        scrape.age(relay) > 45.0 && scrape.age(ATTEMPT) > 45.0
+    });
+    let before = first.value(age);
+    let last = Scrape::until(payrelay.addr(), "an older event", |scrape| {
+        scrape.value(age) > before + 1.0
     });
     machine.clear("hang");
-    let threads = ["consumer", "relay", "writer"];
+    let threads = ["consumer", "relay", "scheduler", "writer"];
     let threads = threads.map(|name| format!("PayrelayThreadStuck{{thread=\"{name}\"}}"));
     let mut expected: Vec<&str> = threads.iter().map(String::as_str).collect();
-    expected.push("PayrelayKafkaLate");
     let stuck = well
-        .then(FAULT, last.clone(), last)
+        .then(FAULT, first, last)
         .fires(Duration::from_secs(45), &[])
-        .fires(Duration::from_mins(4), &expected);
-    expected.push("PayrelayNotPublishing");
-    let stuck = stuck.fires(Duration::from_mins(6), &expected);
+        .fires(Duration::from_secs(200), &expected);
+    expected.extend(["PayrelayKafkaLate", "PayrelayNotPublishing"]);
+    let stuck = stuck.fires(Duration::from_mins(20), &expected);
     check(&stuck);
     check(&healthy(&payrelay));
 }
@@ -84,7 +90,9 @@ fn a_second_process_of_the_node_is_an_alert() {
     let address = fenced.payrelay.addr();
     fenced.pay(reservation + 1);
     let first = Scrape::until(address, "a fenced publisher", |scrape| {
-        scrape.value("payrelay_publisher_fenced") > 0.5 && scrape.value(PENDING) > 0.5
+        scrape.value("payrelay_publisher_fenced") > 0.5
+            && scrape.value(PENDING) > 0.5
+            && scrape.value("payrelay_dead_letters_open{kind=\"record\"}") > 0.5
     });
     let age = "payrelay_outbox_oldest_pending_age_seconds";
     let before = first.value(age);
@@ -95,10 +103,14 @@ fn a_second_process_of_the_node_is_an_alert() {
         .then(FAULT, first, last)
         .fires(Duration::from_secs(45), &[])
         .fires(Duration::from_secs(75), &["PayrelayFenced"])
-        // Its events are late as well by then.
+        // Its events are late as well by then, and the other process's records are not its own.
         .fires(
-            Duration::from_mins(10),
+            Duration::from_mins(9),
             &["PayrelayFenced", "PayrelayKafkaLate"],
+        )
+        .fires(
+            Duration::from_mins(11),
+            &["PayrelayDeadLetters", "PayrelayFenced", "PayrelayKafkaLate"],
         );
     check(&history);
 }
@@ -127,7 +139,7 @@ fn events_that_are_hidden_lost_or_out_of_order_are_alerts() {
     let open = stranger();
     hide(2);
     let sql = "UPDATE outbox SET published_at = published_at - 600000000 WHERE id = 2";
-    move_back(
+    shift_times(
         "PayrelayUndelivered",
         &folder.path().join("payrelay.db"),
         sql,

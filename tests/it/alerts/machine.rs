@@ -11,14 +11,14 @@ use testkit::process::{Options, Payrelay, run_command};
 use testkit::scrape::{History, Scrape};
 use testkit::wait_until;
 
-use super::{FAULT, check, healthy, move_back, pay};
+use super::{FAULT, SAMPLED, check, healthy, pay, shift_times};
 
 const LIMIT: Duration = Duration::from_mins(1);
 
 /// Two scrapes of a state, the second with a later sample.
 fn scrapes(address: SocketAddr, what: &str, is_so: impl Fn(&Scrape) -> bool) -> [Scrape; 2] {
     let first = Scrape::until(address, what, &is_so);
-    let sampled = |scrape: &Scrape| scrape.value("payrelay_sample_timestamp_seconds");
+    let sampled = |scrape: &Scrape| scrape.value(SAMPLED);
     let before = sampled(&first);
     let last = Scrape::until(address, what, |scrape| {
         sampled(scrape) > before && is_so(scrape)
@@ -126,14 +126,21 @@ fn a_disk_that_syncs_slowly_or_hangs_is_an_alert() {
     });
     let writer = "payrelay_thread_heartbeat_timestamp_seconds{thread=\"writer\"}";
     let last = Scrape::until(payrelay.addr(), "a writer without heartbeat", |scrape| {
-        scrape.age(writer) > 36.0
+        scrape.age(writer) > 40.0
     });
     machine.clear("hang");
-    let stuck = "PayrelayThreadStuck{thread=\"writer\"}";
+    // The scheduler waits for the writer.
+    let stuck = [
+        "PayrelayThreadStuck{thread=\"scheduler\"}",
+        "PayrelayThreadStuck{thread=\"writer\"}",
+    ];
     let hang = then(&well, [last.clone(), last])
         .fires(Duration::from_secs(105), &[])
-        .fires(Duration::from_secs(135), &["PayrelayQueueFull"])
-        .fires(Duration::from_mins(4), &["PayrelayQueueFull", stuck]);
+        .fires(Duration::from_secs(120), &["PayrelayQueueFull"])
+        .fires(
+            Duration::from_mins(4),
+            &["PayrelayQueueFull", stuck[0], stuck[1]],
+        );
     check(&hang);
     // It was the disk only.
     check(&healthy(&payrelay));
@@ -151,12 +158,12 @@ fn a_missing_backup_and_a_growing_wal_are_alerts() {
     let backup = "payrelay_operation_timestamp_seconds{operation=\"backup\",outcome=\"ok\"}";
     let old = |hours: u64| move |scrape: &Scrape| scrape.age(backup) > 3600.0 * hours as f64;
     let sql = "UPDATE node SET created_at = created_at - 24 * 3600 * 1000000";
-    move_back("PayrelayBackupOld", &database, sql);
+    shift_times("PayrelayBackupOld", &database, sql);
     let missing = scrapes(payrelay.addr(), "a database without backup", old(24));
     let missing = then(&well, missing).fires(Duration::from_mins(119), &[]);
     check(&missing);
     let sql = "UPDATE node SET created_at = created_at - 3 * 3600 * 1000000";
-    move_back("PayrelayBackupOld", &database, sql);
+    shift_times("PayrelayBackupOld", &database, sql);
     let missing = scrapes(payrelay.addr(), "a database without backup", old(26));
     let (code, _, error) = run_command(folder.path(), &[], &["backup", "copy.db"]);
     assert_eq!(code, Some(0), "{error}");
@@ -189,8 +196,8 @@ fn a_missing_backup_and_a_growing_wal_are_alerts() {
         Scrape::of(payrelay.addr())
     };
     // Without the reader it would begin again at 16 MiB.
-    let first = grow_to(20.0);
-    let mut last = grow_to(30.0);
+    let first = grow_to(18.0);
+    let mut last = grow_to(22.0);
     last.simulate("PayrelayWalGrows", size, 600.0 * 1024.0 * 1024.0);
     drop(snapshot);
     let grown = then(&well, [first, last])

@@ -131,8 +131,8 @@ fn explained_words(page: &str, part: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// Each word that an operator may meet is explained: alerts, problem types, exit codes, findings and
-/// notes of the audit. No alert is explained that does not exist.
+/// Each word that an operator may meet is explained: alerts, problem types, exit codes, findings
+/// and notes of the audit. No alert is explained that does not exist.
 #[test]
 fn every_alert_problem_type_exit_code_and_finding_is_explained() {
     let page = read("docs/reference/explanations.md");
