@@ -200,7 +200,7 @@ impl History {
              input_series:\n"
         );
         for (series, values) in self.input_series() {
-            let _ = write!(text, "      - {{series: '{series}', values: '{values}'}}\n");
+            let _ = writeln!(text, "      - {{series: '{series}', values: '{values}'}}");
         }
         text.push_str("    promql_expr_test:\n");
         assert!(!self.expected.is_empty());

@@ -136,7 +136,7 @@ fn a_disk_that_syncs_slowly_or_hangs_is_an_alert() {
     ];
     let hang = then(&well, [last.clone(), last])
         .fires(Duration::from_secs(105), &[])
-        .fires(Duration::from_secs(120), &["PayrelayQueueFull"])
+        .fires(Duration::from_mins(2), &["PayrelayQueueFull"])
         .fires(
             Duration::from_mins(4),
             &["PayrelayQueueFull", stuck[0], stuck[1]],
@@ -156,15 +156,15 @@ fn a_missing_backup_and_a_growing_wal_are_alerts() {
 
     // Shortly before 26 hours, and more.
     let backup = "payrelay_operation_timestamp_seconds{operation=\"backup\",outcome=\"ok\"}";
-    let old = |hours: u64| move |scrape: &Scrape| scrape.age(backup) > 3600.0 * hours as f64;
+    let old = |hours: f64| move |scrape: &Scrape| scrape.age(backup) > 3600.0 * hours;
     let sql = "UPDATE node SET created_at = created_at - 24 * 3600 * 1000000";
     shift_times("PayrelayBackupOld", &database, sql);
-    let missing = scrapes(payrelay.addr(), "a database without backup", old(24));
+    let missing = scrapes(payrelay.addr(), "a database without backup", old(24.0));
     let missing = then(&well, missing).fires(Duration::from_mins(119), &[]);
     check(&missing);
     let sql = "UPDATE node SET created_at = created_at - 3 * 3600 * 1000000";
     shift_times("PayrelayBackupOld", &database, sql);
-    let missing = scrapes(payrelay.addr(), "a database without backup", old(26));
+    let missing = scrapes(payrelay.addr(), "a database without backup", old(26.0));
     let (code, _, error) = run_command(folder.path(), &[], &["backup", "copy.db"]);
     assert_eq!(code, Some(0), "{error}");
     let made = scrapes(payrelay.addr(), "a backup", |scrape| {

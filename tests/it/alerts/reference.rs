@@ -93,11 +93,12 @@ fn promtool_accepts_the_configuration_of_the_how_to_page() {
     let token = folder.path().join("token");
     fs::write(&token, "secret").unwrap();
     let rules = Path::new(ROOT).join(rules::FILE);
-    let config: String = block
+    let lines: Vec<_> = block
         .lines()
-        .map(|line| format!("{}\n", line.strip_prefix("   ").unwrap_or(line)))
+        .map(|line| line.strip_prefix("   ").unwrap_or(line))
         .collect();
-    let config = config
+    let config = lines
+        .join("\n")
         .replace(
             "/etc/prometheus/payrelay/alerts.yml",
             rules.to_str().unwrap(),
