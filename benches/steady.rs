@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use payrelay::runtime::metrics::Metrics;
 use rusqlite::Connection;
 use testkit::bench::cost::{Usage, rss_mb, usage};
 use testkit::bench::load::{self, Since, payment};
@@ -219,9 +220,33 @@ impl Figures {
         let name = "RSS at most, 64 connections as fast as they can";
         table.row(name, "MB", self.load_rss, Goal::AtMost(40.0));
         let name = "processor for a payment, with Kafka both ways";
-        table.row(name, "us", self.load_us, Goal::None);
+        let counting = Figure((0..5).map(|_| counting_us()).collect());
+        table.row(name, "us", self.load_us.clone(), Goal::None);
+        let name = "counting a payment in the metrics, from the request to Slack";
+        let baseline = ("all processor time of a payment", self.load_us);
+        table.against(name, "us", counting, baseline, Goal::RatioAtMost(0.01));
         table.row("threads", "", self.threads, Goal::None);
     }
+}
+
+/// What a payment costs in the metrics, on its whole way, without the histograms of a commit, which
+/// many payments share.
+fn counting_us() -> f64 {
+    const PAYMENTS: u32 = 200_000;
+    let metrics = Metrics::default();
+    let route = metrics.http().add_route("/payments", &["POST"], &[201]);
+    let channel = metrics.channel("default");
+    let began = Instant::now();
+    for _ in 0..PAYMENTS {
+        let started = Instant::now();
+        let waited = Duration::from_millis(3);
+        metrics.http().completed.inc();
+        route.answered("POST", 201, started.elapsed());
+        metrics.relay().latency.observe(waited, None);
+        metrics.consumer().latency.observe(waited);
+        channel.latency.observe(waited, None);
+    }
+    began.elapsed().as_secs_f64() * 1e6 / f64::from(PAYMENTS)
 }
 
 fn main() {

@@ -172,10 +172,10 @@ fn events_that_are_hidden_lost_or_out_of_order_are_alerts() {
     let last = Scrape::until(payrelay.addr(), "a gap", |scrape| {
         scrape.value("payrelay_topic_gaps_total{partition=\"0\"}") > 0.5
     });
-    let broken = "PayrelayOrderBroken{partition=\"0\"}";
-    let lost = well
+    let order = "PayrelayOrderBroken{partition=\"0\"}";
+    let history = well
         .then(FAULT, last.clone(), last)
-        .fires(Duration::from_secs(15), &[broken])
+        .fires(Duration::from_secs(15), &[order])
         .fires(Duration::from_mins(16), &[]);
-    check(&lost);
+    check(&history);
 }
