@@ -32,22 +32,25 @@ fn pay(payrelay: &Payrelay, reservation: i64) {
     http::pay(&mut Client::connect(payrelay.addr()), 1, [reservation]);
 }
 
+/// Whether nothing waits. A scrape of a moment in which something did would continue as a fault.
+fn is_idle(scrape: &Scrape) -> bool {
+    let waiting = [
+        "payrelay_outbox_pending_events",
+        "payrelay_unconsumed_events",
+        "payrelay_delivery_pending_payments{channel=\"default\"}",
+    ];
+    waiting.iter().all(|name| scrape.value(name) < 0.5)
+}
+
 /// A payrelay that is well now: no alert fires.
 fn healthy(payrelay: &Payrelay) -> History {
     let now = Timestamp::now().as_seconds();
     let first = Scrape::until(payrelay.addr(), "a payrelay that is well", |scrape| {
-        let waiting = [
-            "payrelay_outbox_pending_events",
-            "payrelay_unconsumed_events",
-            "payrelay_delivery_pending_payments{channel=\"default\"}",
-        ];
-        scrape.value(SAMPLED) > now
-            && scrape.value("payrelay_ready") > 0.5
-            && waiting.iter().all(|name| scrape.value(name) < 0.5)
+        scrape.value(SAMPLED) > now && scrape.value("payrelay_ready") > 0.5 && is_idle(scrape)
     });
     let since = first.value(SAMPLED);
     let last = Scrape::until(payrelay.addr(), "a later sample", |scrape| {
-        scrape.value(SAMPLED) > since
+        scrape.value(SAMPLED) > since && is_idle(scrape)
     });
     History::new()
         .then(HEALTHY, first, last)

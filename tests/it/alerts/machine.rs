@@ -11,7 +11,7 @@ use testkit::process::{Options, Payrelay, run_command};
 use testkit::scrape::{History, Scrape};
 use testkit::wait_until;
 
-use super::{FAULT, SAMPLED, check, healthy, pay, shift_times};
+use super::{FAULT, SAMPLED, check, healthy, is_idle, pay, shift_times};
 
 const LIMIT: Duration = Duration::from_mins(1);
 
@@ -99,8 +99,8 @@ fn a_disk_that_syncs_slowly_or_hangs_is_an_alert() {
     for reservation in 2..6 {
         pay(&payrelay, reservation);
     }
-    let last = Scrape::of(payrelay.addr());
     machine.clear("slow");
+    let last = Scrape::until(payrelay.addr(), "nothing that waits", is_idle);
     let slow = then(&well, [first, last])
         .fires(Duration::from_mins(9), &[])
         .fires(Duration::from_mins(16), &["PayrelayCommitSlow"]);
@@ -193,7 +193,7 @@ fn a_missing_backup_and_a_growing_wal_are_alerts() {
             next += 1000;
             Scrape::of(payrelay.addr()).value(size) > mebibytes * 1024.0 * 1024.0
         });
-        Scrape::of(payrelay.addr())
+        Scrape::until(payrelay.addr(), "nothing that waits", is_idle)
     };
     // Without the reader it would begin again at 16 MiB.
     let first = grow_to(18.0);

@@ -6,7 +6,7 @@ use testkit::process::{Options, Payrelay, run_command};
 use testkit::scrape::Scrape;
 use testkit::slack::{Answer, FakeSlack};
 
-use super::{FAULT, check, healthy, pay, shift_times};
+use super::{FAULT, check, healthy, is_idle, pay, shift_times};
 
 /// A payrelay that has notified Slack of one payment.
 fn start(slack: &FakeSlack, folder: &tempfile::TempDir) -> Payrelay {
@@ -110,9 +110,8 @@ fn a_dead_letter_is_an_alert() {
     let (code, _, error) = run_command(folder.path(), &[], &resume);
     assert_eq!(code, Some(0), "{error}");
     pay(&payrelay, 14);
-    let waiting = "payrelay_delivery_pending_payments{channel=\"default\"}";
     let last = Scrape::until(payrelay.addr(), "nothing that waits", |scrape| {
-        scrape.value(waiting) < 0.5 && scrape.value(paused) < 0.5
+        is_idle(scrape) && scrape.value(paused) < 0.5
     });
     let history = history
         .then(FAULT, last.clone(), last)
