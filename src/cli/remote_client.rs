@@ -47,7 +47,7 @@ impl RemoteClient {
         let is_local = is_loopback(&host);
         if token.is_some() && url.starts_with("http://") && !is_local {
             print_note(&format!(
-                "{url} is no https: the token can be read on its way"
+                "{url} is not https: hosts on the way can read the token"
             ));
         }
         let mut config = ureq::Agent::config_builder()
@@ -147,12 +147,12 @@ impl RemoteClient {
         match error {
             ureq::Error::HostNotFound => format!("{url}: the name is not known"),
             ureq::Error::Timeout(ureq::Timeout::Resolve) => {
-                format!("{url}: no answer to the question for its name")
+                format!("{url}: its name could not be resolved in time")
             }
             ureq::Error::Timeout(ureq::Timeout::Connect) => format!("{url}: no connection"),
             ureq::Error::Timeout(_) => format!("{url}: no response in {seconds} s"),
             ureq::Error::Io(error) => self.describe_io(error),
-            ureq::Error::Protocol(_) => format!("{url}: the response is no HTTP"),
+            ureq::Error::Protocol(_) => format!("{url}: the response is not HTTP"),
             error => format!("{url}: {error}"),
         }
     }
@@ -189,7 +189,7 @@ fn check_url(text: &str) -> Result<(String, String), NoResponse> {
     if uri.authority().is_some_and(|it| it.as_str().contains('@')) {
         // A secret in the command line shows in the list of processes.
         return Err(usage(&format!(
-            "it has no user and no password; set {TOKEN_VARIABLE}, or add --token-file FILE"
+            "it must not have a user or a password; set {TOKEN_VARIABLE}, or add --token-file FILE"
         )));
     }
     Ok((text.trim_end_matches('/').to_owned(), host.to_owned()))
