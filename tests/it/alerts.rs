@@ -42,15 +42,20 @@ fn is_idle(scrape: &Scrape) -> bool {
     waiting.iter().all(|name| scrape.value(name) < 0.5)
 }
 
+/// Whether nothing waits, and each component works.
+fn is_well(scrape: &Scrape) -> bool {
+    is_idle(scrape) && scrape.smallest("payrelay_component_up") > 0.5
+}
+
 /// A payrelay that is well now: no alert fires.
 fn healthy(payrelay: &Payrelay) -> History {
     let now = Timestamp::now().as_seconds();
     let first = Scrape::until(payrelay.addr(), "a payrelay that is well", |scrape| {
-        scrape.value(SAMPLED) > now && scrape.value("payrelay_ready") > 0.5 && is_idle(scrape)
+        scrape.value(SAMPLED) > now && scrape.value("payrelay_ready") > 0.5 && is_well(scrape)
     });
     let since = first.value(SAMPLED);
     let last = Scrape::until(payrelay.addr(), "a later sample", |scrape| {
-        scrape.value(SAMPLED) > since && is_idle(scrape)
+        scrape.value(SAMPLED) > since && is_well(scrape)
     });
     History::new()
         .then(HEALTHY, first, last)

@@ -109,6 +109,16 @@ impl Scrape {
         *value.unwrap_or_else(|| panic!("the scrape has no {series}"))
     }
 
+    /// The smallest value of a metric, whatever its labels.
+    pub fn smallest(&self, name: &str) -> f64 {
+        let of_name = self
+            .series
+            .iter()
+            .filter(|(series, _)| name_of(series) == name);
+        let values = of_name.map(|(_, value)| *value);
+        values.fold(f64::INFINITY, f64::min)
+    }
+
     /// How old a point in time was.
     #[track_caller]
     pub fn age(&self, series: &str) -> f64 {

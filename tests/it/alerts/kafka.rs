@@ -10,7 +10,7 @@ use testkit::scrape::Scrape;
 use testkit::topic::{self, OpenTransaction};
 
 use super::super::fencing::{Node, fence, two_copies};
-use super::{FAULT, check, healthy, is_idle, pay, shift_times};
+use super::{FAULT, check, healthy, is_well, pay, shift_times};
 
 const PENDING: &str = "payrelay_outbox_pending_events";
 const ATTEMPT: &str = "payrelay_relay_attempt_timestamp_seconds";
@@ -170,7 +170,7 @@ fn events_that_are_hidden_lost_or_out_of_order_are_alerts() {
     topic::truncate_to_end(&bootstrap, TOPIC, 0);
     open.abort();
     let last = Scrape::until(payrelay.addr(), "a gap", |scrape| {
-        scrape.value("payrelay_topic_gaps_total{partition=\"0\"}") > 0.5 && is_idle(scrape)
+        scrape.value("payrelay_topic_gaps_total{partition=\"0\"}") > 0.5 && is_well(scrape)
     });
     let order = "PayrelayOrderBroken{partition=\"0\"}";
     let history = well
