@@ -18,7 +18,7 @@ pub use self::latency_window::{Latencies, Quantiles};
 use crate::domain::reason::describe_reason;
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::error_log::ErrorLog;
-use crate::runtime::metrics::{MetricTotals, Metrics};
+use crate::runtime::metrics::MetricTotals;
 use crate::runtime::worker::{Stop, Waker};
 use crate::store::action_watch::{ActionCounts, ActionWatch, NewAction};
 use crate::store::backlog::{Backlog, BacklogCounter};
@@ -127,7 +127,6 @@ impl Samples {
 /// Counts everything that waits.
 pub struct Sampler {
     store: Store,
-    metrics: Metrics,
     counter: BacklogCounter,
     topic: Option<String>,
     action_watch: ActionWatch,
@@ -139,12 +138,7 @@ pub struct Sampler {
 
 impl Sampler {
     /// A sampler of these channels and, with Kafka, this topic; and its samples.
-    pub fn new(
-        store: Store,
-        metrics: Metrics,
-        channels: &[String],
-        topic: Option<String>,
-    ) -> (Self, Samples) {
+    pub fn new(store: Store, channels: &[String], topic: Option<String>) -> (Self, Samples) {
         let (waker, requests) = Waker::new();
         let samples = Samples {
             history: Arc::default(),
@@ -154,7 +148,6 @@ impl Sampler {
         (
             Self {
                 store,
-                metrics,
                 counter,
                 topic,
                 action_watch: ActionWatch::default(),
@@ -187,7 +180,7 @@ impl Sampler {
             let started = Instant::now();
             self.sample();
             if started >= tick_at {
-                let latencies = self.latencies.add(&self.metrics);
+                let latencies = self.latencies.add(self.store.metrics());
                 self.samples.lock().latencies = latencies;
                 self.keep_point();
                 tick_at = started + INTERVAL;
@@ -222,7 +215,7 @@ impl Sampler {
         let sample = Sample {
             at,
             backlog,
-            totals: self.metrics.totals(),
+            totals: self.store.metrics().totals(),
             last_payment_id,
             files: FileSizes::of_database(self.store.path()),
             gauges,

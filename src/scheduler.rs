@@ -8,7 +8,7 @@ use crossbeam_channel::{after, select_biased};
 use crate::config;
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::error_log::ErrorLog;
-use crate::runtime::metrics::{MetricTotals, Metrics};
+use crate::runtime::metrics::MetricTotals;
 use crate::runtime::plural::counted;
 use crate::runtime::worker::{Stop, Waker};
 use crate::sampler::{Sample, Samples};
@@ -35,7 +35,6 @@ pub struct Scheduler {
     keys: config::Idempotency,
     relay: Waker,
     notifiers: Waker,
-    metrics: Metrics,
     snapshots: Samples,
     summarized: MetricTotals,
     /// Events that were purged since the last summary.
@@ -57,8 +56,6 @@ pub struct Options {
     pub relay: Waker,
     /// Wakes the notifiers at each round.
     pub notifiers: Waker,
-    /// Counts what was done since the last summary.
-    pub metrics: Metrics,
     /// The waiting events of the summary.
     pub snapshots: Samples,
 }
@@ -80,7 +77,6 @@ impl Scheduler {
             keys,
             relay,
             notifiers,
-            metrics,
             snapshots,
         } = options;
         Self {
@@ -89,7 +85,6 @@ impl Scheduler {
             keys,
             relay,
             notifiers,
-            metrics,
             snapshots,
             summarized: MetricTotals::default(),
             purged: 0,
@@ -138,7 +133,7 @@ impl Scheduler {
         let keys = self.purge(stop, move |tx, rows| {
             idempotency::purge_idempotency_keys(tx, cutoff, keys_max, rows)
         })?;
-        let metrics = self.metrics.store();
+        let metrics = self.store.metrics().store();
         metrics.purged_keys.inc_by(keys.count as u64);
         let cutoff = now.minus(self.settings.retention);
         let letters = self.purge(stop, move |tx, rows| {
@@ -163,7 +158,7 @@ impl Scheduler {
         let Some(oldest) = unpublished.oldest_at else {
             return;
         };
-        let idle = now.since(oldest.max(self.metrics.last_relay_attempt()));
+        let idle = now.since(oldest.max(self.store.metrics().last_relay_attempt()));
         if idle > self.settings.retry_after {
             log::warn!(
                 event = "relay_woken", events = unpublished.count, idle_seconds = idle.as_secs();
@@ -180,7 +175,7 @@ impl Scheduler {
         let cutoff = now.minus(self.settings.retention);
         let purged = self.purge(stop, move |tx, rows| outbox::purge_outbox(tx, cutoff, rows))?;
         self.purged += purged.count;
-        let metrics = self.metrics.store();
+        let metrics = self.store.metrics().store();
         metrics.purged_events.inc_by(purged.count as u64);
         if purged.is_complete {
             if self.behind_since.take().is_some() {
@@ -231,7 +226,7 @@ impl Scheduler {
     }
 
     fn summary(&mut self, snapshot: &Sample, purged: usize, now: Timestamp) {
-        let totals = self.metrics.totals();
+        let totals = self.store.metrics().totals();
         let backlog = &snapshot.backlog;
         let show = |waiting: Waiting| {
             format!(

@@ -85,7 +85,6 @@ impl Service {
         recover_service(&store, config)?;
         let mut spawner = ServiceSpawner {
             config,
-            metrics: store.metrics().clone(),
             store,
             group: group.clone(),
             warnings: Warnings::default(),
@@ -108,7 +107,7 @@ impl Service {
             users,
             store: store_workers,
             group,
-            metrics: spawner.metrics,
+            metrics: spawner.store.metrics().clone(),
             authenticator,
         })
     }
@@ -275,7 +274,6 @@ struct ServiceSpawner<'a> {
     config: &'a Config,
     store: Store,
     group: WorkerGroup,
-    metrics: Metrics,
     warnings: Warnings,
     /// The components of the health page, by name.
     components: Vec<(String, HealthHandle)>,
@@ -312,7 +310,6 @@ impl ServiceSpawner<'_> {
             wake: relay_woken,
             notifiers: notifier_waker.clone(),
             health: publisher_health,
-            metrics: self.metrics.clone(),
         })?;
         let consumer = self.spawn_consumer(&notifier_waker)?;
         let (sampler, snapshots) = self.spawn_sampler(&channels)?;
@@ -333,7 +330,6 @@ impl ServiceSpawner<'_> {
             workers: self.group.clone(),
             channels,
             snapshots,
-            metrics: self.metrics.clone(),
             warnings: self.warnings.clone(),
         });
         let http = http::spawn_server(listeners.network, listeners.local, app, &self.group)?;
@@ -368,7 +364,6 @@ impl ServiceSpawner<'_> {
                 wake: woken,
                 resume,
                 health,
-                metrics: &self.metrics,
             };
             let notifier = Notifier::new(self.store.clone(), channel, options);
             workers.push(Worker::spawn("notifier", &self.group, |stop| {
@@ -388,7 +383,6 @@ impl ServiceSpawner<'_> {
             PublisherKind::Kafka => {
                 let options = publisher::Options {
                     warnings: self.warnings.clone(),
-                    metrics: self.metrics.clone(),
                     ..publisher::Options::default()
                 };
                 Box::new(KafkaPublisher::with_options(
@@ -408,8 +402,7 @@ impl ServiceSpawner<'_> {
         }
         let health = self.component("consumer".to_owned());
         let settings = self.config.kafka.clone();
-        let consumer = Consumer::new(settings, self.store.clone(), notifiers.clone(), health)?
-            .with_metrics(self.metrics.clone());
+        let consumer = Consumer::new(settings, self.store.clone(), notifiers.clone(), health)?;
         Worker::spawn("consumer", &self.group, |stop| consumer.run(&stop)).map(Some)
     }
 
@@ -422,8 +415,7 @@ impl ServiceSpawner<'_> {
             PublisherKind::Application => None,
             PublisherKind::Kafka => Some(self.config.kafka.topic.clone()),
         };
-        let (sampler, snapshots) =
-            Sampler::new(self.store.clone(), self.metrics.clone(), &names, topic);
+        let (sampler, snapshots) = Sampler::new(self.store.clone(), &names, topic);
         let worker = Worker::spawn("sampler", &self.group, |stop| sampler.run(&stop))?;
         Ok((worker, snapshots))
     }
@@ -439,7 +431,6 @@ impl ServiceSpawner<'_> {
             keys: self.config.idempotency.clone(),
             relay: relay.clone(),
             notifiers: notifiers.clone(),
-            metrics: self.metrics.clone(),
             snapshots: snapshots.clone(),
         };
         let scheduler = Scheduler::new(self.store.clone(), options);

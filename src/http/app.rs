@@ -13,7 +13,7 @@ use super::route_pattern::RoutePattern;
 use crate::config;
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::HealthHandle;
-use crate::runtime::metrics::{Metrics, RouteMetrics};
+use crate::runtime::metrics::RouteMetrics;
 use crate::runtime::resume::ResumeHandle;
 use crate::runtime::warnings::Warnings;
 use crate::runtime::worker::{Waker, WorkerGroup};
@@ -60,8 +60,6 @@ pub struct AppContext {
     pub channels: Vec<Channel>,
     /// The waiting rows.
     pub snapshots: Samples,
-    /// Counts requests, and is scraped.
-    pub metrics: Metrics,
     /// Risks of the configuration.
     pub warnings: Warnings,
 }
@@ -81,7 +79,7 @@ impl App {
     /// The state for this context.
     pub fn new(context: AppContext) -> Self {
         let limits = Arc::new(Limits::new(&context.settings));
-        let routes = RoutePattern::register(context.metrics.http());
+        let routes = RoutePattern::register(context.store.metrics().http());
         Self {
             context,
             routes,

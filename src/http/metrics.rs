@@ -36,7 +36,7 @@ impl App {
         let format = negotiate_scrape_format(headers);
         let mut state = Registry::with_prefix("payrelay");
         state.register_collector(Box::new(self.scraped_state()));
-        let text = self.context.metrics.encode(format, &state);
+        let text = self.context.store.metrics().encode(format, &state);
         let mut response = json_response(StatusCode::OK, &());
         let content_type = match format {
             ScrapeFormat::Text => "text/plain; version=0.0.4; charset=utf-8",

@@ -81,7 +81,7 @@ impl App {
         match self.execute_payments(request).await? {
             IdempotentOutcome::Executed(payments) => Ok(payments_created(&payments)),
             IdempotentOutcome::Replayed(payments) => {
-                self.context.metrics.http().replayed.inc();
+                self.context.store.metrics().http().replayed.inc();
                 let mut response = payments_created(&payments);
                 response
                     .headers_mut()
@@ -89,7 +89,7 @@ impl App {
                 Ok(response)
             }
             IdempotentOutcome::KeyReused => {
-                self.context.metrics.http().key_reused.inc();
+                self.context.store.metrics().http().key_reused.inc();
                 Err(Problem::key_reused())
             }
         }
@@ -136,7 +136,7 @@ impl App {
         let keys_max = self.context.keys_max;
         let arrived_at = self.context.store.service_time();
         let relay = self.context.relay.clone();
-        let metrics = self.context.metrics.clone();
+        let metrics = self.context.store.metrics().clone();
         let replies = Arc::clone(&self.replies);
         self.context.store.submit(
             new.reservations.len(),

@@ -182,7 +182,7 @@ impl ServerListener for tokio::net::TcpListener {
         let peer = app.limits().connect(address.ip()).map(Peer::Network);
         if peer.is_none() {
             app.refusals().connection(address.ip());
-            let http = app.context.metrics.http();
+            let http = app.context.store.metrics().http();
             http.refused(ConnectionRefusal::ClientLimit);
         }
         Ok((stream, peer))
@@ -238,7 +238,7 @@ async fn serve_connections<L: ServerListener>(
                 let Some(permit) = slots.acquire().await else {
                     return;
                 };
-                let open = app.context.metrics.http().connections.clone();
+                let open = app.context.store.metrics().http().connections.clone();
                 open.inc();
                 let connection = ServedConnection {
                     peer,
@@ -256,7 +256,7 @@ async fn serve_connections<L: ServerListener>(
                     );
                 }
                 failing = true;
-                let http = app.context.metrics.http();
+                let http = app.context.store.metrics().http();
                 http.refused(ConnectionRefusal::AcceptFailed);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }

@@ -32,7 +32,7 @@ use crate::kafka::undecodable::Undecodable;
 use crate::runtime::backoff::RECONNECT_BACKOFF;
 use crate::runtime::error_log::ErrorLog;
 use crate::runtime::health::HealthHandle;
-use crate::runtime::metrics::{DeadLetterKind, Metrics};
+use crate::runtime::metrics::DeadLetterKind;
 use crate::runtime::outage::OutageTracker;
 use crate::runtime::worker::{Stop, Waker};
 use crate::store::topic;
@@ -60,7 +60,6 @@ pub struct Consumer {
     outage: OutageTracker,
     reachability: Reachability,
     errors: ErrorLog,
-    metrics: Metrics,
     /// The partition count for which it has rejoined, so that a missing assignment triggers one
     /// rejoin, not a loop.
     rejoined_for: Option<usize>,
@@ -128,7 +127,6 @@ impl Consumer {
             outage: OutageTracker::new("Kafka (consumer)", RECONNECT_BACKOFF, part),
             reachability: Reachability::default(),
             errors: ErrorLog::new("consumer"),
-            metrics: Metrics::default(),
             rejoined_for: None,
             pending: Arc::default(),
             checked_at: Instant::now(),
@@ -137,12 +135,6 @@ impl Consumer {
             first_unconsumed: None,
             late: None,
         })
-    }
-
-    /// Records the consumer's counts in these metrics.
-    #[must_use]
-    pub fn with_metrics(self, metrics: Metrics) -> Self {
-        Self { metrics, ..self }
     }
 
     /// Runs until a stop is requested. The member does not leave its group, so that the next start
@@ -262,7 +254,9 @@ impl Consumer {
             letter.partition,
             letter.reason
         );
-        self.metrics.dead_lettered(DeadLetterKind::Record, 1);
+        self.store
+            .metrics()
+            .dead_lettered(DeadLetterKind::Record, 1);
         Ok(())
     }
 
@@ -320,14 +314,15 @@ impl Consumer {
         membership.stored(&records);
         stored.log(self.store.node(), &membership.topic().name);
         self.count_latencies(&records);
-        let metrics = self.metrics.consumer();
+        let metrics = self.store.metrics().consumer();
         metrics
             .unknown_events
             .inc_by(stored.unknown_events() as u64);
         metrics
             .records_dropped
             .inc_by(stored.dropped_records() as u64);
-        self.metrics
+        self.store
+            .metrics()
             .dead_lettered(DeadLetterKind::Record, stored.dead_records());
         Ok(records.len())
     }
@@ -339,7 +334,7 @@ impl Consumer {
         for record in records {
             let micros = record.timestamp.saturating_mul(1000);
             let waited = now.since(Timestamp::from_micros(micros));
-            self.metrics.consumer().latency.observe(waited);
+            self.store.metrics().consumer().latency.observe(waited);
         }
     }
 

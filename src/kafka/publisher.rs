@@ -35,7 +35,6 @@ use super::watch::Visibility;
 use crate::config::{self, DeliveryGuarantee};
 use crate::domain::event::Event;
 use crate::relay::publisher::{PublishError, PublishOutcome, Publisher};
-use crate::runtime::metrics::Metrics;
 use crate::runtime::warnings::Warnings;
 use crate::store::Store;
 use crate::store::publication::{Destination, Receipt};
@@ -55,8 +54,6 @@ const FENCED_TWICE_WITHIN: Duration = Duration::from_mins(5);
 pub struct Options {
     /// Receives the risks of the topic's settings.
     pub warnings: Warnings,
-    /// Receives the publisher's counts.
-    pub metrics: Metrics,
     /// How many transactional producers take turns; at most 8.
     pub ring_size: NonZeroUsize,
 }
@@ -65,7 +62,6 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             warnings: Warnings::default(),
-            metrics: Metrics::default(),
             ring_size: RING_SIZE,
         }
     }
@@ -88,7 +84,6 @@ struct Pipeline {
     is_unseen: bool,
     /// Why published events are not visible.
     hidden: Option<String>,
-    metrics: Metrics,
     reachability: Reachability,
     /// Whether the last request to Kafka failed: the next call retries, also without a batch.
     is_unavailable: bool,
@@ -147,7 +142,6 @@ impl KafkaPublisher {
             fenced_at: None,
             is_unseen,
             hidden: None,
-            metrics: options.metrics,
             reachability: Reachability::default(),
             is_unavailable: false,
         };
@@ -283,7 +277,7 @@ impl Pipeline {
         mut work: Box<Reconciliation>,
         changes: Changes,
     ) -> Result<Next, ClusterError> {
-        self.metrics.reconciled(changes.marked);
+        self.context.store.metrics().reconciled(changes.marked);
         let mut is_changed = changes.is_any();
         let state = if work.is_complete() {
             if self.is_unseen || work.has_unseen() {

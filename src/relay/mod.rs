@@ -20,7 +20,7 @@ use crate::relay::publisher::{PublishError, PublishOutcome, Publisher};
 use crate::runtime::backoff::RECONNECT_BACKOFF;
 use crate::runtime::error_log::ErrorLog;
 use crate::runtime::health::HealthHandle;
-use crate::runtime::metrics::{DeadLetterKind, Metrics, PublishFailure};
+use crate::runtime::metrics::{DeadLetterKind, PublishFailure};
 use crate::runtime::outage::OutageTracker;
 use crate::runtime::plural::counted;
 use crate::runtime::worker::{HEARTBEAT_INTERVAL, Stop, Waker};
@@ -61,7 +61,6 @@ pub struct Relay {
     wake: Receiver<()>,
     notifiers: Waker,
     outage: OutageTracker,
-    metrics: Metrics,
     errors: ErrorLog,
     /// Published, and not yet marked in the database: never to be published again.
     unmarked: Vec<Receipt>,
@@ -87,8 +86,6 @@ pub struct Options {
     pub notifiers: Waker,
     /// The component on the health page.
     pub health: HealthHandle,
-    /// Counts published events.
-    pub metrics: Metrics,
 }
 
 /// The result of one step.
@@ -115,7 +112,6 @@ impl Relay {
             wake: options.wake,
             notifiers: options.notifiers,
             outage,
-            metrics: options.metrics,
             errors: ErrorLog::new("relay"),
             unmarked: Vec::new(),
             progress: None,
@@ -198,8 +194,12 @@ impl Relay {
         }
         // Without events a call only checks the connection and what was published.
         if !batch.is_empty() {
-            self.metrics.relay_attempted(Timestamp::now());
-            self.metrics.relay().batch_size.observe_size(batch.len());
+            self.store.metrics().relay_attempted(Timestamp::now());
+            self.store
+                .metrics()
+                .relay()
+                .batch_size
+                .observe_size(batch.len());
         }
         let PublishOutcome {
             receipts,
@@ -215,7 +215,7 @@ impl Relay {
 
     /// Both are in the order of their ids.
     fn count_receipts(&self, batch: &[Event], receipts: &[Receipt]) {
-        let relay = self.metrics.relay();
+        let relay = self.store.metrics().relay();
         let now = Timestamp::now();
         let mut events = batch.iter();
         let mut rejected = 0;
@@ -234,13 +234,15 @@ impl Relay {
         }
         if rejected > 0 {
             relay.failed(PublishFailure::Rejected, rejected);
-            self.metrics.dead_lettered(DeadLetterKind::Event, rejected);
+            self.store
+                .metrics()
+                .dead_lettered(DeadLetterKind::Event, rejected);
         }
     }
 
     fn next_step(&mut self, batch: &[Event], error: Option<PublishError>) -> Step {
         if let Some(error) = &error {
-            self.metrics.relay().failed(error.kind(), 1);
+            self.store.metrics().relay().failed(error.kind(), 1);
         }
         match error {
             None => {
@@ -331,7 +333,7 @@ impl Relay {
         if let Some(marking) = self.marking.take() {
             marking.wait()?;
         }
-        self.metrics.published(self.unmarked.len());
+        self.store.metrics().published(self.unmarked.len());
         let has_deliveries = self
             .unmarked
             .iter()

@@ -20,7 +20,6 @@ use crate::domain::timestamp::Timestamp;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::error_log::ErrorLog;
 use crate::runtime::health::HealthHandle;
-use crate::runtime::metrics::Metrics;
 use crate::runtime::outage::OutageTracker;
 use crate::runtime::resume::ResumeHandle;
 use crate::runtime::worker::Stop;
@@ -80,25 +79,22 @@ pub enum Step {
 }
 
 /// The connections of a notifier to other threads.
-pub struct Options<'a> {
+pub struct Options {
     /// Wakes the notifier.
     pub wake: Receiver<()>,
     /// An operator's request to resume the channel.
     pub resume: ResumeHandle,
     /// The component on the health page.
     pub health: HealthHandle,
-    /// Counts the channel's messages.
-    pub metrics: &'a Metrics,
 }
 
 impl Notifier {
     /// A notifier of `channel`.
-    pub fn new(store: Store, channel: SlackChannel, options: Options<'_>) -> Self {
+    pub fn new(store: Store, channel: SlackChannel, options: Options) -> Self {
         let Options {
             wake,
             resume,
             health,
-            metrics,
         } = options;
         let limiter = RateLimiter::new(
             channel.messages_per_second,
@@ -108,9 +104,9 @@ impl Notifier {
         );
         let outage = OutageTracker::new(channel.display_name(), BACKOFF, health);
         let queue = DeliveryQueue {
+            metrics: store.metrics().channel(&channel.name),
             store,
             channel: channel.name.clone(),
-            metrics: metrics.channel(&channel.name),
         };
         let errors = ErrorLog::new(format!("notifier {}", channel.name));
         let isolation = Isolation::new(channel.digest_max);

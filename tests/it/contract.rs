@@ -17,7 +17,7 @@ use payrelay::kafka::publisher::KafkaPublisher;
 use payrelay::relay::publisher::{PublishError, PublishOutcome, Publisher};
 use payrelay::relay::{self, Relay};
 use payrelay::runtime::health::HealthHandle;
-use payrelay::runtime::metrics::{Metrics, ScrapeFormat};
+use payrelay::runtime::metrics::ScrapeFormat;
 use payrelay::runtime::worker::Waker;
 use payrelay::store::dead_letter_action::{self, DeadLetterAction, DeadLetterRequest, Selection};
 use payrelay::store::publication::{self, Destination, Receipt};
@@ -305,8 +305,7 @@ fn foreign_records_are_dead_lettered_and_others_are_consumed(
     delivery: DeliveryGuarantee,
 ) {
     let database = Database::open();
-    let metrics = Metrics::default();
-    let mut consumer = positioned(cluster, &database).with_metrics(metrics.clone());
+    let mut consumer = positioned(cluster, &database);
     database.pay(1, [1]);
     publish(&mut publisher(cluster, &database, 1, delivery), &database);
     let reasons = put_foreign_records(&cluster.bootstrap(), database.store().node());
@@ -315,6 +314,7 @@ fn foreign_records_are_dead_lettered_and_others_are_consumed(
     consume(&mut consumer, &database, "SELECT count(*) FROM delivery", 2);
     assert_eq!(database.number("SELECT count(*) FROM dead_letter"), 6);
     // Four of them have an id of this node.
+    let metrics = database.store().metrics();
     let metrics = metrics.encode(ScrapeFormat::Text, &Registry::default());
     assert!(
         metrics.contains("payrelay_unknown_events_total 4\n"),
@@ -401,7 +401,6 @@ fn two_of_the_same_node(version: &str) {
             wake: Waker::new().1,
             notifiers: Waker::new().0,
             health: HealthHandle::up(),
-            metrics: Metrics::default(),
         },
     );
     assert_eq!(relay.step(), relay::Step::Fenced);

@@ -14,7 +14,6 @@ use payrelay::domain::timestamp::Timestamp;
 use payrelay::relay::publisher::{PublishError, PublishOutcome, Publisher};
 use payrelay::relay::{self, Relay, Step};
 use payrelay::runtime::health::{HealthHandle, HealthLevel};
-use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::Waker;
 use payrelay::store::OfflineStore;
 use payrelay::store::publication::{Destination, Receipt};
@@ -86,7 +85,6 @@ fn a_fenced_relay_pauses_until_an_operator_resumes_it() {
                 wake: Waker::new().1,
                 notifiers: Waker::new().0,
                 health: part.clone(),
-                metrics: Metrics::default(),
             },
         );
         for _ in 0..3 {

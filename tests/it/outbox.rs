@@ -11,7 +11,6 @@ use payrelay::relay::in_process::InProcess;
 use payrelay::relay::publisher::{PublishError, PublishOutcome, Publisher};
 use payrelay::relay::{self, Relay, Step};
 use payrelay::runtime::health::HealthHandle;
-use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::{Stop, Waker};
 use payrelay::sampler::Sampler;
 use payrelay::scheduler::{self, Scheduler};
@@ -26,7 +25,7 @@ use testkit::wait_until;
 
 const DAY: Duration = Duration::from_hours(24);
 
-fn relay(database: &Database, publisher: impl Publisher + 'static, metrics: &Metrics) -> Relay {
+fn relay(database: &Database, publisher: impl Publisher + 'static) -> Relay {
     let store = database.store().clone();
     Relay::new(
         store,
@@ -36,18 +35,17 @@ fn relay(database: &Database, publisher: impl Publisher + 'static, metrics: &Met
             wake: Waker::new().1,
             notifiers: Waker::new().0,
             health: HealthHandle::up(),
-            metrics: metrics.clone(),
         },
     )
 }
 
 fn publish_all(database: &Database) {
-    let mut relay = relay(database, InProcess, &Metrics::default());
+    let mut relay = relay(database, InProcess);
     while relay.step() == Step::Progress {}
 }
 
 /// A scheduler, and the sampler that looks for it.
-fn scheduler(database: &Database, relay: Waker, metrics: &Metrics) -> (Scheduler, Sampler) {
+fn scheduler(database: &Database, relay: Waker) -> (Scheduler, Sampler) {
     let settings = config::Scheduler {
         interval: Duration::from_mins(1),
         retry_after: Duration::from_mins(1),
@@ -58,12 +56,7 @@ fn scheduler(database: &Database, relay: Waker, metrics: &Metrics) -> (Scheduler
         keys_max: NonZeroUsize::MIN,
     };
     let store = database.store();
-    let (sampler, snapshots) = Sampler::new(
-        store.clone(),
-        metrics.clone(),
-        &["default".to_owned()],
-        None,
-    );
+    let (sampler, snapshots) = Sampler::new(store.clone(), &["default".to_owned()], None);
     (
         Scheduler::new(
             store.clone(),
@@ -72,7 +65,6 @@ fn scheduler(database: &Database, relay: Waker, metrics: &Metrics) -> (Scheduler
                 keys,
                 relay,
                 notifiers: Waker::new().0,
-                metrics: metrics.clone(),
                 snapshots,
             },
         ),
@@ -169,7 +161,6 @@ fn the_relay_publishes_in_commit_order_and_retries_only_unacknowledged_events() 
             reports_unavailable: true,
             given,
         },
-        &Metrics::default(),
     );
     assert!(matches!(relay.step(), Step::RetryAfter(_)));
     assert!(matches!(relay.step(), Step::RetryAfter(_)));
@@ -199,7 +190,6 @@ fn unacknowledged_events_are_published_before_later_ones() {
             reports_unavailable: false,
             given,
         },
-        &Metrics::default(),
     );
     while relay.step() == Step::Progress {}
     let batches = seen
@@ -234,7 +224,6 @@ fn published_but_unrecorded_events_are_not_published_again() {
             reports_unavailable: true,
             given,
         },
-        &Metrics::default(),
     );
     assert_eq!(relay.step(), Step::Progress, "it is being recorded");
     assert!(
@@ -299,7 +288,7 @@ fn the_purge_deletes_only_finished_events() {
     };
     database.store().write(mark).unwrap();
     let (_held, stop) = Stop::new();
-    scheduler(&database, Waker::new().0, &Metrics::default())
+    scheduler(&database, Waker::new().0)
         .0
         .step(now, &stop)
         .unwrap();
@@ -325,7 +314,7 @@ fn the_purge_stops_when_asked() {
     let database = Database::open();
     let (held, stop) = Stop::new();
     drop(held);
-    scheduler(&database, Waker::new().0, &Metrics::default())
+    scheduler(&database, Waker::new().0)
         .0
         .step(Timestamp::now(), &stop)
         .unwrap();
@@ -335,9 +324,8 @@ fn the_purge_stops_when_asked() {
 fn an_event_stuck_since_its_last_attempt_wakes_the_relay() {
     let database = Database::open();
     let now = Timestamp::now();
-    let metrics = Metrics::default();
     let (waker, woken) = Waker::new();
-    let (mut scheduler, mut sampler) = scheduler(&database, waker, &metrics);
+    let (mut scheduler, mut sampler) = scheduler(&database, waker);
     let (_held, stop) = Stop::new();
     database.pay_at(now.minus(Duration::from_secs(50)), 1, [1]);
     sampler.sample();
@@ -347,7 +335,10 @@ fn an_event_stuck_since_its_last_attempt_wakes_the_relay() {
         .step(now.plus(Duration::from_secs(20)), &stop)
         .unwrap();
     assert!(woken.try_recv().is_ok(), "70 s old, never tried");
-    metrics.relay_attempted(now.plus(Duration::from_secs(15)));
+    database
+        .store()
+        .metrics()
+        .relay_attempted(now.plus(Duration::from_secs(15)));
     scheduler
         .step(now.plus(Duration::from_secs(70)), &stop)
         .unwrap();
@@ -411,7 +402,6 @@ fn a_relay_on_its_thread_is_woken_by_the_commit() {
             wake: woken,
             notifiers: Waker::new().0,
             health: HealthHandle::up(),
-            metrics: Metrics::default(),
         },
     );
     let group = payrelay::runtime::worker::WorkerGroup::default();

@@ -77,7 +77,6 @@ impl NotifierFixture {
         let (waker, woken) = Waker::new();
         let part = HealthHandle::up();
         let resume = ResumeHandle::new(waker);
-        let metrics = Metrics::default();
         let clock = Arc::new(AtomicU64::new(0));
         let now = Arc::clone(&clock);
         let notifier = Notifier::new(
@@ -87,7 +86,6 @@ impl NotifierFixture {
                 wake: woken,
                 resume: resume.clone(),
                 health: part.clone(),
-                metrics: &metrics,
             },
         )
         .with_clock(Box::new(move || {
@@ -98,7 +96,7 @@ impl NotifierFixture {
             clock,
             part,
             resume,
-            metrics,
+            metrics: database.store().metrics().clone(),
         }
     }
 

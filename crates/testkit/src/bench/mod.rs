@@ -27,7 +27,6 @@ use payrelay::config::{self, DeliveryGuarantee};
 use payrelay::relay::publisher::Publisher;
 use payrelay::relay::{self, Relay};
 use payrelay::runtime::health::HealthHandle;
-use payrelay::runtime::metrics::Metrics;
 use payrelay::runtime::worker::Waker;
 use serde_json::json;
 
@@ -135,7 +134,6 @@ pub fn relay(database: &Database, publisher: impl Publisher + 'static) -> (Relay
             wake: woken,
             notifiers,
             health: HealthHandle::up(),
-            metrics: Metrics::default(),
         },
     );
     (relay, waker)
