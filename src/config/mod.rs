@@ -103,6 +103,19 @@ pub enum PublisherKind {
     Kafka,
 }
 
+impl PublisherKind {
+    /// By name, as configured.
+    const BY_NAME: [(&str, Self); 2] = [("application", Self::Application), ("kafka", Self::Kafka)];
+
+    /// Its name in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Application => "application",
+            Self::Kafka => "kafka",
+        }
+    }
+}
+
 /// `[publisher]`
 #[derive(Debug, Clone)]
 pub struct Publisher {
@@ -238,13 +251,7 @@ impl Config {
                 )),
             },
             publisher: Publisher {
-                kind: keys.choice(
-                    "publisher.kind",
-                    &[
-                        ("application", PublisherKind::Application),
-                        ("kafka", PublisherKind::Kafka),
-                    ],
-                ),
+                kind: keys.choice("publisher.kind", &PublisherKind::BY_NAME),
                 batch_max: keys.count("publisher.batch_max", 1000, 1..=1000),
             },
             kafka: kafka::read_kafka_section(keys),

@@ -4,15 +4,13 @@
 mod state;
 mod writer;
 
-use http_body_util::Full;
-use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
-use hyper::{Response, StatusCode};
+use hyper::Response;
+use hyper::header::{ACCEPT, HeaderMap};
 use prometheus_client::registry::Registry;
 
 use self::state::ScrapedState;
 use super::app::App;
-use super::response::{Body, json_response};
-use crate::config::PublisherKind;
+use super::response::{Body, text_response};
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::metrics::ScrapeFormat;
 
@@ -37,17 +35,13 @@ impl App {
         let mut state = Registry::with_prefix("payrelay");
         state.register_collector(Box::new(self.scraped_state()));
         let text = self.context.store.metrics().encode(format, &state);
-        let mut response = json_response(StatusCode::OK, &());
         let content_type = match format {
             ScrapeFormat::Text => "text/plain; version=0.0.4; charset=utf-8",
             ScrapeFormat::OpenMetrics => {
                 "application/openmetrics-text; version=1.0.0; charset=utf-8"
             }
         };
-        let content_type = HeaderValue::from_static(content_type);
-        response.headers_mut().insert(CONTENT_TYPE, content_type);
-        *response.body_mut() = Full::from(text);
-        response
+        text_response(content_type, text)
     }
 
     fn scraped_state(&self) -> ScrapedState {
@@ -67,10 +61,7 @@ impl App {
         ScrapedState {
             now,
             node: store.node().to_string(),
-            publisher: match context.publisher {
-                PublisherKind::Application => "application",
-                PublisherKind::Kafka => "kafka",
-            },
+            publisher: context.publisher.name(),
             components,
             channels: channels
                 .map(|channel| (channel.name.clone(), channel.health.get().state))

@@ -1,4 +1,4 @@
-//! Responses with a JSON body.
+//! Responses, with the headers that all of them share.
 
 use std::sync::LazyLock;
 
@@ -13,7 +13,7 @@ use serde::Serialize;
 
 pub(super) type Body = Full<Bytes>;
 
-/// The headers of every response with a JSON body. A copy of them costs less than building them.
+/// The headers of every response that is no page. A copy of them costs less than building them.
 static JSON_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
     HeaderMap::from_iter([
         (CONTENT_TYPE, HeaderValue::from_static("application/json")),
@@ -34,5 +34,14 @@ pub(super) fn json_response(status: StatusCode, value: &impl Serialize) -> Respo
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;
     *response.headers_mut() = JSON_HEADERS.clone();
+    response
+}
+
+/// A response with a text of this content type.
+pub(super) fn text_response(content_type: &'static str, text: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Full::from(text.into()));
+    *response.headers_mut() = JSON_HEADERS.clone();
+    let content_type = HeaderValue::from_static(content_type);
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
 }

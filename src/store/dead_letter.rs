@@ -72,8 +72,8 @@ pub enum DeadLetterFilter {
 }
 
 /// How many records are open dead letters.
-pub fn count_open_dead_records(tx: &Transaction<'_>) -> rusqlite::Result<usize> {
-    let count: i64 = tx
+pub fn count_open_dead_records(connection: &Connection) -> rusqlite::Result<usize> {
+    let count: i64 = connection
         .prepare_cached(
             "SELECT count(*) FROM dead_letter WHERE state = 'OPEN' AND outbox_id IS NULL",
         )?

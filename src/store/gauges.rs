@@ -4,7 +4,7 @@
 use rusqlite::{Connection, OptionalExtension as _};
 
 use super::topic::{self, Partition};
-use super::{idempotency, operation};
+use super::{dead_letter, idempotency, operation};
 use crate::domain::timestamp::Timestamp;
 
 /// The numbers.
@@ -29,23 +29,20 @@ pub fn read_stored_gauges(
     connection: &Connection,
     topic: Option<&str>,
 ) -> rusqlite::Result<StoredGauges> {
-    let count = |sql: &str| -> rusqlite::Result<i64> {
-        connection
-            .prepare_cached(sql)?
-            .query_row([], |row| row.get(0))
-    };
+    let rejected_events = connection
+        .prepare_cached(
+            "SELECT count(*) FROM outbox o JOIN dead_letter l ON l.outbox_id = o.id \
+                WHERE o.status = 'REJECTED' AND l.state = 'OPEN'",
+        )?
+        .query_row([], |row| row.get(0))?;
     let created_at: Option<i64> = connection
         .prepare_cached("SELECT created_at FROM node")?
         .query_row([], |row| row.get(0))
         .optional()?;
     Ok(StoredGauges {
-        rejected_events: count(
-            "SELECT count(*) FROM outbox o JOIN dead_letter l ON l.outbox_id = o.id \
-                WHERE o.status = 'REJECTED' AND l.state = 'OPEN'",
-        )?,
-        dead_records: count(
-            "SELECT count(*) FROM dead_letter WHERE state = 'OPEN' AND outbox_id IS NULL",
-        )?,
+        rejected_events,
+        dead_records: i64::try_from(dead_letter::count_open_dead_records(connection)?)
+            .unwrap_or(i64::MAX),
         partitions: match topic {
             Some(name) => topic::topic_partitions_by_name(connection, name)?,
             None => Vec::new(),

@@ -311,9 +311,10 @@ impl ScrapedState {
             ),
         ];
         for (name, help, value) in gauges {
-            let series = self.partitions(value);
-            let series = series.iter();
-            let series = series.map(|(name, value)| ([name.as_str()], scraped_number(*value)));
+            let partitions = self.partitions(value);
+            let series = partitions
+                .iter()
+                .map(|(partition, value)| ([partition.as_str()], scraped_number(*value)));
             to.gauges(name, help, ["partition"], series)?;
         }
         let counters: [PartitionMetric<'_>; 3] = [
@@ -334,9 +335,10 @@ impl ScrapedState {
             ),
         ];
         for (name, help, value) in counters {
-            let series = self.partitions(value);
-            let series = series.iter();
-            let series = series.map(|(name, value)| (name.as_str(), value.unsigned_abs()));
+            let partitions = self.partitions(value);
+            let series = partitions
+                .iter()
+                .map(|(partition, value)| (partition.as_str(), value.unsigned_abs()));
             to.counters(name, help, "partition", series)?;
         }
         Ok(())

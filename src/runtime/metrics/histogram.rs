@@ -29,79 +29,53 @@ pub struct Buckets {
 const MS: u64 = 1_000;
 const SECOND: u64 = 1_000_000;
 
-impl Buckets {
-    /// A request: 0.5 ms to 10 s.
-    pub const REQUEST: Self = Self {
-        unit: HistogramUnit::Microseconds,
-        bounds: &[
-            500,
-            MS,
-            2_500,
-            5 * MS,
-            10 * MS,
-            25 * MS,
-            50 * MS,
-            100 * MS,
-            250 * MS,
-            500 * MS,
-            SECOND,
-            2_500 * MS,
-            5 * SECOND,
-            10 * SECOND,
-        ],
-    };
+/// Every bound of a duration, in microseconds: each histogram of durations has a part of them.
+const DURATIONS: [u64; 21] = [
+    100,
+    250,
+    500,
+    MS,
+    2_500,
+    5 * MS,
+    10 * MS,
+    25 * MS,
+    50 * MS,
+    100 * MS,
+    250 * MS,
+    500 * MS,
+    SECOND,
+    2_500 * MS,
+    5 * SECOND,
+    10 * SECOND,
+    30 * SECOND,
+    60 * SECOND,
+    300 * SECOND,
+    1_800 * SECOND,
+    7_200 * SECOND,
+];
 
+impl Buckets {
     /// A commit: 0.1 ms to 2.5 s.
-    pub const COMMIT: Self = Self {
-        unit: HistogramUnit::Microseconds,
-        bounds: &[
-            100,
-            250,
-            500,
-            MS,
-            2_500,
-            5 * MS,
-            10 * MS,
-            25 * MS,
-            50 * MS,
-            100 * MS,
-            250 * MS,
-            500 * MS,
-            SECOND,
-            2_500 * MS,
-        ],
-    };
+    pub const COMMIT: Self = Self::durations(0, 14);
+
+    /// A request: 0.5 ms to 10 s.
+    pub const REQUEST: Self = Self::durations(2, 16);
 
     /// The way of an event, which an outage makes long: 1 ms to 2 hours.
-    pub const LATENCY: Self = Self {
-        unit: HistogramUnit::Microseconds,
-        bounds: &[
-            MS,
-            2_500,
-            5 * MS,
-            10 * MS,
-            25 * MS,
-            50 * MS,
-            100 * MS,
-            250 * MS,
-            500 * MS,
-            SECOND,
-            2_500 * MS,
-            5 * SECOND,
-            10 * SECOND,
-            30 * SECOND,
-            60 * SECOND,
-            300 * SECOND,
-            1_800 * SECOND,
-            7_200 * SECOND,
-        ],
-    };
+    pub const LATENCY: Self = Self::durations(3, DURATIONS.len());
 
     /// The size of a batch: 1 to 1,000.
     pub const SIZE: Self = Self {
         unit: HistogramUnit::Things,
         bounds: &[1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000],
     };
+
+    const fn durations(start: usize, end: usize) -> Self {
+        Self {
+            unit: HistogramUnit::Microseconds,
+            bounds: DURATIONS.split_at(end).0.split_at(start).1,
+        }
+    }
 
     /// As it is exported: seconds, or a number.
     fn exported(self, value: u64) -> f64 {

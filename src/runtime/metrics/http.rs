@@ -58,13 +58,13 @@ pub struct HttpMetrics {
 
 impl HttpMetrics {
     pub(super) fn register(add: &mut Registrar<'_>) -> Self {
-        let payments = add.counters(
+        let [completed, failed] = add.counters(
             "payments",
             "Stored payments, by their outcome",
             "status",
             ["COMPLETED", "FAILED"],
         );
-        let answers = add.counters(
+        let [replayed, key_reused] = add.counters(
             "idempotent_answers",
             "Requests with a known Idempotency-Key: answered as before, or refused as another one",
             "kind",
@@ -83,16 +83,16 @@ impl HttpMetrics {
                 LabeledMetrics::default(),
             ),
             connections: add.gauge("http_connections", "Open connections"),
-            refused: add.counters(
+            refused: add.enum_counters(
                 "http_connections_refused",
                 "Connections that were not served",
                 "reason",
                 reasons,
             ),
-            completed: payments[0].clone(),
-            failed: payments[1].clone(),
-            replayed: answers[0].clone(),
-            key_reused: answers[1].clone(),
+            completed,
+            failed,
+            replayed,
+            key_reused,
         }
     }
 

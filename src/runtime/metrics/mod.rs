@@ -23,12 +23,10 @@ use self::channel::ChannelFamilies;
 pub use self::channel::ChannelMetrics;
 use self::histogram::{BucketCounts, Buckets, Histogram, Latency};
 pub use self::http::{ConnectionRefusal, HttpMetrics, RouteMetrics};
-use self::labeled::LabeledMetrics;
 use self::log_lines::LogLines;
 pub use self::log_lines::count_log_line;
 use self::process::ProcessCollector;
-use self::registrar::Registrar;
-pub use self::registrar::TimeGauge;
+use self::registrar::{Registrar, TimeGauge};
 use crate::domain::text_enum::text_enum;
 use crate::domain::timestamp::Timestamp;
 
@@ -161,6 +159,8 @@ pub struct ConsumerMetrics {
 /// The totals at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MetricTotals {
+    /// Payments that were stored.
+    pub payments: u64,
     /// Events that were marked PUBLISHED.
     pub published: u64,
     /// Payments that were marked DELIVERED.
@@ -172,12 +172,12 @@ pub struct MetricTotals {
 impl StoreMetrics {
     fn register(add: &mut Registrar<'_>) -> Self {
         let kinds = DatabaseErrorKind::ALL.iter().map(|kind| kind.as_str());
-        let checkpoints = add.add(
+        let [checkpoints_ok, checkpoints_failed] = add.counters(
             "checkpoints",
             "Rounds of the checkpointer, by their result",
-            LabeledMetrics::default(),
+            "result",
+            ["ok", "failed"],
         );
-        let checkpoint = |result| checkpoints.add(&[("result", result)], Counter::default());
         Self {
             commit_duration: add.histogram(
                 "commit_duration_seconds",
@@ -189,14 +189,14 @@ impl StoreMetrics {
                 "Jobs in a commit of the writer",
                 Buckets::SIZE,
             ),
-            database_errors: add.counters(
+            database_errors: add.enum_counters(
                 "database_errors",
                 "Errors that SQLite returned",
                 "kind",
                 kinds,
             ),
-            checkpoints_ok: checkpoint("ok"),
-            checkpoints_failed: checkpoint("failed"),
+            checkpoints_ok,
+            checkpoints_failed,
             checkpoint_duration: add.histogram(
                 "checkpoint_duration_seconds",
                 "Rounds of the checkpointer, with their syncs to the disk",
@@ -217,13 +217,12 @@ impl StoreMetrics {
 
 impl RelayMetrics {
     fn register(add: &mut Registrar<'_>) -> Self {
-        let published = add.counters(
+        let [published_sent, published_reconciled] = add.counters(
             "events_published",
             "Events recorded as PUBLISHED: sent, or found on the topic after a crash (reconciled)",
             "source",
             ["sent", "reconciled"],
         );
-        let [published_sent, published_reconciled] = [published[0].clone(), published[1].clone()];
         let reasons = PublishFailure::ALL.iter().map(|reason| reason.as_str());
         let latency = Latency::new();
         add.add(
@@ -234,7 +233,7 @@ impl RelayMetrics {
         Self {
             published_sent,
             published_reconciled,
-            failures: add.counters(
+            failures: add.enum_counters(
                 "publish_failures",
                 "Attempts to publish that failed, and events that were rejected",
                 "reason",
@@ -294,7 +293,7 @@ impl Default for Metrics {
         root.register_collector(Box::new(ProcessCollector));
         let mut add = Registrar(root.sub_registry_with_prefix("payrelay"));
         let kinds = DeadLetterKind::ALL.iter().map(|kind| kind.as_str());
-        let dead_letters = add.counters(
+        let dead_letters = add.enum_counters(
             "dead_letters",
             "Records and events that could not be consumed, published or delivered",
             "kind",
@@ -397,7 +396,9 @@ impl Metrics {
 
     /// The totals until now.
     pub fn totals(&self) -> MetricTotals {
+        let http = &self.0.http;
         MetricTotals {
+            payments: http.completed.get() + http.failed.get(),
             published: self.0.relay.published_sent.get() + self.0.relay.published_reconciled.get(),
             delivered: self.0.channels.delivered.get(),
             unknown_outcomes: self.0.channels.unknown_outcomes.get(),
@@ -460,7 +461,10 @@ mod tests {
         channel.dead(7);
         metrics.consumer().records_dropped.inc_by(5);
         channel.unknown_outcome();
+        metrics.http().completed.inc_by(6);
+        metrics.http().failed.inc();
         let totals = MetricTotals {
+            payments: 7,
             published: 4,
             delivered: 2,
             unknown_outcomes: 1,

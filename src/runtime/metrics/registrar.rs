@@ -10,7 +10,7 @@ use super::histogram::{Buckets, Histogram};
 use super::labeled::LabeledMetrics;
 
 /// A gauge of a number that is no integer: a point in time.
-pub type TimeGauge = Gauge<f64, AtomicU64>;
+pub(super) type TimeGauge = Gauge<f64, AtomicU64>;
 
 /// Registers metrics, each with its help.
 pub(super) struct Registrar<'a>(pub(super) &'a mut Registry);
@@ -38,15 +38,27 @@ impl Registrar<'_> {
     }
 
     /// A counter for each value of a label.
-    pub(super) fn counters<'a>(
+    pub(super) fn counters<const N: usize>(
         &mut self,
         name: &str,
         help: &str,
         label: &'static str,
-        values: impl IntoIterator<Item = &'a str>,
+        values: [&str; N],
+    ) -> [Counter; N] {
+        let family = self.add(name, help, LabeledMetrics::default());
+        values.map(|value| family.add(&[(label, value)], Counter::default()))
+    }
+
+    /// A counter for each value of an enum, in the order of its values.
+    pub(super) fn enum_counters<'a>(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &'static str,
+        values: impl Iterator<Item = &'a str>,
     ) -> Vec<Counter> {
         let family = self.add(name, help, LabeledMetrics::default());
         let series = |value| family.add(&[(label, value)], Counter::default());
-        values.into_iter().map(series).collect()
+        values.map(series).collect()
     }
 }
