@@ -55,12 +55,14 @@ pub mod waiting;
 use self::backpressure::Backpressure;
 use self::engine::corruption::CorruptionFlag;
 use self::engine::disk_space::DiskAdmission;
+use self::engine::transaction_clock::TransactionClock;
 use self::engine::{
     Pool, checkpointer, disk_space, files, lock, open, open_error, readers, writer,
 };
 use self::idempotency::IdempotencyClock;
 use crate::config;
 use crate::domain::node_id::NodeId;
+use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::{Health, HealthHandle};
 use crate::runtime::metrics::Metrics;
 use crate::runtime::worker::{Worker, WorkerGroup};
@@ -84,6 +86,7 @@ pub struct Store {
     pool: Pool,
     node: NodeId,
     health: HealthHandle,
+    clock: TransactionClock,
     damage: CorruptionFlag,
     admission: DiskAdmission,
     queue: Backpressure,
@@ -138,6 +141,7 @@ impl Store {
         let health = HealthHandle::up();
         let metrics = Metrics::default();
         let damage = CorruptionFlag::none();
+        let clock = TransactionClock::stopped();
         let (checkpoints, checkpointer) = checkpointer::replace_autocheckpoint(&connection, &path)?;
         let writer = writer::Writer::new(writer::WriterOptions {
             connection,
@@ -145,6 +149,7 @@ impl Store {
             jobs: queue,
             background: background_queue,
             health: writer::WriterHealth::new(health.clone(), damage.clone()),
+            clock: clock.clone(),
             metrics: metrics.clone(),
             lock,
         });
@@ -159,6 +164,7 @@ impl Store {
             pool,
             node,
             health,
+            clock,
             damage,
             admission,
             queue: Backpressure::new(settings.queue_max.get()),
@@ -205,13 +211,14 @@ impl Store {
         self.service_time.now()
     }
 
-    /// Whether the file is sound, and the last transaction was committed.
+    /// Whether the file is sound, the last transaction was committed, and the present one ends.
     pub fn database_state(&self) -> Health {
         let damage = self.damage.state();
         if damage.is_failing() {
             damage
         } else {
-            self.health.get()
+            let stall = self.clock.stall(Timestamp::now());
+            stall.unwrap_or_else(|| self.health.get())
         }
     }
 

@@ -20,6 +20,7 @@ pub(in crate::store) mod open;
 pub(in crate::store) mod open_error;
 pub(in crate::store) mod readers;
 mod schema;
+pub(in crate::store) mod transaction_clock;
 mod wal;
 pub(in crate::store) mod writer;
 

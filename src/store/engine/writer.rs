@@ -16,6 +16,8 @@ use super::abort;
 use super::checkpointer::CheckpointControl;
 use super::corruption::CorruptionFlag;
 use super::lock::DatabaseLock;
+use super::transaction_clock::TransactionClock;
+use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::HealthHandle;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::worker::{HEARTBEAT_INTERVAL, Stop};
@@ -98,6 +100,7 @@ pub(in crate::store) struct Writer {
     /// When the background job began that runs in a transaction of its own.
     background_began: Option<Instant>,
     health: WriterHealth,
+    clock: TransactionClock,
     metrics: Metrics,
     /// Turns the loop while nothing is to be written.
     heartbeat: Receiver<Instant>,
@@ -165,6 +168,8 @@ pub(in crate::store) struct WriterOptions {
     /// Jobs that yield to all others.
     pub background: Receiver<BoxedWriterJob>,
     pub health: WriterHealth,
+    /// Runs while a transaction does.
+    pub clock: TransactionClock,
     pub metrics: Metrics,
     /// Held until the writer has closed the database.
     pub lock: DatabaseLock,
@@ -180,6 +185,7 @@ impl Writer {
             background_due: Instant::now(),
             background_began: None,
             health: options.health,
+            clock: options.clock,
             metrics: options.metrics,
             heartbeat: tick(HEARTBEAT_INTERVAL),
             _lock: options.lock,
@@ -235,10 +241,12 @@ impl Writer {
 
     /// One transaction, from its first job to the replies.
     fn run_transaction(&mut self, first: BoxedWriterJob) {
+        self.clock.start(Timestamp::now());
         match self.health.damage.check() {
             Ok(()) => self.run_with_waiting_jobs(first),
             Err(error) => first.finish(Err(error)),
         }
+        self.clock.stop();
         // Also after an error: what follows an outage does not pause for as long as it lasted.
         if let Some(began) = self.background_began.take() {
             self.background_due = background_due_after(began);
@@ -432,6 +440,7 @@ mod tests {
             jobs: queue,
             background: background_queue,
             health,
+            clock: TransactionClock::stopped(),
             metrics: Metrics::default(),
             lock,
         });

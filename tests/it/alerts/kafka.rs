@@ -69,9 +69,11 @@ fn a_kafka_that_cannot_be_reached_and_a_stuck_relay_are_alerts() {
     let threads = ["consumer", "relay", "scheduler", "writer"];
     let threads = threads.map(|name| format!("PayrelayThreadStuck{{thread=\"{name}\"}}"));
     let mut expected: Vec<&str> = threads.iter().map(String::as_str).collect();
+    expected.push("PayrelayRefusesPayments");
     let stuck = well
         .then(FAULT, first, last)
-        .fires(Duration::from_secs(45), &[])
+        .fires(Duration::from_secs(15), &[])
+        .fires(Duration::from_secs(45), &["PayrelayRefusesPayments"])
         .fires(Duration::from_secs(200), &expected);
     expected.extend(["PayrelayKafkaLate", "PayrelayNotPublishing"]);
     let stuck = stuck.fires(Duration::from_mins(20), &expected);

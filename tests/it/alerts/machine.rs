@@ -87,6 +87,16 @@ fn a_full_disk_a_refused_reload_and_a_kill_are_alerts() {
     check(&down);
 }
 
+/// No payment is accepted, and both the health and the metrics say so.
+fn check_not_ready(payrelay: &Payrelay, scrape: &Scrape) {
+    assert!(scrape.value("payrelay_ready") < 0.5);
+    let health = Client::connect(payrelay.addr()).get("/health/ready");
+    assert_eq!(health.status, 503);
+    let database = &health.json()["components"]["database"];
+    let error = database["error"].as_str().unwrap();
+    assert!(error.starts_with("the disk does not respond"), "{database}");
+}
+
 #[test]
 fn a_disk_that_syncs_slowly_or_hangs_is_an_alert() {
     let machine = Machine::new();
@@ -128,6 +138,7 @@ fn a_disk_that_syncs_slowly_or_hangs_is_an_alert() {
     let last = Scrape::until(payrelay.addr(), "a writer without heartbeat", |scrape| {
         scrape.age(writer) > 40.0
     });
+    check_not_ready(&payrelay, &last);
     machine.clear("hang");
     // The scheduler waits for the writer.
     let stuck = [
@@ -135,11 +146,20 @@ fn a_disk_that_syncs_slowly_or_hangs_is_an_alert() {
         "PayrelayThreadStuck{thread=\"writer\"}",
     ];
     let hang = then(&well, [last.clone(), last])
-        .fires(Duration::from_secs(105), &[])
-        .fires(Duration::from_mins(2), &["PayrelayQueueFull"])
+        .fires(Duration::from_secs(15), &[])
+        .fires(Duration::from_secs(45), &["PayrelayRefusesPayments"])
+        .fires(
+            Duration::from_mins(2),
+            &["PayrelayQueueFull", "PayrelayRefusesPayments"],
+        )
         .fires(
             Duration::from_mins(4),
-            &["PayrelayQueueFull", stuck[0], stuck[1]],
+            &[
+                "PayrelayQueueFull",
+                "PayrelayRefusesPayments",
+                stuck[0],
+                stuck[1],
+            ],
         );
     check(&hang);
     // It was the disk only.
