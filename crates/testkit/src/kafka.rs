@@ -450,18 +450,7 @@ fn fetch(version: &str, home: &Path) {
 </project>
 "
     );
-    copy_dependencies(&pom, home);
-}
-
-/// Copies the jars of a Maven project to `libs`.
-fn copy_dependencies(pom: &str, home: &Path) {
-    fs::write(home.join("pom.xml"), pom).expect("a fresh directory is writable");
-    let mut maven = Command::new("mvn");
-    maven.args(["-B", "-q", "dependency:copy-dependencies"]);
-    maven
-        .args(["-DincludeScope=runtime", "-DoutputDirectory=libs"])
-        .current_dir(home);
-    run(&mut maven);
+    crate::maven::copy_dependencies(&pom, home);
 }
 
 /// Records a second that Kafka's own producer benchmark sends to a topic, with `acks=all` and
@@ -472,27 +461,11 @@ pub fn producer_performance(
     records: u64,
     record_bytes: usize,
 ) -> f64 {
-    let home = crate::paths::target().join("kafka/tools-4.4.0");
-    if !home.join("libs").is_dir() {
-        fs::create_dir_all(&home).expect("the target directory is writable");
-        let pom = "<project xmlns=\"http://maven.apache.org/POM/4.0.0\">
-  <modelVersion>4.0.0</modelVersion>
-  <groupId>payrelay.test</groupId><artifactId>tools</artifactId><version>1</version>
-  <dependencies>
-    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId>
-      <version>4.4.0</version></dependency>
-  </dependencies>
-</project>
-";
-        copy_dependencies(pom, &home);
-    }
+    let jars = crate::maven::dependencies("org.apache.kafka", "kafka-tools", "4.4.0");
     let mut java = Command::new("java");
-    java.current_dir(&home)
-        .args([
-            "-cp",
-            "libs/*",
-            "org.apache.kafka.tools.ProducerPerformance",
-        ])
+    java.arg("-cp")
+        .arg(jars.join("*"))
+        .arg("org.apache.kafka.tools.ProducerPerformance")
         .args(["--topic", topic, "--throughput", "-1"])
         .args(["--num-records", &records.to_string()])
         .args(["--record-size", &record_bytes.to_string()])
@@ -551,7 +524,7 @@ fn require_java() {
 const INSTALL: &str = "The tests run a real Kafka. Install what it needs: \
     apt-get install openjdk-17-jre-headless maven";
 
-fn run(command: &mut Command) -> Output {
+pub(crate) fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap_or_else(|error| match error.kind() {
         ErrorKind::NotFound => panic!(
             "{} is not installed. {INSTALL}",

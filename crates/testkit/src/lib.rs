@@ -15,13 +15,16 @@
     reason = "a constructor here starts something"
 )]
 
+pub mod axe;
 pub mod bench;
+pub mod browser;
 pub mod child;
 pub mod cluster;
 pub mod hostile;
 pub mod http;
 pub mod kafka;
 pub mod listen;
+pub mod maven;
 pub mod mutations;
 pub mod paths;
 pub mod pipeline;
@@ -56,17 +59,22 @@ pub fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bo
 #[track_caller]
 pub fn wait_for<T>(what: &str, limit: Duration, mut poll: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
+    let found = try_wait(limit, &mut poll);
+    let elapsed = start.elapsed();
+    found.unwrap_or_else(|| panic!("waited {elapsed:.1?} (limit {limit:?}) for: {what}"))
+}
+
+/// Waits until `poll` has a value; none when it has none within `limit`.
+pub fn try_wait<T>(limit: Duration, mut poll: impl FnMut() -> Option<T>) -> Option<T> {
+    let start = Instant::now();
     loop {
         // Read before the look, so that a look which itself takes long is never the last one
         // unseen.
         let elapsed = start.elapsed();
-        if let Some(value) = poll() {
+        let value = poll();
+        if value.is_some() || elapsed >= limit {
             return value;
         }
-        assert!(
-            elapsed < limit,
-            "waited {elapsed:.1?} (limit {limit:?}) for: {what}"
-        );
         thread::park_timeout(POLL);
     }
 }
