@@ -7,6 +7,8 @@
 #![expect(clippy::print_stdout, reason = "a test shows what it has measured")]
 #![expect(unreachable_pub, reason = "the modules of the tests share helpers")]
 
+mod examples;
 mod litestream;
+mod packages;
 mod report;
 mod tools;
