@@ -1,4 +1,4 @@
--- payrelay's database, version 5. Applied as one transaction to an empty file;
+-- payrelay's database, version 6. Applied as one transaction to an empty file;
 -- src/store/engine/schema.rs sets PRAGMA user_version. Until 0.2.0 a change raises the version, and
 -- a file of an earlier one is refused.
 --
@@ -161,7 +161,7 @@ CREATE TABLE channel_sink (
 CREATE TABLE channel_action (
     id       INTEGER PRIMARY KEY AUTOINCREMENT,
     channel  TEXT    NOT NULL,
-    action   TEXT    NOT NULL CHECK (action IN ('resume', 'skip')),
+    action   TEXT    NOT NULL CHECK (action IN ('pause', 'resume', 'skip')),
     origin   TEXT    NOT NULL, -- 'http, token NAME' or 'local user NAME'
     reason   TEXT,
     outcome  TEXT, -- NULL: the notifier has not seen it yet

@@ -5,7 +5,9 @@
 //! A sample has points in time, and ages are computed when they are read: while a database hangs,
 //! the ages grow.
 
+pub mod disk_forecast;
 mod latency_window;
+mod point;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,6 +17,7 @@ use crossbeam_channel::{Receiver, at, never, select_biased};
 
 use self::latency_window::LatencyWindow;
 pub use self::latency_window::{Latencies, Quantiles};
+pub use self::point::Point;
 use crate::domain::reason::describe_reason;
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::error_log::ErrorLog;
@@ -23,7 +26,7 @@ use crate::runtime::worker::{Stop, Waker};
 use crate::store::action_watch::{ActionCounts, ActionWatch, NewAction};
 use crate::store::backlog::{Backlog, BacklogCounter};
 use crate::store::gauges::{self, StoredGauges};
-use crate::store::{FileSizes, Store, StoreError, payment};
+use crate::store::{FileSizes, Store, StoreError};
 
 /// How often it samples without a request.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -47,35 +50,12 @@ pub struct Sample {
     pub backlog: Backlog,
     /// The totals of the process.
     pub totals: MetricTotals,
-    /// The last id of a payment that was given: it grows by one with each.
-    pub last_payment_id: i64,
     /// The files of the database.
     pub files: FileSizes,
     /// Other numbers of the database.
     pub gauges: StoredGauges,
     /// Replays and discards of dead letters since the start.
     pub actions: ActionCounts,
-}
-
-/// The numbers of a sample that are kept for an hour.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Point {
-    /// The moment.
-    pub at: Timestamp,
-    /// The totals of the process.
-    pub totals: MetricTotals,
-    /// The last id of a payment that was given.
-    pub last_payment_id: i64,
-    /// INIT events.
-    pub unpublished: i64,
-    /// PUBLISHED events without a delivery.
-    pub unconsumed: i64,
-    /// Waiting deliveries.
-    pub undelivered: i64,
-    /// Open dead letters.
-    pub dead_letters: i64,
-    /// Free for payrelay's user; `None`: unknown.
-    pub disk_free_bytes: Option<u64>,
 }
 
 /// The samples. Cloning shares them.
@@ -202,21 +182,18 @@ impl Sampler {
         let counter = &mut self.counter;
         let action_watch = &mut self.action_watch;
         let topic = self.topic.as_deref();
-        let (backlog, last_payment_id, gauges, (actions, new_actions)) =
-            self.store.read(|connection| {
-                Ok((
-                    counter.count(connection)?,
-                    payment::last_payment_id(connection)?,
-                    gauges::read_stored_gauges(connection, topic)?,
-                    action_watch.look(connection)?,
-                ))
-            })?;
+        let (backlog, gauges, (actions, new_actions)) = self.store.read(|connection| {
+            Ok((
+                counter.count(connection)?,
+                gauges::read_stored_gauges(connection, topic)?,
+                action_watch.look(connection)?,
+            ))
+        })?;
         new_actions.iter().for_each(log_new_action);
         let sample = Sample {
             at,
             backlog,
             totals: self.store.metrics().totals(),
-            last_payment_id,
             files: FileSizes::of_database(self.store.path()),
             gauges,
             actions,
@@ -236,7 +213,6 @@ impl Sampler {
             at,
             ref backlog,
             totals,
-            last_payment_id,
             files,
             ..
         } = *sample;
@@ -246,7 +222,6 @@ impl Sampler {
         history.points.push_back(Point {
             at,
             totals,
-            last_payment_id,
             unpublished: backlog.unpublished.count,
             unconsumed: backlog.unconsumed.count,
             undelivered: backlog.undelivered().count,

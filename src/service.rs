@@ -46,6 +46,9 @@ pub const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// for Kafka.
 const OTHER_THREADS: usize = 11;
 
+/// The HTTP thread turns its loop every ten seconds.
+const HTTP_PAUSE_MAX: Duration = Duration::from_secs(20);
+
 /// All threads of a running payrelay.
 pub struct Service {
     /// Threads that work with the database; they get the request to stop all at once.
@@ -54,6 +57,7 @@ pub struct Service {
     store: Vec<Worker>,
     group: WorkerGroup,
     metrics: Metrics,
+    samples: Samples,
     authenticator: Arc<Authenticator>,
 }
 
@@ -98,7 +102,7 @@ impl Service {
             network: listener,
             local: local.map(LocalSocket::listen).transpose()?,
         };
-        let (users, authenticator) = spawner.spawn(channels, listeners)?;
+        let (users, authenticator, samples) = spawner.spawn(channels, listeners)?;
         if let Some(path) = local_path {
             log::info!(event = "local_socket"; "local socket {}", path.display());
         }
@@ -108,6 +112,7 @@ impl Service {
             store: store_workers,
             group,
             metrics: spawner.store.metrics().clone(),
+            samples,
             authenticator,
         })
     }
@@ -120,6 +125,29 @@ impl Service {
     /// The metrics of the process.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// What waits, in a line.
+    pub fn status_line(&self) -> String {
+        let Some(sample) = self.samples.latest() else {
+            return "started".to_owned();
+        };
+        let backlog = &sample.backlog;
+        format!(
+            "{} unpublished, {} undelivered, {} dead letters",
+            backlog.unpublished.count + backlog.unconsumed.count,
+            backlog.undelivered().count,
+            backlog.dead_letters.count
+        )
+    }
+
+    /// Whether the HTTP thread still turns its loop. A disk that hangs does not count: to end
+    /// payrelay would not mend it.
+    pub fn answers_requests(&self) -> bool {
+        let now = Timestamp::now();
+        let heartbeats = self.group.heartbeats();
+        let mut http = heartbeats.iter().filter(|(name, _)| name == http::THREAD);
+        http.all(|(_, at)| now.since(*at) < HTTP_PAUSE_MAX)
     }
 
     /// Receives the name of a thread that ended without a request.
@@ -297,7 +325,7 @@ impl ServiceSpawner<'_> {
         &mut self,
         channels: Vec<SlackChannel>,
         listeners: ServiceListeners,
-    ) -> Result<(Vec<Worker>, Arc<Authenticator>), ServiceStartError> {
+    ) -> Result<(Vec<Worker>, Arc<Authenticator>, Samples), ServiceStartError> {
         let (relay_waker, relay_woken) = Waker::new();
         let publisher_health = self.component("publisher".to_owned());
         let Notifiers {
@@ -329,14 +357,14 @@ impl ServiceSpawner<'_> {
             database: self.config.database.clone(),
             workers: self.group.clone(),
             channels,
-            snapshots,
+            snapshots: snapshots.clone(),
             warnings: self.warnings.clone(),
         });
         let http = http::spawn_server(listeners.network, listeners.local, app, &self.group)?;
         let mut workers = vec![http, sampler, scheduler, relay];
         workers.extend(notifiers);
         workers.extend(consumer);
-        Ok((workers, authenticator))
+        Ok((workers, authenticator, snapshots))
     }
 
     fn component(&mut self, name: String) -> HealthHandle {

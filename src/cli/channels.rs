@@ -24,6 +24,16 @@ use super::watch::Watch;
 pub(super) enum ChannelsCommand {
     /// Prints each channel: its state and since when, how many payments wait, and why; the default
     List(ChannelsList),
+    /// Stops a channel: its payments wait until it is resumed, also after a restart; payrelay must
+    /// run
+    Pause {
+        /// Its name: default, or that of a route
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Why, for the record
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
     /// Lets a channel try now, also while it is paused; payrelay must run
     Resume {
         /// Its name: default, or that of a route
@@ -132,6 +142,7 @@ impl ChannelsCommand {
     pub(super) fn run(&self, target: &Target) -> u8 {
         let (name, action) = match self {
             Self::List(list) => return list.run(target),
+            Self::Pause { name, reason } => (name, ChannelAction::Pause(reason.clone())),
             Self::Resume { name, reason } => (name, ChannelAction::Resume(reason.clone())),
             Self::Skip { name, reason } => (name, ChannelAction::Skip(reason.clone())),
         };
@@ -174,10 +185,7 @@ impl ChannelsCommand {
 
     /// Requests the action from a payrelay elsewhere. Its list of channels shows the outcome.
     fn request_from(client: &Client, name: &str, action: &ChannelAction) -> Result<u8, u8> {
-        let verb = match action {
-            ChannelAction::Resume(_) => "resume",
-            ChannelAction::Skip(_) => "skip",
-        };
+        let verb = action.kind().as_str();
         let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
         let path = format!("/admin/channels/{name}/{verb}");
         let found = name.bytes().all(is_name) && client.act(&path, action.reason())?.is_some();

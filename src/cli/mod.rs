@@ -32,6 +32,7 @@ mod selftest;
 mod serve;
 mod state;
 mod status;
+mod supervisor;
 mod support_bundle;
 mod table;
 mod token;

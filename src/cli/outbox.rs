@@ -162,7 +162,7 @@ impl OutboxList {
             return Ok(String::new());
         }
         let ready = match state {
-            State::Running(client) => client.find("/admin/overview")?,
+            State::Running(client) => client.find("/overview")?,
             State::Stopped(_) => return Ok("payrelay does not run".to_owned()),
         };
         let health = &ready.unwrap_or_default()["components"]["publisher"];

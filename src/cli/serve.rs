@@ -12,6 +12,7 @@ use signal_hook::iterator::Signals;
 
 use super::log_format::LineFormat;
 use super::output::print_start_error;
+use super::supervisor::Supervisor;
 use super::{configuration, descriptors, exit_code, logger};
 
 /// Runs until a signal, or until a thread dies.
@@ -55,38 +56,68 @@ fn serve_until_stopped(mut loaded: LoadedConfig, file: Option<&Path>, format: Li
         Ok(signals) => signals,
         Err(error) => return report_serve_error(&ServiceStartError::Spawn(error), format),
     };
+    let supervisor = Supervisor::detect();
+    let starting = match supervisor.begin_start() {
+        Ok(starting) => starting,
+        Err(error) => return report_serve_error(&ServiceStartError::Spawn(error), format),
+    };
     let service = match Service::start(&loaded.config) {
         Ok(service) => service,
         Err(error) => {
             return report_serve_error(&error.in_file(loaded.file.as_deref()), format);
         }
     };
-    let code = serve_until_signal(&service, &signals, &loaded, file);
-    stop_serving(service, code)
+    drop(starting);
+    let serving = Serving {
+        service,
+        signals,
+        supervisor,
+        loaded,
+        file,
+    };
+    let code = serving.wait_until_stopped();
+    serving.supervisor.stopping();
+    stop_serving(serving.service, code)
 }
 
-/// Waits for a reason to stop, and returns the exit code for it.
-fn serve_until_signal(
-    service: &Service,
-    signals: &ServeSignals,
-    loaded: &LoadedConfig,
-    file: Option<&Path>,
-) -> u8 {
-    loop {
-        select! {
-            recv(signals.stop) -> signal => {
-                let name = if signal == Ok(SIGTERM) { "SIGTERM" } else { "SIGINT" };
-                log::info!(event = "stopping", signal = name; "stopping: {name}");
-                return exit_code::OK;
-            }
-            recv(signals.reload) -> _ => reload_while_serving(loaded, file, service),
-            recv(service.exits()) -> name => {
-                let name = name.unwrap_or("unknown");
-                log::error!(
-                    event = "thread_exited", exited = name;
-                    "stopping: thread {name} exited unexpectedly"
-                );
-                return exit_code::THREAD_DIED;
+/// A running service, and those that it listens to.
+struct Serving<'a> {
+    service: Service,
+    signals: ServeSignals,
+    supervisor: Supervisor,
+    loaded: LoadedConfig,
+    file: Option<&'a Path>,
+}
+
+impl Serving<'_> {
+    /// Waits for a reason to stop, and returns the exit code for it.
+    fn wait_until_stopped(&self) -> u8 {
+        self.supervisor.ready();
+        let ticks = self.supervisor.ticks();
+        loop {
+            select! {
+                recv(self.signals.stop) -> signal => {
+                    let name = if signal == Ok(SIGTERM) { "SIGTERM" } else { "SIGINT" };
+                    log::info!(event = "stopping", signal = name; "stopping: {name}");
+                    return exit_code::OK;
+                }
+                recv(self.signals.reload) -> _ => {
+                    self.supervisor.reloading();
+                    reload_while_serving(&self.loaded, self.file, &self.service);
+                    self.supervisor.ready();
+                }
+                recv(self.service.exits()) -> name => {
+                    let name = name.unwrap_or("unknown");
+                    log::error!(
+                        event = "thread_exited", exited = name;
+                        "stopping: thread {name} exited unexpectedly"
+                    );
+                    return exit_code::THREAD_DIED;
+                }
+                recv(ticks) -> _ => {
+                    let status = self.service.status_line();
+                    self.supervisor.report(&status, self.service.answers_requests());
+                }
             }
         }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::runtime::plural::counted;
+use payrelay::sampler::disk_forecast::FORECAST_MAX;
 use payrelay::store::backlog::BacklogCounter;
 use payrelay::store::waiting::Waiting;
 use payrelay::store::{OfflineStore, StoreError, channel_sink, operation};
@@ -52,9 +53,7 @@ impl StatusCommand {
 /// The overview of a running payrelay, or the same of the file.
 pub(super) fn read_overview(target: &Target) -> Result<Value, u8> {
     let state = State::open(target)?;
-    let overview = state.get("/admin/overview", |database| {
-        overview_of_file(database).map(Some)
-    })?;
+    let overview = state.get("/overview", |database| overview_of_file(database).map(Some))?;
     Ok(overview.unwrap_or_default())
 }
 
@@ -286,9 +285,6 @@ impl<'a> StatusScreen<'a> {
         format!("audit{scope} {result} {age} ago")
     }
 }
-
-/// The forecast of a running payrelay has at most this.
-const FORECAST_MAX: Duration = Duration::from_hours(30 * 24);
 
 /// When the disk is full, at the pace of the last hour.
 fn show_forecast(seconds: &Value) -> String {

@@ -244,8 +244,8 @@ impl Authenticator {
     /// Without tokens, every program on this machine is accepted, and a browser runs the scripts of
     /// any web page. The `Host` gives away a page whose name resolves to this machine (DNS
     /// rebinding). The `Origin` gives away a form or a script: browsers add it to every POST
-    /// (<https://fetch.spec.whatwg.org/#origin-header>). With tokens neither matters: a browser has
-    /// no token to add.
+    /// (<https://fetch.spec.whatwg.org/#origin-header>). Only payrelay's own page may send one.
+    /// With tokens neither matters: a browser has no token to add.
     fn reject_browsers(&self, head: &Parts) -> Result<(), Problem> {
         if !self.is_allowed_host(head) {
             return Err(Problem::misdirected(
@@ -253,9 +253,11 @@ impl Authenticator {
                     http.public_url",
             ));
         }
-        if head.method == Method::POST && head.headers.contains_key(ORIGIN) {
+        let is_page = head.headers.contains_key(ORIGIN);
+        if head.method == Method::POST && is_page && !is_own_page(&head.headers) {
             return Err(Problem::forbidden(
-                "without tokens, requests of web pages are refused: the request names an Origin",
+                "without tokens, requests of other web pages are refused: the request names an \
+                    Origin",
             ));
         }
         Ok(())
@@ -308,6 +310,25 @@ impl Authenticator {
                 .authority()
                 .is_none_or(|authority| ours(authority.as_str()))
     }
+}
+
+/// Whether a script of payrelay's own page sent the request. The browser says so, and no page can
+/// change that (<https://www.w3.org/TR/fetch-metadata/#sec-fetch-site-header>). The `Origin` must
+/// also be the `Host`, which the rule against DNS rebinding has checked.
+fn is_own_page(headers: &HeaderMap) -> bool {
+    let only = |name: &str| {
+        let mut values = headers.get_all(name).iter();
+        let value = values.next()?.to_str().ok()?;
+        values.next().is_none().then_some(value)
+    };
+    let authority = only("origin").and_then(|origin| {
+        let http = origin.strip_prefix("http://");
+        http.or_else(|| origin.strip_prefix("https://"))
+    });
+    only("sec-fetch-site") == Some("same-origin")
+        && authority
+            .zip(only("host"))
+            .is_some_and(|(authority, host)| authority.eq_ignore_ascii_case(host))
 }
 
 /// The headers that proxies add to requests (RFC 7239, RFC 9110 7.6.3, and the older names).
@@ -514,6 +535,43 @@ mod tests {
                 .authenticate(&absolute.into_parts().0, &Arc::default())
                 .is_err()
         );
+    }
+
+    #[test]
+    fn without_tokens_only_the_own_page_may_post() {
+        let authenticator = Authenticator::new(&auth_settings(&[]));
+        let post = |host: &str, origin: &str, site: &str| {
+            let named = [("host", host), ("origin", origin), ("sec-fetch-site", site)];
+            let headers: Vec<_> = named
+                .into_iter()
+                .filter(|(_, value)| !value.is_empty())
+                .collect();
+            authenticate_post(&authenticator, &headers).is_ok()
+        };
+        let ours = "http://127.0.0.1:8080";
+        assert!(post("127.0.0.1:8080", ours, "same-origin"));
+        assert!(post("LOCALHOST", "https://localhost", "same-origin"));
+        for (host, origin, site) in [
+            ("127.0.0.1:8080", ours, "cross-site"),
+            ("127.0.0.1:8080", ours, "same-site"),
+            ("127.0.0.1:8080", ours, "none"),
+            ("127.0.0.1:8080", ours, ""),
+            ("127.0.0.1:8080", "null", "same-origin"),
+            ("127.0.0.1:8080", "http://127.0.0.1:8081", "same-origin"),
+            ("127.0.0.1:8080", "http://127.0.0.1", "same-origin"),
+            ("127.0.0.1:8080", "ftp://127.0.0.1:8080", "same-origin"),
+            ("", ours, "same-origin"),
+            ("evil.example", "http://evil.example", "same-origin"),
+        ] {
+            assert!(!post(host, origin, site), "{host} {origin} {site}");
+        }
+        let twice = [
+            ("host", "127.0.0.1:8080"),
+            ("origin", ours),
+            ("origin", "http://evil.example"),
+            ("sec-fetch-site", "same-origin"),
+        ];
+        assert!(authenticate_post(&authenticator, &twice).is_err());
     }
 
     #[test]

@@ -31,7 +31,7 @@ const RETRY_AFTER_S: &str = "1";
 const RETRY_AFTER_FULL_S: &str = "30";
 
 /// The title of each problem type. The type is `urn:payrelay:problem:` and the first of each pair.
-const TITLES: [(&str, &str); 21] = [
+pub(super) const TITLES: [(&str, &str); 21] = [
     ("not-json", "The body is not JSON"),
     ("broken-body", "The body is incomplete"),
     ("invalid-host", "The Host header is invalid"),

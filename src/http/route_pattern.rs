@@ -1,5 +1,6 @@
 //! The patterns of the paths, as the metrics name them: a label never comes from a request.
 
+use super::page::PageFile;
 use crate::domain::text_enum::text_enum;
 use crate::runtime::metrics::{HttpMetrics, RouteMetrics};
 
@@ -7,13 +8,18 @@ text_enum! {
     /// The pattern of a path.
     pub(super) enum RoutePattern {
         About = "/",
+        Page = "/ui/",
+        OpenApi = "/openapi.json",
         Payments = "/payments",
         Payment = "/payments/{id}",
         History = "/users/{id}/payment-history",
         Live = "/health/live",
         Ready = "/health/ready",
         Metrics = "/metrics",
+        Overview = "/overview",
+        OverviewHistory = "/overview/history",
         Channels = "/admin/channels",
+        PauseChannel = "/admin/channels/{name}/pause",
         ResumeChannel = "/admin/channels/{name}/resume",
         SkipInChannel = "/admin/channels/{name}/skip",
         DeadLetters = "/admin/dead-letters",
@@ -23,7 +29,6 @@ text_enum! {
         ReplayDeadLetters = "/admin/dead-letters/replay",
         DiscardDeadLetters = "/admin/dead-letters/discard",
         Outbox = "/admin/outbox",
-        Overview = "/admin/overview",
         Topic = "/admin/topic",
         ResumeRelay = "/admin/relay/resume",
         WakeRelay = "/admin/relay/wake",
@@ -55,7 +60,14 @@ impl RoutePattern {
         let second = segments.next();
         match (first, second) {
             ("", None) => Self::About,
+            ("openapi.json", None) => Self::OpenApi,
+            ("ui", None) => Self::Page,
+            ("ui", Some(name)) if PageFile::find(name).is_some() && segments.next().is_none() => {
+                Self::Page
+            }
             ("metrics", None) => Self::Metrics,
+            ("overview", None) => Self::Overview,
+            ("overview", Some("history")) if segments.next().is_none() => Self::OverviewHistory,
             ("payments", None) => Self::Payments,
             ("payments", Some(_)) if segments.next().is_none() => Self::Payment,
             ("users", Some(_))
@@ -76,6 +88,7 @@ impl RoutePattern {
     fn of_admin_path(second: &str, rest: &[&str]) -> Self {
         match (second, rest) {
             ("channels", []) => Self::Channels,
+            ("channels", [_, "pause"]) => Self::PauseChannel,
             ("channels", [_, "resume"]) => Self::ResumeChannel,
             ("channels", [_, "skip"]) => Self::SkipInChannel,
             ("dead-letters", []) => Self::DeadLetters,
@@ -85,7 +98,6 @@ impl RoutePattern {
             ("dead-letters", [_, "replay"]) => Self::ReplayDeadLetter,
             ("dead-letters", [_, "discard"]) => Self::DiscardDeadLetter,
             ("outbox", []) => Self::Outbox,
-            ("overview", []) => Self::Overview,
             ("topic", []) => Self::Topic,
             ("relay", ["resume"]) => Self::ResumeRelay,
             ("relay", ["wake"]) => Self::WakeRelay,
@@ -105,7 +117,8 @@ impl RoutePattern {
     fn expected_series(self) -> ExpectedSeries {
         match self {
             Self::Payments => PAYMENTS,
-            Self::ResumeChannel
+            Self::PauseChannel
+            | Self::ResumeChannel
             | Self::SkipInChannel
             | Self::ReplayDeadLetter
             | Self::DiscardDeadLetter

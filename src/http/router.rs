@@ -13,6 +13,8 @@ use super::app::App;
 use super::auth::AuthenticatedClient;
 use super::body::IncomingBody;
 use super::host::check_host_header;
+use super::openapi;
+use super::page::{self, PageFile};
 use super::params::{
     parse_id_param, parse_page_params, parse_path_param, query_params, reject_duplicate_params,
     reject_params,
@@ -30,8 +32,10 @@ use crate::domain::access::Access;
 const ARRIVED: Duration = Duration::from_millis(5);
 
 /// The endpoints, for people.
-pub(super) const ROUTES: [&str; 24] = [
+pub(super) const ROUTES: [&str; 28] = [
     "GET /",
+    "GET /ui/",
+    "GET /openapi.json",
     "POST /payments",
     "GET /payments/{id}",
     "GET /payments?reservation_id={id}",
@@ -41,7 +45,10 @@ pub(super) const ROUTES: [&str; 24] = [
     "GET /health/live",
     "GET /health/ready",
     "GET /metrics",
+    "GET /overview",
+    "GET /overview/history",
     "GET /admin/channels",
+    "POST /admin/channels/{name}/pause",
     "POST /admin/channels/{name}/resume",
     "POST /admin/channels/{name}/skip",
     "GET /admin/dead-letters",
@@ -51,7 +58,6 @@ pub(super) const ROUTES: [&str; 24] = [
     "POST /admin/dead-letters/replay?all=true",
     "POST /admin/dead-letters/discard?all=true",
     "GET /admin/outbox",
-    "GET /admin/overview",
     "GET /admin/topic",
     "POST /admin/relay/resume",
     "POST /admin/relay/wake",
@@ -61,6 +67,10 @@ pub(super) const ROUTES: [&str; 24] = [
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum HttpRoute {
     About,
+    Page(&'static PageFile),
+    /// To the page.
+    ToPage,
+    OpenApi,
     Pay,
     Paid {
         reservation_id: i64,
@@ -78,6 +88,8 @@ enum HttpRoute {
     Live,
     Ready,
     Metrics,
+    Overview,
+    OverviewHistory,
     Admin(AdminRoute),
 }
 
@@ -87,11 +99,16 @@ impl HttpRoute {
         match self {
             Self::Live | Self::Ready | Self::Metrics => Access::Metrics,
             Self::About
+            | Self::Page(_)
+            | Self::ToPage
+            | Self::OpenApi
             | Self::Paid { .. }
             | Self::Payment { .. }
             | Self::Takings(_)
             | Self::Trace(_)
-            | Self::History { .. } => Access::ReadOnly,
+            | Self::History { .. }
+            | Self::Overview
+            | Self::OverviewHistory => Access::ReadOnly,
             Self::Pay => Access::Full,
             Self::Admin(_) => Access::Admin,
         }
@@ -120,6 +137,14 @@ fn route_request(method: &Method, path: &str, query: Option<&str>) -> Result<Htt
     };
     match *segments.as_slice() {
         [""] if path == "/" => plain(HttpRoute::About),
+        ["openapi.json"] => plain(HttpRoute::OpenApi),
+        ["ui"] => plain(HttpRoute::ToPage),
+        ["ui", name] => match PageFile::find(name) {
+            Some(file) => plain(HttpRoute::Page(file)),
+            None => Err(Problem::not_found(format!(
+                "there is no resource at {path}"
+            ))),
+        },
         ["payments"] => match *method {
             Method::POST => reject_params(reject_duplicate_params(query)?).map(|()| HttpRoute::Pay),
             Method::GET | Method::HEAD => {
@@ -150,6 +175,8 @@ fn route_request(method: &Method, path: &str, query: Option<&str>) -> Result<Htt
         ["health", "live"] => plain(HttpRoute::Live),
         ["health", "ready"] => plain(HttpRoute::Ready),
         ["metrics"] => plain(HttpRoute::Metrics),
+        ["overview"] => plain(HttpRoute::Overview),
+        ["overview", "history"] => plain(HttpRoute::OverviewHistory),
         ["admin", ref rest @ ..] => {
             route_admin_request(method, path, rest, reject_duplicate_params(query)?)
                 .map(HttpRoute::Admin)
@@ -252,6 +279,10 @@ impl<'a> Router<'a> {
                 &serde_json::json!({ "status": "live" }),
             ));
         }
+        if let Some(response) = self.respond_publicly(peer, head, &found)? {
+            Self::reject_body(body, &head.headers).await?;
+            return Ok(response);
+        }
         let is_scrape = found == Ok(HttpRoute::Metrics);
         let Some(client) = self.authenticate(peer, head, is_scrape)? else {
             // A client without a token does not even learn which paths exist.
@@ -268,7 +299,9 @@ impl<'a> Router<'a> {
             Self::reject_body(body, &head.headers).await?;
         }
         match found {
-            HttpRoute::About => Ok(Self::about()),
+            HttpRoute::About | HttpRoute::Page(_) | HttpRoute::ToPage | HttpRoute::OpenApi => {
+                Ok(Self::about())
+            }
             HttpRoute::Paid { reservation_id } => {
                 self.app.payment_of_reservation(reservation_id).await
             }
@@ -283,8 +316,30 @@ impl<'a> Router<'a> {
             } => self.app.payment_history(user_id, before, limit).await,
             HttpRoute::Live | HttpRoute::Ready => Ok(self.app.health_ready().await),
             HttpRoute::Metrics => Ok(self.app.metrics_scrape(&head.headers)),
+            HttpRoute::Overview => Ok(self.app.overview(client.access).await),
+            HttpRoute::OverviewHistory => Ok(self.app.overview_history()),
             HttpRoute::Admin(route) => self.app.dispatch_admin(&client, route, body).await,
         }
+    }
+
+    /// The page and the description of the API hold no data, so they need no token.
+    fn respond_publicly(
+        &self,
+        peer: &Peer,
+        head: &Parts,
+        found: &Result<HttpRoute, Problem>,
+    ) -> Result<Option<Response<Body>>, Problem> {
+        let response = match found {
+            Ok(HttpRoute::Page(file)) => file.respond(&head.headers),
+            Ok(HttpRoute::ToPage) => page::redirect_to_page(),
+            Ok(HttpRoute::OpenApi) => openapi::serve_openapi(),
+            Ok(HttpRoute::About) if page::is_browser(&head.headers) => page::redirect_to_page(),
+            _ => return Ok(None),
+        };
+        if peer.address().is_some() {
+            self.app.limits.request(peer.usage())?;
+        }
+        Ok(Some(response))
     }
 
     /// Authenticates a client, and counts its request. A local one has no limit: an operator gets

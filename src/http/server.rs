@@ -28,6 +28,9 @@ use super::router::Router;
 use crate::runtime::metrics::ConnectionRefusal;
 use crate::runtime::worker::{HEARTBEAT_INTERVAL, Heartbeat, Worker, WorkerGroup};
 
+/// The name of the HTTP thread.
+pub const THREAD: &str = "http";
+
 /// The maximum number of bytes of a request's head, and of a connection's buffer.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
@@ -62,7 +65,7 @@ pub fn spawn_server(
     SockRef::from(&network).set_send_buffer_size(SEND_BUFFER_BYTES)?;
     let stop = Arc::new(Notify::new());
     let interrupt = Arc::clone(&stop);
-    let worker = Worker::spawn("http", group, move |signal| {
+    let worker = Worker::spawn(THREAD, group, move |signal| {
         let heartbeat = signal.heartbeat().clone();
         if let Err(error) = run_server(network, local, &Arc::new(app), &stop, heartbeat) {
             log::error!(event = "http_start_failed"; "the HTTP server could not start: {error}");

@@ -87,6 +87,21 @@ impl OutageTracker {
         );
     }
 
+    /// Records that an operator paused it: no failure, but nothing is sent.
+    pub fn held(&mut self, reason: &str) {
+        self.set_health(HealthLevel::Paused, Some(reason.to_owned()));
+    }
+
+    /// Records that the operator's pause has ended. Whether it works is known after the next try.
+    pub fn released(&mut self) {
+        if self.failures == 0 {
+            self.set_health(HealthLevel::Up, None);
+        } else {
+            let reason = "resumed, and not tried yet".to_owned();
+            self.set_health(HealthLevel::Unavailable, Some(reason));
+        }
+    }
+
     /// Sets the health to fenced: another process publishes as this node. It stays so until an
     /// operator resumes the relay.
     pub fn fenced(&mut self, error: &dyn Display) {

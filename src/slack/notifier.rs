@@ -60,6 +60,8 @@ pub struct Notifier {
     isolation: Isolation,
     /// The last executed action of an operator; `None` before the first query.
     last_action: Option<i64>,
+    /// Whether an operator has paused the channel: nothing is sent until a resume.
+    is_held: bool,
     /// Whether an unusual response was logged.
     is_unusual_response_logged: bool,
     /// The outcome of the last message. It is saved before anything else, or with the beginning of
@@ -122,6 +124,7 @@ impl Notifier {
             errors,
             isolation,
             last_action: None,
+            is_held: false,
             is_unusual_response_logged: false,
             unsaved: None,
         }
@@ -182,6 +185,10 @@ impl Notifier {
             self.save_outcome()?;
         }
         self.execute_actions()?;
+        if self.is_held {
+            self.save_outcome()?;
+            return Ok(Step::Idle);
+        }
         match self.channel.sink {
             Sink::Log => self.write_to_log(),
             Sink::Webhook(_) => self.send_next(),

@@ -1,6 +1,6 @@
 //! The actions of operators on a channel. Its notifier looks for new rows.
 
-use rusqlite::{Connection, OptionalExtension, Transaction};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
 use crate::domain::text_enum::text_enum;
 use crate::domain::timestamp::Timestamp;
@@ -8,7 +8,9 @@ use crate::domain::timestamp::Timestamp;
 /// An action of an operator on a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChannelAction {
-    /// Try now, for this reason, if there is one.
+    /// Send nothing until a resume, for this reason, if there is one.
+    Pause(Option<String>),
+    /// Ends a pause, and tries now, for this reason, if there is one.
     Resume(Option<String>),
     /// Dead-letter the oldest payment of a paused channel, for this reason, and try the next.
     Skip(String),
@@ -17,6 +19,8 @@ pub enum ChannelAction {
 text_enum! {
     /// The kind of an action on a channel.
     pub enum ChannelActionKind {
+        /// [`ChannelAction::Pause`].
+        Pause = "pause",
         /// [`ChannelAction::Resume`].
         Resume = "resume",
         /// [`ChannelAction::Skip`].
@@ -25,8 +29,10 @@ text_enum! {
 }
 
 impl ChannelAction {
-    const fn kind(&self) -> ChannelActionKind {
+    /// Its kind.
+    pub const fn kind(&self) -> ChannelActionKind {
         match self {
+            Self::Pause(_) => ChannelActionKind::Pause,
             Self::Resume(_) => ChannelActionKind::Resume,
             Self::Skip(_) => ChannelActionKind::Skip,
         }
@@ -35,7 +41,7 @@ impl ChannelAction {
     /// Why, in the operator's words.
     pub fn reason(&self) -> Option<&str> {
         match self {
-            Self::Resume(reason) => reason.as_deref(),
+            Self::Pause(reason) | Self::Resume(reason) => reason.as_deref(),
             Self::Skip(reason) => Some(reason),
         }
     }
@@ -94,18 +100,38 @@ pub fn next_channel_action(
             "SELECT id, action, reason, origin FROM channel_action WHERE id > ?1 AND channel = ?2 \
                 ORDER BY id LIMIT 1",
         )?
-        .query_row((after, channel), |row| {
-            let action = match row.get(1)? {
-                ChannelActionKind::Resume => ChannelAction::Resume(row.get(2)?),
-                ChannelActionKind::Skip => ChannelAction::Skip(row.get(2)?),
-            };
-            Ok(ChannelRequest {
-                id: row.get(0)?,
-                action,
-                origin: row.get(3)?,
-            })
-        })
+        .query_row((after, channel), read_channel_request)
         .optional()
+}
+
+/// The pause by which an operator has stopped a channel; `None` if it is resumed, or never was
+/// paused so.
+pub fn pause_in_effect(
+    connection: &Connection,
+    channel: &str,
+) -> rusqlite::Result<Option<ChannelRequest>> {
+    let last = connection
+        .prepare_cached(
+            "SELECT id, action, reason, origin FROM channel_action WHERE id <= ?1 \
+                AND channel = ?2 AND action IN ('pause', 'resume') AND outcome IS NOT NULL \
+                ORDER BY id DESC LIMIT 1",
+        )?
+        .query_row((i64::MAX, channel), read_channel_request)
+        .optional()?;
+    Ok(last.filter(|last| last.action.kind() == ChannelActionKind::Pause))
+}
+
+fn read_channel_request(row: &Row<'_>) -> rusqlite::Result<ChannelRequest> {
+    let action = match row.get(1)? {
+        ChannelActionKind::Pause => ChannelAction::Pause(row.get(2)?),
+        ChannelActionKind::Resume => ChannelAction::Resume(row.get(2)?),
+        ChannelActionKind::Skip => ChannelAction::Skip(row.get(2)?),
+    };
+    Ok(ChannelRequest {
+        id: row.get(0)?,
+        action,
+        origin: row.get(3)?,
+    })
 }
 
 /// Records the outcome of an action.

@@ -54,15 +54,6 @@ pub fn execute_payments(
     Ok(payments)
 }
 
-/// The last id that was given; 0 if none was.
-pub fn last_payment_id(connection: &Connection) -> SqlResult<i64> {
-    connection
-        .prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'payment'")?
-        .query_row([], |row| row.get(0))
-        .optional()
-        .map(Option::unwrap_or_default)
-}
-
 /// When the last payment was executed.
 pub fn last_payment_time(connection: &Connection) -> SqlResult<Option<Timestamp>> {
     connection

@@ -172,7 +172,7 @@ fn a_flood_of_the_network_leaves_the_local_socket_free() {
         .map(|_| UnixStream::connect(socket(dir.path())).unwrap())
         .collect();
     for _ in 0..20 {
-        let answer = ask_local(&socket(dir.path()), "GET /admin/overview", "", "");
+        let answer = ask_local(&socket(dir.path()), "GET /overview", "", "");
         assert_eq!(answer.status, 200);
     }
     drop(silent);

@@ -37,6 +37,7 @@ mod log_format;
 mod metrics;
 mod model;
 mod outbox;
+mod page;
 mod process;
 mod remote_commands;
 mod restore;

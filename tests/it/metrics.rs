@@ -103,7 +103,7 @@ fn a_scraper_reads_the_metrics_and_the_health_and_no_payment() {
         })
     };
     assert_eq!(other("GET /payments/1"), 403);
-    assert_eq!(other("GET /admin/overview"), 403);
+    assert_eq!(other("GET /overview"), 403);
     let socket = dir.path().join("payrelay.db.sock");
     assert_eq!(ask_local(&socket, "GET /metrics", "", "").status, 200);
 }
@@ -292,7 +292,7 @@ fn the_overview_has_the_latencies_of_the_last_minute() {
     let mut client = Client::connect(payrelay.addr());
     pay(&mut client, 1, 1..=3);
     wait_until("latencies of all stages", LIMIT, || {
-        let overview = client.get("/admin/overview").json();
+        let overview = client.get("/overview").json();
         let stages = [
             &overview["latency"]["answer"],
             &overview["latency"]["publish"],

@@ -2,6 +2,7 @@
 //! lock, restarts.
 
 use std::fs;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -588,4 +589,44 @@ fn an_audit_with_an_unusable_certificate_is_refused() {
     );
     let (code, _, error) = run(dir.path(), &env, &["audit", "--file-only"]);
     assert_eq!((code, error.as_str()), (Some(0), ""));
+}
+
+/// What payrelay says to systemd, message by message.
+fn next_notification(socket: &UnixDatagram) -> String {
+    let mut buffer = [0; 1024];
+    let length = socket.recv(&mut buffer).unwrap();
+    String::from_utf8(buffer[..length].to_vec()).unwrap()
+}
+
+#[test]
+fn systemd_learns_that_payrelay_is_ready_lives_and_stops() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notify.sock");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let env = [
+        ("NOTIFY_SOCKET", path.to_str().unwrap()),
+        ("WATCHDOG_USEC", "300000"),
+    ];
+    let mut payrelay = Payrelay::start(Options::new(dir.path(), &env));
+    assert_eq!(next_notification(&socket).trim(), "READY=1");
+    let seen: Vec<String> = (0..6).map(|_| next_notification(&socket)).collect();
+    let says = |text: &str| seen.iter().any(|message| message.trim() == text);
+    assert!(says("WATCHDOG=1"), "{seen:?}");
+    assert!(
+        says("STATUS=0 unpublished, 0 undelivered, 0 dead letters"),
+        "{seen:?}"
+    );
+    let wait_for_message = |start: &str| {
+        wait_until(start, Duration::from_secs(20), || {
+            next_notification(&socket).starts_with(start)
+        });
+    };
+    payrelay.signal("HUP");
+    wait_for_message("RELOADING=1");
+    wait_for_message("READY=1");
+    assert!(payrelay.terminate().success());
+    wait_for_message("STOPPING=1");
 }

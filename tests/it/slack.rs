@@ -1094,6 +1094,69 @@ fn assert_bad_skips_are_refused(client: &mut Client) {
 }
 
 #[test]
+fn a_channel_that_an_operator_pauses_sends_nothing_until_it_is_resumed() {
+    let slack = FakeSlack::start();
+    let dir = tempfile::tempdir().unwrap();
+    let url = slack.url();
+    let env = [
+        ("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str()),
+        ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "1000"),
+    ];
+    let command = |args: &[&str]| {
+        let (code, stdout, _) = run_command(dir.path(), &env, args);
+        (code, stdout)
+    };
+    let mut payrelay = Payrelay::start(Options::new(dir.path(), &env));
+    let mut client = Client::connect(payrelay.addr());
+    pay(&mut client, 1, 5, [1]);
+    wait_until("the first payment", LIMIT, || slack.lines().len() == 1);
+    let (code, said) = command(&["channels", "pause", "default", "--reason", "inventory"]);
+    let paused = "paused: its payments wait until it is resumed\n";
+    assert_eq!((code, said.as_str()), (Some(0), paused));
+    let health = client.get("/health/ready").json();
+    let channel = &health["components"]["slack"];
+    let error = channel["error"].as_str().unwrap();
+    assert!(
+        error.starts_with("by local user ") && error.ends_with("(\"inventory\")"),
+        "{channel}"
+    );
+    assert_eq!(
+        (&channel["state"], &health["status"]),
+        (&json!("paused"), &json!("degraded"))
+    );
+    pay(&mut client, 1, 5, [2]);
+
+    // It stays paused after a restart.
+    assert!(payrelay.terminate().success());
+    drop(payrelay);
+    let payrelay = Payrelay::start(Options::new(dir.path(), &env));
+    payrelay.wait_for_log("channel default: still paused by local user", LIMIT);
+    let mut client = Client::connect(payrelay.addr());
+    assert!(is_paused(&mut client));
+    pay(&mut client, 1, 5, [3]);
+    wait_until("both to wait for the channel", LIMIT, || {
+        client.get("/payments/3").json()["notification"]["channel"] == "default"
+    });
+    assert_eq!(slack.attempts(), 1);
+    let reason = json!({"reason": "it is over"});
+    let response = client.post_json("/admin/channels/default/resume", &reason);
+    assert_eq!(response.status, 202);
+    wait_until("both payments", LIMIT, || slack.lines().len() == 3);
+    assert!(!is_paused(&mut client));
+
+    // Over HTTP, and another restart: the resume is remembered as well.
+    let response = client.post_json("/admin/channels/default/pause", &Value::Null);
+    assert_eq!(response.json()["requested"], "pause");
+    wait_until("the pause", LIMIT, || is_paused(&mut client));
+    let (code, _) = command(&["channels", "resume", "default"]);
+    assert_eq!(code, Some(0));
+    drop(payrelay);
+    let payrelay = Payrelay::start(Options::new(dir.path(), &env));
+    pay(&mut Client::connect(payrelay.addr()), 1, 5, [4]);
+    wait_until("the last payment", LIMIT, || slack.lines().len() == 4);
+}
+
+#[test]
 fn an_operator_skips_one_payment_of_a_paused_channel() {
     let slack = FakeSlack::start();
     let dir = tempfile::tempdir().unwrap();

@@ -69,7 +69,7 @@ impl<'a> RemoteResolution<'a> {
 
     /// A page of letters is resolved by each request.
     fn resolve_all(&mut self) -> Result<(), u8> {
-        let overview = self.client.find("/admin/overview")?.unwrap_or_default();
+        let overview = self.client.find("/overview")?.unwrap_or_default();
         let total = overview["pending"]["dead_letters"]["count"].as_u64();
         let counter = Arc::new(AtomicU64::new(0));
         let resolved = Arc::clone(&counter);

@@ -1,4 +1,5 @@
-//! `/admin/channels`: lists the channels, resumes one, or skips a payment of a paused one.
+//! `/admin/channels`: lists the channels, pauses or resumes one, or skips a payment of a paused
+//! one.
 
 use hyper::{Response, StatusCode};
 use serde::Serialize;
@@ -12,7 +13,7 @@ use super::{ActionRequested, action_requested};
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::{Health, HealthLevel};
 use crate::sampler::{Quantiles, Sample};
-use crate::store::channel_action;
+use crate::store::channel_action::{self, ChannelAction};
 
 const OUTCOME: &str = "GET /admin/channels shows it; the channel acts within a second";
 
@@ -24,7 +25,7 @@ struct ChannelList<'a> {
 }
 
 #[derive(Serialize)]
-pub(super) struct ChannelView<'a> {
+pub(in crate::http) struct ChannelView<'a> {
     name: &'a str,
     #[serde(flatten)]
     health: Health,
@@ -46,7 +47,7 @@ impl App {
     }
 
     /// The channels, with the waiting payments of a sample.
-    pub(super) fn view_channels(&self, sample: Option<&Sample>) -> Vec<ChannelView<'_>> {
+    pub(in crate::http) fn view_channels(&self, sample: Option<&Sample>) -> Vec<ChannelView<'_>> {
         let now = Timestamp::now();
         // The sampler counts the channels in this order.
         let latencies = self.context.snapshots.latencies().channels;
@@ -77,17 +78,35 @@ impl App {
         &self,
         client: &AuthenticatedClient,
         name: &str,
-        action: channel_action::ChannelAction,
-    ) -> Result<(), Problem> {
+        action: ChannelAction,
+    ) -> Result<Response<Body>, Problem> {
         let resume = self.find_channel(name)?.resume.clone();
-        let name = name.to_owned();
+        let requested = action.kind().as_str();
+        let channel = name.to_owned();
         let origin = client.origin();
         self.write(move |tx| {
-            channel_action::request_channel_action(tx, &name, &action, &origin, Timestamp::now())
+            let now = Timestamp::now();
+            channel_action::request_channel_action(tx, &channel, &action, &origin, now)
         })
         .await?;
         resume.wake();
-        Ok(())
+        Ok(action_requested(&ActionRequested {
+            requested,
+            channel: Some(name),
+            outcome: OUTCOME,
+        }))
+    }
+
+    /// Its payments wait until it is resumed.
+    pub(super) async fn pause_channel(
+        &self,
+        client: &AuthenticatedClient,
+        name: &str,
+        body: &mut IncomingBody,
+    ) -> Result<Response<Body>, Problem> {
+        let reason = self.read_reason(client, body).await?;
+        self.request_channel_action(client, name, ChannelAction::Pause(reason))
+            .await
     }
 
     pub(super) async fn resume_channel(
@@ -97,13 +116,8 @@ impl App {
         body: &mut IncomingBody,
     ) -> Result<Response<Body>, Problem> {
         let reason = self.read_reason(client, body).await?;
-        let action = channel_action::ChannelAction::Resume(reason);
-        self.request_channel_action(client, name, action).await?;
-        Ok(action_requested(&ActionRequested {
-            requested: "resume",
-            channel: Some(name),
-            outcome: OUTCOME,
-        }))
+        self.request_channel_action(client, name, ChannelAction::Resume(reason))
+            .await
     }
 
     /// Dead-letters the oldest payment of a paused channel.
@@ -122,12 +136,7 @@ impl App {
                 "the channel is not paused, so no payment was skipped",
             ));
         }
-        self.request_channel_action(client, name, channel_action::ChannelAction::Skip(reason))
-            .await?;
-        Ok(action_requested(&ActionRequested {
-            requested: "skip",
-            channel: Some(name),
-            outcome: OUTCOME,
-        }))
+        self.request_channel_action(client, name, ChannelAction::Skip(reason))
+            .await
     }
 }

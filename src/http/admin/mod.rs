@@ -1,10 +1,8 @@
 //! The administrative endpoints: which there are, and the relay and the topic themselves.
 
-mod channels;
+pub(super) mod channels;
 mod dead_letters;
-mod disk_forecast;
 mod outbox;
-mod overview;
 mod reason;
 
 use hyper::{Method, Response, StatusCode};
@@ -28,13 +26,13 @@ use crate::store::{Transaction, topic};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum AdminRoute {
     Channels,
+    PauseChannel { name: String },
     ResumeChannel { name: String },
     SkipInChannel { name: String },
     DeadLetters(DeadLetterPage),
     DeadLetter { id: i64 },
     ResolveDeadLetters(DeadLetterResolution),
     Outbox(OutboxPage),
-    Overview,
     ResumeRelay,
     Topic,
     WakeRelay,
@@ -47,6 +45,9 @@ impl AdminRoute {
         let one = |id| parse_path_param(path, id).map(Selection::Id);
         match *rest {
             ["channels"] => plain(Self::Channels),
+            ["channels", name, "pause"] => plain(Self::PauseChannel {
+                name: name.to_owned(),
+            }),
             ["channels", name, "resume"] => plain(Self::ResumeChannel {
                 name: name.to_owned(),
             }),
@@ -66,7 +67,6 @@ impl AdminRoute {
                 Self::resolve(one(id)?, DeadLetterAction::Discard, query)
             }
             ["outbox"] => OutboxPage::parse(query).map(Self::Outbox),
-            ["overview"] => plain(Self::Overview),
             ["relay", "resume"] => plain(Self::ResumeRelay),
             ["relay", "wake"] => plain(Self::WakeRelay),
             ["topic"] => plain(Self::Topic),
@@ -92,7 +92,8 @@ impl AdminRoute {
     pub(super) fn expects_body(&self) -> bool {
         matches!(
             self,
-            Self::ResumeChannel { .. }
+            Self::PauseChannel { .. }
+                | Self::ResumeChannel { .. }
                 | Self::SkipInChannel { .. }
                 | Self::ResolveDeadLetters(_)
                 | Self::ResumeRelay
@@ -107,9 +108,9 @@ impl AdminRoute {
             | Self::DeadLetters(_)
             | Self::DeadLetter { .. }
             | Self::Outbox(_)
-            | Self::Overview
             | Self::Topic => false,
-            Self::ResumeChannel { .. }
+            Self::PauseChannel { .. }
+            | Self::ResumeChannel { .. }
             | Self::SkipInChannel { .. }
             | Self::ResolveDeadLetters(_)
             | Self::ResumeRelay
@@ -163,6 +164,7 @@ impl App {
     ) -> Result<Response<Body>, Problem> {
         match route {
             AdminRoute::Channels => Ok(self.list_channels()),
+            AdminRoute::PauseChannel { name } => self.pause_channel(client, &name, body).await,
             AdminRoute::ResumeChannel { name } => self.resume_channel(client, &name, body).await,
             AdminRoute::SkipInChannel { name } => self.skip_in_channel(client, &name, body).await,
             AdminRoute::DeadLetters(page) => self.list_dead_letters(page).await,
@@ -172,7 +174,6 @@ impl App {
                 self.resolve_dead_letters(client, resolution, reason).await
             }
             AdminRoute::Outbox(page) => self.list_outbox(page).await,
-            AdminRoute::Overview => Ok(self.overview().await),
             AdminRoute::ResumeRelay => {
                 let outcome =
                     "GET /health/ready shows the publisher; a fenced one resumes within a second";

@@ -1,4 +1,4 @@
-//! What operators request of a channel: its notifier resumes it, or skips a payment.
+//! What operators request of a channel: its notifier pauses or resumes it, or skips a payment.
 
 use super::Notifier;
 use crate::domain::reason::describe_reason;
@@ -9,13 +9,14 @@ use crate::store::{StoreError, channel_action, delivery};
 const RESUMED: &str =
     "resumed: the channel tries now; GET /admin/channels shows whether Slack accepts";
 
+/// The outcome of a pause.
+const PAUSED: &str = "paused: its payments wait until it is resumed";
+
 impl Notifier {
     /// Executes the actions that operators requested since the last query.
     pub(super) fn execute_actions(&mut self) -> Result<(), StoreError> {
         let Some(mut last) = self.last_action else {
-            // Actions requested before the start are over.
-            self.last_action = Some(self.queue.store.read(channel_action::last_channel_action)?);
-            return Ok(());
+            return self.recall_actions();
         };
         let name = self.channel.name.clone();
         while let Some(requested) = self
@@ -30,6 +31,41 @@ impl Notifier {
         Ok(())
     }
 
+    /// Actions requested before the start are over, except a pause without a resume.
+    fn recall_actions(&mut self) -> Result<(), StoreError> {
+        let name = self.channel.name.clone();
+        let (last, pause) = self.queue.store.read(|connection| {
+            let last = channel_action::last_channel_action(connection)?;
+            Ok((last, channel_action::pause_in_effect(connection, &name)?))
+        })?;
+        self.last_action = Some(last);
+        if let Some(pause) = pause {
+            self.hold(&pause.origin, pause.action.reason());
+            log::warn!(
+                event = "channel_stays_paused", channel = self.channel.name.as_str(),
+                by = pause.origin.as_str();
+                "channel {}: still paused by {}; payrelay channels resume {} ends it",
+                self.channel.name,
+                pause.origin,
+                self.channel.name
+            );
+        }
+        Ok(())
+    }
+
+    fn hold(&mut self, origin: &str, reason: Option<&str>) {
+        self.is_held = true;
+        self.outage
+            .held(&format!("by {origin}{}", describe_reason(reason)));
+    }
+
+    fn release(&mut self) {
+        if std::mem::take(&mut self.is_held) {
+            self.outage.released();
+        }
+        self.limiter.resume(self.now());
+    }
+
     fn execute_action(
         &mut self,
         requested: channel_action::ChannelRequest,
@@ -38,8 +74,15 @@ impl Notifier {
         let name = self.channel.name.clone();
         let why = describe_reason(action.reason());
         let outcome = match action {
+            channel_action::ChannelAction::Pause(reason) => {
+                self.hold(&origin, reason.as_deref());
+                self.queue
+                    .store
+                    .write(move |tx| channel_action::finish_channel_action(tx, id, PAUSED))?;
+                PAUSED.to_owned()
+            }
             channel_action::ChannelAction::Resume(_) => {
-                self.limiter.resume(self.now());
+                self.release();
                 self.queue
                     .store
                     .write(move |tx| channel_action::finish_channel_action(tx, id, RESUMED))?;

@@ -11,7 +11,7 @@ const SCHEMA: &str = include_str!("../../../schema.sql");
 
 /// The version of [`SCHEMA`]. Until 0.2.0 each change raises it, and a file of an earlier version
 /// is refused.
-const VERSION: usize = 5;
+const VERSION: usize = 6;
 
 /// Marks the file as ours (<https://sqlite.org/pragma.html#pragma_application_id>): "prly".
 const APPLICATION_ID: i32 = 0x7072_6c79;

@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use crate::sampler::Point;
+use super::point::Point;
 
 /// Over a shorter time, a checkpoint or a purge looks like a trend.
 const SPAN_MIN: Duration = Duration::from_mins(10);
 
 /// What takes longer is not worth a number.
-pub(super) const FORECAST_MAX: Duration = Duration::from_hours(30 * 24);
+pub const FORECAST_MAX: Duration = Duration::from_hours(30 * 24);
 
 /// The time until the disk is full, at most [`FORECAST_MAX`]; `None`: not known yet.
-pub(super) fn time_until_full(points: &[Point]) -> Option<Duration> {
+pub fn time_until_full(points: &[Point]) -> Option<Duration> {
     let mut known = points
         .iter()
         .filter_map(|point| Some((point.at, point.disk_free_bytes?)));
@@ -40,7 +40,6 @@ mod tests {
         Point {
             at: Timestamp::from_micros(minutes * 60_000_000),
             totals: MetricTotals::default(),
-            last_payment_id: 0,
             unpublished: 0,
             unconsumed: 0,
             undelivered: 0,
