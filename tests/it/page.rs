@@ -9,6 +9,8 @@ use sha2::{Digest as _, Sha256};
 use testkit::axe;
 use testkit::browser::Browser;
 use testkit::http::Client;
+use testkit::kafka::Broker;
+use testkit::pipeline::{Pipeline, TOPIC};
 use testkit::process::{Options, Payrelay};
 use testkit::slack::{Answer, FakeSlack};
 use testkit::{wait_for, wait_until};
@@ -169,7 +171,7 @@ fn an_operator_acts_on_channels_and_dead_letters() {
     browser.wait_for_text("#channels", "paused for", LIMIT);
     browser.wait_for_text("#channels", "inventory", LIMIT);
     pay(&payrelay, 42, &[4]);
-    browser.wait_for_text("#channels", "1 wait", LIMIT);
+    browser.wait_for_text("#channels", "1 waits", LIMIT);
     click_button(&browser, "#channels", "Resume");
     browser.wait_for_text("#channels", "nothing waits", LIMIT);
     check_manners(&browser, &payrelay);
@@ -316,6 +318,44 @@ fn the_page_is_accessible_on_every_screen() {
     let without = Browser::start_without_scripts();
     without.open(&format!("http://{}/ui/", payrelay.addr()));
     without.wait_for_text("noscript", "payrelay status", LIMIT);
+}
+
+#[test]
+fn the_page_shows_the_topic_and_an_outage_of_kafka() {
+    let mut broker = Broker::start("4.4.0");
+    let pipeline = Pipeline::new(broker.bootstrap());
+    let payrelay = pipeline.start();
+    let browser = open(&payrelay);
+    browser.wait_for_text("#published", "to Kafka", LIMIT);
+    for reservation in 1..=20 {
+        pay(&payrelay, 42, &[reservation]);
+    }
+    pipeline.wait_for_messages(20);
+    // The events, and the markers of their transactions.
+    browser.wait_for_text("#topic-name", TOPIC, LIMIT);
+    let published = wait_for("the offsets", LIMIT, || {
+        let cell = "return document.querySelector('#partitions td')?.textContent";
+        let offset = browser.run(cell).as_str()?.parse::<u64>().ok()?;
+        (offset >= 20).then_some(offset)
+    });
+    let lag = "return document.querySelectorAll('#partitions td')[2].textContent";
+    wait_until("no lag", LIMIT, || browser.run(lag) == "0");
+    browser.screenshot("overview-kafka");
+
+    broker.kill();
+    pay(&payrelay, 42, &[21, 22]);
+    browser.wait_for_text("#state", "Publishing is unavailable", LIMIT);
+    browser.wait_for_text("#published", "2 wait", LIMIT);
+    click_button(&browser, "#causes", "Try now");
+    browser.wait_for_text("#outcome", "The relay tries now", LIMIT);
+    broker.restart();
+    browser.wait_for_text("#state", "Ready", LIMIT * 2);
+    wait_until("the events of the outage", LIMIT, || {
+        let cell = "return document.querySelector('#partitions td').textContent";
+        let offset = browser.run(cell);
+        offset.as_str().and_then(|text| text.parse::<u64>().ok()) > Some(published)
+    });
+    check_manners(&browser, &payrelay);
 }
 
 #[test]

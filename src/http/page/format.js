@@ -2,6 +2,9 @@
 
 const plain = new Intl.NumberFormat();
 
+/** Between a number and its unit: a space that does not break the line. */
+const SPACE = "\u00a0";
+
 /** A number, or the digits of one that is too large for a number of JavaScript. */
 export function number(value) {
   if (value === null || value === undefined) return "–";
@@ -18,13 +21,14 @@ export function age(seconds) {
   const units = [["d", 86_400], ["h", 3_600], ["m", 60], ["s", 1]];
   let rest = Math.max(0, Math.floor(seconds));
   const first = units.findIndex(([, size]) => rest >= size);
-  if (first < 0) return "0 s";
+  if (first < 0) return `0${SPACE}s`;
   const parts = units.slice(first, first + 2).map(([unit, size]) => {
     const count = Math.floor(rest / size);
     rest -= count * size;
     return [count, unit];
   });
-  return parts.filter(([count]) => count > 0).map(([count, unit]) => `${count} ${unit}`).join(" ");
+  const shown = parts.filter(([count]) => count > 0);
+  return shown.map(([count, unit]) => `${count}${SPACE}${unit}`).join(" ");
 }
 
 /** A duration of milliseconds. */
@@ -32,7 +36,7 @@ export function milliseconds(value) {
   if (value === undefined || value === null) return "–";
   if (value >= 10_000) return age(value / 1000);
   const isShort = value < 10 && !Number.isInteger(value);
-  return `${isShort ? value.toFixed(1) : Math.round(value)} ms`;
+  return `${isShort ? value.toFixed(1) : Math.round(value)}${SPACE}ms`;
 }
 
 /** A size in its largest unit. */
@@ -45,7 +49,8 @@ export function bytes(value) {
     size /= 1024;
     unit += 1;
   }
-  return `${size < 10 && unit > 0 ? size.toFixed(1) : Math.round(size)} ${units[unit]}`;
+  const isShort = size < 10 && unit > 0;
+  return `${isShort ? size.toFixed(1) : Math.round(size)}${SPACE}${units[unit]}`;
 }
 
 /** A number of things in a second; `null`: not known yet. */

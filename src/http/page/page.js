@@ -62,9 +62,9 @@ function paymentRates() {
   });
 }
 
-const stored = new Stage("stored", ["response p50, p99", "queue"]);
-const published = new Stage("published", ["rate", "latency p50, p99"]);
-const consumed = new Stage("consumed", ["latency p50, p99"]);
+const stored = new Stage("stored", ["p50, p99", "queue"]);
+const published = new Stage("published", ["p50, p99", "rate"]);
+const consumed = new Stage("consumed", ["p50, p99"]);
 const delivered = new Stage("delivered", ["rate"]);
 
 function showStages() {
@@ -79,13 +79,15 @@ function showStages() {
     const isWaiting = count > 0;
     const oldest = isWaiting ? `the oldest for ${age(oldest_age_s)}` : "nothing waits";
     const level = isWaiting && oldest_age_s > LATE_S ? "warn" : null;
-    stage.show(number(count), isWaiting ? "wait" : "", pending ? oldest : "", level, facts);
+    let unit = "";
+    if (isWaiting) unit = count === 1 ? "waits" : "wait";
+    stage.show(number(count), unit, pending ? oldest : "", level, facts);
     stage.draw(points.map((point) => ({ at: point.at, value: point[key] })), "waiting");
   };
   const isKafka = publisher === "kafka";
   setText(byId("published-to"), isKafka ? "to Kafka" : "in this process");
   consumed.panel.hidden = !isKafka;
-  waiting(published, "unpublished", [rate(recentRate("published")), quantiles(latency.publish)]);
+  waiting(published, "unpublished", [quantiles(latency.publish), rate(recentRate("published"))]);
   waiting(consumed, "unconsumed", [quantiles(latency.consume)]);
   waiting(delivered, "undelivered", [rate(recentRate("delivered"))]);
 }
@@ -244,7 +246,8 @@ function showChannels() {
     (item, { state, since, error, waiting, oldest_waiting_s, latency }) => {
       const [, , word, text] = item.children;
       setText(word, state === "up" ? "up" : `${stateWord(state)} for ${ageSince(since)}`);
-      const oldest = `${number(waiting)} wait, the oldest for ${age(oldest_waiting_s)}`;
+      const verb = waiting === 1 ? "waits" : "wait";
+      const oldest = `${number(waiting)} ${verb}, the oldest for ${age(oldest_waiting_s)}`;
       const waits = waiting > 0 ? oldest : "nothing waits";
       const parts = [error, waits];
       if (latency) {
