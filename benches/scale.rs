@@ -15,9 +15,11 @@ use testkit::bench::load::{self, Since, payment};
 use testkit::bench::{
     Figure, Goal, Plan, Table, folder, percentile, print_line, start_without_kafka as start,
 };
+use testkit::browser::Browser;
 use testkit::http::Client;
 use testkit::process::Payrelay;
 use testkit::slack::FakeSlack;
+use testkit::wait_for;
 
 /// Answered often by a monitor or an operator.
 const PATHS: [&str; 5] = [
@@ -67,12 +69,25 @@ fn measure_answers(dir: &Path) -> ([f64; PATHS.len()], f64, f64) {
     (medians, start_ms, rss_mb(payrelay.pid()))
 }
 
+/// From the request for the page until its numbers show, in milliseconds, as the browser measures
+/// it.
+fn measure_page(dir: &Path) -> f64 {
+    let payrelay = start(dir, &[]);
+    let browser = Browser::start();
+    browser.open(&format!("http://{}/ui/", payrelay.addr()));
+    wait_for("the numbers of the page", Duration::from_mins(1), || {
+        let mark = "return performance.getEntriesByName('shown')[0]?.startTime";
+        browser.run(mark).as_f64()
+    })
+}
+
 #[derive(Default)]
 struct Scale {
     /// Each with a large database, and with an empty one.
     paths: [[Figure; 2]; PATHS.len()],
     start: [Figure; 2],
     memory: [Figure; 2],
+    page: [Figure; 2],
 }
 
 impl Scale {
@@ -86,6 +101,7 @@ impl Scale {
             }
             self.start[side].0.push(start_ms);
             self.memory[side].0.push(memory);
+            self.page[side].0.push(measure_page(dir));
         }
     }
 
@@ -105,6 +121,12 @@ impl Scale {
                 "ms",
                 self.start,
                 Goal::AtMost(100.0),
+            ),
+            (
+                "the page, until its numbers show",
+                "ms",
+                self.page,
+                Goal::AtMost(1000.0),
             ),
             (
                 "memory after that",

@@ -477,8 +477,11 @@ async function load() {
   keepTotals();
   lastError = null;
   showOverview();
-  if (isFirst) await route();
-  else await refreshPayment(componentError);
+  if (isFirst) {
+    performance.mark("shown");
+    await route();
+  }
+  if (!isFirst) await refreshPayment(componentError);
   refreshedAt = Date.now();
 }
 
