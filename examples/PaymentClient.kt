@@ -67,7 +67,7 @@ class PaymentClient(
             if (Instant.now() + pause > deadline) {
                 throw PaymentUnknown("after $attempt attempts: $reason")
             }
-            Thread.sleep(pause)
+            Thread.sleep(pause.toMillis())
         }
     }
 
