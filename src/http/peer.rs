@@ -1,10 +1,10 @@
 //! Where a connection is from: an address of the network, or a process on this machine.
 
-use std::fs;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::limits::{ClientUsage, LimitedConnection};
+use crate::runtime::local_user::local_user_name;
 
 /// The other side of a connection.
 #[derive(Debug)]
@@ -49,22 +49,8 @@ impl LocalUser {
         let Self(Some(uid)) = self else {
             return "local".to_owned();
         };
-        let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
-        match user_name(&users, uid) {
-            Some(name) => format!("local user {name}"),
-            None => format!("local user uid {uid}"),
-        }
+        format!("local user {}", local_user_name(uid))
     }
-}
-
-/// The name of a user in the text of passwd(5).
-fn user_name(users: &str, uid: u32) -> Option<&str> {
-    let uid = uid.to_string();
-    users.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1) == Some(uid.as_str())).then_some(name)
-    })
 }
 
 #[cfg(test)]
@@ -72,10 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_local_user_has_the_name_of_passwd() {
-        let users = "root:x:0:0:root:/root:/bin/bash\nkim:x:1000:100::/home/kim:/bin/sh\n";
-        assert_eq!(user_name(users, 1000), Some("kim"));
-        assert_eq!(user_name(users, 100), None);
+    fn the_origin_of_a_local_process_is_its_user() {
         assert_eq!(LocalUser(Some(0)).origin(), "local user root");
         assert_eq!(
             LocalUser(Some(u32::MAX)).origin(),

@@ -4,6 +4,7 @@
 pub mod backoff;
 pub mod error_log;
 pub mod health;
+pub mod local_user;
 pub mod metrics;
 pub mod outage;
 pub mod plural;

@@ -13,7 +13,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use testkit::http::{Client, Response, payment, request};
-use testkit::process::{Options, Payrelay, run_command};
+use testkit::process::{Options, Payrelay, origin_with_sudo, run_command};
 use testkit::{wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -210,7 +210,7 @@ fn administrative_actions_record_their_token_or_the_local_user() {
             .collect();
         assert_eq!(
             origins,
-            ["http, token boss", "local user operator"],
+            ["http, token boss", &origin_with_sudo()],
             "{table}"
         );
     }

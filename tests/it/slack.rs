@@ -32,7 +32,7 @@ use serde_json::{Value, json};
 
 use testkit::http::{Client, Response, read_head};
 use testkit::listen::{Server, free_port};
-use testkit::process::{Options, Payrelay, run_command, run_to_exit};
+use testkit::process::{Options, Payrelay, origin_with_sudo, run_command, run_to_exit};
 use testkit::random::proptest_config;
 use testkit::slack::{Answer, FakeSlack};
 use testkit::store::Database;
@@ -1429,7 +1429,8 @@ fn a_command_replays_and_discards_dead_letters() {
     );
     let all = site.client.get("/admin/dead-letters?all=true").json();
     assert_eq!(
-        all["dead_letters"][1]["actions"][0]["origin"], "local user operator",
+        all["dead_letters"][1]["actions"][0]["origin"],
+        origin_with_sudo(),
         "{all}"
     );
     assert!(site.payrelay.terminate().success());

@@ -3,9 +3,11 @@
 
 use super::child::KillOnDrop;
 use super::{POLL, let_time_pass, lock, wait_for, wait_until};
+use payrelay::runtime::local_user::local_user_name;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -273,4 +275,13 @@ fn read_all(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
         let _ = pipe.read_to_end(&mut bytes);
         bytes
     })
+}
+
+/// The origin that a command records with `SUDO_USER=operator`: only root may have called sudo.
+pub fn origin_with_sudo() -> String {
+    let process = fs::metadata("/proc/self").expect("this is Linux");
+    match process.uid() {
+        0 => "local user operator".to_owned(),
+        uid => format!("local user {}", local_user_name(uid)),
+    }
 }
