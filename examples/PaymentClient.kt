@@ -52,8 +52,9 @@ class PaymentClient(
                 when (response.statusCode()) {
                     201 -> return response.body()
                     in TEMPORARY -> {
-                        val seconds = response.headers().firstValueAsLong("Retry-After").orElse(0)
-                        pause = Duration.ofSeconds(seconds)
+                        // A proxy may send a date, which counts as none.
+                        val after = response.headers().firstValue("Retry-After").orElse("")
+                        pause = Duration.ofSeconds(after.toLongOrNull() ?: 0)
                         "${response.statusCode()}: ${response.body()}"
                     }
                     else -> throw PaymentRefused("${response.statusCode()}: ${response.body()}")

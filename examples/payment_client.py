@@ -7,6 +7,7 @@ before the first attempt, stores it with the order, and repeats the same request
 until payrelay answers. payrelay executes it once.
 """
 
+import http.client
 import json
 import os
 import random
@@ -59,8 +60,8 @@ def pay(url, user_id, reservations, key, token=None, patience=60.0):
             if error.code not in TEMPORARY:
                 raise PaymentRefused(f"{error.code}: {detail(error)}") from error
             reason = f"{error.code}: {detail(error)}"
-            pause = float(error.headers.get("Retry-After") or 0)
-        except (OSError, ValueError) as error:
+            pause = seconds(error.headers.get("Retry-After"))
+        except (OSError, ValueError, http.client.HTTPException) as error:
             # No connection, or no whole response. The payment may be stored.
             reason, pause = str(error), 0.0
         attempt += 1
@@ -74,8 +75,13 @@ def detail(error):
     """The sentence of a problem (RFC 9457)."""
     try:
         return json.load(error)["detail"]
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
         return error.reason
+
+
+def seconds(retry_after):
+    """payrelay sends seconds. A proxy may send a date, which counts as none."""
+    return float(retry_after) if (retry_after or "").isdigit() else 0.0
 
 
 def main():

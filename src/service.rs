@@ -2,6 +2,7 @@
 //! order in which they stop.
 
 mod start_error;
+mod status_line;
 
 use std::io;
 use std::net::TcpListener;
@@ -56,7 +57,7 @@ pub struct Service {
     /// The readers, then the writer: stopped one after the other, after all users.
     store: Vec<Worker>,
     group: WorkerGroup,
-    metrics: Metrics,
+    storage: Store,
     samples: Samples,
     authenticator: Arc<Authenticator>,
 }
@@ -111,7 +112,7 @@ impl Service {
             users,
             store: store_workers,
             group,
-            metrics: spawner.store.metrics().clone(),
+            storage: spawner.store,
             samples,
             authenticator,
         })
@@ -124,21 +125,12 @@ impl Service {
 
     /// The metrics of the process.
     pub fn metrics(&self) -> &Metrics {
-        &self.metrics
+        self.storage.metrics()
     }
 
-    /// What waits, in a line.
+    /// What fails and what waits, in a line.
     pub fn status_line(&self) -> String {
-        let Some(sample) = self.samples.latest() else {
-            return "started".to_owned();
-        };
-        let backlog = &sample.backlog;
-        format!(
-            "{} unpublished, {} undelivered, {} dead letters",
-            backlog.unpublished.count + backlog.unconsumed.count,
-            backlog.undelivered().count,
-            backlog.dead_letters.count
-        )
+        status_line::describe_status(&self.storage, &self.samples)
     }
 
     /// Whether the HTTP thread still turns its loop. A disk that hangs does not count: to end
@@ -158,6 +150,8 @@ impl Service {
     /// Stops everything within [`STOP_LIMIT`]. Returns the threads that did not stop in time.
     pub fn stop(mut self) -> Result<(), Vec<StopTimeout>> {
         let deadline = Instant::now() + STOP_LIMIT;
+        // The writer is the last to close the database: no other thread may hold a connection.
+        drop(self.storage);
         self.users.iter_mut().for_each(Worker::request_stop);
         let workers = self.users.into_iter().chain(self.store);
         let late: Vec<_> = workers

@@ -1,6 +1,7 @@
 //! The state that the handlers share, and their calls to the store.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -129,6 +130,17 @@ impl App {
     ) -> Result<T, Problem> {
         // The store's threads log the reason, once for many refusals.
         Ok(self.try_query(query).await?)
+    }
+
+    /// `None`: the database has not responded within this time.
+    pub(super) async fn try_query_within<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        query: impl FnOnce(&Connection) -> SqlResult<T> + Send + 'static,
+    ) -> Option<Result<T, StoreError>> {
+        tokio::time::timeout(limit, self.try_query(query))
+            .await
+            .ok()
     }
 
     pub(super) async fn try_query<T: Send + 'static>(

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::admin::channels::ChannelView;
 use super::app::App;
-use super::health::ReadyView;
+use super::health::{READ_TIMEOUT, ReadyView};
 use super::response::{Body, json_response};
 use crate::config::PublisherKind;
 use crate::domain::access::Access;
@@ -155,7 +155,8 @@ impl App {
                 last_audit: operation::last_audit(connection)?,
             })
         };
-        let operations = self.try_query(query).await.ok();
+        let operations = self.try_query_within(READ_TIMEOUT, query).await;
+        let operations = operations.and_then(Result::ok);
         let (_, ready) = self.health_readiness().await;
         let sample = self.context.snapshots.latest();
         let latencies = self.context.snapshots.latencies();

@@ -285,7 +285,7 @@ impl<'a> Router<'a> {
         }
         let is_scrape = found == Ok(HttpRoute::Metrics);
         let Some(client) = self.authenticate(peer, head, is_scrape)? else {
-            // A client without a token does not even learn which paths exist.
+            // A client without a token learns nothing of this payrelay.
             return if found == Ok(HttpRoute::Ready) {
                 Self::reject_body(body, &head.headers).await?;
                 Ok(self.app.health_ready_status_only().await)

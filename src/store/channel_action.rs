@@ -105,7 +105,7 @@ pub fn next_channel_action(
 }
 
 /// The pause by which an operator has stopped a channel; `None` if it is resumed, or never was
-/// paused so.
+/// paused so. A notifier that stopped may not have seen it.
 pub fn pause_in_effect(
     connection: &Connection,
     channel: &str,
@@ -113,8 +113,7 @@ pub fn pause_in_effect(
     let last = connection
         .prepare_cached(
             "SELECT id, action, reason, origin FROM channel_action WHERE id <= ?1 \
-                AND channel = ?2 AND action IN ('pause', 'resume') AND outcome IS NOT NULL \
-                ORDER BY id DESC LIMIT 1",
+                AND channel = ?2 AND action IN ('pause', 'resume') ORDER BY id DESC LIMIT 1",
         )?
         .query_row((i64::MAX, channel), read_channel_request)
         .optional()?;

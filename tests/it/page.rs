@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use payrelay::slack::message::message_amount;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use testkit::axe;
@@ -192,10 +193,17 @@ fn resolve_both_letters(browser: &Browser, payrelay: &Payrelay, slack: &FakeSlac
     slack.answer_with(|_, _| Answer::Ok);
     click_button(browser, "#channels", "Resume");
     browser.wait_for_text("#channels", "nothing waits", LIMIT);
-    click_button(browser, "#letters", "Replay…");
+    // A second action does not begin before the first one has ended.
+    browser.run(
+        "document.querySelector('#letters button').click();
+         document.querySelector('#replay-all').click()",
+    );
+    browser.wait_for_text("#dialog", "Replay dead letter 1?", LIMIT);
     browser.wait_for_text("#dialog", "1: ", LIMIT);
     browser.click("#dialog-confirm");
-    browser.wait_for_text("#letters-count", "1", LIMIT);
+    wait_until("one letter", LIMIT, || {
+        browser.run("return document.querySelectorAll('#letters li').length") == 1
+    });
     click_button(browser, "#letters", "Discard…");
     browser.wait_for_text("#dialog", "Discard dead letter 2?", LIMIT);
     browser.type_into("#reason", "known by phone");
@@ -212,18 +220,18 @@ fn resolve_both_letters(browser: &Browser, payrelay: &Payrelay, slack: &FakeSlac
     );
 }
 
+/// Clicks the first enabled button with this label; an update may replace it meanwhile.
 fn click_button(browser: &Browser, part: &str, label: &str) {
-    wait_for(&format!("the button {label}"), LIMIT, || {
-        let script = format!(
-            "for (const old of document.querySelectorAll('.wanted')) old.classList.remove('wanted');
-             const all = [...document.querySelectorAll('{part} button:enabled')];
-             const wanted = all.find((button) => button.textContent === '{label}');
-             wanted?.classList.add('wanted');
-             return wanted !== undefined"
-        );
-        (browser.run(&script) == true).then_some(())
+    let find = format!(
+        "for (const old of document.querySelectorAll('.wanted')) old.classList.remove('wanted');
+         const all = [...document.querySelectorAll('{part} button:enabled')];
+         const wanted = all.find((button) => button.textContent === '{label}');
+         wanted?.classList.add('wanted');
+         return wanted !== undefined"
+    );
+    wait_until(&format!("the button {label}"), LIMIT, || {
+        browser.run(&find) == true && browser.try_click(".wanted")
     });
-    browser.click(".wanted");
 }
 
 fn token(name: &str, access: &str) -> String {
@@ -234,6 +242,25 @@ fn token(name: &str, access: &str) -> String {
 fn enter(browser: &Browser, token: &str) {
     browser.type_into("#token", token);
     browser.click("#token-form button");
+}
+
+#[test]
+fn the_page_shows_amounts_as_slack_messages_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let payrelay = start(dir.path(), None, "");
+    let browser = open(&payrelay);
+    browser.wait_for_text("#state", "Ready", LIMIT);
+    let currencies = "KRW JPY CLP HUF IDR COP IQD BHD KWD TND CLF UYW USD EUR XXX";
+    for currency in currencies.split(' ') {
+        for amount in [0, 5, 1_500_000, i64::MAX] {
+            let shown = browser.run_async(&format!(
+                "const done = arguments[0];
+                 import('/ui/format.js').then((f) => done(f.amount('{amount}', '{currency}')))"
+            ));
+            let expected = format!("{} {currency}", message_amount(amount.into(), currency));
+            assert_eq!(shown, expected);
+        }
+    }
 }
 
 #[test]

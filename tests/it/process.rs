@@ -616,7 +616,7 @@ fn systemd_learns_that_payrelay_is_ready_lives_and_stops() {
     let says = |text: &str| seen.iter().any(|message| message.trim() == text);
     assert!(says("WATCHDOG=1"), "{seen:?}");
     assert!(
-        says("STATUS=0 unpublished, 0 undelivered, 0 dead letters"),
+        says("STATUS=0 unpublished, 0 unconsumed, 0 undelivered, 0 dead letters"),
         "{seen:?}"
     );
     let wait_for_message = |start: &str| {

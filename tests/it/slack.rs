@@ -1157,6 +1157,33 @@ fn a_channel_that_an_operator_pauses_sends_nothing_until_it_is_resumed() {
 }
 
 #[test]
+fn a_pause_that_no_notifier_has_seen_holds_after_a_restart() {
+    let slack = FakeSlack::start();
+    slack.answer_with(|_, _| Answer::Hang);
+    let dir = tempfile::tempdir().unwrap();
+    let url = slack.url();
+    let env = [("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str())];
+    let mut payrelay = Payrelay::start(Options::new(dir.path(), &env));
+    let mut client = Client::connect(payrelay.addr());
+    pay(&mut client, 1, 5, [1]);
+    wait_until("a message without an answer", LIMIT, || {
+        slack.attempts() == 1
+    });
+    // The notifier waits for Slack.
+    let response = client.post_json("/admin/channels/default/pause", &Value::Null);
+    assert_eq!(response.status, 202);
+    payrelay.kill9();
+    slack.answer_with(|_, _| Answer::Ok);
+    let payrelay = Payrelay::start(Options::new(dir.path(), &env));
+    let mut client = Client::connect(payrelay.addr());
+    wait_until("the pause", LIMIT, || is_paused(&mut client));
+    assert_eq!(slack.attempts(), 1);
+    let response = client.post_json("/admin/channels/default/resume", &Value::Null);
+    assert_eq!(response.status, 202);
+    wait_until("the message", LIMIT, || slack.lines().len() == 1);
+}
+
+#[test]
 fn an_operator_skips_one_payment_of_a_paused_channel() {
     let slack = FakeSlack::start();
     let dir = tempfile::tempdir().unwrap();

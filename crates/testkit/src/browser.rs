@@ -1,7 +1,7 @@
 //! A real Chromium, driven by `WebDriver` (<https://www.w3.org/TR/webdriver2/>).
 
 use super::child::KillOnDrop;
-use super::wait_for;
+use super::wait_until;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
@@ -176,16 +176,23 @@ impl Browser {
     /// The element of a CSS selector, once it can be clicked.
     #[track_caller]
     fn act(&self, selector: &str, action: &str, body: &Value) {
-        wait_for(
-            &format!("{action} on {selector}"),
-            Duration::from_secs(20),
-            || {
-                let find = json!({"using": "css selector", "value": selector});
-                let found = self.try_send("/element", &find).ok()?;
-                let id = found[ELEMENT].as_str()?;
-                self.try_send(&format!("/element/{id}/{action}"), body).ok()
-            },
-        );
+        let what = format!("{action} on {selector}");
+        wait_until(&what, Duration::from_secs(20), || {
+            self.try_act(selector, action, body)
+        });
+    }
+
+    fn try_act(&self, selector: &str, action: &str, body: &Value) -> bool {
+        let find = json!({"using": "css selector", "value": selector});
+        let found = self.try_send("/element", &find).unwrap_or_default();
+        let id = found[ELEMENT].as_str().unwrap_or_default();
+        self.try_send(&format!("/element/{id}/{action}"), body)
+            .is_ok()
+    }
+
+    /// Clicks an element if it is there, visible and not covered.
+    pub fn try_click(&self, selector: &str) -> bool {
+        self.try_act(selector, "click", &json!({}))
     }
 
     /// Clicks an element as a mouse does: it must be visible and not covered.

@@ -21,13 +21,17 @@ export const serverNow = () => Date.now() + clockAhead;
 /** The time since a moment, of payrelay's clock. */
 export const ageSince = (text) => age((serverNow() - Date.parse(text)) / 1000);
 
-/** A request that failed: its status, 0 without a response, and a sentence. */
+/** A request that failed: its status, and a sentence. Without a response of payrelay the status is
+ *  0: the request may have been executed. */
 export class Problem extends Error {
   constructor(status, text) {
     super(text);
     this.status = status;
   }
 }
+
+/** The answer to a request with a token that is no longer that of this tab. */
+export class Outdated extends Error {}
 
 /** Ids go up to 2^63 - 1: what a number cannot hold stays as its digits. */
 function parse(text) {
@@ -61,13 +65,15 @@ export async function request(path, { method = "GET", reason } = {}) {
   } catch {
     throw new Problem(0, "payrelay does not respond");
   }
+  if (token !== savedToken()) throw new Outdated();
   compareClocks(response);
   let answer;
   try {
     answer = parse(await response.text());
   } catch {
-    throw new Problem(response.status, `the response (${response.status}) is not of payrelay`);
+    throw new Problem(0, `the response (${response.status}) is not of payrelay`);
   }
+  if (token !== savedToken()) throw new Outdated();
   if (response.ok) return answer;
   throw new Problem(response.status, answer.detail ?? answer.title);
 }

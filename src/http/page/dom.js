@@ -24,27 +24,41 @@ export function setLevel(node, level) {
   else delete node.dataset.level;
 }
 
-/** A button that is disabled while its action runs. If the action removes it, the title of its
- *  section has the focus. */
+let isActing = false;
+
+/** Runs an action on a click, one at a time: a dialog belongs to one action. If the action removes
+ *  the button, the title of its section has the focus. */
+export function onClick(node, action) {
+  node.addEventListener("click", async () => {
+    if (isActing) return;
+    const title = node.closest("[data-section]")?.querySelector("[tabindex='-1']");
+    isActing = true;
+    node.disabled = true;
+    try {
+      await action();
+    } finally {
+      isActing = false;
+      node.disabled = false;
+    }
+    if (document.activeElement === document.body) (node.checkVisibility() ? node : title)?.focus();
+  });
+}
+
 export function button(label, action) {
   const node = element("button", { type: "button" }, label);
-  node.addEventListener("click", async () => {
-    const title = node.closest("section, main")?.querySelector("h2");
-    node.disabled = true;
-    await action();
-    node.disabled = false;
-    if (document.activeElement === document.body) (node.isConnected ? node : title)?.focus();
-  });
+  onClick(node, action);
   return node;
 }
 
 /** Keeps one child for each item, in order, so that focus survives an update. */
 export function keepChildren(parent, items, keyOf, create, update) {
   const known = new Map([...parent.children].map((child) => [child.dataset.key, child]));
+  const keys = items.map((item) => String(keyOf(item)));
+  // The others first: a child that is moved loses the focus.
+  for (const [key, child] of known) if (!keys.includes(key)) child.remove();
   items.forEach((item, index) => {
-    const key = String(keyOf(item));
+    const key = keys[index];
     let child = known.get(key);
-    known.delete(key);
     if (!child) {
       child = create(item);
       child.dataset.key = key;
@@ -53,7 +67,6 @@ export function keepChildren(parent, items, keyOf, create, update) {
     if (place !== child) parent.insertBefore(child, place);
     update?.(child, item);
   });
-  for (const child of known.values()) child.remove();
 }
 
 /** Keeps a list item for each text. */
@@ -69,8 +82,8 @@ export function showFacts(list, facts) {
   }
   list.querySelectorAll("dd").forEach((node, index) => {
     const value = facts[index][1];
-    if (value instanceof Node) node.replaceChildren(value);
-    else setText(node, value);
+    if (!(value instanceof Node)) setText(node, value);
+    else if (!node.firstChild?.isEqualNode(value)) node.replaceChildren(value);
   });
 }
 

@@ -60,15 +60,17 @@ export function rate(perSecond) {
   return `${isShort ? perSecond.toFixed(1) : number(Math.round(perSecond))}/s`;
 }
 
+/** Decimals of a currency that has not two (ISO 4217, list one). A browser has other ones. */
+const DECIMALS = {
+  0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF",
+  3: "BHD IQD JOD KWD LYD OMR TND",
+  4: "CLF UYW",
+};
+
 /** In the main unit of the currency, as Slack messages show it. */
 export function amount(value, currency) {
-  let decimals = 2;
-  try {
-    const format = new Intl.NumberFormat(undefined, { style: "currency", currency });
-    decimals = format.resolvedOptions().maximumFractionDigits;
-  } catch {
-    // An unknown currency has two.
-  }
+  const known = Object.entries(DECIMALS).find(([, names]) => names.split(" ").includes(currency));
+  const decimals = Number(known?.[0] ?? 2);
   const digits = String(value).padStart(decimals + 1, "0");
   const whole = plain.format(BigInt(digits.slice(0, digits.length - decimals)));
   const separator = plain.format(1.5).replace(/\d/g, "");

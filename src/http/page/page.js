@@ -1,11 +1,13 @@
 // The page of payrelay: reads GET /overview every two seconds, and acts through /admin.
 
-import { ageSince, Problem, request, saveToken, savedToken, serverNow } from "./api.js";
+import { ageSince, Outdated, Problem, request, saveToken, savedToken, serverNow } from "./api.js";
 import {
-  button, byId, element, keepChildren, keepTexts, setLevel, setText, showFacts,
+  button, byId, element, keepChildren, keepTexts, onClick, setLevel, setText, showFacts,
 } from "./dom.js";
 import { age, bytes, counted, milliseconds, number, quantiles, rate } from "./format.js";
-import { isList, loadList, loadOlder, loadPayment, refreshPayment } from "./payments.js";
+import {
+  isList, isPaymentOpen, loadList, loadOlder, loadPayment, refreshPayment,
+} from "./payments.js";
 import { Stage } from "./stage.js";
 
 const POLL = 2_000;
@@ -41,8 +43,9 @@ function keepTotals() {
   // The totals begin at zero with payrelay.
   if (startedAt !== overview.started_at) recent.length = 0;
   startedAt = overview.started_at;
+  // What is older is from before a pause of the page.
+  while (recent.length > 0 && recent[0].at < now.at - RATE_SPAN - POLL) recent.shift();
   recent.push(now);
-  while (recent.length > 2 && recent[1].at < now.at - RATE_SPAN) recent.shift();
   if (!overview.pending || now.at - (points.at(-1)?.at ?? 0) < POINT_SPAN) return;
   const { unpublished, unconsumed, undelivered } = overview.pending;
   points = points.filter((point) => point.at > now.at - HOUR);
@@ -69,7 +72,8 @@ const delivered = new Stage("delivered", ["rate"]);
 
 function showStages() {
   const { pending, latency, last_minute, queue, publisher } = overview;
-  const minute = `${counted(last_minute?.payments ?? 0, "payment")} in the last minute`;
+  const count = last_minute ? counted(last_minute.payments, "payment") : "";
+  const minute = count && `${count} in the last minute`;
   const queued = `${number(queue.payments)} of ${number(queue.max)}`;
   const facts = [quantiles(latency.answer), queued];
   stored.show(rate(recentRate("payments")), "", minute, null, facts);
@@ -114,7 +118,7 @@ const stateWord = (state) => STATE_WORDS[state] ?? state;
 
 function showState() {
   const [level, word, text] = lastError
-    ? ["bad", "No connection", `${lastError}. The numbers are of the last response.`]
+    ? ["bad", lastError.word, `${lastError.text}. The numbers are of the last response.`]
     : (WORDS[overview.status] ?? ["bad", overview.status, ""]);
   setLevel(byId("state"), level);
   setText(byId("state-word"), word);
@@ -178,7 +182,7 @@ function showTopic() {
   setText(byId("topic-name"), topic?.name ?? "");
   const cells = (partition) => {
     const { published_to, consumed_to, duplicates, gaps, inversions } = partition;
-    const lag = Math.max(0, published_to - (consumed_to ?? published_to));
+    const lag = consumed_to === null ? null : Math.max(0, published_to - consumed_to);
     return [published_to, consumed_to, lag, duplicates, gaps, inversions];
   };
   keepChildren(
@@ -201,6 +205,8 @@ function showTopic() {
 
 const CHANNEL_LEVELS = { up: "good", rate_limited: "good", unavailable: "warn", paused: "bad" };
 
+const canSkip = ({ state, waiting }) => state === "paused" && waiting > 0;
+
 function channelButtons({ name, state, waiting }) {
   if (!isAdmin()) return [];
   const path = `/admin/channels/${encodeURIComponent(name)}`;
@@ -209,7 +215,7 @@ function channelButtons({ name, state, waiting }) {
   const skip = button("Skip one…", async () => {
     const answer = await ask({
       title: `Skip the oldest payment of ${name}?`,
-      lines: ["The payment becomes a dead letter. The channel then tries the next one."],
+      lines: ["The payment becomes a dead letter. The channel then tries the next one, if it may."],
       reason: "required",
       confirm: "Skip",
     });
@@ -225,7 +231,8 @@ function channelButtons({ name, state, waiting }) {
     });
     if (answer) await act(`${path}/pause`, answer, `The channel ${name} pauses.`);
   });
-  if (state === "paused") return waiting > 0 ? [resume, skip] : [resume];
+  if (canSkip({ state, waiting })) return [resume, skip];
+  if (state === "paused") return [resume];
   return state === "unavailable" ? [resume, pause] : [pause];
 }
 
@@ -233,7 +240,7 @@ function showChannels() {
   keepChildren(
     byId("channels"),
     overview.channels,
-    (channel) => `${channel.name} ${channel.state} ${channel.waiting > 0} ${isAdmin()}`,
+    (channel) => `${channel.name} ${channel.state} ${canSkip(channel)} ${isAdmin()}`,
     (channel) => element(
       "li",
       { "data-level": CHANNEL_LEVELS[channel.state] ?? "bad" },
@@ -283,7 +290,8 @@ function showLetters() {
   setText(byId("letters-note"), count > 0 ? `${oldest}${rest}${action}` : "There are none.");
   byId("letters-all").hidden = !isAdmin() || count < 2;
   const items = isAdmin() ? (letters ?? []) : [];
-  keepChildren(byId("letters"), items, ({ id }) => id, letterItem, (item, { received_at }) => {
+  const keyOf = ({ id, count, reason }) => `${id} ${count} ${reason}`;
+  keepChildren(byId("letters"), items, keyOf, letterItem, (item, { received_at }) => {
     setText(item.querySelector(".note"), `for ${ageSince(received_at)}`);
   });
 }
@@ -341,9 +349,10 @@ async function resolveLetters(action, id) {
 
 // Actions
 
+/** The element stays where it is, without a text: so a screen reader reads a new one. */
 function showOutcome(text, isProblem = false) {
   const node = byId("outcome");
-  node.hidden = !text;
+  node.classList.toggle("notice", text !== "");
   node.classList.toggle("problem", isProblem);
   setText(node, text);
 }
@@ -353,7 +362,10 @@ async function orOutcome(action) {
   try {
     await action();
   } catch (problem) {
-    showOutcome(`Nothing was done: ${problem.message}.`, true);
+    if (problem instanceof Outdated) return;
+    if (problem.status === 401) askForToken(UNKNOWN_TOKEN);
+    else if (problem.status >= 400) showOutcome(`Nothing was done: ${problem.message}.`, true);
+    else showOutcome(`It is unknown whether it was done: ${problem.message}. Look first.`, true);
   }
 }
 
@@ -377,6 +389,7 @@ async function resumeRelay() {
 /** Asks for a confirmation, and a reason. `null`: the operator does not want it. */
 function ask({ title, lines, reason, confirm }) {
   const dialog = byId("dialog");
+  if (dialog.open) return Promise.resolve(null);
   const field = byId("reason");
   setText(byId("dialog-title"), title);
   keepTexts(byId("dialog-lines"), lines);
@@ -426,6 +439,7 @@ async function orProblem(id, action) {
   try {
     await action();
   } catch (problem) {
+    if (problem instanceof Outdated) return;
     if (problem.status === 401) askForToken(UNKNOWN_TOKEN);
     else setText(byId(id), problem.message);
   }
@@ -438,6 +452,8 @@ function askForToken(text = "") {
   clearTimeout(timer);
   saveToken(null);
   overview = null;
+  isRouted = false;
+  lettersKey = "";
   for (const id of ["overview", "payment", "payments", "search", "forget"]) byId(id).hidden = true;
   byId("state").hidden = true;
   byId("sign-in").hidden = false;
@@ -451,6 +467,8 @@ let timer = 0;
 let delay = POLL;
 let refreshedAt = 0;
 let isRefreshing = false;
+/** Whether the view of the address is shown. */
+let isRouted = false;
 
 function showOverview() {
   setText(byId("node"), overview.node);
@@ -467,22 +485,26 @@ function showOverview() {
 }
 
 async function load() {
-  if (points.length === 0) {
+  const lastPoint = points.at(-1)?.at ?? 0;
+  if (serverNow() - lastPoint > 3 * POINT_SPAN) {
     const history = await request("/overview/history");
     points = history.points.map((point) => ({ ...point, at: Date.parse(point.at) }));
   }
-  const isFirst = overview === null;
   overview = await request("/overview");
-  await loadLetters();
   keepTotals();
   lastError = null;
+  refreshedAt = Date.now();
   showOverview();
-  if (isFirst) {
+  if (!isRouted) {
+    isRouted = true;
     performance.mark("shown");
     await route();
   }
-  if (!isFirst) await refreshPayment(componentError);
-  refreshedAt = Date.now();
+  await orProblem("letters-problem", async () => {
+    await loadLetters();
+    if (overview) showLetters();
+  });
+  if (isPaymentOpen()) await orProblem("payment-problem", () => refreshPayment(componentError));
 }
 
 /** Reads everything once, and plans the next time. */
@@ -494,17 +516,24 @@ async function refresh() {
     await load();
     delay = POLL;
   } catch (problem) {
-    isRefreshing = false;
-    if (problem.status === 401) return askForToken(savedToken() ? UNKNOWN_TOKEN : "");
-    if (problem.status === 403) return askForToken(problem.message);
-    delay = Math.min(delay * 2, POLL_MAX);
-    const isFault = !(problem instanceof Problem);
-    lastError = isFault ? `this page has a fault: ${problem.message}` : problem.message;
-    byId("state").hidden = false;
-    showState();
+    if (!(problem instanceof Outdated)) showFailure(problem);
   }
   isRefreshing = false;
-  if (!document.hidden) timer = setTimeout(refresh, delay);
+  clearTimeout(timer);
+  if (!document.hidden && byId("sign-in").hidden) timer = setTimeout(refresh, delay);
+}
+
+function showFailure(problem) {
+  if (problem.status === 401) return askForToken(savedToken() ? UNKNOWN_TOKEN : "");
+  if (problem.status === 403 && savedToken()) return askForToken(problem.message);
+  delay = Math.min(delay * 2, POLL_MAX);
+  const isFault = !(problem instanceof Problem);
+  const [word, text] = problem.status === 0
+    ? ["No connection", problem.message]
+    : ["No overview", isFault ? `this page has a fault: ${problem.message}` : problem.message];
+  lastError = { word, text };
+  byId("state").hidden = false;
+  showState();
 }
 
 function showRefreshed() {
@@ -528,6 +557,8 @@ byId("token-form").addEventListener("submit", (event) => {
   saveToken(byId("token").value.trim());
   byId("token").value = "";
   byId("sign-in").hidden = true;
+  byId("theme").focus();
+  isRefreshing = false;
   refresh();
 });
 byId("forget").addEventListener("click", () => askForToken());
@@ -541,9 +572,9 @@ byId("dialog").querySelector("form").addEventListener("submit", (event) => {
   byId("dialog").close("confirmed");
 });
 byId("dialog-cancel").addEventListener("click", () => byId("dialog").close());
-byId("replay-all").addEventListener("click", () => resolveLetters("replay"));
-byId("discard-all").addEventListener("click", () => resolveLetters("discard"));
-byId("older").addEventListener("click", () => orProblem("payments-problem", loadOlder));
+onClick(byId("replay-all"), () => resolveLetters("replay"));
+onClick(byId("discard-all"), () => resolveLetters("discard"));
+onClick(byId("older"), () => orProblem("payments-problem", loadOlder));
 addEventListener("hashchange", () => overview && route());
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) clearTimeout(timer);

@@ -8,7 +8,7 @@ import { age, amount, counted, milliseconds, number } from "./format.js";
 let shown = null;
 let current = 0;
 
-/** The steps until the first that is still open: name, time, detail. */
+/** The steps until the first that is still open: name, time, detail, whether it never comes. */
 function stages({ event, notification, executed_at }, errorOf) {
   const purged = "its event and its delivery were purged, long after the delivery";
   if (!event) return [["Stored", executed_at, purged]];
@@ -22,30 +22,33 @@ function stages({ event, notification, executed_at }, errorOf) {
   const consumedAt = notification?.consumed_at;
   if (!consumedAt) return [...steps, ["Consumed", null, errorOf("consumer")]];
   steps.push(["Consumed", consumedAt, ""]);
-  return [...steps, deliveredStage(notification)];
+  return [...steps, deliveredStage(notification, errorOf)];
 }
 
-function deliveredStage({ channel, attempts, delivered_at, last_error, status }) {
-  const ends = { DEAD: "a dead letter", DISCARDED: "discarded by an operator" };
+function deliveredStage({ channel, attempts, delivered_at, last_error, status }, errorOf) {
   const parts = [`channel ${channel}`];
   if (attempts > 0) parts.push(counted(attempts, "attempt"));
-  if (ends[status]) parts.push(ends[status]);
-  const error = !delivered_at && last_error ? `: ${last_error}` : "";
-  return ["Delivered", delivered_at, parts.join(", ") + error];
+  if (status === "DEAD") parts.push("a dead letter");
+  if (status === "DISCARDED") parts.push("discarded by an operator");
+  const why = last_error ?? errorOf(channel === "default" ? "slack" : `slack:${channel}`);
+  const detail = parts.join(", ") + (!delivered_at && why ? `: ${why}` : "");
+  return ["Delivered", delivered_at, detail, status === "DISCARDED"];
 }
 
 function showTimeline(payment, errorOf) {
   let before = payment.executed_at;
-  const items = stages(payment, errorOf).map(([name, at, detail], index) => {
+  const items = stages(payment, errorOf).map(([name, at, detail, isNever], index) => {
     const end = at ? Date.parse(at) : serverNow();
     const since = Math.max(0, end - Date.parse(before));
-    const after = at ? `after ${milliseconds(since)}` : `waits for ${age(since / 1000)}`;
+    const waits = isNever ? "" : `waits for ${age(since / 1000)}`;
+    const after = at ? `after ${milliseconds(since)}` : waits;
+    const missing = isNever ? `Not ${name.toLowerCase()}` : `Not ${name.toLowerCase()} yet`;
     before = at ?? before;
     return element(
       "li",
       { "data-level": at ? "good" : "open" },
       element("span", { class: "mark", "aria-hidden": "true" }),
-      element("strong", {}, at ? name : `Not ${name.toLowerCase()} yet`),
+      element("strong", {}, at ? name : missing),
       " ",
       at ? time(at, 3) : null,
       element("p", {}, [index > 0 ? after : "", detail].filter(Boolean).join(" · ")),
@@ -78,14 +81,25 @@ export async function loadPayment(id, errorOf) {
   byId("payment-facts").replaceChildren();
   byId("timeline").replaceChildren();
   setText(byId("payment-title"), `Payment ${id}`);
-  const payment = await request(`/payments/${encodeURIComponent(id)}`);
+  let payment;
+  try {
+    payment = await request(`/payments/${encodeURIComponent(id)}`);
+  } catch (problem) {
+    // Another view is shown by now.
+    if (mine !== current) return;
+    throw problem;
+  }
   if (mine === current) showPayment(payment, errorOf);
 }
 
-/** Looks again, unless the payment is delivered or discarded. */
-export async function refreshPayment(errorOf) {
+/** Whether the shown payment may still change. */
+export function isPaymentOpen() {
   const isDone = ["DELIVERED", "DISCARDED"].includes(shown?.notification?.status);
-  if (!shown?.event || isDone || byId("payment").hidden) return;
+  return Boolean(shown?.event) && !isDone && !byId("payment").hidden;
+}
+
+/** Looks at it again. */
+export async function refreshPayment(errorOf) {
   const mine = current;
   const payment = await request(`/payments/${shown.id}`);
   if (mine === current) showPayment(payment, errorOf);
@@ -120,21 +134,31 @@ function row(payment) {
 /** Shows the payments of a user, a reservation or a trace. */
 export async function loadList(kind, id) {
   const [title, path] = LISTS[kind](encodeURIComponent(id));
+  setText(byId("payments-note"), "");
   setText(byId("payments-title"), `${title} ${id}`);
   byId("payments-rows").replaceChildren();
   olderPath = path;
   await loadOlder();
 }
 
+/** Adds the next page. If that fails, it can be tried again. */
 export async function loadOlder() {
   const mine = ++current;
   byId("older").hidden = true;
-  const { payments, next } = await request(olderPath);
+  let page;
+  try {
+    page = await request(olderPath);
+  } catch (problem) {
+    if (mine !== current) return;
+    byId("older").hidden = false;
+    throw problem;
+  }
   if (mine !== current) return;
+  const { payments, next } = page;
   const rows = byId("payments-rows");
   rows.append(...payments.map(row));
   olderPath = next ?? null;
   byId("older").hidden = olderPath === null;
-  const isEmpty = rows.children.length === 0 && olderPath === null;
-  setText(byId("payments-note"), isEmpty ? "There are none." : "");
+  const none = olderPath === null ? "There are none." : "There are none among the newest events.";
+  setText(byId("payments-note"), rows.children.length === 0 ? none : "");
 }

@@ -25,8 +25,9 @@ impl Notifier {
             .read(|connection| channel_action::next_channel_action(connection, &name, last))?
         {
             last = requested.id;
-            self.last_action = Some(last);
+            // After a database error it is executed again.
             self.execute_action(requested)?;
+            self.last_action = Some(last);
         }
         Ok(())
     }
@@ -38,8 +39,11 @@ impl Notifier {
             let last = channel_action::last_channel_action(connection)?;
             Ok((last, channel_action::pause_in_effect(connection, &name)?))
         })?;
-        self.last_action = Some(last);
         if let Some(pause) = pause {
+            let id = pause.id;
+            self.queue
+                .store
+                .write(move |tx| channel_action::finish_channel_action(tx, id, PAUSED))?;
             self.hold(&pause.origin, pause.action.reason());
             log::warn!(
                 event = "channel_stays_paused", channel = self.channel.name.as_str(),
@@ -50,6 +54,7 @@ impl Notifier {
                 self.channel.name
             );
         }
+        self.last_action = Some(last);
         Ok(())
     }
 
