@@ -3,14 +3,18 @@
 use std::time::Duration;
 
 use testkit::hostile::Machine;
+use testkit::http::Client;
 use testkit::kafka::Broker;
 use testkit::pipeline::TOPIC;
 use testkit::process::{Options, Payrelay};
 use testkit::scrape::Scrape;
 use testkit::topic::{self, OpenTransaction};
+use testkit::wait_until;
 
 use super::super::fencing::{Node, fence, two_copies};
 use super::{FAULT, check, healthy, is_well, pay, shift_times};
+
+const LIMIT: Duration = Duration::from_mins(1);
 
 const PENDING: &str = "payrelay_outbox_pending_events";
 const ATTEMPT: &str = "payrelay_relay_attempt_timestamp_seconds";
@@ -165,10 +169,16 @@ fn events_that_are_hidden_lost_or_out_of_order_are_alerts() {
         );
     check(&hidden);
     open.abort();
+    // A publisher that saw the transaction looks at the topic before it publishes again.
+    pay(&payrelay, 3);
+    wait_until("a publisher that publishes", LIMIT, || {
+        let payment = Client::connect(payrelay.addr()).get("/payments/3").json();
+        payment["notification"]["status"] == "DELIVERED"
+    });
 
     let well = healthy(&payrelay);
     let open = stranger();
-    hide(3);
+    hide(4);
     topic::truncate_to_end(&bootstrap, TOPIC, 0);
     open.abort();
     let last = Scrape::until(payrelay.addr(), "a gap", |scrape| {
