@@ -95,15 +95,19 @@ fn a_second_process_of_the_node_is_an_alert() {
     let (fenced, _other, reservation) = fence(nodes);
     let address = fenced.payrelay.addr();
     fenced.pay(reservation + 1);
+    // The partition changes hands between the two consumers: that is no fault of this test.
+    let is_consuming =
+        |scrape: &Scrape| scrape.value("payrelay_component_up{component=\"consumer\"}") > 0.5;
     let first = Scrape::until(address, "a fenced publisher", |scrape| {
-        scrape.value("payrelay_publisher_fenced") > 0.5
+        is_consuming(scrape)
+            && scrape.value("payrelay_publisher_fenced") > 0.5
             && scrape.value(PENDING) > 0.5
             && scrape.value("payrelay_dead_letters_open{kind=\"record\"}") > 0.5
     });
     let age = "payrelay_outbox_oldest_pending_age_seconds";
     let before = first.value(age);
     let last = Scrape::until(address, "older events", |scrape| {
-        scrape.value(age) > before + 2.0
+        is_consuming(scrape) && scrape.value(age) > before + 2.0
     });
     let history = well
         .then(FAULT, first, last)
