@@ -55,9 +55,9 @@ pub struct Service {
     /// Threads that work with the database; they get the request to stop all at once.
     users: Vec<Worker>,
     /// The readers, then the writer: stopped one after the other, after all users.
-    store: Vec<Worker>,
+    store_workers: Vec<Worker>,
     group: WorkerGroup,
-    storage: Store,
+    store: Store,
     samples: Samples,
     authenticator: Arc<Authenticator>,
 }
@@ -110,9 +110,9 @@ impl Service {
         log::info!(event = "listening"; "listening on http://{address}");
         Ok(Self {
             users,
-            store: store_workers,
+            store_workers,
             group,
-            storage: spawner.store,
+            store: spawner.store,
             samples,
             authenticator,
         })
@@ -125,12 +125,12 @@ impl Service {
 
     /// The metrics of the process.
     pub fn metrics(&self) -> &Metrics {
-        self.storage.metrics()
+        self.store.metrics()
     }
 
     /// What fails and what waits, in a line.
     pub fn status_line(&self) -> String {
-        status_line::describe_status(&self.storage, &self.samples)
+        status_line::describe_status(&self.store, &self.samples)
     }
 
     /// Whether the HTTP thread still turns its loop. A disk that hangs does not count: to end
@@ -151,9 +151,9 @@ impl Service {
     pub fn stop(mut self) -> Result<(), Vec<StopTimeout>> {
         let deadline = Instant::now() + STOP_LIMIT;
         // The writer is the last to close the database: no other thread may hold a connection.
-        drop(self.storage);
+        drop(self.store);
         self.users.iter_mut().for_each(Worker::request_stop);
-        let workers = self.users.into_iter().chain(self.store);
+        let workers = self.users.into_iter().chain(self.store_workers);
         let late: Vec<_> = workers
             .filter_map(|worker| worker.stop(deadline).err())
             .collect();

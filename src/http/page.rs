@@ -22,6 +22,9 @@ const POLICY: HeaderValue = HeaderValue::from_static(
         require-trusted-types-for 'script'",
 );
 
+const HTML: &str = "text/html; charset=utf-8";
+const CSS: &str = "text/css; charset=utf-8";
+const ICON: &str = "image/svg+xml";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// A file of the page.
@@ -34,52 +37,24 @@ pub(super) struct PageFile {
 }
 
 static FILES: [PageFile; 9] = [
-    PageFile {
-        name: "",
-        content_type: "text/html; charset=utf-8",
-        text: include_str!("page/page.html"),
-    },
-    PageFile {
-        name: "page.css",
-        content_type: "text/css; charset=utf-8",
-        text: include_str!("page/page.css"),
-    },
-    PageFile {
-        name: "icon.svg",
-        content_type: "image/svg+xml",
-        text: include_str!("page/icon.svg"),
-    },
-    PageFile {
-        name: "api.js",
-        content_type: SCRIPT,
-        text: include_str!("page/api.js"),
-    },
-    PageFile {
-        name: "dom.js",
-        content_type: SCRIPT,
-        text: include_str!("page/dom.js"),
-    },
-    PageFile {
-        name: "format.js",
-        content_type: SCRIPT,
-        text: include_str!("page/format.js"),
-    },
-    PageFile {
-        name: "page.js",
-        content_type: SCRIPT,
-        text: include_str!("page/page.js"),
-    },
-    PageFile {
-        name: "payments.js",
-        content_type: SCRIPT,
-        text: include_str!("page/payments.js"),
-    },
-    PageFile {
-        name: "stage.js",
-        content_type: SCRIPT,
-        text: include_str!("page/stage.js"),
-    },
+    page_file("", HTML, include_str!("page/page.html")),
+    page_file("page.css", CSS, include_str!("page/page.css")),
+    page_file("icon.svg", ICON, include_str!("page/icon.svg")),
+    page_file("api.js", SCRIPT, include_str!("page/api.js")),
+    page_file("dom.js", SCRIPT, include_str!("page/dom.js")),
+    page_file("format.js", SCRIPT, include_str!("page/format.js")),
+    page_file("page.js", SCRIPT, include_str!("page/page.js")),
+    page_file("payments.js", SCRIPT, include_str!("page/payments.js")),
+    page_file("stage.js", SCRIPT, include_str!("page/stage.js")),
 ];
+
+const fn page_file(name: &'static str, content_type: &'static str, text: &'static str) -> PageFile {
+    PageFile {
+        name,
+        content_type,
+        text,
+    }
+}
 
 /// All files change together, with the program.
 static VERSION: LazyLock<HeaderValue> = LazyLock::new(|| {

@@ -5,7 +5,7 @@ use crate::store::Store;
 
 /// What fails and what waits.
 pub(super) fn describe_status(store: &Store, samples: &Samples) -> String {
-    let Some(sample) = samples.latest() else {
+    let Some(sample) = samples.last() else {
         return "started".to_owned();
     };
     let states = [

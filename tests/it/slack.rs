@@ -1093,15 +1093,20 @@ fn assert_bad_skips_are_refused(client: &mut Client) {
     assert_eq!(unknown_channel, 404);
 }
 
+/// A webhook that gets messages as fast as it answers.
+fn env_without_pace(url: &str) -> [(&str, &str); 2] {
+    [
+        ("PAYRELAY_SLACK_WEBHOOK_URL", url),
+        ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "1000"),
+    ]
+}
+
 #[test]
 fn a_channel_that_an_operator_pauses_sends_nothing_until_it_is_resumed() {
     let slack = FakeSlack::start();
     let dir = tempfile::tempdir().unwrap();
     let url = slack.url();
-    let env = [
-        ("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str()),
-        ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "1000"),
-    ];
+    let env = env_without_pace(&url);
     let command = |args: &[&str]| {
         let (code, stdout, _) = run_command(dir.path(), &env, args);
         (code, stdout)
@@ -1188,10 +1193,7 @@ fn an_operator_skips_one_payment_of_a_paused_channel() {
     let slack = FakeSlack::start();
     let dir = tempfile::tempdir().unwrap();
     let url = slack.url();
-    let env = [
-        ("PAYRELAY_SLACK_WEBHOOK_URL", url.as_str()),
-        ("PAYRELAY_SLACK_MESSAGES_PER_SECOND", "1000"),
-    ];
+    let env = env_without_pace(&url);
     reject_the_first_two(&slack);
     let payrelay = Payrelay::start(Options::new(dir.path(), &env));
     let mut client = Client::connect(payrelay.addr());

@@ -97,26 +97,16 @@ impl App {
         }))
     }
 
-    /// Its payments wait until it is resumed.
-    pub(super) async fn pause_channel(
+    /// Pauses or resumes a channel: an action that may have a reason.
+    pub(super) async fn steer_channel(
         &self,
         client: &AuthenticatedClient,
         name: &str,
         body: &mut IncomingBody,
+        action: fn(Option<String>) -> ChannelAction,
     ) -> Result<Response<Body>, Problem> {
         let reason = self.read_reason(client, body).await?;
-        self.request_channel_action(client, name, ChannelAction::Pause(reason))
-            .await
-    }
-
-    pub(super) async fn resume_channel(
-        &self,
-        client: &AuthenticatedClient,
-        name: &str,
-        body: &mut IncomingBody,
-    ) -> Result<Response<Body>, Problem> {
-        let reason = self.read_reason(client, body).await?;
-        self.request_channel_action(client, name, ChannelAction::Resume(reason))
+        self.request_channel_action(client, name, action(reason))
             .await
     }
 

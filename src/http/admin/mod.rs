@@ -18,6 +18,7 @@ use super::problem::Problem;
 use super::response::{Body, json_response};
 use crate::domain::reason::describe_reason;
 use crate::domain::timestamp::Timestamp;
+use crate::store::channel_action::ChannelAction;
 use crate::store::dead_letter_action::{DeadLetterAction, Selection};
 use crate::store::relay_action::{self, RelayAction};
 use crate::store::{Transaction, topic};
@@ -164,8 +165,14 @@ impl App {
     ) -> Result<Response<Body>, Problem> {
         match route {
             AdminRoute::Channels => Ok(self.list_channels()),
-            AdminRoute::PauseChannel { name } => self.pause_channel(client, &name, body).await,
-            AdminRoute::ResumeChannel { name } => self.resume_channel(client, &name, body).await,
+            AdminRoute::PauseChannel { name } => {
+                self.steer_channel(client, &name, body, ChannelAction::Pause)
+                    .await
+            }
+            AdminRoute::ResumeChannel { name } => {
+                self.steer_channel(client, &name, body, ChannelAction::Resume)
+                    .await
+            }
             AdminRoute::SkipInChannel { name } => self.skip_in_channel(client, &name, body).await,
             AdminRoute::DeadLetters(page) => self.list_dead_letters(page).await,
             AdminRoute::DeadLetter { id } => self.find_dead_letter(id).await,

@@ -44,6 +44,7 @@ export function onClick(node, action) {
   });
 }
 
+/** A button with an action. */
 export function button(label, action) {
   const node = element("button", { type: "button" }, label);
   onClick(node, action);
