@@ -1,6 +1,6 @@
--- payrelay's database, version 6. Applied as one transaction to an empty file;
--- src/store/engine/schema.rs sets PRAGMA user_version. Until 0.2.0 a change raises the version, and
--- a file of an earlier one is refused.
+-- payrelay's database, version 6, as payrelay 0.2.0 released it. Applied as one transaction to an
+-- empty file. A later version adds a step to src/store/engine/schema.rs, which upgrades existing
+-- files and sets PRAGMA user_version. A file from before 0.2.0 is refused.
 --
 -- Times are microseconds since 1970-01-01 UTC. Ids are AUTOINCREMENT: an id is never used again,
 -- even after a purge (https://sqlite.org/autoinc.html). There is one writer, so id order is commit

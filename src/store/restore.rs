@@ -263,6 +263,8 @@ fn copy_file_to_restore(from: &Path, to: &Path) -> Result<(), RestoreError> {
 
 /// Checks the file as a whole, and the consistency of its tables.
 fn check_restored_copy(file: &Path, node: Option<&NodeId>) -> Result<(NodeId, i64), RestoreError> {
+    // A copy of an earlier version becomes one of this version.
+    open::upgrade_database(file)?;
     let checked = AuditDatabase::open(file)?;
     let copy = checked.node().clone();
     if let Some(node) = node.filter(|node| **node != copy) {
@@ -317,7 +319,7 @@ struct ReplacedDatabase {
 
 /// `None` if there is none, or it cannot be read: that may be the reason to restore.
 fn find_database_to_restore(database: &Path) -> Option<ReplacedDatabase> {
-    let (connection, node) = open::open_database_to_read(database).ok()?;
+    let (connection, node) = open::open_any_version_to_read(database).ok()?;
     let sql = "SELECT max(seq) FROM sqlite_sequence";
     let given: Option<i64> = connection
         .query_row(sql, [], |row| row.get(0))

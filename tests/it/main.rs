@@ -44,3 +44,4 @@ mod restore;
 mod ring;
 mod slack;
 mod tidy;
+mod upgrade;

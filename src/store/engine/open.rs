@@ -8,7 +8,7 @@ use super::files::create_private_file;
 use super::ids::{advance_ids_of_backup, warn_of_unmarked_litestream_copy};
 use super::node_id::load_or_create_node_id;
 use super::open_error::{OpenError, open_error};
-use super::schema::{create_schema, schema_version};
+use super::schema::{create_schema, reject_schema_to_upgrade, schema_version, upgrade_schema};
 use super::wal::{
     CheckpointOnClose, node_id_without_wal, reject_foreign_wal, reject_wal_of_another_node,
     reject_wal_without_database, rewrite_and_sync_wal, set_wal_checkpoint_on_close,
@@ -36,6 +36,7 @@ pub(in crate::store) fn open_database(
     if version == 0 {
         create_schema(&mut connection).map_err(sqlite_error)?;
     }
+    // These two checks read only what the first version has.
     if let Some(what) = find_inconsistency_on_open(&connection).map_err(sqlite_error)? {
         return Err(OpenError::Inconsistent {
             path: path.into(),
@@ -50,6 +51,9 @@ pub(in crate::store) fn open_database(
             configured: configured.clone(),
             stored,
         });
+    }
+    if version != 0 {
+        upgrade_schema(&mut connection, version).map_err(sqlite_error)?;
     }
     let is_marked_copy = advance_ids_of_backup(&mut connection).map_err(sqlite_error)?;
     if !is_marked_copy {
@@ -72,7 +76,9 @@ pub(in crate::store) fn open_existing_database(
     path: &Path,
 ) -> Result<(Connection, NodeId), OpenError> {
     let sqlite_error = |source| open_error(path, source);
-    let (connection, node) = open_checked_database(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let found = open_checked_database(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    reject_schema_to_upgrade(found.version, path)?;
+    let connection = found.connection;
     connection
         .pragma_update(None, "synchronous", "FULL")
         .map_err(sqlite_error)?;
@@ -83,17 +89,41 @@ pub(in crate::store) fn open_existing_database(
     connection
         .pragma_update(None, "wal_autocheckpoint", 0)
         .map_err(sqlite_error)?;
-    Ok((connection, node))
+    Ok((connection, found.node))
 }
 
 /// As [`open_existing_database`], and the file stays as it is.
 pub(in crate::store) fn open_database_to_read(
     path: &Path,
 ) -> Result<(Connection, NodeId), OpenError> {
-    open_checked_database(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+    let found = open_checked_database(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    reject_schema_to_upgrade(found.version, path)?;
+    Ok((found.connection, found.node))
 }
 
-fn open_checked_database(path: &Path, flags: OpenFlags) -> Result<(Connection, NodeId), OpenError> {
+/// As [`open_database_to_read`], also if the file is not upgraded yet.
+pub(in crate::store) fn open_any_version_to_read(
+    path: &Path,
+) -> Result<(Connection, NodeId), OpenError> {
+    let found = open_checked_database(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    Ok((found.connection, found.node))
+}
+
+/// Upgrades the schema of an existing database, on which no payrelay runs.
+pub(in crate::store) fn upgrade_database(path: &Path) -> Result<(), OpenError> {
+    let mut found = open_checked_database(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    upgrade_schema(&mut found.connection, found.version).map_err(|source| open_error(path, source))
+}
+
+/// An existing database.
+struct CheckedDatabase {
+    connection: Connection,
+    node: NodeId,
+    /// The version of its schema.
+    version: usize,
+}
+
+fn open_checked_database(path: &Path, flags: OpenFlags) -> Result<CheckedDatabase, OpenError> {
     let sqlite_error = |source| open_error(path, source);
     // A command must not destroy a WAL either.
     reject_wal_without_database(path)?;
@@ -105,7 +135,8 @@ fn open_checked_database(path: &Path, flags: OpenFlags) -> Result<(Connection, N
         .busy_timeout(BUSY_TIMEOUT)
         .map_err(sqlite_error)?;
     set_wal_checkpoint_on_close(&connection, CheckpointOnClose::No).map_err(sqlite_error)?;
-    if schema_version(&connection, path)? == 0 {
+    let version = schema_version(&connection, path)?;
+    if version == 0 {
         return Err(OpenError::NotOurs(path.into()));
     }
     let node: String = connection
@@ -113,7 +144,11 @@ fn open_checked_database(path: &Path, flags: OpenFlags) -> Result<(Connection, N
         .map_err(sqlite_error)?;
     let node = NodeId::parse(&node).ok_or_else(|| OpenError::NotOurs(path.into()))?;
     reject_wal_of_another_node(path, without_wal, &node)?;
-    Ok((connection, node))
+    Ok(CheckedDatabase {
+        connection,
+        node,
+        version,
+    })
 }
 
 fn set_pragmas_on_open(connection: &Connection) -> rusqlite::Result<()> {

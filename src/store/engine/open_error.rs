@@ -96,13 +96,26 @@ pub enum OpenError {
         /// The newest version known here.
         known: usize,
     },
-    /// Created by an earlier version, before the first release.
+    /// Created before 0.2.0, the first release.
     #[error(
         "database.path {path}: its schema is version {found}, this payrelay needs {known}; the \
-            format changed before the first release: set another path, or open this file with the \
-            payrelay that created it"
+            format changed before 0.2.0: set another path, or open this file with the payrelay \
+            that created it"
     )]
     Older {
+        /// The database.
+        path: PathBuf,
+        /// The version in the file.
+        found: usize,
+        /// The newest version known here.
+        known: usize,
+    },
+    /// Created by an earlier version, and not yet upgraded.
+    #[error(
+        "database.path {path}: its schema is version {found}, and this payrelay uses {known}; \
+            start `payrelay serve` once, which upgrades it"
+    )]
+    NotUpgraded {
         /// The database.
         path: PathBuf,
         /// The version in the file.
