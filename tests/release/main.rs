@@ -7,8 +7,10 @@
 #![expect(clippy::print_stdout, reason = "a test shows what it has measured")]
 #![expect(unreachable_pub, reason = "the modules of the tests share helpers")]
 
+mod clients;
 mod examples;
 mod litestream;
 mod packages;
+mod pages;
 mod report;
 mod tools;

@@ -114,7 +114,7 @@ pub fn texts() -> Vec<(String, String)> {
     .collect();
     let mut found = Vec::new();
     while let Some(path) = waiting.pop() {
-        // What scripts/package-deb makes: the text of a licence, pages of the commands.
+        // What scripts/package makes: the text of a licence, pages of the commands.
         if path.ends_with("packaging/stage") {
             continue;
         }

@@ -1,6 +1,5 @@
 //! payrelay next to litestream: kills of both under load, a lost machine, and full load.
 
-mod clients;
 mod replication;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,8 +19,8 @@ use testkit::store::wait_until_all_is_delivered;
 use testkit::timed::alone;
 use testkit::{StopOnDrop, let_time_pass, random};
 
-use self::clients::{Clients, Receipt};
 use self::replication::{Machine, VERSION};
+use crate::clients::{Clients, Receipt};
 use crate::report::Report;
 
 const LIMIT: Duration = Duration::from_mins(3);

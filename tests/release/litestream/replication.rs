@@ -12,12 +12,15 @@ use testkit::listen::free_port;
 use testkit::process::{Options, Payrelay};
 use testkit::{paths, wait_until};
 
+use crate::pages::{check_commands_known, command_of};
 use crate::tools::{find_tool, tools_folder};
 
 /// The version that the page names as tried.
 pub const VERSION: &str = "v0.5.18";
 
 const LIMIT: Duration = Duration::from_mins(1);
+
+const PAGE: &str = "docs/how-to/replicate-with-litestream.md";
 
 /// The configuration, as the page shows it.
 const FOLDER_OF_PAGE: &str = "/var/lib/payrelay/";
@@ -47,7 +50,7 @@ impl Machine {
             metrics: free_port().local_addr().unwrap(),
             tool: find_tool("litestream", "version", VERSION),
         };
-        let config = &page_blocks("yaml", "")[0];
+        let config = &page_config();
         for value in [
             FOLDER_OF_PAGE,
             REPLICA_OF_PAGE,
@@ -140,15 +143,9 @@ impl Machine {
     /// Runs the command block of the page that has `needle`, and returns its output.
     #[track_caller]
     pub fn run_page_commands(&self, needle: &str) -> String {
-        let blocks = page_blocks("sh", "<!-- run by: the release tests -->\n");
-        let are_known = blocks
-            .iter()
-            .all(|block| COMMANDS_OF_PAGE.iter().any(|known| block.contains(known)));
-        assert!(
-            are_known && COMMANDS_OF_PAGE.contains(&needle),
-            "{needle}: {blocks:?}"
-        );
-        let block = blocks.iter().find(|block| block.contains(needle)).unwrap();
+        assert!(COMMANDS_OF_PAGE.contains(&needle), "{needle}");
+        check_commands_known(PAGE, &COMMANDS_OF_PAGE);
+        let block = &command_of(PAGE, needle);
         let mut command = Command::new("bash");
         let usual = std::env::var("PATH").unwrap_or_default();
         let binaries = paths::binary().parent().unwrap().display().to_string();
@@ -168,20 +165,11 @@ impl Machine {
     }
 }
 
-/// The code blocks of the page in this language, after this marker.
-fn page_blocks(language: &str, marker: &str) -> Vec<String> {
-    let page = paths::repository().join("docs/how-to/replicate-with-litestream.md");
-    let text = fs::read_to_string(page).unwrap();
-    // Blocks of a list are indented.
-    let indented = marker.is_empty();
-    let indent = if indented { "   " } else { "" };
-    let opening = format!("\n{indent}{marker}```{language}\n");
-    let blocks = text.split(&opening).skip(1).map(|rest| {
-        let block = rest.split("```").next().unwrap_or_default();
-        let lines = block
-            .lines()
-            .map(|line| line.strip_prefix(indent).unwrap_or(line));
-        lines.collect::<Vec<_>>().join("\n")
-    });
-    blocks.collect()
+/// The page's configuration of litestream.
+fn page_config() -> String {
+    let text = fs::read_to_string(paths::repository().join(PAGE)).unwrap();
+    let (_, rest) = text.split_once("\n   ```yaml\n").unwrap();
+    let lines = rest.split("```").next().unwrap_or_default().lines();
+    let unindented = lines.map(|line| line.strip_prefix("   ").unwrap_or(line));
+    unindented.collect::<Vec<_>>().join("\n")
 }

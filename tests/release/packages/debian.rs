@@ -1,61 +1,22 @@
-//! The Debian package: built, checked by lintian, and installed, upgraded, removed and purged in a
-//! Debian that knows nothing else.
+//! The Debian package in a Debian that knows nothing else, by the commands of
+//! docs/how-to/install.md and docs/how-to/upgrade.md.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use testkit::paths;
-use testkit::wait_for;
+use testkit::browser::Browser;
+use testkit::{paths, wait_for};
 
-use super::report::Report;
+use super::machine::{ADDRESS, Machine};
+use super::{VERSION, build_package, run};
+use crate::pages::{check_commands_known, command_of};
+use crate::report::Report;
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_mins(1);
 
-/// Runs a program, and panics with what it printed if it fails.
-#[track_caller]
-fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output();
-    let output = output.unwrap_or_else(|error| {
-        panic!("{program}: {error}. Debian's packages lintian, debootstrap and systemd have it")
-    });
-    let printed = text(&output);
-    assert!(
-        output.status.success(),
-        "{program} {arguments:?}: {printed}"
-    );
-    printed
-}
-
-fn text(output: &Output) -> String {
-    let both = [&output.stdout[..], &output.stderr].concat();
-    String::from_utf8_lossy(&both).into_owned()
-}
-
-fn build_package() -> PathBuf {
-    let script = paths::repository().join("scripts/package-deb");
-    let output = Command::new(script).output().unwrap();
-    assert!(output.status.success(), "{}", text(&output));
-    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-    PathBuf::from(printed.lines().last().unwrap())
-}
-
-/// A Debian with its minimum and systemd's tools. It is brought once.
-fn debian() -> PathBuf {
-    let archive = paths::target().join("tools/debian-bookworm.tar");
-    if !archive.exists() {
-        let dir = tempfile::tempdir_in(paths::temporary()).unwrap();
-        let root = dir.path().to_str().unwrap();
-        let include = "--include=systemd,curl";
-        run(
-            "debootstrap",
-            &["--variant=minbase", include, "bookworm", root],
-        );
-        run("tar", &["-C", root, "-cf", archive.to_str().unwrap(), "."]);
-    }
-    archive
-}
+const INSTALL: &str = "docs/how-to/install.md";
+const UPGRADE: &str = "docs/how-to/upgrade.md";
 
 /// The package as a later version.
 fn later_version(package: &Path, dir: &Path) -> PathBuf {
@@ -77,153 +38,148 @@ fn later_version(package: &Path, dir: &Path) -> PathBuf {
     later
 }
 
-/// A Debian in a folder.
-struct Machine {
-    root: PathBuf,
-}
-
-impl Machine {
-    fn new(root: &Path) -> Self {
-        run(
-            "tar",
-            &[
-                "-C",
-                root.to_str().unwrap(),
-                "-xf",
-                debian().to_str().unwrap(),
-            ],
-        );
-        Self { root: root.into() }
-    }
-
-    fn command(&self, program: &[&str]) -> Command {
-        let mut command = Command::new("chroot");
-        command.arg(&self.root).args(program);
-        command.env("DEBIAN_FRONTEND", "noninteractive");
-        command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-        command
-    }
-
-    #[track_caller]
-    fn run(&self, program: &[&str]) -> String {
-        let output = self.command(program).output().unwrap();
-        let printed = text(&output);
-        assert!(output.status.success(), "{program:?}: {printed}");
-        printed
-    }
-
-    fn install(&self, package: &Path) {
-        fs::copy(package, self.root.join("payrelay.deb")).unwrap();
-        self.run(&["dpkg", "-i", "/payrelay.deb"]);
-    }
-
-    fn exists(&self, path: &str) -> bool {
-        self.root.join(path).exists()
-    }
-
-    /// The service, as its unit starts it; no systemd runs here.
-    fn start(&self) -> Child {
-        let state = ["/var/lib/payrelay", "/run/payrelay"];
-        for folder in state {
-            self.run(&["install", "-d", "-o", "payrelay", "-g", "payrelay", folder]);
-        }
-        let serve = [
-            "/usr/bin/payrelay",
-            "serve",
-            "--config",
-            "/etc/payrelay/config.toml",
-        ];
-        let mut command = self.command(&["setpriv", "--reuid=payrelay", "--regid=payrelay"]);
-        command.args(["--clear-groups", "--"]).args(serve);
-        command.env("PAYRELAY_HTTP_LISTEN", "127.0.0.1:18080");
-        command.stderr(Stdio::null()).spawn().unwrap()
-    }
-}
-
-fn stop(mut service: Child) {
-    run("kill", &[&service.id().to_string()]);
-    assert!(service.wait().unwrap().success());
-}
-
-fn pay(machine: &Machine, reservation: u32) {
-    let body = format!(
-        "{{\"user_id\": 42, \"reservations\": [{{\"reservation_id\": {reservation}, \
-            \"seat_price\": 150000}}]}}"
-    );
-    let curl = [
-        "curl",
-        "-sf",
-        "http://127.0.0.1:18080/payments",
-        "-d",
-        &body,
-    ];
-    let json = ["-H", "Content-Type: application/json"];
-    wait_for("a payment", LIMIT, || {
-        let output = machine.command(&[&curl[..], &json].concat()).output();
-        output.unwrap().status.success().then_some(())
+/// The newest version of glibc that the binary needs, as in `(2, 34)`.
+fn newest_glibc(binary: &Path) -> (u32, u32) {
+    let symbols = run("objdump", &["-T", binary.to_str().unwrap()]);
+    let versions = symbols.split("GLIBC_").skip(1).filter_map(|rest| {
+        let version = rest.split([')', ' ', '\n']).next()?;
+        let mut parts = version.split('.').map(str::parse);
+        Some((parts.next()?.ok()?, parts.next()?.ok()?))
     });
+    versions.max().unwrap()
 }
 
 #[test]
 fn the_debian_package_lives_its_whole_life() {
-    let package = build_package();
-    let unit = paths::repository().join("packaging/systemd/payrelay.service");
-    let unit = unit.to_str().unwrap();
-    run(
-        "systemd-analyze",
-        &["security", "--offline=true", "--threshold=15", unit],
-    );
-    let complaints = run(
-        "lintian",
-        &["--fail-on=error,warning", package.to_str().unwrap()],
-    );
-
+    let package = build_package(&["deb", "amd64"]);
+    check_package(&package);
     let dir = tempfile::tempdir_in(paths::temporary()).unwrap();
-    let root = dir.path().join("root");
-    fs::create_dir(&root).unwrap();
-    let machine = Machine::new(&root);
-    machine.install(&package);
+    let machine = Machine::boot(&dir.path().join("root"));
+    machine.bring(&package, &format!("root/payrelay_{VERSION}-1_amd64.deb"));
+    let known = ["apt install", "curl", "restart", "tar ", "apt purge"];
+    check_commands_known(INSTALL, &known);
+    check_commands_known(UPGRADE, &["backup", "apt install", "status"]);
+
+    install(&machine);
+    pay_and_look(&machine);
+    restart_and_crash(&machine);
+    upgrade(&machine, &later_version(&package, dir.path()));
+    remove(&machine);
+}
+
+fn install(machine: &Machine) {
+    machine.run_page("/root", &command_of(INSTALL, "apt install"));
+    machine.wait_for_service();
     let access = machine.run(&["stat", "-c", "%U:%G %a", "/etc/payrelay/config.toml"]);
     assert_eq!(access.trim(), "root:payrelay 640");
     let enabled = machine.run(&["systemctl", "is-enabled", "payrelay"]);
     assert_eq!(enabled.trim(), "enabled");
+    assert_eq!(machine.property("WatchdogUSec"), "30s");
+}
 
-    // The command finds the service by the configuration of the package.
-    let service = machine.start();
-    pay(&machine, 1001);
-    let timeline = machine.run(&["payrelay", "payment", "1"]);
-    assert!(timeline.contains("delivered"), "{timeline}");
-    stop(service);
+/// The commands of the page, and the page of payrelay in a browser.
+fn pay_and_look(machine: &Machine) {
+    let browser = Browser::start();
+    browser.open(&format!("http://{ADDRESS}/ui/"));
+    let shown = machine.run_page("/root", &command_of(INSTALL, "curl"));
+    assert!(shown.contains("delivered"), "{shown}");
+    browser.wait_for_text("#stored", "1 payment in the last minute", LIMIT);
+    browser.screenshot("debian-package");
+    let status = wait_for("the state in systemd", LIMIT, || {
+        let text = machine.property("StatusText");
+        text.contains("READY").then_some(text)
+    });
+    println!("{status}");
+}
 
-    // An upgrade keeps the configuration, as the operator has changed it.
-    let config = root.join("etc/payrelay/config.toml");
+fn restart_and_crash(machine: &Machine) {
+    let before = machine.wait_for_service();
+    machine.run_page("/root", &command_of(INSTALL, "restart"));
+    let restarted = machine.wait_for_service();
+    assert_ne!(before, restarted);
+    machine.run(&["systemctl", "kill", "-s", "KILL", "payrelay"]);
+    wait_for("another process", LIMIT, || {
+        (machine.wait_for_service() != restarted).then_some(())
+    });
+    // systemd does not start it again with a configuration that is wrong.
+    machine.run(&["sh", "-c", "echo '[htp]' >> /etc/payrelay/config.toml"]);
+    machine.run(&["sh", "-c", "! systemctl restart payrelay"]);
+    let failed = machine.run(&["sh", "-c", "! systemctl is-failed payrelay || true"]);
+    assert!(failed.contains("failed"), "{failed}");
+    let log = machine.run(&["journalctl", "-u", "payrelay", "-p", "err"]);
+    assert!(log.contains("[htp]"), "{log}");
+    machine.run(&["sed", "-i", "$d", "/etc/payrelay/config.toml"]);
+    machine.run(&["systemctl", "restart", "payrelay"]);
+}
+
+/// An upgrade keeps the configuration, as the operator has changed it, and starts nothing that was
+/// stopped.
+fn upgrade(machine: &Machine, later: &Path) {
+    let before = machine.wait_for_service();
+    let config = machine.root.join("etc/payrelay/config.toml");
     let mine = fs::read_to_string(&config).unwrap() + "# mine\n";
     fs::write(&config, &mine).unwrap();
-    machine.install(&later_version(&package, dir.path()));
+    machine.run(&["install", "-d", "-o", "payrelay", "/backups"]);
+    machine.run_page("/root", &command_of(UPGRADE, "backup"));
+    assert!(machine.exists("backups/before-upgrade.db"));
+    machine.bring(later, "root/payrelay_NEW.deb");
+    machine.run_page("/root", &command_of(UPGRADE, "apt install"));
     assert_eq!(fs::read_to_string(&config).unwrap(), mine);
-    let service = machine.start();
-    pay(&machine, 1002);
-    stop(service);
+    assert_ne!(machine.wait_for_service(), before, "the new version runs");
+    let shown = machine.run_page("/root", &command_of(UPGRADE, "status"));
+    assert!(shown.contains("backup"), "{shown}");
+    let payment = machine.run(&["payrelay", "payment", "1"]);
+    assert!(payment.contains("delivered"), "{payment}");
 
-    machine.run(&["dpkg", "-r", "payrelay"]);
+    machine.run(&["systemctl", "stop", "payrelay"]);
+    machine.run(&[
+        "apt-get",
+        "install",
+        "--reinstall",
+        "/root/payrelay_NEW.deb",
+    ]);
+    assert_eq!(machine.property("ActiveState"), "inactive");
+    machine.run(&["systemctl", "start", "payrelay"]);
+}
+
+fn remove(machine: &Machine) {
+    machine.run(&["apt", "remove", "payrelay"]);
     assert!(!machine.exists("usr/bin/payrelay") && machine.exists("etc/payrelay/config.toml"));
-    let purged = machine.run(&["dpkg", "-P", "payrelay"]);
+    let purged = machine.run_page("/root", &command_of(INSTALL, "apt purge"));
     assert!(!machine.exists("etc/payrelay/config.toml"));
     assert!(
         machine.exists("var/lib/payrelay/payrelay.db"),
         "the payments stay"
     );
-    assert!(
-        purged.contains("the payments stay in /var/lib/payrelay"),
-        "{purged}"
+    let notice = "the payments stay in /var/lib/payrelay";
+    assert!(purged.contains(notice), "{purged}");
+}
+
+/// The unit is hardened, lintian is content, and the package asks for the glibc that it needs.
+fn check_package(package: &Path) {
+    let unit = paths::repository().join("packaging/systemd/payrelay.service");
+    let unit = unit.to_str().unwrap();
+    let limit = ["--offline=true", "--threshold=15"];
+    run(
+        "systemd-analyze",
+        &[&["security"], &limit[..], &[unit]].concat(),
     );
+    let file = package.to_str().unwrap();
+    let complaints = run("lintian", &["--fail-on=error,warning", file]);
+    let binary = paths::target().join("x86_64-unknown-linux-gnu/release/payrelay");
+    let (major, minor) = newest_glibc(&binary);
+    let depends = run("dpkg-deb", &["-f", file, "Depends"]);
+    let needs = format!("libc6 (>= {major}.{minor})");
+    assert!(depends.contains(&needs), "{needs}: {depends}");
 
     let mut report = Report::new(
         "debian",
-        "The package in a minimal Debian 12: installed, upgraded, removed, purged.",
+        "The package in a minimal Debian 12 with its own systemd: installed, paid, looked at in a \
+            browser, restarted, killed, upgraded, removed, purged.",
     );
-    let size = fs::metadata(&package).unwrap().len();
+    let size = fs::metadata(package).unwrap().len();
     report.add("size of the package", format!("{} kB", size / 1000));
     report.add("lintian's complaints", complaints.lines().count());
+    report.add("glibc", format!("{major}.{minor} or later"));
     report.finish();
 }
