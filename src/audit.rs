@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::config::{self, Config, Problems, PublisherKind};
 use crate::domain::node_id::NodeId;
 use crate::domain::payment::Status;
+use crate::domain::payment_record::parse_payment_ids;
 use crate::kafka;
 use crate::kafka::cluster::{ClusterConnection, ClusterError, KafkaRuntime, with_kafka_timeout};
 use crate::kafka::errors::explain_cluster_error;
@@ -326,19 +327,22 @@ async fn read_audited_topic_through(
 /// The event of a record; `None`: it is not one of this node's events.
 fn audited_topic_event(node: &NodeId, record: &TopicRecord) -> Option<TopicEvent> {
     let outbox_id = node.outbox_id(record.event_id.as_deref()?)?;
-    let number = |bytes: &Option<Vec<u8>>| {
-        let text = std::str::from_utf8(bytes.as_deref()?).ok()?;
+    let key = record.key.as_deref().and_then(|key| {
+        let text = std::str::from_utf8(key).ok()?;
         // Only in its canonical form: no sign, no leading zero.
         text.parse()
             .ok()
             .filter(|number: &i64| number.to_string() == text)
-    };
+    });
+    let ids = record.value.as_deref().and_then(parse_payment_ids);
+    let in_value = ids.and_then(|ids| ids.user_id);
     Some(TopicEvent {
         partition: record.partition,
         offset: record.offset,
         outbox_id,
-        user_id: number(&record.key),
-        payment_id: number(&record.value),
+        // If the value contradicts the key, the record is another one.
+        user_id: key.filter(|key| in_value.is_none_or(|user_id| user_id == *key)),
+        payment_id: ids.map(|ids| ids.payment_id),
     })
 }
 

@@ -329,6 +329,7 @@ impl ServiceSpawner<'_> {
         } = self.spawn_notifiers(channels)?;
         let relay = self.spawn_relay(relay::Options {
             batch_max: self.config.publisher.batch_max.get(),
+            format: self.config.record_format(),
             wake: relay_woken,
             notifiers: notifier_waker.clone(),
             health: publisher_health,

@@ -25,6 +25,7 @@ mod output;
 mod payment;
 mod payments;
 mod progress;
+mod record;
 mod remote_client;
 mod restore;
 mod scratch;
@@ -161,6 +162,11 @@ enum Command {
     },
     /// The same as config check
     CheckConfig,
+    /// Prints the schema of the topic's records
+    Record {
+        #[command(subcommand)]
+        action: record::RecordCommand,
+    },
     /// Kills a scratch payrelay repeatedly, and looks for lost payments
     Selftest(selftest::SelftestCommand),
     /// Pays a scratch payrelay for a while, to look at
@@ -275,6 +281,7 @@ impl Command {
                 action: config::ConfigCommand::Check,
             }
             | Self::CheckConfig => with_configuration(file, |it| config::run_check_config(&it)),
+            Self::Record { action } => action.run(),
             Self::Selftest(selftest) => selftest.run(),
             Self::Demo(demo) => demo.run(),
             Self::SupportBundle(bundle) => bundle.run(target),

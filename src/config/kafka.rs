@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::secret::Secret;
 use super::typed_keys::TypedKeys;
+use crate::domain::payment_record::RecordFormat;
 
 /// `[kafka]`
 #[derive(Debug, Clone)]
@@ -20,6 +21,10 @@ pub struct Kafka {
     pub partitions: i32,
     /// The guarantee if this process dies at any moment.
     pub delivery: DeliveryGuarantee,
+    /// What the value of a record has.
+    pub format: RecordFormat,
+    /// How batches are compressed.
+    pub compression: Compression,
     /// The maximum number of open dead letters of records that are not this node's events, or
     /// cannot be read.
     pub dead_records_max: NonZeroUsize,
@@ -34,6 +39,19 @@ pub enum DeliveryGuarantee {
     ExactlyOnce,
     /// An idempotent producer without transactions.
     AtLeastOnce,
+}
+
+/// The compression of batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// None.
+    None,
+    /// RFC 1952.
+    Gzip,
+    /// The frame format of LZ4.
+    Lz4,
+    /// RFC 8878.
+    Zstd,
 }
 
 /// The keys of `[kafka]` about TLS and SASL. The default is neither.
@@ -117,6 +135,19 @@ pub(super) fn read_kafka_section(keys: &mut TypedKeys<'_>) -> Kafka {
             &[
                 ("exactly-once", DeliveryGuarantee::ExactlyOnce),
                 ("at-least-once", DeliveryGuarantee::AtLeastOnce),
+            ],
+        ),
+        format: keys.choice(
+            "kafka.format",
+            &[("id", RecordFormat::Id), ("json", RecordFormat::Json)],
+        ),
+        compression: keys.choice(
+            "kafka.compression",
+            &[
+                ("none", Compression::None),
+                ("gzip", Compression::Gzip),
+                ("lz4", Compression::Lz4),
+                ("zstd", Compression::Zstd),
             ],
         ),
         dead_records_max: keys.count("kafka.dead_records_max", 1000, 1..=1_000_000),

@@ -29,7 +29,8 @@ pub use self::database::Database;
 use self::duration::{FOREVER, MS};
 pub use self::http::{Http, LOCAL_CLIENT, LocalSocket, Token};
 pub use self::kafka::{
-    DeliveryGuarantee, Kafka, KafkaIdentity, KafkaSasl, KafkaSecurity, KafkaTls, SaslMechanism,
+    Compression, DeliveryGuarantee, Kafka, KafkaIdentity, KafkaSasl, KafkaSecurity, KafkaTls,
+    SaslMechanism,
 };
 pub use self::local::LocalConfig;
 pub use self::problems::Problems;
@@ -38,6 +39,7 @@ pub use self::slack::{DEFAULT_CHANNEL, Route, Sink, Slack};
 use self::source::{KeyDescription, Source};
 use self::typed_keys::TypedKeys;
 use crate::domain::node_id::NodeId;
+use crate::domain::payment_record::RecordFormat;
 
 /// All settings, checked.
 #[derive(Debug, Clone)]
@@ -215,6 +217,14 @@ impl Config {
             file: None,
             values,
         })
+    }
+
+    /// What the value of a record has, if there are records.
+    pub fn record_format(&self) -> RecordFormat {
+        match self.publisher.kind {
+            PublisherKind::Application => RecordFormat::Id,
+            PublisherKind::Kafka => self.kafka.format,
+        }
     }
 
     /// Every key, as its section asks for it, with one token and one route.

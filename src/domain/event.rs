@@ -1,11 +1,12 @@
 //! An event as a Kafka record in `CloudEvents`' Kafka binary mode, and back. Pure; names no client.
 //!
-//! Key: the user id, so that a user's events keep their order. Value: the payment id as text. The
-//! event's id is `<node>-<outbox id>` (the `CloudEvents` specification 1.0.2, Kafka protocol
-//! binding, binary mode).
+//! Key: the user id, so that a user's events keep their order. Value: the payment id as text, or
+//! the payment as JSON. The event's id is `<node>-<outbox id>` (the `CloudEvents` specification
+//! 1.0.2, Kafka protocol binding, binary mode).
 
-use crate::domain::node_id::{NodeId, parse_id};
-use crate::domain::payment::Status;
+use crate::domain::node_id::NodeId;
+use crate::domain::payment::{Payment, Status};
+use crate::domain::payment_record::{PAYMENT_SCHEMA_ID, parse_payment_ids, payment_to_json};
 use crate::domain::text_enum::text_enum;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::trace_context::TraceContext;
@@ -44,6 +45,8 @@ pub struct Event {
     pub created_at: Timestamp,
     /// The client's trace, if it sent one.
     pub trace: Option<TraceContext>,
+    /// The payment, if the record is to carry it as JSON.
+    pub payment: Option<Payment>,
 }
 
 /// A Kafka record without a client's types.
@@ -51,7 +54,7 @@ pub struct Event {
 pub struct Record {
     /// Decides the partition.
     pub key: String,
-    /// The payment id.
+    /// The payment id, or the payment as JSON.
     pub value: String,
     /// Milliseconds since 1970.
     pub timestamp_ms: i64,
@@ -71,21 +74,32 @@ impl Event {
     /// old one (`message.timestamp.before.max.ms`, `message.timestamp.after.max.ms` and
     /// `retention.ms`).
     pub fn to_record(&self, node: &NodeId, now: Timestamp) -> Record {
+        let key = self.user_id.to_string();
         let mut headers = vec![
             ("ce_specversion", "1.0".to_owned()),
             (ID_HEADER, node.event_id(self.outbox_id)),
             ("ce_source", format!("/payrelay/{node}")),
             ("ce_type", self.kind.as_str().to_owned()),
             (TIME_HEADER, self.created_at.to_string()),
-            ("content-type", "text/plain".to_owned()),
         ];
+        let value = if let Some(payment) = &self.payment {
+            headers.extend([
+                ("content-type", "application/json".to_owned()),
+                ("ce_dataschema", PAYMENT_SCHEMA_ID.to_owned()),
+                ("ce_partitionkey", key.clone()),
+            ]);
+            payment_to_json(payment)
+        } else {
+            headers.push(("content-type", "text/plain".to_owned()));
+            self.payment_id.to_string()
+        };
         if let Some(TraceContext { parent, state }) = self.trace.clone() {
             headers.push(("traceparent", parent));
             headers.extend(state.map(|state| ("tracestate", state)));
         }
         Record {
-            key: self.user_id.to_string(),
-            value: self.payment_id.to_string(),
+            key,
+            value,
             timestamp_ms: now.as_millis(),
             headers,
         }
@@ -114,7 +128,7 @@ pub enum NotOwnEvent {
     #[error("its {ID_HEADER} {0:?} is not one of this node's")]
     NotOurs(String),
     /// It is ours by its id, but not by its value.
-    #[error("its value is not a payment id")]
+    #[error("its value is neither a payment id nor a payment as JSON")]
     BadValue,
 }
 
@@ -129,13 +143,10 @@ impl EventRef {
         let outbox_id = node
             .outbox_id(event_id)
             .ok_or_else(|| NotOwnEvent::NotOurs(truncate_event_id(event_id)))?;
-        let payment_id = value
-            .and_then(|bytes| std::str::from_utf8(bytes).ok())
-            .and_then(parse_id)
-            .ok_or(NotOwnEvent::BadValue)?;
+        let ids = value.and_then(parse_payment_ids);
         Ok(Self {
             outbox_id,
-            payment_id,
+            payment_id: ids.ok_or(NotOwnEvent::BadValue)?.payment_id,
             created_at: None,
         })
     }
@@ -178,6 +189,21 @@ mod tests {
                 parent: TRACE.into(),
                 state: Some("a=1,b=2".into()),
             }),
+            payment: None,
+        }
+    }
+
+    fn example_payment() -> Payment {
+        Payment {
+            id: 34,
+            user_id: 42,
+            reservation_id: 1001,
+            amount: 150_000,
+            currency: "KRW".into(),
+            status: Status::Completed,
+            failure: None,
+            paid_by: None,
+            executed_at: example_event().created_at,
         }
     }
 
@@ -195,6 +221,32 @@ mod tests {
             ("content-type", "text/plain"),
             ("traceparent", TRACE),
             ("tracestate", "a=1,b=2"),
+        ];
+        assert_eq!(
+            record.headers,
+            expected.map(|(name, value)| (name, value.to_owned()))
+        );
+    }
+
+    #[test]
+    fn the_record_of_an_event_with_its_payment_is_json_with_a_schema() {
+        let event = Event {
+            payment: Some(example_payment()),
+            trace: None,
+            ..example_event()
+        };
+        let record = event.to_record(&example_node(), event.created_at);
+        assert_eq!(record.key, "42");
+        assert_eq!(record.value, payment_to_json(&example_payment()));
+        let expected = [
+            ("ce_specversion", "1.0"),
+            ("ce_id", "shop-7-12"),
+            ("ce_source", "/payrelay/shop-7"),
+            ("ce_type", "payment.completed"),
+            ("ce_time", "2026-11-22T10:00:00.123456Z"),
+            ("content-type", "application/json"),
+            ("ce_dataschema", "urn:payrelay:schema:payment:1"),
+            ("ce_partitionkey", "42"),
         ];
         assert_eq!(
             record.headers,
@@ -271,9 +323,11 @@ mod tests {
             outbox_id in 1..=i64::MAX,
             payment_id in 1..=i64::MAX,
             id in "[a-z0-9._-]{1,64}",
+            with_payment in any::<bool>(),
         ) {
             let node = NodeId::parse(&id).unwrap();
-            let event = Event { outbox_id, payment_id, ..example_event() };
+            let payment = with_payment.then(|| Payment { id: payment_id, ..example_payment() });
+            let event = Event { outbox_id, payment_id, payment, ..example_event() };
             let record = event.to_record(&node, Timestamp::now());
             let header = |wanted| {
                 let found = record.headers.iter().find(|(name, _)| *name == wanted);

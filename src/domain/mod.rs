@@ -6,6 +6,7 @@ pub mod event;
 pub mod loopback;
 pub mod node_id;
 pub mod payment;
+pub mod payment_record;
 pub mod reason;
 pub mod template;
 pub(crate) mod text_enum;

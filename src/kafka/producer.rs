@@ -12,7 +12,7 @@ use krafka::{CloseOptions, Kafka};
 use super::commit_order::CommitOrder;
 use super::producer_builder::idempotent_producer;
 use super::producer_ring::ProducerRing;
-use crate::config::DeliveryGuarantee;
+use crate::config::{Compression, DeliveryGuarantee};
 use crate::domain::event::{Event, Record};
 use crate::domain::node_id::NodeId;
 use crate::domain::timestamp::Timestamp;
@@ -26,8 +26,12 @@ pub(super) enum AnyProducer {
 
 impl AnyProducer {
     /// An idempotent producer.
-    pub(super) async fn plain(kafka: &Kafka) -> Result<Self, KrafkaError> {
-        Ok(Self::Plain(Box::new(idempotent_producer(kafka).await?)))
+    pub(super) async fn plain(
+        kafka: &Kafka,
+        compression: Compression,
+    ) -> Result<Self, KrafkaError> {
+        let producer = idempotent_producer(kafka, compression).await?;
+        Ok(Self::Plain(Box::new(producer)))
     }
 
     pub(super) fn guarantee(&self) -> DeliveryGuarantee {

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use krafka::Kafka;
 use krafka::error::KrafkaError;
 use krafka::producer::{Acks, Producer, ProducerBuilder, TransactionalProducer};
+use krafka::{Compression, Kafka};
+
+use crate::config;
 
 /// Without transactions krafka retries a batch for this long, and never doubles it.
 const DELIVERY_TIMEOUT: Duration = Duration::from_mins(5);
@@ -27,8 +29,11 @@ const LINGER: Duration = Duration::from_secs(1);
 const BATCH_BYTES_MAX: usize = 1_000_000;
 
 /// An idempotent producer.
-pub(super) async fn idempotent_producer(kafka: &Kafka) -> Result<Producer, KrafkaError> {
-    let producer = producer_builder(kafka).delivery_timeout(DELIVERY_TIMEOUT);
+pub(super) async fn idempotent_producer(
+    kafka: &Kafka,
+    compression: config::Compression,
+) -> Result<Producer, KrafkaError> {
+    let producer = producer_builder(kafka, compression).delivery_timeout(DELIVERY_TIMEOUT);
     producer.build().await
 }
 
@@ -36,18 +41,26 @@ pub(super) async fn idempotent_producer(kafka: &Kafka) -> Result<Producer, Krafk
 pub(super) async fn transactional_producer(
     kafka: &Kafka,
     id: &str,
+    compression: config::Compression,
 ) -> Result<TransactionalProducer, KrafkaError> {
-    producer_builder(kafka)
+    producer_builder(kafka, compression)
         .delivery_timeout(DELIVERY_TIMEOUT_IN_TRANSACTION)
         .transaction_timeout(TRANSACTION_TIMEOUT)
         .build_transactional(id)
         .await
 }
 
-fn producer_builder(kafka: &Kafka) -> ProducerBuilder {
+fn producer_builder(kafka: &Kafka, compression: config::Compression) -> ProducerBuilder {
+    let compression = match compression {
+        config::Compression::None => Compression::None,
+        config::Compression::Gzip => Compression::Gzip,
+        config::Compression::Lz4 => Compression::Lz4,
+        config::Compression::Zstd => Compression::Zstd,
+    };
     kafka
         .producer()
         .acks(Acks::All)
+        .compression(compression)
         .idempotent(true)
         .linger(LINGER)
         .batch_size(BATCH_BYTES_MAX)

@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use super::commit_order::CommitOrder;
 use super::producer_builder::transactional_producer;
+use crate::config;
 use crate::domain::node_id::NodeId;
 
 /// How many producers take turns, unless a test or a benchmark says otherwise.
@@ -56,13 +57,17 @@ impl ProducerRing {
     pub(super) async fn acquire(
         kafka: &Kafka,
         node: &NodeId,
-        topic: &str,
+        settings: &config::Kafka,
         size: NonZeroUsize,
     ) -> Result<Self, KrafkaError> {
         let mut acquiring = JoinSet::new();
         for (index, id) in transactional_ids(node).into_iter().enumerate() {
             let kafka = kafka.clone();
-            acquiring.spawn(async move { (index, transactional_producer(&kafka, &id).await) });
+            let compression = settings.compression;
+            acquiring.spawn(async move {
+                let producer = transactional_producer(&kafka, &id, compression).await;
+                (index, producer)
+            });
         }
         let mut acquired = acquiring.join_all().await;
         acquired.sort_unstable_by_key(|(index, _)| *index);
@@ -82,7 +87,7 @@ impl ProducerRing {
             None => Ok(Self {
                 producers,
                 turn: 0,
-                order: CommitOrder::new(kafka, topic, transactional_ids(node)),
+                order: CommitOrder::new(kafka, &settings.topic, transactional_ids(node)),
             }),
         }
     }

@@ -169,11 +169,10 @@ pub(super) async fn open(
     ensure_cluster_topic(&kafka, settings).await?;
     // The producers first: once they exist, no record of an earlier one arrives any more.
     let producer = match guarantee {
-        DeliveryGuarantee::AtLeastOnce => AnyProducer::plain(&kafka).await?,
+        DeliveryGuarantee::AtLeastOnce => AnyProducer::plain(&kafka, settings.compression).await?,
         DeliveryGuarantee::ExactlyOnce => {
             let ring =
-                ProducerRing::acquire(&kafka, &context.node, &settings.topic, context.ring_size)
-                    .await?;
+                ProducerRing::acquire(&kafka, &context.node, settings, context.ring_size).await?;
             AnyProducer::Transactional(ring)
         }
     };
@@ -268,7 +267,7 @@ async fn end_transactions_before_session(
         if let Some(producer) = in_ring {
             end_hanging_transactions(producer, &topic.name, &partitions).await?;
         } else {
-            let producer = transactional_producer(kafka, id).await?;
+            let producer = transactional_producer(kafka, id, context.settings.compression).await?;
             end_hanging_transactions(&producer, &topic.name, &partitions).await?;
         }
     }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, after, at, never, select_biased};
 
 use crate::domain::event::Event;
+use crate::domain::payment_record::RecordFormat;
 use crate::domain::reason::describe_reason;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::trace_context::TraceContext;
@@ -58,6 +59,7 @@ pub struct Relay {
     store: Store,
     publisher: Box<dyn Publisher>,
     batch_max: usize,
+    format: RecordFormat,
     wake: Receiver<()>,
     notifiers: Waker,
     outage: OutageTracker,
@@ -80,6 +82,8 @@ pub struct Relay {
 pub struct Options {
     /// The maximum number of events of one batch.
     pub batch_max: usize,
+    /// What the value of a record has.
+    pub format: RecordFormat,
     /// Wakes the relay.
     pub wake: Receiver<()>,
     /// Wakes the notifiers when the relay has written deliveries itself.
@@ -109,6 +113,7 @@ impl Relay {
             store,
             publisher,
             batch_max: options.batch_max,
+            format: options.format,
             wake: options.wake,
             notifiers: options.notifiers,
             outage,
@@ -184,9 +189,10 @@ impl Relay {
         }
         let after = self.published_to;
         let limit = self.batch_max;
-        let batch = self
-            .store
-            .read(|connection| outbox::unpublished_outbox_events(connection, after, limit))?;
+        let format = self.format;
+        let batch = self.store.read(|connection| {
+            outbox::unpublished_outbox_events(connection, after, limit, format)
+        })?;
         if batch.is_empty() && self.publisher.due().is_none_or(|at| at > Instant::now()) {
             self.mark_all()?;
             self.published_to = 0;

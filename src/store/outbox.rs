@@ -6,10 +6,12 @@
 use super::id_runs::id_runs;
 use super::row::row_limit;
 use crate::domain::event::{Event, EventRef, EventType};
+use crate::domain::payment::Payment;
+use crate::domain::payment_record::RecordFormat;
 use crate::domain::text_enum::text_enum;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::trace_context::TraceContext;
-use rusqlite::{Connection, OptionalExtension, Statement, Transaction};
+use rusqlite::{Connection, OptionalExtension, Row, Statement, Transaction};
 
 text_enum! {
     /// The status of an event in the outbox.
@@ -46,34 +48,64 @@ pub(super) fn insert_outbox_row(
     Ok(())
 }
 
-/// The oldest unpublished events with a larger id than `after`, in commit order.
+/// The oldest unpublished events with a larger id than `after`, in commit order. With
+/// [`RecordFormat::Json`] they have their payments.
 pub fn unpublished_outbox_events(
     connection: &Connection,
     after: i64,
     limit: usize,
+    format: RecordFormat,
 ) -> rusqlite::Result<Vec<Event>> {
+    let sql = match format {
+        RecordFormat::Id => UNPUBLISHED_EVENTS,
+        RecordFormat::Json => UNPUBLISHED_EVENTS_WITH_PAYMENTS,
+    };
     connection
-        .prepare_cached(
-            "SELECT id, payment_id, user_id, type, created_at, traceparent, tracestate FROM outbox \
-             WHERE status = 'INIT' AND id > ?1 ORDER BY id LIMIT ?2",
-        )?
-        .query_map((after, row_limit(limit)), |row| {
-            Ok(Event {
-                outbox_id: row.get(0)?,
-                payment_id: row.get(1)?,
-                user_id: row.get(2)?,
-                kind: row.get(3)?,
-                created_at: Timestamp::from_micros(row.get(4)?),
-                trace: match row.get(5)? {
-                    Some(parent) => Some(TraceContext {
-                        parent,
-                        state: row.get(6)?,
-                    }),
-                    None => None,
-                },
-            })
-        })?
+        .prepare_cached(sql)?
+        .query_map((after, row_limit(limit)), |row| read_event_row(row, format))?
         .collect()
+}
+
+const UNPUBLISHED_EVENTS: &str = "SELECT id, payment_id, user_id, type, created_at, traceparent, \
+    tracestate FROM outbox WHERE status = 'INIT' AND id > ?1 ORDER BY id LIMIT ?2";
+
+const UNPUBLISHED_EVENTS_WITH_PAYMENTS: &str = "SELECT o.id, o.payment_id, o.user_id, o.type, \
+    o.created_at, o.traceparent, o.tracestate, p.reservation_id, p.amount, p.currency, p.status, \
+    p.failure, p.executed_at FROM outbox o JOIN payment p ON p.id = o.payment_id \
+    WHERE o.status = 'INIT' AND o.id > ?1 ORDER BY o.id LIMIT ?2";
+
+fn read_event_row(row: &Row<'_>, format: RecordFormat) -> rusqlite::Result<Event> {
+    let payment_id = row.get(1)?;
+    let user_id = row.get(2)?;
+    let payment = match format {
+        RecordFormat::Id => None,
+        RecordFormat::Json => Some(Payment {
+            id: payment_id,
+            user_id,
+            reservation_id: row.get(7)?,
+            amount: row.get(8)?,
+            currency: row.get(9)?,
+            status: row.get(10)?,
+            failure: row.get(11)?,
+            executed_at: Timestamp::from_micros(row.get(12)?),
+            paid_by: None,
+        }),
+    };
+    Ok(Event {
+        outbox_id: row.get(0)?,
+        payment_id,
+        user_id,
+        kind: row.get(3)?,
+        created_at: Timestamp::from_micros(row.get(4)?),
+        trace: match row.get(5)? {
+            Some(parent) => Some(TraceContext {
+                parent,
+                state: row.get(6)?,
+            }),
+            None => None,
+        },
+        payment,
+    })
 }
 
 /// How an event of the topic compares with the outbox.

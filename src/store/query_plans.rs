@@ -24,6 +24,7 @@ use super::{
 use crate::domain::event::EventRef;
 use crate::domain::node_id::NodeId;
 use crate::domain::payment::{NewPayment, Reservation};
+use crate::domain::payment_record::RecordFormat;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::topic::Topic;
 use rusqlite::trace::{TraceEvent, TraceEventCodes};
@@ -139,7 +140,10 @@ fn plan_executing_payments(tx: &Transaction<'_>) -> rusqlite::Result<()> {
     };
     assert_eq!(first, again);
     assert!(payment::find_payment_of_reservation(tx, 1)?.is_some());
-    assert_eq!(outbox::unpublished_outbox_events(tx, 0, 10)?.len(), 2);
+    for format in RecordFormat::ALL {
+        let events = outbox::unpublished_outbox_events(tx, 0, 10, *format)?;
+        assert_eq!(events.len(), 2);
+    }
     Ok(())
 }
 

@@ -176,6 +176,7 @@ fn unseen_in_range(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::payment_record::RecordFormat;
     use crate::domain::timestamp::Timestamp;
     use crate::store::engine::open;
     use crate::store::{outbox, publication};
@@ -222,7 +223,7 @@ mod tests {
     }
 
     fn requeued_outbox_ids(tx: &Transaction<'_>) -> Vec<i64> {
-        outbox::unpublished_outbox_events(tx, 0, 100)
+        outbox::unpublished_outbox_events(tx, 0, 100, RecordFormat::Id)
             .unwrap()
             .iter()
             .map(|event| event.outbox_id)

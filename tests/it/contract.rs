@@ -11,6 +11,7 @@ use payrelay::config::{
 };
 use payrelay::domain::event::Event;
 use payrelay::domain::node_id::NodeId;
+use payrelay::domain::payment_record::RecordFormat;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::kafka::consumer::{Consumer, Step};
 use payrelay::kafka::publisher::KafkaPublisher;
@@ -398,6 +399,7 @@ fn two_of_the_same_node(version: &str) {
         Box::new(Fenced),
         relay::Options {
             batch_max: 10,
+            format: RecordFormat::Id,
             wake: Waker::new().1,
             notifiers: Waker::new().0,
             health: HealthHandle::up(),

@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use payrelay::domain::payment_record::{PAYMENT_SCHEMA, PAYMENT_SCHEMA_ID};
 use testkit::http::Client;
 use testkit::kafka::Broker;
 use testkit::pipeline::{Pipeline, SILENT, TOPIC, UNAVAILABLE, id_of, outages};
+use testkit::process::run_command;
 use testkit::slack::Answer;
 use testkit::topic::{self};
 use testkit::{wait_for, wait_until};
@@ -345,4 +347,67 @@ fn ten_thousand_payments_on_kafka_4_4_0() {
 #[test]
 fn ten_thousand_payments_on_kafka_3_9_2() {
     ten_thousand("3.9.2");
+}
+
+/// One node changes its format and compression at each start. Its own consumer and audit read all
+/// of it, and each value follows the schema.
+#[test]
+fn payments_as_json_are_read_by_any_application_in_each_compression() {
+    let broker = Broker::start("4.4.0");
+    let pipeline = Pipeline::new(broker.bootstrap());
+    let schema: Value = serde_json::from_str(PAYMENT_SCHEMA).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let starts = [
+        ("json", "none"),
+        ("id", "gzip"),
+        ("json", "gzip"),
+        ("json", "lz4"),
+        ("json", "zstd"),
+    ];
+    for (count, (format, compression)) in (1..).zip(starts) {
+        let env = [
+            ("PAYRELAY_KAFKA_FORMAT", format),
+            ("PAYRELAY_KAFKA_COMPRESSION", compression),
+        ];
+        let mut payrelay = pipeline.start_with(&env);
+        let mut client = Client::connect(payrelay.addr());
+        // The second payment of the reservation fails.
+        pay(&mut client, 42, [1001]);
+        pay(&mut client, 42, 2000 + 20 * count..2020 + 20 * count);
+        let total = 21 * usize::try_from(count).unwrap();
+        pipeline.wait_for_messages(total);
+        let records = pipeline.topic();
+        assert_eq!(records.len(), total);
+        for record in &records[total - 21..] {
+            if format == "id" {
+                assert_eq!(record.header("content-type"), "text/plain");
+                continue;
+            }
+            let content = record.header("content-type");
+            let schema_id = record.header("ce_dataschema");
+            assert_eq!(
+                (content, schema_id),
+                ("application/json", PAYMENT_SCHEMA_ID)
+            );
+            assert_eq!(record.header("ce_partitionkey"), record.key);
+            let value: Value = serde_json::from_str(&record.value).unwrap();
+            assert!(validator.is_valid(&value), "{value}");
+            let stored = client.get(&format!("/payments/{}", value["payment_id"]));
+            let stored = stored.json();
+            for (field, sent) in value.as_object().unwrap() {
+                let name = if field == "payment_id" { "id" } else { field };
+                assert_eq!(&stored[name], sent, "{field}: {stored}");
+            }
+        }
+        pipeline.assert_delivered_once(total);
+        let bootstrap = pipeline.bootstrap.as_str();
+        let kafka = [
+            ("PAYRELAY_PUBLISHER_KIND", "kafka"),
+            ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", bootstrap),
+        ];
+        let dir = pipeline.dir.path();
+        let (code, audit, errors) = run_command(dir, &kafka, &["audit"]);
+        assert_eq!(code, Some(0), "{audit}{errors}");
+        assert!(payrelay.terminate().success());
+    }
 }

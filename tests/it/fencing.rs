@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use payrelay::domain::event::Event;
+use payrelay::domain::payment_record::RecordFormat;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::relay::publisher::{PublishError, PublishOutcome, Publisher};
 use payrelay::relay::{self, Relay, Step};
@@ -82,6 +83,7 @@ fn a_fenced_relay_pauses_until_an_operator_resumes_it() {
             publisher,
             relay::Options {
                 batch_max: 10,
+                format: RecordFormat::Id,
                 wake: Waker::new().1,
                 notifiers: Waker::new().0,
                 health: part.clone(),

@@ -20,6 +20,7 @@ use payrelay::config::Route;
 use payrelay::domain::event::{Event, EventRef};
 use payrelay::domain::node_id::NodeId;
 use payrelay::domain::payment::{NewPayment, Payment, Reservation, Status};
+use payrelay::domain::payment_record::RecordFormat;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::store::arrival::{self, AcceptOutcome};
 use payrelay::store::backlog::{Backlog, BacklogCounter};
@@ -217,6 +218,14 @@ fn dead_record(offset: i64, event_id: Option<&String>, value: Option<&Vec<u8>>) 
     }
 }
 
+fn unpublished(
+    connection: &payrelay::store::Connection,
+    after: i64,
+    limit: usize,
+) -> SqlResult<Vec<Event>> {
+    outbox::unpublished_outbox_events(connection, after, limit, RecordFormat::Id)
+}
+
 fn view(store: &Store, model: &Model) -> View {
     let look = |connection: &payrelay::store::Connection| -> SqlResult<View> {
         let mut ways = Vec::new();
@@ -261,7 +270,7 @@ fn view(store: &Store, model: &Model) -> View {
         Ok(View {
             ways,
             histories: USERS.map(history).collect::<SqlResult<_>>()?,
-            unpublished: outbox::unpublished_outbox_events(connection, 0, usize::MAX)?,
+            unpublished: unpublished(connection, 0, usize::MAX)?,
             channels: model
                 .channels()
                 .into_iter()
@@ -319,10 +328,7 @@ fn assert_pages(store: &Store, model: &Model, whole: &View) {
             .take(3)
             .cloned()
             .collect();
-        assert_eq!(
-            outbox::unpublished_outbox_events(connection, after, 3)?,
-            rest
-        );
+        assert_eq!(unpublished(connection, after, 3)?, rest);
         let open = dead_letter::list_dead_letters(connection, DeadLetterFilter::Open, 1, 2)?;
         let open: Vec<_> = open
             .iter()

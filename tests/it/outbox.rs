@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use payrelay::config;
 use payrelay::domain::event::Event;
+use payrelay::domain::payment_record::RecordFormat;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::relay::in_process::InProcess;
 use payrelay::relay::publisher::{PublishError, PublishOutcome, Publisher};
@@ -32,6 +33,7 @@ fn relay(database: &Database, publisher: impl Publisher + 'static) -> Relay {
         Box::new(publisher),
         relay::Options {
             batch_max: 10,
+            format: RecordFormat::Id,
             wake: Waker::new().1,
             notifiers: Waker::new().0,
             health: HealthHandle::up(),
@@ -135,7 +137,7 @@ fn a_failed_payment_has_its_event_and_the_others_continue() {
     );
     let events = database
         .store()
-        .read(|connection| outbox::unpublished_outbox_events(connection, 0, 10))
+        .read(|connection| outbox::unpublished_outbox_events(connection, 0, 10, RecordFormat::Id))
         .unwrap();
     let kinds: Vec<_> = events.iter().map(|event| event.kind.as_str()).collect();
     assert_eq!(
@@ -399,6 +401,7 @@ fn a_relay_on_its_thread_is_woken_by_the_commit() {
         Box::new(InProcess),
         relay::Options {
             batch_max: 10,
+            format: RecordFormat::Id,
             wake: woken,
             notifiers: Waker::new().0,
             health: HealthHandle::up(),

@@ -461,7 +461,7 @@ pub fn producer_performance(
     records: u64,
     record_bytes: usize,
 ) -> f64 {
-    let jars = crate::maven::dependencies("org.apache.kafka", "kafka-tools", "4.4.0");
+    let jars = crate::maven::dependencies(&[("org.apache.kafka", "kafka-tools", "4.4.0")]);
     let mut java = Command::new("java");
     java.arg("-cp")
         .arg(jars.join("*"))

@@ -5,16 +5,22 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-/// A project with one dependency.
-fn project(group: &str, artifact: &str, version: &str) -> String {
+/// Group, artifact, version.
+pub type Artifact<'a> = (&'a str, &'a str, &'a str);
+
+fn project(artifacts: &[Artifact<'_>]) -> String {
+    let dependency = |(group, artifact, version): &Artifact<'_>| {
+        format!(
+            "<dependency><groupId>{group}</groupId><artifactId>{artifact}</artifactId>\
+                <version>{version}</version></dependency>"
+        )
+    };
+    let dependencies: String = artifacts.iter().map(dependency).collect();
     format!(
         "<project xmlns=\"http://maven.apache.org/POM/4.0.0\">
   <modelVersion>4.0.0</modelVersion>
   <groupId>payrelay.test</groupId><artifactId>parts</artifactId><version>1</version>
-  <dependencies>
-    <dependency><groupId>{group}</groupId><artifactId>{artifact}</artifactId>
-      <version>{version}</version></dependency>
-  </dependencies>
+  <dependencies>{dependencies}</dependencies>
 </project>
 "
     )
@@ -23,10 +29,12 @@ fn project(group: &str, artifact: &str, version: &str) -> String {
 /// One test brings a part, the others wait for it.
 static BRINGING: Mutex<()> = Mutex::new(());
 
-/// A folder with the jars of an artifact and of all that it needs. Brought once.
-pub fn dependencies(group: &str, artifact: &str, version: &str) -> PathBuf {
+/// A folder with the jars of artifacts and of all that they need. Brought once; the first artifact
+/// names it.
+pub fn dependencies(artifacts: &[Artifact<'_>]) -> PathBuf {
+    let (_, artifact, version) = artifacts[0];
     let home = bring(&format!("{artifact}-{version}"), |home| {
-        copy_dependencies(&project(group, artifact, version), home);
+        copy_dependencies(&project(artifacts), home);
     });
     home.join("libs")
 }
@@ -34,7 +42,7 @@ pub fn dependencies(group: &str, artifact: &str, version: &str) -> PathBuf {
 /// A folder with the files inside an artifact's jar. Brought once.
 pub fn unpacked(group: &str, artifact: &str, version: &str) -> PathBuf {
     let home = bring(&format!("{artifact}-{version}-files"), |home| {
-        let pom = project(group, artifact, version);
+        let pom = project(&[(group, artifact, version)]);
         fs::write(home.join("pom.xml"), pom).expect("a fresh directory is writable");
         let goal = "dependency:unpack-dependencies";
         let alone = "-DexcludeTransitive=true";

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use payrelay::config::{self, DeliveryGuarantee};
 use payrelay::domain::event::Event;
+use payrelay::domain::payment_record::RecordFormat;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::kafka::consumer::Consumer;
 use payrelay::kafka::publisher::KafkaPublisher;
@@ -39,6 +40,8 @@ pub fn settings(
         group: "payment-group".into(),
         partitions,
         delivery,
+        format: RecordFormat::Id,
+        compression: config::Compression::None,
         dead_records_max: NonZeroUsize::MAX,
         security: config::KafkaSecurity::default(),
     }
@@ -60,7 +63,9 @@ pub fn publisher(
 pub fn unpublished(database: &Database) -> Vec<Event> {
     database
         .store()
-        .read(|connection| outbox::unpublished_outbox_events(connection, 0, 100_000))
+        .read(|connection| {
+            outbox::unpublished_outbox_events(connection, 0, 100_000, RecordFormat::Id)
+        })
         .expect("the database can be read")
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use payrelay::config;
 use payrelay::domain::payment::{NewPayment, Payment, Reservation};
+use payrelay::domain::payment_record::RecordFormat;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::runtime::worker::{Worker, WorkerGroup};
 use payrelay::store::outbox;
@@ -117,10 +118,11 @@ impl Database {
                 outbox_id: event.outbox_id,
                 place: Destination::Delivery,
             };
-            let receipts: Vec<_> = outbox::unpublished_outbox_events(tx, 0, usize::MAX)?
-                .into_iter()
-                .map(receipt)
-                .collect();
+            let receipts: Vec<_> =
+                outbox::unpublished_outbox_events(tx, 0, usize::MAX, RecordFormat::Id)?
+                    .into_iter()
+                    .map(receipt)
+                    .collect();
             publication::record_publications(tx, &receipts, Timestamp::now())
         };
         self.store()

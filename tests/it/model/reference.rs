@@ -671,6 +671,7 @@ impl Model {
                 kind: EventType::from(payment.status),
                 created_at: row.created_at,
                 trace: None,
+                payment: None,
             }
         })
         .collect()

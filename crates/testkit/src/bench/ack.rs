@@ -78,6 +78,7 @@ pub fn events(ids: std::ops::Range<i64>) -> Vec<Event> {
         kind: EventType::Completed,
         created_at,
         trace: None,
+        payment: None,
     };
     ids.map(event).collect()
 }

@@ -24,6 +24,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use payrelay::config::{self, DeliveryGuarantee};
+use payrelay::domain::payment_record::RecordFormat;
 use payrelay::relay::publisher::Publisher;
 use payrelay::relay::{self, Relay};
 use payrelay::runtime::health::HealthHandle;
@@ -108,6 +109,8 @@ pub fn kafka_settings(broker: &Broker, topic: &str) -> config::Kafka {
         group: "none".into(),
         partitions: 1,
         delivery: guarantee(),
+        format: RecordFormat::Id,
+        compression: config::Compression::None,
         dead_records_max: NonZeroUsize::MAX,
         security: config::KafkaSecurity::default(),
     }
@@ -131,6 +134,7 @@ pub fn relay(database: &Database, publisher: impl Publisher + 'static) -> (Relay
         Box::new(publisher),
         relay::Options {
             batch_max: 1000,
+            format: RecordFormat::Id,
             wake: woken,
             notifiers,
             health: HealthHandle::up(),
