@@ -23,7 +23,15 @@ fn build_package(arguments: &[&str]) -> PathBuf {
 
 /// Builds a package in a copy of the source.
 fn build_package_in(source: &Path, target: &Path, arguments: &[&str]) -> PathBuf {
-    let output = Command::new(source.join("scripts/package"))
+    let mut command = Command::new(source.join("scripts/package"));
+    // As from a shell: the Cargo that runs the tests has set variables for them.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_") && name != "CARGO_HOME" {
+            command.env_remove(name.as_ref());
+        }
+    }
+    let output = command
         .args(arguments)
         .env("CARGO_TARGET_DIR", target)
         .output()
