@@ -87,7 +87,7 @@ fn pay_and_look(machine: &Machine) {
     browser.screenshot("debian-package");
     let status = wait_for("the state in systemd", LIMIT, || {
         let text = machine.property("StatusText");
-        text.contains("READY").then_some(text)
+        text.contains("0 unpublished").then_some(text)
     });
     println!("{status}");
 }
