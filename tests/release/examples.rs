@@ -187,6 +187,7 @@ fn the_spring_listener_reads_each_payment_once() {
     let class_path = compile_kotlin(&example("PaymentListener.kt"), &jars, classes.path());
     check_consumer("Spring", |bootstrap, dir| {
         let mut command = KillOnDrop::command("java");
+        command.arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn");
         command.args(["-cp", &class_path, "payrelay.example.PaymentListenerKt"]);
         let database = format!("jdbc:sqlite:{}/report.db", dir.display());
         command.env("BOOTSTRAP_SERVERS", bootstrap);
