@@ -83,7 +83,9 @@ impl Machine {
         let container = KillOnDrop::spawn(command);
         let parent = container.id().to_string();
         let leader = wait_for("the systemd of the container", LIMIT, || {
-            let output = Command::new("pgrep").args(["-x", "-P", &parent, "systemd"]).output();
+            let output = Command::new("pgrep")
+                .args(["-x", "-P", &parent, "systemd"])
+                .output();
             let text = printed(&output.unwrap());
             let is_up = text.trim().parse::<u32>().is_ok();
             is_up.then(|| text.trim().to_owned())
