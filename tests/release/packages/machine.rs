@@ -67,6 +67,13 @@ pub struct Machine {
     _container: KillOnDrop,
 }
 
+impl Drop for Machine {
+    /// With the first process of a container all others end. It would survive systemd-nspawn.
+    fn drop(&mut self) {
+        let _ = Command::new("kill").args(["-9", &self.leader]).status();
+    }
+}
+
 impl Machine {
     pub fn boot(root: &Path) -> Self {
         fs::create_dir(root).unwrap();
