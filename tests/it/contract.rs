@@ -270,8 +270,8 @@ fn put_foreign_records(bootstrap: &str, node: &NodeId) -> [&'static str; 6] {
     [
         "no ce_id header",
         "not one of this node's",
-        "not a payment id",
-        "not a payment id",
+        "neither a payment id",
+        "neither a payment id",
         "no event of this",
         "no event of this",
     ]

@@ -39,7 +39,8 @@ impl Architecture {
         format!("/usr/{}", self.gnu)
     }
 
-    /// Runs the unit tests, with few cases of the random ones. Returns how many passed.
+    /// Runs the unit tests, with few cases of the random ones. Returns how many passed. Left out is
+    /// the one that reads /proc/self/stat: qemu fills it with zeros.
     fn run_unit_tests(&self) -> String {
         let cargo = format!(
             "CARGO_TARGET_{}",
@@ -48,7 +49,8 @@ impl Architecture {
         let runner = format!("{} -L {}", self.emulator, self.libraries());
         let mut command = Command::new("cargo");
         let output = without_configuration(&mut command)
-            .args(["test", "--lib", "--target", self.rust])
+            .args(["test", "--lib", "--target", self.rust, "--"])
+            .args(["--skip", "the_numbers_of_the_process"])
             .current_dir(paths::repository())
             .env("CARGO_TARGET_DIR", paths::target())
             .env(format!("{cargo}_LINKER"), format!("{}-gcc", self.gnu))
