@@ -59,6 +59,12 @@ pub(super) struct Values {
     pub(super) given: BTreeMap<String, Secret>,
 }
 
+/// The environment variable of a key.
+fn variable_name(key: &str) -> String {
+    let words = key.replace(['.', '['], "_").replace(']', "");
+    format!("PAYRELAY_{}", words.to_uppercase())
+}
+
 impl<'a> Source<'a> {
     /// Reads the text of a configuration file.
     pub(super) fn parse(
@@ -127,9 +133,16 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// How many tables there are in an array of tables.
+    /// How many tables there are in an array of tables. Variables may add some after those of the
+    /// file: a container needs no file.
     pub(super) fn tables(&self, key: &str) -> usize {
-        self.tables.get(key).copied().unwrap_or(0)
+        let in_file = self.tables.get(key).copied().unwrap_or(0);
+        let is_added = |number: &usize| {
+            let prefix = variable_name(&format!("{key}[{number}]."));
+            let mut variables = self.environment.iter();
+            variables.any(|(name, value)| name.starts_with(&prefix) && !value.is_empty())
+        };
+        in_file + (in_file..).take_while(is_added).count()
     }
 
     /// Whether a key that was read is set, validly or not.
@@ -199,10 +212,7 @@ impl<'a> Source<'a> {
 
     /// A key's environment variable; a secret's may name a file that holds it.
     pub(super) fn variable(&mut self, key: &str, display: Display) -> Option<String> {
-        let name = format!(
-            "PAYRELAY_{}",
-            key.replace(['.', '['], "_").replace(']', "").to_uppercase()
-        );
+        let name = variable_name(key);
         let file_name = format!("{name}_FILE");
         let set = |name: &String| {
             self.environment

@@ -206,6 +206,40 @@ fn a_configuration_key_of_a_table_is_set_in_one_place() {
 }
 
 #[test]
+fn variables_add_configured_tables_after_those_of_the_file() {
+    let second = "sha256:".to_owned() + &"cd".repeat(32);
+    let variables = [
+        ("PAYRELAY_HTTP_TOKEN_1_NAME", "shop"),
+        ("PAYRELAY_HTTP_TOKEN_1_ACCESS", "admin"),
+        ("PAYRELAY_HTTP_TOKEN_1_HASH", &second),
+        ("PAYRELAY_HTTP_TOKEN_2_NAME", ""),
+    ];
+    let file = config_token("till", "read-only", HASH);
+    let loaded = load_config(&file, &variables).unwrap();
+    let names = |tokens: &[Token]| -> Vec<String> {
+        tokens.iter().map(|token| token.name.clone()).collect()
+    };
+    assert_eq!(names(&loaded.config.http.tokens), ["till", "shop"]);
+
+    let without_file = [
+        ("PAYRELAY_HTTP_TOKEN_0_NAME", "shop"),
+        ("PAYRELAY_HTTP_TOKEN_0_ACCESS", "admin"),
+        ("PAYRELAY_HTTP_TOKEN_0_HASH", &second),
+    ];
+    let loaded = load_config("", &without_file).unwrap();
+    assert_eq!(names(&loaded.config.http.tokens), ["shop"]);
+    let problems = load_config("", &without_file[..2]).unwrap_err().to_string();
+    assert!(problems.contains("http.token[0].hash"), "{problems}");
+    // A number that leaves a gap belongs to no table.
+    let problems = load_config(&file, &[("PAYRELAY_HTTP_TOKEN_2_NAME", "shop")]);
+    let problems = problems.unwrap_err().to_string();
+    assert!(
+        problems.contains("PAYRELAY_HTTP_TOKEN_2_NAME: there is no such key"),
+        "{problems}"
+    );
+}
+
+#[test]
 fn every_problem_of_a_slack_route_is_reported() {
     let file = "[[slack.route]]\nname = 'default'\nwebhook = 'x'\namount_min = 9\namount_max \
         = 3\n[[slack.route]]\nname = 'a'\nwebhook_url = 'https://x'\n[[slack.route]]\nname = \
