@@ -142,7 +142,8 @@ impl<'a> Source<'a> {
             let mut variables = self.environment.iter();
             variables.any(|(name, value)| name.starts_with(&prefix) && !value.is_empty())
         };
-        in_file + (in_file..).take_while(is_added).count()
+        let numbers = in_file..in_file + self.environment.len();
+        in_file + numbers.take_while(is_added).count()
     }
 
     /// Whether a key that was read is set, validly or not.
