@@ -93,9 +93,8 @@ fn the_image_runs_as_the_page_says() {
     let mut podman = Podman::new(dir.path());
     podman.run_page("docker load");
     let tokens = podman.run_page(" token");
-    let mut lines = tokens.lines();
-    podman.token = lines.next().unwrap().to_owned();
-    podman.hash = lines.next().unwrap().to_owned();
+    podman.token = tokens.lines().next().unwrap().to_owned();
+    podman.hash = tokens.split('"').nth(1).unwrap().to_owned();
 
     let name = format!("payrelay:{VERSION}");
     let output = podman.command(&format!("docker run --rm {name}")).output();

@@ -79,7 +79,9 @@ fn run_under_systemd(machine: &Machine) {
             let lines = "s/^#\\(LoadCredential\\|Environment\\)/\\1/";
             machine.run(&["sed", "-i", lines, unit]);
         }
-        let shown = machine.run_page("/root/source", &block);
+        let is_command = block.contains("payrelay status");
+        let folder = if is_command { "/" } else { "/root/source" };
+        let shown = machine.run_page(folder, &block);
         if block.contains("daemon-reload") {
             machine.wait_for_service();
             assert!(!shown.contains("messages go to this log only"), "{shown}");
