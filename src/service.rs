@@ -14,6 +14,7 @@ use crossbeam_channel::Receiver;
 pub use self::start_error::{Cause, ServiceStartError};
 
 use crate::config::{self, Config, Problems, PublisherKind};
+use crate::domain::node_role::NodeRole;
 use crate::domain::timestamp::Timestamp;
 use crate::http::{
     self, App, AppContext, Authenticator, BoundSocket, LastTokenRemoved, LocalListener,
@@ -35,9 +36,10 @@ use crate::sampler::{Sampler, Samples};
 use crate::scheduler::{self, Scheduler};
 use crate::slack::channel::{self, SlackChannel};
 use crate::slack::notifier::{self, Notifier};
+use crate::slack::webhook::SlackConfigError;
 use crate::store::channel_sink::{self, ChannelSink};
 use crate::store::unconsumed::{self, UnconsumedPage};
-use crate::store::{Store, StoreError, delivery, local_socket, route, topic};
+use crate::store::{Store, StoreError, delivery, local_socket, node_role, route, topic};
 
 /// The longest duration of a stop.
 pub const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -165,7 +167,7 @@ impl Service {
 fn preflight_service(config: &Config) -> Result<Vec<SlackChannel>, ServiceStartError> {
     let channel_threads = 2 * (1 + config.slack.routes.len());
     ensure_worker_capacity(OTHER_THREADS + config.database.readers.get() + channel_threads)?;
-    let channels = SlackChannel::all(config)?;
+    let channels = service_channels(config)?;
     check_service_socket(config)?;
     check_service_kafka(config)?;
     channel::warn_of_channel_risks(&config.slack);
@@ -180,9 +182,17 @@ fn preflight_service(config: &Config) -> Result<Vec<SlackChannel>, ServiceStartE
     Ok(channels)
 }
 
+/// The channels that this node delivers to. An edge has none.
+fn service_channels(config: &Config) -> Result<Vec<SlackChannel>, SlackConfigError> {
+    match config.node.role {
+        NodeRole::Single => SlackChannel::all(config),
+        NodeRole::Edge => Ok(Vec::new()),
+    }
+}
+
 /// Finds the problems of a configuration, without starting anything.
 pub fn check_service_config(config: &Config) -> Result<(), ServiceStartError> {
-    SlackChannel::all(config)?;
+    service_channels(config)?;
     check_service_socket(config)?;
     check_service_kafka(config)?;
     Ok(())
@@ -222,6 +232,11 @@ fn check_service_kafka(config: &Config) -> Result<(), Problems> {
 
 /// Continues after a process that ended, or after a change of the configuration.
 fn recover_service(store: &Store, config: &Config) -> Result<(), ServiceStartError> {
+    let role = config.node.role;
+    if role == NodeRole::Edge {
+        return recover_edge(store);
+    }
+    store.write(move |tx| node_role::save_node_role(tx, role))?;
     save_service_sinks(store, config)?;
     let routes = config.slack.routes.clone();
     let unknown = store.write(move |tx| {
@@ -244,6 +259,17 @@ fn recover_service(store: &Store, config: &Config) -> Result<(), ServiceStartErr
             counted(count, "published event")
         );
     }
+    Ok(())
+}
+
+/// An edge delivers nothing: what this node has to deliver itself comes first.
+fn recover_edge(store: &Store) -> Result<(), ServiceStartError> {
+    let waiting = store.read(node_role::count_own_deliveries)?;
+    if waiting > 0 {
+        return Err(ServiceStartError::DeliveriesWait { count: waiting });
+    }
+    store.write(|tx| node_role::save_node_role(tx, NodeRole::Edge))?;
+    while store.write(node_role::advance_edge_mark)? {}
     Ok(())
 }
 
@@ -333,6 +359,7 @@ impl ServiceSpawner<'_> {
             wake: relay_woken,
             notifiers: notifier_waker.clone(),
             health: publisher_health,
+            reconnect_max: self.config.kafka.reconnect_max,
         })?;
         let consumer = self.spawn_consumer(&notifier_waker)?;
         let (sampler, snapshots) = self.spawn_sampler(&channels)?;
@@ -348,6 +375,7 @@ impl ServiceSpawner<'_> {
             authenticator: Arc::clone(&authenticator),
             components: std::mem::take(&mut self.components),
             publisher: self.config.publisher.kind,
+            role: self.config.node.role,
             topic: self.config.kafka.topic.clone(),
             database: self.config.database.clone(),
             workers: self.group.clone(),
@@ -420,7 +448,8 @@ impl ServiceSpawner<'_> {
     }
 
     fn spawn_consumer(&mut self, notifiers: &Waker) -> io::Result<Option<Worker>> {
-        if self.config.publisher.kind == PublisherKind::Application {
+        let is_edge = self.config.node.role == NodeRole::Edge;
+        if is_edge || !self.config.publishes_to_kafka() {
             return Ok(None);
         }
         let health = self.component("consumer".to_owned());

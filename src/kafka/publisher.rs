@@ -25,7 +25,7 @@ use tokio::time::timeout_at;
 
 use super::cluster::{ClusterConnection, ClusterError, KafkaRuntime};
 use super::errors::{explain_cluster_error, explain_error, is_record_error, is_unexplained_error};
-use super::producer::{Batch, SendOutcome, is_producer_fenced, send_batch};
+use super::producer::{Batch, Place, SendOutcome, is_producer_fenced, send_batch};
 use super::producer_ring::RING_SIZE;
 use super::reachability::Reachability;
 use super::reconcile::{Changes, Reconciliation};
@@ -314,8 +314,12 @@ impl Pipeline {
             // the topic.
             return Next::Return(State::Disconnected, PublishOutcome::default());
         }
-        let Context { settings, node, .. } = &*self.context;
-        let batch = Batch::new(&settings.topic, node, call.events);
+        let place = Place {
+            topic: &self.context.settings.topic,
+            partition: session.partition,
+            source: &session.source,
+        };
+        let batch = Batch::new(&place, session.last_published, call.events);
         let work = async move {
             let sent = send_batch(&mut session.producer, batch).await;
             (session, sent)

@@ -106,6 +106,13 @@ impl Reconciliation {
             .iter()
             .filter_map(|record| reconciled_event(&context.node, record))
             .collect();
+        let ours = self.session.source.incarnation.as_micros().to_string();
+        let last = records
+            .iter()
+            .filter(|record| record.incarnation.as_ref() == Some(&ours))
+            .filter_map(|record| reconciled_event(&context.node, record))
+            .map(|event| event.notice.outbox_id);
+        self.session.last_published = last.max().unwrap_or(0).max(self.session.last_published);
         let offsets = self.read_to(&records);
         self.session.saw(&found);
         // The marks before any other wait: if that times out, the next call has no records.
@@ -138,6 +145,7 @@ impl Reconciliation {
         PublishedOffsets {
             topic: self.session.topic.clone(),
             offsets,
+            last_published: self.session.last_published,
         }
     }
 

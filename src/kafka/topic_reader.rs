@@ -14,7 +14,7 @@ use krafka::consumer::{AutoOffsetReset, Consumer, ConsumerRecord, IsolationLevel
 use krafka::error::KrafkaError;
 use tokio::time::sleep;
 
-use crate::domain::event::{ID_HEADER, TIME_HEADER};
+use crate::domain::event::{ID_HEADER, INCARNATION_HEADER, TIME_HEADER};
 use crate::kafka::cluster::{
     ClusterError, FETCH_BYTES_MAX, INFLATED_BYTES_MAX, cluster_end_offsets, with_kafka_timeout,
 };
@@ -43,6 +43,8 @@ pub(crate) struct TopicRecord {
     pub(crate) event_id: Option<String>,
     /// The header `ce_time`, likewise.
     pub(crate) time: Option<String>,
+    /// The header `ce_incarnation`, likewise.
+    pub(crate) incarnation: Option<String>,
 }
 
 /// The offsets that a partition has.
@@ -88,15 +90,34 @@ pub(crate) enum ReadTo {
     HighWatermark,
 }
 
+/// Where the reading of a partition begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReadFrom {
+    /// At the oldest record.
+    Oldest,
+    /// At this offset; at the oldest record if the partition does not have it.
+    Offset(i64),
+    /// At its end: no record is read.
+    End,
+    /// The partition is not looked at.
+    Nowhere,
+}
+
+#[cfg(test)]
+impl From<Option<i64>> for ReadFrom {
+    fn from(offset: Option<i64>) -> Self {
+        offset.map_or(Self::Oldest, Self::Offset)
+    }
+}
+
 impl TopicReader {
-    /// Opens a topic. `from` returns the first offset to read of a partition: `None`, or an offset
-    /// that the partition does not have, means the oldest. Returns `None` if there is no such
-    /// topic.
+    /// Opens a topic. `from` returns where the reading of a partition begins. Returns `None` if
+    /// there is no such topic.
     pub(crate) async fn open(
         kafka: &Kafka,
         topic: &str,
         end: ReadTo,
-        from: impl Fn(i32) -> Option<i64>,
+        from: impl Fn(i32) -> ReadFrom,
     ) -> Result<Option<Self>, KrafkaError> {
         let consumer = kafka
             .consumer_without_group()
@@ -116,6 +137,7 @@ impl TopicReader {
         };
         let mut partitions: Vec<i32> = info.partitions.keys().copied().collect();
         partitions.sort_unstable();
+        partitions.retain(|partition| from(*partition) != ReadFrom::Nowhere);
         consumer.assign(topic, partitions.clone()).await?;
         let mut reader = Self {
             kafka: kafka.clone(),
@@ -139,7 +161,7 @@ impl TopicReader {
         &mut self,
         partition: i32,
         end: ReadTo,
-        from: Option<i64>,
+        from: ReadFrom,
     ) -> Result<(), KrafkaError> {
         let Self {
             consumer, topic, ..
@@ -159,9 +181,11 @@ impl TopicReader {
             start,
             end,
         });
-        let first = from
-            .filter(|offset| (start..=end).contains(offset))
-            .unwrap_or(start);
+        let first = match from {
+            ReadFrom::Offset(offset) if (start..=end).contains(&offset) => offset,
+            ReadFrom::End => end,
+            _ => start,
+        };
         consumer.seek(topic, partition, first).await?;
         if first < end {
             self.remaining.insert(partition, end);
@@ -178,7 +202,7 @@ impl TopicReader {
         kafka: &Kafka,
         topic: &str,
         end: ReadTo,
-        from: impl Fn(i32) -> Option<i64>,
+        from: impl Fn(i32) -> ReadFrom,
     ) -> Result<Option<Self>, ClusterError> {
         let started = Instant::now();
         loop {
@@ -385,6 +409,7 @@ impl From<ConsumerRecord> for TopicRecord {
             offset: record.offset,
             event_id: record.header_str(ID_HEADER).map(str::to_owned),
             time: record.header_str(TIME_HEADER).map(str::to_owned),
+            incarnation: record.header_str(INCARNATION_HEADER).map(str::to_owned),
             key: record.key.map(Vec::from),
             value: record.value.map(Vec::from),
         }
@@ -437,6 +462,7 @@ mod tests {
     }
 
     async fn open(kafka: &Kafka, from: impl Fn(i32) -> Option<i64>) -> TopicReader {
+        let from = |partition| ReadFrom::from(from(partition));
         TopicReader::open(kafka, TOPIC, ReadTo::LastStableOffset, from)
             .await
             .unwrap()
@@ -535,10 +561,12 @@ mod tests {
         let broker = FakeBroker::start().await.unwrap();
         let kafka = broker.kafka().connect().await.unwrap();
         assert!(
-            TopicReader::open(&kafka, TOPIC, ReadTo::LastStableOffset, |_| None)
-                .await
-                .unwrap()
-                .is_none()
+            TopicReader::open(&kafka, TOPIC, ReadTo::LastStableOffset, |_| {
+                ReadFrom::Oldest
+            })
+            .await
+            .unwrap()
+            .is_none()
         );
         assert_eq!(broker.topic_id(TOPIC), None);
     }

@@ -51,6 +51,17 @@ pub enum ServiceStartError {
         /// How many payments wait.
         count: i64,
     },
+    /// The database has deliveries, and an edge makes none.
+    #[error(
+        "node.role = \"edge\": {} waiting to be delivered by this node, and an edge delivers none: \
+            run it once more with node.role = \"single\" until `payrelay status` shows that nothing \
+            waits, and replay or discard its dead letters",
+        counted(*count, "payment")
+    )]
+    DeliveriesWait {
+        /// How many payments wait.
+        count: i64,
+    },
     /// The database opened, and then failed.
     #[error("database.path: {0}")]
     Store(#[from] StoreError),

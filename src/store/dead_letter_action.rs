@@ -8,9 +8,10 @@ pub use super::dead_letter::DeadLetterAction;
 use super::dead_letter::{DeadLetterState, parse_dead_record_headers};
 use super::delivery::DeliveryStatus;
 use super::row::row_limit;
-use super::{delivery, unconsumed};
+use super::{delivery, node_role, outbox, unconsumed};
 use crate::domain::event::{EventRef, ID_HEADER, TIME_HEADER};
 use crate::domain::node_id::NodeId;
+use crate::domain::node_role::NodeRole;
 use crate::domain::timestamp::Timestamp;
 
 /// The dead letters that an action is for.
@@ -232,6 +233,9 @@ fn replay_dead_event(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<A
 }
 
 /// Requeues an event that was rejected. Returns whether it was.
+///
+/// An edge publishes it under a new id: later events are on the topic already, and readers drop an
+/// id below the largest that they know of the node.
 pub(super) fn replay_rejected_event(
     tx: &Transaction<'_>,
     outbox_id: i64,
@@ -244,7 +248,10 @@ pub(super) fn replay_rejected_event(
         .execute([outbox_id])?
         > 0;
     if was_rejected {
-        unconsumed::move_unconsumed_mark_back(tx, outbox_id)?;
+        match node_role::node_role(tx)? {
+            NodeRole::Single => unconsumed::move_unconsumed_mark_back(tx, outbox_id)?,
+            NodeRole::Edge => outbox::move_outbox_events(tx, &[outbox_id])?,
+        }
     }
     Ok(was_rejected)
 }

@@ -30,6 +30,7 @@ pub mod gauges;
 mod id_runs;
 pub mod idempotency;
 pub mod local_socket;
+pub mod node_role;
 mod offline;
 pub mod operation;
 pub mod outbox;
