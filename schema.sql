@@ -1,5 +1,6 @@
 -- payrelay's database, version 7. Applied as one transaction to an empty file. A change adds a step
--- to src/store/engine/schema.rs, which upgrades existing files and sets PRAGMA user_version. A file from before 0.2.0 is refused.
+-- to src/store/engine/schema.rs, which upgrades existing files and sets PRAGMA user_version. A file
+-- from before 0.2.0 is refused.
 --
 -- Times are microseconds since 1970-01-01 UTC. Ids are AUTOINCREMENT: an id is never used again,
 -- even after a purge (https://sqlite.org/autoinc.html). There is one writer, so id order is commit
@@ -16,8 +17,8 @@ CREATE TABLE node (
     events_purged INTEGER NOT NULL DEFAULT 0, -- payments = outbox rows + these
     -- Not kept as dead letters, because kafka.dead_records_max were open.
     records_dropped INTEGER NOT NULL DEFAULT 0,
-    -- The low-water mark of the deliveries: every event up to this id has one, is REJECTED, was
-    -- purged, or is one of those that others deliver.
+    -- The low-water mark of the deliveries. Every event up to this id has one, is REJECTED, was
+    -- purged, or is delivered by others.
     consumed_through INTEGER NOT NULL DEFAULT 0,
     -- node.role at the last start. Others deliver the events of an edge.
     role             TEXT    NOT NULL DEFAULT 'single' CHECK (role IN ('single', 'edge')),

@@ -7,6 +7,7 @@
 
 mod database;
 mod duration;
+mod edge;
 mod http;
 mod kafka;
 mod local;
@@ -28,6 +29,7 @@ use std::time::Duration;
 
 pub use self::database::Database;
 use self::duration::{FOREVER, MS};
+use self::edge::{check_edge, warn_of_edge};
 pub use self::http::{Http, LOCAL_CLIENT, LocalSocket, Token};
 pub use self::kafka::{
     Compression, DeliveryGuarantee, Kafka, KafkaIdentity, KafkaSasl, KafkaSecurity, KafkaTls,
@@ -35,7 +37,7 @@ pub use self::kafka::{
 };
 pub use self::local::LocalConfig;
 pub use self::problems::Problems;
-use self::role::{RoleDefaults, check_edge, warn_of_edge};
+use self::role::RoleDefaults;
 pub use self::secret::Secret;
 pub use self::slack::{DEFAULT_CHANNEL, Route, Sink, Slack};
 use self::source::{KeyDescription, Source};

@@ -64,8 +64,8 @@ pub struct Event {
 pub struct RecordSource {
     /// The node.
     pub node: NodeId,
-    /// When its database was created. A new database under an old node id begins with event 1
-    /// again: the time tells them apart.
+    /// When its database was created: a new database under an old node id begins with event 1
+    /// again.
     pub incarnation: Timestamp,
     /// What decides the partition.
     pub key: RecordKey,

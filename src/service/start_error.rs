@@ -53,9 +53,9 @@ pub enum ServiceStartError {
     },
     /// The database has deliveries, and an edge makes none.
     #[error(
-        "node.role = \"edge\": {} waiting to be delivered by this node, and an edge delivers none: \
-            run it once more with node.role = \"single\" until `payrelay status` shows that nothing \
-            waits, and replay or discard its dead letters",
+        "node.role = \"edge\": {} waiting to be delivered by this node, and an edge delivers none. \
+            Run it once more with node.role = \"single\" until `payrelay status` shows that \
+            nothing waits, and replay or discard its dead letters",
         counted(*count, "payment")
     )]
     DeliveriesWait {

@@ -234,8 +234,8 @@ fn replay_dead_event(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<A
 
 /// Requeues an event that was rejected. Returns whether it was.
 ///
-/// An edge publishes it under a new id: later events are on the topic already, and readers drop an
-/// id below the largest that they know of the node.
+/// An edge publishes it under a new id, because later events are on the topic already. Readers drop
+/// an id below the largest that they know of the node.
 pub(super) fn replay_rejected_event(
     tx: &Transaction<'_>,
     outbox_id: i64,

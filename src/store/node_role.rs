@@ -7,7 +7,6 @@
 use rusqlite::{Connection, Result as SqlResult, Transaction};
 
 use super::row::row_limit;
-use super::unconsumed;
 use crate::domain::node_role::NodeRole;
 use crate::domain::timestamp::Timestamp;
 
@@ -26,16 +25,6 @@ pub fn node_created_at(connection: &Connection) -> SqlResult<Timestamp> {
     connection
         .prepare_cached("SELECT created_at FROM node")?
         .query_row([], |row| row.get(0).map(Timestamp::from_micros))
-}
-
-/// How many events this node still has to deliver itself: before that it cannot be an edge.
-pub fn count_own_deliveries(connection: &Connection) -> SqlResult<i64> {
-    let sql = "SELECT count(*) FROM delivery WHERE status IN ('PENDING', 'SENDING', 'DEAD')";
-    let deliveries: i64 = connection.query_row(sql, [], |row| row.get(0))?;
-    if node_role(connection)? == NodeRole::Edge {
-        return Ok(deliveries);
-    }
-    Ok(deliveries + unconsumed::count_unconsumed(connection)?.count)
 }
 
 /// Whether others deliver this event, unless it has a delivery.
@@ -109,4 +98,103 @@ pub(super) fn purgeable_edge_events(
         ids.push(row.get(0)?);
     }
     Ok(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::dead_letter_action::replay_rejected_event;
+    use crate::store::engine::open;
+    use crate::store::outbox::purge_outbox;
+    use rusqlite::TransactionBehavior;
+
+    /// Events in these states, from id 1 on: published at the time of their id, rejected or not
+    /// published. `+` adds a delivery.
+    fn with_edge_events<T>(states: &[&str], work: impl FnOnce(&Transaction<'_>) -> T) -> T {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut connection, _) = open::open_database(&dir.path().join("a.db"), None).unwrap();
+        let tx = Transaction::new(&mut connection, TransactionBehavior::Immediate).unwrap();
+        for (id, state) in (1_i64..).zip(states) {
+            let name = state.trim_end_matches('+');
+            tx.execute(
+                "INSERT INTO payment (user_id, reservation_id, amount, currency, status, \
+                    executed_at) VALUES (1, ?1, 1, 'KRW', 'COMPLETED', 1)",
+                [id],
+            )
+            .unwrap();
+            let published_at = (name == "PUBLISHED").then_some(id);
+            let rejection = (name == "REJECTED").then_some("too large");
+            tx.execute(
+                "INSERT INTO outbox (payment_id, user_id, type, status, rejection, created_at, \
+                    published_at) VALUES (?1, 1, 'payment.completed', ?2, ?3, 1, ?4)",
+                (id, name, rejection, published_at),
+            )
+            .unwrap();
+            if state.ends_with('+') {
+                let sql = "INSERT INTO delivery (outbox_id, channel, created_at) \
+                    VALUES (?1, 'default', 1)";
+                tx.execute(sql, [id]).unwrap();
+            }
+        }
+        work(&tx)
+    }
+
+    fn ids(tx: &Transaction<'_>) -> Vec<i64> {
+        let mut statement = tx.prepare("SELECT id FROM outbox ORDER BY id").unwrap();
+        let ids = statement.query_map([], |row| row.get(0)).unwrap();
+        ids.map(Result::unwrap).collect()
+    }
+
+    #[test]
+    fn the_purge_deletes_published_events_of_an_edge_and_waits_for_deliveries_of_a_single_node() {
+        let states = ["PUBLISHED", "REJECTED", "PUBLISHED", "INIT", "PUBLISHED"];
+        let cutoff = Timestamp::from_micros(100);
+        with_edge_events(&states, |tx| {
+            assert_eq!(purge_outbox(tx, cutoff, 10).unwrap(), 0, "a single node");
+            save_node_role(tx, NodeRole::Edge).unwrap();
+            assert_eq!(purge_outbox(tx, Timestamp::from_micros(2), 10).unwrap(), 1);
+            assert_eq!(purge_outbox(tx, cutoff, 10).unwrap(), 1);
+            assert_eq!(ids(tx), [2, 4, 5], "nothing after the first that waits");
+            tx.execute(
+                "UPDATE outbox SET status = 'PUBLISHED', published_at = 9 WHERE id = 4",
+                [],
+            )
+            .unwrap();
+            assert_eq!(purge_outbox(tx, cutoff, 1).unwrap(), 1);
+            assert_eq!(purge_outbox(tx, cutoff, 1).unwrap(), 1);
+            assert_eq!(ids(tx), [2]);
+            let purged: i64 = tx
+                .query_row("SELECT events_purged FROM node", [], |row| row.get(0))
+                .unwrap();
+            assert_eq!(purged, 4);
+        });
+    }
+
+    #[test]
+    fn events_of_an_edge_are_purged_after_it_has_become_single_again() {
+        with_edge_events(&["PUBLISHED", "PUBLISHED"], |tx| {
+            save_node_role(tx, NodeRole::Edge).unwrap();
+            advance_edge_mark(tx).unwrap();
+            save_node_role(tx, NodeRole::Single).unwrap();
+            let cutoff = Timestamp::from_micros(100);
+            assert_eq!(purge_outbox(tx, cutoff, 10).unwrap(), 2);
+        });
+    }
+
+    #[test]
+    fn an_edge_replays_a_rejected_event_under_a_new_id() {
+        with_edge_events(&["PUBLISHED", "REJECTED", "PUBLISHED"], |tx| {
+            save_node_role(tx, NodeRole::Edge).unwrap();
+            assert!(replay_rejected_event(tx, 2).unwrap());
+            assert_eq!(ids(tx), [1, 3, 4]);
+            let next: i64 = tx
+                .query_row(
+                    "SELECT seq FROM sqlite_sequence WHERE name = 'payment'",
+                    [],
+                    |row| row.get(0),
+                )
+                .unwrap();
+            assert_eq!(next, 4, "the next payment has the id of its event");
+        });
+    }
 }

@@ -113,8 +113,8 @@ pub fn save_published_topic_offsets(
     Ok(())
 }
 
-/// Saves the end of a partition that others write to as well, while no event of ours up to
-/// `last_published` waits for its mark: nothing before it is read again.
+/// Saves the end of a partition that others write to as well: nothing before it is read again. Does
+/// nothing while an event of ours up to `last_published` waits for its mark.
 pub fn save_idle_topic_end(
     tx: &Transaction<'_>,
     topic: &Topic,

@@ -174,7 +174,8 @@ pub(super) const MISSING: Check = Check {
         JOIN topic_record r ON r.outbox_id = o.id WHERE o.status = 'PUBLISHED' \
         AND o.\"partition\" IS NOT NULL AND (o.id > (SELECT published_before FROM incarnation) \
         OR r.outbox_id IS NOT NULL) AND NOT (SELECT role = 'single' AND o.id <= edge_through \
-        AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.outbox_id = o.id) FROM node) AND CASE WHEN e.\"partition\" IS NULL THEN o.id <= ?1 \
+        AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.outbox_id = o.id) FROM node) \
+        AND CASE WHEN e.\"partition\" IS NULL THEN o.id <= ?1 \
         WHEN o.\"offset\" IS NULL THEN o.id <= ?1 AND e.low = 0 AND r.outbox_id IS NULL \
         AND NOT EXISTS (SELECT 1 FROM undecodable u WHERE u.\"partition\" = o.\"partition\") \
         WHEN EXISTS (SELECT 1 FROM undecodable u WHERE u.\"partition\" = o.\"partition\" \
