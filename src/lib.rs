@@ -29,6 +29,8 @@ pub mod sampler;
 
 pub mod audit;
 
+pub mod fleet;
+
 pub mod service;
 
 #[cfg(test)]

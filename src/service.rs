@@ -2,6 +2,7 @@
 //! order in which they stop.
 
 mod recovery;
+mod reports;
 mod start_error;
 mod status_line;
 
@@ -25,6 +26,7 @@ use crate::http::{
 use crate::kafka;
 use crate::kafka::consumer::Consumer;
 use crate::kafka::publisher::{self, KafkaPublisher};
+use crate::kafka::status::StatusReports;
 use crate::relay::in_process::InProcess;
 use crate::relay::publisher::Publisher;
 use crate::relay::{self, Relay};
@@ -266,16 +268,18 @@ impl ServiceSpawner<'_> {
             channels,
             waker: notifier_waker,
         } = self.spawn_notifiers(channels)?;
-        let relay = self.spawn_relay(relay::Options {
+        let (sampler, snapshots) = self.spawn_sampler(&channels)?;
+        let reports = reports::edge_reports(self.config, &self.store, &snapshots);
+        let options = relay::Options {
             batch_max: self.config.publisher.batch_max.get(),
             format: self.config.record_format(),
             wake: relay_woken,
             notifiers: notifier_waker.clone(),
             health: publisher_health,
             reconnect_max: self.config.kafka.reconnect_max,
-        })?;
+        };
+        let relay = self.spawn_relay(options, reports)?;
         let consumer = self.spawn_consumer(&notifier_waker)?;
-        let (sampler, snapshots) = self.spawn_sampler(&channels)?;
         let scheduler = self.spawn_scheduler(&relay_waker, &notifier_waker, &snapshots)?;
         let authenticator = Arc::new(Authenticator::new(&self.config.http));
         let app = App::new(AppContext {
@@ -341,12 +345,17 @@ impl ServiceSpawner<'_> {
         })
     }
 
-    fn spawn_relay(&self, options: relay::Options) -> io::Result<Worker> {
+    fn spawn_relay(
+        &self,
+        options: relay::Options,
+        reports: Option<StatusReports>,
+    ) -> io::Result<Worker> {
         let publisher: Box<dyn Publisher> = match self.config.publisher.kind {
             PublisherKind::Application => Box::new(InProcess),
             PublisherKind::Kafka => {
                 let options = publisher::Options {
                     warnings: self.warnings.clone(),
+                    reports,
                     ..publisher::Options::default()
                 };
                 Box::new(KafkaPublisher::with_options(

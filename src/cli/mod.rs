@@ -15,6 +15,7 @@ mod descriptors;
 mod doctor;
 mod exit_code;
 mod explain;
+mod fleet;
 mod health;
 mod local_client;
 mod local_user;
@@ -162,6 +163,8 @@ enum Command {
     },
     /// The same as config check
     CheckConfig,
+    /// Shows the edges of a topic, or creates the topics of a fleet
+    Fleet(fleet::FleetCommand),
     /// Prints the schema of the topic's records
     Record {
         #[command(subcommand)]
@@ -281,6 +284,7 @@ impl Command {
                 action: config::ConfigCommand::Check,
             }
             | Self::CheckConfig => with_configuration(file, |it| config::run_check_config(&it)),
+            Self::Fleet(fleet) => with_configuration(file, |it| fleet.run(&it)),
             Self::Record { action } => action.run(),
             Self::Selftest(selftest) => selftest.run(),
             Self::Demo(demo) => demo.run(),

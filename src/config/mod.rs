@@ -8,6 +8,7 @@
 mod database;
 mod duration;
 mod edge;
+mod fleet;
 mod http;
 mod kafka;
 mod local;
@@ -30,6 +31,7 @@ use std::time::Duration;
 pub use self::database::Database;
 use self::duration::{FOREVER, MS};
 use self::edge::{check_edge, warn_of_edge};
+pub use self::fleet::Fleet;
 pub use self::http::{Http, LOCAL_CLIENT, LocalSocket, Token};
 pub use self::kafka::{
     Compression, DeliveryGuarantee, Kafka, KafkaIdentity, KafkaSasl, KafkaSecurity, KafkaTls,
@@ -63,6 +65,8 @@ pub struct Config {
     pub kafka: Kafka,
     /// `[slack]`
     pub slack: Slack,
+    /// `[fleet]`
+    pub fleet: Fleet,
     /// `[scheduler]`
     pub scheduler: Scheduler,
     /// `[idempotency]`
@@ -291,6 +295,7 @@ impl Config {
             },
             kafka: kafka::read_kafka_section(keys, role),
             slack: slack::read_slack_section(keys),
+            fleet: fleet::read_fleet_section(keys),
             scheduler: Scheduler {
                 interval: keys.duration("scheduler.interval", "60s", 10 * MS..=FOREVER),
                 retry_after: keys.duration("scheduler.retry_after", "60s", MS..=FOREVER),

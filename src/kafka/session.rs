@@ -23,6 +23,7 @@ use super::hanging::{
 use super::producer::AnyProducer;
 use super::producer_builder::transactional_producer;
 use super::producer_ring::{ProducerRing, transactional_ids};
+use super::status::{StatusReporter, StatusReports};
 use super::topic_config::topic_config_risks;
 use super::topic_reader::{ReadFrom, ReadTo, TopicReader};
 use super::watch::{Visibility, VisibilityWatch};
@@ -65,6 +66,8 @@ pub(super) struct Context {
     pub(super) connection: Mutex<ClusterConnection>,
     /// Receives the risks of the topic's settings.
     pub(super) warnings: Warnings,
+    /// The reports of an edge.
+    pub(super) reports: Option<StatusReports>,
 }
 
 /// A producer on a topic.
@@ -89,6 +92,8 @@ pub(super) struct Session {
     pub(super) source: RecordSource,
     /// The largest id of an event of this database that is known to be on the topic.
     pub(super) last_published: i64,
+    /// The reports of an edge.
+    status: Option<StatusReporter>,
     /// When every broker that it uses has last answered.
     pub(super) answered_at: Instant,
     /// By partition, the offset after the last record that was read or sent. Every new record has a
@@ -105,6 +110,13 @@ impl Session {
     pub(super) fn check_due(&self) -> Instant {
         let quiet = self.answered_at + QUIET_LIMIT;
         self.watch.due().map_or(quiet, |at| at.min(quiet))
+    }
+
+    /// When [`check`] is due, if no event waits.
+    pub(super) fn idle_check_due(&self) -> Instant {
+        let due = self.check_due();
+        let status = self.status.as_ref().map(StatusReporter::due);
+        status.map_or(due, |at| at.min(due))
     }
 
     /// The partitions that it may write to.
@@ -250,6 +262,10 @@ pub(super) async fn open(
         partition: incarnation.partition,
         source,
         last_published: incarnation.last_published,
+        status: context
+            .reports
+            .as_ref()
+            .map(|reports| StatusReporter::new(reports.interval)),
         answered_at: Instant::now(),
         ends: BTreeMap::new(),
     };
@@ -378,6 +394,7 @@ pub(super) async fn check(mut session: Box<Session>, context: Arc<Context>) -> C
         }
         session.answered_at = Instant::now();
     }
+    report_status(&mut session, &context).await;
     if session.watch.due().is_none_or(|at| at > Instant::now()) {
         return (session, Ok(None));
     }
@@ -393,4 +410,15 @@ pub(super) async fn check(mut session: Box<Session>, context: Arc<Context>) -> C
         .check(kafka, &context.store, topic, &ids, servers)
         .await;
     (session, visibility.map(Some))
+}
+
+async fn report_status(session: &mut Session, context: &Context) {
+    let (Some(status), Some(reports)) = (&mut session.status, &context.reports) else {
+        return;
+    };
+    if status.due() <= Instant::now() {
+        let place = (&context.node, context.settings.topic.as_str());
+        let last = session.last_published;
+        status.report(&session.kafka, place, reports, last).await;
+    }
 }

@@ -45,6 +45,8 @@ pub(crate) struct TopicRecord {
     pub(crate) time: Option<String>,
     /// The header `ce_incarnation`, likewise.
     pub(crate) incarnation: Option<String>,
+    /// Milliseconds since 1970.
+    pub(crate) timestamp_ms: i64,
 }
 
 /// The offsets that a partition has.
@@ -410,6 +412,7 @@ impl From<ConsumerRecord> for TopicRecord {
             event_id: record.header_str(ID_HEADER).map(str::to_owned),
             time: record.header_str(TIME_HEADER).map(str::to_owned),
             incarnation: record.header_str(INCARNATION_HEADER).map(str::to_owned),
+            timestamp_ms: record.timestamp,
             key: record.key.map(Vec::from),
             value: record.value.map(Vec::from),
         }

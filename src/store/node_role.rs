@@ -27,6 +27,28 @@ pub fn node_created_at(connection: &Connection) -> SqlResult<Timestamp> {
         .query_row([], |row| row.get(0).map(Timestamp::from_micros))
 }
 
+/// The largest ids that the node has given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LastIds {
+    /// To an event.
+    pub event: i64,
+    /// To a payment.
+    pub payment: i64,
+}
+
+/// The largest ids.
+pub fn last_ids(connection: &Connection) -> SqlResult<LastIds> {
+    let last = |table| {
+        connection
+            .prepare_cached("SELECT ifnull((SELECT seq FROM sqlite_sequence WHERE name = ?1), 0)")?
+            .query_row([table], |row| row.get(0))
+    };
+    Ok(LastIds {
+        event: last("outbox")?,
+        payment: last("payment")?,
+    })
+}
+
 /// Whether others deliver this event, unless it has a delivery.
 pub(super) fn is_edge_event(connection: &Connection, outbox_id: i64) -> SqlResult<bool> {
     connection

@@ -45,6 +45,8 @@ impl Fleet {
             ("PAYRELAY_NODE_ID", node),
             ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", &self.broker.bootstrap()),
             ("PAYRELAY_KAFKA_PARTITIONS", &PARTITIONS.to_string()),
+            ("PAYRELAY_FLEET_STATUS_INTERVAL", "1s"),
+            ("PAYRELAY_FLEET_LATE_AFTER", "10s"),
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .to_vec()
@@ -275,4 +277,63 @@ fn a_node_delivers_what_it_has_before_it_becomes_an_edge_and_back() {
     ];
     let (code, audit, errors) = run_command(pipeline.dir.path(), &kafka, &["audit"]);
     assert_eq!(code, Some(0), "{audit}{errors}");
+}
+
+#[test]
+fn the_fleet_is_seen_from_one_place_and_a_silent_node_is_late() {
+    let fleet = Fleet::new();
+    let fleet_json = |more: &[&str]| {
+        let (code, shown, errors) = fleet.run("shop-1", &[&["fleet", "--json"], more].concat());
+        let nodes: Vec<Value> = shown
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        (code, nodes, errors)
+    };
+    let (code, _, error) = fleet_json(&[]);
+    assert_eq!(code, Some(75), "{error}");
+    assert!(error.contains("payrelay fleet init"), "{error}");
+
+    let init = ["fleet", "init", "--replication", "1"];
+    let (code, planned, error) = fleet.run("shop-1", &[&init[..], &["--dry-run"]].concat());
+    assert_eq!(code, Some(0), "{error}");
+    assert!(
+        planned.contains("payment-event.status: would be created"),
+        "{planned}"
+    );
+    let (code, created, error) = fleet.run("shop-1", &init);
+    assert_eq!(code, Some(0), "{error}");
+    assert_eq!(created.matches(": created; ").count(), 2, "{created}");
+    let (_, existing, _) = fleet.run("shop-1", &init);
+    assert_eq!(existing.matches(": exists").count(), 2, "{existing}");
+
+    let nodes = ["shop-1", "shop-2"];
+    let mut edges: Vec<Payrelay> = nodes.iter().map(|node| fleet.start(node)).collect();
+    pay(&mut Client::connect(edges[0].addr()), 1, 1..6);
+    let first = wait_for("the reports of both nodes", LIMIT, || {
+        let (code, nodes, error) = fleet_json(&[]);
+        assert!(matches!(code, Some(0 | 1)), "{error}");
+        let has_reported = nodes.len() == 2 && nodes[0]["status"]["events"]["published"] == 5;
+        has_reported.then(|| nodes[0].clone())
+    });
+    assert_eq!(
+        (&first["node"], &first["state"]),
+        (&json!("shop-1"), &json!("ok"))
+    );
+    assert_eq!(first["status"]["last_payment"], 5);
+    assert!(
+        first["clock_skew_ms"].as_i64().unwrap().abs() < 5000,
+        "{first}"
+    );
+    let (_, table, _) = fleet.run("shop-1", &["fleet"]);
+    assert!(
+        table.contains("on topic") && table.contains("shop-2"),
+        "{table}"
+    );
+
+    edges[1].kill9();
+    wait_until("the silent node to be late", LIMIT, || {
+        let (code, nodes, _) = fleet_json(&["--state", "late"]);
+        code == Some(1) && nodes.len() == 1 && nodes[0]["node"] == "shop-2"
+    });
 }
