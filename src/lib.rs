@@ -31,6 +31,8 @@ pub mod audit;
 
 pub mod fleet;
 
+pub mod rebuild;
+
 pub mod service;
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ mod payments;
 mod progress;
 mod record;
 mod remote_client;
+mod republish;
 mod restore;
 mod scratch;
 mod selftest;
@@ -154,6 +155,8 @@ enum Command {
     Backup(backup::BackupCommand),
     /// Replaces the database by a copy; payrelay must not run
     Restore(restore::RestoreCommand),
+    /// Publishes events of an edge again that the topic has lost
+    Republish(republish::RepublishCommand),
     /// Cross-checks payments, outbox, topic and deliveries
     Audit(audit::AuditCommand),
     /// Checks the configuration, or prints its schema
@@ -276,6 +279,7 @@ impl Command {
             Self::Explain(explain) => explain.run(),
             Self::Backup(backup) => backup.run(file),
             Self::Restore(restore) => with_configuration(file, |it| restore.run(&it.config)),
+            Self::Republish(republish) => with_configuration(file, |it| republish.run(&it.config)),
             Self::Audit(audit) => with_configuration(file, |it| audit.run(&it)),
             Self::Config {
                 action: config::ConfigCommand::Schema,

@@ -108,7 +108,7 @@ fn created_topic(result: Option<Result<(), KrafkaError>>) -> Result<CreatedTopic
 }
 
 /// The error of a command of the fleet, and what to do about it.
-pub(super) async fn explain_fleet_error(
+pub(crate) async fn explain_fleet_error(
     failure: &ClusterError,
     link: &ClusterConnection,
     settings: &config::Kafka,

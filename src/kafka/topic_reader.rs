@@ -15,6 +15,7 @@ use krafka::error::KrafkaError;
 use tokio::time::sleep;
 
 use crate::domain::event::{ID_HEADER, INCARNATION_HEADER, TIME_HEADER};
+use crate::domain::trace_context::TraceContext;
 use crate::kafka::cluster::{
     ClusterError, FETCH_BYTES_MAX, INFLATED_BYTES_MAX, cluster_end_offsets, with_kafka_timeout,
 };
@@ -47,6 +48,8 @@ pub(crate) struct TopicRecord {
     pub(crate) incarnation: Option<String>,
     /// Milliseconds since 1970.
     pub(crate) timestamp_ms: i64,
+    /// The client's trace, if it has one.
+    pub(crate) trace: Option<TraceContext>,
 }
 
 /// The offsets that a partition has.
@@ -413,6 +416,10 @@ impl From<ConsumerRecord> for TopicRecord {
             time: record.header_str(TIME_HEADER).map(str::to_owned),
             incarnation: record.header_str(INCARNATION_HEADER).map(str::to_owned),
             timestamp_ms: record.timestamp,
+            trace: record.header_str("traceparent").map(|parent| TraceContext {
+                parent: parent.to_owned(),
+                state: record.header_str("tracestate").map(str::to_owned),
+            }),
             key: record.key.map(Vec::from),
             value: record.value.map(Vec::from),
         }

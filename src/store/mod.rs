@@ -40,6 +40,7 @@ pub mod payment_view;
 pub mod publication;
 #[cfg(test)]
 mod query_plans;
+pub mod rebuild;
 pub mod relay_action;
 pub mod restore;
 pub mod route;

@@ -211,6 +211,46 @@ pub fn renumber_outbox(tx: &Transaction<'_>, first: i64) -> rusqlite::Result<usi
     Ok(ids.len())
 }
 
+/// Makes up to `limit` published events of an edge wait again, under new ids.
+pub fn republish_outbox(
+    tx: &Transaction<'_>,
+    from: i64,
+    through: i64,
+    limit: usize,
+) -> rusqlite::Result<Republished> {
+    let ids: Vec<i64> = tx
+        .prepare_cached(
+            "SELECT id FROM outbox WHERE id BETWEEN ?1 AND ?2 AND status = 'PUBLISHED' \
+                ORDER BY id LIMIT ?3",
+        )?
+        .query_map((from, through, row_limit(limit)), |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    let mut waits = tx.prepare_cached(
+        "UPDATE outbox SET status = 'INIT', published_at = NULL, \"partition\" = NULL, \
+            \"offset\" = NULL WHERE id = ?1",
+    )?;
+    for id in &ids {
+        waits.execute([id])?;
+    }
+    move_outbox_events(tx, &ids)?;
+    Ok(Republished {
+        count: ids.len(),
+        next: ids
+            .last()
+            .filter(|_| ids.len() == limit)
+            .map(|last| last + 1),
+    })
+}
+
+/// A part of what is to be published again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Republished {
+    /// How many events wait again.
+    pub count: usize,
+    /// Where the next part begins; `None`: there is no more.
+    pub next: Option<i64>,
+}
+
 /// Gives these events new ids, in their order, after all that were issued.
 pub(super) fn move_outbox_events(tx: &Transaction<'_>, ids: &[i64]) -> rusqlite::Result<()> {
     let mut last: i64 = tx.query_row(

@@ -337,3 +337,110 @@ fn the_fleet_is_seen_from_one_place_and_a_silent_node_is_late() {
         code == Some(1) && nodes.len() == 1 && nodes[0]["node"] == "shop-2"
     });
 }
+
+/// What makes a row of a table, in the order of the rows.
+fn rows(connection: &Connection, sql: &str) -> Vec<String> {
+    let mut statement = connection.prepare(sql).unwrap();
+    let columns = statement.column_count();
+    let row = |row: &rusqlite::Row<'_>| {
+        let cell = |index| row.get_ref(index).map(|value| format!("{value:?}"));
+        (0..columns).map(cell).collect::<Result<Vec<_>, _>>()
+    };
+    let rows = statement.query_map([], row).unwrap();
+    rows.map(|row| row.unwrap().join(" ")).collect()
+}
+
+#[test]
+fn a_lost_edge_is_built_again_from_the_topic_and_gives_no_id_twice() {
+    const TABLES: [&str; 3] = [
+        "SELECT * FROM payment ORDER BY id",
+        "SELECT * FROM user_history ORDER BY user_id",
+        // The time of publishing is the broker's.
+        "SELECT id, payment_id, user_id, type, traceparent, tracestate, status, created_at, \
+            \"partition\", \"offset\" FROM outbox ORDER BY id",
+    ];
+    let fleet = Fleet::new();
+    let other = fleet.start("shop-8");
+    pay(&mut Client::connect(other.addr()), 1, 1..4);
+    let mut edge = fleet.start("shop-7");
+    let mut client = Client::connect(edge.addr());
+    for user in 0..20_i64 {
+        // Each second payment fails.
+        pay(&mut client, user % 7, [1000 + user / 2, 2000 + user]);
+    }
+    fleet.records("shop-7", 40);
+    wait_until("the marks", LIMIT, || {
+        client.get("/payments/40").json()["event"]["status"] == "PUBLISHED"
+    });
+    assert!(edge.terminate().success());
+    let folder = fleet.folder("shop-7");
+    let before = TABLES.map(|sql| rows(&database(&folder), sql));
+    std::fs::rename(&folder, fleet.dir.path().join("lost")).unwrap();
+
+    let restore = ["restore", "--from-topic", "--yes"];
+    let (code, shown, error) = fleet.run("shop-7", &restore);
+    assert_eq!(code, Some(0), "{shown}{error}");
+    assert!(shown.contains("restored 40 payments"), "{shown}");
+    let after = TABLES.map(|sql| rows(&database(&folder), sql));
+    assert_eq!(before, after);
+    let files = std::fs::read_dir(&folder).unwrap();
+    let names: Vec<_> = files.map(|file| file.unwrap().file_name()).collect();
+    assert!(
+        names
+            .iter()
+            .all(|name| !name.to_string_lossy().contains("rebuilt")),
+        "{names:?}"
+    );
+
+    let edge = fleet.start("shop-7");
+    let mut client = Client::connect(edge.addr());
+    let ids = pay(&mut client, 3, [1000, 3000]);
+    assert!(ids[0] > 1_000_000, "{ids:?}");
+    let failed = client.get(&format!("/payments/{}", ids[0])).json();
+    assert_eq!(
+        failed["status"], "FAILED",
+        "the reservation is paid already"
+    );
+    let records = fleet.records("shop-7", 42);
+    assert_chain(&records, "shop-7", &folder);
+    let (code, audit, errors) = fleet.run("shop-7", &["audit"]);
+    assert_eq!(code, Some(0), "{audit}{errors}");
+    let (code, _, error) = fleet.run("shop-9", &restore);
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error.contains("is node.id right?"), "{error}");
+}
+
+#[test]
+fn an_edge_republishes_what_the_topic_has_lost_under_new_ids() {
+    let fleet = Fleet::new();
+    let edge = fleet.start("shop-7");
+    let mut client = Client::connect(edge.addr());
+    pay(&mut client, 1, 1..31);
+    fleet.records("shop-7", 30);
+    wait_until("the marks", LIMIT, || {
+        client.get("/payments/30").json()["event"]["status"] == "PUBLISHED"
+    });
+    topic::truncate(&fleet.broker.bootstrap(), TOPIC, partition_of("shop-7"), 25);
+    let republish = ["republish", "--from", "11", "--through", "25"];
+    let (code, _, error) = fleet.run("shop-7", &republish);
+    assert_eq!(code, Some(64), "{error}");
+    let (code, shown, error) = fleet.run("shop-7", &[&republish[..], &["--yes"]].concat());
+    assert_eq!(code, Some(0), "{error}");
+    assert!(shown.contains("15 events wait"), "{shown}");
+    let (code, _, error) = fleet.run("shop-7", &["outbox", "wake"]);
+    assert_eq!(code, Some(0), "{error}");
+    let records = fleet.records("shop-7", 20);
+    let payments: Vec<i64> = records
+        .iter()
+        .map(|record| {
+            let value: Value = serde_json::from_str(&record.value).unwrap();
+            value["payment_id"].as_i64().unwrap()
+        })
+        .collect();
+    let expected: Vec<i64> = (26..31).chain(11..26).collect();
+    assert_eq!(payments, expected);
+    assert_eq!(records[5].header("ce_id"), "shop-7-31");
+    assert_eq!(records[5].header("ce_previous"), "30");
+    let (code, audit, errors) = fleet.run("shop-7", &["audit"]);
+    assert_eq!(code, Some(0), "{audit}{errors}");
+}
