@@ -330,16 +330,17 @@ fn audited_topic_event(node: &NodeId, record: &TopicRecord) -> Option<TopicEvent
     let key = std::str::from_utf8(record.key.as_deref().unwrap_or_default()).ok();
     let ids = record.value.as_deref().and_then(parse_payment_ids);
     let in_value = ids.and_then(|ids| ids.user_id);
-    let user_id = if key == Some(node.as_str()) {
-        in_value
-    } else {
+    let user_id = match in_value {
+        // If the key names neither the node nor the user, the record is another one.
+        Some(user) => {
+            let is_named = key == Some(node.as_str()) || key == Some(user.to_string().as_str());
+            is_named.then_some(user)
+        }
         // Only in its canonical form: no sign, no leading zero.
-        let number = key.and_then(|text| {
+        None => key.and_then(|text| {
             let number: i64 = text.parse().ok()?;
             (number.to_string() == text).then_some(number)
-        });
-        // If the value contradicts the key, the record is another one.
-        number.filter(|number| in_value.is_none_or(|user_id| user_id == *number))
+        }),
     };
     Some(TopicEvent {
         partition: record.partition,

@@ -83,7 +83,7 @@ fn describe_node(
     let seen_at = record.appended_at;
     let clock_skew_ms = status
         .as_ref()
-        .map(|status| (status.at.as_micros() - seen_at.as_micros()) / 1000);
+        .map(|status| status.at.as_micros().saturating_sub(seen_at.as_micros()) / 1000);
     let state = match &status {
         None => NodeState::Unknown,
         Some(_) if now.since(seen_at) > limits.late_after => NodeState::Late,

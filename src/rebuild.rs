@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::domain::event::RecordKey;
-use crate::domain::node_id::NodeId;
+use crate::domain::node_id::{ID_MAX, NodeId};
 use crate::domain::payment_record::parse_payment;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::topic::Topic;
 use crate::kafka::cluster::{ClusterConnection, ClusterError, KafkaRuntime, with_kafka_timeout};
 use crate::kafka::fleet_topics::explain_fleet_error;
 use crate::kafka::topic_reader::{ReadFrom, ReadTo, TopicReader, TopicRecord};
-use crate::store::rebuild::{Rebuilding, RebuiltEvent, remove_rebuilt_files};
+use crate::store::rebuild::{Rebuilding, RebuiltEvent, remove_unfinished};
 use crate::store::{OpenError, StoreError};
 
 /// How long one step may take.
@@ -63,7 +63,8 @@ struct Progress {
     events: usize,
     unusable: usize,
     of_earlier_databases: usize,
-    partition: Option<i32>,
+    /// The largest id, and its partition.
+    last_event: Option<(i64, i32)>,
 }
 
 /// Reads the topic, and builds the newest database of the node in a file next to the configured
@@ -73,7 +74,11 @@ pub fn rebuild_from_topic(config: &Config, node: &NodeId) -> Result<Rebuilt, Reb
     let client_id = "payrelay-restore".to_owned();
     let mut link = ClusterConnection::new(config.kafka.clone(), client_id);
     runtime.runtime().block_on(async {
-        match read_node(&mut link, config, node).await {
+        let built = read_node(&mut link, config, node).await;
+        if !matches!(built, Ok(Ok(_))) {
+            remove_unfinished(&config.database.path);
+        }
+        match built {
             Ok(built) => built,
             Err(ClusterError::Store(error)) => Err(error.into()),
             Err(failure) => Err(RebuildError::Kafka(
@@ -147,12 +152,15 @@ impl Progress {
                 // A later database of the node: what was read before belongs to an earlier one.
                 self.of_earlier_databases += self.events + events.len();
                 self.events = 0;
+                self.last_event = None;
                 events.clear();
                 self.building = None;
                 let building = Rebuilding::create(&config.database.path, node, incarnation)?;
                 self.building = Some((incarnation, building));
             }
-            self.partition = Some(event.partition);
+            if self.last_event.is_none_or(|(id, _)| id < event.outbox_id) {
+                self.last_event = Some((event.outbox_id, event.partition));
+            }
             events.push(event);
         }
         if let Some((_, building)) = &mut self.building {
@@ -173,16 +181,14 @@ impl Progress {
         };
         let path = building.path().to_owned();
         let by_node = config.kafka.key == RecordKey::Node;
-        let own = self.partition.filter(|_| by_node);
+        let last = self.last_event.map(|(_, partition)| partition);
+        let own = last.filter(|_| by_node);
         let ends: Vec<(i32, i64)> = ends
             .iter()
             .filter(|(partition, _)| own.is_none_or(|own| own == *partition))
             .copied()
             .collect();
-        if let Err(error) = building.finish(topic, own, &ends, Timestamp::now()) {
-            remove_rebuilt_files(&path);
-            return Err(error.into());
-        }
+        building.finish(topic, own, &ends, Timestamp::now())?;
         Ok(Some(Rebuilt {
             path,
             events: self.events,
@@ -195,9 +201,13 @@ impl Progress {
 /// The event of a record, and the database that it belongs to. `None`: it is no payment as JSON.
 fn rebuilt_event(record: &TopicRecord, outbox_id: i64) -> Option<(Timestamp, RebuiltEvent)> {
     let incarnation = record.incarnation.as_ref()?.parse().ok()?;
+    let payment = parse_payment(record.value.as_deref()?)?;
+    if outbox_id.max(payment.id) > ID_MAX {
+        return None;
+    }
     let event = RebuiltEvent {
         outbox_id,
-        payment: parse_payment(record.value.as_deref()?)?,
+        payment,
         created_at: Timestamp::parse(record.time.as_deref()?)?,
         published_at: Timestamp::from_micros(record.timestamp_ms.checked_mul(1000)?),
         trace: record.trace.clone(),

@@ -172,7 +172,9 @@ fn preflight_service(config: &Config) -> Result<Vec<SlackChannel>, ServiceStartE
     let channels = service_channels(config)?;
     check_service_socket(config)?;
     check_service_kafka(config)?;
-    channel::warn_of_channel_risks(&config.slack);
+    if config.node.role == NodeRole::Single {
+        channel::warn_of_channel_risks(&config.slack);
+    }
     let security = &config.kafka.security;
     if config.publisher.kind == PublisherKind::Kafka && security.sends_password_in_clear() {
         log::warn!(

@@ -95,7 +95,7 @@ impl FleetCommand {
     fn show(&self, config: &Config, output: &mut Output) -> Result<u8, u8> {
         let now = Timestamp::now();
         let nodes = fleet::read_fleet(config, now).map_err(print_temporary_error)?;
-        let is_fine = nodes.iter().all(|node| node.state == NodeState::Ok);
+        let is_fine = !nodes.is_empty() && nodes.iter().all(|node| node.state == NodeState::Ok);
         let state = self.state.map(StateFilter::state);
         let shown: Vec<&FleetNode> = nodes
             .iter()
@@ -178,7 +178,10 @@ fn cells(node: &FleetNode, now: Timestamp) -> [String; 10] {
 
 impl InitCommand {
     fn run(&self, config: &Config) -> u8 {
-        let topics = fleet_topics(&config.kafka);
+        let topics = fleet_topics(&config.kafka, self.replication);
+        if config.kafka.partitions == 1 {
+            print_note("kafka.partitions is 1: 1,000 nodes need 48, and the number is chosen once");
+        }
         let mut output = Output::default();
         let done = if self.dry_run {
             vec![None; topics.len()]

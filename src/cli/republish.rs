@@ -44,6 +44,15 @@ impl RepublishCommand {
             Ok(database) => database,
             Err(error) => return print_open_error(&error),
         };
+        match database.read(node_role::node_role) {
+            Ok(NodeRole::Edge) => {}
+            Ok(NodeRole::Single) => {
+                return print_config_error(
+                    "this database was last served as a single node: start it as an edge first",
+                );
+            }
+            Err(error) => return print_temporary_error(error),
+        }
         let mut output = Output::default();
         match self.republish(&mut database) {
             Ok(count) => {
@@ -58,8 +67,8 @@ impl RepublishCommand {
     }
 
     fn republish(&self, database: &mut OfflineStore) -> Result<usize, StoreError> {
-        // Events that are given new ids must not be found again.
-        let last = database.read(node_role::last_ids)?.event;
+        // Events that are given new ids, or published meanwhile, are not looked for.
+        let last = database.read(outbox::last_published_event)?;
         let through = self.through.unwrap_or(last).min(last);
         let mut from = self.from;
         let mut total = 0;

@@ -26,6 +26,16 @@ pub(super) fn check_edge(publishes_to_kafka: bool, kafka: &Kafka, source: &mut S
     }
 }
 
+/// Without the payment, a record with the node as its key does not name the user.
+pub(super) fn check_key(kafka: &Kafka, source: &mut Source<'_>) {
+    if kafka.key == RecordKey::Node && kafka.format == RecordFormat::Id {
+        source.add_problem(
+            "kafka.key = \"node\" needs kafka.format = \"json\": the record would not name the user"
+                .to_owned(),
+        );
+    }
+}
+
 /// What is allowed for an edge, and risky.
 pub(super) fn warn_of_edge(kafka: &Kafka) -> Option<String> {
     (kafka.delivery == DeliveryGuarantee::ExactlyOnce).then(|| {

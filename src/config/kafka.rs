@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::duration::{FOREVER, MS};
+use super::duration::MS;
 use super::role::RoleDefaults;
 use super::secret::Secret;
 use super::typed_keys::{TypedKeys, by_name};
@@ -174,7 +174,7 @@ pub(super) fn read_kafka_section(keys: &mut TypedKeys<'_>, role: NodeRole) -> Ka
         reconnect_max: keys.duration(
             "kafka.reconnect_max",
             defaults.reconnect_max,
-            100 * MS..=FOREVER,
+            100 * MS..=30_000 * MS,
         ),
         dead_records_max: keys.count("kafka.dead_records_max", 1000, 1..=1_000_000),
         security: read_kafka_security(keys),

@@ -30,7 +30,7 @@ use std::time::Duration;
 
 pub use self::database::Database;
 use self::duration::{FOREVER, MS};
-use self::edge::{check_edge, warn_of_edge};
+use self::edge::{check_edge, check_key, warn_of_edge};
 pub use self::fleet::Fleet;
 pub use self::http::{Http, LOCAL_CLIENT, LocalSocket, Token};
 pub use self::kafka::{
@@ -227,6 +227,8 @@ impl Config {
         let mut source = keys.into_source();
         if config.node.role == NodeRole::Edge {
             check_edge(config.publishes_to_kafka(), &config.kafka, &mut source);
+        } else {
+            check_key(&config.kafka, &mut source);
         }
         let values = source.finish()?;
         Ok(LoadedConfig {

@@ -99,7 +99,7 @@ fn every_problem_of_the_configuration_is_reported_at_once() {
         "kafka.topic = \"a b\"",
         "listen: there is no such key",
         "http.max_body: there is no such key",
-        "[nonsense]: there is no such section; the sections are [database], [http], \
+        "[nonsense]: there is no such section; the sections are [database], [fleet], [http], \
             [idempotency], [kafka], [log], [node], [payment], [publisher], [scheduler], [slack]",
     ];
     for part in expected {

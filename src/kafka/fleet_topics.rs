@@ -31,10 +31,11 @@ const RETENTION_MS: &str = "31536000000";
 /// An hour: a compacted topic is soon short.
 const SEGMENT_MS: &str = "3600000";
 
-/// The topics of a fleet, by the name of its events' topic.
-pub fn fleet_topics(settings: &config::Kafka) -> Vec<FleetTopic> {
+/// The topics of a fleet, by the name of its events' topic. With three copies of each record, two
+/// have to be written before an event counts as published.
+pub fn fleet_topics(settings: &config::Kafka, replication: i16) -> Vec<FleetTopic> {
     let append_time = || ("message.timestamp.type", "LogAppendTime".to_owned());
-    vec![
+    let mut topics = vec![
         FleetTopic {
             name: settings.topic.clone(),
             partitions: settings.partitions,
@@ -49,7 +50,14 @@ pub fn fleet_topics(settings: &config::Kafka) -> Vec<FleetTopic> {
                 ("segment.ms", SEGMENT_MS.to_owned()),
             ],
         },
-    ]
+    ];
+    if replication >= 3 {
+        for topic in &mut topics {
+            let in_sync = ("min.insync.replicas", "2".to_owned());
+            topic.settings.push(in_sync);
+        }
+    }
+    topics
 }
 
 /// What has become of a topic.

@@ -56,7 +56,8 @@ async fn read_latest(
             };
             match record.value {
                 Some(value) => {
-                    let appended_at = Timestamp::from_micros(record.timestamp_ms * 1000);
+                    let appended_at =
+                        Timestamp::from_micros(record.timestamp_ms.saturating_mul(1000));
                     latest.insert(key, LatestRecord { appended_at, value });
                 }
                 None => drop(latest.remove(&key)),

@@ -291,7 +291,7 @@ impl Pipeline {
             session.check_due()
         };
         if due <= Instant::now() {
-            let work = session::check(session, Arc::clone(&self.context));
+            let work = session::check(session, Arc::clone(&self.context), call.events.len());
             return Next::Continue(State::Checking(Box::pin(work)));
         }
         if call.events.is_empty() {

@@ -51,6 +51,13 @@ pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the cluster may need to describe open transactions.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How far the clock of a new edge may be ahead of the broker's, so that it still finds its first
+/// events.
+const CLOCK_MARGIN: Duration = Duration::from_hours(24);
+
+/// How often the end of an idle partition is saved.
+const IDLE_END_INTERVAL: Duration = Duration::from_mins(1);
+
 /// Work that outlives the call that began it.
 pub(super) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -90,10 +97,14 @@ pub(super) struct Session {
     pub(super) partition: Option<i32>,
     /// What its records have in common.
     pub(super) source: RecordSource,
+    /// Whether the topic is of many nodes.
+    pub(super) role: NodeRole,
     /// The largest id of an event of this database that is known to be on the topic.
     pub(super) last_published: i64,
     /// The reports of an edge.
     status: Option<StatusReporter>,
+    /// When the end of the partition was last saved, and which it was.
+    idle_end: Option<(Instant, i64)>,
     /// When every broker that it uses has last answered.
     pub(super) answered_at: Instant,
     /// By partition, the offset after the last record that was read or sent. Every new record has a
@@ -152,11 +163,18 @@ impl Session {
     }
 
     /// While nothing is published, the records of others need not be read at the next start.
-    fn save_idle_end(&self, store: &Store, ends: &[(i32, i64)]) {
+    fn save_idle_end(&mut self, store: &Store, ends: &[(i32, i64)]) {
         let Some(end) = ends.iter().find(|(own, _)| Some(*own) == self.partition) else {
             return;
         };
         let end = *end;
+        let is_due = self
+            .idle_end
+            .is_none_or(|(at, saved)| saved != end.1 && at.elapsed() >= IDLE_END_INTERVAL);
+        if !is_due {
+            return;
+        }
+        self.idle_end = Some((Instant::now(), end.1));
         let topic = self.topic.clone();
         let last = self.last_published;
         let saved = store.write(move |tx| topic::save_idle_topic_end(tx, &topic, end, last));
@@ -220,7 +238,10 @@ pub(super) async fn open(
 ) -> Result<Opened, ClusterError> {
     let settings = &context.settings;
     let kafka = reconnect(&context).await?;
-    ensure_cluster_topic(&kafka, settings).await?;
+    // An operator creates the topic of many nodes, with its partitions.
+    if settings.role == NodeRole::Single {
+        ensure_cluster_topic(&kafka, settings).await?;
+    }
     // The producers first: once they exist, no record of an earlier one arrives any more.
     let producer = match guarantee {
         DeliveryGuarantee::AtLeastOnce => AnyProducer::plain(&kafka, settings.compression).await?,
@@ -261,22 +282,30 @@ pub(super) async fn open(
         partitions,
         partition: incarnation.partition,
         source,
+        role: settings.role,
         last_published: incarnation.last_published,
         status: context
             .reports
             .as_ref()
             .map(|reports| StatusReporter::new(reports.interval)),
+        idle_end: None,
         answered_at: Instant::now(),
         ends: BTreeMap::new(),
     };
     session.blocked_by = end_transactions_before_session(&session, &context).await?;
-    // A new edge looks at no records of others: its own would name another incarnation.
-    let unknown = match settings.role {
-        NodeRole::Edge if !incarnation.is_known => ReadFrom::End,
-        _ => ReadFrom::Oldest,
-    };
+    let unknown = start_of_unknown_partition(&session);
     let reader = open_session_reader(&mut session, &context, unknown).await?;
     Ok((Box::new(session), reader))
+}
+
+/// A partition of an edge has the records of many nodes. None of this database is older than it.
+fn start_of_unknown_partition(session: &Session) -> ReadFrom {
+    match session.role {
+        NodeRole::Single => ReadFrom::Oldest,
+        NodeRole::Edge => {
+            ReadFrom::Time(session.source.incarnation.minus(CLOCK_MARGIN).as_millis())
+        }
+    }
 }
 
 /// As Kafka's own clients choose it for this key.
@@ -385,8 +414,13 @@ fn hanging_partitions(open: &[OpenTransaction]) -> BTreeMap<&str, Vec<i32>> {
 /// The session after a check. `None` if no check of the visibility was due.
 pub(super) type Checked = (Box<Session>, Result<Option<Visibility>, ClusterError>);
 
-/// Asks quiet connections for an answer, and checks whether published events are visible.
-pub(super) async fn check(mut session: Box<Session>, context: Arc<Context>) -> Checked {
+/// Asks quiet connections for an answer, and checks whether published events are visible. While no
+/// event waits, an edge reports its state.
+pub(super) async fn check(
+    mut session: Box<Session>,
+    context: Arc<Context>,
+    waiting: usize,
+) -> Checked {
     if session.answered_at.elapsed() >= QUIET_LIMIT {
         match with_kafka_timeout(REQUEST_TIMEOUT, session.ping()).await {
             Ok(ends) => session.save_idle_end(&context.store, &ends),
@@ -394,7 +428,9 @@ pub(super) async fn check(mut session: Box<Session>, context: Arc<Context>) -> C
         }
         session.answered_at = Instant::now();
     }
-    report_status(&mut session, &context).await;
+    if waiting == 0 {
+        report_status(&mut session, &context).await;
+    }
     if session.watch.due().is_none_or(|at| at > Instant::now()) {
         return (session, Ok(None));
     }

@@ -13,7 +13,7 @@ use crate::domain::node_id::NodeId;
 use crate::domain::node_status::status_topic;
 
 /// How long the broker may need for a report. Events wait meanwhile.
-const SEND_TIMEOUT: Duration = Duration::from_secs(2);
+const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Makes the text of a report. The argument is the largest id of an event on the topic.
 pub type StatusSource = Box<dyn Fn(i64) -> Option<String> + Send + Sync>;

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use krafka::Kafka;
-use krafka::admin::ListOffsetsOptions;
+use krafka::admin::{ListOffsetsOptions, ListedOffset, OffsetSpec, TopicPartition};
 use krafka::consumer::{AutoOffsetReset, Consumer, ConsumerRecord, IsolationLevel};
 use krafka::error::KrafkaError;
 use tokio::time::sleep;
@@ -102,8 +102,9 @@ pub(crate) enum ReadFrom {
     Oldest,
     /// At this offset; at the oldest record if the partition does not have it.
     Offset(i64),
-    /// At its end: no record is read.
-    End,
+    /// At the first record that is not older than this time, in milliseconds since 1970; at the end
+    /// if there is none.
+    Time(i64),
     /// The partition is not looked at.
     Nowhere,
 }
@@ -188,7 +189,10 @@ impl TopicReader {
         });
         let first = match from {
             ReadFrom::Offset(offset) if (start..=end).contains(&offset) => offset,
-            ReadFrom::End => end,
+            ReadFrom::Time(_) if start == end => end,
+            ReadFrom::Time(time) => first_offset_at(&self.kafka, topic, partition, time)
+                .await?
+                .map_or(end, |offset| offset.clamp(start, end)),
             _ => start,
         };
         consumer.seek(topic, partition, first).await?;
@@ -400,6 +404,37 @@ async fn high_watermark(kafka: &Kafka, topic: &str, partition: i32) -> Result<i6
         topic: topic.to_owned(),
     };
     ends.remove(&partition).ok_or_else(unknown)
+}
+
+/// The first offset whose record is not older than a time. `None`: there is no such record.
+async fn first_offset_at(
+    kafka: &Kafka,
+    topic: &str,
+    partition: i32,
+    time: i64,
+) -> Result<Option<i64>, KrafkaError> {
+    // The client waits for ever for an offset that does not exist: first the newest time.
+    let newest = list_offset(kafka, topic, partition, OffsetSpec::MaxTimestamp).await?;
+    if newest
+        .and_then(|newest| newest.timestamp)
+        .is_none_or(|newest| newest < time)
+    {
+        return Ok(None);
+    }
+    let found = list_offset(kafka, topic, partition, OffsetSpec::Timestamp(time)).await?;
+    Ok(found.map(|found| found.offset))
+}
+
+async fn list_offset(
+    kafka: &Kafka,
+    topic: &str,
+    partition: i32,
+    spec: OffsetSpec,
+) -> Result<Option<ListedOffset>, KrafkaError> {
+    let wanted = [(TopicPartition::new(topic, partition), spec)];
+    let options = ListOffsetsOptions::default();
+    let found = kafka.admin().list_offsets(wanted, options).await?;
+    found.into_values().next().transpose()
 }
 
 /// Whether there is no time for another attempt.

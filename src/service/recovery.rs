@@ -9,7 +9,7 @@ use crate::runtime::plural::counted;
 use crate::slack::channel;
 use crate::store::channel_sink::{self, ChannelSink};
 use crate::store::unconsumed::{self, UnconsumedPage};
-use crate::store::{Store, StoreError, delivery, node_role, route, topic};
+use crate::store::{Store, StoreError, delivery, node_role, outbox, route, topic};
 
 /// Continues after a process that ended, or after a change of the configuration.
 pub(super) fn recover_service(store: &Store, config: &Config) -> Result<(), ServiceStartError> {
@@ -17,6 +17,7 @@ pub(super) fn recover_service(store: &Store, config: &Config) -> Result<(), Serv
     if role == NodeRole::Edge {
         return recover_edge(store);
     }
+    leave_edge(store)?;
     store.write(move |tx| node_role::save_node_role(tx, role))?;
     save_service_sinks(store, config)?;
     let routes = config.slack.routes.clone();
@@ -40,6 +41,19 @@ pub(super) fn recover_service(store: &Store, config: &Config) -> Result<(), Serv
             counted(count, "published event")
         );
     }
+    Ok(())
+}
+
+/// Before an edge becomes single: each of its events is on the shared topic, for others to deliver.
+fn leave_edge(store: &Store) -> Result<(), ServiceStartError> {
+    if store.read(node_role::node_role)? == NodeRole::Single {
+        return Ok(());
+    }
+    let waiting = store.read(outbox::count_unpublished_events)?;
+    if waiting > 0 {
+        return Err(ServiceStartError::EdgeEventsWait { count: waiting });
+    }
+    while store.write(node_role::advance_edge_mark)? {}
     Ok(())
 }
 

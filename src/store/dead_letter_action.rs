@@ -11,7 +11,6 @@ use super::row::row_limit;
 use super::{delivery, node_role, outbox, unconsumed};
 use crate::domain::event::{EventRef, ID_HEADER, TIME_HEADER};
 use crate::domain::node_id::NodeId;
-use crate::domain::node_role::NodeRole;
 use crate::domain::timestamp::Timestamp;
 
 /// The dead letters that an action is for.
@@ -234,7 +233,7 @@ fn replay_dead_event(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<A
 
 /// Requeues an event that was rejected. Returns whether it was.
 ///
-/// An edge publishes it under a new id, because later events are on the topic already. Readers drop
+/// An event of an edge gets a new id, because later events are on the topic already. Readers drop
 /// an id below the largest that they know of the node.
 pub(super) fn replay_rejected_event(
     tx: &Transaction<'_>,
@@ -248,9 +247,10 @@ pub(super) fn replay_rejected_event(
         .execute([outbox_id])?
         > 0;
     if was_rejected {
-        match node_role::node_role(tx)? {
-            NodeRole::Single => unconsumed::move_unconsumed_mark_back(tx, outbox_id)?,
-            NodeRole::Edge => outbox::move_outbox_events(tx, &[outbox_id])?,
+        if node_role::is_edge_event(tx, outbox_id)? {
+            outbox::move_outbox_events(tx, &[outbox_id])?;
+        } else {
+            unconsumed::move_unconsumed_mark_back(tx, outbox_id)?;
         }
     }
     Ok(was_rejected)

@@ -100,16 +100,21 @@ pub(super) fn purgeable_edge_events(
     limit: usize,
 ) -> SqlResult<Vec<i64>> {
     let mut statement = tx.prepare_cached(
-        "SELECT o.id, o.status = 'PUBLISHED', o.published_at < ?1, \
+        "SELECT o.id, o.status = 'PUBLISHED', o.published_at < ?1, o.published_at > ?3, \
             EXISTS (SELECT 1 FROM delivery d WHERE d.outbox_id = o.id) FROM outbox o \
             WHERE o.id <= (SELECT edge_through FROM node) ORDER BY o.id LIMIT ?2",
     )?;
-    let mut rows = statement.query((cutoff, row_limit(STEP_ROWS)))?;
+    let now = Timestamp::now().as_micros();
+    let mut rows = statement.query((cutoff, row_limit(STEP_ROWS), now))?;
     let mut ids = Vec::new();
     while let Some(row) = rows.next()? {
         let is_published: bool = row.get(1)?;
         // Rejected events, and those that were delivered here, are not the purge's business.
-        if !is_published || row.get(3)? {
+        if !is_published || row.get(4)? {
+            continue;
+        }
+        // Published while the clock was wrong: it says nothing about later ones.
+        if row.get(3)? {
             continue;
         }
         // Events are published in the order of their ids.

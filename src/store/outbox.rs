@@ -211,7 +211,8 @@ pub fn renumber_outbox(tx: &Transaction<'_>, first: i64) -> rusqlite::Result<usi
     Ok(ids.len())
 }
 
-/// Makes up to `limit` published events of an edge wait again, under new ids.
+/// Makes up to `limit` published events of an edge wait again, under new ids. What this node has
+/// delivered itself stays.
 pub fn republish_outbox(
     tx: &Transaction<'_>,
     from: i64,
@@ -220,7 +221,8 @@ pub fn republish_outbox(
 ) -> rusqlite::Result<Republished> {
     let ids: Vec<i64> = tx
         .prepare_cached(
-            "SELECT id FROM outbox WHERE id BETWEEN ?1 AND ?2 AND status = 'PUBLISHED' \
+            "SELECT id FROM outbox o WHERE id BETWEEN ?1 AND ?2 AND status = 'PUBLISHED' \
+                AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.outbox_id = o.id) \
                 ORDER BY id LIMIT ?3",
         )?
         .query_map((from, through, row_limit(limit)), |row| row.get(0))?
@@ -240,6 +242,36 @@ pub fn republish_outbox(
             .filter(|_| ids.len() == limit)
             .map(|last| last + 1),
     })
+}
+
+/// The largest id of a published event.
+pub fn last_published_event(connection: &Connection) -> rusqlite::Result<i64> {
+    connection
+        .prepare_cached(
+            "SELECT ifnull((SELECT id FROM outbox WHERE status = 'PUBLISHED' \
+                ORDER BY id DESC LIMIT 1), 0)",
+        )?
+        .query_row([], |row| row.get(0))
+}
+
+/// How many events wait to be published.
+pub fn count_unpublished_events(connection: &Connection) -> rusqlite::Result<i64> {
+    connection
+        .prepare_cached("SELECT count(*) FROM outbox WHERE status = 'INIT'")?
+        .query_row([], |row| row.get(0))
+}
+
+/// Gives unpublished events below an id that is on the topic already new ids. Readers of an edge
+/// drop an id below the largest that they know. Returns how many.
+pub fn move_unpublished_before(tx: &Transaction<'_>, published: i64) -> rusqlite::Result<usize> {
+    let ids: Vec<i64> = tx
+        .prepare_cached("SELECT id FROM outbox WHERE status = 'INIT' AND id < ?1 ORDER BY id")?
+        .query_map([published], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    if !ids.is_empty() {
+        move_outbox_events(tx, &ids)?;
+    }
+    Ok(ids.len())
 }
 
 /// A part of what is to be published again.

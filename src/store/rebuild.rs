@@ -92,7 +92,9 @@ impl Rebuilding {
     ) -> Result<(), StoreError> {
         let tx = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
         tx.execute_batch(
-            "CREATE TEMP TABLE chain AS SELECT id, lag(id) OVER (PARTITION BY user_id ORDER BY id) \
+            // An event that was published again has two records, the first under its payment's id.
+            "DELETE FROM outbox WHERE id NOT IN (SELECT max(id) FROM outbox GROUP BY payment_id); \
+             CREATE TEMP TABLE chain AS SELECT id, lag(id) OVER (PARTITION BY user_id ORDER BY id) \
                 AS previous FROM payment; \
              UPDATE payment SET previous_id = chain.previous FROM temp.chain \
                 WHERE chain.id = payment.id AND chain.previous IS NOT NULL; \
@@ -123,6 +125,13 @@ impl Rebuilding {
     }
 }
 
+/// Deletes what an attempt next to this database has left.
+pub fn remove_unfinished(database: &Path) {
+    if let Ok(database) = files::resolve_database_file(database) {
+        remove_rebuilt_files(&files::sibling_file(&database, SUFFIX));
+    }
+}
+
 /// Deletes the files of an attempt.
 pub fn remove_rebuilt_files(path: &Path) {
     for suffix in ["", "-wal", "-shm"] {
@@ -147,6 +156,9 @@ fn add_event(tx: &Transaction<'_>, event: &RebuiltEvent) -> SqlResult<usize> {
         &payment.failure,
         payment.executed_at.as_micros(),
     ))?;
+    // An earlier record of the same payment, which was published again under this id.
+    tx.prepare_cached("DELETE FROM outbox WHERE payment_id = ?1 AND payment_id <> id AND id < ?2")?
+        .execute((payment.id, event.outbox_id))?;
     tx.prepare_cached(
         "INSERT OR IGNORE INTO outbox (id, payment_id, user_id, type, traceparent, tracestate, \
             status, created_at, published_at, \"partition\", \"offset\") \

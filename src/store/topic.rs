@@ -133,8 +133,6 @@ pub fn save_idle_topic_end(
 /// What is known of an incarnation of the topic before anything is published to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TopicIncarnation {
-    /// Whether this database has published to it, or has read it.
-    pub is_known: bool,
     /// The largest id of an event of this database that is known to be on it.
     pub last_published: i64,
     /// With `kafka.key = "node"`: the partition of all events.
@@ -149,7 +147,6 @@ pub fn open_topic_incarnation(
     partition: Option<i32>,
     now: Timestamp,
 ) -> rusqlite::Result<TopicIncarnation> {
-    let is_known = has_topic_incarnation(tx, topic)?;
     record_topic_incarnation(tx, topic, now)?;
     tx.prepare_cached(
         "UPDATE topic_incarnation SET \"partition\" = ifnull(\"partition\", ?3) \
@@ -161,7 +158,6 @@ pub fn open_topic_incarnation(
     tx.prepare_cached(sql)?
         .query_row((&topic.name, topic.id), |row| {
             Ok(TopicIncarnation {
-                is_known,
                 last_published: row.get(0)?,
                 partition: row
                     .get::<_, Option<i32>>(1)?

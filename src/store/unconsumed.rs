@@ -48,7 +48,7 @@ pub struct UnconsumedPage {
 /// The low-water mark.
 pub(super) fn unconsumed_low_water_mark(connection: &Connection) -> rusqlite::Result<i64> {
     connection
-        .prepare_cached("SELECT consumed_through FROM node")?
+        .prepare_cached("SELECT max(consumed_through, edge_through) FROM node")?
         .query_row([], |row| row.get(0))
 }
 
@@ -185,6 +185,11 @@ pub fn backfill_unconsumed(
 pub fn count_own_deliveries(connection: &Connection) -> rusqlite::Result<i64> {
     let sql = "SELECT count(*) FROM delivery WHERE status IN ('PENDING', 'SENDING', 'DEAD')";
     let deliveries: i64 = connection.query_row(sql, [], |row| row.get(0))?;
+    // Delivered, and not marked as published: as an edge this node would publish them again.
+    let sql = "SELECT count(*) FROM outbox o JOIN delivery d ON d.outbox_id = o.id \
+        WHERE o.status = 'INIT' AND d.status NOT IN ('PENDING', 'SENDING', 'DEAD')";
+    let unmarked: i64 = connection.query_row(sql, [], |row| row.get(0))?;
+    let deliveries = deliveries + unmarked;
     if node_role::node_role(connection)? == NodeRole::Edge {
         return Ok(deliveries);
     }

@@ -27,6 +27,14 @@ struct Fleet {
 
 impl Fleet {
     fn new() -> Self {
+        let fleet = Self::without_topics();
+        let init = ["fleet", "init", "--replication", "1"];
+        let (code, _, error) = fleet.run("operator", &init);
+        assert_eq!(code, Some(0), "{error}");
+        fleet
+    }
+
+    fn without_topics() -> Self {
         Self {
             broker: Broker::start("4.4.0"),
             dir: tempfile::tempdir().unwrap(),
@@ -206,17 +214,19 @@ fn an_idle_edge_does_not_read_the_records_of_others_at_its_next_start() {
         .map(|number| format!("other-{number}"))
         .find(|other| partition_of(other) == partition_of("shop-7"))
         .unwrap();
-    let edge = fleet.start("shop-7");
-    pay(&mut Client::connect(edge.addr()), 1, [1]);
-    fleet.records("shop-7", 1);
     let busy = fleet.start(&other);
     pay(&mut Client::connect(busy.addr()), 1, 1..101);
     fleet.records(&other, 100);
+    let edge = fleet.start("shop-7");
+    pay(&mut Client::connect(edge.addr()), 1, [1]);
+    fleet.records("shop-7", 1);
+    pay(&mut Client::connect(busy.addr()), 1, 101..111);
+    fleet.records(&other, 110);
     let folder = fleet.folder("shop-7");
     wait_until("the end of the partition to be saved", LIMIT, || {
         let sql = "SELECT published_to FROM topic_partition";
         let saved = database(&folder).query_row(sql, [], |row| row.get::<_, i64>(0));
-        saved.is_ok_and(|published_to| published_to == 101)
+        saved.is_ok_and(|published_to| published_to == 111)
     });
 }
 
@@ -240,6 +250,7 @@ fn a_node_delivers_what_it_has_before_it_becomes_an_edge_and_back() {
         ("PAYRELAY_NODE_ROLE", "edge"),
         ("PAYRELAY_KAFKA_BOOTSTRAP_SERVERS", bootstrap.as_str()),
     ];
+    topic::create(&bootstrap, TOPIC, &[]);
     delivery("PENDING");
     let (code, _, error) = run_command(pipeline.dir.path(), &edge_env, &["serve"]);
     assert_eq!(code, Some(78), "{error}");
@@ -281,7 +292,7 @@ fn a_node_delivers_what_it_has_before_it_becomes_an_edge_and_back() {
 
 #[test]
 fn the_fleet_is_seen_from_one_place_and_a_silent_node_is_late() {
-    let fleet = Fleet::new();
+    let fleet = Fleet::without_topics();
     let fleet_json = |more: &[&str]| {
         let (code, shown, errors) = fleet.run("shop-1", &[&["fleet", "--json"], more].concat());
         let nodes: Vec<Value> = shown
@@ -443,4 +454,47 @@ fn an_edge_republishes_what_the_topic_has_lost_under_new_ids() {
     assert_eq!(records[5].header("ce_previous"), "30");
     let (code, audit, errors) = fleet.run("shop-7", &["audit"]);
     assert_eq!(code, Some(0), "{audit}{errors}");
+
+    // Republished events that a reader asked for: the topic has both records of each.
+    let again = ["republish", "--from", "35", "--through", "40", "--yes"];
+    let (code, shown, error) = fleet.run("shop-7", &again);
+    assert!(
+        code == Some(0) && shown.contains("6 events wait"),
+        "{shown}{error}"
+    );
+    fleet.run("shop-7", &["outbox", "wake"]);
+    fleet.records("shop-7", 26);
+    drop(edge);
+    let folder = fleet.folder("shop-7");
+    std::fs::rename(&folder, fleet.dir.path().join("lost")).unwrap();
+    let (code, shown, error) = fleet.run("shop-7", &["restore", "--from-topic", "--yes"]);
+    assert_eq!(code, Some(0), "{shown}{error}");
+    let last = "SELECT max(id) FROM outbox";
+    let last: i64 = database(&folder)
+        .query_row(last, [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(last, 51, "one event for each payment, the newest");
+}
+
+#[test]
+fn a_backup_from_before_the_first_event_of_an_edge_publishes_nothing_twice() {
+    let mut fleet = Fleet::new();
+    fleet.broker.kill();
+    let edge = fleet.start("shop-7");
+    pay(&mut Client::connect(edge.addr()), 1, 1..21);
+    let copy = fleet.dir.path().join("copy.db");
+    let copy = copy.to_str().unwrap().to_owned();
+    let (code, _, error) = fleet.run("shop-7", &["backup", &copy]);
+    assert_eq!(code, Some(0), "{error}");
+    fleet.broker.restart();
+    fleet.records("shop-7", 20);
+    drop(edge);
+    let (code, shown, error) = fleet.run("shop-7", &["restore", &copy, "--yes"]);
+    assert_eq!(code, Some(0), "{shown}{error}");
+    let edge = fleet.start("shop-7");
+    let mut client = Client::connect(edge.addr());
+    pay(&mut client, 1, [100]);
+    let records = fleet.records("shop-7", 21);
+    assert_eq!(records.len(), 21, "none of them twice");
+    assert_chain(&records, "shop-7", &fleet.folder("shop-7"));
 }
