@@ -1,6 +1,6 @@
--- payrelay's database, version 6, as payrelay 0.2.0 released it. Applied as one transaction to an
--- empty file. A later version adds a step to src/store/engine/schema.rs, which upgrades existing
--- files and sets PRAGMA user_version. A file from before 0.2.0 is refused.
+-- payrelay's database, version 7. Applied as one transaction to an empty file. A change adds a step
+-- to src/store/engine/schema.rs, which upgrades existing files and sets PRAGMA user_version. A file
+-- from before 0.2.0 is refused.
 --
 -- Times are microseconds since 1970-01-01 UTC. Ids are AUTOINCREMENT: an id is never used again,
 -- even after a purge (https://sqlite.org/autoinc.html). There is one writer, so id order is commit
@@ -17,9 +17,13 @@ CREATE TABLE node (
     events_purged INTEGER NOT NULL DEFAULT 0, -- payments = outbox rows + these
     -- Not kept as dead letters, because kafka.dead_records_max were open.
     records_dropped INTEGER NOT NULL DEFAULT 0,
-    -- The low-water mark of the deliveries: every event up to this id has one, is REJECTED, or was
-    -- purged.
-    consumed_through INTEGER NOT NULL DEFAULT 0
+    -- The low-water mark of the deliveries. Every event up to this id has one, is REJECTED, was
+    -- purged, or is delivered by others.
+    consumed_through INTEGER NOT NULL DEFAULT 0,
+    -- node.role at the last start. Others deliver the events of an edge.
+    role             TEXT    NOT NULL DEFAULT 'single' CHECK (role IN ('single', 'edge')),
+    -- Every event up to this id without a delivery was published by an edge.
+    edge_through     INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 -- The copies that were restored. The ids between the last one in the copy and the first new one
@@ -136,6 +140,10 @@ CREATE TABLE topic_incarnation (
     -- The largest id of an event that was published to an earlier incarnation.
     published_before INTEGER NOT NULL,
     first_seen_at    INTEGER NOT NULL,
+    -- The largest id of an event of ours that is known to be on it.
+    last_published   INTEGER NOT NULL DEFAULT 0,
+    -- With kafka.key = "node": where the events go, whatever partitions are added.
+    "partition"      INTEGER,
     PRIMARY KEY (topic, topic_id)
 ) STRICT, WITHOUT ROWID;
 

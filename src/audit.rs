@@ -21,7 +21,7 @@ use crate::kafka;
 use crate::kafka::cluster::{ClusterConnection, ClusterError, KafkaRuntime, with_kafka_timeout};
 use crate::kafka::errors::explain_cluster_error;
 use crate::kafka::reachability::Reachability;
-use crate::kafka::topic_reader::{ReadTo, TopicReader, TopicRecord};
+use crate::kafka::topic_reader::{ReadFrom, ReadTo, TopicReader, TopicRecord};
 use crate::store::audit::{
     AuditDatabase, AuditTotals, COPY_KIND, DAMAGED_KIND, Finding, OffsetRange, TopicEvent,
     TopicSnapshot,
@@ -270,7 +270,7 @@ async fn read_audited_topic_through(
         &kafka,
         &name,
         ReadTo::LastStableOffset,
-        |_| None,
+        |_| ReadFrom::Oldest,
     )
     .await?
     else {
@@ -327,21 +327,26 @@ async fn read_audited_topic_through(
 /// The event of a record; `None`: it is not one of this node's events.
 fn audited_topic_event(node: &NodeId, record: &TopicRecord) -> Option<TopicEvent> {
     let outbox_id = node.outbox_id(record.event_id.as_deref()?)?;
-    let key = record.key.as_deref().and_then(|key| {
-        let text = std::str::from_utf8(key).ok()?;
-        // Only in its canonical form: no sign, no leading zero.
-        text.parse()
-            .ok()
-            .filter(|number: &i64| number.to_string() == text)
-    });
+    let key = std::str::from_utf8(record.key.as_deref().unwrap_or_default()).ok();
     let ids = record.value.as_deref().and_then(parse_payment_ids);
     let in_value = ids.and_then(|ids| ids.user_id);
+    let user_id = match in_value {
+        // If the key names neither the node nor the user, the record is another one.
+        Some(user) => {
+            let is_named = key == Some(node.as_str()) || key == Some(user.to_string().as_str());
+            is_named.then_some(user)
+        }
+        // Only in its canonical form: no sign, no leading zero.
+        None => key.and_then(|text| {
+            let number: i64 = text.parse().ok()?;
+            (number.to_string() == text).then_some(number)
+        }),
+    };
     Some(TopicEvent {
         partition: record.partition,
         offset: record.offset,
         outbox_id,
-        // If the value contradicts the key, the record is another one.
-        user_id: key.filter(|key| in_value.is_none_or(|user_id| user_id == *key)),
+        user_id,
         payment_id: ids.map(|ids| ids.payment_id),
     })
 }

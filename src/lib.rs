@@ -29,6 +29,10 @@ pub mod sampler;
 
 pub mod audit;
 
+pub mod fleet;
+
+pub mod rebuild;
+
 pub mod service;
 
 #[cfg(test)]

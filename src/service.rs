@@ -1,6 +1,8 @@
 //! The composition root: every channel and every thread, in the order in which they start, and the
 //! order in which they stop.
 
+mod recovery;
+mod reports;
 mod start_error;
 mod status_line;
 
@@ -11,9 +13,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
+use self::recovery::recover_service;
 pub use self::start_error::{Cause, ServiceStartError};
 
-use crate::config::{self, Config, Problems, PublisherKind};
+use crate::config::{Config, Problems, PublisherKind};
+use crate::domain::node_role::NodeRole;
 use crate::domain::timestamp::Timestamp;
 use crate::http::{
     self, App, AppContext, Authenticator, BoundSocket, LastTokenRemoved, LocalListener,
@@ -22,12 +26,12 @@ use crate::http::{
 use crate::kafka;
 use crate::kafka::consumer::Consumer;
 use crate::kafka::publisher::{self, KafkaPublisher};
+use crate::kafka::status::StatusReports;
 use crate::relay::in_process::InProcess;
 use crate::relay::publisher::Publisher;
 use crate::relay::{self, Relay};
 use crate::runtime::health::HealthHandle;
 use crate::runtime::metrics::Metrics;
-use crate::runtime::plural::counted;
 use crate::runtime::resume::ResumeHandle;
 use crate::runtime::warnings::Warnings;
 use crate::runtime::worker::{StopTimeout, Waker, Worker, WorkerGroup, ensure_worker_capacity};
@@ -35,9 +39,9 @@ use crate::sampler::{Sampler, Samples};
 use crate::scheduler::{self, Scheduler};
 use crate::slack::channel::{self, SlackChannel};
 use crate::slack::notifier::{self, Notifier};
-use crate::store::channel_sink::{self, ChannelSink};
-use crate::store::unconsumed::{self, UnconsumedPage};
-use crate::store::{Store, StoreError, delivery, local_socket, route, topic};
+use crate::slack::webhook::SlackConfigError;
+
+use crate::store::{Store, local_socket};
 
 /// The longest duration of a stop.
 pub const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -165,10 +169,12 @@ impl Service {
 fn preflight_service(config: &Config) -> Result<Vec<SlackChannel>, ServiceStartError> {
     let channel_threads = 2 * (1 + config.slack.routes.len());
     ensure_worker_capacity(OTHER_THREADS + config.database.readers.get() + channel_threads)?;
-    let channels = SlackChannel::all(config)?;
+    let channels = service_channels(config)?;
     check_service_socket(config)?;
     check_service_kafka(config)?;
-    channel::warn_of_channel_risks(&config.slack);
+    if config.node.role == NodeRole::Single {
+        channel::warn_of_channel_risks(&config.slack);
+    }
     let security = &config.kafka.security;
     if config.publisher.kind == PublisherKind::Kafka && security.sends_password_in_clear() {
         log::warn!(
@@ -180,9 +186,17 @@ fn preflight_service(config: &Config) -> Result<Vec<SlackChannel>, ServiceStartE
     Ok(channels)
 }
 
+/// The channels that this node delivers to. An edge has none.
+fn service_channels(config: &Config) -> Result<Vec<SlackChannel>, SlackConfigError> {
+    match config.node.role {
+        NodeRole::Single => SlackChannel::all(config),
+        NodeRole::Edge => Ok(Vec::new()),
+    }
+}
+
 /// Finds the problems of a configuration, without starting anything.
 pub fn check_service_config(config: &Config) -> Result<(), ServiceStartError> {
-    SlackChannel::all(config)?;
+    service_channels(config)?;
     check_service_socket(config)?;
     check_service_kafka(config)?;
     Ok(())
@@ -218,77 +232,6 @@ fn check_service_kafka(config: &Config) -> Result<(), Problems> {
         PublisherKind::Application => Ok(()),
         PublisherKind::Kafka => kafka::check(&config.kafka.security),
     }
-}
-
-/// Continues after a process that ended, or after a change of the configuration.
-fn recover_service(store: &Store, config: &Config) -> Result<(), ServiceStartError> {
-    save_service_sinks(store, config)?;
-    let routes = config.slack.routes.clone();
-    let unknown = store.write(move |tx| {
-        route::replace_routes(tx, &routes).and_then(|()| delivery::recover_deliveries(tx))
-    })?;
-    if unknown > 0 {
-        log::warn!(
-            event = "deliveries_interrupted", deliveries = unknown;
-            "{} in flight when payrelay last stopped: sending again (may appear twice)",
-            counted(unknown, "delivery")
-        );
-    }
-    if config.publisher.kind == PublisherKind::Application
-        && store.write(|tx| topic::abandon_other_topics(tx, None))?
-    {
-        let count = backfill_service(store)?;
-        log::warn!(
-            event = "publisher_changed", events = count;
-            "events no longer pass through Kafka: backfilled {} from the outbox",
-            counted(count, "published event")
-        );
-    }
-    Ok(())
-}
-
-/// Gives every published event a delivery. With Kafka the consumer does that.
-fn backfill_service(store: &Store) -> Result<usize, StoreError> {
-    let mut after = 0;
-    let mut count = 0;
-    loop {
-        let UnconsumedPage { events, next } =
-            store.read(|connection| unconsumed::page_of_unconsumed(connection, after))?;
-        let ids: Vec<i64> = events.iter().map(|event| event.outbox_id).collect();
-        count += store
-            .write(move |tx| unconsumed::backfill_unconsumed(tx, None, &ids, Timestamp::now()))?;
-        match next {
-            Some(next) => after = next,
-            None => return Ok(count),
-        }
-    }
-}
-
-/// Records the sink of each channel. Refuses to write payments to the log that wait for a webhook:
-/// the operator may have forgotten to set it.
-fn save_service_sinks(store: &Store, config: &Config) -> Result<(), ServiceStartError> {
-    let slack = &config.slack;
-    let sink = |url: Option<&config::Secret>| match (slack.sink, url) {
-        (config::Sink::Auto, Some(_)) => ChannelSink::Webhook,
-        _ => ChannelSink::Log,
-    };
-    let sinks: Vec<_> = channel::channel_webhooks(slack)
-        .map(|(name, url)| (name.to_owned(), sink(url)))
-        .collect();
-    if slack.sink == config::Sink::Auto {
-        for (channel, count) in store.read(channel_sink::webhook_channel_backlogs)? {
-            // The payments of a channel that is gone go to other channels, at last to the default.
-            let (_, sink) = sinks
-                .iter()
-                .find(|(name, _)| *name == channel)
-                .unwrap_or(&sinks[0]);
-            if *sink == ChannelSink::Log && count > 0 {
-                return Err(ServiceStartError::WebhookGone { channel, count });
-            }
-        }
-    }
-    store.write(move |tx| channel_sink::replace_channel_sinks(tx, &sinks))?;
-    Ok(())
 }
 
 /// Starts the threads that work with the database.
@@ -327,15 +270,18 @@ impl ServiceSpawner<'_> {
             channels,
             waker: notifier_waker,
         } = self.spawn_notifiers(channels)?;
-        let relay = self.spawn_relay(relay::Options {
+        let (sampler, snapshots) = self.spawn_sampler(&channels)?;
+        let reports = reports::edge_reports(self.config, &self.store, &snapshots);
+        let options = relay::Options {
             batch_max: self.config.publisher.batch_max.get(),
             format: self.config.record_format(),
             wake: relay_woken,
             notifiers: notifier_waker.clone(),
             health: publisher_health,
-        })?;
+            reconnect_max: self.config.kafka.reconnect_max,
+        };
+        let relay = self.spawn_relay(options, reports)?;
         let consumer = self.spawn_consumer(&notifier_waker)?;
-        let (sampler, snapshots) = self.spawn_sampler(&channels)?;
         let scheduler = self.spawn_scheduler(&relay_waker, &notifier_waker, &snapshots)?;
         let authenticator = Arc::new(Authenticator::new(&self.config.http));
         let app = App::new(AppContext {
@@ -348,6 +294,7 @@ impl ServiceSpawner<'_> {
             authenticator: Arc::clone(&authenticator),
             components: std::mem::take(&mut self.components),
             publisher: self.config.publisher.kind,
+            role: self.config.node.role,
             topic: self.config.kafka.topic.clone(),
             database: self.config.database.clone(),
             workers: self.group.clone(),
@@ -400,12 +347,17 @@ impl ServiceSpawner<'_> {
         })
     }
 
-    fn spawn_relay(&self, options: relay::Options) -> io::Result<Worker> {
+    fn spawn_relay(
+        &self,
+        options: relay::Options,
+        reports: Option<StatusReports>,
+    ) -> io::Result<Worker> {
         let publisher: Box<dyn Publisher> = match self.config.publisher.kind {
             PublisherKind::Application => Box::new(InProcess),
             PublisherKind::Kafka => {
                 let options = publisher::Options {
                     warnings: self.warnings.clone(),
+                    reports,
                     ..publisher::Options::default()
                 };
                 Box::new(KafkaPublisher::with_options(
@@ -420,7 +372,8 @@ impl ServiceSpawner<'_> {
     }
 
     fn spawn_consumer(&mut self, notifiers: &Waker) -> io::Result<Option<Worker>> {
-        if self.config.publisher.kind == PublisherKind::Application {
+        let is_edge = self.config.node.role == NodeRole::Edge;
+        if is_edge || !self.config.publishes_to_kafka() {
             return Ok(None);
         }
         let health = self.component("consumer".to_owned());

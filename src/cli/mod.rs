@@ -15,6 +15,7 @@ mod descriptors;
 mod doctor;
 mod exit_code;
 mod explain;
+mod fleet;
 mod health;
 mod local_client;
 mod local_user;
@@ -27,6 +28,7 @@ mod payments;
 mod progress;
 mod record;
 mod remote_client;
+mod republish;
 mod restore;
 mod scratch;
 mod selftest;
@@ -153,6 +155,8 @@ enum Command {
     Backup(backup::BackupCommand),
     /// Replaces the database by a copy; payrelay must not run
     Restore(restore::RestoreCommand),
+    /// Publishes events of an edge again that the topic has lost
+    Republish(republish::RepublishCommand),
     /// Cross-checks payments, outbox, topic and deliveries
     Audit(audit::AuditCommand),
     /// Checks the configuration, or prints its schema
@@ -162,6 +166,8 @@ enum Command {
     },
     /// The same as config check
     CheckConfig,
+    /// Shows the edges of a topic, or creates the topics of a fleet
+    Fleet(fleet::FleetCommand),
     /// Prints the schema of the topic's records
     Record {
         #[command(subcommand)]
@@ -273,6 +279,7 @@ impl Command {
             Self::Explain(explain) => explain.run(),
             Self::Backup(backup) => backup.run(file),
             Self::Restore(restore) => with_configuration(file, |it| restore.run(&it.config)),
+            Self::Republish(republish) => with_configuration(file, |it| republish.run(&it.config)),
             Self::Audit(audit) => with_configuration(file, |it| audit.run(&it)),
             Self::Config {
                 action: config::ConfigCommand::Schema,
@@ -281,6 +288,7 @@ impl Command {
                 action: config::ConfigCommand::Check,
             }
             | Self::CheckConfig => with_configuration(file, |it| config::run_check_config(&it)),
+            Self::Fleet(fleet) => with_configuration(file, |it| fleet.run(&it)),
             Self::Record { action } => action.run(),
             Self::Selftest(selftest) => selftest.run(),
             Self::Demo(demo) => demo.run(),

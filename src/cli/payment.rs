@@ -204,14 +204,15 @@ fn stages(payment: &Value) -> Vec<Stage> {
         at: payment["executed_at"].clone(),
         detail: match event["id"].as_str() {
             Some(id) => format!("with its event {id}"),
-            None => "its event and its delivery were purged, long after the delivery".to_owned(),
+            None => "its event was purged, long after the end of its way".to_owned(),
         },
     }];
     if event.is_null() {
         return stages;
     }
     stages.push(published_stage(event));
-    if event["published_at"].is_null() {
+    // Others deliver the event of an edge.
+    if event["published_at"].is_null() || notification.is_null() {
         return stages;
     }
     stages.push(Stage {

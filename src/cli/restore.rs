@@ -4,8 +4,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use payrelay::config::Config;
+use payrelay::domain::node_role::NodeRole;
 use payrelay::domain::timestamp::Timestamp;
+use payrelay::rebuild::{RebuildError, rebuild_from_topic};
 use payrelay::runtime::plural::counted;
+use payrelay::store::rebuild::remove_rebuilt_files;
 use payrelay::store::restore::{
     RestoreError, RestoreRequest, Restored, partial_restore_path, restore_database,
 };
@@ -13,7 +16,10 @@ use payrelay::store::restore::{
 use super::confirmation::Confirmation;
 use super::exit_code;
 use super::local_user::local_user_origin;
-use super::output::{output_line, print_error};
+use super::output::{
+    output_line, print_config_error, print_error, print_note, print_open_error,
+    print_temporary_error,
+};
 use super::progress::{Measure, Progress};
 
 #[derive(Args)]
@@ -22,13 +28,16 @@ pub(super) struct RestoreCommand {
     /// has one
     #[arg(
         value_name = "COPY",
-        required_unless_present = "adopt",
+        required_unless_present_any = ["adopt", "from_topic"],
         conflicts_with = "adopt"
     )]
     copy: Option<PathBuf>,
     /// Marks the file at database.path as a restored copy, without replacing it
     #[arg(long)]
     adopt: bool,
+    /// Builds the database of a lost edge again, from its records on the topic
+    #[arg(long, conflicts_with_all = ["copy", "adopt"])]
+    from_topic: bool,
     #[command(flatten)]
     confirmation: Confirmation,
 }
@@ -43,9 +52,14 @@ impl RestoreCommand {
         if let Err(code) = self.confirmation.check(consequence) {
             return code;
         }
+        let built = match self.from_topic.then(|| rebuild(config)).transpose() {
+            Ok(built) => built,
+            Err(code) => return code,
+        };
         let by = local_user_origin();
+        let copy = built.as_deref().or(self.copy.as_deref());
         let request = RestoreRequest {
-            copy: self.copy.as_deref(),
+            copy,
             database: &config.database.path,
             node: config.node.id.as_ref(),
             by: &by,
@@ -54,6 +68,9 @@ impl RestoreCommand {
         let progress = self.show_progress(&config.database.path);
         let restored = restore_database(&request);
         drop(progress);
+        if let Some(built) = &built {
+            remove_rebuilt_files(built);
+        }
         match restored {
             Ok(restored) => output_line(describe_restored(&restored)),
             Err(error) => {
@@ -85,6 +102,50 @@ impl RestoreCommand {
             }
         })
     }
+}
+
+/// Builds the file, and says what it has.
+fn rebuild(config: &Config) -> Result<PathBuf, u8> {
+    if config.node.role != NodeRole::Edge {
+        return Err(print_config_error(
+            "restore --from-topic needs node.role = \"edge\": the topic of a single node does not \
+                have its payments, and knows nothing of their deliveries",
+        ));
+    }
+    let Some(node) = &config.node.id else {
+        return Err(print_config_error(
+            "restore --from-topic needs node.id: the id of the lost node, which `payrelay fleet` \
+                shows",
+        ));
+    };
+    let progress = Progress::show("topic", || Measure::Time);
+    let built = rebuild_from_topic(config, node);
+    drop(progress);
+    let built = built.map_err(|error| match error {
+        RebuildError::Open(error) => print_open_error(&error),
+        RebuildError::Empty { .. } => {
+            print_error(&error);
+            exit_code::PARTIAL
+        }
+        error => print_temporary_error(error),
+    })?;
+    print_note(&format!(
+        "the topic has {} of node {node}",
+        counted(built.events, "event")
+    ));
+    if built.of_earlier_databases > 0 {
+        print_note(&format!(
+            "{} of earlier databases of this node were left out",
+            counted(built.of_earlier_databases, "record")
+        ));
+    }
+    if built.unusable > 0 {
+        print_note(&format!(
+            "{} of this node cannot be used: they are no payments as JSON",
+            counted(built.unusable, "record")
+        ));
+    }
+    Ok(built.path)
 }
 
 fn describe_restored(restored: &Restored) -> String {

@@ -9,7 +9,7 @@ use payrelay::runtime::plural::counted;
 use payrelay::sampler::disk_forecast::FORECAST_MAX;
 use payrelay::store::backlog::BacklogCounter;
 use payrelay::store::waiting::Waiting;
-use payrelay::store::{OfflineStore, StoreError, channel_sink, operation};
+use payrelay::store::{OfflineStore, StoreError, channel_sink, node_role, operation};
 use serde_json::{Value, json};
 
 use super::client::Target;
@@ -83,6 +83,7 @@ fn overview_of_file(database: &OfflineStore) -> Result<Value, StoreError> {
         "started_at": null,
         "status": NOT_RUNNING,
         "node": database.node().as_str(),
+        "role": to_json(&database.read(node_role::node_role)?),
         "components": {},
         "pending": {
             "sampled_at": now,
@@ -211,6 +212,9 @@ impl<'a> StatusScreen<'a> {
             ("consume", &Value::Null, &pending["unconsumed"], "consume"),
             ("notify", &minute["delivered"], &pending["undelivered"], ""),
         ] {
+            if self.overview["role"] == "edge" && stage != "publish" {
+                continue;
+            }
             let oldest = show_age_of(&waiting["oldest_at"], self.now);
             let waiting = show_cell(&waiting["count"]);
             let [p50, p99] = show_quantiles(&latency[key]);

@@ -158,8 +158,8 @@ pub(super) fn show_cell(value: &Value) -> String {
 /// A state in its colour.
 pub(super) fn color_state(state: &str) -> String {
     let color = match state {
-        "up" | "ready" => AnsiColor::Green,
-        "degraded" | "rate_limited" => AnsiColor::Yellow,
+        "up" | "ready" | "ok" => AnsiColor::Green,
+        "degraded" | "rate_limited" | "behind" | "clock" => AnsiColor::Yellow,
         _ => AnsiColor::Red,
     };
     let style = Style::new().bold().fg_color(Some(color.into()));

@@ -3,9 +3,14 @@
 use std::net::Ipv6Addr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use super::duration::MS;
+use super::role::RoleDefaults;
 use super::secret::Secret;
-use super::typed_keys::TypedKeys;
+use super::typed_keys::{TypedKeys, by_name};
+use crate::domain::event::RecordKey;
+use crate::domain::node_role::NodeRole;
 use crate::domain::payment_record::RecordFormat;
 
 /// `[kafka]`
@@ -17,14 +22,20 @@ pub struct Kafka {
     pub topic: String,
     /// The consumer group.
     pub group: String,
+    /// The role of the node: edges share a topic.
+    pub role: NodeRole,
     /// How many partitions a topic gets when payrelay creates it.
     pub partitions: i32,
     /// The guarantee if this process dies at any moment.
     pub delivery: DeliveryGuarantee,
     /// What the value of a record has.
     pub format: RecordFormat,
+    /// What decides the partition of an event.
+    pub key: RecordKey,
     /// How batches are compressed.
     pub compression: Compression,
+    /// The longest delay between two attempts to reach the cluster.
+    pub reconnect_max: Duration,
     /// The maximum number of open dead letters of records that are not this node's events, or
     /// cannot be read.
     pub dead_records_max: NonZeroUsize,
@@ -114,8 +125,10 @@ pub enum SaslMechanism {
     ScramSha512,
 }
 
-pub(super) fn read_kafka_section(keys: &mut TypedKeys<'_>) -> Kafka {
+pub(super) fn read_kafka_section(keys: &mut TypedKeys<'_>, role: NodeRole) -> Kafka {
+    let defaults = RoleDefaults::of(role);
     Kafka {
+        role,
         bootstrap_servers: keys.list(
             "kafka.bootstrap_servers",
             &["127.0.0.1:9092"],
@@ -130,18 +143,25 @@ pub(super) fn read_kafka_section(keys: &mut TypedKeys<'_>) -> Kafka {
             |text| (1..=255).contains(&text.len()),
         ),
         partitions: keys.integer("kafka.partitions", 1, 1..=10_000),
-        delivery: keys.choice(
+        delivery: keys.choice_or(
             "kafka.delivery",
             &[
                 ("exactly-once", DeliveryGuarantee::ExactlyOnce),
                 ("at-least-once", DeliveryGuarantee::AtLeastOnce),
             ],
+            defaults.delivery,
         ),
-        format: keys.choice(
+        format: keys.choice_or(
             "kafka.format",
-            &[("id", RecordFormat::Id), ("json", RecordFormat::Json)],
+            &by_name(RecordFormat::ALL, RecordFormat::as_str),
+            defaults.format,
         ),
-        compression: keys.choice(
+        key: keys.choice_or(
+            "kafka.key",
+            &[("user", RecordKey::User), ("node", RecordKey::Node)],
+            defaults.key,
+        ),
+        compression: keys.choice_or(
             "kafka.compression",
             &[
                 ("none", Compression::None),
@@ -149,6 +169,12 @@ pub(super) fn read_kafka_section(keys: &mut TypedKeys<'_>) -> Kafka {
                 ("lz4", Compression::Lz4),
                 ("zstd", Compression::Zstd),
             ],
+            defaults.compression,
+        ),
+        reconnect_max: keys.duration(
+            "kafka.reconnect_max",
+            defaults.reconnect_max,
+            100 * MS..=30_000 * MS,
         ),
         dead_records_max: keys.count("kafka.dead_records_max", 1000, 1..=1_000_000),
         security: read_kafka_security(keys),

@@ -7,11 +7,14 @@
 
 mod database;
 mod duration;
+mod edge;
+mod fleet;
 mod http;
 mod kafka;
 mod local;
 mod nearest_name;
 mod problems;
+mod role;
 mod schema;
 mod secret;
 mod slack;
@@ -27,6 +30,8 @@ use std::time::Duration;
 
 pub use self::database::Database;
 use self::duration::{FOREVER, MS};
+use self::edge::{check_edge, check_key, warn_of_edge};
+pub use self::fleet::Fleet;
 pub use self::http::{Http, LOCAL_CLIENT, LocalSocket, Token};
 pub use self::kafka::{
     Compression, DeliveryGuarantee, Kafka, KafkaIdentity, KafkaSasl, KafkaSecurity, KafkaTls,
@@ -34,11 +39,13 @@ pub use self::kafka::{
 };
 pub use self::local::LocalConfig;
 pub use self::problems::Problems;
+use self::role::RoleDefaults;
 pub use self::secret::Secret;
 pub use self::slack::{DEFAULT_CHANNEL, Route, Sink, Slack};
 use self::source::{KeyDescription, Source};
-use self::typed_keys::TypedKeys;
+use self::typed_keys::{TypedKeys, by_name};
 use crate::domain::node_id::NodeId;
+use crate::domain::node_role::NodeRole;
 use crate::domain::payment_record::RecordFormat;
 
 /// All settings, checked.
@@ -58,6 +65,8 @@ pub struct Config {
     pub kafka: Kafka,
     /// `[slack]`
     pub slack: Slack,
+    /// `[fleet]`
+    pub fleet: Fleet,
     /// `[scheduler]`
     pub scheduler: Scheduler,
     /// `[idempotency]`
@@ -94,6 +103,8 @@ pub struct Payment {
 pub struct Node {
     /// `None`: the first start creates one, and stores it in the database.
     pub id: Option<NodeId>,
+    /// What it does with published events.
+    pub role: NodeRole,
 }
 
 /// The publisher of the outbox.
@@ -176,8 +187,10 @@ impl LoadedConfig {
             .map(String::as_str)
             .filter(|key| key.starts_with("kafka."))
             .collect();
-        if self.config.publisher.kind == PublisherKind::Kafka || keys.is_empty() {
-            return Vec::new();
+        if self.config.publishes_to_kafka() || keys.is_empty() {
+            let is_edge = self.config.node.role == NodeRole::Edge;
+            let kafka = Some(&self.config.kafka).filter(|_| is_edge);
+            return kafka.and_then(warn_of_edge).into_iter().collect();
         }
         vec![format!(
             "publisher.kind is \"application\", so these keys have no effect: {}; set \
@@ -211,12 +224,23 @@ impl Config {
     ) -> Result<LoadedConfig, Problems> {
         let mut keys = TypedKeys::new(Source::parse(file, environment)?);
         let config = Self::read(&mut keys);
-        let values = keys.into_source().finish()?;
+        let mut source = keys.into_source();
+        if config.node.role == NodeRole::Edge {
+            check_edge(config.publishes_to_kafka(), &config.kafka, &mut source);
+        } else {
+            check_key(&config.kafka, &mut source);
+        }
+        let values = source.finish()?;
         Ok(LoadedConfig {
             config,
             file: None,
             values,
         })
+    }
+
+    /// Whether events go to a topic.
+    pub fn publishes_to_kafka(&self) -> bool {
+        self.publisher.kind == PublisherKind::Kafka
     }
 
     /// What the value of a record has, if there are records.
@@ -241,6 +265,16 @@ impl Config {
 
     /// Reads every key.
     fn read(keys: &mut TypedKeys<'_>) -> Self {
+        let node = Node {
+            role: keys.choice("node.role", &by_name(NodeRole::ALL, NodeRole::as_str)),
+            id: NodeId::parse(&keys.text(
+                "node.id",
+                "",
+                "empty, or 1 to 64 letters, digits, '.', '_' and '-'",
+                |text| text.is_empty() || NodeId::parse(text).is_some(),
+            )),
+        };
+        let role = node.role;
         Self {
             http: http::read_http_section(keys),
             database: database::read_database_section(keys),
@@ -252,20 +286,18 @@ impl Config {
                     |text| text.len() == 3 && text.bytes().all(|b| b.is_ascii_uppercase()),
                 ),
             },
-            node: Node {
-                id: NodeId::parse(&keys.text(
-                    "node.id",
-                    "",
-                    "empty, or 1 to 64 letters, digits, '.', '_' and '-'",
-                    |text| text.is_empty() || NodeId::parse(text).is_some(),
-                )),
-            },
+            node,
             publisher: Publisher {
-                kind: keys.choice("publisher.kind", &PublisherKind::BY_NAME),
+                kind: keys.choice_or(
+                    "publisher.kind",
+                    &PublisherKind::BY_NAME,
+                    RoleDefaults::of(role).publisher,
+                ),
                 batch_max: keys.count("publisher.batch_max", 1000, 1..=1000),
             },
-            kafka: kafka::read_kafka_section(keys),
+            kafka: kafka::read_kafka_section(keys, role),
             slack: slack::read_slack_section(keys),
+            fleet: fleet::read_fleet_section(keys),
             scheduler: Scheduler {
                 interval: keys.duration("scheduler.interval", "60s", 10 * MS..=FOREVER),
                 retry_after: keys.duration("scheduler.retry_after", "60s", MS..=FOREVER),

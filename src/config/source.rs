@@ -153,6 +153,14 @@ impl<'a> Source<'a> {
             .any(|(asked, value, origin)| asked == key && *origin != "default" && value != "\"\"")
     }
 
+    /// The keys with this prefix whose value differs from the default.
+    pub(super) fn changed_keys(&self, prefix: &str) -> Vec<String> {
+        let keys = self.changed.iter();
+        keys.filter(|key| key.starts_with(prefix))
+            .cloned()
+            .collect()
+    }
+
     pub(super) fn add_problem(&mut self, problem: String) {
         self.problems.push(problem);
     }

@@ -6,6 +6,7 @@ use toml::Value;
 
 use super::*;
 use crate::domain::access::Access;
+use crate::domain::event::RecordKey;
 use crate::domain::payment::Status;
 use crate::domain::token::TokenHash;
 
@@ -98,7 +99,7 @@ fn every_problem_of_the_configuration_is_reported_at_once() {
         "kafka.topic = \"a b\"",
         "listen: there is no such key",
         "http.max_body: there is no such key",
-        "[nonsense]: there is no such section; the sections are [database], [http], \
+        "[nonsense]: there is no such section; the sections are [database], [fleet], [http], \
             [idempotency], [kafka], [log], [node], [payment], [publisher], [scheduler], [slack]",
     ];
     for part in expected {
@@ -934,4 +935,49 @@ fn configured_durations_have_a_unit() {
         assert_eq!(ms(bad), None, "{bad}");
     }
     assert_eq!(duration::show_duration(Duration::from_secs(90)), "90s");
+}
+
+#[test]
+fn an_edge_is_configured_by_its_role_and_the_servers() {
+    let file = "[node]\nrole = 'edge'\n[kafka]\nbootstrap_servers = ['kafka:9092']\n";
+    let loaded = load_config(file, &[]).unwrap();
+    let config = &loaded.config;
+    assert!(config.publishes_to_kafka());
+    assert_eq!(config.record_format(), RecordFormat::Json);
+    let kafka = &config.kafka;
+    assert_eq!((kafka.key, kafka.role), (RecordKey::Node, NodeRole::Edge));
+    assert_eq!(kafka.delivery, DeliveryGuarantee::AtLeastOnce);
+    assert_eq!(kafka.compression, Compression::Lz4);
+    assert_eq!(kafka.reconnect_max, Duration::from_secs(30));
+    assert!(loaded.warnings().is_empty());
+    let exactly_once = [("PAYRELAY_KAFKA_DELIVERY", "exactly-once")];
+    let warnings = load_config(file, &exactly_once).unwrap().warnings();
+    assert!(
+        warnings[0].contains("the other nodes of its partition"),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn values_that_contradict_a_configured_edge_are_refused() {
+    let file = "[node]\nrole = 'edge'\n[publisher]\nkind = 'application'\n[kafka]\nformat = 'id'\n\
+        key = 'user'\n[slack]\nwebhook_url = 'https://hooks.example/x'\n";
+    let problems = load_config(file, &[]).unwrap_err().to_string();
+    for key in [
+        "publisher.kind",
+        "kafka.format",
+        "kafka.key",
+        "slack.webhook_url",
+    ] {
+        let expected = format!("{key}: node.role = \"edge\"");
+        assert!(
+            problems.contains(&expected),
+            "{expected} is missing from {problems}"
+        );
+    }
+    assert!(!problems.contains("hooks.example"), "{problems}");
+    // The same keys at the defaults of an edge are allowed.
+    let file = "[node]\nrole = 'edge'\n[publisher]\nkind = 'kafka'\n[kafka]\nformat = 'json'\n\
+        key = 'node'\n[slack]\nwebhook_url = ''\n";
+    load_config(file, &[]).unwrap();
 }

@@ -222,14 +222,25 @@ impl<'a> TypedKeys<'a> {
         )
     }
 
+    /// One of these values; the first is the default.
     pub(super) fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> T {
+        self.choice_or(key, choices, choices[0].0)
+    }
+
+    /// The same with another default.
+    pub(super) fn choice_or<T: Copy>(
+        &mut self,
+        key: &str,
+        choices: &[(&str, T)],
+        default: &str,
+    ) -> T {
         let names: Vec<_> = choices
             .iter()
             .map(|(name, _)| format!("{name:?}"))
             .collect();
         self.source.read(
             key,
-            &Value::from(choices[0].0),
+            &Value::from(default),
             &names.join(" or "),
             Display::Shown,
             |value| {
@@ -285,4 +296,12 @@ impl<'a> TypedKeys<'a> {
         host.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
             && text.bytes().all(|b| b.is_ascii_graphic())
     }
+}
+
+/// The values of an enum by their names.
+pub(super) fn by_name<T: Copy>(
+    values: &[T],
+    name: fn(T) -> &'static str,
+) -> Vec<(&'static str, T)> {
+    values.iter().map(|value| (name(*value), *value)).collect()
 }

@@ -21,6 +21,16 @@ text_enum! {
     }
 }
 
+/// What decides the partition of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RecordKey {
+    /// The user: a user's events keep their order.
+    #[default]
+    User,
+    /// The node: all of its events keep their order.
+    Node,
+}
+
 impl From<Status> for EventType {
     fn from(status: Status) -> Self {
         match status {
@@ -49,10 +59,22 @@ pub struct Event {
     pub payment: Option<Payment>,
 }
 
+/// What all records of a node have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordSource {
+    /// The node.
+    pub node: NodeId,
+    /// When its database was created: a new database under an old node id begins with event 1
+    /// again.
+    pub incarnation: Timestamp,
+    /// What decides the partition.
+    pub key: RecordKey,
+}
+
 /// A Kafka record without a client's types.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// Decides the partition.
+    /// The user or the node. It decides the partition.
     pub key: String,
     /// The payment id, or the payment as JSON.
     pub value: String,
@@ -68,13 +90,28 @@ pub const ID_HEADER: &str = "ce_id";
 /// The header with the time of the commit.
 pub const TIME_HEADER: &str = "ce_time";
 
+/// The header with the time when the node's database was created, in microseconds since 1970.
+pub const INCARNATION_HEADER: &str = "ce_incarnation";
+
+/// The header with the id of the event before this one.
+pub const PREVIOUS_HEADER: &str = "ce_previous";
+
 impl Event {
     /// The record of this event. Its timestamp is `now`, the time of publishing; `ce_time` has the
     /// time of the commit. A broker may reject a record from the future, and reject or delete an
     /// old one (`message.timestamp.before.max.ms`, `message.timestamp.after.max.ms` and
     /// `retention.ms`).
-    pub fn to_record(&self, node: &NodeId, now: Timestamp) -> Record {
-        let key = self.user_id.to_string();
+    ///
+    /// `previous` is the event of this database before it on the topic, 0 if there is none: a
+    /// reader notices a gap.
+    pub fn to_record(&self, source: &RecordSource, previous: i64, now: Timestamp) -> Record {
+        let RecordSource {
+            node, incarnation, ..
+        } = source;
+        let key = match source.key {
+            RecordKey::User => self.user_id.to_string(),
+            RecordKey::Node => node.to_string(),
+        };
         let mut headers = vec![
             ("ce_specversion", "1.0".to_owned()),
             (ID_HEADER, node.event_id(self.outbox_id)),
@@ -87,6 +124,8 @@ impl Event {
                 ("content-type", "application/json".to_owned()),
                 ("ce_dataschema", PAYMENT_SCHEMA_ID.to_owned()),
                 ("ce_partitionkey", key.clone()),
+                (PREVIOUS_HEADER, previous.to_string()),
+                (INCARNATION_HEADER, incarnation.as_micros().to_string()),
             ]);
             payment_to_json(payment)
         } else {
@@ -178,6 +217,14 @@ mod tests {
         NodeId::parse("shop-7").unwrap()
     }
 
+    fn example_source() -> RecordSource {
+        RecordSource {
+            node: example_node(),
+            incarnation: Timestamp::from_micros(1_795_000_000_000_000),
+            key: RecordKey::User,
+        }
+    }
+
     fn example_event() -> Event {
         Event {
             outbox_id: 12,
@@ -209,7 +256,7 @@ mod tests {
 
     #[test]
     fn the_record_of_an_event_is_a_cloud_event_in_binary_mode() {
-        let record = example_event().to_record(&example_node(), example_event().created_at);
+        let record = example_event().to_record(&example_source(), 0, example_event().created_at);
         assert_eq!((record.key.as_str(), record.value.as_str()), ("42", "34"));
         assert_eq!(record.timestamp_ms, 1_795_341_600_123);
         let expected = [
@@ -235,7 +282,7 @@ mod tests {
             trace: None,
             ..example_event()
         };
-        let record = event.to_record(&example_node(), event.created_at);
+        let record = event.to_record(&example_source(), 9, event.created_at);
         assert_eq!(record.key, "42");
         assert_eq!(record.value, payment_to_json(&example_payment()));
         let expected = [
@@ -247,10 +294,23 @@ mod tests {
             ("content-type", "application/json"),
             ("ce_dataschema", "urn:payrelay:schema:payment:1"),
             ("ce_partitionkey", "42"),
+            ("ce_previous", "9"),
+            ("ce_incarnation", "1795000000000000"),
         ];
         assert_eq!(
             record.headers,
             expected.map(|(name, value)| (name, value.to_owned()))
+        );
+        let by_node = RecordSource {
+            key: RecordKey::Node,
+            ..example_source()
+        };
+        let record = event.to_record(&by_node, 9, event.created_at);
+        assert_eq!(record.key, "shop-7");
+        assert!(
+            record
+                .headers
+                .contains(&("ce_partitionkey", "shop-7".to_owned()))
         );
     }
 
@@ -261,7 +321,7 @@ mod tests {
             example_event().created_at.minus(day),
             example_event().created_at.plus(21 * day),
         ] {
-            let record = example_event().to_record(&example_node(), now);
+            let record = example_event().to_record(&example_source(), 0, now);
             assert_eq!(record.timestamp_ms, now.as_millis());
             assert!(
                 record
@@ -328,7 +388,8 @@ mod tests {
             let node = NodeId::parse(&id).unwrap();
             let payment = with_payment.then(|| Payment { id: payment_id, ..example_payment() });
             let event = Event { outbox_id, payment_id, payment, ..example_event() };
-            let record = event.to_record(&node, Timestamp::now());
+            let source = RecordSource { node: node.clone(), ..example_source() };
+            let record = event.to_record(&source, 0, Timestamp::now());
             let header = |wanted| {
                 let found = record.headers.iter().find(|(name, _)| *name == wanted);
                 found.map(|(_, value)| value.as_str())

@@ -5,6 +5,8 @@ pub mod access;
 pub mod event;
 pub mod loopback;
 pub mod node_id;
+pub mod node_role;
+pub mod node_status;
 pub mod payment;
 pub mod payment_record;
 pub mod reason;

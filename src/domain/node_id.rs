@@ -30,6 +30,9 @@ impl NodeId {
     }
 }
 
+/// A double holds larger ids inexactly (RFC 8259, 6), so payrelay never issues them.
+pub const ID_MAX: i64 = (1 << 53) - 1;
+
 /// Only the canonical form of an id: no sign, no leading zero.
 pub(super) fn parse_id(digits: &str) -> Option<i64> {
     let id: i64 = digits.parse().ok()?;

@@ -63,6 +63,40 @@ pub struct PaymentIds {
     pub user_id: Option<i64>,
 }
 
+/// A payment as it was read.
+#[derive(Deserialize)]
+struct ReadPayment {
+    payment_id: i64,
+    user_id: i64,
+    reservation_id: i64,
+    amount: i64,
+    currency: String,
+    status: String,
+    failure: Option<String>,
+    executed_at: Timestamp,
+}
+
+/// Reads a payment as JSON. `None`: it does not follow the schema.
+pub fn parse_payment(value: &[u8]) -> Option<Payment> {
+    let read: ReadPayment = serde_json::from_slice(value).ok()?;
+    let status = Status::parse(&read.status)?;
+    let numbers = [read.user_id, read.reservation_id, read.amount];
+    let is_valid = read.payment_id > 0
+        && numbers.iter().all(|number| *number >= 0)
+        && read.failure.is_some() == (status == Status::Failed);
+    is_valid.then_some(Payment {
+        id: read.payment_id,
+        user_id: read.user_id,
+        reservation_id: read.reservation_id,
+        amount: read.amount,
+        currency: read.currency,
+        status,
+        failure: read.failure,
+        paid_by: None,
+        executed_at: read.executed_at,
+    })
+}
+
 #[derive(Deserialize)]
 struct JsonIds {
     payment_id: i64,
@@ -198,6 +232,8 @@ mod tests {
             prop_assert_eq!(value["amount"].as_i64(), Some(amount));
             let parsed = PaymentIds { payment_id: id, user_id: Some(user_id) };
             prop_assert_eq!(parse_payment_ids(json.as_bytes()), Some(parsed));
+            let payment = Payment { paid_by: None, ..payment };
+            prop_assert_eq!(parse_payment(json.as_bytes()), Some(payment));
         }
     }
 }

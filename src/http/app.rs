@@ -12,6 +12,7 @@ use super::refusals::Refusals;
 use super::reply_queue::ReplyQueue;
 use super::route_pattern::RoutePattern;
 use crate::config;
+use crate::domain::node_role::NodeRole;
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::health::HealthHandle;
 use crate::runtime::metrics::RouteMetrics;
@@ -51,6 +52,8 @@ pub struct AppContext {
     pub components: Vec<(String, HealthHandle)>,
     /// Where events are published.
     pub publisher: config::PublisherKind,
+    /// The role of the node.
+    pub role: NodeRole,
     /// The topic of the events, with Kafka.
     pub topic: String,
     /// The limits of the database.

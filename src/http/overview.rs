@@ -12,6 +12,7 @@ use super::health::{READ_TIMEOUT, ReadyView};
 use super::response::{Body, json_response};
 use crate::config::PublisherKind;
 use crate::domain::access::Access;
+use crate::domain::node_role::NodeRole;
 use crate::domain::timestamp::Timestamp;
 use crate::runtime::metrics::MetricTotals;
 use crate::sampler::disk_forecast::time_until_full;
@@ -30,6 +31,8 @@ struct OverviewView<'a> {
     access: &'static str,
     /// `application` or `kafka`.
     publisher: &'static str,
+    /// `single` or `edge`.
+    role: NodeRole,
     #[serde(flatten)]
     ready: ReadyView<'a>,
     totals: TotalsView,
@@ -167,6 +170,7 @@ impl App {
             started_at: self.started_at,
             access: access.name(),
             publisher: self.context.publisher.name(),
+            role: self.context.role,
             ready,
             totals: TotalsView::new(&totals),
             last_minute: LastMinute::since_points(&history, &totals, Timestamp::now()),

@@ -13,8 +13,7 @@ use super::commit_order::CommitOrder;
 use super::producer_builder::idempotent_producer;
 use super::producer_ring::ProducerRing;
 use crate::config::{Compression, DeliveryGuarantee};
-use crate::domain::event::{Event, Record};
-use crate::domain::node_id::NodeId;
+use crate::domain::event::{Event, Record, RecordSource};
 use crate::domain::timestamp::Timestamp;
 use crate::store::publication::{Destination, Receipt};
 
@@ -66,9 +65,14 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    pub(super) fn new(topic: &str, node: &NodeId, events: &[Event]) -> Self {
+    /// `previous` is the event of this database before the first one on the topic.
+    pub(super) fn new(place: &Place<'_>, mut previous: i64, events: &[Event]) -> Self {
         let now = Timestamp::now();
-        let producer_record = |event: &Event| producer_record(topic, event.to_record(node, now));
+        let producer_record = |event: &Event| {
+            let record = event.to_record(place.source, previous, now);
+            previous = event.outbox_id;
+            producer_record(place, record)
+        };
         let sent = |event: &Event| SentEvent {
             outbox_id: event.outbox_id,
             payment_id: event.payment_id,
@@ -80,10 +84,21 @@ impl Batch {
     }
 }
 
-fn producer_record(topic: &str, record: Record) -> krafka::Record {
-    let out = krafka::Record::new(topic, record.value)
+/// Where a batch goes, and from where.
+pub(super) struct Place<'a> {
+    pub(super) topic: &'a str,
+    /// `None`: the key decides.
+    pub(super) partition: Option<i32>,
+    pub(super) source: &'a RecordSource,
+}
+
+fn producer_record(place: &Place<'_>, record: Record) -> krafka::Record {
+    let mut out = krafka::Record::new(place.topic, record.value)
         .key(record.key)
         .timestamp(record.timestamp_ms);
+    if let Some(partition) = place.partition {
+        out = out.partition(partition);
+    }
     record
         .headers
         .into_iter()

@@ -11,6 +11,9 @@ use crate::config;
 /// Without transactions krafka retries a batch for this long, and never doubles it.
 const DELIVERY_TIMEOUT: Duration = Duration::from_mins(5);
 
+/// A report that is older than this is not sent any more.
+const DELIVERY_TIMEOUT_OF_STATUS: Duration = Duration::from_secs(10);
+
 /// In a transaction a batch is given up before the broker ends the transaction.
 const DELIVERY_TIMEOUT_IN_TRANSACTION: Duration = Duration::from_secs(45);
 
@@ -47,6 +50,15 @@ pub(super) async fn transactional_producer(
         .delivery_timeout(DELIVERY_TIMEOUT_IN_TRANSACTION)
         .transaction_timeout(TRANSACTION_TIMEOUT)
         .build_transactional(id)
+        .await
+}
+
+/// A producer for the reports of an edge: each goes out at once.
+pub(super) async fn status_producer(kafka: &Kafka) -> Result<Producer, KrafkaError> {
+    producer_builder(kafka, config::Compression::None)
+        .linger(Duration::ZERO)
+        .delivery_timeout(DELIVERY_TIMEOUT_OF_STATUS)
+        .build()
         .await
 }
 

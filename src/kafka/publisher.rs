@@ -15,7 +15,6 @@
 
 use std::io;
 use std::mem;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,8 +24,8 @@ use tokio::time::timeout_at;
 
 use super::cluster::{ClusterConnection, ClusterError, KafkaRuntime};
 use super::errors::{explain_cluster_error, explain_error, is_record_error, is_unexplained_error};
-use super::producer::{Batch, SendOutcome, is_producer_fenced, send_batch};
-use super::producer_ring::RING_SIZE;
+use super::producer::{Batch, Place, SendOutcome, is_producer_fenced, send_batch};
+pub use super::publisher_options::Options;
 use super::reachability::Reachability;
 use super::reconcile::{Changes, Reconciliation};
 use super::session::{self, BoxFuture, Checked, Context, Opened, Session};
@@ -35,7 +34,6 @@ use super::watch::Visibility;
 use crate::config::{self, DeliveryGuarantee};
 use crate::domain::event::Event;
 use crate::relay::publisher::{PublishError, PublishOutcome, Publisher};
-use crate::runtime::warnings::Warnings;
 use crate::store::Store;
 use crate::store::publication::{Destination, Receipt};
 use crate::store::unseen;
@@ -49,23 +47,6 @@ const BROKER_ABORTS_AFTER: Duration = Duration::from_secs(55);
 
 /// Fenced twice within this time: another process publishes as this node.
 const FENCED_TWICE_WITHIN: Duration = Duration::from_mins(5);
-
-/// What a publisher may be given besides its settings.
-pub struct Options {
-    /// Receives the risks of the topic's settings.
-    pub warnings: Warnings,
-    /// How many transactional producers take turns; at most 8.
-    pub ring_size: NonZeroUsize,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            warnings: Warnings::default(),
-            ring_size: RING_SIZE,
-        }
-    }
-}
 
 /// Publishes to a topic.
 pub struct KafkaPublisher {
@@ -137,6 +118,7 @@ impl KafkaPublisher {
                 store,
                 connection,
                 warnings: options.warnings,
+                reports: options.reports,
             }),
             suspects: Suspects::default(),
             fenced_at: None,
@@ -174,10 +156,15 @@ impl Pipeline {
     /// Unfinished or failed work continues at once.
     fn due(&self) -> Option<Instant> {
         match &self.state {
-            State::Ready(session) => Some(session.check_due()),
-            State::Disconnected => (self.is_unseen || self.is_unavailable).then(Instant::now),
+            State::Ready(session) => Some(session.idle_check_due()),
+            State::Disconnected => self.must_connect().then(Instant::now),
             _ => Some(Instant::now()),
         }
+    }
+
+    /// Without an event as well: an edge reports its state.
+    fn must_connect(&self) -> bool {
+        self.is_unseen || self.is_unavailable || self.context.reports.is_some()
     }
 
     async fn publish(&mut self, batch: &[Event]) -> PublishOutcome {
@@ -298,8 +285,13 @@ impl Pipeline {
 
     /// A ready session checks what is due, else sends.
     fn start_work(&self, mut session: Box<Session>, call: &Call<'_>) -> Next {
-        if session.check_due() <= Instant::now() {
-            let work = session::check(session, Arc::clone(&self.context));
+        let due = if call.events.is_empty() {
+            session.idle_check_due()
+        } else {
+            session.check_due()
+        };
+        if due <= Instant::now() {
+            let work = session::check(session, Arc::clone(&self.context), call.events.len());
             return Next::Continue(State::Checking(Box::pin(work)));
         }
         if call.events.is_empty() {
@@ -314,8 +306,12 @@ impl Pipeline {
             // the topic.
             return Next::Return(State::Disconnected, PublishOutcome::default());
         }
-        let Context { settings, node, .. } = &*self.context;
-        let batch = Batch::new(&settings.topic, node, call.events);
+        let place = Place {
+            topic: &self.context.settings.topic,
+            partition: session.partition,
+            source: &session.source,
+        };
+        let batch = Batch::new(&place, session.last_published, call.events);
         let work = async move {
             let sent = send_batch(&mut session.producer, batch).await;
             (session, sent)

@@ -9,7 +9,8 @@ use super::cluster::ClusterError;
 use super::session::{Context, OPEN_TIMEOUT, Session};
 use super::topic_reader::{TopicReader, TopicRecord};
 use crate::domain::event::EventRef;
-use crate::domain::node_id::NodeId;
+use crate::domain::node_id::{ID_MAX, NodeId};
+use crate::domain::node_role::NodeRole;
 use crate::domain::timestamp::Timestamp;
 use crate::store::topic::{self, PublishedOffsets, PublishedRecord, Reconciled};
 use crate::store::{Store, StoreError, Transaction, outbox, unseen};
@@ -102,10 +103,27 @@ impl Reconciliation {
             .saturating_duration_since(Instant::now())
             .max(WAIT_MIN);
         let records = self.reader.next_within(limit).await?;
+        let ours = self.session.source.incarnation.as_micros().to_string();
+        // An earlier database of an edge gave the same ids: its records are not ours.
+        let is_foreign = |record: &&TopicRecord| {
+            let other = record
+                .incarnation
+                .as_ref()
+                .is_some_and(|other| *other != ours);
+            other && context.settings.role == NodeRole::Edge
+        };
         let found: Vec<_> = records
             .iter()
+            .filter(|record| !is_foreign(record))
             .filter_map(|record| reconciled_event(&context.node, record))
             .collect();
+        let last = records
+            .iter()
+            .filter(|record| record.incarnation.as_ref() == Some(&ours))
+            .filter_map(|record| reconciled_event(&context.node, record))
+            .map(|event| event.notice.outbox_id)
+            .filter(|id| *id <= ID_MAX);
+        self.session.last_published = last.max().unwrap_or(0).max(self.session.last_published);
         let offsets = self.read_to(&records);
         self.session.saw(&found);
         // The marks before any other wait: if that times out, the next call has no records.
@@ -138,6 +156,7 @@ impl Reconciliation {
         PublishedOffsets {
             topic: self.session.topic.clone(),
             offsets,
+            last_published: self.session.last_published,
         }
     }
 
@@ -152,8 +171,12 @@ impl Reconciliation {
         let now = Timestamp::now();
         let is_complete = self.is_complete();
         let known_conflict = self.session.first_conflict;
+        let role = self.session.role;
         let (reconciled, renumbered) = store.write(move |tx| {
             let reconciled = topic::reconcile_topic(tx, &found, &offsets, now)?;
+            if is_complete && role == NodeRole::Edge {
+                outbox::move_unpublished_before(tx, offsets.last_published)?;
+            }
             let conflict = earlier(reconciled.first_conflict, known_conflict);
             let Some(first) = conflict.filter(|_| is_complete) else {
                 return Ok((reconciled, 0));
@@ -182,8 +205,15 @@ impl Reconciliation {
             .iter()
             .map(|range| (range.partition, range.start..range.end))
             .collect();
-        let requeue =
-            move |tx: &Transaction<'_>| unseen::requeue_unseen(tx, &unseen, &read, &visible);
+        let published = self.session.last_published;
+        let role = self.session.role;
+        let requeue = move |tx: &Transaction<'_>| {
+            let requeued = unseen::requeue_unseen(tx, &unseen, &read, &visible)?;
+            if role == NodeRole::Edge {
+                outbox::move_unpublished_before(tx, published)?;
+            }
+            Ok(requeued)
+        };
         let requeued = store.write(requeue)?;
         if requeued > 0 {
             log::warn!(

@@ -9,12 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use krafka::Kafka;
-use krafka::admin::ListOffsetsOptions;
+use krafka::admin::{ListOffsetsOptions, ListedOffset, OffsetSpec, TopicPartition};
 use krafka::consumer::{AutoOffsetReset, Consumer, ConsumerRecord, IsolationLevel};
 use krafka::error::KrafkaError;
 use tokio::time::sleep;
 
-use crate::domain::event::{ID_HEADER, TIME_HEADER};
+use crate::domain::event::{ID_HEADER, INCARNATION_HEADER, TIME_HEADER};
+use crate::domain::trace_context::TraceContext;
 use crate::kafka::cluster::{
     ClusterError, FETCH_BYTES_MAX, INFLATED_BYTES_MAX, cluster_end_offsets, with_kafka_timeout,
 };
@@ -43,6 +44,12 @@ pub(crate) struct TopicRecord {
     pub(crate) event_id: Option<String>,
     /// The header `ce_time`, likewise.
     pub(crate) time: Option<String>,
+    /// The header `ce_incarnation`, likewise.
+    pub(crate) incarnation: Option<String>,
+    /// Milliseconds since 1970.
+    pub(crate) timestamp_ms: i64,
+    /// The client's trace, if it has one.
+    pub(crate) trace: Option<TraceContext>,
 }
 
 /// The offsets that a partition has.
@@ -88,15 +95,35 @@ pub(crate) enum ReadTo {
     HighWatermark,
 }
 
+/// Where the reading of a partition begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReadFrom {
+    /// At the oldest record.
+    Oldest,
+    /// At this offset; at the oldest record if the partition does not have it.
+    Offset(i64),
+    /// At the first record that is not older than this time, in milliseconds since 1970; at the end
+    /// if there is none.
+    Time(i64),
+    /// The partition is not looked at.
+    Nowhere,
+}
+
+#[cfg(test)]
+impl From<Option<i64>> for ReadFrom {
+    fn from(offset: Option<i64>) -> Self {
+        offset.map_or(Self::Oldest, Self::Offset)
+    }
+}
+
 impl TopicReader {
-    /// Opens a topic. `from` returns the first offset to read of a partition: `None`, or an offset
-    /// that the partition does not have, means the oldest. Returns `None` if there is no such
-    /// topic.
+    /// Opens a topic. `from` returns where the reading of a partition begins. Returns `None` if
+    /// there is no such topic.
     pub(crate) async fn open(
         kafka: &Kafka,
         topic: &str,
         end: ReadTo,
-        from: impl Fn(i32) -> Option<i64>,
+        from: impl Fn(i32) -> ReadFrom,
     ) -> Result<Option<Self>, KrafkaError> {
         let consumer = kafka
             .consumer_without_group()
@@ -116,6 +143,7 @@ impl TopicReader {
         };
         let mut partitions: Vec<i32> = info.partitions.keys().copied().collect();
         partitions.sort_unstable();
+        partitions.retain(|partition| from(*partition) != ReadFrom::Nowhere);
         consumer.assign(topic, partitions.clone()).await?;
         let mut reader = Self {
             kafka: kafka.clone(),
@@ -139,7 +167,7 @@ impl TopicReader {
         &mut self,
         partition: i32,
         end: ReadTo,
-        from: Option<i64>,
+        from: ReadFrom,
     ) -> Result<(), KrafkaError> {
         let Self {
             consumer, topic, ..
@@ -159,9 +187,14 @@ impl TopicReader {
             start,
             end,
         });
-        let first = from
-            .filter(|offset| (start..=end).contains(offset))
-            .unwrap_or(start);
+        let first = match from {
+            ReadFrom::Offset(offset) if (start..=end).contains(&offset) => offset,
+            ReadFrom::Time(_) if start == end => end,
+            ReadFrom::Time(time) => first_offset_at(&self.kafka, topic, partition, time)
+                .await?
+                .map_or(end, |offset| offset.clamp(start, end)),
+            _ => start,
+        };
         consumer.seek(topic, partition, first).await?;
         if first < end {
             self.remaining.insert(partition, end);
@@ -178,7 +211,7 @@ impl TopicReader {
         kafka: &Kafka,
         topic: &str,
         end: ReadTo,
-        from: impl Fn(i32) -> Option<i64>,
+        from: impl Fn(i32) -> ReadFrom,
     ) -> Result<Option<Self>, ClusterError> {
         let started = Instant::now();
         loop {
@@ -373,6 +406,37 @@ async fn high_watermark(kafka: &Kafka, topic: &str, partition: i32) -> Result<i6
     ends.remove(&partition).ok_or_else(unknown)
 }
 
+/// The first offset whose record is not older than a time. `None`: there is no such record.
+async fn first_offset_at(
+    kafka: &Kafka,
+    topic: &str,
+    partition: i32,
+    time: i64,
+) -> Result<Option<i64>, KrafkaError> {
+    // The client waits for ever for an offset that does not exist: first the newest time.
+    let newest = list_offset(kafka, topic, partition, OffsetSpec::MaxTimestamp).await?;
+    if newest
+        .and_then(|newest| newest.timestamp)
+        .is_none_or(|newest| newest < time)
+    {
+        return Ok(None);
+    }
+    let found = list_offset(kafka, topic, partition, OffsetSpec::Timestamp(time)).await?;
+    Ok(found.map(|found| found.offset))
+}
+
+async fn list_offset(
+    kafka: &Kafka,
+    topic: &str,
+    partition: i32,
+    spec: OffsetSpec,
+) -> Result<Option<ListedOffset>, KrafkaError> {
+    let wanted = [(TopicPartition::new(topic, partition), spec)];
+    let options = ListOffsetsOptions::default();
+    let found = kafka.admin().list_offsets(wanted, options).await?;
+    found.into_values().next().transpose()
+}
+
 /// Whether there is no time for another attempt.
 fn reader_has_no_time_left(started: Instant, limit: Duration) -> bool {
     started.elapsed() + RETRY >= limit
@@ -385,6 +449,12 @@ impl From<ConsumerRecord> for TopicRecord {
             offset: record.offset,
             event_id: record.header_str(ID_HEADER).map(str::to_owned),
             time: record.header_str(TIME_HEADER).map(str::to_owned),
+            incarnation: record.header_str(INCARNATION_HEADER).map(str::to_owned),
+            timestamp_ms: record.timestamp,
+            trace: record.header_str("traceparent").map(|parent| TraceContext {
+                parent: parent.to_owned(),
+                state: record.header_str("tracestate").map(str::to_owned),
+            }),
             key: record.key.map(Vec::from),
             value: record.value.map(Vec::from),
         }
@@ -437,6 +507,7 @@ mod tests {
     }
 
     async fn open(kafka: &Kafka, from: impl Fn(i32) -> Option<i64>) -> TopicReader {
+        let from = |partition| ReadFrom::from(from(partition));
         TopicReader::open(kafka, TOPIC, ReadTo::LastStableOffset, from)
             .await
             .unwrap()
@@ -535,10 +606,12 @@ mod tests {
         let broker = FakeBroker::start().await.unwrap();
         let kafka = broker.kafka().connect().await.unwrap();
         assert!(
-            TopicReader::open(&kafka, TOPIC, ReadTo::LastStableOffset, |_| None)
-                .await
-                .unwrap()
-                .is_none()
+            TopicReader::open(&kafka, TOPIC, ReadTo::LastStableOffset, |_| {
+                ReadFrom::Oldest
+            })
+            .await
+            .unwrap()
+            .is_none()
         );
         assert_eq!(broker.topic_id(TOPIC), None);
     }

@@ -18,7 +18,7 @@ use crate::domain::reason::describe_reason;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::trace_context::TraceContext;
 use crate::relay::publisher::{PublishError, PublishOutcome, Publisher};
-use crate::runtime::backoff::RECONNECT_BACKOFF;
+use crate::runtime::backoff::{Backoff, RECONNECT_BACKOFF};
 use crate::runtime::error_log::ErrorLog;
 use crate::runtime::health::HealthHandle;
 use crate::runtime::metrics::{DeadLetterKind, PublishFailure};
@@ -90,6 +90,8 @@ pub struct Options {
     pub notifiers: Waker,
     /// The component on the health page.
     pub health: HealthHandle,
+    /// The longest delay between two attempts of an outage.
+    pub reconnect_max: Duration,
 }
 
 /// The result of one step.
@@ -108,7 +110,11 @@ pub enum Step {
 impl Relay {
     /// A relay of the outbox in `store`.
     pub fn new(store: Store, publisher: Box<dyn Publisher>, options: Options) -> Self {
-        let outage = OutageTracker::new(publisher.name(), RECONNECT_BACKOFF, options.health);
+        let backoff = Backoff {
+            cap: options.reconnect_max,
+            ..RECONNECT_BACKOFF
+        };
+        let outage = OutageTracker::new(publisher.name(), backoff, options.health);
         Self {
             store,
             publisher,

@@ -51,6 +51,28 @@ pub enum ServiceStartError {
         /// How many payments wait.
         count: i64,
     },
+    /// The database has deliveries, and an edge makes none.
+    #[error(
+        "node.role = \"edge\": {} waiting to be delivered by this node, and an edge delivers none. \
+            Run it once more with node.role = \"single\" until `payrelay status` shows that \
+            nothing waits, and replay or discard its dead letters",
+        counted(*count, "payment")
+    )]
+    DeliveriesWait {
+        /// How many payments wait.
+        count: i64,
+    },
+    /// The database has events that only an edge may publish.
+    #[error(
+        "node.role = \"single\": {} of this edge waiting to be published to the shared topic. \
+            Run it once more with node.role = \"edge\" until `payrelay status` shows that nothing \
+            waits",
+        counted(*count, "event")
+    )]
+    EdgeEventsWait {
+        /// How many events wait.
+        count: i64,
+    },
     /// The database opened, and then failed.
     #[error("database.path: {0}")]
     Store(#[from] StoreError),

@@ -8,7 +8,7 @@ pub use super::dead_letter::DeadLetterAction;
 use super::dead_letter::{DeadLetterState, parse_dead_record_headers};
 use super::delivery::DeliveryStatus;
 use super::row::row_limit;
-use super::{delivery, unconsumed};
+use super::{delivery, node_role, outbox, unconsumed};
 use crate::domain::event::{EventRef, ID_HEADER, TIME_HEADER};
 use crate::domain::node_id::NodeId;
 use crate::domain::timestamp::Timestamp;
@@ -232,6 +232,9 @@ fn replay_dead_event(tx: &Transaction<'_>, outbox_id: i64) -> rusqlite::Result<A
 }
 
 /// Requeues an event that was rejected. Returns whether it was.
+///
+/// An event of an edge gets a new id, because later events are on the topic already. Readers drop
+/// an id below the largest that they know of the node.
 pub(super) fn replay_rejected_event(
     tx: &Transaction<'_>,
     outbox_id: i64,
@@ -244,7 +247,11 @@ pub(super) fn replay_rejected_event(
         .execute([outbox_id])?
         > 0;
     if was_rejected {
-        unconsumed::move_unconsumed_mark_back(tx, outbox_id)?;
+        if node_role::is_edge_event(tx, outbox_id)? {
+            outbox::move_outbox_events(tx, &[outbox_id])?;
+        } else {
+            unconsumed::move_unconsumed_mark_back(tx, outbox_id)?;
+        }
     }
     Ok(was_rejected)
 }

@@ -30,6 +30,7 @@ pub mod gauges;
 mod id_runs;
 pub mod idempotency;
 pub mod local_socket;
+pub mod node_role;
 mod offline;
 pub mod operation;
 pub mod outbox;
@@ -39,6 +40,7 @@ pub mod payment_view;
 pub mod publication;
 #[cfg(test)]
 mod query_plans;
+pub mod rebuild;
 pub mod relay_action;
 pub mod restore;
 pub mod route;

@@ -4,6 +4,7 @@
 //! [`purge_outbox`] deletes.
 
 use super::id_runs::id_runs;
+use super::node_role::{advance_edge_mark, purgeable_edge_events};
 use super::row::row_limit;
 use crate::domain::event::{Event, EventRef, EventType};
 use crate::domain::payment::Payment;
@@ -206,6 +207,84 @@ pub fn renumber_outbox(tx: &Transaction<'_>, first: i64) -> rusqlite::Result<usi
         ))?
         .query_map([first], |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
+    move_outbox_events(tx, &ids)?;
+    Ok(ids.len())
+}
+
+/// Makes up to `limit` published events of an edge wait again, under new ids. What this node has
+/// delivered itself stays.
+pub fn republish_outbox(
+    tx: &Transaction<'_>,
+    from: i64,
+    through: i64,
+    limit: usize,
+) -> rusqlite::Result<Republished> {
+    let ids: Vec<i64> = tx
+        .prepare_cached(
+            "SELECT id FROM outbox o WHERE id BETWEEN ?1 AND ?2 AND status = 'PUBLISHED' \
+                AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.outbox_id = o.id) \
+                ORDER BY id LIMIT ?3",
+        )?
+        .query_map((from, through, row_limit(limit)), |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    let mut waits = tx.prepare_cached(
+        "UPDATE outbox SET status = 'INIT', published_at = NULL, \"partition\" = NULL, \
+            \"offset\" = NULL WHERE id = ?1",
+    )?;
+    for id in &ids {
+        waits.execute([id])?;
+    }
+    move_outbox_events(tx, &ids)?;
+    Ok(Republished {
+        count: ids.len(),
+        next: ids
+            .last()
+            .filter(|_| ids.len() == limit)
+            .map(|last| last + 1),
+    })
+}
+
+/// The largest id of a published event.
+pub fn last_published_event(connection: &Connection) -> rusqlite::Result<i64> {
+    connection
+        .prepare_cached(
+            "SELECT ifnull((SELECT id FROM outbox WHERE status = 'PUBLISHED' \
+                ORDER BY id DESC LIMIT 1), 0)",
+        )?
+        .query_row([], |row| row.get(0))
+}
+
+/// How many events wait to be published.
+pub fn count_unpublished_events(connection: &Connection) -> rusqlite::Result<i64> {
+    connection
+        .prepare_cached("SELECT count(*) FROM outbox WHERE status = 'INIT'")?
+        .query_row([], |row| row.get(0))
+}
+
+/// Gives unpublished events below an id that is on the topic already new ids. Readers of an edge
+/// drop an id below the largest that they know. Returns how many.
+pub fn move_unpublished_before(tx: &Transaction<'_>, published: i64) -> rusqlite::Result<usize> {
+    let ids: Vec<i64> = tx
+        .prepare_cached("SELECT id FROM outbox WHERE status = 'INIT' AND id < ?1 ORDER BY id")?
+        .query_map([published], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    if !ids.is_empty() {
+        move_outbox_events(tx, &ids)?;
+    }
+    Ok(ids.len())
+}
+
+/// A part of what is to be published again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Republished {
+    /// How many events wait again.
+    pub count: usize,
+    /// Where the next part begins; `None`: there is no more.
+    pub next: Option<i64>,
+}
+
+/// Gives these events new ids, in their order, after all that were issued.
+pub(super) fn move_outbox_events(tx: &Transaction<'_>, ids: &[i64]) -> rusqlite::Result<()> {
     let mut last: i64 = tx.query_row(
         "SELECT seq FROM sqlite_sequence WHERE name = 'outbox'",
         [],
@@ -214,7 +293,7 @@ pub fn renumber_outbox(tx: &Transaction<'_>, first: i64) -> rusqlite::Result<usi
     let mut event = tx.prepare_cached("UPDATE outbox SET id = ?2 WHERE id = ?1")?;
     let mut letter =
         tx.prepare_cached("UPDATE dead_letter SET outbox_id = ?2 WHERE outbox_id = ?1")?;
-    for id in &ids {
+    for id in ids {
         last += 1;
         event.execute((id, last))?;
         letter.execute((id, last))?;
@@ -224,7 +303,7 @@ pub fn renumber_outbox(tx: &Transaction<'_>, first: i64) -> rusqlite::Result<usi
         "UPDATE sqlite_sequence SET seq = ?1 WHERE name IN ('outbox', 'payment') AND seq < ?1",
         [last],
     )?;
-    Ok(ids.len())
+    Ok(())
 }
 
 /// The event of a payment, as people see it.
@@ -274,14 +353,16 @@ pub(super) fn find_outbox_event_of_payment(
 }
 
 /// Deletes at most `limit` events, with their deliveries, that were published and delivered before
-/// `cutoff`. Returns how many, and adds that to `node.events_purged`. Unfinished events stay,
-/// however old.
+/// `cutoff`; those of an edge once they are published. Returns how many, and adds that to
+/// `node.events_purged`. Unfinished events stay, however old.
 pub fn purge_outbox(
     tx: &Transaction<'_>,
     cutoff: Timestamp,
     limit: usize,
 ) -> rusqlite::Result<usize> {
-    let ids: Vec<i64> = tx
+    // Events that were found on the topic were marked without it.
+    advance_edge_mark(tx)?;
+    let mut ids: Vec<i64> = tx
         .prepare_cached(
             "SELECT d.outbox_id FROM delivery d JOIN outbox o ON o.id = d.outbox_id \
              WHERE d.status = 'DELIVERED' AND d.delivered_at < ?1 \
@@ -290,6 +371,8 @@ pub fn purge_outbox(
         )?
         .query_map((cutoff.as_micros(), row_limit(limit)), |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
+    let others = limit.saturating_sub(ids.len());
+    ids.extend(purgeable_edge_events(tx, cutoff.as_micros(), others)?);
     let mut delivery =
         tx.prepare_cached("DELETE FROM delivery WHERE outbox_id BETWEEN ?1 AND ?2")?;
     let mut outbox = tx.prepare_cached("DELETE FROM outbox WHERE id BETWEEN ?1 AND ?2")?;

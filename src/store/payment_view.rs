@@ -72,6 +72,7 @@ impl<'a> PaymentView<'a> {
                 delivered_in: delivery.delivered_in,
                 last_error: delivery.last_error.as_deref(),
             }),
+            (None, Some(_)) if timeline.is_delivered_by_others => None,
             // Its delivery does not exist yet.
             (None, Some(_)) => Some(Notification {
                 status: DeliveryStatus::Pending,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rusqlite::Transaction;
 
-use super::{dead_letter, delivery, unconsumed};
+use super::{dead_letter, delivery, node_role, unconsumed};
 use crate::domain::timestamp::Timestamp;
 
 /// Where a publisher has put an event.
@@ -68,7 +68,7 @@ pub fn record_publications(
     {
         unconsumed::advance_unconsumed_mark(tx, 2 * receipts.len())?;
     }
-    Ok(())
+    node_role::advance_edge_mark(tx).map(drop)
 }
 
 /// Returns how many events it has marked: 0 if this one was marked already.

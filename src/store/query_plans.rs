@@ -172,6 +172,7 @@ fn plan_publishing(tx: &Transaction<'_>, topic: &Topic) -> rusqlite::Result<()> 
     let published = PublishedOffsets {
         topic: topic.clone(),
         offsets: [(0, 1)].into(),
+        last_published: 1,
     };
     let reconciled = topic::reconcile_topic(tx, &[found], &published, NOW)?;
     assert_eq!(reconciled, Reconciled::default());

@@ -8,6 +8,7 @@ use super::dead_letter::{DeadLetterAction, DeadLetterState};
 use super::delivery::{Carrier, DeliveryStatus};
 use super::outbox::EventStatus;
 use crate::domain::event::EventType;
+use crate::domain::node_role::NodeRole;
 use crate::domain::payment::Status;
 
 /// Stores an enum as its text. A text that this version does not know is an error.
@@ -38,6 +39,7 @@ stored_as_text!(
     DeadLetterState,
     DeliveryStatus,
     EventStatus,
+    NodeRole,
     EventType,
     Status,
 );

@@ -3,6 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, Result as SqlResult};
 
 use super::delivery::{self, Notification};
+use super::node_role;
 use super::outbox::{self, EventState};
 use super::payment::{COLUMNS, read_payment_row};
 use crate::domain::payment::Payment;
@@ -16,6 +17,8 @@ pub struct PaymentTimeline {
     pub event: Option<EventState>,
     /// Its delivery; `None` until its event has arrived, or once purged.
     pub notification: Option<Notification>,
+    /// Whether its event is one of an edge, which others deliver.
+    pub is_delivered_by_others: bool,
 }
 
 /// One payment's timeline.
@@ -35,9 +38,14 @@ pub fn find_payment_timeline(
         Some(event) => delivery::find_delivery(connection, event.outbox_id)?,
         None => None,
     };
+    let is_delivered_by_others = match &event {
+        Some(event) => node_role::is_edge_event(connection, event.outbox_id)?,
+        None => false,
+    };
     Ok(Some(PaymentTimeline {
         payment,
         event,
         notification,
+        is_delivered_by_others,
     }))
 }

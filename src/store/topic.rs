@@ -85,6 +85,8 @@ pub struct PublishedOffsets {
     pub topic: Topic,
     /// By partition.
     pub offsets: BTreeMap<i32, i64>,
+    /// The largest id of an event of this database that is known to be on the topic.
+    pub last_published: i64,
 }
 
 /// Saves how far every event is marked, in the transaction that marks it.
@@ -99,7 +101,75 @@ pub fn save_published_topic_offsets(
     for (partition, offset) in &reached.offsets {
         reach.execute((&reached.topic.name, reached.topic.id, partition, offset))?;
     }
+    tx.prepare_cached(
+        "UPDATE topic_incarnation SET last_published = ?3 \
+            WHERE topic = ?1 AND topic_id = ?2 AND last_published < ?3",
+    )?
+    .execute((
+        &reached.topic.name,
+        reached.topic.id,
+        reached.last_published,
+    ))?;
     Ok(())
+}
+
+/// Saves the end of a partition that others write to as well: nothing before it is read again. Does
+/// nothing while an event of ours up to `last_published` waits for its mark.
+pub fn save_idle_topic_end(
+    tx: &Transaction<'_>,
+    topic: &Topic,
+    (partition, end): (i32, i64),
+    last_published: i64,
+) -> rusqlite::Result<()> {
+    tx.prepare_cached(
+        "UPDATE topic_partition SET published_to = ?4 WHERE topic = ?1 AND topic_id = ?2 \
+            AND \"partition\" = ?3 AND published_to < ?4 \
+            AND NOT EXISTS (SELECT 1 FROM outbox WHERE status = 'INIT' AND id <= ?5)",
+    )?
+    .execute((&topic.name, topic.id, partition, end, last_published))?;
+    Ok(())
+}
+
+/// What is known of an incarnation of the topic before anything is published to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TopicIncarnation {
+    /// The largest id of an event of this database that is known to be on it.
+    pub last_published: i64,
+    /// With `kafka.key = "node"`: the partition of all events.
+    pub partition: Option<i32>,
+}
+
+/// Records an incarnation of the topic. `partition` is chosen once: partitions that are added later
+/// move no events.
+pub fn open_topic_incarnation(
+    tx: &Transaction<'_>,
+    topic: &Topic,
+    partition: Option<i32>,
+    now: Timestamp,
+) -> rusqlite::Result<TopicIncarnation> {
+    record_topic_incarnation(tx, topic, now)?;
+    tx.prepare_cached(
+        "UPDATE topic_incarnation SET \"partition\" = ifnull(\"partition\", ?3) \
+            WHERE topic = ?1 AND topic_id = ?2",
+    )?
+    .execute((&topic.name, topic.id, partition))?;
+    let sql = "SELECT last_published, \"partition\" FROM topic_incarnation \
+        WHERE topic = ?1 AND topic_id = ?2";
+    tx.prepare_cached(sql)?
+        .query_row((&topic.name, topic.id), |row| {
+            Ok(TopicIncarnation {
+                last_published: row.get(0)?,
+                partition: row
+                    .get::<_, Option<i32>>(1)?
+                    .filter(|_| partition.is_some()),
+            })
+        })
+}
+
+fn has_topic_incarnation(connection: &Connection, topic: &Topic) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached("SELECT 1 FROM topic_incarnation WHERE topic = ?1 AND topic_id = ?2")?
+        .exists((&topic.name, topic.id))
 }
 
 /// An event of ours that is on the topic.
@@ -192,8 +262,7 @@ fn record_topic_incarnation(
     topic: &Topic,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
-    let known = "SELECT 1 FROM topic_incarnation WHERE topic = ?1 AND topic_id = ?2";
-    if tx.prepare_cached(known)?.exists((&topic.name, topic.id))? {
+    if has_topic_incarnation(tx, topic)? {
         return Ok(());
     }
     tx.execute(

@@ -6,8 +6,10 @@
 //! rows unless there is a fault.
 
 use super::delivery::{self, DeliveryInsert};
+use super::node_role;
 use super::row::row_limit;
 use super::waiting::Waiting;
+use crate::domain::node_role::NodeRole;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::topic::Topic;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
@@ -46,7 +48,7 @@ pub struct UnconsumedPage {
 /// The low-water mark.
 pub(super) fn unconsumed_low_water_mark(connection: &Connection) -> rusqlite::Result<i64> {
     connection
-        .prepare_cached("SELECT consumed_through FROM node")?
+        .prepare_cached("SELECT max(consumed_through, edge_through) FROM node")?
         .query_row([], |row| row.get(0))
 }
 
@@ -179,6 +181,21 @@ pub fn backfill_unconsumed(
     Ok(count)
 }
 
+/// How many events this node still has to deliver itself: before that it cannot be an edge.
+pub fn count_own_deliveries(connection: &Connection) -> rusqlite::Result<i64> {
+    let sql = "SELECT count(*) FROM delivery WHERE status IN ('PENDING', 'SENDING', 'DEAD')";
+    let deliveries: i64 = connection.query_row(sql, [], |row| row.get(0))?;
+    // Delivered, and not marked as published: as an edge this node would publish them again.
+    let sql = "SELECT count(*) FROM outbox o JOIN delivery d ON d.outbox_id = o.id \
+        WHERE o.status = 'INIT' AND d.status NOT IN ('PENDING', 'SENDING', 'DEAD')";
+    let unmarked: i64 = connection.query_row(sql, [], |row| row.get(0))?;
+    let deliveries = deliveries + unmarked;
+    if node_role::node_role(connection)? == NodeRole::Edge {
+        return Ok(deliveries);
+    }
+    Ok(deliveries + count_unconsumed(connection)?.count)
+}
+
 /// Whether the low-water mark lags: the row after it has a delivery or is REJECTED.
 pub fn is_unconsumed_mark_behind(connection: &Connection) -> rusqlite::Result<bool> {
     let next = |row: &Row<'_>| Ok(row.get(1)? || row.get(3)?);
@@ -277,6 +294,18 @@ mod tests {
             assert!(advance_unconsumed_mark(tx, 2).unwrap());
             assert!(!advance_unconsumed_mark(tx, 2).unwrap());
             assert_eq!(unconsumed_low_water_mark(tx).unwrap(), 5);
+        });
+    }
+
+    #[test]
+    fn a_node_has_own_deliveries_until_each_event_of_the_topic_is_delivered() {
+        with_unconsumed_events(&["PUBLISHED+", "PUBLISHED", "INIT"], |tx| {
+            let count = |tx| count_own_deliveries(tx).unwrap();
+            assert_eq!(count(tx), 2, "one waits, one is unconsumed");
+            tx.execute("DELETE FROM outbox WHERE id = 2", []).unwrap();
+            let delivered = "UPDATE delivery SET status = 'DELIVERED', delivered_at = 1";
+            tx.execute(delivered, []).unwrap();
+            assert_eq!(count(tx), 0, "unpublished events may wait");
         });
     }
 

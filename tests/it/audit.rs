@@ -739,7 +739,8 @@ fn events_of_an_earlier_topic_incarnation_are_noted_and_not_missing() {
     });
     let hex = format!("{:032x}", u128::from_be_bytes(id));
     case.doctor(&format!(
-        "INSERT INTO topic_incarnation VALUES ('recreated', x'{hex}', 3, 1)"
+        "INSERT INTO topic_incarnation \
+            (topic, topic_id, published_before, first_seen_at) VALUES ('recreated', x'{hex}', 3, 1)"
     ));
     case.assert_found(&[], &["earlier-incarnation"]);
     let note =

@@ -10,6 +10,7 @@ use payrelay::config::{
     DeliveryGuarantee::{AtLeastOnce, ExactlyOnce},
 };
 use payrelay::domain::event::Event;
+use payrelay::domain::event::{RecordKey, RecordSource};
 use payrelay::domain::node_id::NodeId;
 use payrelay::domain::payment_record::RecordFormat;
 use payrelay::domain::timestamp::Timestamp;
@@ -82,7 +83,12 @@ fn records_are_cloud_events_in_commit_order(
             .find(|record| record.header("ce_id") == id)
             .unwrap();
         let now = Timestamp::now();
-        let expected = event.to_record(database.store().node(), now);
+        let source = RecordSource {
+            node: database.store().node().clone(),
+            incarnation: now,
+            key: RecordKey::User,
+        };
+        let expected = event.to_record(&source, 0, now);
         assert_eq!(
             (&record.key, &record.value),
             (&expected.key, &expected.value)
@@ -403,6 +409,7 @@ fn two_of_the_same_node(version: &str) {
             wake: Waker::new().1,
             notifiers: Waker::new().0,
             health: HealthHandle::up(),
+            reconnect_max: Duration::from_secs(5),
         },
     );
     assert_eq!(relay.step(), relay::Step::Fenced);

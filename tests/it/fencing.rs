@@ -87,6 +87,7 @@ fn a_fenced_relay_pauses_until_an_operator_resumes_it() {
                 wake: Waker::new().1,
                 notifiers: Waker::new().0,
                 health: part.clone(),
+                reconnect_max: Duration::from_secs(5),
             },
         );
         for _ in 0..3 {

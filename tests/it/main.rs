@@ -24,6 +24,7 @@ mod consumer;
 mod contract;
 mod crash_recovery;
 mod docs;
+mod edge;
 mod end_to_end;
 mod fault_injection;
 mod fencing;

@@ -37,6 +37,7 @@ fn relay(database: &Database, publisher: impl Publisher + 'static) -> Relay {
             wake: Waker::new().1,
             notifiers: Waker::new().0,
             health: HealthHandle::up(),
+            reconnect_max: Duration::from_secs(5),
         },
     )
 }
@@ -405,6 +406,7 @@ fn a_relay_on_its_thread_is_woken_by_the_commit() {
             wake: woken,
             notifiers: Waker::new().0,
             health: HealthHandle::up(),
+            reconnect_max: Duration::from_secs(5),
         },
     );
     let group = payrelay::runtime::worker::WorkerGroup::default();

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use payrelay::config::{self, DeliveryGuarantee};
 use payrelay::domain::event::Event;
+use payrelay::domain::event::RecordKey;
+use payrelay::domain::node_role::NodeRole;
 use payrelay::domain::payment_record::RecordFormat;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::kafka::consumer::Consumer;
@@ -42,6 +44,9 @@ pub fn settings(
         delivery,
         format: RecordFormat::Id,
         compression: config::Compression::None,
+        key: RecordKey::User,
+        role: NodeRole::Single,
+        reconnect_max: Duration::from_secs(5),
         dead_records_max: NonZeroUsize::MAX,
         security: config::KafkaSecurity::default(),
     }

@@ -71,7 +71,7 @@ const consumed = new Stage("consumed", ["p50, p99"]);
 const delivered = new Stage("delivered", ["rate"]);
 
 function showStages() {
-  const { pending, latency, last_minute, queue, publisher } = overview;
+  const { pending, latency, last_minute, queue, publisher, role } = overview;
   const count = last_minute ? counted(last_minute.payments, "payment") : "";
   const minute = count && `${count} in the last minute`;
   const queued = `${number(queue.payments)} of ${number(queue.max)}`;
@@ -90,7 +90,10 @@ function showStages() {
   };
   const isKafka = publisher === "kafka";
   setText(byId("published-to"), isKafka ? "to Kafka" : "in this process");
-  consumed.panel.hidden = !isKafka;
+  // Others consume and deliver the events of an edge.
+  const isEdge = role === "edge";
+  consumed.panel.hidden = isEdge || !isKafka;
+  delivered.panel.hidden = isEdge;
   waiting(published, "unpublished", [quantiles(latency.publish), rate(recentRate("published"))]);
   waiting(consumed, "unconsumed", [quantiles(latency.consume)]);
   waiting(delivered, "undelivered", [rate(recentRate("delivered"))]);
@@ -237,6 +240,7 @@ function channelButtons({ name, state, waiting }) {
 }
 
 function showChannels() {
+  byId("channels").closest("section").hidden = overview.role === "edge";
   keepChildren(
     byId("channels"),
     overview.channels,

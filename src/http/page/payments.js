@@ -10,7 +10,7 @@ let current = 0;
 
 /** The steps until the first that is still open: name, time, detail, whether it never comes. */
 function stages({ event, notification, executed_at }, errorOf) {
-  const purged = "its event and its delivery were purged, long after the delivery";
+  const purged = "its event was purged, long after the end of its way";
   if (!event) return [["Stored", executed_at, purged]];
   const steps = [["Stored", executed_at, `with its event ${event.id}`]];
   if (!event.published_at) {
@@ -19,7 +19,9 @@ function stages({ event, notification, executed_at }, errorOf) {
   }
   const place = `partition ${event.partition}, offset ${number(event.offset)}`;
   steps.push(["Published", event.published_at, event.offset === null ? "in this process" : place]);
-  const consumedAt = notification?.consumed_at;
+  // Others deliver the event of an edge.
+  if (!notification) return steps;
+  const consumedAt = notification.consumed_at;
   if (!consumedAt) return [...steps, ["Consumed", null, errorOf("consumer")]];
   steps.push(["Consumed", consumedAt, ""]);
   return [...steps, deliveredStage(notification, errorOf)];

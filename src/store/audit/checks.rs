@@ -108,7 +108,8 @@ pub(super) const UNCONSUMED: Check = Check {
         LEFT JOIN delivery d ON d.outbox_id = o.id LEFT JOIN topic_partition p ON p.topic = ?1 \
         AND p.\"partition\" = o.\"partition\" LEFT JOIN topic_record r ON r.outbox_id = o.id \
         AND r.\"partition\" = o.\"partition\" WHERE o.status = 'PUBLISHED' \
-        AND d.outbox_id IS NULL AND (o.\"partition\" IS NULL OR o.published_at < ?2 \
+        AND d.outbox_id IS NULL AND o.id > (SELECT edge_through FROM node) \
+        AND (o.\"partition\" IS NULL OR o.published_at < ?2 \
         OR ifnull(o.\"offset\", r.\"offset\") < p.consumed_to) GROUP BY o.id ORDER BY o.id",
 };
 
@@ -161,7 +162,7 @@ pub(super) const TOPIC: [Check; 4] = [
 
 /// `?1`: the newest event that was published before the topic was read. An event with an offset
 /// must be there, if the broker still has that offset. An event without one must be somewhere, if
-/// the broker still has every record.
+/// the broker still has every record. What a node has published as an edge is on another topic.
 pub(super) const MISSING: Check = Check {
     kind: "missing",
     what: "events that were published and are not on the topic",
@@ -172,7 +173,9 @@ pub(super) const MISSING: Check = Check {
         JOIN extent e ON e.\"partition\" = o.\"partition\" LEFT \
         JOIN topic_record r ON r.outbox_id = o.id WHERE o.status = 'PUBLISHED' \
         AND o.\"partition\" IS NOT NULL AND (o.id > (SELECT published_before FROM incarnation) \
-        OR r.outbox_id IS NOT NULL) AND CASE WHEN e.\"partition\" IS NULL THEN o.id <= ?1 \
+        OR r.outbox_id IS NOT NULL) AND NOT (SELECT role = 'single' AND o.id <= edge_through \
+        AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.outbox_id = o.id) FROM node) \
+        AND CASE WHEN e.\"partition\" IS NULL THEN o.id <= ?1 \
         WHEN o.\"offset\" IS NULL THEN o.id <= ?1 AND e.low = 0 AND r.outbox_id IS NULL \
         AND NOT EXISTS (SELECT 1 FROM undecodable u WHERE u.\"partition\" = o.\"partition\") \
         WHEN EXISTS (SELECT 1 FROM undecodable u WHERE u.\"partition\" = o.\"partition\" \

@@ -4,15 +4,13 @@ use std::path::Path;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
+use crate::domain::node_id::ID_MAX;
 use crate::domain::timestamp::Timestamp;
 
 /// Ids advance to microseconds since 1970. So two databases from the same backup issue no id twice,
 /// unless one issues a million ids a second. They advance at least to the next multiple of this, in
 /// case the clock is wrong.
 pub(super) const ID_RANGE: i64 = 1_000_000_000_000;
-
-/// A double holds larger ids inexactly (RFC 8259, 6), so payrelay never issues them.
-pub(super) const ID_MAX: i64 = (1 << 53) - 1;
 
 /// Tables whose ids are seen outside of the database. The ids of idempotency keys are not. They
 /// have no gaps, so that the keys can be counted.

@@ -205,7 +205,7 @@ mod tests {
                 .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
                 .unwrap()
         };
-        assert_eq!(pragma("user_version"), 6);
+        assert_eq!(pragma("user_version"), 7);
         assert_eq!(pragma("synchronous"), 2, "2 is FULL");
         assert_eq!(pragma("foreign_keys"), 1);
         let mode: String = connection

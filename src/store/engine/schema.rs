@@ -14,7 +14,7 @@ const FIRST_VERSION: usize = 6;
 
 /// Each step brings a file from one version to the next, from [`FIRST_VERSION`] on. A step never
 /// changes after its release. It may add to the schema, and removes nothing within a minor version.
-const STEPS: &[&str] = &[];
+const STEPS: &[&str] = &[include_str!("upgrades/7.sql")];
 
 /// The version of [`SCHEMA`].
 const VERSION: usize = FIRST_VERSION + STEPS.len();

@@ -648,6 +648,7 @@ impl Model {
             payment: found.clone(),
             event,
             notification,
+            is_delivered_by_others: false,
         })
     }
 

@@ -24,6 +24,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use payrelay::config::{self, DeliveryGuarantee};
+use payrelay::domain::event::RecordKey;
+use payrelay::domain::node_role::NodeRole;
 use payrelay::domain::payment_record::RecordFormat;
 use payrelay::relay::publisher::Publisher;
 use payrelay::relay::{self, Relay};
@@ -111,6 +113,9 @@ pub fn kafka_settings(broker: &Broker, topic: &str) -> config::Kafka {
         delivery: guarantee(),
         format: RecordFormat::Id,
         compression: config::Compression::None,
+        key: RecordKey::User,
+        role: NodeRole::Single,
+        reconnect_max: Duration::from_secs(5),
         dead_records_max: NonZeroUsize::MAX,
         security: config::KafkaSecurity::default(),
     }
@@ -138,6 +143,7 @@ pub fn relay(database: &Database, publisher: impl Publisher + 'static) -> (Relay
             wake: woken,
             notifiers,
             health: HealthHandle::up(),
+            reconnect_max: Duration::from_secs(5),
         },
     );
     (relay, waker)
