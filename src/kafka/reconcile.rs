@@ -31,7 +31,7 @@ pub(super) struct Reconciliation {
 pub(super) struct Changes {
     /// Marked as published.
     pub(super) marked: usize,
-    /// Given new ids, because the topic has their ids under other payments.
+    /// Given new ids, because the topic has their ids under other payments, or later ids.
     renumbered: usize,
 }
 
@@ -103,27 +103,7 @@ impl Reconciliation {
             .saturating_duration_since(Instant::now())
             .max(WAIT_MIN);
         let records = self.reader.next_within(limit).await?;
-        let ours = self.session.source.incarnation.as_micros().to_string();
-        // An earlier database of an edge gave the same ids: its records are not ours.
-        let is_foreign = |record: &&TopicRecord| {
-            let other = record
-                .incarnation
-                .as_ref()
-                .is_some_and(|other| *other != ours);
-            other && context.settings.role == NodeRole::Edge
-        };
-        let found: Vec<_> = records
-            .iter()
-            .filter(|record| !is_foreign(record))
-            .filter_map(|record| reconciled_event(&context.node, record))
-            .collect();
-        let last = records
-            .iter()
-            .filter(|record| record.incarnation.as_ref() == Some(&ours))
-            .filter_map(|record| reconciled_event(&context.node, record))
-            .map(|event| event.notice.outbox_id)
-            .filter(|id| *id <= ID_MAX);
-        self.session.last_published = last.max().unwrap_or(0).max(self.session.last_published);
+        let found = self.own_events(&context.node, &records);
         let offsets = self.read_to(&records);
         self.session.saw(&found);
         // The marks before any other wait: if that times out, the next call has no records.
@@ -134,6 +114,33 @@ impl Reconciliation {
             self.reader.refresh_start_offsets(limit).await?;
         }
         Ok(changes)
+    }
+
+    /// The events of the node among these records. Raises the largest id that is known to be on the
+    /// topic by those of this database.
+    fn own_events(&mut self, node: &NodeId, records: &[TopicRecord]) -> Vec<PublishedRecord> {
+        let Session {
+            source,
+            role,
+            last_published,
+            ..
+        } = &mut *self.session;
+        let incarnation = source.incarnation.as_micros().to_string();
+        let mut found = Vec::new();
+        for record in records {
+            let Some(event) = reconciled_event(node, record) else {
+                continue;
+            };
+            let of = record.incarnation.as_ref();
+            if of == Some(&incarnation) && event.notice.outbox_id <= ID_MAX {
+                *last_published = event.notice.outbox_id.max(*last_published);
+            }
+            // An earlier database of an edge gave the same ids: its records are not ours.
+            if *role == NodeRole::Single || of.is_none_or(|of| *of == incarnation) {
+                found.push(event);
+            }
+        }
+        found
     }
 
     /// How far the topic was read, to be recorded with the events.
@@ -174,11 +181,12 @@ impl Reconciliation {
         let role = self.session.role;
         let (reconciled, renumbered) = store.write(move |tx| {
             let reconciled = topic::reconcile_topic(tx, &found, &offsets, now)?;
-            if is_complete && role == NodeRole::Edge {
-                outbox::move_unpublished_before(tx, offsets.last_published)?;
-            }
+            let overtaken = match role {
+                NodeRole::Single => None,
+                NodeRole::Edge => outbox::first_unpublished_before(tx, offsets.last_published)?,
+            };
             let conflict = earlier(reconciled.first_conflict, known_conflict);
-            let Some(first) = conflict.filter(|_| is_complete) else {
+            let Some(first) = earlier(conflict, overtaken).filter(|_| is_complete) else {
                 return Ok((reconciled, 0));
             };
             let renumbered = outbox::renumber_outbox(tx, first)?;
@@ -209,8 +217,10 @@ impl Reconciliation {
         let role = self.session.role;
         let requeue = move |tx: &Transaction<'_>| {
             let requeued = unseen::requeue_unseen(tx, &unseen, &read, &visible)?;
-            if role == NodeRole::Edge {
-                outbox::move_unpublished_before(tx, published)?;
+            if role == NodeRole::Edge
+                && let Some(first) = outbox::first_unpublished_before(tx, published)?
+            {
+                outbox::renumber_outbox(tx, first)?;
             }
             Ok(requeued)
         };
@@ -254,7 +264,7 @@ fn log_reconciled_changes(topic: &str, reconciled: &Reconciled, renumbered: usiz
         log::warn!(
             event = "events_renumbered", events = renumbered;
             "{renumbered} unpublished events have new ids: the topic has their ids under other \
-                payments"
+                payments, or later ids"
         );
     }
 }

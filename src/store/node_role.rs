@@ -68,7 +68,7 @@ pub fn advance_edge_mark(tx: &Transaction<'_>) -> SqlResult<bool> {
     if node_role(tx)? != NodeRole::Edge {
         return Ok(false);
     }
-    // The next event that is not published, or is rejected: few rows have no other status.
+    // Up to the first event that waits. Rejected ones get new ids once they are replayed.
     let mut statement = tx.prepare_cached(
         "SELECT id, status = 'INIT' FROM outbox \
             WHERE id > (SELECT max(edge_through, consumed_through) FROM node) \

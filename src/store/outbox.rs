@@ -261,17 +261,18 @@ pub fn count_unpublished_events(connection: &Connection) -> rusqlite::Result<i64
         .query_row([], |row| row.get(0))
 }
 
-/// Gives unpublished events below an id that is on the topic already new ids. Readers of an edge
-/// drop an id below the largest that they know. Returns how many.
-pub fn move_unpublished_before(tx: &Transaction<'_>, published: i64) -> rusqlite::Result<usize> {
-    let ids: Vec<i64> = tx
-        .prepare_cached("SELECT id FROM outbox WHERE status = 'INIT' AND id < ?1 ORDER BY id")?
-        .query_map([published], |row| row.get(0))?
-        .collect::<rusqlite::Result<_>>()?;
-    if !ids.is_empty() {
-        move_outbox_events(tx, &ids)?;
-    }
-    Ok(ids.len())
+/// The first event that waits, if it comes before one that is on the topic. Readers of an edge drop
+/// an id below the largest that they know.
+pub fn first_unpublished_before(
+    connection: &Connection,
+    published: i64,
+) -> rusqlite::Result<Option<i64>> {
+    connection
+        .prepare_cached(
+            "SELECT id FROM outbox WHERE status = 'INIT' AND id < ?1 ORDER BY id LIMIT 1",
+        )?
+        .query_row([published], |row| row.get(0))
+        .optional()
 }
 
 /// A part of what is to be published again.

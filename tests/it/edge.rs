@@ -498,3 +498,39 @@ fn a_backup_from_before_the_first_event_of_an_edge_publishes_nothing_twice() {
     assert_eq!(records.len(), 21, "none of them twice");
     assert_chain(&records, "shop-7", &fleet.folder("shop-7"));
 }
+
+#[test]
+fn an_event_of_an_edge_that_later_ones_have_overtaken_gets_a_new_id() {
+    let fleet = Fleet::new();
+    let mut edge = fleet.start("shop-7");
+    let mut client = Client::connect(edge.addr());
+    pay(&mut client, 1, 1..6);
+    fleet.records("shop-7", 5);
+    wait_until("the marks", LIMIT, || {
+        client.get("/payments/5").json()["event"]["status"] == "PUBLISHED"
+    });
+    assert!(edge.terminate().success());
+    // As after a transaction that the broker has aborted: the topic does not show the event.
+    let folder = fleet.folder("shop-7");
+    let waits = "UPDATE outbox SET status = 'INIT', published_at = NULL, \"partition\" = NULL, \
+        \"offset\" = NULL WHERE id = 3; UPDATE topic_partition SET published_to = 5; \
+        DELETE FROM topic_unseen; UPDATE node SET edge_through = 2, consumed_through = 2";
+    database(&folder).execute_batch(waits).unwrap();
+
+    let edge = fleet.start("shop-7");
+    let mut client = Client::connect(edge.addr());
+    pay(&mut client, 1, [6]);
+    let records = fleet.records("shop-7", 7);
+    assert_eq!(records.len(), 7, "once, under its new id");
+    assert_chain(&records, "shop-7", &folder);
+    let ids: Vec<&str> = records
+        .iter()
+        .map(|record| record.header("ce_id"))
+        .collect();
+    assert!(!ids[5..].contains(&"shop-7-3"), "{ids:?}");
+    let payments = records[5..].iter().map(|record| {
+        let value: Value = serde_json::from_str(&record.value).unwrap();
+        value["payment_id"].as_i64().unwrap()
+    });
+    assert!(payments.eq([3, 6]), "in the order of their commits");
+}
