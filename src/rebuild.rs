@@ -1,6 +1,7 @@
 //! `payrelay restore --from-topic`: builds the database of a lost edge again, from its records.
 
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::Config;
@@ -12,7 +13,7 @@ use crate::domain::topic::Topic;
 use crate::kafka::cluster::{ClusterConnection, ClusterError, KafkaRuntime, with_kafka_timeout};
 use crate::kafka::fleet_topics::explain_fleet_error;
 use crate::kafka::topic_reader::{ReadFrom, ReadTo, TopicReader, TopicRecord};
-use crate::store::rebuild::{Rebuilding, RebuiltEvent, remove_unfinished};
+use crate::store::rebuild::{Rebuilding, RebuiltEvent, remove_rebuilt};
 use crate::store::{OpenError, StoreError};
 
 /// How long one step may take.
@@ -47,7 +48,7 @@ pub enum RebuildError {
 #[derive(Debug)]
 pub struct Rebuilt {
     /// Its file.
-    pub path: std::path::PathBuf,
+    pub path: PathBuf,
     /// How many events it has.
     pub events: usize,
     /// How many records of the node cannot be used.
@@ -76,7 +77,7 @@ pub fn rebuild_from_topic(config: &Config, node: &NodeId) -> Result<Rebuilt, Reb
     runtime.runtime().block_on(async {
         let built = read_node(&mut link, config, node).await;
         if !matches!(built, Ok(Ok(_))) {
-            remove_unfinished(&config.database.path);
+            remove_rebuilt(&config.database.path);
         }
         match built {
             Ok(built) => built,

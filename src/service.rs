@@ -40,7 +40,6 @@ use crate::scheduler::{self, Scheduler};
 use crate::slack::channel::{self, SlackChannel};
 use crate::slack::notifier::{self, Notifier};
 use crate::slack::webhook::SlackConfigError;
-
 use crate::store::{Store, local_socket};
 
 /// The longest duration of a stop.

@@ -1,6 +1,7 @@
 //! `payrelay fleet`: the edges of a topic, and the topics that they need.
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Subcommand};
 use payrelay::config::{Config, LoadedConfig};
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::fleet::{self, FleetNode, NodeState};
@@ -17,8 +18,8 @@ pub(super) struct FleetCommand {
     #[command(subcommand)]
     action: Option<FleetAction>,
     /// Shows only nodes in this state
-    #[arg(long, value_enum)]
-    state: Option<StateFilter>,
+    #[arg(long, value_parser = state_parser())]
+    state: Option<NodeState>,
     /// Prints one JSON object a line
     #[arg(long)]
     json: bool,
@@ -49,29 +50,9 @@ struct InitCommand {
 }
 
 /// The states as arguments.
-#[derive(Clone, Copy, ValueEnum)]
-enum StateFilter {
-    Late,
-    Full,
-    Rejected,
-    Clock,
-    Behind,
-    Unknown,
-    Ok,
-}
-
-impl StateFilter {
-    fn state(self) -> NodeState {
-        match self {
-            Self::Late => NodeState::Late,
-            Self::Full => NodeState::Full,
-            Self::Rejected => NodeState::Rejected,
-            Self::Clock => NodeState::Clock,
-            Self::Behind => NodeState::Behind,
-            Self::Unknown => NodeState::Unknown,
-            Self::Ok => NodeState::Ok,
-        }
-    }
+fn state_parser() -> impl TypedValueParser<Value = NodeState> {
+    let names = NodeState::ALL.iter().map(|state| state.as_str());
+    PossibleValuesParser::new(names).try_map(|name| NodeState::parse(&name).ok_or("no state"))
 }
 
 impl FleetCommand {
@@ -96,10 +77,9 @@ impl FleetCommand {
         let now = Timestamp::now();
         let nodes = fleet::read_fleet(config, now).map_err(print_temporary_error)?;
         let is_fine = !nodes.is_empty() && nodes.iter().all(|node| node.state == NodeState::Ok);
-        let state = self.state.map(StateFilter::state);
         let shown: Vec<&FleetNode> = nodes
             .iter()
-            .filter(|node| state.is_none_or(|state| node.state == state))
+            .filter(|node| self.state.is_none_or(|state| node.state == state))
             .collect();
         if self.json {
             for node in shown {
@@ -151,8 +131,7 @@ fn show_nodes(nodes: &[&FleetNode], now: Timestamp, output: &mut Output) {
 }
 
 fn cells(node: &FleetNode, now: Timestamp) -> [String; 10] {
-    let dash = || "-".to_owned();
-    let mut cells = [const { String::new() }; 10].map(|_| dash());
+    let mut cells: [String; 10] = std::array::from_fn(|_| "-".to_owned());
     cells[0].clone_from(&node.node);
     cells[1] = show_age(now.since(node.seen_at));
     cells[9] = color_state(node.state.as_str());

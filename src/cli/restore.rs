@@ -8,7 +8,7 @@ use payrelay::domain::node_role::NodeRole;
 use payrelay::domain::timestamp::Timestamp;
 use payrelay::rebuild::{RebuildError, rebuild_from_topic};
 use payrelay::runtime::plural::counted;
-use payrelay::store::rebuild::remove_rebuilt_files;
+use payrelay::store::rebuild::remove_rebuilt;
 use payrelay::store::restore::{
     RestoreError, RestoreRequest, Restored, partial_restore_path, restore_database,
 };
@@ -68,8 +68,8 @@ impl RestoreCommand {
         let progress = self.show_progress(&config.database.path);
         let restored = restore_database(&request);
         drop(progress);
-        if let Some(built) = &built {
-            remove_rebuilt_files(built);
+        if self.from_topic {
+            remove_rebuilt(&config.database.path);
         }
         match restored {
             Ok(restored) => output_line(describe_restored(&restored)),

@@ -22,10 +22,9 @@ text_enum! {
 }
 
 /// What decides the partition of an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RecordKey {
     /// The user: a user's events keep their order.
-    #[default]
     User,
     /// The node: all of its events keep their order.
     Node,
@@ -209,6 +208,7 @@ fn truncate_event_id(event_id: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::payment::example_payment;
     use proptest::prelude::*;
 
     const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -237,20 +237,6 @@ mod tests {
                 state: Some("a=1,b=2".into()),
             }),
             payment: None,
-        }
-    }
-
-    fn example_payment() -> Payment {
-        Payment {
-            id: 34,
-            user_id: 42,
-            reservation_id: 1001,
-            amount: 150_000,
-            currency: "KRW".into(),
-            status: Status::Completed,
-            failure: None,
-            paid_by: None,
-            executed_at: example_event().created_at,
         }
     }
 

@@ -4,10 +4,8 @@ use crate::domain::text_enum::text_enum;
 
 text_enum! {
     /// The role of a node, also in its database.
-    #[derive(Default)]
     pub enum NodeRole {
         /// It consumes its own events, and delivers them to Slack.
-        #[default]
         Single = "single",
         /// It publishes its events, and others consume and deliver them.
         Edge = "edge",

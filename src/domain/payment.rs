@@ -262,6 +262,22 @@ pub struct Payment {
     pub executed_at: Timestamp,
 }
 
+/// A COMPLETED payment for unit tests.
+#[cfg(test)]
+pub(crate) fn example_payment() -> Payment {
+    Payment {
+        id: 34,
+        user_id: 42,
+        reservation_id: 1001,
+        amount: 150_000,
+        currency: "KRW".into(),
+        status: Status::Completed,
+        failure: None,
+        paid_by: None,
+        executed_at: Timestamp::from_micros(1_795_341_600_123_456),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

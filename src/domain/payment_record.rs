@@ -15,10 +15,8 @@ pub const PAYMENT_SCHEMA_ID: &str = "urn:payrelay:schema:payment:1";
 
 text_enum! {
     /// What the value of a record has.
-    #[derive(Default)]
     pub enum RecordFormat {
         /// The payment id as text.
-        #[default]
         Id = "id",
         /// The payment as JSON.
         Json = "json",
@@ -127,19 +125,15 @@ pub fn parse_payment_ids(value: &[u8]) -> Option<PaymentIds> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::payment::example_payment;
     use proptest::prelude::*;
 
-    fn example_payment() -> Payment {
+    fn failed_payment() -> Payment {
         Payment {
-            id: 34,
-            user_id: 42,
-            reservation_id: 1001,
-            amount: 150_000,
-            currency: "KRW".into(),
             status: Status::Failed,
             failure: Some("already paid".into()),
             paid_by: Some(12),
-            executed_at: Timestamp::from_micros(1_795_341_600_123_456),
+            ..example_payment()
         }
     }
 
@@ -149,7 +143,7 @@ mod tests {
             .to_owned()
             + r#""currency":"KRW","status":"FAILED","failure":"already paid","#
             + r#""executed_at":"2026-11-22T10:00:00.123456Z"}"#;
-        assert_eq!(payment_to_json(&example_payment()), expected);
+        assert_eq!(payment_to_json(&failed_payment()), expected);
     }
 
     #[test]
@@ -159,7 +153,7 @@ mod tests {
         let id = schema["$id"].as_str();
         assert_eq!(id, Some(PAYMENT_SCHEMA_ID));
         let valid: serde_json::Value =
-            serde_json::from_str(&payment_to_json(&example_payment())).unwrap();
+            serde_json::from_str(&payment_to_json(&failed_payment())).unwrap();
         assert!(validator.is_valid(&valid));
         let changes = [
             ("payment_id", "0".into()),

@@ -12,7 +12,7 @@ use super::producer_builder::status_producer;
 use crate::domain::node_id::NodeId;
 use crate::domain::node_status::status_topic;
 
-/// How long the broker may need for a report. Events wait meanwhile.
+/// How long the broker may need for a report. An event that comes meanwhile waits for it.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Makes the text of a report. The argument is the largest id of an event on the topic.

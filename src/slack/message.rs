@@ -477,6 +477,7 @@ fn message_context(text: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::payment::example_payment;
     use crate::domain::timestamp::Timestamp;
     use proptest::prelude::*;
 
@@ -495,14 +496,7 @@ mod tests {
     fn completed_payment() -> Payment {
         Payment {
             id: 1,
-            user_id: 42,
-            reservation_id: 1001,
-            amount: 150_000,
-            currency: "KRW".into(),
-            status: Status::Completed,
-            failure: None,
-            paid_by: None,
-            executed_at: Timestamp::from_micros(1_795_341_600_123_456),
+            ..example_payment()
         }
     }
 

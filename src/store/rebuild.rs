@@ -1,12 +1,12 @@
 //! A database that is built again from the records of its node: payments, their history, and the
 //! outbox. Idempotency keys and what was never published are lost.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, Result as SqlResult, Transaction, TransactionBehavior};
 
 use super::OpenError;
+use super::engine::open_error::open_error;
 use super::engine::{files, open};
 use super::error::StoreError;
 use crate::domain::event::EventType;
@@ -29,9 +29,9 @@ pub struct RebuiltEvent {
     pub published_at: Timestamp,
     /// The client's trace, if it sent one.
     pub trace: Option<TraceContext>,
-    /// Where it is.
+    /// Its partition.
     pub partition: i32,
-    /// Where it is.
+    /// Its offset.
     pub offset: i64,
 }
 
@@ -51,7 +51,7 @@ impl Rebuilding {
         incarnation: Timestamp,
     ) -> Result<Self, OpenError> {
         let path = files::sibling_file(&files::resolve_database_file(database)?, SUFFIX);
-        remove_rebuilt_files(&path);
+        files::remove_database_files(&path);
         let (connection, _) = open::open_database(&path, Some(node))?;
         let set = || -> SqlResult<()> {
             // Only the finished file is synced: until then a crash means to begin again.
@@ -60,7 +60,7 @@ impl Rebuilding {
                 .execute("UPDATE node SET created_at = ?1", [incarnation.as_micros()])
                 .map(drop)
         };
-        set().map_err(|source| super::engine::open_error::open_error(&path, source))?;
+        set().map_err(|source| open_error(&path, source))?;
         Ok(Self { connection, path })
     }
 
@@ -125,17 +125,10 @@ impl Rebuilding {
     }
 }
 
-/// Deletes what an attempt next to this database has left.
-pub fn remove_unfinished(database: &Path) {
+/// Deletes what was built next to this database, or a part of it.
+pub fn remove_rebuilt(database: &Path) {
     if let Ok(database) = files::resolve_database_file(database) {
-        remove_rebuilt_files(&files::sibling_file(&database, SUFFIX));
-    }
-}
-
-/// Deletes the files of an attempt.
-pub fn remove_rebuilt_files(path: &Path) {
-    for suffix in ["", "-wal", "-shm"] {
-        let _ = fs::remove_file(files::sibling_file(path, suffix));
+        files::remove_database_files(&files::sibling_file(&database, SUFFIX));
     }
 }
 

@@ -211,13 +211,9 @@ fn replace_by_restored_copy(
         })
     });
     // After a success there is no file under this name.
-    for suffix in SUFFIXES {
-        let _ = fs::remove_file(files::sibling_file(&part, suffix));
-    }
+    files::remove_database_files(&part);
     restored
 }
-
-const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
 
 /// Copies the files next to the database, checks them, and makes one marked file of them.
 fn prepare_restored_copy(
@@ -226,9 +222,7 @@ fn prepare_restored_copy(
     current: Option<&ReplacedDatabase>,
     request: &RestoreRequest<'_>,
 ) -> Result<(NodeId, i64), RestoreError> {
-    for suffix in SUFFIXES {
-        let _ = fs::remove_file(files::sibling_file(part, suffix));
-    }
+    files::remove_database_files(part);
     copy_file_to_restore(copy, part)?;
     let wal = files::sibling_file(copy, "-wal");
     if wal.exists() {
@@ -336,7 +330,7 @@ fn move_database_away_to_restore(
     database: &Path,
     now: Timestamp,
 ) -> Result<Option<PathBuf>, RestoreError> {
-    let files = SUFFIXES.map(|suffix| files::sibling_file(database, suffix));
+    let files = files::SUFFIXES.map(|suffix| files::sibling_file(database, suffix));
     if !files.iter().any(|file| file.exists()) {
         return Ok(None);
     }

@@ -52,6 +52,16 @@ pub(in crate::store) fn sibling_file(database: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
+/// What the names of a database's files end in: the file itself, its WAL, its shared memory.
+pub(in crate::store) const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
+
+/// Deletes the files of a database that nothing uses. What cannot be deleted stays.
+pub(in crate::store) fn remove_database_files(database: &Path) {
+    for suffix in SUFFIXES {
+        let _ = fs::remove_file(sibling_file(database, suffix));
+    }
+}
+
 /// Creates an empty file for SQLite, which would give it the mode that the umask leaves.
 pub(super) fn create_private_file(path: &Path) -> Result<(), OpenError> {
     match File::options()
